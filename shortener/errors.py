@@ -67,10 +67,19 @@ class ErrorCode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One thing that is wrong: `field` is a path such as `messages.3.to`, `reason` is for a person."""
+    """One thing that is wrong: `field` is a path such as `messages.3.to`, `reason` is for a person, `position` counts
+    characters from 0 into a text where that helps."""
 
     field: str
     reason: str
+    position: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"field": self.field, "reason": self.reason}
+        if self.position is not None:
+            told["reason"] = f"position {self.position}: {self.reason}"
+            told["position"] = self.position
+        return told
 
 
 class ApiError(Exception):
@@ -96,7 +105,7 @@ class ApiError(Exception):
             "status": False,
             "error_code": self.code.name,
             "description": self.description,
-            "details": [{"field": detail.field, "reason": detail.reason} for detail in self.details],
+            "details": [detail.body() for detail in self.details],
         }
 
 

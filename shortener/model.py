@@ -6,6 +6,8 @@ No I/O and no imports from the other parts. Times are aware UTC, money is `Decim
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 
 class State(enum.IntEnum):
@@ -59,3 +61,43 @@ class Topic(enum.IntFlag):
 
 #: What a tracker may subscribe to (contract, section 5, and `click_retracted`).
 SUBSCRIBABLE = (Topic.STATE, Topic.CLICK, Topic.LATE_CLICK, Topic.CONVERSION, Topic.DELIVERY, Topic.CLICK_RETRACTED)
+
+
+class LinkFlag(enum.IntFlag):
+    """What a link wants beyond a plain redirect."""
+
+    NONE = 0
+    EVERY_CLICK = 1  # raises a click event each time (`#trackurl`, or the application's click_events: every)
+    FILL_CLICK_ID = 2  # the destination holds {click_id}; what is known when the link is made is filled in then
+    APPEND_CLICK_ID = 4  # the application's click_id_param goes to the destination
+
+
+class HitFlag(enum.IntFlag):
+    """What a hit was the first of, told when it was recorded."""
+
+    NONE = 0
+    FIRST_FOR_LINK = 1
+    FIRST_FOR_MESSAGE = 2
+    LATE = 4  # the link had expired
+    RETRACTED = 8  # a later verdict took the first click back
+
+
+class DeliveryStatus(enum.IntEnum):
+    """Where a delivery stands. Only PENDING rows are ever claimed."""
+
+    PENDING = 0
+    DELIVERED = 1
+    DEAD = 2  # the last attempt failed, or the answer was final; kept, listed, replayable
+    PARKED = 3  # its tracker is disabled; goes on when the tracker is enabled again
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+def utcnow() -> datetime:
+    """The clock of a real process; everything takes a clock or a time, so that tests can pass their own."""
+    return datetime.now(UTC)
+
+
+Clock = Callable[[], datetime]

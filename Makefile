@@ -1,0 +1,50 @@
+# Two commands matter: `make run` and `make test`. Both set up a virtual environment from the lock files first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+
+.PHONY: run test setup setup-dev lint config lock bench clean
+
+run: setup
+	@$(BIN)/shortener serve
+
+test: setup-dev
+	@$(BIN)/python -m pytest
+
+setup: $(VENV)/.runtime
+
+setup-dev: $(VENV)/.dev
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+# Written from the code; tests compare them.
+config: setup
+	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
+
+# Pins everything with hashes; --no-emit-* keeps download addresses out.
+LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --build-deps-for editable
+lock: setup-dev
+	@$(LOCK) --output-file requirements.lock pyproject.toml
+	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
+	@echo "Installing the locked dependencies ..."
+	@$(PIP) --require-hashes --requirement requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable . 2>/dev/null
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	@echo "Installing the locked dependencies of the tests ..."
+	@$(PIP) --require-hashes --requirement requirements-dev.lock
+	@touch $@

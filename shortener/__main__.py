@@ -1,0 +1,5 @@
+"""`python -m shortener` is the `shortener` command."""
+
+from shortener.cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""The ASGI application: redirects first, everything else through Starlette.
+
+A request is looked at in this order: which host it came to (an unknown one gets 404), whether the path is a code (answered by
+`click.redirect`, before routing and middleware), then the API, on hosts of the installation only: an application's own domain
+has codes, /robots.txt and /.well-known/, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shortener.click.page import unknown_page
+from shortener.click.path import code_of
+from shortener.click.redirect import Redirect
+from shortener.errors import ApiError, ErrorCode
+from shortener.service import Service
+from shortener.web.endpoint import error_response
+from shortener.web.routes import routes
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: Paths of one segment that are never codes, whatever host they are asked on.
+RESERVED = frozenset(
+    {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static"}
+)
+#: Probes of an orchestrator come by address, whatever the Host.
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+ROBOTS = b"User-agent: *\nDisallow: /\n"
+_LOOPBACK_NAMES = frozenset({"localhost", "testserver"})
+
+
+class App:
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._base_host = urlsplit(service.settings.base_url).hostname or ""
+        self._redirect = Redirect(
+            service.recorder,
+            service.directory,
+            service.ids,
+            service.now_ms,
+            trusted_proxies=service.settings.trusted_proxies,
+            ip_privacy=service.settings.ip_privacy,
+        )
+        # redirect_slashes would answer /code/ with a Location made from the Host header: an open redirect.
+        self._starlette = Starlette(
+            routes=routes(service), exception_handlers={HTTPException: _http_error, Exception: _server_error}
+        )
+        self._starlette.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._lifespan(receive, send)
+            return
+        path: str = scope["path"]
+        host = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+                break
+        name_of_host, address_of_host = _split_host(host)
+        domain = None
+        if name_of_host != self._base_host and not _is_local(name_of_host):
+            domain = self.service.directory.domain(address_of_host) or self.service.directory.domain(name_of_host)
+            if domain is None and path not in PROBES:
+                await _page(send, 404, unknown_page())
+                return
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            code = code_of(scope.get("raw_path") or path.encode())
+            if code is not None and code.lower() not in RESERVED:
+                await self._redirect(scope, send, code, domain.id if domain else None)
+                return
+        if domain is not None and not path.startswith("/.well-known/"):
+            if path == "/robots.txt":
+                await _page(send, 200, ROBOTS, b"text/plain; charset=utf-8")
+            else:
+                await _page(send, 404, unknown_page())
+            return
+        await self._starlette(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self.service.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.service.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+_PORT = re.compile(r":\d+$")
+
+
+@lru_cache(maxsize=1024)
+def _split_host(host: bytes) -> tuple[str, str]:
+    """A Host header as (name, name with its port), lower case, a final dot forgiven."""
+    text = host.decode("latin-1").lower()
+    name = _PORT.sub("", text).rstrip(".")
+    return name, name + text[len(_PORT.sub("", text)) :]
+
+
+@lru_cache(maxsize=1024)
+def _is_local(host: str) -> bool:
+    """Whether the service was asked by address or as localhost: a name that nobody else can point here."""
+    if host in _LOOPBACK_NAMES:
+        return True
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.strip("[]"))
+        return True
+    return False
+
+
+async def _page(send: Send, status: int, page: bytes, kind: bytes = b"text/html; charset=utf-8") -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(page)).encode()), (b"x-robots-tag", b"noindex")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": page})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What Starlette's own routing refuses, in our shape under /api."""
+    assert isinstance(error, HTTPException)
+    code = ErrorCode.METHOD_NOT_ALLOWED if error.status_code == 405 else ErrorCode.NOT_FOUND
+    response = error_response(ApiError(code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(ErrorCode.INTERNAL_ERROR))
+
+
+@contextlib.asynccontextmanager
+async def running(service: Service) -> AsyncIterator[App]:
+    """The application with its background work, for tests and the demo."""
+    app = App(service)
+    service.start()
+    try:
+        yield app
+    finally:
+        await service.close()

@@ -1,0 +1,166 @@
+"""`shortener serve` and `deliver`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shortener.cli.common import json_option, load_settings, runs
+
+if TYPE_CHECKING:
+    from shortener.service import Service
+    from shortener.settings import Settings
+
+GRACE = 8  # seconds that requests under way get after SIGTERM; the whole exit stays under 10
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes; more than one needs PostgreSQL.")
+@json_option
+def serve(host: str | None, port: int | None, workers: int | None, as_json: bool) -> None:
+    """Serve web and delivery in one process."""
+    settings = load_settings(host=host, port=port, workers=workers)
+    if settings.workers > 1:
+        _serve_many(settings)
+    else:
+        _serve_one(settings, as_json)
+
+
+@runs
+async def _serve_one(settings: Settings, as_json: bool) -> None:
+    from shortener import logs
+    from shortener.service import open_service
+
+    logs.configure(settings)
+    service = await open_service(settings)
+    _greet(service, as_json)
+    await serve_service(service)
+
+
+async def serve_service(service: Service) -> None:
+    """Serve until SIGTERM or SIGINT: requests under way finish, what waits is written, then it returns."""
+    import uvicorn
+
+    from shortener.app import App
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own would raise the signal again afterwards, and a clean stop would not exit 0.
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            try:
+                yield
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+
+    await Server(uvicorn_config(App(service), service.settings)).serve()
+
+
+def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # click.address reads X-Forwarded-For, from TRUSTED_PROXIES only
+        timeout_graceful_shutdown=GRACE,
+        backlog=4096,
+        **more,
+    )
+
+
+def _serve_many(settings: Settings) -> None:
+    import os
+
+    from uvicorn.supervisors import Multiprocess
+
+    for name in ("host", "port", "workers"):  # the workers read settings of their own
+        os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
+    config = uvicorn_config("shortener.cli.serve:worker", settings, factory=True, workers=settings.workers)
+    Multiprocess(config, [config.bind_socket()]).run()
+
+
+def worker() -> Any:
+    """The application of one process of several; it opens its service when its loop runs."""
+    from shortener import logs
+    from shortener.app import App
+    from shortener.service import open_service
+
+    settings = load_settings()
+    logs.configure(settings)
+    app: App | None = None
+
+    async def run(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal app
+        if app is None:
+            app = App(await open_service(settings))
+        await app(scope, receive, send)
+
+    return run
+
+
+def _greet(service: Service, as_json: bool) -> None:
+    """Say where it listens; the very first start prints the default application's credentials, this once."""
+    import orjson
+
+    base = service.settings.base_url
+    first = service.first_credentials
+    if as_json:
+        made = first and {
+            "application_id": first.application_id,
+            "api_key": first.api_key,
+            "tracker_token": first.tracker_token,
+        }
+        click.echo(orjson.dumps({"base_url": base, "port": service.settings.port, "first_start": made}).decode())
+        return
+    if first is not None:
+        click.echo(
+            f"The default application is made. Keep these now: they are not shown again.\n\n"
+            f"  application_id  {first.application_id}\n"
+            f"  api_key         {first.api_key}\n"
+            f"  tracker_token   {first.tracker_token}\n\n"
+            f"A first rewrite:\n\n"
+            f"  curl -s {base}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
+            f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
+        )
+    click.echo(f"Serving on http://{service.settings.host}:{service.settings.port}, short links begin with {base}/")
+
+
+@click.command()
+@json_option
+@runs
+async def deliver(as_json: bool) -> None:
+    """Run delivery workers alone (scale-out); needs PostgreSQL."""
+    from shortener import logs
+    from shortener.service import open_service
+
+    settings = load_settings()
+    if not settings.is_postgresql:
+        raise click.UsageError("deliver runs beside serve and so needs PostgreSQL; with SQLite, serve delivers by itself")
+    logs.configure(settings)
+    service = await open_service(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    service.start(web=False)
+    click.echo("Delivering.")
+    await stop.wait()
+    await service.close(GRACE)

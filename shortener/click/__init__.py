@@ -1,0 +1,1 @@
+"""The click: who made a hit, the redirect, and the record of it."""

@@ -1,0 +1,96 @@
+"""The statements of a batch of conversions: whose they are, writing those that are new, reading what stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Connection, Integer, Text, and_, select
+
+from shortener.store import schema
+from shortener.store.bulk import BulkInsert
+from shortener.store.given import given
+
+
+class Target(NamedTuple):
+    """The message that a conversion belongs to, and the click that it follows if that is known. `row`, `link`, `hit`: row ids."""
+
+    application_id: int
+    row: int
+    message_id: str
+    cohort_id: int
+    link: int | None = None
+    hit: int | None = None
+
+
+#: message (row id), action, transaction_id
+Key = tuple[int, str, str]
+
+
+class Stored(NamedTuple):
+    """What stands under a key."""
+
+    id: int
+    value: Decimal | None
+    currency: str | None
+
+
+#: Columns as they are stored; rows whose key is taken are left out.
+insert_new = BulkInsert(
+    schema.conversions,
+    "id",
+    "application_id",
+    "message_id",
+    "hit_id",
+    "action",
+    "transaction_id",
+    "status",
+    "disposition",
+    "value",
+    "currency",
+    "at",
+    "received_at",
+    "metadata",
+    ignore_clashes=True,
+)
+
+
+def by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, Target]:
+    """The targets of these hits, as far as they are stored."""
+    wanted = given(connection, [(hit,) for hit in hits], id=BigInteger)
+    h, li, m = schema.hits.c, schema.links.c, schema.messages.c
+    statement = (
+        select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id)
+        .select_from(wanted)
+        .join(schema.hits, h.id == wanted.c.id)
+        .join(schema.links, li.id == h.link_id)
+        .join(schema.messages, m.id == li.message_id)
+    )
+    return {row[5]: Target(*row) for row in connection.execute(statement)}
+
+
+def by_message_id(connection: Connection, ids: Iterable[tuple[int, str]]) -> Mapping[tuple[int, str], Target]:
+    """The targets by (application, message_id)."""
+    wanted = given(connection, ids, application_id=Integer, message_id=Text)
+    m = schema.messages.c
+    statement = select(m.application_id, m.id, m.message_id, m.cohort_id).join_from(
+        wanted, schema.messages, and_(m.application_id == wanted.c.application_id, m.message_id == wanted.c.message_id)
+    )
+    return {(row[0], row[2]): Target(*row) for row in connection.execute(statement)}
+
+
+def stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, Stored]:
+    """The conversions that stand under these keys."""
+    wanted = given(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
+    c = schema.conversions.c
+    statement = select(c.message_id, c.action, c.transaction_id, c.id, c.value, c.currency).join_from(
+        wanted,
+        schema.conversions,
+        and_(
+            c.message_id == wanted.c.message,
+            c.action == wanted.c.action,
+            c.transaction_id == wanted.c.transaction_id,
+        ),
+    )
+    return {(row[0], row[1], row[2]): Stored(*row[3:]) for row in connection.execute(statement)}

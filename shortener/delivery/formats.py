@@ -1,0 +1,356 @@
+"""Bodies of requests to trackers, in the words of the systems that customers come from.
+
+`render` makes a body from the facts of an event. Facts are a JSON snapshot, taken when the event is fanned out; `FACTS` names
+them all, and any of them may be absent. Times are ISO 8601 in UTC with milliseconds, money is a decimal as text. A body is
+rendered for each attempt, because Syniverse's carries the number of the attempt.
+
+- `scg`: Syniverse's envelope. `fld-val-list` holds Syniverse's own fields in its order, then ours, then `metadata` if there is any.
+- `json`: one flat object of the tracker's `fields` (23 Telecom's `conversion_fields`), `DEFAULT_FIELDS` when it names none.
+- `xoxzo`: the answer of Xoxzo's status call with `link_tracking`; Xoxzo documents no body of its callback.
+- `infobip`: Infobip's click notification; other events in the same manner, told apart by `notificationType`.
+
+A field that is not known is null; Syniverse's text fields are empty strings then, as in its own sample. Prices are JSON numbers
+with exactly the digits that the pipeline gave; the value of a conversion is text, as it came in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import orjson
+
+from shortener.delivery.placeholders import sender_shown, status_word
+
+Facts = Mapping[str, Any]
+
+CONTENT_TYPE = "application/json"
+
+FACTS = (
+    "event_id",
+    "topic",
+    "timestamp",
+    "application_id",
+    "company_id",
+    "message_id",
+    "message_request_id",
+    "external_message_request_id",
+    "to_address",
+    "from_address",
+    "sender_id_id",
+    "sender_id_alias",
+    "previous_state",
+    "new_state",
+    "reason_code",
+    "reason_description",
+    "report_status",
+    "telecom_message_id",
+    "fragments_count",
+    "mt_price",
+    "has_attachment",
+    "campaign",
+    "source",
+    "country",
+    "metadata",
+    "click_id",
+    "code",
+    "short_url",
+    "url",
+    "label",
+    "verdict",
+    "verdict_reason",
+    "first_for_message",
+    "first_for_link",
+    "click_number",
+    "seconds_since_sent",
+    "seconds_since_delivered",
+    "user_agent",
+    "sent_at",
+    "delivered_at",
+    "clicked_at",
+    "conversion_id",
+    "action",
+    "conversion_status",
+    "disposition",
+    "value",
+    "currency",
+    "transaction_id",
+    "conversion_metadata",
+    "phone_sha256",
+    "process_key",
+)
+
+#: 23 Telecom's names that are not facts by the same name, and how each is read.
+_TELECOM: dict[str, Callable[[Facts], Any]] = {
+    "phone": lambda facts: facts.get("to_address"),
+    "recipient": lambda facts: facts.get("to_address"),
+    "sender_id": lambda facts: sender_shown(facts) or None,
+    "cost": lambda facts: _number(facts.get("mt_price")),
+    "status": lambda facts: status_word(facts) or None,
+    "status_code": lambda facts: facts.get("reason_code"),
+    "num_parts": lambda facts: facts.get("fragments_count"),
+    "event": lambda facts: facts.get("topic"),
+    "mt_price": lambda facts: _number(facts.get("mt_price")),
+}
+
+#: What a `json` body may hold.
+FIELDS = FACTS + tuple(name for name in _TELECOM if name not in FACTS)
+
+#: What a `json` body holds when the tracker names no fields: 23 Telecom's names, then what tells a click or conversion.
+DEFAULT_FIELDS = (
+    "event_id",
+    "event",
+    "timestamp",
+    "message_id",
+    "phone",
+    "recipient",
+    "sender_id",
+    "cost",
+    "status",
+    "status_code",
+    "num_parts",
+    "telecom_message_id",
+    "campaign",
+    "click_id",
+    "short_url",
+    "url",
+    "label",
+    "conversion_id",
+    "action",
+    "disposition",
+    "value",
+    "currency",
+    "transaction_id",
+)
+
+#: `evt-tp` of each topic. The first is Syniverse's own.
+_EVENT_TYPES = {
+    "state": "message_state_change",
+    "click": "link_click",
+    "late_click": "late_click",
+    "conversion": "conversion",
+    "delivery": "delivery_report",
+    "click_retracted": "click_retracted",
+    "test": "test",
+}
+
+_LINK = ("click_id", "short_url", "url", "label", "seconds_since_delivered")
+_CLICK = (
+    *_LINK,
+    "seconds_since_sent",
+    "code",
+    "clicked_at",
+    "click_number",
+    "first_for_message",
+    "first_for_link",
+    "verdict",
+    "verdict_reason",
+    "user_agent",
+    "campaign",
+    "source",
+    "country",
+)
+#: Our fields after Syniverse's, by topic. Those of a state change are added when a click made it.
+_ADDITIONS: dict[str, tuple[str, ...]] = {
+    "click": _CLICK,
+    "late_click": _CLICK,
+    "click_retracted": _CLICK,
+    "conversion": (
+        "conversion_id",
+        "click_id",
+        "action",
+        "conversion_status",
+        "disposition",
+        "value",
+        "currency",
+        "transaction_id",
+        "conversion_metadata",
+        "campaign",
+        "source",
+        "country",
+    ),
+    "delivery": ("report_status", "telecom_message_id", "sent_at", "delivered_at", "campaign", "source", "country"),
+}
+
+_INFOBIP_TYPES = {
+    "state": "STATE_CHANGED",
+    "click": "CLICKED",
+    "late_click": "LATE_CLICKED",
+    "conversion": "CONVERTED",
+    "delivery": "DELIVERY_REPORT",
+    "click_retracted": "CLICK_RETRACTED",
+    "test": "TEST",
+}
+
+_PLAIN_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def check_fields(fields: Sequence[str]) -> list[str]:
+    """The names that a `json` body cannot hold, in their order; empty when all are known."""
+    return [name for name in fields if name not in FIELDS]
+
+
+def render(format: str, facts: Facts, *, attempt: int, fields: Sequence[str] | None = None) -> tuple[bytes, str]:
+    """Body and content type of attempt number `attempt` (the first is 1). `fields` matter to `json` only.
+
+    Raises `KeyError` for an unknown format; formats and fields are checked when a tracker is saved.
+    """
+    return orjson.dumps(_RENDERERS[format](facts, attempt, fields)), CONTENT_TYPE
+
+
+def _scg(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
+    get = facts.get
+    topic = get("topic") or "state"
+    failed = get("new_state") in ("FAILED", "EXPIRED")
+    values: dict[str, Any] = {
+        "previous_state": get("previous_state") or "",
+        "new_state": get("new_state") or "",
+        "message_request_id": get("message_request_id") or "",
+        "message_id": get("message_id") or "",
+        "external_message_request_id": get("external_message_request_id") or "",
+        "to_address": get("to_address") or "",
+        "from_address": get("from_address") or "",
+        "has_attachment": bool(get("has_attachment")),
+        "reason_code": str(get("reason_code") or ("" if failed else "200")),
+        "reason_description": get("reason_description") or ("" if failed else "SUCCESS"),
+        "application_id": get("application_id"),
+        "company-id": get("company_id"),
+        "sender_id_id": get("sender_id_id") or "",
+        "sender_id_alias": get("sender_id_alias") or "",
+        "fragments_count": get("fragments_count"),
+        "mt_price": _number(get("mt_price")),
+    }
+    additions = _LINK if topic == "state" and get("click_id") else _ADDITIONS.get(topic, ())
+    for name in additions:
+        values[name] = get(name)
+    if metadata := get("metadata"):
+        values["metadata"] = metadata
+    return {
+        "topic": "SCG-Message",
+        "attempt": attempt,
+        "event_id": get("event_id"),
+        "event": {"evt-tp": _EVENT_TYPES.get(topic, topic), "timestamp": get("timestamp"), "fld-val-list": values},
+    }
+
+
+def _json(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
+    names = DEFAULT_FIELDS if fields is None else fields
+    return {name: _TELECOM[name](facts) if name in _TELECOM else facts.get(name) for name in names}
+
+
+def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
+    get = facts.get
+    state = get("new_state")
+    clicked = get("clicked_at") or (get("timestamp") if get("topic") in ("click", "late_click") else None)
+    return {
+        # Xoxzo's statuses end with DELIVERED; that a link was opened is told by `accessed`.
+        "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
+        "sender": sender_shown(facts),
+        "sent_time": _seconds_text(get("sent_at")),
+        "cost": _number(get("mt_price")),
+        "msgid": get("message_id"),
+        "recipient": get("to_address"),
+        "link_tracking": {
+            "link": get("url"),
+            "shortlink": get("short_url"),
+            "accessed": clicked is not None,
+            "accessed_on": _seconds_text(clicked),
+        },
+        "event": get("topic"),
+        "event_id": get("event_id"),
+    }
+
+
+def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
+    get = facts.get
+    topic = get("topic") or "state"
+    metadata = get("metadata")
+    application, entity = get("application_id"), get("company_id")
+    body: dict[str, Any] = {
+        "notificationType": _INFOBIP_TYPES.get(topic, topic),
+        # Infobip writes numbers without the plus sign.
+        "recipient": (get("to_address") or "").removeprefix("+"),
+        "url": get("url"),
+        # The time of the click, whatever Infobip's name for it says.
+        "sendDateTime": _epoch_ms(get("timestamp")),
+        "messageId": get("message_id"),
+        "bulkId": get("message_request_id"),
+        "callbackData": orjson.dumps(metadata).decode() if metadata else None,
+        "recipientInfo": {"deviceType": None, "os": None, "deviceName": None},
+        "geoLocationInfo": {"countryName": None, "city": None},
+        "applicationId": None if application is None else str(application),
+        "entityId": None if entity is None else str(entity),
+    }
+    if topic == "conversion":
+        body["processKey"] = get("process_key")
+        body["conversion"] = {
+            "conversionId": get("conversion_id"),
+            "action": get("action"),
+            "status": get("conversion_status"),
+            "disposition": get("disposition"),
+            "value": get("value"),
+            "currency": get("currency"),
+            "transactionId": get("transaction_id"),
+        }
+    elif topic in ("state", "delivery"):
+        body["status"] = {
+            "name": get("new_state"),
+            "description": get("reason_description"),
+            "reportStatus": get("report_status"),
+            "reasonCode": get("reason_code"),
+        }
+        body["smsCount"] = get("fragments_count")
+        body["price"] = {"pricePerMessage": _number(get("mt_price"))}
+        body["sentAt"] = get("sent_at")
+        body["doneAt"] = get("delivered_at")
+    body["eventId"] = get("event_id")
+    return body
+
+
+_RENDERERS: dict[str, Callable[[Facts, int, Sequence[str] | None], dict[str, Any]]] = {
+    "scg": _scg,
+    "json": _json,
+    "xoxzo": _xoxzo,
+    "infobip": _infobip,
+}
+FORMATS = tuple(_RENDERERS)
+
+
+def _number(decimal: Any) -> orjson.Fragment | None:
+    """A JSON number with the very digits of a decimal, which a float would not keep; None when it is not a number."""
+    if decimal is None:
+        return None
+    text = str(decimal)
+    if not _PLAIN_DECIMAL.fullmatch(text):
+        try:
+            value = Decimal(text)
+        except InvalidOperation:
+            return None
+        if not value.is_finite() or abs(value.adjusted()) > 40:
+            return None
+        text = format(value, "f")
+    return orjson.Fragment(text.encode())
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
+
+
+def _seconds_text(text: Any) -> str | None:
+    """Xoxzo's YYYY-MM-DD HH:MM:SS, in UTC."""
+    moment = _moment(text)
+    return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else None
+
+
+def _epoch_ms(text: Any) -> int | None:
+    moment = _moment(text)
+    return None if moment is None else (moment - _EPOCH) // _MILLISECOND

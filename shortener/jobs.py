@@ -1,0 +1,107 @@
+"""Everything that runs in the background, in one table: name, pause, and what it does.
+
+A job is an async function that does one round of work and returns how many things it did; it runs again at once while it
+finds work, else after `every` seconds or when its bell is rung. A round that fails is logged and tried again: an error in the
+background never takes the process down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from shortener.errors import StoreUnavailable
+from shortener.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class Bell:
+    """Wakes a job before its pause is over."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except TimeoutError:
+            return
+        finally:
+            self._event.clear()
+
+
+@dataclass(slots=True)
+class Job:
+    """`every`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did."""
+
+    name: str
+    every: float
+    step: Callable[[], Awaitable[int]]
+    bell: Bell = field(default_factory=Bell)
+    rounds: int = 0
+    failures: int = 0
+    done: int = 0
+
+
+class Jobs:
+    def __init__(self) -> None:
+        self.table: dict[str, Job] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, job: Job) -> Job:
+        self.table[job.name] = job
+        return job
+
+    def offer(self, metrics: Metrics) -> None:
+        """Show the counts of every job on /metrics."""
+        for name, help in (
+            ("rounds", "Rounds of background jobs."),
+            ("failures", "Rounds of background jobs that failed and are tried again."),
+            ("done", "Things that background jobs did."),
+        ):
+            metrics.counter(f"shortener_job_{name}", help, partial(self._read, name), "job")
+
+    def _read(self, attribute: str) -> dict[tuple[str, ...], float]:
+        return {(job.name,): getattr(job, attribute) for job in self.table.values()}
+
+    @property
+    def running(self) -> bool:
+        """Whether every job is at work."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def start(self) -> None:
+        self._tasks = [asyncio.get_running_loop().create_task(_run(job), name=job.name) for job in self.table.values()]
+
+    async def stop(self) -> None:
+        """Cancel every job where it waits; what it had committed stands."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+
+async def _run(job: Job) -> None:
+    while True:
+        try:
+            done = await job.step()
+            job.done += done
+        except StoreUnavailable:
+            job.failures += 1
+            done = 0
+        except Exception:
+            job.failures += 1
+            done = 0
+            log.exception("job_failed", job=job.name)
+        job.rounds += 1
+        if done:
+            await asyncio.sleep(0)  # let requests in between two rounds
+        else:
+            await job.bell.wait(job.every)

@@ -1,0 +1,76 @@
+"""What a transaction adds to the counts: one small row, folded into `counts` behind the hot path.
+
+A count is kept per cohort (application, campaign, source, country), quarter of an hour and metric. Quarters, because every
+time zone in use starts its day on one. Folding reads rows, adds them up and deletes them in one transaction, so that a crash
+neither loses nor doubles a count (`report/counts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+import orjson
+from sqlalchemy import Connection
+
+from shortener.store import schema
+from shortener.store.bulk import BulkInsert
+from shortener.store.numbers import Numbers
+from shortener.store.types import to_ms
+
+QUARTER_MS = 15 * 60 * 1000
+
+#: A cohort's key: application_id, campaign ("" for none), source, country ("" for unknown).
+CohortKey = tuple[int, str, str, str]
+
+
+class Tally:
+    """Amounts to add, by (cohort, quarter, metric)."""
+
+    __slots__ = ("_amounts",)
+
+    def __init__(self) -> None:
+        self._amounts: dict[tuple[int, int, str], int | Decimal] = {}
+
+    def add(self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1) -> None:
+        key = (cohort, at_ms // QUARTER_MS, metric)
+        self._amounts[key] = self._amounts.get(key, 0) + amount
+
+    def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
+        """Add what `data()` of another tally holds."""
+        for cohort, quarter, metric, amount in data:
+            key = (cohort, quarter, metric)
+            self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
+
+    def data(self) -> list[tuple[int, int, str, str]]:
+        return [(cohort, quarter, metric, str(amount)) for (cohort, quarter, metric), amount in self._amounts.items()]
+
+    def dumps(self) -> str:
+        return orjson.dumps(self.data()).decode()
+
+    def __bool__(self) -> bool:
+        return bool(self._amounts)
+
+    def items(self) -> list[tuple[tuple[int, int, str], int | Decimal]]:
+        return list(self._amounts.items())
+
+
+_insert = BulkInsert(schema.tallies, "id", "data")
+
+
+def append(connection: Connection, row_id: int, tally: Tally) -> None:
+    """Write the tally's row; call it in the transaction that makes it true."""
+    if tally:
+        _insert(connection, [(row_id, tally.dumps())])
+
+
+def quarter_of(at: datetime) -> int:
+    return to_ms(at) // QUARTER_MS
+
+
+class Cohorts(Numbers):
+    """Numbers of cohorts."""
+
+    def __init__(self) -> None:
+        super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country"))

@@ -1,0 +1,266 @@
+"""The counts: folding what happened into them, and recounting them from the raw rows.
+
+Every transaction that changes what is counted leaves one row in `tallies` (`log/tallies.py`). `fold` adds the oldest of them
+into `counts` and deletes them in the same transaction: a crash neither loses nor doubles a count. Amounts are exact decimals,
+added in Python, because SQLite would add them as floating point.
+
+`verify` does not trust any of it: it counts messages, hits and conversions again by the rules of those who wrote them, and tells
+every difference from what the counts and the tallies not yet folded say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Context, Decimal
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Table,
+    Text,
+    and_,
+    case,
+    delete,
+    func,
+    join,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    type_coerce,
+)
+
+from shortener.log.tallies import QUARTER_MS
+from shortener.model import HitFlag, Verdict
+from shortener.report.queries import packed
+from shortener.store.database import upsert
+from shortener.store.given import given
+from shortener.store.schema import applications, cohorts, conversions, counts, domains, hits, links, messages, tallies
+from shortener.store.types import from_ms, to_ms
+
+#: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
+FOLD_LIMIT = 100
+_FOLDING = 7_305_469_222  # advisory lock of PostgreSQL: any number that nothing else in the database uses
+
+#: Far more digits than any sum has, so that none is ever rounded.
+EXACT = Context(prec=100)
+_ZERO = Decimal()
+
+#: What a count is kept under: cohort, quarter of an hour since 1970, metric.
+Key = tuple[int, int, str]
+Sums = dict[Key, Decimal]
+
+
+def fold(connection: Connection, limit: int = FOLD_LIMIT) -> int:
+    """Add the `limit` oldest tallies into the counts and delete them; returns how many.
+
+    0 also when another process is folding: two at once would wait for each other's rows of `counts` and then be no faster than
+    one, so a second one does not wait but leaves the work to the first (pg_try_advisory_xact_lock; on SQLite one process writes).
+    """
+    if connection.dialect.name == "postgresql" and not connection.scalar(select(func.pg_try_advisory_xact_lock(_FOLDING))):
+        return 0
+    ids, sums = unfolded(connection, limit)
+    if not ids:
+        return 0
+    keys = given(connection, sums, cohort=Integer, quarter=Integer, metric=Text)
+    same = and_(counts.c.cohort_id == keys.c.cohort, counts.c.quarter == keys.c.quarter, counts.c.metric == keys.c.metric)
+    add(sums, packed(connection, select(counts).join_from(keys, counts, same)))
+    rows = [(*key, format(amount, "f")) for key, amount in sums.items()]
+    new = given(connection, rows, cohort=Integer, quarter=Integer, metric=Text, amount=Text)
+    # WHERE true: without it SQLite reads ON CONFLICT as a join condition.
+    statement = upsert(connection, counts).from_select(list(counts.c.keys()), select(new).where(text("true")))
+    replaced = {"amount": statement.excluded.amount}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(counts.primary_key), set_=replaced))
+    done = given(connection, [(row,) for row in ids], id=BigInteger)
+    connection.execute(delete(tallies).where(tallies.c.id.in_(select(done.c.id))))
+    return len(ids)
+
+
+def unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
+    """The `limit` oldest tallies with an id above `after`: their ids, and what they add up to."""
+    oldest = (
+        select(tallies.c.id, type_coerce(tallies.c.data, Text).label("data"))
+        .where(tallies.c.id > after)
+        .order_by(tallies.c.id)
+        .limit(limit)
+    )
+    rows = packed(connection, oldest)
+    sums: Sums = {}
+    for _, data in rows:
+        add(sums, orjson.loads(data))
+    return [row_id for row_id, _ in rows], sums
+
+
+def add(sums: Sums, rows: Iterable[Any]) -> None:
+    """Add rows of (cohort, quarter, metric, amount)."""
+    for cohort, quarter, metric, amount in rows:
+        key = (cohort, quarter, metric)
+        sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
+
+
+# Counting again.
+
+_PIECE = 100_000  # raw rows of one statement, so that none runs into a time limit
+_COHORTS = 100  # cohorts whose counts one statement reads
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A count that is not what the raw rows say. `at`: when its quarter of an hour begins."""
+
+    application_id: int
+    campaign: str
+    source: str
+    country: str
+    at: datetime
+    metric: str
+    kept: Decimal
+    counted: Decimal
+
+
+def raw_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
+    """From when on everything that counts still has its raw rows: `kept` is how long messages and hits are, and a message may
+    be clicked as long as its links live."""
+    return now - max(kept - link_ttl, timedelta())
+
+
+def verify(connection: Connection, since: datetime, until: datetime) -> list[Drift]:
+    """Count messages, hits and conversions again for the quarters from `since` to `until`; returns each difference, oldest first.
+
+    Run it as one read, so that all of it sees the same moment. It reads every message, hit and conversion once; what it keeps in
+    memory grows with the quarters, cohorts and metrics between the two times. What it cannot check: which bucket a time to click
+    fell into (a report that came after the click may have changed `sent_at`), only that every clicked message is in one.
+    """
+    within = quarters(since, until)
+    counted: Sums = {}
+    for statement in _recounts(connection, within):
+        add(counted, connection.execute(statement).all())
+    kept = _kept(connection, within)
+    wrong = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
+    names = _names(connection, {cohort for cohort, _, _ in wrong})
+    return [
+        Drift(
+            *names[cohort],
+            at=from_ms(quarter * QUARTER_MS),
+            metric=metric,
+            kept=kept.get((cohort, quarter, metric), _ZERO),
+            counted=counted.get((cohort, quarter, metric), _ZERO),
+        )
+        for cohort, quarter, metric in sorted(wrong, key=lambda key: (key[1], key[0], key[2]))
+    ]
+
+
+def quarters(since: datetime, until: datetime) -> range:
+    """The quarters of an hour from the one that `since` lies in, up to `until`; a quarter that has begun before `until` counts."""
+    return range(to_ms(since) // QUARTER_MS, -(-to_ms(until) // QUARTER_MS))
+
+
+def _kept(connection: Connection, within: range) -> Sums:
+    """The counts and what is not yet folded into them; all buckets of the time to click as one metric, `ttc`."""
+    kept: Sums = {}
+    last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
+    for start in range(0, last + 1, _COHORTS):
+        some = counts.c.cohort_id.between(start, start + _COHORTS - 1)
+        rows = connection.execute(select(counts).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
+        add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in rows))
+    after = -1
+    while True:
+        ids, sums = unfolded(connection, FOLD_LIMIT, after)
+        if not ids:
+            return kept
+        after = max(ids)
+        pending = ((cohort, quarter, metric, amount) for (cohort, quarter, metric), amount in sums.items() if quarter in within)
+        add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in pending))
+
+
+def _without_bucket(metric: str) -> str:
+    return "ttc" if metric.startswith("ttc:") else metric
+
+
+#: The metrics of a message, the time that each is counted at, and how much.
+_OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
+    ("messages", messages.c.created_at, func.count()),
+    ("segments", messages.c.created_at, func.sum(messages.c.segments)),
+    ("sent", messages.c.sent_at, func.count()),
+    ("delivered", messages.c.delivered_at, func.count()),
+    ("read", messages.c.read_at, func.count()),
+    ("failed", messages.c.failed_at, func.count()),
+    ("clicked_messages", messages.c.clicked_at, func.count()),
+    ("ttc", messages.c.clicked_at, func.count()),
+)
+
+
+def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
+    """Statements that give (cohort, quarter, metric, amount), by the rules of rewrite, delivery reports, recorder and intake."""
+    for piece in _pieces(connection, messages):
+        for metric, at, amount in _OF_MESSAGES:
+            yield _per_quarter(messages.c.cohort_id, at, literal(metric), within, amount).where(piece)
+    for piece in _pieces(connection, hits):
+        yield (
+            _per_quarter(links.c.cohort_id, hits.c.at, _METRIC_OF_HIT, within, func.count())
+            .join_from(hits, links, links.c.id == hits.c.link_id)
+            .join(applications, applications.c.id == links.c.application_id)
+            .outerjoin(domains, domains.c.id == links.c.domain_id)
+            .where(piece, _METRIC_OF_HIT.is_not(None))
+        )
+    joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
+    for piece in _pieces(connection, conversions):
+        cohort, at = messages.c.cohort_id, conversions.c.at
+        yield _per_quarter(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(piece)
+        # Amounts are read one by one: SQLite would add them in floating point.
+        of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
+        each = _per_quarter(cohort, at, of_value, within).add_columns(conversions.c.value)
+        yield each.select_from(joined).where(piece, conversions.c.value.is_not(None))
+
+
+def _since_disabled(*disabled_at: Column[Any]) -> ColumnElement[bool]:
+    return or_(*(and_(at.is_not(None), at <= hits.c.at) for at in disabled_at))
+
+
+#: What the recorder counts a hit as; NULL for a person's hit on a link that was switched off.
+_METRIC_OF_HIT = case(
+    (hits.c.flags.bitwise_and(int(HitFlag.LATE)) != 0, "late_hits"),
+    (hits.c.verdict == int(Verdict.SUSPECTED), "suspected_hits"),
+    (hits.c.verdict == int(Verdict.IGNORED), "ignored_hits"),
+    (_since_disabled(links.c.disabled_at, domains.c.disabled_at, applications.c.disabled_at), None),
+    else_="clicks",
+)
+
+
+def _per_quarter(
+    cohort: Column[int], at: Column[Any], metric: ColumnElement[str], within: range, *amount: ColumnElement[Any]
+) -> Select[Any]:
+    """(cohort, quarter, metric) of the rows whose time lies within these quarters, added up when an `amount` says how."""
+    quarter = type_coerce(at, BigInteger) // literal_column(str(QUARTER_MS), BigInteger)
+    begins, ends = (from_ms(edge * QUARTER_MS) for edge in (within.start, within.stop))
+    chosen = select(cohort, quarter.label("quarter"), metric.label("metric"), *amount).where(at >= begins, at < ends)
+    return chosen.group_by(cohort, text("quarter"), text("metric")) if amount else chosen
+
+
+def _pieces(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
+    """Conditions that cut the table into ranges of its primary key."""
+    after = -1
+    while True:
+        end = connection.scalar(select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(_PIECE - 1).limit(1))
+        if end is None:
+            yield table.c.id > after
+            return
+        yield and_(table.c.id > after, table.c.id <= end)
+        after = end
+
+
+def _names(connection: Connection, wanted: set[int]) -> dict[int, tuple[int, str, str, str]]:
+    """application, campaign, source and country of these cohorts; zero and nothing for one that has no row."""
+    chosen = given(connection, [(cohort,) for cohort in wanted], id=Integer)
+    rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
+    known = {row.id: (row.application_id, row.campaign, row.source, row.country) for row in rows}
+    return {cohort: known.get(cohort, (0, "", "", "")) for cohort in wanted}

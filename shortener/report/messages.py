@@ -1,0 +1,189 @@
+"""Lists of messages, newest first, in keyset pages.
+
+A page costs what it shows, wherever in the list it lies: it begins below a row id, walks an index (`messages_by_recipient`,
+`messages_by_cohort` for a campaign, else `messages_by_application`) and counts nothing. Times are bounds of the id, which grows
+with time. What no index knows (`state`; `source` without a campaign) is looked for among the next `WALK` messages only, so a
+page may hold fewer messages than asked for, or none, and still have a next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select, union_all
+
+from shortener.ids import first_id_at
+from shortener.model import State
+from shortener.report.queries import AnyRow
+from shortener.store.schema import cohorts, messages
+from shortener.store.types import to_iso, to_ms
+
+WALK = 10_000  # messages among which a page looks for those that no index finds
+MOST_COHORTS = 200  # indexes walked side by side; SQLite takes 500
+_SLACK = timedelta(hours=1)  # between a message's time and that of its id: two clocks of one request
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which messages: `since` is included, `until` is not; "" as campaign means those without one."""
+
+    application_id: int
+    state: State | None = None
+    to: str | None = None
+    campaign: str | None = None
+    source: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows of COLUMNS; `next`: the id that the next page begins below, None when this is the last."""
+
+    rows: Sequence[AnyRow]
+    next: int | None
+
+
+#: What lists and the status tell of a message.
+COLUMNS = (
+    messages.c.id,
+    messages.c.message_id,
+    messages.c.request_id,
+    messages.c.external_request_id,
+    messages.c.to_address,
+    messages.c.from_address,
+    messages.c.sender_id_id,
+    messages.c.sender_id_alias,
+    cohorts.c.campaign,
+    cohorts.c.source,
+    cohorts.c.country,
+    messages.c.state,
+    messages.c.report_status,
+    messages.c.reason_code,
+    messages.c.reason_description,
+    messages.c.telecom_message_id,
+    messages.c.created_at,
+    messages.c.sent_at,
+    messages.c.delivered_at,
+    messages.c.read_at,
+    messages.c.failed_at,
+    messages.c.clicked_at,
+    messages.c.encoding,
+    messages.c.segments,
+    messages.c.fragments_count,
+    messages.c.mt_price,
+)
+
+
+def page(connection: Connection, wanted: Wanted, limit: int, below: int | None = None) -> Page:
+    """The newest `limit` messages, or those with an id below `below`."""
+    ways, looked_for = _ways(connection, wanted)
+    if not ways:
+        return Page([], None)
+    bounds = _bounds(wanted, below)
+    floor = _floor(connection, ways, bounds) if looked_for else None
+    if floor is not None:
+        bounds.append(messages.c.id >= floor)
+    rows = connection.execute(_newest(ways, [*bounds, *looked_for, *_times(wanted)], limit + 1)).all()
+    if len(rows) > limit:
+        return Page(rows[:limit], rows[limit - 1].id)
+    return Page(rows, floor)
+
+
+def fields(row: AnyRow) -> dict[str, Any]:
+    """A row of COLUMNS as the API tells it: times in ISO 8601, the price as a decimal string."""
+    return {
+        "message_id": row.message_id,
+        "message_request_id": row.request_id,
+        "external_message_request_id": row.external_request_id,
+        "to": row.to_address,
+        "from": row.from_address,
+        "sender_id_id": row.sender_id_id,
+        "sender_id_alias": row.sender_id_alias,
+        "campaign": row.campaign,
+        "source": row.source,
+        "country": row.country or None,
+        "state": State(row.state).name,
+        "report_status": row.report_status,
+        "reason_code": row.reason_code,
+        "reason_description": row.reason_description,
+        "telecom_message_id": row.telecom_message_id,
+        "created_at": to_iso(row.created_at),
+        "sent_at": to_iso(row.sent_at),
+        "delivered_at": to_iso(row.delivered_at),
+        "read_at": to_iso(row.read_at),
+        "failed_at": to_iso(row.failed_at),
+        "clicked_at": to_iso(row.clicked_at),
+        "encoding": row.encoding,
+        "segments": row.segments,
+        "fragments_count": row.fragments_count,
+        "mt_price": decimal(row.mt_price),
+    }
+
+
+def decimal(amount: Decimal | None) -> str | None:
+    """Money as the API tells it: never in floating point, never with an exponent."""
+    return None if amount is None else format(amount, "f")
+
+
+Conditions = list[ColumnElement[bool]]
+
+
+def _ways(connection: Connection, wanted: Wanted) -> tuple[list[Conditions], Conditions]:
+    """Which index to walk, or how many side by side (a condition on the first column of each), and what is left to look for."""
+    looked_for: Conditions = [] if wanted.state is None else [messages.c.state == int(wanted.state)]
+    own = [cohorts.c.application_id == wanted.application_id]
+    if wanted.campaign is not None:
+        own.append(cohorts.c.campaign == wanted.campaign)
+    if wanted.source is not None:
+        own.append(cohorts.c.source == wanted.source)
+    if wanted.campaign is not None and wanted.to is None:
+        numbers = connection.scalars(select(cohorts.c.id).where(*own).limit(MOST_COHORTS + 1)).all()
+        if len(numbers) <= MOST_COHORTS:
+            return [[messages.c.cohort_id == number] for number in numbers], looked_for
+    if len(own) > 1:
+        looked_for.append(messages.c.cohort_id.in_(select(cohorts.c.id).where(*own)))
+    if wanted.to is not None:
+        # + 0: keeps the planner from walking the index of the whole application instead.
+        return [[messages.c.to_address == wanted.to, messages.c.application_id + 0 == wanted.application_id]], looked_for
+    return [[messages.c.application_id == wanted.application_id]], looked_for
+
+
+def _bounds(wanted: Wanted, below: int | None) -> Conditions:
+    """The range of ids that the messages lie in."""
+    bounds: Conditions = [] if below is None else [messages.c.id < below]
+    if wanted.since is not None:
+        bounds.append(messages.c.id >= first_id_at(to_ms(wanted.since - _SLACK)))
+    if wanted.until is not None:
+        bounds.append(messages.c.id < first_id_at(to_ms(wanted.until + _SLACK)))
+    return bounds
+
+
+def _times(wanted: Wanted) -> Conditions:
+    times: Conditions = [] if wanted.since is None else [messages.c.created_at >= wanted.since]
+    if wanted.until is not None:
+        times.append(messages.c.created_at < wanted.until)
+    return times
+
+
+def _walk(way: Conditions, conditions: Conditions) -> Select[int]:
+    return select(messages.c.id).where(*way, *conditions).order_by(messages.c.id.desc())
+
+
+def _floor(connection: Connection, ways: list[Conditions], bounds: Conditions) -> int | None:
+    """The id down to which this page looks; None when that is the end. The highest one, where several indexes are walked: below
+    it, what one of them was not asked for would be missing."""
+    ends = union_all(*(select(_walk(way, bounds).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
+    floor: int | None = connection.scalar(select(func.max(ends.c.id)))
+    return floor
+
+
+def _newest(ways: list[Conditions], conditions: Conditions, limit: int) -> Select[Any]:
+    found = union_all(*(select(_walk(way, conditions).limit(limit).subquery().c.id) for way in ways)).subquery()
+    newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
+    shown = select(*COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    return shown.where(messages.c.id.in_(newest)).order_by(messages.c.id.desc())

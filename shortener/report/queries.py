@@ -1,0 +1,24 @@
+"""How the parts of a report read rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Row, Select, func, select
+
+AnyRow = Row[*tuple[Any, ...]]
+
+
+def packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:
+    """The rows of a statement whose columns JSON can carry (no instants).
+
+    On SQLite they come as one row of JSON: each row fetched hands the interpreter lock to the event loop and back."""
+    if connection.dialect.name == "sqlite":
+        rows = statement.subquery()
+        found: list[list[Any]] = orjson.loads(
+            connection.execute(select(func.json_group_array(func.json_array(*rows.c)))).scalar_one()
+        )
+        return found
+    return connection.execute(statement).all()

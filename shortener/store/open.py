@@ -1,0 +1,21 @@
+"""Which engine a URL means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shortener.store.database import Database
+from shortener.store.postgres import PostgresDatabase
+from shortener.store.sqlite import SqliteDatabase
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a sqlite:/// URL; None for a PostgreSQL URL."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+async def open_database(url: str, *, owner: bool) -> Database:
+    """Open the store of a URL. `owner`: this process serves (see sqlite.py). Raises StoreUnavailable."""
+    if path := sqlite_path(url):
+        return SqliteDatabase(path, owner=owner)
+    return await PostgresDatabase.open(url)

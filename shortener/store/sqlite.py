@@ -1,0 +1,145 @@
+"""SQLite: one writer thread that owns the only writing connection, and read-only connections over aiosqlite.
+
+Why not one aiosqlite connection for all: each of its calls is a hop to another thread, and a transaction makes many; here a
+whole transaction is one hop (docs/decisions/0002). Every transaction is BEGIN IMMEDIATE, because a deferred one that reads
+first and then writes fails with SQLITE_BUSY at once, ignoring the timeout. WAL with synchronous=FULL: what was committed
+survives a power cut. Only the process that serves checkpoints, and it holds a lock beside the file, so that a second server
+on the same file refuses to start (SQLite before 3.51.3 has a race between two checkpointing connections).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, Row, create_engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql import Executable
+
+from shortener.errors import StoreUnavailable
+from shortener.ids import NODES
+from shortener.store.database import store_errors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 1000
+_WRITER_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    "PRAGMA cache_size=-65536",  # 64 MiB
+    "PRAGMA temp_store=MEMORY",
+)
+_READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-8192")
+
+
+class SqliteDatabase:
+    dialect: Literal["sqlite"] = "sqlite"
+
+    def __init__(self, path: Path, *, owner: bool) -> None:
+        """Open the file, made with its folder if absent. `owner`: this process serves from it, alone."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._lock = _take_ownership(path) if owner else None
+        self.node = 0 if owner else 1 + secrets.randbelow(NODES - 1)
+        pragmas = (*_WRITER_PRAGMAS, f"PRAGMA wal_autocheckpoint={2000 if owner else 0}")
+        self._engine = create_engine(
+            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"isolation_level": None, "check_same_thread": False}
+        )
+        _prepare(self._engine, pragmas, "BEGIN IMMEDIATE")
+        with store_errors():
+            self._writer = self._engine.connect()
+        # uri=true: a read-only connection cannot write whatever a statement says.
+        self._readers: AsyncEngine = create_async_engine(
+            f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true", connect_args={"isolation_level": None}, pool_size=4
+        )
+        _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            try:
+                with store_errors(), self._writer.begin():
+                    result = transact(self._writer, *args, **kwargs)
+            except BaseException as error:
+                outcome, value = future.set_exception, error
+                loop.call_soon_threadsafe(_settle, future, outcome, value)
+            else:
+                loop.call_soon_threadsafe(_settle, future, future.set_result, result)
+
+        self._work.put(job)
+        return await future
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with store_errors():
+            async with self._readers.connect() as connection:
+                return await connection.run_sync(query, *args, **kwargs)
+
+    async def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
+        with store_errors():
+            async with self._readers.connect() as connection:
+                result = await connection.stream(statement)
+                async for rows in result.partitions(size):
+                    yield rows
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._readers.dispose()
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._writer.close()
+        self._engine.dispose()
+        if self._lock:
+            self._lock.close()
+
+    def _run(self) -> None:
+        while (job := self._work.get()) is not None:
+            job()
+
+
+def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
+    if not future.done():  # the waiter may have been cancelled; the transaction stands all the same
+        outcome(value)
+
+
+def _prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def _take_ownership(path: Path) -> IO[str]:
+    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - held until close()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StoreUnavailable(
+            f"another process serves from {path}: SQLite belongs to one process, several need PostgreSQL"
+        ) from None
+    return lock

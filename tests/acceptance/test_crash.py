@@ -1,0 +1,87 @@
+"""kill -9 in the middle of clicks: nothing that was answered is lost, and nothing counts twice."""
+
+import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import httpx
+
+from tests.acceptance.conftest import PHONE, Server
+
+
+def database(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{folder / 'data' / 'shortener.db'}?mode=ro", uri=True)
+
+
+async def click_until_killed(server: Server, codes: list[str], after: int) -> list[str]:
+    """Click on all codes at once, over and over; kill the server after so many answers. Returns the codes that got their 302."""
+    answered: list[str] = []
+    killed = asyncio.Event()
+
+    async def person(number: int, client: httpx.AsyncClient) -> None:
+        for code in codes[number::16] * 3:
+            if killed.is_set():
+                return
+            try:
+                answer = await client.get(f"/{code}")
+            except httpx.TransportError:
+                return
+            assert answer.status_code == 302
+            answered.append(code)
+            if len(answered) == after:
+                assert server.process is not None
+                server.process.kill()
+                killed.set()
+
+    async with httpx.AsyncClient(base_url=server.base, headers={"User-Agent": PHONE}, trust_env=False, timeout=20) as client:
+        await asyncio.gather(*(person(number, client) for number in range(16)))
+    assert killed.is_set()
+    return answered
+
+
+def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_message(server: Server) -> None:
+    batch = {"to": [f"+1408555{number:04}" for number in range(500)], "body": 'see #track("https://x.example/")'}
+    answered: list[str] = []
+    for round_number in range(3):
+        with server.api() as client:
+            messages = client.post("/api/v1/rewrite", json=batch).json()["messages"]
+        codes = [message["links"][0]["code"] for message in messages]
+        answered += asyncio.run(click_until_killed(server, codes, after=150 + 100 * round_number))
+        server.kill()
+        server.start()
+    with contextlib.closing(database(server.folder)) as connection:
+        kept: dict[str, int] = dict(
+            connection.execute("SELECT l.code, count(*) FROM hits h JOIN links l ON l.id = h.link_id GROUP BY l.code").fetchall()
+        )
+        for code in set(answered):
+            assert kept.get(code, 0) >= answered.count(code), "an answered click is lost"
+        per_message = connection.execute(
+            "SELECT message_id, count(*) FROM events WHERE topics & 1 GROUP BY message_id HAVING count(*) <> 1"
+        ).fetchall()
+        assert per_message == [], "a message has more than one CLICKTHRU event"
+        clicked, events = connection.execute(
+            "SELECT (SELECT count(*) FROM messages WHERE state = 50), (SELECT count(*) FROM events WHERE topics & 1)"
+        ).fetchone()
+        assert clicked == events == len(kept)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_links_of_an_answered_rewrite_resolve_after_kill_nine(server: Server) -> None:
+    with server.api() as client:
+        message = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": '#track("https://x.example/")'}).json()[
+            "messages"
+        ][0]
+    server.kill()
+    server.start()
+    with server.client(**{"User-Agent": PHONE}) as client:
+        assert client.get("/" + message["links"][0]["code"]).headers["location"] == "https://x.example/"
+
+
+def test_a_second_start_makes_no_new_credentials(server: Server) -> None:
+    assert server.first["api_key"] in server.printed
+    assert server.stop() == 0
+    server.start()
+    assert '"first_start":null' in server.printed
+    with server.api() as client:
+        assert client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x"}).status_code == 200

@@ -1,0 +1,304 @@
+"""Group commit and the first click, on both engines; and what happens while the store is away."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from shortener.click.recorder import Hit, Landing, Recorder
+from shortener.errors import StoreUnavailable
+from shortener.model import HitFlag, Topic, Verdict
+from shortener.rewrite.service import Outgoing
+from shortener.service import Service
+from shortener.store import schema
+from shortener.store.types import to_ms
+from tests.conftest import Clock, MakeService
+
+TO = "+14085550100"
+
+
+async def send(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
+    """The codes of one rewritten message."""
+    application = service.directory.applications()[0]
+    answers = await service.rewriter.rewrite(application, [Outgoing("", (TO,), False, body, **more)])
+    return [link["code"] for link in answers[0]["links"]]
+
+
+def hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
+    values: dict[str, Any] = {
+        "id": service.ids(),
+        "code": code,
+        "domain_id": None,
+        "at": service.now_ms(),
+        "verdict": verdict,
+        "rule": "test",
+        "address": "192.0.2.0",
+        "user_agent": "Phone",
+    }
+    return Hit(**values | more)
+
+
+async def rows(service: Service, table: Any) -> list[Any]:
+    return list(await service.database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
+
+
+async def clickthru_events(service: Service) -> Counter[int]:
+    """How many state events each message (row id) has."""
+    return Counter(event.message_id for event in await rows(service, schema.events) if event.topics & Topic.STATE)
+
+
+async def test_the_first_click_moves_the_message_and_raises_one_event(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    clock.forward(seconds=42)
+    landing = await service.recorder.record(hit(service, code))
+    assert landing.location == b"https://x.example/a"
+    message, link = (await rows(service, schema.messages))[0], (await rows(service, schema.links))[0]
+    assert (message.state, message.previous_state, message.clicked_at) == (50, 0, clock())
+    assert link.clicked_at == clock()
+    (event,) = await rows(service, schema.events)
+    assert event.topics == Topic.STATE | Topic.CLICK
+    assert event.data == {"previous_state": "CREATED", "new_state": "CLICKTHRU"}
+    (kept,) = await rows(service, schema.hits)
+    assert kept.flags == HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
+    assert (event.hit_id, event.link_id, event.message_id, event.at) == (kept.id, link.id, message.id, clock())
+
+
+async def test_later_clicks_only_redirect(service: Service) -> None:
+    (code,) = await send(service)
+    for _ in range(3):
+        assert (await service.recorder.record(hit(service, code))).location == b"https://x.example/a"
+    assert len(await rows(service, schema.hits)) == 3
+    assert len(await rows(service, schema.events)) == 1
+
+
+async def test_five_hundred_racing_clicks_on_ten_links_are_ten_first_clicks(service: Service) -> None:
+    codes = [(await send(service))[0] for _ in range(10)]
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 50))
+    assert len(await rows(service, schema.hits)) == 500
+    assert sorted((await clickthru_events(service)).values()) == [1] * 10
+    assert service.recorder.totals.batches < 50, "hits that arrive during a commit share the next one"
+
+
+async def test_two_recorders_on_one_store_agree_on_the_first_click(make_service: MakeService) -> None:
+    one = await make_service()
+    if one.database.dialect == "sqlite":
+        pytest.skip("SQLite belongs to one process; two nodes need PostgreSQL")
+    two = await make_service()
+    codes = [(await send(one))[0] for _ in range(20)]
+    clicks = [node.recorder.record(hit(node, code)) for code in codes for node in (one, two) for _ in range(5)]
+    await asyncio.gather(*clicks)
+    assert len(await rows(one, schema.hits)) == 200
+    assert sorted((await clickthru_events(one)).values()) == [1] * 20
+
+
+async def test_two_links_of_one_message_are_one_clickthru_and_two_clicks(service: Service) -> None:
+    codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 2))
+    events = await rows(service, schema.events)
+    assert sorted(event.topics for event in events) == [Topic.CLICK, Topic.STATE | Topic.CLICK]
+
+
+async def test_a_labelled_link_raises_an_event_on_every_click(service: Service) -> None:
+    (code,) = await send(service, '#trackurl("https://x.example/1","offer")')
+    for _ in range(3):
+        await service.recorder.record(hit(service, code))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.STATE | Topic.CLICK, Topic.CLICK, Topic.CLICK]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SUSPECTED, Verdict.IGNORED])
+async def test_machines_are_redirected_and_kept_but_spend_nothing(service: Service, verdict: Verdict) -> None:
+    (code,) = await send(service)
+    for _ in range(20):
+        assert (await service.recorder.record(hit(service, code, verdict))).location
+    assert len(await rows(service, schema.hits)) == 20
+    assert await rows(service, schema.events) == []
+    await service.recorder.record(hit(service, code))
+    assert len(await rows(service, schema.events)) == 1
+
+
+async def test_an_unknown_code_is_not_found_and_leaves_nothing(service: Service) -> None:
+    landing = await service.recorder.record(hit(service, "doesnotexist"))
+    assert landing == Landing(None)
+    assert await rows(service, schema.hits) == []
+    assert await rows(service, schema.tallies) == []
+
+
+async def test_a_late_hit_is_recorded_and_told_but_never_a_clickthru(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    clock.forward(seconds=60)
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.gone) == (None, True)
+    (event,) = await rows(service, schema.events)
+    assert event.topics == Topic.LATE_CLICK
+    (kept,) = await rows(service, schema.hits)
+    assert kept.flags == HitFlag.LATE
+    assert (await rows(service, schema.messages))[0].state == 0
+
+
+async def test_the_last_millisecond_of_a_link_counts(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    clock.forward(milliseconds=59_999)
+    assert (await service.recorder.record(hit(service, code))).location
+    assert len(await clickthru_events(service)) == 1
+
+
+async def test_an_expired_link_leads_to_its_fallback(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60, fallback_url="https://x.example/over")
+    clock.forward(minutes=2)
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.gone) == (b"https://x.example/over", True)
+
+
+async def test_a_link_that_was_switched_off_is_gone_and_tells_nobody(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(update(schema.links).values(disabled_at=clock())))
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.gone) == (None, True)
+    assert len(await rows(service, schema.hits)) == 1
+    assert await rows(service, schema.events) == []
+
+
+async def test_placeholders_of_a_destination_are_filled_in(service: Service) -> None:
+    body = '#track("https://x.example/{code}?m={message_id}&c={click_id}&g={campaign}&p={phone_sha256}&x={other}#f")'
+    (code,) = await send(service, body, message_ids=("m 1",), campaign="a&b")
+    mine = hit(service, code)
+    landing = await service.recorder.record(mine)
+    click_id = service.click_ids.spell(mine.id)
+    digest = "87b2af1f8ee5ef4a4d19d4e8b3e4a0b4a1ccc3b7c6d0bd2a0f4a2ccb4a8f5e1d"
+    expected = f"https://x.example/{code}?m=m%201&c={click_id}&g=a%26b&p={digest}&x={{other}}#f"
+    import hashlib
+
+    assert landing.location == expected.replace(digest, hashlib.sha256(TO.encode()).hexdigest()).encode()
+
+
+async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(schema.tallies.delete()))
+    clock.forward(seconds=100)
+    for verdict in (Verdict.SUSPECTED, Verdict.HUMAN, Verdict.HUMAN, Verdict.IGNORED):
+        await service.recorder.record(hit(service, code, verdict))
+    added: Counter[str] = Counter()
+    for tally in await rows(service, schema.tallies):
+        for _, _, metric, amount in tally.data:
+            added[metric] += int(amount)
+    ttc = {metric: amount for metric, amount in added.items() if metric.startswith("ttc:")}
+    assert list(ttc.values()) == [1]
+    assert {m: a for m, a in added.items() if m not in ttc} == {
+        "suspected_hits": 1,
+        "clicks": 2,
+        "clicked_messages": 1,
+        "ignored_hits": 1,
+    }
+
+
+# While the store is away.
+
+
+class Unwilling:
+    """The real store, which refuses or holds up writes (and reads) as long as it is told to."""
+
+    def __init__(self, service: Service) -> None:
+        self._database = service.database
+        self.dialect = service.database.dialect
+        self.node = service.database.node
+        self.refuse_writes = False
+        self.refuse_reads = False
+        self.lose_answers = 0
+        self.writes = 0
+
+    async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+        self.writes += 1
+        if self.refuse_writes:
+            raise StoreUnavailable("told to")
+        result = await self._database.write(transact, *args)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise StoreUnavailable("the connection went away after the commit")
+        return result
+
+    async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+        if self.refuse_reads:
+            raise StoreUnavailable("told to")
+        return await self._database.read(query, *args)
+
+
+async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]:
+    from shortener.service import places_of
+
+    store = Unwilling(service)
+    values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
+    recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), **values)  # type: ignore[arg-type]
+    recorder.start()
+    return store, recorder
+
+
+async def test_redirects_go_on_after_the_deadline_and_the_hits_are_written_when_the_store_is_back(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service)
+    store.refuse_writes = True
+    landings = await asyncio.gather(*(recorder.record(hit(service, code)) for _ in range(5)))
+    assert {landing.location for landing in landings} == {b"https://x.example/a"}
+    assert recorder.unrecorded == 5
+    assert await rows(service, schema.hits) == []
+    store.refuse_writes = False
+    await recorder.flush()
+    assert recorder.unrecorded == 0
+    assert len(await rows(service, schema.hits)) == 5
+    assert len(await clickthru_events(service)) == 1
+    await recorder.stop(1)
+
+
+async def test_a_commit_whose_answer_was_lost_counts_once(service: Service) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(schema.tallies.delete()))
+    store, recorder = await unwilling(service)
+    store.lose_answers = 2
+    await recorder.record(hit(service, code))
+    await recorder.flush()
+    assert store.writes == 3
+    assert len(await rows(service, schema.hits)) == 1
+    assert list((await clickthru_events(service)).values()) == [1]
+    assert len(await rows(service, schema.tallies)) == 1
+    await recorder.stop(1)
+
+
+async def test_when_not_even_reading_works_the_caller_is_told_and_the_hit_not_kept(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service)
+    store.refuse_writes = store.refuse_reads = True
+    with pytest.raises(StoreUnavailable):
+        await recorder.record(hit(service, code))
+    store.refuse_writes = store.refuse_reads = False
+    await recorder.flush()
+    assert await rows(service, schema.hits) == []
+    await recorder.stop(1)
+
+
+async def test_only_so_many_hits_wait(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service, waiting_limit=3)
+    store.refuse_writes = True
+    landings = await asyncio.gather(*(recorder.record(hit(service, code)) for _ in range(10)))
+    assert {landing.location for landing in landings} == {b"https://x.example/a"}
+    assert recorder.totals.dropped == 7
+    store.refuse_writes = False
+    await recorder.flush()
+    assert await service.database.read(lambda c: c.execute(select(func.count()).select_from(schema.hits)).scalar_one()) == 3
+    await recorder.stop(1)
+
+
+async def test_one_hit_that_cannot_be_written_does_not_hold_up_the_others(service: Service) -> None:
+    (code,) = await send(service)
+    good = [hit(service, code) for _ in range(3)]
+    twin = hit(service, code, id=good[0].id)  # a key that is taken: no other fault of ours can be made to order
+    landings = await asyncio.gather(*(service.recorder.record(one) for one in [*good, twin]))
+    assert {landing.location for landing in landings} == {b"https://x.example/a"}
+    assert len(await rows(service, schema.hits)) == 3
+    assert service.recorder.totals.dropped == 1
+
+
+def test_the_time_of_a_hit_is_milliseconds(clock: Clock) -> None:
+    assert to_ms(clock()) == 1_795_176_000_000

@@ -1,0 +1,135 @@
+"""A receiver on loopback that does to a client what real ones do, down to the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Receiver:
+    """Counts connections, keeps requests as (head, body), and answers each request with `behaviour`."""
+
+    def __init__(self, behaviour: Behaviour, scheme: str = "http") -> None:
+        self.behaviour = behaviour
+        self.scheme = scheme
+        self.port = 0
+        self.connections = 0
+        self.requests: list[tuple[bytes, bytes]] = []
+        self.asked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def url(self, path: str = "/") -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}{path}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while not writer.is_closing():
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = 0
+                for line in head.lower().split(b"\r\n"):
+                    if line.startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                self.requests.append((head, await reader.readexactly(length)))
+                self.asked.set()
+                await self.behaviour(reader, writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            with suppress(OSError):
+                writer.transport.abort()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks)
+
+
+@asynccontextmanager
+async def receiver(behaviour: Behaviour, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
+    made = Receiver(behaviour, "https" if tls else "http")
+    server = await asyncio.start_server(made.serve, host, 0, ssl=tls)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
+        await made.stop()
+        await server.wait_closed()
+
+
+def say(*parts: bytes) -> Behaviour:
+    """Answer with these very bytes and keep the connection."""
+
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+        await writer.drain()
+
+    return behaviour
+
+
+def answer(status: int, body: bytes = b"ok", **headers: str) -> Behaviour:
+    lines = [f"HTTP/1.1 {status} Word".encode()]
+    lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
+    if status in (204, 304):
+        body = b""
+    else:
+        lines.append(b"Content-Length: %d" % len(body))
+    return say(b"\r\n".join([*lines, b"", body]))
+
+
+def then(first: Behaviour, *others: Behaviour) -> Behaviour:
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for step in (first, *others):
+            await step(reader, writer)
+
+    return behaviour
+
+
+def drip(piece: bytes, seconds: float = 0.02) -> Behaviour:
+    """The same bytes again and again, a moment between them, without end."""
+
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(seconds)
+
+    return behaviour
+
+
+def flood(piece: bytes) -> Behaviour:
+    """The same bytes again and again, as fast as they are taken."""
+
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return behaviour
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    made: socket.socket = writer.get_extra_info("socket")
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.delivery.formats import CONTENT_TYPE, DEFAULT_FIELDS, FACTS, FIELDS, FORMATS, check_fields, render
+from shortener.delivery.placeholders import TELECOM_PLACEHOLDERS
+
+CLICK: dict[str, Any] = {
+    "event_id": "evt_1",
+    "topic": "state",
+    "timestamp": "2026-11-20T12:00:00.000Z",
+    "application_id": 631,
+    "company_id": 92,
+    "message_id": "uFAbXDeSXGMzgK5Qoxw5g2",
+    "message_request_id": "9E0qhwPclVXnqMjbaYF4J5",
+    "external_message_request_id": None,
+    "to_address": "+14085550100",
+    "from_address": "18775550100",
+    "sender_id_id": "EjihJOXWJE24O",
+    "sender_id_alias": "Gladiator",
+    "previous_state": "DELIVERED",
+    "new_state": "CLICKTHRU",
+    "fragments_count": 1,
+    "mt_price": "0.0095",
+    "click_id": "c1",
+    "code": "8kVnq2LmRd",
+    "short_url": "https://go.brand.example/8kVnq2LmRd",
+    "url": "https://shop.example/a?b=1",
+    "label": None,
+    "verdict": "human",
+    "first_for_message": True,
+    "first_for_link": True,
+    "click_number": 1,
+    "seconds_since_sent": 44,
+    "seconds_since_delivered": 42,
+    "sent_at": "2026-11-20T11:59:16.000Z",
+    "delivered_at": "2026-11-20T11:59:18.000Z",
+    "clicked_at": "2026-11-20T12:00:00.000Z",
+}
+CONVERSION: dict[str, Any] = CLICK | {
+    "topic": "conversion",
+    "conversion_id": "v1",
+    "action": "sale",
+    "conversion_status": "approved",
+    "disposition": "positive",
+    "value": "-19.90",
+    "currency": "EUR",
+    "transaction_id": "t-1",
+    "process_key": "A37D",
+}
+TOPICS = ["state", "click", "late_click", "conversion", "delivery", "click_retracted", "test"]
+
+
+def body(format: str, facts: dict[str, Any], attempt: int = 1, fields: list[str] | None = None) -> Any:
+    """The parsed body; numbers with a point come back as Decimal, as they were written."""
+    raw, content_type = render(format, facts, attempt=attempt, fields=fields)
+    assert content_type == CONTENT_TYPE
+    return json.loads(raw, parse_float=Decimal)
+
+
+def test_the_clickthru_event_of_syniverse_comes_out_to_the_letter() -> None:
+    raw, _ = render("scg", CLICK, attempt=1, fields=None)
+    assert raw == (
+        b'{"topic":"SCG-Message","attempt":1,"event_id":"evt_1","event":{"evt-tp":"message_state_change",'
+        b'"timestamp":"2026-11-20T12:00:00.000Z","fld-val-list":{"previous_state":"DELIVERED","new_state":"CLICKTHRU",'
+        b'"message_request_id":"9E0qhwPclVXnqMjbaYF4J5","message_id":"uFAbXDeSXGMzgK5Qoxw5g2",'
+        b'"external_message_request_id":"","to_address":"+14085550100","from_address":"18775550100","has_attachment":false,'
+        b'"reason_code":"200","reason_description":"SUCCESS","application_id":631,"company-id":92,'
+        b'"sender_id_id":"EjihJOXWJE24O","sender_id_alias":"Gladiator","fragments_count":1,"mt_price":0.0095,'
+        b'"click_id":"c1","short_url":"https://go.brand.example/8kVnq2LmRd","url":"https://shop.example/a?b=1","label":null,'
+        b'"seconds_since_delivered":42}}}'
+    )
+
+
+def test_only_the_attempt_changes_from_attempt_to_attempt() -> None:
+    first, second = body("scg", CLICK), body("scg", CLICK, attempt=2)
+    assert (first.pop("attempt"), second.pop("attempt")) == (1, 2)
+    assert first == second
+
+
+def test_metadata_is_echoed_after_syniverses_fields() -> None:
+    values = body("scg", CLICK | {"metadata": {"order": 7}})["event"]["fld-val-list"]
+    assert list(values)[-1] == "metadata"
+    assert values["metadata"] == {"order": 7}
+
+
+def test_a_state_that_no_click_made_has_syniverses_fields_only() -> None:
+    facts = CLICK | {"new_state": "FAILED", "click_id": None, "reason_code": None}
+    values = body("scg", facts)["event"]["fld-val-list"]
+    assert list(values)[-1] == "mt_price"
+    assert (values["reason_code"], values["reason_description"]) == ("", "")
+
+
+def test_a_reason_that_was_reported_is_told_as_text() -> None:
+    values = body("scg", CLICK | {"new_state": "FAILED", "reason_code": 4007, "reason_description": "Bad"})["event"]["fld-val-list"]
+    assert (values["reason_code"], values["reason_description"]) == ("4007", "Bad")
+
+
+@pytest.mark.parametrize(
+    ("topic", "event_type", "names"),
+    [
+        ("state", "message_state_change", {"click_id", "label"}),
+        ("click", "link_click", {"click_id", "click_number", "first_for_message", "verdict"}),
+        ("late_click", "late_click", {"click_id", "user_agent"}),
+        ("click_retracted", "click_retracted", {"click_id", "verdict_reason"}),
+        ("conversion", "conversion", {"conversion_id", "value", "currency", "transaction_id"}),
+        ("delivery", "delivery_report", {"report_status", "telecom_message_id", "delivered_at"}),
+        ("test", "test", set()),
+    ],
+)
+def test_evt_tp_tells_what_happened(topic: str, event_type: str, names: set[str]) -> None:
+    event = body("scg", CONVERSION | {"topic": topic})["event"]
+    assert event["evt-tp"] == event_type
+    assert names <= set(event["fld-val-list"])
+
+
+@pytest.mark.parametrize(
+    ("price", "digits"),
+    [
+        ("0.0095", "0.0095"),
+        ("0.00950", "0.00950"),
+        ("12", "12"),
+        ("-1.5", "-1.5"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("1E-7", "0.0000001"),
+        ("+5", "5"),
+        (".5", "0.5"),
+        ("007.10", "7.10"),
+        (3, "3"),
+    ],
+)
+def test_a_price_keeps_its_very_digits(price: Any, digits: str) -> None:
+    for format, key in (("scg", "mt_price"), ("json", "cost"), ("xoxzo", "cost"), ("infobip", "pricePerMessage")):
+        raw = render(format, CLICK | {"mt_price": price}, attempt=1)[0].decode()
+        assert re.search(rf'"{key}":{re.escape(digits)}[,}}]', raw)
+
+
+@pytest.mark.parametrize("price", [None, "", "NaN", "Infinity", "cheap", "1,5", "1E+999999999"])
+def test_what_is_no_price_is_null(price: str | None) -> None:
+    assert body("json", CLICK | {"mt_price": price}, fields=["cost", "mt_price"]) == {"cost": None, "mt_price": None}
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=8))
+def test_any_price_is_the_same_number_again(price: Decimal) -> None:
+    assert Decimal(body("scg", {"mt_price": str(price)})["event"]["fld-val-list"]["mt_price"]) == price
+
+
+def test_json_holds_the_fields_that_the_tracker_names_in_its_order() -> None:
+    fields = ["value", "phone", "message_id", "status", "event", "first_for_link", "currency", "cost"]
+    found = body("json", CONVERSION, fields=fields)
+    assert list(found) == fields
+    assert found == {
+        "value": "-19.90",
+        "phone": "+14085550100",
+        "message_id": "uFAbXDeSXGMzgK5Qoxw5g2",
+        "status": "approved",
+        "event": "conversion",
+        "first_for_link": True,
+        "currency": "EUR",
+        "cost": Decimal("0.0095"),
+    }
+
+
+def test_json_without_fields_holds_the_default_set() -> None:
+    assert list(body("json", CONVERSION)) == list(DEFAULT_FIELDS)
+    assert body("json", CONVERSION, fields=[]) == {}
+
+
+def test_every_fact_and_every_name_of_23_telecom_is_a_field() -> None:
+    assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event"}
+    assert len(FIELDS) == len(set(FIELDS))
+    assert check_fields(FIELDS) == []
+    assert check_fields(DEFAULT_FIELDS) == []
+    assert check_fields(["phone", "Phone", "fone"]) == ["Phone", "fone"]
+
+
+def test_xoxzo_tells_of_a_click_as_its_status_call_does() -> None:
+    assert body("xoxzo", CLICK | {"topic": "click"}) == {
+        "status": "DELIVERED",
+        "sender": "Gladiator",
+        "sent_time": "2026-11-20 11:59:16",
+        "cost": Decimal("0.0095"),
+        "msgid": "uFAbXDeSXGMzgK5Qoxw5g2",
+        "recipient": "+14085550100",
+        "link_tracking": {
+            "link": "https://shop.example/a?b=1",
+            "shortlink": "https://go.brand.example/8kVnq2LmRd",
+            "accessed": True,
+            "accessed_on": "2026-11-20 12:00:00",
+        },
+        "event": "click",
+        "event_id": "evt_1",
+    }
+
+
+def test_xoxzo_does_not_claim_a_click_that_was_not() -> None:
+    facts = {key: value for key, value in CLICK.items() if key != "clicked_at"}
+    tracking = body("xoxzo", facts | {"topic": "delivery", "new_state": "SENT"})["link_tracking"]
+    assert (tracking["accessed"], tracking["accessed_on"]) == (False, None)
+
+
+def test_infobip_gets_its_click_notification() -> None:
+    assert body("infobip", CLICK | {"topic": "click", "metadata": {"order": 7}}) == {
+        "notificationType": "CLICKED",
+        "recipient": "14085550100",
+        "url": "https://shop.example/a?b=1",
+        "sendDateTime": 1795176000000,
+        "messageId": "uFAbXDeSXGMzgK5Qoxw5g2",
+        "bulkId": "9E0qhwPclVXnqMjbaYF4J5",
+        "callbackData": '{"order":7}',
+        "recipientInfo": {"deviceType": None, "os": None, "deviceName": None},
+        "geoLocationInfo": {"countryName": None, "city": None},
+        "applicationId": "631",
+        "entityId": "92",
+        "eventId": "evt_1",
+    }
+
+
+def test_infobip_gets_conversions_and_reports_in_the_same_manner() -> None:
+    conversion = body("infobip", CONVERSION)
+    assert (conversion["notificationType"], conversion["processKey"]) == ("CONVERTED", "A37D")
+    assert conversion["conversion"]["value"] == "-19.90"
+    report = body("infobip", CLICK | {"topic": "delivery", "report_status": "DELIVRD"})
+    assert (report["notificationType"], report["status"]["reportStatus"]) == ("DELIVERY_REPORT", "DELIVRD")
+    assert report["doneAt"] == "2026-11-20T11:59:18.000Z"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("topic", [*TOPICS, None])
+def test_any_fact_may_be_absent(format: str, topic: str | None) -> None:
+    assert body(format, {} if topic is None else {"topic": topic})
+    assert body(format, dict.fromkeys(FACTS) | {"topic": topic})
+
+
+@given(
+    st.sampled_from(FORMATS),
+    st.sampled_from(TOPICS),
+    st.dictionaries(st.sampled_from(FACTS), st.text(st.characters(codec="utf-8"))),
+)
+def test_any_text_makes_valid_json(format: str, topic: str, facts: dict[str, str]) -> None:
+    assert body(format, facts | {"topic": topic})

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import socket
+import threading
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import aiohttp
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.delivery import guard as guards
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, refusal
+from tests.delivery.receiver import answer, receiver
+
+IPV4 = st.integers(0, 2**32 - 1)
+# Uniform numbers hardly ever hit a small network: half of them come from the neighbourhood of the special ones.
+SPECIAL_IPV4 = st.sampled_from([network for network, _ in guards._IPV4]).flatmap(
+    lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**32 - 1))
+)
+ANY_IPV4 = st.one_of(IPV4, SPECIAL_IPV4)
+SPECIAL_IPV6 = st.sampled_from([network for network, _ in guards._IPV6]).flatmap(
+    lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**128 - 1))
+)
+ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), SPECIAL_IPV6)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "1.1.1.1",
+        "172.15.255.255",
+        "172.32.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "223.255.255.255",
+        "2606:4700::1111",
+        "::ffff:8.8.8.8",
+        "64:ff9b::808:808",
+        "2a00:1450:4001::200e",
+        "2001:4860:4860::8888",
+    ],
+)
+def test_public_addresses_pass(address: str) -> None:
+    assert refusal(address) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1", guards.LOOPBACK),
+        ("127.255.255.255", guards.LOOPBACK),
+        ("0.0.0.0", guards.UNSPECIFIED),
+        ("0.1.2.3", guards.UNSPECIFIED),
+        ("10.0.0.1", guards.PRIVATE),
+        ("172.16.0.1", guards.PRIVATE),
+        ("172.31.255.255", guards.PRIVATE),
+        ("192.168.1.1", guards.PRIVATE),
+        ("100.64.0.1", guards.SHARED),
+        ("169.254.1.1", guards.LINK_LOCAL),
+        ("169.254.169.254", guards.METADATA),
+        ("100.100.100.200", guards.METADATA),
+        ("168.63.129.16", guards.METADATA),
+        ("192.88.99.1", guards.RESERVED),
+        ("198.18.0.1", guards.RESERVED),
+        ("224.0.0.1", guards.MULTICAST),
+        ("239.1.1.1", guards.MULTICAST),
+        ("240.0.0.1", guards.RESERVED),
+        ("255.255.255.255", guards.RESERVED),
+        ("::", guards.UNSPECIFIED),
+        ("::1", guards.LOOPBACK),
+        ("::127.0.0.1", guards.DISGUISED),
+        ("::ffff:127.0.0.1", guards.LOOPBACK),
+        ("::ffff:100.64.0.1", guards.SHARED),
+        ("::ffff:0:127.0.0.1", guards.RESERVED),
+        ("64:ff9b::7f00:1", guards.LOOPBACK),
+        ("64:ff9b::a9fe:a9fe", guards.METADATA),
+        ("64:ff9b:1::a00:1", guards.DISGUISED),
+        ("2002:7f00:1::", guards.DISGUISED),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guards.DISGUISED),
+        ("fc00::1", guards.PRIVATE),
+        ("fd00:ec2::254", guards.METADATA),
+        ("fe80::1", guards.LINK_LOCAL),
+        ("fe80::1%eth0", guards.LINK_LOCAL),
+        ("fec0::1", guards.RESERVED),
+        ("ff02::1", guards.MULTICAST),
+        ("ff0e::1", guards.MULTICAST),
+        ("2001:db8::1", guards.RESERVED),
+        ("3fff::1", guards.RESERVED),
+        ("5f00::1", guards.RESERVED),
+        ("100::1", guards.RESERVED),
+        ("127.0.0.1%lo", guards.LOOPBACK),
+    ],
+)
+def test_special_addresses_are_refused(address: str, reason: str) -> None:
+    assert refusal(address) == reason
+    if "%" not in address:
+        assert refusal(ip_address(address)) == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "localhost",
+        "[::1]",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "8.8.8.8 ",
+        "8.8.8.8:80",
+    ],
+)
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    assert refusal(text) is not None
+
+
+@given(ANY_IPV4)
+def test_mapped_and_nat64_addresses_are_judged_by_what_they_embed(number: int) -> None:
+    plain = refusal(IPv4Address(number))
+    assert refusal(IPv6Address(0xFFFF << 32 | number)) == plain
+    assert refusal(IPv6Address(0x64_FF9B << 96 | number)) == plain
+
+
+@given(ANY_IPV4, st.integers(0, 2**80 - 1))
+def test_tunnels_are_refused_whatever_they_embed(number: int, rest: int) -> None:
+    assert refusal(IPv6Address(number)) is not None  # IPv4-compatible
+    assert refusal(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None  # 6to4
+    assert refusal(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None  # Teredo
+    assert refusal(IPv6Address(0x64_FF9B_0001 << 80 | rest >> 32 << 32 | number)) is not None  # local NAT64
+
+
+@given(st.one_of(ANY_IPV4.map(IPv4Address), ANY_IPV6.map(IPv6Address)))
+def test_the_list_is_never_laxer_than_the_standard_library(address: IPv4Address | IPv6Address) -> None:
+    if address.is_private or address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
+        mapped = isinstance(address, IPv6Address) and address.ipv4_mapped
+        assert refusal(address) is not None or (mapped and mapped.is_global)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "::1",
+        "10.1.2.3",
+        "192.168.0.1",
+        "100.64.0.1",
+        "fd12::1",
+        "::ffff:127.0.0.1",
+    ],
+)
+def test_private_targets_may_be_allowed(address: str) -> None:
+    Guard(allow_private=True).check_address(address)
+    with pytest.raises(ForbiddenTarget):
+        Guard().check_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "169.254.1.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "fe80::1",
+        "fd00:ec2::254",
+        "100.100.100.200",
+        "2002:a00:1::",
+    ],
+)
+def test_metadata_and_the_like_are_refused_even_then(address: str) -> None:
+    with pytest.raises(ForbiddenTarget):
+        Guard(allow_private=True).check_address(address)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "::1",
+        "::ffff:7f00:1",
+        "fe80::1%lo",
+        "localhost",
+        "LocalHost",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "0x7f000001",
+        "017700000001",
+        "169.254.169.254",
+        "0",
+    ],
+)
+async def test_a_host_that_leads_inside_is_refused_when_saved(host: str) -> None:
+    with pytest.raises(ForbiddenTarget):
+        await Guard().check_host(host, 80)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["2606:4700::1111", "::ffff:10.0.0.1"]])
+async def test_one_bad_address_of_a_name_is_enough(addresses: list[str]) -> None:
+    with pytest.raises(ForbiddenTarget) as caught:
+        await Guard(lookup=lambda host, port: addresses).check_host("mixed.example", 443)
+    assert not any(address in str(caught.value) for address in addresses)
+
+
+async def test_a_public_name_passes() -> None:
+    await Guard(lookup=lambda host, port: ["8.8.8.8", "2606:4700::1111"]).check_host("public.example", 443)
+
+
+def _missing(host: str, port: int) -> list[str]:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def _nothing(host: str, port: int) -> list[str]:
+    return []
+
+
+def _unspeakable(host: str, port: int) -> list[str]:
+    return [str(info[4][0]) for info in socket.getaddrinfo("a" * 70 + ".example", port)]
+
+
+@pytest.mark.parametrize("lookup", [_missing, _nothing, _unspeakable])
+async def test_a_name_without_an_address_is_told_apart(lookup: guards.Lookup) -> None:
+    with pytest.raises(HostUnresolved):
+        await Guard(lookup=lookup).check_host("nowhere.example", 80)
+
+
+async def test_a_resolver_that_hangs_is_given_up_on() -> None:
+    released = threading.Event()
+
+    def hanging(host: str, port: int) -> list[str]:
+        released.wait(10)
+        return ["8.8.8.8"]
+
+    try:
+        with pytest.raises(HostUnresolved, match="in time"):
+            await Guard(lookup=hanging).check_host("slow.example", 80, timeout=0.05)
+    finally:
+        released.set()
+
+
+class Rebinding(AbstractResolver):
+    """Public when it is asked first, loopback ever after."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        self.asked += 1
+        address = "8.8.8.8" if self.asked == 1 else "127.0.0.1"
+        return [ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_the_socket_that_is_about_to_connect_is_judged_whatever_was_resolved_before() -> None:
+    guard, rebinding = Guard(), Rebinding()
+    (vetted,) = await rebinding.resolve("rebinding.example", 80)
+    guard.check_address(vetted["host"])
+    async with receiver(answer(200)) as canary:
+        connector = aiohttp.TCPConnector(socket_factory=guard.socket_factory, resolver=rebinding)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with pytest.raises(aiohttp.ClientConnectorError) as caught:
+                await session.get(f"http://rebinding.example:{canary.port}/")
+            assert isinstance(caught.value.os_error, ForbiddenTarget)
+        assert rebinding.asked == 2
+        assert canary.connections == 0
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.0.0.2",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "localhost",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "%31%32%37.0.0.1",
+        "①②⑦.⓪.⓪.①",
+    ],
+)
+async def test_no_disguise_reaches_a_canary_on_loopback(host: str) -> None:
+    async with receiver(answer(200), host="0.0.0.0") as canary:
+        connector = aiohttp.TCPConnector(socket_factory=Guard().socket_factory)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with pytest.raises((aiohttp.ClientError, ValueError)):
+                await session.get(f"http://{host}:{canary.port}/")
+        assert canary.connections == 0
+
+
+async def test_the_canary_sings_when_loopback_is_allowed() -> None:
+    async with receiver(answer(200)) as canary:
+        connector = aiohttp.TCPConnector(socket_factory=Guard(allow_private=True).socket_factory)
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(canary.url()) as response:
+            assert response.status == 200
+        assert canary.connections == 1

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.delivery.outcomes import (
+    DEFAULT_SCHEDULE,
+    OUTCOME_TABLE,
+    Kind,
+    Success,
+    judge,
+    next_delay,
+    parse_retry_after,
+    parse_success,
+)
+from shortener.delivery.sender import ERRORS, Answer
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+ANY_2XX = Success()
+
+
+def replied(status: int | None, body: bytes = b"ok", error: str | None = None, **more: Any) -> Answer:
+    return Answer(status=status, body=body, error=error, detail="", milliseconds=1, **more)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_any_2xx_delivers_unless_the_tracker_says_otherwise(status: int) -> None:
+    assert judge(replied(status), ANY_2XX, NOW).kind is Kind.DELIVERED
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
+def test_redirects_are_tried_again_on_the_schedule(status: int) -> None:
+    outcome = judge(replied(status), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason, outcome.not_before) == (Kind.RETRY, "redirect", None)
+
+
+@pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
+def test_other_failures_are_tried_again(status: int) -> None:
+    outcome = judge(replied(status), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason, outcome.charged) == (Kind.RETRY, "other_status", True)
+
+
+@pytest.mark.parametrize("status", [405, 406, 411, 413, 414, 415, 431, 501, 505])
+def test_a_refusal_of_the_requests_form_is_final(status: int) -> None:
+    assert judge(replied(status), ANY_2XX, NOW).kind is Kind.FINAL
+
+
+def test_410_disables_the_tracker_even_when_its_body_breaks_off() -> None:
+    assert judge(replied(410), ANY_2XX, NOW).kind is Kind.DISABLE
+    assert judge(replied(410, error="too_large"), ANY_2XX, NOW).kind is Kind.DISABLE
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_sets_the_earliest_time(status: int) -> None:
+    assert judge(replied(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
+    assert judge(replied(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
+    assert judge(replied(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
+    assert judge(replied(status), ANY_2XX, NOW).not_before is None
+    assert judge(replied(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
+
+
+def test_retry_after_elsewhere_is_not_listened_to() -> None:
+    assert judge(replied(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
+
+
+@pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
+def test_a_success_that_breaks_off_is_no_receipt(error: str) -> None:
+    outcome = judge(replied(200, error=error), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason) == (Kind.RETRY, "incomplete")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_without_a_status_the_attempt_is_repeated_and_charged_to_whom_it_belongs(error: str) -> None:
+    for ours in (True, False):
+        outcome = judge(replied(None, b"", error, ours=ours), ANY_2XX, NOW)
+        assert (outcome.kind, outcome.charged) == (Kind.RETRY, not ours)
+
+
+def test_exactly_200_may_be_wanted() -> None:
+    strict = parse_success({"statuses": "200"})
+    assert judge(replied(200), strict, NOW).kind is Kind.DELIVERED
+    assert judge(replied(204, b""), strict, NOW).kind is Kind.RETRY
+    assert judge(replied(201), strict, NOW).kind is Kind.RETRY
+
+
+def test_a_text_in_the_body_may_be_wanted() -> None:
+    wanting = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
+    assert judge(replied(200, b"success=true;"), wanting, NOW).kind is Kind.DELIVERED
+    refused = judge(replied(200, b"success=false;"), wanting, NOW)
+    assert (refused.kind, refused.reason) == (Kind.RETRY, "refused_in_body")
+    assert judge(replied(500, b"success=true;"), wanting, NOW).kind is Kind.RETRY
+
+
+def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewhere() -> None:
+    assert judge(replied(302), parse_success({"statuses": "200,302"}), NOW).kind is Kind.DELIVERED
+    assert judge(replied(410), parse_success({"statuses": "410"}), NOW).kind is Kind.DELIVERED
+
+
+@given(
+    status=st.none() | st.integers(100, 999),
+    body=st.binary(max_size=20),
+    error=st.none() | st.sampled_from(ERRORS),
+    retry_after=st.none() | st.floats(1, 86400),
+    ours=st.booleans(),
+)
+def test_every_answer_has_an_outcome_of_the_table(
+    status: int | None, body: bytes, error: str | None, retry_after: float | None, ours: bool
+) -> None:
+    outcome = judge(replied(status, body, error, retry_after=retry_after, ours=ours), Success("2xx", "ok"), NOW)
+    assert (outcome.reason, outcome.kind) in {(row.name, row.kind) for row in OUTCOME_TABLE}
+    assert (outcome.kind is Kind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
+
+
+def test_the_rows_of_the_table_have_names_and_words_of_their_own() -> None:
+    assert len({row.name for row in OUTCOME_TABLE}) == len({row.when for row in OUTCOME_TABLE}) == len(OUTCOME_TABLE)
+    assert all(row.why for row in OUTCOME_TABLE)
+
+
+# Success
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("2xx", [200, 299], [199, 300]),
+        ("2XX", [204], [404]),
+        ("200", [200], [201]),
+        ("200,201", [200, 201], [202]),
+        (" 200 , 202-204 ", [200, 202, 204], [201, 205]),
+        ("2xx,302,404", [250, 302, 404], [301]),
+        ("200-599", [200, 599], [600]),
+    ],
+)
+def test_status_sets_are_read(text: str, inside: list[int], outside: list[int]) -> None:
+    success = parse_success({"statuses": text})
+    assert all(success.takes(status) for status in inside)
+    assert not any(success.takes(status) for status in [*outside, None])
+
+
+@pytest.mark.parametrize("given_success", [None, {}, {"statuses": None, "body_contains": None}])
+def test_success_is_2xx_by_default(given_success: dict[str, Any] | None) -> None:
+    assert parse_success(given_success) == Success("2xx", None)
+
+
+@pytest.mark.parametrize(
+    "given_success",
+    [
+        {"statuses": ""},
+        {"statuses": "1xx"},
+        {"statuses": "100"},
+        {"statuses": "2x"},
+        {"statuses": "200,"},
+        {"statuses": "204-200"},
+        {"statuses": "200-2xx"},
+        {"statuses": "600"},
+        {"statuses": "٢٠٠"},
+        {"statuses": "2xx," * 30 + "2xx"},
+        {"statuses": 200},
+        {"statuses": [200]},
+        {"body_contains": ""},
+        {"body_contains": 1},
+        {"body_contains": "x" * 201},
+        {"status": "200"},
+    ],
+)
+def test_an_unusable_success_is_refused(given_success: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_success(given_success)
+
+
+# Time
+
+
+def test_ten_attempts_follow_the_standard_webhooks_schedule() -> None:
+    rng = random.Random(7)
+    total = 0.0
+    for attempt, delay in enumerate(DEFAULT_SCHEDULE, 1):
+        waited = next_delay(attempt, DEFAULT_SCHEDULE, rng)
+        assert delay <= waited <= delay + min(delay * 0.1, 900)
+        total += waited
+    assert len(DEFAULT_SCHEDULE) == 9
+    assert sum(DEFAULT_SCHEDULE) == timedelta(hours=75, minutes=35, seconds=5).total_seconds()
+    assert total >= sum(DEFAULT_SCHEDULE)
+
+
+@given(
+    attempt=st.integers(1, 60),
+    schedule=st.lists(st.floats(0, 30 * 86400), min_size=1, max_size=12),
+    rng=st.randoms(use_true_random=False),
+)
+def test_jitter_is_added_and_never_subtracted(attempt: int, schedule: list[float], rng: random.Random) -> None:
+    delay = schedule[min(attempt, len(schedule)) - 1]
+    assert delay <= next_delay(attempt, schedule, rng) <= delay + min(delay * 0.1, 900)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("0", 1),
+        ("1", 1),
+        (" 120 ", 120),
+        ("+5", 5),
+        ("-3", 1),
+        ("86401", 86400),
+        ("9" * 5000, 86400),
+        ("1.5", None),
+        ("soon", None),
+        ("1e3", None),
+        ("Fri, 20 Nov 2026 12:01:40 GMT", 100),
+        ("Friday, 20-Nov-26 12:01:40 GMT", 100),
+        ("Fri Nov 20 12:01:40 2026", 100),
+        ("Fri, 20 Nov 2026 13:01:40 +0100", 100),
+        ("Fri, 20 Nov 2026 11:00:00 GMT", 1),
+        ("Mon, 20 Nov 2036 12:00:00 GMT", 86400),
+        ("Fri, 99 Nov 2026 12:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_within_bounds(text: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(text, NOW) == seconds
+
+
+@given(st.text(max_size=60) | st.from_regex(r"\w{3}, \d+ \w{3} \d+ \d+:\d+:\d+ \S*", fullmatch=True))
+def test_no_retry_after_is_ever_an_error(text: str) -> None:
+    seconds = parse_retry_after(text, NOW)
+    assert seconds is None or 1 <= seconds <= 86400
+
+
+@given(st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - bounds are naive
+def test_dates_of_retry_after_are_read_to_the_second(at: datetime) -> None:
+    expected = min(max((at.replace(microsecond=0) - NOW).total_seconds(), 1), 86400)
+    elsewhere = at.astimezone(timezone(timedelta(hours=-7)))
+    assert parse_retry_after(format_datetime(at, usegmt=True), NOW) == expected
+    assert parse_retry_after(format_datetime(elsewhere), NOW) == expected

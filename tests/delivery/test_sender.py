@@ -1,0 +1,500 @@
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import errno
+import gzip
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, Answer, Outgoing, Sender
+from tests.delivery.receiver import Behaviour, Receiver, answer, drip, flood, hang, hang_up, receiver, reset, say, then
+
+NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
+DEADLINE = 0.2  # for what hangs
+PLENTY = 5.0  # for what must end by itself
+GRACE = 0.5
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+BOMB = gzip.compress(b"\0" * 50_000_000)
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[Sender]:
+    async with Sender(Guard(allow_private=True), user_agent="test", limit=64, clock=lambda: NOW) as made:
+        yield made
+
+
+async def post(sender: Sender, url: str, deadline: float = PLENTY) -> Answer:
+    return await sender.send(Outgoing("POST", url, {"Content-Type": "application/json"}, b'{"a":1}'), deadline)
+
+
+async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> tuple[Answer, Receiver]:
+    """One attempt against a receiver, which must end in time."""
+    async with receiver(behaviour) as peer:
+        began = time.monotonic()
+        result = await post(sender, peer.url("/in"), deadline)
+        assert time.monotonic() - began < deadline + GRACE
+        return result, peer
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
+async def test_every_status_comes_back_as_it_is(sender: Sender, status: int) -> None:
+    result, _ = await attempt(sender, answer(status))
+    assert (result.status, result.error, result.ours) == (status, None, False)
+    assert result.body == (b"" if status in (204, 304) else b"ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("120", 120.0),
+        ("Fri, 20 Nov 2026 12:05:00 GMT", 300.0),
+        ("315360000", 86400.0),
+        ("-3", 1.0),
+        ("soon", None),
+    ],
+)
+async def test_retry_after_is_read(sender: Sender, text: str, seconds: float | None) -> None:
+    result, _ = await attempt(sender, answer(429, Retry_After=text))
+    assert (result.status, result.retry_after) == (429, seconds)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "error"),
+    [
+        pytest.param(hang, None, "timeout", id="no answer"),
+        pytest.param(drip(b"H"), None, "protocol_error", id="drip of what is not HTTP"),
+        pytest.param(then(say(HEAD), drip(b"X-A: b\r\n")), None, "timeout", id="header drip"),
+        pytest.param(then(say(HEAD + b"X-A: "), drip(b"b")), None, "timeout", id="drip inside a header"),
+        pytest.param(then(say(HEAD + b"Content-Length: 9999\r\n\r\n"), drip(b"b")), 200, "timeout", id="body drip"),
+        pytest.param(then(say(CHUNKED), drip(b"1\r\nb\r\n")), 200, "timeout", id="chunked body drip"),
+        pytest.param(drip(b"HTTP/1.1 100 Continue\r\n\r\n"), None, "timeout", id="interim answer drip"),
+        pytest.param(flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500), None, "too_large", id="interim answer flood"),
+        pytest.param(then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)), 200, "too_large", id="endless body"),
+        pytest.param(then(say(CHUNKED), flood(b"1\r\nb\r\n" * 5000)), 200, "too_large", id="endless chunks"),
+        pytest.param(say(HEAD + b"Content-Length: 70000\r\n\r\n", b"x" * 70_000), 200, "too_large", id="long body"),
+        pytest.param(say(HEAD + b"X-A: " + b"b" * 65_536 + b"\r\n\r\n"), None, "too_large", id="64 KiB header"),
+        pytest.param(then(say(HEAD), flood(b"X-A: b\r\n" * 1000)), None, "protocol_error", id="endless headers"),
+        pytest.param(hang_up, None, "connection_reset", id="hang up"),
+        pytest.param(reset, None, "connection_reset", id="reset"),
+        pytest.param(then(say(HEAD + b"Content-Length: 9\r\n\r\nabc"), hang_up), 200, "protocol_error", id="body cut off"),
+        pytest.param(then(say(HEAD + b"Content-Length: 9\r\n\r\nabc"), reset), 200, "protocol_error", id="reset in the body"),
+        pytest.param(say(CHUNKED + b"zz\r\n"), None, "protocol_error", id="malformed chunk"),
+        pytest.param(say(b"220 mail.example ESMTP\r\n"), None, "protocol_error", id="not HTTP"),
+        pytest.param(say(HEAD + b"Content-Length: 1, 2\r\n\r\n"), None, "protocol_error", id="malformed length"),
+        pytest.param(then(say(b"HTTP/1.1 429 Slow\r\nRetry-After: 9\r\n\r\n"), hang), 429, "timeout", id="429 without an end"),
+    ],
+)
+async def test_whatever_a_peer_does_the_attempt_ends_in_time(
+    sender: Sender, behaviour: Behaviour, status: int | None, error: str
+) -> None:
+    result, _ = await attempt(sender, behaviour, DEADLINE if error == "timeout" else PLENTY)
+    assert (result.status, result.error, result.ours) == (status, error, False), result.detail
+    assert result.detail
+    assert len(result.body) <= BODY_LIMIT
+    assert error in ERRORS
+
+
+async def test_what_came_before_the_deadline_is_kept(sender: Sender) -> None:
+    result, _ = await attempt(sender, then(say(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\nsorry"), hang), DEADLINE)
+    assert (result.status, result.error, result.retry_after, result.body) == (503, "timeout", 9.0, b"sorry")
+
+
+async def test_a_gzip_bomb_stays_compressed(sender: Sender) -> None:
+    assert len(BOMB) < BODY_LIMIT
+    result, peer = await attempt(sender, answer(200, BOMB, Content_Encoding="gzip"))
+    assert (result.status, result.error, result.body) == (200, None, BOMB)
+    assert b"Accept-Encoding: identity\r\n" in peer.requests[0][0]
+
+
+async def test_memory_stays_flat_under_endless_answers(sender: Sender) -> None:
+    peers = [
+        flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
+        then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)),
+        drip(HEAD + b"X-A: b", 0),
+    ]
+    await attempt(sender, answer(200))
+    tracemalloc.start()
+    try:
+        for behaviour in peers:
+            async with receiver(behaviour) as peer:
+                await asyncio.gather(*(post(sender, peer.url()) for _ in range(8)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000  # both sides of 8 connections at a time
+
+
+async def test_the_body_is_given_whole_and_its_first_kib_as_an_excerpt(sender: Sender) -> None:
+    text = b"x" * (BODY_LIMIT - 4) + b"good"
+    result, _ = await attempt(sender, answer(200, text))
+    assert result.error is None
+    assert result.body == text
+    assert result.excerpt == text[:EXCERPT]
+
+
+async def test_redirects_are_never_followed(sender: Sender) -> None:
+    async with receiver(answer(200)) as elsewhere:
+        result, peer = await attempt(sender, answer(307, Location=elsewhere.url("/metadata")))
+        assert result.status == 307
+        assert elsewhere.connections == 0
+        assert len(peer.requests) == 1
+
+
+async def test_cookies_are_not_kept(sender: Sender) -> None:
+    async with receiver(answer(200, Set_Cookie="tenant=a; Path=/")) as peer:
+        await post(sender, peer.url())
+        await post(sender, peer.url())
+    assert b"cookie" not in peer.requests[1][0].lower()
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with receiver(answer(500)) as proxy, receiver(answer(200)) as peer:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url())
+        async with Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+            assert (await post(sender, peer.url())).status == 200
+        assert proxy.connections == 0
+
+
+async def test_a_connection_is_used_again_after_a_complete_answer(sender: Sender) -> None:
+    async with receiver(answer(200)) as peer:
+        for _ in range(3):
+            await post(sender, peer.url())
+        assert (peer.connections, len(peer.requests)) == (1, 3)
+
+
+async def test_a_connection_is_not_used_again_after_an_incomplete_answer(sender: Sender) -> None:
+    async with receiver(say(HEAD + b"Content-Length: 900000\r\n\r\n", b"x" * 900_000)) as peer:
+        for _ in range(2):
+            await post(sender, peer.url())
+        assert peer.connections == 2
+
+
+async def test_the_request_goes_out_as_it_was_made(sender: Sender) -> None:
+    path = "/a//b/../%2e%2F/[x];y=1?phone=%2B1415&u[0]=%41&empty=&q=a+b?c/d'(e)*!"
+    async with receiver(answer(200)) as peer:
+        request = Outgoing("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
+        await sender.send(request, PLENTY)
+    head, body = peer.requests[0]
+    lines = head.split(b"\r\n")
+    assert lines[0] == f"POST {path} HTTP/1.1".encode()
+    assert {b"Content-Type: text/x", b"X-One: two", b"User-Agent: test", f"Host: 127.0.0.1:{peer.port}".encode()} <= set(lines)
+    assert body == b"raw \xff"
+
+
+async def test_a_get_carries_no_body(sender: Sender) -> None:
+    async with receiver(answer(200)) as peer:
+        await sender.send(Outgoing("GET", peer.url("/x?a=1"), {}, b"ignored"), PLENTY)
+    head, body = peer.requests[0]
+    assert head.startswith(b"GET /x?a=1 HTTP/1.1\r\n")
+    assert (body, b"content-length" in head.lower()) == (b"", False)
+
+
+# Before the request is out
+
+
+async def test_a_refused_connection_is_told(sender: Sender) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
+    assert (result.status, result.error, result.ours) == (None, "connection_refused", False)
+
+
+async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) -> None:
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        result = await post(sender, f"http://127.0.0.1:{full.getsockname()[1]}/", DEADLINE)
+    assert (result.status, result.error, result.ours) == (None, "timeout", False)
+    assert result.milliseconds < (DEADLINE + GRACE) * 1000
+
+
+def failing(code: int) -> socket.gaierror:
+    return socket.gaierror(code, "as the resolver says it")
+
+
+class Names:
+    """A resolver whose answers the test sets: addresses, an error, or none before `released`."""
+
+    def __init__(self, **answers: list[str] | Exception | None) -> None:
+        self.answers = {name.replace("_", "."): value for name, value in answers.items()}
+        self.released = threading.Event()
+
+    def __call__(self, host: str, port: int) -> list[str]:
+        found = self.answers[host]
+        if found is None:
+            self.released.wait(10)
+            return ["127.0.0.1"]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    made = Names(
+        good_example=["127.0.0.1"],
+        missing_example=failing(socket.EAI_NONAME),
+        broken_example=failing(socket.EAI_AGAIN),
+        silent_example=None,
+    )
+    yield made
+    made.released.set()
+
+
+@pytest.fixture
+async def naming(names: Names) -> AsyncIterator[Sender]:
+    async with Sender(Guard(allow_private=True), user_agent="test", limit=4, lookup=names) as made:
+        yield made
+
+
+async def test_a_name_that_does_not_exist_is_charged_to_the_tracker(naming: Sender) -> None:
+    result = await post(naming, "http://missing.example/")
+    assert (result.status, result.error, result.ours) == (None, "dns_error", False)
+
+
+@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
+async def test_a_resolver_that_answers_nothing_is_a_fault_of_ours(naming: Sender, host: str) -> None:
+    result = await post(naming, f"http://{host}/", DEADLINE)
+    assert (result.status, result.error, result.ours) == (None, "resolver_down", True)
+    assert result.milliseconds < (DEADLINE + GRACE) * 1000
+
+
+@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
+@pytest.mark.parametrize("other", ["good.example", "missing.example"])
+async def test_a_dead_name_beside_a_living_resolver_is_charged_to_the_tracker(naming: Sender, host: str, other: str) -> None:
+    await post(naming, f"http://{other}:1/")
+    result = await post(naming, f"http://{host}/", DEADLINE)
+    assert (result.status, result.error, result.ours) == (None, "dns_error", False)
+
+
+async def test_the_dead_name_itself_is_no_witness_for_the_resolver(naming: Sender, names: Names) -> None:
+    await post(naming, "http://missing.example/")
+    names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(naming, "http://missing.example/")).error == "resolver_down"
+
+
+async def test_an_older_witness_counts_when_the_dead_name_was_the_last_to_be_known(naming: Sender, names: Names) -> None:
+    await post(naming, "http://good.example:1/")
+    await post(naming, "http://missing.example/")
+    names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(naming, "http://missing.example/")).error == "dns_error"
+
+
+async def test_of_several_addresses_the_most_telling_failure_is_told(naming: Sender, names: Names) -> None:
+    names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        result = await post(naming, f"http://good.example:{bound.getsockname()[1]}/")
+    assert (result.error, result.ours) == ("connection_refused", False)
+
+
+async def test_a_name_is_resolved_once_and_then_remembered_for_a_while(naming: Sender, names: Names) -> None:
+    async with receiver(answer(200)) as peer:
+        assert (await post(naming, f"http://good.example:{peer.port}/")).status == 200
+        names.answers["good.example"] = failing(socket.EAI_NONAME)
+        peer.behaviour = then(answer(200), hang_up)
+        assert (await post(naming, f"http://good.example:{peer.port}/")).status == 200
+
+
+async def test_running_out_of_sockets_is_a_fault_of_ours() -> None:
+    class Exhausted(Guard):
+        def socket_factory(self, info: aiohttp.AddrInfoType) -> socket.socket:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with Sender(Exhausted(allow_private=True), user_agent="test", limit=1) as sender:
+        result = await post(sender, "http://127.0.0.1:1/")
+    assert (result.status, result.error, result.ours) == (None, "local_error", True)
+
+
+async def test_waiting_for_a_slot_is_a_fault_of_ours_and_ends_in_time() -> None:
+    async with receiver(hang) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+        first = asyncio.create_task(post(sender, peer.url(), deadline=3 * DEADLINE))
+        await peer.asked.wait()
+        second = await post(sender, peer.url(), DEADLINE)
+        assert (second.error, second.ours) == ("no_slot", True)
+        assert (await first).error == "timeout"
+
+
+async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender) -> None:
+    async with receiver(answer(200)) as peer:
+        result = await sender.send(Outgoing("POST", peer.url(), {"X-A": "b\r\nX-C: d"}, b""), PLENTY)
+        assert (result.status, result.error, result.ours) == (None, "internal_error", False)
+        assert peer.requests == []
+
+
+async def test_cancelling_an_attempt_is_not_turned_into_an_answer(sender: Sender) -> None:
+    async with receiver(hang) as peer:
+        task = asyncio.create_task(post(sender, peer.url(), deadline=30))
+        await peer.asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# The guard is in the way
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
+)
+async def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
+    async with receiver(answer(200)) as canary, Sender(Guard(), user_agent="test", limit=1) as sender:
+        result = await post(sender, f"http://{host}:{canary.port}/")
+        # Not every resolver knows the name with its final dot.
+        assert result.error == "blocked_address" or (host, result.error) == ("localhost.", "dns_error")
+        assert canary.connections == 0
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"], ["nonsense"]])
+async def test_a_name_that_is_rebound_after_the_check_is_not_connected_to(addresses: list[str]) -> None:
+    def public(host: str, port: int) -> list[str]:
+        return ["8.8.8.8"]
+
+    def rebound(host: str, port: int) -> list[str]:
+        return addresses
+
+    guard = Guard(lookup=public)
+    async with receiver(answer(200)) as canary, Sender(guard, user_agent="test", limit=1, lookup=rebound) as sender:
+        await guard.check_host("rebinding.example", canary.port)
+        result = await post(sender, f"http://rebinding.example:{canary.port}/")
+        assert result.error == "blocked_address"
+        assert "127" not in result.detail
+        assert canary.connections == 0
+
+
+async def test_a_name_with_one_bad_address_is_refused_before_any_socket_is_made() -> None:
+    class Counting(Guard):
+        sockets = 0
+
+        def socket_factory(self, info: aiohttp.AddrInfoType) -> socket.socket:
+            self.sockets += 1
+            return super().socket_factory(info)
+
+    guard = Counting(lookup=lambda host, port: ["8.8.8.8", "10.0.0.1"])
+    async with Sender(guard, user_agent="test", limit=1) as sender:
+        assert (await post(sender, "http://mixed.example/")).error == "blocked_address"
+    assert guard.sockets == 0
+
+
+# TLS
+
+
+def certificate(folder: Path, host: str) -> tuple[Path, ssl.SSLContext]:
+    """A self-signed certificate for `host`: its file, and the server side that uses it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "receiver")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    public, both = folder / "public.pem", folder / "both.pem"
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    public.write_bytes(pem)
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    both.write_bytes(private + pem)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(both)
+    return public, server
+
+
+async def test_a_trusted_certificate_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public, tls = certificate(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+        assert (await post(sender, peer.url())).status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    public, tls = certificate(tmp_path, host)
+    if host != "127.0.0.1":
+        monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+        result = await post(sender, peer.url())
+        assert (result.status, result.error, result.ours) == (None, "tls_error", False)
+        assert peer.requests == []
+
+
+async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> None:
+    async with receiver(hang) as silent:
+        assert (await post(sender, silent.url().replace("http:", "https:"), DEADLINE)).error == "timeout"
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    async with server:
+        result = await post(sender, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert (result.status, result.error, result.ours) == (None, "tls_error", False)
+
+
+def test_the_loop_of_production_gives_the_same_answers() -> None:
+    async def scene() -> list[tuple[int | None, str | None]]:
+        found = []
+        async with Sender(Guard(allow_private=True), user_agent="test", limit=8) as sender:
+            for behaviour in (
+                answer(200),
+                hang,
+                hang_up,
+                flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
+                then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)),
+            ):
+                result, _ = await attempt(sender, behaviour, DEADLINE if behaviour is hang else PLENTY)
+                found.append((result.status, result.error))
+            with socket.socket() as bound:
+                bound.bind(("127.0.0.1", 0))
+                result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
+                found.append((result.status, result.error))
+        async with receiver(answer(200)) as canary, Sender(Guard(), user_agent="test", limit=8) as guarded:
+            for host in ("127.0.0.1", "localhost", "[::1]"):
+                result = await post(guarded, f"http://{host}:{canary.port}/")
+                found.append((result.status, result.error))
+            assert canary.connections == 0
+        return found
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(scene()) == [
+            (200, None),
+            (None, "timeout"),
+            (None, "connection_reset"),
+            (None, "too_large"),
+            (200, "too_large"),
+            (None, "connection_refused"),
+            (None, "blocked_address"),
+            (None, "blocked_address"),
+            (None, "blocked_address"),
+        ]

@@ -1,0 +1,149 @@
+"""Rows as the parts would have written them, at times that a test chooses: a message with everything that it can bring about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, insert, select
+
+from shortener.ids import first_id_at
+from shortener.model import DeliveryStatus, State, Topic, Verdict
+from shortener.store import schema
+from shortener.store.types import to_ms
+
+KINDS: tuple[Table, ...] = (
+    schema.messages,
+    schema.links,
+    schema.hits,
+    schema.conversions,
+    schema.events,
+    schema.deliveries,
+    schema.attempts,
+    schema.idempotency,
+)
+
+
+def count(connection: Connection) -> dict[str, int]:
+    """Rows by kind."""
+    return {table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in KINDS}
+
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Rows:
+    """Writes with one connection; a row's id is of the time that it is of: its own `at`, else that of the last message."""
+
+    connection: Connection
+    at: datetime = datetime(2026, 11, 20, tzinfo=UTC)
+
+    def id_at(self, at: datetime) -> int:
+        return first_id_at(to_ms(at)) + next(_numbers)
+
+    def put(self, table: Table, at: datetime | None, values: Mapping[str, Any], more: Mapping[str, Any]) -> int:
+        row = self.id_at(at or self.at)
+        self.connection.execute(insert(table).values({"id": row, **values, **more}))
+        return row
+
+    def message(self, at: datetime, **more: Any) -> int:
+        self.at = at
+        row = self.id_at(at)
+        values = {
+            "id": row,
+            "application_id": 1,
+            "cohort_id": 1,
+            "message_id": f"message-{row}",
+            "request_id": f"request-{row}",
+            "content_hash": "",
+            "to_address": "+14085550100",
+            "state": State.CREATED.value,
+            "created_at": at,
+            "encoding": "GSM-7",
+            "segments": 1,
+        }
+        self.connection.execute(insert(schema.messages).values(values | more))
+        return row
+
+    def link(self, message: int, *, expires_at: datetime | None = None, **more: Any) -> int:
+        values = {
+            "code": f"code{next(_numbers)}",
+            "message_id": message,
+            "application_id": 1,
+            "cohort_id": 1,
+            "domain_id": 0,
+            "position": 0,
+            "flags": 0,
+            "url": "https://shop.example/",
+            "expires_at": expires_at or self.at + timedelta(days=90),
+        }
+        return self.put(schema.links, None, values, more)
+
+    def hit(self, link: int, at: datetime | None = None, **more: Any) -> int:
+        values = {
+            "link_id": link,
+            "at": at or self.at,
+            "verdict": Verdict.HUMAN.value,
+            "rule": "person",
+            "flags": 0,
+            "address": "203.0.113.0",
+            "user_agent": "Mozilla/5.0 (iPhone)",
+        }
+        return self.put(schema.hits, at, values, more)
+
+    def conversion(self, message: int, **more: Any) -> int:
+        values = {
+            "application_id": 1,
+            "message_id": message,
+            "action": "conversion",
+            "transaction_id": "",
+            "at": self.at,
+            "received_at": self.at,
+        }
+        return self.put(schema.conversions, None, values, more)
+
+    def event(self, message: int | None, at: datetime | None = None, **more: Any) -> int:
+        values = {
+            "application_id": 1,
+            "topics": Topic.CLICK.value,
+            "at": at or self.at,
+            "message_id": message,
+            "fanned_out": True,
+        }
+        return self.put(schema.events, at, values, more)
+
+    def delivery(self, event: int, **more: Any) -> int:
+        values = {
+            "event_id": event,
+            "topic": Topic.CLICK.value,
+            "application_id": 1,
+            "tracker_id": 1,
+            "lane": "t1",
+            "status": DeliveryStatus.DELIVERED.value,
+            "attempt": 1,
+            "next_at": self.at,
+            "created_at": self.at,
+            "finished_at": self.at,
+        }
+        return self.put(schema.deliveries, None, values, more)
+
+    def attempt(self, delivery: int, **more: Any) -> int:
+        values = {"delivery_id": delivery, "attempt": 1, "at": self.at, "milliseconds": 12, "status": 200, "answer": "OK"}
+        return self.put(schema.attempts, None, values, more)
+
+    def answer(self, at: datetime, key: str, **more: Any) -> None:
+        values = {"application_id": 1, "key": key, "content_hash": "", "answer": [], "created_at": at}
+        self.connection.execute(insert(schema.idempotency).values(values | more))
+
+    def whole_message(self, at: datetime, **more: Any) -> int:
+        """A message, clicked and converted, with one event that was delivered at the first attempt."""
+        message = self.message(at, **more)
+        link = self.link(message)
+        hit = self.hit(link)
+        self.conversion(message, hit_id=hit)
+        self.attempt(self.delivery(self.event(message, link_id=link, hit_id=hit)))
+        return message

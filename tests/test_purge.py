@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, event, select, update
+
+from shortener.ids import IdMaker, first_id_at
+from shortener.model import DeliveryStatus
+from shortener.purge import FROM_THE_START_EVERY, Purge, Purged, purge
+from shortener.settings import Settings
+from shortener.store import schema
+from shortener.store.database import Database
+from shortener.store.migrate import migrate
+from shortener.store.sqlite import SqliteDatabase
+from shortener.store.types import to_ms
+from tests.conftest import NOON
+from tests.rows import KINDS, Rows, count
+
+T = TypeVar("T")
+
+DAY = timedelta(days=1)
+NOW = NOON + 800 * DAY  # ids begin in 2026; this leaves years to lie behind
+LONG_AGO = NOW - 400 * DAY
+#: The days are all different, so that a test sees which one counts.
+_CHOSEN: dict[str, Any] = {
+    "message_retention_days": 365,
+    "hit_retention_days": 200,
+    "event_retention_days": 90,
+    "purge_batch": 10,
+}
+SETTINGS = Settings(**_CHOSEN)
+
+
+def put(connection: Connection, build: Callable[[Rows], T]) -> T:
+    return build(Rows(connection))
+
+
+def left_of(connection: Connection, table: Table) -> set[int]:
+    return set(connection.execute(select(table.c.id)).scalars())
+
+
+def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
+    at = to_ms(NOON)
+    just_before, then = IdMaker(1023, lambda: at - 1), IdMaker(0, lambda: at)
+    older = [just_before() for _ in range(4096)]
+    assert max(older) < first_id_at(at) <= then()
+    assert first_id_at(0) == 0
+
+
+async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO), rows.whole_message(NOW - 10 * DAY)])
+    purged = await purge(database, SETTINGS, NOW)
+    assert purged == Purged(messages=1, links=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
+    rest = await database.read(count)
+    assert rest == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
+
+
+async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO + n * DAY) for n in range(20)])
+    every = sorted(await database.read(left_of, schema.messages))
+    total = 0
+    async for batch in Purge(database, SETTINGS).batches(NOW):
+        assert batch.rows <= SETTINGS.purge_batch
+        total += batch.rows
+        left = sorted(await database.read(left_of, schema.messages))
+        assert left == every[len(every) - len(left) :]
+    assert total == 20 * 7
+    assert await database.read(count) == {table.name: 0 for table in KINDS}
+
+
+async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(3)])
+    told: list[int] = []
+    purged = await purge(database, SETTINGS, NOW, lambda so_far: told.append(so_far.rows))
+    assert told == sorted(told)
+    assert told[-1] == purged.rows == 3 * 7
+
+
+async def test_a_message_with_more_rows_than_a_batch_goes_in_several(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        message = rows.message(LONG_AGO)
+        for _ in range(3):
+            link = rows.link(message)
+            for _ in range(12):
+                rows.hit(link, NOW - DAY)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(messages=1, links=3, hits=36)
+
+
+async def test_a_message_stays_while_one_of_its_links_is_alive(database: Database) -> None:
+    def build(rows: Rows) -> tuple[int, int]:
+        alive, off = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.link(alive, expires_at=LONG_AGO + DAY)
+        rows.link(alive, expires_at=NOW + DAY)
+        rows.link(off, expires_at=NOW + DAY, disabled_at=NOW - DAY)
+        return alive, off
+
+    alive, _ = await database.write(put, build)
+    assert (await purge(database, SETTINGS, NOW)).messages == 1
+    assert await database.read(left_of, schema.messages) == {alive}
+    assert (await purge(database, SETTINGS, NOW + DAY)).links == 2
+
+
+async def test_an_expired_link_stays_readable_until_its_message_goes(database: Database) -> None:
+    await database.write(put, lambda rows: rows.link(rows.message(NOW - 364 * DAY), expires_at=NOW - 274 * DAY))
+    assert await purge(database, SETTINGS, NOW) == Purged()
+    assert await purge(database, SETTINGS, NOW + 2 * DAY) == Purged(messages=1, links=1)
+
+
+async def test_hits_go_by_their_own_age(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        link = rows.link(rows.message(NOW - 300 * DAY))
+        for age in (299, 250, 201):
+            rows.hit(link, NOW - age * DAY)
+        return rows.hit(link, NOW - 199 * DAY)
+
+    young = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(hits=3)
+    assert await database.read(left_of, schema.hits) == {young}
+
+
+async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        message = rows.message(NOW - 300 * DAY)
+        hit = rows.hit(rows.link(message), NOW - 299 * DAY)
+        rows.event(message, hit_id=hit, fanned_out=False)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged()
+    await database.write(lambda c: c.execute(update(schema.events).values(fanned_out=True)))
+    assert await purge(database, SETTINGS, NOW) == Purged(hits=1, events=1)
+
+
+async def test_events_go_when_their_last_delivery_ended_long_ago(database: Database) -> None:
+    def build(rows: Rows) -> list[int]:
+        message = rows.message(NOW - 200 * DAY)
+
+        def one(**delivery: Any) -> int:
+            event = rows.event(message, NOW - 100 * DAY)
+            rows.attempt(rows.delivery(event))
+            if delivery:
+                rows.attempt(rows.delivery(event, tracker_id=2, **delivery))
+            return event
+
+        gone = {"finished_at": NOW - 91 * DAY}
+        one()
+        one(status=DeliveryStatus.DEAD.value, **gone)
+        one(status=DeliveryStatus.PARKED.value, finished_at=None)
+        return [
+            one(status=DeliveryStatus.PENDING.value, finished_at=None),
+            one(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
+            rows.event(message, NOW - 100 * DAY, fanned_out=False),
+            rows.event(message, NOW - 89 * DAY),
+        ]
+
+    staying = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(events=3, deliveries=5, attempts=5)
+    assert await database.read(left_of, schema.events) == set(staying)
+
+
+async def test_nothing_pending_goes_with_its_message(database: Database) -> None:
+    def build(rows: Rows) -> set[int]:
+        to_be_told, to_be_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.event(to_be_told, NOW - DAY, fanned_out=False)
+        rows.delivery(rows.event(to_be_sent), status=DeliveryStatus.PENDING.value, finished_at=None)
+        parked = rows.message(LONG_AGO)
+        rows.delivery(rows.event(parked, NOW - DAY), status=DeliveryStatus.PARKED.value, finished_at=None)
+        return {to_be_told, to_be_sent}
+
+    waiting = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(messages=1, events=1, deliveries=1)
+    assert await database.read(left_of, schema.messages) == waiting
+
+
+async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        for hours in range(48):
+            rows.answer(NOW - timedelta(hours=hours), str(hours))
+        rows.answer(NOW - timedelta(hours=30), "30", application_id=2)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(idempotency=24)
+    assert (await database.read(count))["idempotency"] == 25
+
+
+async def test_counts_stay(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        rows.whole_message(LONG_AGO)
+        values = {"cohort_id": 1, "quarter": 1, "metric": "clicks", "amount": 1}
+        rows.connection.execute(schema.counts.insert().values(values))
+
+    await database.write(put, build)
+    await purge(database, SETTINGS, NOW)
+    assert len(await database.read(lambda c: c.execute(select(schema.counts)).all())) == 1
+
+
+async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        held = rows.message(LONG_AGO)
+        delivery = rows.delivery(rows.event(held), status=DeliveryStatus.PENDING.value, finished_at=None)
+        rows.message(LONG_AGO + DAY)
+        return delivery
+
+    await database.write(put, build)
+    job = Purge(database, SETTINGS)
+    assert await job.step(NOW) == 1
+    finished = update(schema.deliveries).values(status=DeliveryStatus.DELIVERED.value, finished_at=LONG_AGO)
+    await database.write(lambda c: c.execute(finished))
+    assert await job.step(NOW + timedelta(hours=1)) == 0
+    assert await job.step(NOW + FROM_THE_START_EVERY) == 3
+    assert job.total == Purged(messages=2, events=1, deliveries=1)
+
+
+async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
+    """SQLite's planner is asked about each statement that a purge with work of every kind runs."""
+    await migrate(f"sqlite:///{tmp_path / 'shortener.db'}")
+    database = SqliteDatabase(tmp_path / "shortener.db", owner=True)
+    seen: dict[str, Any] = {}
+
+    def build(rows: Rows) -> None:
+        for n in range(3):
+            rows.whole_message(LONG_AGO + n * DAY)
+            rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
+            rows.answer(LONG_AGO, str(n))
+
+    def explain(connection: Connection) -> list[tuple[str, str]]:
+        steps = []
+        for statement, parameters in seen.items():
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters):
+                steps.append((row.detail, statement))
+        return steps
+
+    def note(c: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: Any) -> None:
+        if not statement.startswith(("BEGIN", "EXPLAIN")):
+            seen.setdefault(statement, parameters)
+
+    try:
+        await database.write(put, build)
+        writer = await database.write(lambda connection: connection.engine)
+        event.listen(writer, "before_cursor_execute", note)
+        purged = await purge(database, SETTINGS, NOW)
+        event.remove(writer, "before_cursor_execute", note)
+        assert all(dataclasses.asdict(purged).values()), purged
+        steps = await database.write(explain)
+    finally:
+        await database.close()
+    tables = {table.name for table in KINDS}
+    used = Counter(detail.split()[0] for detail, _ in steps)
+    assert used["SEARCH"] > 20
+    scans = [step for step in steps if step[0].startswith("SCAN") and step[0].split()[1] in tables]
+    assert [step for step in scans if "USING COVERING INDEX events_pending" not in step[0]] == []
+
+
+async def test_two_processes_purge_beside_each_other(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(10)])
+    one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
+    assert one.rows + two.rows == 10 * 7

@@ -1,0 +1,131 @@
+"""Who may call (contract, section 2)."""
+
+import base64
+from datetime import timedelta
+
+import httpx
+import pytest
+from sqlalchemy import Connection, func, select
+
+from shortener import accounts
+from shortener.accounts import Credentials
+from shortener.service import Service
+from shortener.store import schema
+from tests.conftest import Clock, client_of
+
+BODY = {"to": "+14085550100", "body": "x"}
+
+
+async def messages(service: Service) -> int:
+    def ask(connection: Connection) -> int:
+        return connection.execute(select(func.count()).select_from(schema.messages)).scalar_one()
+
+    return await service.database.read(ask)
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+async def test_a_key_is_taken_in_the_words_of_every_system(service: Service, credentials: Credentials) -> None:
+    key = credentials.api_key
+    ways = [
+        {"X-API-Key": key},
+        {"Authorization": f"Bearer {key}"},
+        {"Authorization": f"bearer {key}"},
+        {"Authorization": f"App {key}"},
+        {"Authorization": basic(str(credentials.application_id), key)},
+    ]
+    for headers in ways:
+        async with client_of(service, headers) as client:
+            assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
+
+
+async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Service, credentials: Credentials) -> None:
+    key = credentials.api_key
+    ways: list[dict[str, str]] = [
+        {},
+        {"X-API-Key": ""},
+        {"X-API-Key": key[:-1]},
+        {"X-API-Key": credentials.tracker_token},
+        {"X-API-Key": "ключ".encode().decode("latin-1")},
+        {"Authorization": key},
+        {"Authorization": "Bearer"},
+        {"Authorization": basic("99", key)},
+        {"Authorization": basic(str(credentials.application_id), "x")},
+        {"Authorization": "Basic !!!"},
+    ]
+    for headers in ways:
+        async with client_of(service) as client:
+            raw = {name: value.encode("latin-1") for name, value in headers.items()}
+            answer = await client.post("/api/v1/rewrite", content=b"{not json", headers=raw)
+        assert answer.status_code == 401, headers
+        assert answer.json()["error_code"] == "UNAUTHORIZED"
+        assert "www-authenticate" in answer.headers
+    assert await messages(service) == 0
+
+
+async def test_a_key_without_the_permission_is_403(service: Service, credentials: Credentials, clock: Clock) -> None:
+    reader = await service.database.write(accounts.create_key, credentials.application_id, "reader", ["sms.read"], clock())
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": reader}) as client:
+        answer = await client.post("/api/v1/rewrite", json=BODY)
+    assert (answer.status_code, answer.json()["error_code"]) == (403, "FORBIDDEN")
+    assert await messages(service) == 0
+
+
+async def test_a_revoked_key_and_a_disabled_application_no_longer_count(
+    service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    second = await service.database.write(accounts.create_key, credentials.application_id, "second", ["sms.send"], clock())
+    await service.database.write(accounts.revoke_key, 2, clock())
+    await service.directory.refresh()
+    assert service.directory.by_api_key(second) is None
+    assert service.directory.by_api_key(credentials.api_key) is not None
+    await service.database.write(accounts.update_application, credentials.application_id, {"disabled": True}, clock())
+    await service.directory.refresh()
+    assert service.directory.by_api_key(credentials.api_key) is None
+
+
+async def test_a_rotated_token_counts_until_its_overlap_is_over(service: Service, credentials: Credentials, clock: Clock) -> None:
+    application = credentials.application_id
+    first = credentials.tracker_token
+    second, until = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
+    await service.directory.refresh()
+    assert until == clock() + timedelta(hours=24)
+    assert service.directory.by_tracker_token(first, clock()) is not None
+    assert service.directory.by_tracker_token(second, clock()) is not None
+    clock.forward(hours=23, minutes=59)
+    assert service.directory.by_tracker_token(first, clock()) is not None
+    clock.forward(minutes=1)
+    assert service.directory.by_tracker_token(first, clock()) is None
+    assert service.directory.by_tracker_token(second, clock()) is not None
+    third, _ = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
+    fourth, _ = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
+    await service.directory.refresh()
+    assert service.directory.by_tracker_token(second, clock()) is None, "one previous token, not all of them"
+    assert service.directory.by_tracker_token(third, clock()) is not None
+    assert service.directory.by_tracker_token(fourth, clock()) is not None
+
+
+async def test_credentials_are_stored_hashed(service: Service, credentials: Credentials) -> None:
+    def ask(connection: Connection) -> str:
+        keys = connection.execute(select(schema.api_keys)).all()
+        return repr(keys) + repr(connection.execute(select(schema.tracker_tokens)).all())
+
+    told = await service.database.read(ask)
+    assert credentials.api_key not in told
+    assert credentials.tracker_token not in told
+
+
+@pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/v1/rewrite/", "/api/", "/sms/messages", "/x/y"])
+async def test_unknown_paths_are_404_and_never_redirected(service: Service, path: str) -> None:
+    async with client_of(service) as client:
+        answer = await client.get(path, headers={"Host": "127.0.0.1:8000"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+
+
+async def test_a_wrong_method_is_405(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/rewrite")
+    assert (answer.status_code, answer.json()["error_code"], answer.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")

@@ -1,0 +1,206 @@
+"""Trackers report conversions over HTTP (23 Telecom's four calls)."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener import accounts
+from shortener.accounts import Credentials
+from shortener.service import Service
+from shortener.store import schema
+from tests.conftest import NOON, Clock, client_of
+from tests.factory import Message, add_hit, add_message, rows, tallied
+
+CALLS = ["GET /api/v1/track", "GET /api/v1/action/track", "POST /api/v1/callback/action", "POST /action"]
+
+
+@pytest.fixture(autouse=True)
+async def message(service: Service) -> Message:
+    return await service.database.write(add_message, service.ids)
+
+
+@pytest.fixture
+async def tracker(service: Service, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
+        yield client
+
+
+async def report(client: httpx.AsyncClient, call: str, parameters: dict[str, Any], *, form: bool = False) -> httpx.Response:
+    method, path = call.split()
+    if method == "GET":
+        return await client.get(path, params=parameters)
+    return await (client.post(path, data=parameters) if form else client.post(path, json=parameters))
+
+
+async def code_of(client: httpx.AsyncClient, **parameters: Any) -> tuple[int, str]:
+    response = await client.get("/api/v1/track", params=parameters)
+    return response.status_code, response.json()["error_code"]
+
+
+async def test_a_conversion_is_reported_by_click_and_answered_to_the_letter(
+    service: Service, tracker: httpx.AsyncClient, message: Message
+) -> None:
+    hit = await service.database.write(add_hit, service.ids, message.links[0])
+    parameters = {"click_id": service.click_ids.spell(hit), "action": "sale", "value": "12.50", "currency": "EUR"}
+    response = await tracker.get("/api/v1/track", params=parameters)
+    assert response.status_code == 200
+    (stored,) = await rows(service.database, schema.conversions)
+    conversion_id = response.json()["conversion_id"]
+    assert response.json() == {"status": True, "conversion_id": conversion_id, "message_id": "m-1", "duplicate": False}
+    assert (stored.hit_id, stored.message_id) == (hit, message.row)
+
+
+async def test_query_form_and_json_are_one_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+    """The same report through every call: the first records it, the others find it."""
+    parameters = {
+        "message_id": "m-1",
+        "action": "sale",
+        "value": "-12.50",
+        "currency": "eur",
+        "transaction_id": "t 1&ü",
+        "timestamp": "1795172400",
+        "sub1": "blue",
+    }
+    ways = [(call, form) for call in CALLS for form in (False, True)]
+    answers = [await report(tracker, call, parameters, form=form) for call, form in ways]
+    assert [answer.status_code for answer in answers] == [200] * len(ways)
+    assert [answer.json()["duplicate"] for answer in answers] == [False] + [True] * (len(ways) - 1)
+    assert len({answer.json()["conversion_id"] for answer in answers}) == 1
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.transaction_id, stored.metadata) == ("t 1&ü", {"sub1": "blue"})
+    assert len(await rows(service.database, schema.events)) == 1
+    assert await tallied(service.database) == {"conversions": "1", "value:EUR": "-12.50"}
+
+
+async def test_json_takes_numbers_where_a_query_has_text(tracker: httpx.AsyncClient) -> None:
+    as_text = {"message_id": "m-1", "value": "12.5", "transaction_id": "17", "timestamp": "1795172400000"}
+    as_numbers = {"message_id": "m-1", "value": 12.5, "transaction_id": 17, "timestamp": 1795172400000}
+    first = await report(tracker, "GET /api/v1/track", as_text)
+    second = await report(tracker, "POST /action", as_numbers)
+    assert second.json() == first.json() | {"duplicate": True}
+
+
+async def test_a_reply_posted_by_the_pipeline_is_a_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+    """Syniverse: replying to a message can also be a conversion event, with a disposition."""
+    body = {"message_id": "m-1", "action": "reply", "disposition": "negative", "text": "STOP"}
+    assert (await report(tracker, "POST /api/v1/callback/action", body)).status_code == 200
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.action, stored.disposition, stored.metadata) == ("reply", "negative", {"text": "STOP"})
+
+
+async def test_the_deprecated_call_says_so_and_names_its_successor(tracker: httpx.AsyncClient) -> None:
+    for parameters, status in (({"message_id": "m-1"}, 200), ({"message_id": "nobody's"}, 404)):
+        response = await tracker.get("/api/v1/action/track", params=parameters)
+        assert response.status_code == status
+        assert response.headers["deprecation"].startswith("@")
+        assert response.headers["link"] == '</api/v1/track>; rel="successor-version"'
+    assert "deprecation" not in (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).headers
+
+
+async def test_repeated_parameters(service: Service, tracker: httpx.AsyncClient) -> None:
+    """Ours may be given once; others are kept as a list, in a query and in a form."""
+    for twice in ({"url": "/api/v1/track?message_id=m-1&message_id=m-1"}, {"url": "/api/v1/track?message_id=m-1&value=1&value=2"}):
+        response = await tracker.get(twice["url"])
+        assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
+    await tracker.get("/api/v1/track?message_id=m-1&sub=a&sub=b")
+    form = {
+        "content": "message_id=m-1&transaction_id=2&sub=a&sub=b",
+        "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+    }
+    await tracker.post("/action", **form)  # type: ignore[arg-type]
+    assert [row.metadata for row in await rows(service.database, schema.conversions)] == [{"sub": ["a", "b"]}] * 2
+
+
+async def test_a_head_request_records_nothing(service: Service, tracker: httpx.AsyncClient) -> None:
+    for path in ("/api/v1/track", "/api/v1/action/track"):
+        assert (await tracker.head(path, params={"message_id": "m-1"})).status_code == 405
+    assert await rows(service.database, schema.conversions) == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "error_code"),
+    [
+        ({}, 400, "INVALID_REQUEST"),
+        ({"message_id": "nobody's"}, 404, "MESSAGE_NOT_FOUND"),
+        ({"click_id": "made-up"}, 404, "MESSAGE_NOT_FOUND"),
+        ({"message_id": "m-1", "click_id": "{click_id}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+        ({"click_id": "%7Bclick_id%7D"}, 400, "UNEXPANDED_PLACEHOLDER"),
+        ({"message_id": "{{message_id}}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+        ({"message_id": "m-1", "transaction_id": "${order}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+        ({"message_id": "m-1", "value": "[value]"}, 400, "UNEXPANDED_PLACEHOLDER"),
+        ({"message_id": "m-1", "value": "1,234.50"}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m-1", "value": "ten"}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m-1", "currency": "€"}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m-1", "timestamp": "2030-01-01"}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m-1\x00"}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m" * 256}, 400, "INVALID_REQUEST"),
+        ({"message_id": "m-1", "note": "x" * 5000}, 400, "INVALID_REQUEST"),
+    ],
+)
+async def test_what_cannot_be_recorded_is_refused_alike_by_query_form_and_json(
+    service: Service, tracker: httpx.AsyncClient, parameters: dict[str, str], status: int, error_code: str
+) -> None:
+    for call in CALLS:
+        for form in (False, True):
+            response = await report(tracker, call, parameters, form=form)
+            assert (response.status_code, response.json()["error_code"]) == (status, error_code)
+            assert response.json()["details"]
+    assert await rows(service.database, schema.conversions) == []
+    assert await rows(service.database, schema.events) == []
+
+
+async def test_a_repeat_with_another_value_is_a_conflict(tracker: httpx.AsyncClient) -> None:
+    assert (await tracker.get("/api/v1/track", params={"message_id": "m-1", "value": "1"})).status_code == 200
+    assert await code_of(tracker, message_id="m-1", value="2") == (409, "CONVERSION_CONFLICT")
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", '"m-1"', "{", '{"value": NaN}', '{"message_id": "\\ud800"}'])
+async def test_a_body_that_is_no_object_is_refused(tracker: httpx.AsyncClient, content: str) -> None:
+    response = await tracker.post("/action", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Api-Token": ""}, {"X-Api-Token": "tt_wrong"}, {"Authorization": "Bearer {token}"}])
+async def test_a_missing_or_wrong_token_is_401_before_any_side_effect(
+    service: Service, credentials: Credentials, headers: dict[str, str]
+) -> None:
+    """Not even the parameters are looked at; a right token anywhere but in its header is none."""
+    headers = {name: value.format(token=credentials.tracker_token) for name, value in headers.items()}
+    async with client_of(service, headers) as client:
+        for call in CALLS:
+            for parameters in ({"message_id": "m-1"}, {"message_id": "{x}"}, {"X-Api-Token": credentials.tracker_token}):
+                response = await report(client, call, parameters)
+                assert (response.status_code, response.json()["error_code"]) == (401, "UNAUTHORIZED")
+    for table in (schema.conversions, schema.events, schema.tallies, schema.deliveries):
+        assert await rows(service.database, table) == []
+
+
+async def test_an_api_key_is_no_tracker_token(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
+    assert (await client.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 401
+    async with client_of(service, {"X-Api-Token": credentials.api_key}) as other:
+        assert (await other.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 401
+
+
+async def test_the_previous_token_works_until_its_overlap_ends(service: Service, tracker: httpx.AsyncClient, clock: Clock) -> None:
+    import datetime
+
+    token, _ = await service.database.write(accounts.rotate_token, 1, NOON, datetime.timedelta(hours=24))
+    await service.directory.refresh()
+    clock.forward(hours=23)
+    assert (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200
+    clock.forward(hours=1)
+    assert await code_of(tracker, message_id="m-1") == (401, "UNAUTHORIZED")
+    async with client_of(service, {"X-Api-Token": token}) as client:
+        assert (await client.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200
+
+
+async def test_another_applications_token_finds_nothing(service: Service) -> None:
+    other = await service.database.write(accounts.create_application, "other", NOON)
+    await service.directory.refresh()
+    async with client_of(service, {"X-Api-Token": other.tracker_token}) as client:
+        assert await code_of(client, message_id="m-1") == (404, "MESSAGE_NOT_FOUND")

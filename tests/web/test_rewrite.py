@@ -1,0 +1,306 @@
+"""Rewriting through HTTP, on both engines (contract, section 3)."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Connection, func, select
+
+from shortener.service import Service
+from shortener.store import schema
+from tests.conftest import Clock
+
+TO = "+14085550100"
+SYNIVERSE = (
+    'Hello Kola, thanks for your patronage, please visit us at #track("https://shop.example/a?b=1") '
+    "cool information for you for new information"
+)
+
+
+async def rewrite(client: httpx.AsyncClient, headers: dict[str, str] | None = None, **message: Any) -> httpx.Response:
+    return await client.post("/api/v1/rewrite", json={"to": TO, **message}, headers=headers)
+
+
+async def stored(service: Service) -> tuple[int, int]:
+    """How many messages and links there are."""
+
+    def ask(connection: Connection) -> tuple[int, int]:
+        count = [
+            connection.execute(select(func.count()).select_from(table)).scalar_one() for table in (schema.messages, schema.links)
+        ]
+        return (count[0], count[1])
+
+    return await service.database.read(ask)
+
+
+async def test_a_directive_becomes_a_short_link_of_this_recipient(client: httpx.AsyncClient, service: Service) -> None:
+    answer = await rewrite(client, body=SYNIVERSE)
+    assert answer.status_code == 200
+    assert answer.json()["status"] is True
+    message = answer.json()["messages"][0]
+    code = message["links"][0]["code"]
+    assert len(code) == 10
+    assert code.isalnum()
+    assert message["body"] == (
+        f"Hello Kola, thanks for your patronage, please visit us at http://127.0.0.1:8000/{code} "
+        "cool information for you for new information"
+    )
+    assert message["links"] == [
+        {
+            "code": code,
+            "short_url": f"http://127.0.0.1:8000/{code}",
+            "url": "https://shop.example/a?b=1",
+            "label": None,
+            "expires_at": "2027-02-18T12:00:00Z",
+        }
+    ]
+    assert (message["to"], message["encoding"], message["segments"], message["warnings"]) == (TO, "GSM-7", 1, [])
+    assert len(message["message_id"]) == len(message["message_request_id"]) == 22
+    assert await stored(service) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        '#track("https://x.example/")',
+        '#track(\\"https://x.example/\\")',
+        "#track('https://x.example/')",
+        "#track(“https://x.example/”)",
+        '#track( "https://x.example/" )',
+    ],
+)
+async def test_the_quotes_that_people_paste_are_understood(client: httpx.AsyncClient, directive: str) -> None:
+    message = (await rewrite(client, body=f"a {directive} b")).json()["messages"][0]
+    assert message["body"] == f"a {message['links'][0]['short_url']} b"
+    assert message["links"][0]["url"] == "https://x.example/"
+
+
+async def test_several_directives_get_several_links_with_their_labels(client: httpx.AsyncClient) -> None:
+    body = 'one #track("https://x.example/1") two #trackurl("https://x.example/2","second") three #track("https://x.example/1")'
+    message = (await rewrite(client, body=body)).json()["messages"][0]
+    assert [(link["url"], link["label"]) for link in message["links"]] == [
+        ("https://x.example/1", None),
+        ("https://x.example/2", "second"),
+        ("https://x.example/1", None),
+    ]
+    assert len({link["code"] for link in message["links"]}) == 3
+    one, two, three = (link["short_url"] for link in message["links"])
+    assert message["body"] == f"one {one} two {two} three {three}"
+
+
+async def test_each_recipient_gets_a_message_and_links_of_their_own(client: httpx.AsyncClient, service: Service) -> None:
+    numbers = [f"+1408555{number:04}" for number in range(100, 150)]
+    answer = await rewrite(client, to=numbers, body='see #track("https://x.example/")')
+    messages = answer.json()["messages"]
+    assert [message["to"] for message in messages] == numbers
+    assert len({message["links"][0]["code"] for message in messages}) == 50
+    assert len({message["message_id"] for message in messages}) == 50
+    assert len({message["message_request_id"] for message in messages}) == 1
+    assert await stored(service) == (50, 50)
+
+
+async def test_a_text_without_directives_comes_back_byte_for_byte_and_is_registered(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    body = "  plain \r\n text, #tracker and https://x.example/ and \u202eRTL\u202c \U0001f600 stay "
+    message = (await rewrite(client, body=body)).json()["messages"][0]
+    assert message["body"] == body
+    assert message["links"] == []
+    assert message["encoding"] == "UCS-2"
+    assert await stored(service) == (1, 0)
+
+
+async def test_segments_are_those_of_the_rewritten_text(client: httpx.AsyncClient) -> None:
+    long_url = "https://x.example/" + "a" * 200
+    message = (await rewrite(client, body=f'see #track("{long_url}")')).json()["messages"][0]
+    assert (message["segments"], message["segments_without_rewriting"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "position"),
+    [
+        ('see #track("https://x.example/', "INVALID_TRACK_DIRECTIVE", None),
+        ('see #track("")', "INVALID_TRACK_DIRECTIVE", None),
+        ('see #track("ftp://x.example/")', "INVALID_TRACK_URL", 4),
+        ('see #track("x.example")', "INVALID_TRACK_URL", 4),
+        ('see #track("https://user:pw@x.example/")', "INVALID_TRACK_URL", 4),
+        ('see #track("javascript:alert(1)")', "INVALID_TRACK_URL", 4),
+        ('ok #track("https://x.example/") and #track("https://127.0.0.1:8000/abc")', "INVALID_TRACK_URL", 36),
+    ],
+)
+async def test_a_bad_directive_fails_the_request_with_its_place_and_leaves_nothing(
+    client: httpx.AsyncClient, service: Service, body: str, code: str, position: int | None
+) -> None:
+    answer = await rewrite(client, body=body)
+    assert answer.status_code == 400
+    told = answer.json()
+    assert (told["status"], told["error_code"]) == (False, code)
+    detail = told["details"][0]
+    assert detail["field"] == "body"
+    assert f"position {detail['position']}" in detail["reason"]
+    if position is not None:
+        assert detail["position"] == position
+    assert await stored(service) == (0, 0)
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all_and_every_bad_item_is_named(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    batch = [
+        {"to": TO, "body": 'fine #track("https://x.example/")'},
+        {"to": "4085550100", "body": "number without a plus"},
+        {"to": [TO, "+1408555XXXX"], "body": "vanity letters"},
+        {"to": TO, "body": 'bad #track("mailto:a@b.example")'},
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert answer.status_code == 400
+    assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to", "messages.2.to.1", "messages.3.body"]
+    assert answer.json()["error_code"] == "INVALID_RECIPIENT"
+    assert await stored(service) == (0, 0)
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch[:1]})
+    assert answer.status_code == 200
+
+
+async def test_more_recipients_than_the_limit_are_refused(make_service: Any) -> None:
+    from tests.conftest import client_of
+
+    service = await make_service(batch_limit=3)
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        batch = [{"to": [TO, TO], "body": "a"}, {"to": [TO, TO], "body": "b"}]
+        answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+    assert await stored(service) == (0, 0)
+
+
+async def test_the_same_message_id_with_the_same_content_gives_the_same_codes(client: httpx.AsyncClient, service: Service) -> None:
+    message = {"message_id": "m-1", "body": SYNIVERSE, "metadata": {"b": 1, "a": "x"}, "mt_price": "0.0095"}
+    first = (await rewrite(client, **message)).json()
+    again = (await rewrite(client, **message)).json()
+    assert again == first
+    assert await stored(service) == (1, 1)
+
+
+async def test_the_same_message_id_with_other_content_is_a_conflict(client: httpx.AsyncClient, service: Service) -> None:
+    await rewrite(client, message_id="m-1", body=SYNIVERSE)
+    batch = [{"to": TO, "body": "new"}, {"to": TO, "message_id": "m-1", "body": "other"}]
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert (answer.status_code, answer.json()["error_code"]) == (409, "MESSAGE_ID_CONFLICT")
+    assert answer.json()["details"][0]["field"] == "messages.1.message_id"
+    assert await stored(service) == (1, 1)
+
+
+async def test_fifty_racing_requests_for_one_message_id_make_one_message(client: httpx.AsyncClient, service: Service) -> None:
+    answers = await asyncio.gather(*(rewrite(client, message_id="m-1", body=SYNIVERSE) for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 1
+    assert await stored(service) == (1, 1)
+
+
+async def test_an_idempotency_key_repeats_a_whole_answer(client: httpx.AsyncClient, service: Service) -> None:
+    batch = {"messages": [{"to": TO, "body": SYNIVERSE}, {"to": TO, "body": "plain"}]}
+    headers = {"Idempotency-Key": "send-1"}
+    first = await client.post("/api/v1/rewrite", json=batch, headers=headers)
+    again = await client.post("/api/v1/rewrite", json=batch, headers=headers)
+    assert again.json() == first.json()
+    assert await stored(service) == (2, 1)
+    other = await client.post("/api/v1/rewrite", json={"to": TO, "body": "other"}, headers=headers)
+    assert (other.status_code, other.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
+
+
+async def test_message_ids_come_as_many_as_recipients(client: httpx.AsyncClient) -> None:
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["a", "b"], body="x")
+    assert [message["message_id"] for message in answer.json()["messages"]] == ["a", "b"]
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["c"], body="x")
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id")
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["d", "d"], body="x")
+    assert answer.status_code == 400
+
+
+async def test_life_is_ninety_days_or_what_the_request_says(client: httpx.AsyncClient, clock: Clock) -> None:
+    body = 'see #track("https://x.example/")'
+
+    async def expiry(**more: Any) -> str:
+        answer = await rewrite(client, body=body, **more)
+        expires_at: str = answer.json()["messages"][0]["links"][0]["expires_at"]
+        return expires_at
+
+    assert await expiry() == "2027-02-18T12:00:00Z"
+    assert await expiry(expires_in=3600) == "2026-11-20T13:00:00Z"
+    assert await expiry(expires_at="2026-12-24T18:00:00+01:00") == "2026-12-24T17:00:00Z"
+    assert await expiry(expires_at="2026-12-24T18:00:00") == "2026-12-24T18:00:00Z"
+    assert (await rewrite(client, body=body, expires_at="2020-01-01T00:00:00Z")).status_code == 400
+    assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
+
+
+@pytest.mark.parametrize("track", [{"track_link": True}, {"track_link": "true"}, {"track": "first_url"}])
+async def test_xoxzo_tracks_the_first_url_or_bare_domain(client: httpx.AsyncClient, track: dict[str, Any]) -> None:
+    answer = await rewrite(client, body="test link tracking https://www.xoxzo.com/en/ and www.other.com", **track)
+    message = answer.json()["messages"][0]
+    assert [link["url"] for link in message["links"]] == ["https://www.xoxzo.com/en/"]
+    assert message["body"] == f"test link tracking {message['links'][0]['short_url']} and www.other.com"
+    answer = await rewrite(client, body="go to xoxzo.com now", **track)
+    assert answer.json()["messages"][0]["links"][0]["url"] == "http://xoxzo.com"
+
+
+async def test_all_urls_are_tracked_when_asked(client: httpx.AsyncClient) -> None:
+    message = (await rewrite(client, body="a https://x.example/1, b http://y.example.", track="all_urls")).json()["messages"][0]
+    one, two = (link["short_url"] for link in message["links"])
+    assert message["body"] == f"a {one}, b {two}."
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"body": None}, "body"),
+        ({"body": 5}, "body"),
+        ({"to": []}, "to"),
+        ({"to": 14085550100}, "to"),
+        ({"metadata": {"a": {"b": 1}}}, "metadata"),
+        ({"metadata": {"a": "x" * 5000}}, "metadata"),
+        ({"mt_price": "a lot"}, "mt_price"),
+        ({"mt_price": "NaN"}, "mt_price"),
+        ({"campaign": "a\x00b"}, "campaign"),
+        ({"unknown_field": 1}, "unknown_field"),
+        ({"source": "elsewhere"}, "source"),
+        ({"lt_callbackurl": "javascript:x"}, "lt_callbackurl"),
+    ],
+)
+async def test_a_bad_field_is_named(client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str) -> None:
+    answer = await rewrite(client, **{"body": "x", **change})
+    assert answer.status_code == 400
+    assert answer.json()["error_code"] in ("INVALID_REQUEST", "INVALID_RECIPIENT")
+    assert answer.json()["details"][0]["field"].startswith(field)
+    assert await stored(service) == (0, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"to": "\\ud800"}', b"[" * 100_000])
+async def test_what_is_not_a_json_object_is_refused(client: httpx.AsyncClient, content: bytes) -> None:
+    answer = await client.post("/api/v1/rewrite", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error_code"] in ("INVALID_JSON", "INVALID_REQUEST")
+
+
+async def test_other_content_types_and_huge_bodies_are_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/rewrite", content=b"a=b", headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["error_code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+    answer = await client.post("/api/v1/rewrite", content=b" " * (9 * 1024 * 1024), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error_code"]) == (413, "BODY_TOO_LARGE")
+
+
+async def test_a_clash_of_codes_is_tried_again(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]["links"][0]["code"]
+    mint = service.codes.mint
+    minted: list[str] = []
+
+    def unlucky() -> str:
+        minted.append(taken if len(minted) < 3 else mint())
+        return minted[-1]
+
+    monkeypatch.setattr(service.codes, "mint", unlucky)
+    answer = await rewrite(client, body='#track("https://x.example/")')
+    assert answer.json()["messages"][0]["links"][0]["code"] == minted[-1] != taken
+    assert len(minted) == 4
+    assert await stored(service) == (2, 2)
