@@ -24,6 +24,7 @@ lint: setup-dev
 # Written from the code; tests compare them.
 config: setup
 	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
+	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/settings.md
 
 # Pins everything with hashes; --no-emit-* keeps download addresses out.
 LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
@@ -31,6 +32,10 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extr
 lock: setup-dev
 	@$(LOCK) --output-file requirements.lock pyproject.toml
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+# Speed, as ratios to a bare ASGI application in the same run; needs wrk. OPTIONS="--quick" for a short one.
+bench: setup-dev
+	@$(BIN)/python -m benchmarks.bench $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

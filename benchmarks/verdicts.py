@@ -138,7 +138,7 @@ def _report(sample: Sample, show: bool) -> bool:
 
 def _by_rule(judgements: Iterable[Judgement]) -> str:
     counts = Counter(judgement.rule for judgement in judgements)
-    return ", ".join(f"{rule} {counts[rule]}" for rule in RULES if counts[rule])
+    return ", ".join(f"{rule} {counts[rule]}" for _, rule in RULES if counts[rule])
 
 
 def _report_cost(agents: list[str]) -> float:

@@ -1,8 +1,8 @@
-"""Who may do what: applications, their domains, API keys and tracker tokens.
+"""Who may do what: applications, their domains, API keys and tracker tokens; and which destination hosts are blocked.
 
 `Directory` holds all of them in memory, so that a redirect or an API call asks no database who is calling; every change bumps
-a version in its own transaction, and every process looks at that version a few times a second, so a revoked key or a disabled
-application takes effect within a second everywhere, and callers are still known while the database is away.
+a version in its own transaction, and every process looks at that version a few times a second, so a revoked key, a disabled
+application or domain and a blocked host take effect within a second everywhere, and are still known while the database is away.
 
 Keys and tokens are 32 random bytes; only their SHA-256 is stored, and looked up by it, so timing tells nothing.
 """
@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import Topic
 from shortener.store import schema
 from shortener.store.database import Database, upsert
 
 Permission = Literal["sms.send", "sms.read", "trackers.write"]
 PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read", "trackers.write")
+Privacy = Literal["full", "short", "none"]
+EVERYBODY = 0  # in place of an application's number: what holds for all of them
+MOST_BLOCKED = 10_000  # hosts that one application, or the installation, may block: every process holds all of them in memory
 _VERSION = "directory"
 
 
@@ -42,19 +46,42 @@ class ApplicationSettings(BaseModel):
     )
     fallback_url: str | None = Field(None, description="Where expired links lead to; without it a short page says so (410).")
     link_ttl_days: int | None = Field(None, ge=1, le=3650, description="Longest life of a link in days; caps expires_in.")
-    ip_privacy: Literal["full", "short", "none"] | None = Field(None, description="Stricter than the installation's setting.")
+    ip_privacy: Privacy | None = Field(None, description="How much of handsets' addresses is kept, if less than IP_PRIVACY says.")
+
+    # Who is no person by the circumstances of a hit (click/circumstance.py); docs/verdicts.md has the price of each.
+    min_seconds_after_sent: float | None = Field(
+        None, gt=0, le=3600, allow_inf_nan=False, description="Suspect hits sooner than that after SENT. Off: null."
+    )
+    min_seconds_after_delivered: float | None = Field(
+        None, gt=0, le=3600, allow_inf_nan=False, description="Suspect hits within that of DELIVERED. Off: null."
+    )
+    max_recipients_per_address_minute: int | None = Field(
+        None, ge=1, le=1_000_000, description="Suspect an address that opens more recipients' links in a minute. Off: null."
+    )
+    all_links_within_second: bool = Field(False, description="Suspect hits that open all links of a message within a second.")
+    retract_clicks: bool = Field(
+        False, description="Take back clicks that later evidence calls a machine's, and tell so with click_retracted."
+    )
 
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        if value is not None:
-            from shortener.rewrite.destinations import DestinationError, parse_destination
+        return None if value is None else _checked_fallback(value)
 
-            try:
-                return parse_destination(value).location.decode()
-            except DestinationError as error:
-                raise ValueError(error.reason) from None
-        return value
+    @property
+    def judges_by_circumstance(self) -> bool:
+        limits = (self.min_seconds_after_sent, self.min_seconds_after_delivered, self.max_recipients_per_address_minute)
+        return self.all_links_within_second or any(limit is not None for limit in limits)
+
+
+def _checked_fallback(url: str) -> str:
+    """As a Location header spells it. Raises ValueError."""
+    from shortener.rewrite.destinations import DestinationError, parse_destination
+
+    try:
+        return parse_destination(url).location.decode()
+    except DestinationError as error:
+        raise ValueError(error.reason) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,38 @@ class Principal:
     key_id: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Special:
+    """What few applications ask of a hit, by application: empty in most installations, and then a hit costs nothing more."""
+
+    circumstances: Mapping[int, ApplicationSettings] = field(default_factory=dict)  # those that judge by them
+    with_suspected: frozenset[int] = frozenset()  # a tracker asks for suspected hits as click events
+    ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
+    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # EVERYBODY's among them
+
+    def blocks(self, application_id: int, url: str) -> bool:
+        """Whether an absolute http(s) URL, spelled as the Location header does, leads to a host that is blocked."""
+        return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
+
+    def blocks_host(self, application_id: int, host: str) -> bool:
+        """`host`: lower case, punycode, without a port or brackets."""
+        for owner in (EVERYBODY, application_id):
+            hosts = self.blocked_hosts.get(owner)
+            if hosts and (host in hosts or any(f"*.{parent}" in hosts for parent in _parents(host))):
+                return True
+        return False
+
+
+def _host_in(url: str) -> str:
+    authority = url.split("/", 3)[2].partition("?")[0].partition("#")[0]
+    return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _parents(host: str) -> list[str]:
+    labels = host.split(".")
+    return [".".join(labels[index:]) for index in range(1, len(labels))]
+
+
 def hash_credential(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -106,6 +165,7 @@ class _Snapshot:
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
     keys: dict[str, tuple[int, int, frozenset[str]]] = field(default_factory=dict)  # hash -> key, application, permissions
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)  # hash -> application, valid until
+    special: Special = field(default_factory=Special)
 
 
 class Directory:
@@ -127,6 +187,10 @@ class Directory:
 
     def applications(self) -> list[Application]:
         return list(self._now.applications.values())
+
+    @property
+    def special(self) -> Special:
+        return self._now.special
 
     def domain(self, host: str) -> Domain | None:
         """The domain of a Host header (lower case)."""
@@ -177,6 +241,18 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
             disabled=row.disabled_at is not None,
             domains=tuple(domains.get(row.id, ())),
         )
+    t = schema.trackers.c
+    asking = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
+    blocked: dict[int, set[str]] = {}
+    for row in connection.execute(select(schema.blocked_hosts)):
+        blocked.setdefault(row.application_id, set()).add(row.host)
+    settings = {application.id: application.settings for application in fresh.applications.values()}
+    fresh.special = Special(
+        circumstances={number: chosen for number, chosen in settings.items() if chosen.judges_by_circumstance},
+        with_suspected=frozenset(row.application_id for row in asking if row.topics & Topic.CLICK),
+        ip_privacy={number: chosen.ip_privacy for number, chosen in settings.items() if chosen.ip_privacy is not None},
+        blocked_hosts={number: frozenset(hosts) for number, hosts in blocked.items()},
+    )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):
         fresh.keys[row.hash] = (row.id, row.application_id, frozenset(row.permissions))
@@ -262,6 +338,77 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     return domain_id
 
 
+def update_domain(connection: Connection, host: str, changes: Mapping[str, Any], now: datetime) -> None:
+    """Change `disabled` and `fallback_url` (None: none) of a domain. Raises ApiError NOT_FOUND, INVALID_REQUEST."""
+    values: dict[str, Any] = {}
+    if "disabled" in changes:
+        values["disabled_at"] = now if changes["disabled"] else None
+    if "fallback_url" in changes:
+        try:
+            values["fallback_url"] = _checked_fallback(changes["fallback_url"]) if changes["fallback_url"] else None
+        except ValueError as error:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
+    table = schema.domains
+    if not connection.execute(update(table).where(table.c.host == host).values(values)).rowcount:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
+    bump(connection)
+
+
+def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:
+    """No short link of the application (or of any: EVERYBODY) leads to this host any more; how the host is spelled here.
+
+    `*.shop.example` blocks every host under shop.example, but not that one.
+    Raises ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    if application_id != EVERYBODY:
+        _require_application(connection, application_id)
+    spelled = _spelled_host(host)
+    table = schema.blocked_hosts
+    count = select(func.count()).where(table.c.application_id == application_id)
+    if connection.execute(count).scalar_one() >= MOST_BLOCKED:
+        raise ApiError(ErrorCode.CONFLICT, f"There are {MOST_BLOCKED} blocked hosts, the most that there can be.")
+    values = {"application_id": application_id, "host": spelled, "created_at": now}
+    connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing())
+    bump(connection)
+    return spelled
+
+
+def unblock_host(connection: Connection, application_id: int, host: str) -> str:
+    """Raises ApiError NOT_FOUND, INVALID_REQUEST."""
+    spelled = _spelled_host(host)
+    table = schema.blocked_hosts
+    done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host == spelled))
+    if not done.rowcount:
+        raise ApiError(ErrorCode.NOT_FOUND, f"{spelled} is not blocked.")
+    bump(connection)
+    return spelled
+
+
+def list_blocked_hosts(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
+    """application_id (EVERYBODY for the installation's), host, created_at; of all when `application_id` is None."""
+    table = schema.blocked_hosts
+    statement = select(table).order_by(table.c.application_id, table.c.host)
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+_NO_HOST = frozenset("/?#@")
+
+
+def _spelled_host(host: str) -> str:
+    """As `Special` looks it up. Raises ApiError INVALID_REQUEST."""
+    from shortener.rewrite.destinations import DestinationError, parse_destination
+
+    wildcard = "*." if host.startswith("*.") else ""
+    name = host.removeprefix("*.").removeprefix("[").removesuffix("]")
+    try:
+        if name.count(":") == 1 or not _NO_HOST.isdisjoint(name):
+            raise DestinationError("is more than a host: without scheme, port and path, please")
+        return wildcard + parse_destination(f"http://{f'[{name}]' if ':' in name else name}/").host
+    except DestinationError as error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("host", error.reason)]) from None
+
+
 def check_base_url(base_url: str) -> str:
     """The host, as a Host header spells it, of a prefix of short links. Raises ApiError INVALID_REQUEST."""
     problem = None
@@ -326,7 +473,7 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
     statement = select(table).order_by(table.c.id)
     if application_id is not None:
         statement = statement.where(table.c.application_id == application_id)
-    return [{name: value for name, value in row._mapping.items() if name != "hash"} for row in connection.execute(statement)]
+    return [{str(name): value for name, value in row._mapping.items() if name != "hash"} for row in connection.execute(statement)]
 
 
 def rotate_token(connection: Connection, application_id: int, now: datetime, overlap: timedelta) -> tuple[str, datetime]:

@@ -5,7 +5,8 @@ and ids of a carrier's report, destinations and labels of the links, addresses a
 same in the event log, what trackers answered, and the answer kept for the message's Idempotency-Key. What stays: that the message
 was sent, by whom, what it cost, its states, hits and conversions with their times, so counts and a recount agree.
 
-Links are switched off, because their destination may be personal: they answer 410. Events still to be delivered go out with what
+Links are switched off, because their destination may be personal: they answer 410. Whoever erases has the link cache forget them
+before, so that no copy is left there. Events still to be delivered go out with what
 is left; a callback of the message itself (Xoxzo) is given up. The erased message's id cannot be used again for another message.
 What was delivered to trackers, backups and logs of others are beyond reach.
 
@@ -25,7 +26,18 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
 from shortener.store.database import Database
-from shortener.store.schema import applications, attempts, conversions, deliveries, events, hits, idempotency, links, messages
+from shortener.store.schema import (
+    applications,
+    attempts,
+    conversions,
+    deliveries,
+    events,
+    hits,
+    idempotency,
+    links,
+    messages,
+    other_hits,
+)
 
 MESSAGES_AT_ONCE = 100
 ERASED = "erased"  # `last_error` of a delivery that was given up
@@ -94,6 +106,14 @@ def erase_message(connection: Connection, application_id: int | None, message_id
     return _erase(connection, ids, now)
 
 
+def codes_of(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
+    """The codes of the links that erasing this number, or this message, switches off: for the link cache, to forget them first."""
+    which = messages.c.to_address == phone if phone else messages.c.message_id == message_id
+    found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(which)
+    owners = [application_id] if application_id is not None else select(applications.c.id)
+    return list(connection.execute(found.where(messages.c.application_id.in_(owners))).scalars())
+
+
 def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
     if not ids:
         return Erased()
@@ -122,7 +142,14 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
             reason_description=None,
             telecom_message_id=None,
         ),
-        hits=change(update(hits).where(hits.c.link_id.in_(select(links.c.id).where(their_links))), address="", user_agent=""),
+        hits=change(
+            update(hits).where(hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(ids)))),
+            address="",
+            user_agent="",
+        )
+        + change(
+            update(hits).where(other_hits(), hits.c.link_id.in_(select(links.c.id).where(their_links))), address="", user_agent=""
+        ),
         conversions=change(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None),
         attempts=change(
             update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(their_deliveries))),
@@ -146,7 +173,8 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    found = select(events.c.id, events.c.data, events.c.facts).where(events.c.message_id.in_(ids))
+    # Locked, so that a fan-out that read the message before has written what it made of it.
+    found = select(events.c.id, events.c.data, events.c.facts).where(events.c.message_id.in_(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:
         statement = update(events).where(events.c.id == bindparam("row"))

@@ -49,7 +49,12 @@ class IdMaker:
 
 def first_id_at(ms: int) -> int:
     """The least id that a clock makes at `ms` since 1970. Every id below it is older, so an age is a range of a primary key."""
-    return max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS)
+    return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
+
+
+def ids_in(ms: int) -> int:
+    """By how much two ids differ that were made so many milliseconds apart, give or take those of other nodes."""
+    return ms << (_NODE_BITS + _COUNTER_BITS)
 
 
 def encode(number: int, length: int = _ID_LENGTH) -> str:

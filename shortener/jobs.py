@@ -8,7 +8,7 @@ background never takes the process down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -40,12 +40,15 @@ class Bell:
 
 @dataclass(slots=True)
 class Job:
-    """`every`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did."""
+    """`every`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did.
+
+    `rest`: seconds between two rounds that found something: what comes in meanwhile is done in one go, instead of a commit each."""
 
     name: str
     every: float
     step: Callable[[], Awaitable[int]]
     bell: Bell = field(default_factory=Bell)
+    rest: float = 0.0
     rounds: int = 0
     failures: int = 0
     done: int = 0
@@ -77,8 +80,9 @@ class Jobs:
         """Whether every job is at work."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
-    def start(self) -> None:
-        self._tasks = [asyncio.get_running_loop().create_task(_run(job), name=job.name) for job in self.table.values()]
+    def start(self, *, without: Collection[str] = ()) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(_run(job), name=job.name) for job in self.table.values() if job.name not in without]
 
     async def stop(self) -> None:
         """Cancel every job where it waits; what it had committed stands."""
@@ -102,6 +106,6 @@ async def _run(job: Job) -> None:
             log.exception("job_failed", job=job.name)
         job.rounds += 1
         if done:
-            await asyncio.sleep(0)  # let requests in between two rounds
+            await asyncio.sleep(job.rest)  # requests get in between two rounds in any case
         else:
             await job.bell.wait(job.every)

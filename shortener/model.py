@@ -52,6 +52,7 @@ class Topic(enum.IntFlag):
     DELIVERY = 16
     CLICK_RETRACTED = 32
     TEST = 64
+    SUSPECTED = 128  # beside CLICK: not a person's, and told as a click only where that was asked for
 
     @property
     def word(self) -> str:
@@ -73,13 +74,14 @@ class LinkFlag(enum.IntFlag):
 
 
 class HitFlag(enum.IntFlag):
-    """What a hit was the first of, told when it was recorded."""
+    """What a hit was the first of, and what became of it."""
 
     NONE = 0
     FIRST_FOR_LINK = 1
     FIRST_FOR_MESSAGE = 2
     LATE = 4  # the link had expired
-    RETRACTED = 8  # a later verdict took the first click back
+    RETRACTED = 8  # a later verdict took back that it was a first click
+    OFF = 16  # the link, its destination's host, its domain or its application was switched off
 
 
 class DeliveryStatus(enum.IntEnum):
@@ -88,7 +90,7 @@ class DeliveryStatus(enum.IntEnum):
     PENDING = 0
     DELIVERED = 1
     DEAD = 2  # the last attempt failed, or the answer was final; kept, listed, replayable
-    PARKED = 3  # its tracker is disabled; goes on when the tracker is enabled again
+    PARKED = 3  # told, not stored: PENDING, and its tracker is disabled; goes on when the tracker is enabled again
 
     @property
     def word(self) -> str:

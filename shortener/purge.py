@@ -25,14 +25,25 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Column, ColumnElement, Connection, Delete, Table, delete, exists, false, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Delete, Table, and_, delete, exists, false, func, or_, select
 
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
 from shortener.model import DeliveryStatus
 from shortener.settings import Settings
 from shortener.store.database import Database
-from shortener.store.schema import attempts, conversions, deliveries, events, hits, idempotency, links, messages
+from shortener.store.schema import (
+    attempts,
+    conversions,
+    deliveries,
+    events,
+    hits,
+    idempotency,
+    links,
+    messages,
+    other_hits,
+    trackers,
+)
 from shortener.store.types import to_ms
 
 IDEMPOTENCY_KEPT = timedelta(hours=24)
@@ -191,13 +202,8 @@ def _delete_hits(batch: _Batch, after: int) -> tuple[int, bool]:
 
 def _delete_events(batch: _Batch, after: int) -> tuple[int, bool]:
     days = batch.settings.event_retention_days
-    unfinished = or_(
-        deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.finished_at >= batch.now - timedelta(days=days)
-    )
-    held = or_(
-        events.c.fanned_out == false(),
-        exists().where(deliveries.c.event_id == events.c.id, unfinished),
-    )
+    unfinished = or_(_to_be_attempted(), deliveries.c.finished_at >= batch.now - timedelta(days=days))
+    held = or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, unfinished))
     page = _page(batch, events, held, after, _first_id(batch.now, days), _ROWS_PER_EVENT)
     return _delete_page(page, after, lambda ids: batch.delete_events(events.c.id.in_(ids)))
 
@@ -207,7 +213,7 @@ def _delete_messages(batch: _Batch, after: int) -> tuple[int, bool]:
     held = or_(
         exists().where(links.c.message_id == messages.c.id, links.c.expires_at > batch.now, links.c.disabled_at.is_(None)),
         exists().where(theirs, events.c.fanned_out == false()),
-        exists().where(theirs, deliveries.c.event_id == events.c.id, deliveries.c.status == DeliveryStatus.PENDING.value),
+        exists().where(theirs, deliveries.c.event_id == events.c.id, _to_be_attempted()),
     )
 
     def delete_these(ids: list[int]) -> bool:
@@ -215,13 +221,20 @@ def _delete_messages(batch: _Batch, after: int) -> tuple[int, bool]:
         return (
             batch.delete_events(events.c.message_id.in_(ids))
             and batch.delete(conversions, conversions.c.message_id.in_(ids))
-            and batch.delete(hits, hits.c.link_id.in_(select(links.c.id).where(their_links)))
+            and batch.delete(hits, hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(ids))))
+            and batch.delete(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(their_links))))
             and batch.delete(links, their_links)
             and batch.delete(messages, messages.c.id.in_(ids))
         )
 
     page = _page(batch, messages, held, after, _first_id(batch.now, batch.settings.message_retention_days), _ROWS_PER_MESSAGE)
     return _delete_page(page, after, delete_these)
+
+
+def _to_be_attempted() -> ColumnElement[bool]:
+    """A delivery that is pending, and not parked because its tracker is disabled."""
+    parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
+    return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
 
 
 _KINDS: dict[str, _Kind] = {

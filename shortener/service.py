@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from shortener import accounts
+from sqlalchemy.exc import IntegrityError
+
+from shortener import __version__, accounts
 from shortener.accounts import Credentials, Directory, host_of
+from shortener.click.devices import Devices
 from shortener.click.recorder import Places, Recorder
+from shortener.click.rejudge import EVERY as REJUDGE_EVERY
+from shortener.click.rejudge import Rejudge
+from shortener.click.spool import Drainer, Spool
 from shortener.conversion.service import Conversions
+from shortener.delivery.courtesy import Courtesy
+from shortener.delivery.deliveries import Deliveries
+from shortener.delivery.dispatcher import Dispatcher
+from shortener.delivery.fanout import Fanout
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import Sender
+from shortener.delivery.trackers import Trackers
 from shortener.dlr import DeliveryReports
+from shortener.errors import ApiError
 from shortener.ids import ClickIds, IdMaker
 from shortener.jobs import Bell, Job, Jobs
 from shortener.log.tallies import Cohorts
@@ -23,14 +39,23 @@ from shortener.rewrite.codes import Codes
 from shortener.rewrite.service import Rewriter
 from shortener.secret import Secret, SecretError, open_secret
 from shortener.settings import Settings
+from shortener.store.bells import RemoteBells
 from shortener.store.database import Database
 from shortener.store.installation import remember
+from shortener.store.links import LinkCache, NoLinkCache, RedisLinkCache
 from shortener.store.migrate import prepare
 from shortener.store.open import open_database
+from shortener.store.postgres import split_url
+from shortener.store.redis import RedisServer, open_redis
 from shortener.store.types import to_ms
 
+FANOUT_REST = 0.02  # seconds; a lone event goes out at once, under load a round takes what 20 ms brought
 DIRECTORY_EVERY = 0.5  # seconds between two looks at the version of the accounts
+DELIVERY_EVERY = 0.5  # seconds between two looks for events and due deliveries, when no bell rings
+TEST_SLOTS = 16  # test sends under way at once, beside the dispatcher's slots
+SPOOL_EVERY = 0.5  # seconds between two looks for spooled hits, and whether the database is back
 COUNTS_EVERY = 1.0  # seconds after which what happened is folded into the counts
+DEVICES_EVERY = 10.0  # seconds between two looks for clicks that are old enough to be counted by device
 
 
 @dataclass(slots=True)
@@ -41,6 +66,7 @@ class Service:
     clock: Clock
     secret: Secret
     database: Database
+    cache: LinkCache  # tell it of links that change
     directory: Directory
     ids: IdMaker
     click_ids: ClickIds
@@ -48,12 +74,21 @@ class Service:
     cohorts: Cohorts
     rewriter: Rewriter
     recorder: Recorder
+    devices: Devices
+    rejudge: Rejudge
     teller: Teller
     conversions: Conversions
     delivery_reports: DeliveryReports
+    trackers: Trackers
+    deliveries: Deliveries
+    sender: Sender
+    fanout: Fanout
+    dispatcher: Dispatcher
     events_bell: Bell  # rung when a transaction wrote events
     jobs: Jobs
     metrics: Metrics
+    redis: RedisServer | None = None
+    bells: RemoteBells | None = None
     first_credentials: Credentials | None = None
     ready: bool = field(default=False)
 
@@ -64,14 +99,21 @@ class Service:
         """Begin the background work; needs a running loop."""
         if web:
             self.recorder.start()
-        self.jobs.start()
+        self.jobs.start(without=() if deliver else ("fanout", "dispatcher"))
+        if self.bells is not None:
+            self.bells.start()
         self.ready = True
 
     async def close(self, grace: float = 8.0) -> None:
         """Write what waits, stop the background work, let go of the store."""
         self.ready = False
-        await self.recorder.stop(grace)
+        await asyncio.gather(self.recorder.stop(grace), self.dispatcher.stop(grace))
         await self.jobs.stop()
+        if self.bells is not None:
+            await self.bells.stop()
+        if self.redis is not None:
+            await self.redis.close()
+        await self.sender.close()
         await self.database.close()
 
 
@@ -81,24 +123,41 @@ async def open_service(settings: Settings, *, clock: Clock = utcnow, owner: bool
     Raises StoreUnavailable, SchemaMismatch, SecretError."""
     secret = open_secret(settings.secret, settings.data_dir)
     await prepare(settings.store_url)
-    database = await open_database(settings.store_url, owner=owner)
+    database = await open_database(
+        settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
+    )
     try:
         kept = await database.write(remember, "secret", secret.fingerprint)
         if kept != secret.fingerprint:
             raise SecretError("this database belongs to an installation with another SECRET: codes and secrets would not fit")
-        first = await database.write(accounts.ensure_default, clock())
+        first = await _ensure_default(database, clock)
         return await _build(settings, clock, secret, database, first)
     except BaseException:
         await database.close()
         raise
 
 
+async def _ensure_default(database: Database, clock: Clock) -> Credentials | None:
+    try:
+        return await database.write(accounts.ensure_default, clock())
+    except (IntegrityError, ApiError):  # another node of a first start was faster
+        return await database.write(accounts.ensure_default, clock())
+
+
 async def _build(settings: Settings, clock: Clock, secret: Secret, database: Database, first: Credentials | None) -> Service:
     directory = Directory(database)
     await directory.refresh()
-    ids = IdMaker(database.node, lambda: to_ms(clock()))
+
+    def now_ms() -> int:
+        return to_ms(clock())
+
+    ids = IdMaker(database.node, now_ms)
     click_ids = ClickIds(secret.key("click ids"))
     events_bell = Bell()
+    bells = open_bells(settings)
+    ring_events = ringing(bells, "events", events_bell)
+    redis, cache = open_link_cache(settings, secret, now_ms)
+    spool = Spool(redis, prefix_of(secret), limit=settings.spool_limit, now_ms=now_ms) if redis else None
     cohorts = Cohorts()
     codes = Codes(secret.code_salt, settings.code_bits)
     jobs = Jobs()
@@ -113,8 +172,18 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
         places_of(directory),
         deadline=settings.hit_deadline,
         waiting_limit=settings.hits_waiting,
-        on_events=events_bell.ring,
+        on_events=ring_events,
+        cache=cache,
+        spool=spool,
     )
+    if isinstance(cache, RedisLinkCache):
+        jobs.add(Job("cache", SPOOL_EVERY, cache.settle))
+    if spool is not None:
+        jobs.add(Job("spool", SPOOL_EVERY, Drainer(spool, recorder, database).step))
+    devices = Devices(database, ids)
+    jobs.add(Job("devices", DEVICES_EVERY, lambda: devices.step(now_ms())))
+    rejudge = Rejudge(database, directory, ids, devices, on_events=ring_events)
+    jobs.add(Job("rejudge", REJUDGE_EVERY.total_seconds(), lambda: rejudge.step(clock())))
     rewriter = Rewriter(
         database,
         ids,
@@ -125,15 +194,31 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
         is_ours=is_ours_of(settings, directory),
         link_ttl=timedelta(days=settings.link_ttl_days),
         batch_limit=settings.batch_limit,
+        cache=cache,
     )
+    guard = Guard(settings.allow_private_targets)
+    trackers = Trackers(database, secret, guard, settings, clock)
+    sender = open_sender(guard, settings, clock)
+    # Jitter keeps retries apart; nobody gains by guessing it.
+    rng = random.Random()  # noqa: S311
+    courtesy = Courtesy(lambda: recorder.totals.recorded)
+    dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, courtesy)
+    ring_deliveries = ringing(bells, "deliveries", dispatcher.bell)
+    fanout = Fanout(database, ids, click_ids, clock, base_url=settings.base_url, courtesy=courtesy, on_deliveries=ring_deliveries)
+    jobs.add(Job("fanout", DELIVERY_EVERY, fanout.step, events_bell, rest=FANOUT_REST))
+    jobs.add(Job("dispatcher", DELIVERY_EVERY, dispatcher.step, dispatcher.bell))
     metrics = Metrics()
-    for part in (recorder, jobs, purge):
+    for part in (recorder, rejudge, jobs, purge, fanout, dispatcher):
         part.offer(metrics)
+    for optional in (redis, cache, spool):
+        if isinstance(optional, RedisServer | RedisLinkCache | Spool):
+            optional.offer(metrics)
     return Service(
         settings=settings,
         clock=clock,
         secret=secret,
         database=database,
+        cache=cache,
         directory=directory,
         ids=ids,
         click_ids=click_ids,
@@ -141,14 +226,62 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
         cohorts=cohorts,
         rewriter=rewriter,
         recorder=recorder,
+        devices=devices,
+        rejudge=rejudge,
         teller=Teller(base_url_of(settings, directory), click_ids.spell),
-        conversions=Conversions(database, ids, click_ids, clock, on_events=events_bell.ring),
-        delivery_reports=DeliveryReports(database, ids, on_events=events_bell.ring),
+        conversions=Conversions(database, ids, click_ids, clock, on_events=ring_events),
+        delivery_reports=DeliveryReports(database, ids, on_events=ring_events),
+        trackers=trackers,
+        deliveries=Deliveries(database),
+        sender=sender,
+        fanout=fanout,
+        dispatcher=dispatcher,
         events_bell=events_bell,
         jobs=jobs,
         metrics=metrics,
+        redis=redis,
+        bells=bells,
         first_credentials=first,
     )
+
+
+def open_sender(guard: Guard, settings: Settings, clock: Clock) -> Sender:
+    """Needs a running loop; close it."""
+    return Sender(guard, user_agent=f"sms-shortener/{__version__}", limit=settings.delivery_slots + TEST_SLOTS, clock=clock)
+
+
+def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
+    """Redis, if there is one, and what keeps links in it. Close the first."""
+    if not settings.redis_url:
+        return None, NoLinkCache()
+    redis = open_redis(settings.redis_url, timeout=settings.redis_timeout, connections=settings.redis_connections)
+    return redis, RedisLinkCache(redis, prefix_of(secret), now_ms)
+
+
+def prefix_of(secret: Secret) -> str:
+    """What the keys of an installation begin with: several may share a Redis."""
+    return f"sms:{secret.fingerprint[:8]}:"
+
+
+def open_bells(settings: Settings) -> RemoteBells | None:
+    """Bells that ring in other processes; None where there are none, or where no connection stays with one server."""
+    if not settings.is_postgresql:
+        return None
+    dsn, stays = split_url(settings.database_url)
+    return RemoteBells(dsn) if stays else None
+
+
+def ringing(bells: RemoteBells | None, name: str, bell: Bell) -> Callable[[], None]:
+    """What rings `bell` here, and the one of this name elsewhere."""
+    if bells is None:
+        return bell.ring
+    bells.on(name, bell.ring)
+
+    def ring() -> None:
+        bell.ring()
+        bells.ring(name)
+
+    return ring
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
@@ -198,4 +331,4 @@ def places_of(directory: Directory) -> Places:
         application = directory.application(application_id)
         return bool((domain and domain.disabled) or (application and application.disabled))
 
-    return Places(fallback, click_id_param, disabled)
+    return Places(fallback, click_id_param, disabled, lambda: directory.special)

@@ -36,7 +36,16 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite database and the secret.")
     database_url: str = Field("", description="sqlite:///FILE or postgresql://...; empty: DATA_DIR/shortener.db.")
+    database_pool: int = Field(
+        8, ge=1, le=500, description="PostgreSQL connections that a process keeps; it opens as many again under load."
+    )
+    database_timeout: float = Field(
+        10.0, gt=0, le=3600, description="Seconds that a statement of the server may take on PostgreSQL."
+    )
     redis_url: str = Field("", description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis.")
+    redis_timeout: float = Field(0.1, gt=0, le=5, description="Seconds after which Redis counts as down.")
+    redis_connections: int = Field(16, ge=2, le=500, description="Most Redis connections of a process.")
+    spool_limit: int = Field(1_000_000, ge=1, description="Most hits in the Redis stream during an outage of the database.")
     base_url: str = Field(DEFAULT_BASE_URL, description="Prefix of short links of applications without a domain.")
     secret: str = Field("", description="Master secret, 32 characters or more; empty: made once and kept in DATA_DIR/secret.")
 
@@ -66,6 +75,9 @@ class Settings(BaseSettings):
     )
     delivery_slots: int = Field(256, ge=1, le=4096, description="Attempts under way at once in one process.")
     delivery_slots_per_tracker: int = Field(16, ge=1, le=1024, description="Attempts under way at once for one tracker.")
+    delivery_recovery_rate: float = Field(
+        100.0, gt=0, le=100_000, description="Deliveries a second to a tracker that has just recovered, until its backlog is gone."
+    )
     allow_private_targets: bool = Field(False, description="Let trackers live on private or loopback addresses (development).")
     allow_http_targets: bool = Field(True, description="Let trackers use http:// as well as https://.")
 
@@ -117,6 +129,15 @@ class Settings(BaseSettings):
     def _check_database_url(cls, value: str) -> str:
         if value and not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
             raise ValueError("wants sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        if value:
+            from shortener.store.redis import check_redis_url
+
+            check_redis_url(value)
         return value
 
     @model_validator(mode="after")
@@ -197,6 +218,24 @@ def as_toml() -> str:
     ]
     for name, field in Settings.model_fields.items():
         lines += ["", f"# {field.description}", f"{name} = {_toml_value(field.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def as_markdown() -> str:
+    """`docs/settings.md`."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `make config` from `shortener/settings.py`; a test compares them. A setting is read from TOML",
+        "(`SHORTENER_CONFIG` names a file, or a folder whose `*.toml` are read in order; `config/shortener.toml` if it is there),",
+        "then from `SHORTENER_<NAME>` in the environment, or from the file that `SHORTENER_<NAME>_FILE` names (for secrets).",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = _toml_value(field.default).replace('""', "(empty)")
+        lines.append(f"| `{name.upper()}` | `{default}` | {field.description} |")
     return "\n".join(lines) + "\n"
 
 

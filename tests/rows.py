@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from shortener.ids import first_id_at
-from shortener.model import DeliveryStatus, State, Topic, Verdict
+from shortener.model import DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.store import schema
 from shortener.store.types import to_ms
 
@@ -95,6 +95,14 @@ class Rows:
         }
         return self.put(schema.hits, at, values, more)
 
+    def first_click(self, message: int, link: int, at: datetime | None = None, **more: Any) -> int:
+        """A hit that the message knows by its id; others are found by their link."""
+        flags = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
+        hit = self.hit(link, at, flags=flags.value, **more)
+        clicked = {"click_hit_id": hit, "clicked_at": at or self.at, "state": State.CLICKTHRU.value}
+        self.connection.execute(update(schema.messages).where(schema.messages.c.id == message).values(clicked))
+        return hit
+
     def conversion(self, message: int, **more: Any) -> int:
         values = {
             "application_id": 1,
@@ -115,6 +123,25 @@ class Rows:
             "fanned_out": True,
         }
         return self.put(schema.events, at, values, more)
+
+    def tracker(self, tracker_id: int, *, enabled: bool) -> None:
+        values = {
+            "id": tracker_id,
+            "application_id": 1,
+            "name": f"tracker {tracker_id}",
+            "enabled": enabled,
+            "url": "https://customer.example/",
+            "topics": Topic.CLICK.value,
+            "method": "POST",
+            "format": "json",
+            "success": {},
+            "max_attempts": 10,
+            "timeout": 5,
+            "concurrency": 1,
+            "created_at": self.at,
+            "updated_at": self.at,
+        }
+        self.connection.execute(insert(schema.trackers).values(values))
 
     def delivery(self, event: int, **more: Any) -> int:
         values = {
@@ -143,7 +170,7 @@ class Rows:
         """A message, clicked and converted, with one event that was delivered at the first attempt."""
         message = self.message(at, **more)
         link = self.link(message)
-        hit = self.hit(link)
+        hit = self.first_click(message, link)
         self.conversion(message, hit_id=hit)
         self.attempt(self.delivery(self.event(message, link_id=link, hit_id=hit)))
         return message

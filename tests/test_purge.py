@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +13,14 @@ from sqlalchemy import Connection, Table, event, select, update
 from shortener.ids import IdMaker, first_id_at
 from shortener.model import DeliveryStatus
 from shortener.purge import FROM_THE_START_EVERY, Purge, Purged, purge
+from shortener.service import Service
 from shortener.settings import Settings
 from shortener.store import schema
 from shortener.store.database import Database
 from shortener.store.migrate import migrate
 from shortener.store.sqlite import SqliteDatabase
 from shortener.store.types import to_ms
-from tests.conftest import NOON
+from tests.conftest import NOON, Clock
 from tests.rows import KINDS, Rows, count
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ _CHOSEN: dict[str, Any] = {
     "purge_batch": 10,
 }
 SETTINGS = Settings(**_CHOSEN)
+PENDING: dict[str, Any] = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
 
 
 def put(connection: Connection, build: Callable[[Rows], T]) -> T:
@@ -51,6 +53,7 @@ def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
     older = [just_before() for _ in range(4096)]
     assert max(older) < first_id_at(at) <= then()
     assert first_id_at(0) == 0
+    assert first_id_at(to_ms(datetime.max.replace(tzinfo=UTC))) == 2**63 - 1
 
 
 async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
@@ -59,6 +62,20 @@ async def test_a_message_past_its_retention_goes_with_everything_it_brought(data
     assert purged == Purged(messages=1, links=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
     rest = await database.read(count)
     assert rest == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
+
+
+async def test_a_first_click_and_other_hits_go_with_their_message(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        message = rows.message(LONG_AGO)
+        link = rows.link(message)
+        rows.first_click(message, link, NOW - DAY)
+        rows.hit(link, NOW - DAY)
+        kept = rows.message(NOW - DAY)
+        return rows.first_click(kept, rows.link(kept))
+
+    kept = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == Purged(messages=1, links=1, hits=2)
+    assert await database.read(left_of, schema.hits) == {kept}
 
 
 async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: Database) -> None:
@@ -146,15 +163,16 @@ async def test_events_go_when_their_last_delivery_ended_long_ago(database: Datab
             event = rows.event(message, NOW - 100 * DAY)
             rows.attempt(rows.delivery(event))
             if delivery:
-                rows.attempt(rows.delivery(event, tracker_id=2, **delivery))
+                rows.attempt(rows.delivery(event, **{"tracker_id": 3, **delivery}))
             return event
 
         gone = {"finished_at": NOW - 91 * DAY}
         one()
         one(status=DeliveryStatus.DEAD.value, **gone)
-        one(status=DeliveryStatus.PARKED.value, finished_at=None)
+        rows.tracker(2, enabled=False)
+        one(tracker_id=2, **PENDING)
         return [
-            one(status=DeliveryStatus.PENDING.value, finished_at=None),
+            one(**PENDING),
             one(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
@@ -169,9 +187,10 @@ async def test_nothing_pending_goes_with_its_message(database: Database) -> None
     def build(rows: Rows) -> set[int]:
         to_be_told, to_be_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
         rows.event(to_be_told, NOW - DAY, fanned_out=False)
-        rows.delivery(rows.event(to_be_sent), status=DeliveryStatus.PENDING.value, finished_at=None)
+        rows.delivery(rows.event(to_be_sent), **PENDING)
         parked = rows.message(LONG_AGO)
-        rows.delivery(rows.event(parked, NOW - DAY), status=DeliveryStatus.PARKED.value, finished_at=None)
+        rows.tracker(2, enabled=False)
+        rows.delivery(rows.event(parked, NOW - DAY), tracker_id=2, **PENDING)
         return {to_be_told, to_be_sent}
 
     waiting = await database.write(put, build)
@@ -204,7 +223,7 @@ async def test_counts_stay(database: Database) -> None:
 async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database: Database) -> None:
     def build(rows: Rows) -> int:
         held = rows.message(LONG_AGO)
-        delivery = rows.delivery(rows.event(held), status=DeliveryStatus.PENDING.value, finished_at=None)
+        delivery = rows.delivery(rows.event(held), **PENDING)
         rows.message(LONG_AGO + DAY)
         return delivery
 
@@ -216,6 +235,15 @@ async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database
     assert await job.step(NOW + timedelta(hours=1)) == 0
     assert await job.step(NOW + FROM_THE_START_EVERY) == 3
     assert job.total == Purged(messages=2, events=1, deliveries=1)
+
+
+async def test_the_service_purges_in_the_background(service: Service, clock: Clock) -> None:
+    await service.database.write(put, lambda rows: rows.whole_message(NOON))
+    job = service.jobs.table["purge"]
+    assert job.every == service.settings.purge_interval
+    assert await job.step() == 0
+    clock.now = NOON + timedelta(days=service.settings.message_retention_days + 1)
+    assert await job.step() == 7
 
 
 async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
@@ -251,7 +279,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
         steps = await database.write(explain)
     finally:
         await database.close()
-    tables = {table.name for table in KINDS}
+    tables = {*(table.name for table in KINDS), "trackers"}
     used = Counter(detail.split()[0] for detail, _ in steps)
     assert used["SEARCH"] > 20
     scans = [step for step in steps if step[0].startswith("SCAN") and step[0].split()[1] in tables]

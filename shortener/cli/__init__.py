@@ -18,6 +18,12 @@ COMMANDS = {
     "applications": ("accounts", "Create, list, show and update applications."),
     "keys": ("accounts", "API keys: create, list, revoke."),
     "tokens": ("accounts", "Tracker tokens: rotate."),
+    "trackers": ("trackers", "Where events go: add, list, update, remove, test."),
+    "deliveries": ("trackers", "What was delivered and what was not: list, show, replay."),
+    "messages": ("data", "Messages: show one, erase a person's data."),
+    "purge": ("data", "Delete what is past its retention."),
+    "export": ("data", "Write an application's messages as CSV."),
+    "verify": ("data", "Count everything again and compare with the kept counts."),
     "demo": ("demo", "Play the whole life of one message against a real local receiver."),
     "listen": ("listen", "A local receiver that prints, and verifies, what it is sent."),
     "migrate": ("maintenance", "Bring the database's schema to this version."),
@@ -53,9 +59,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; turns what can go wrong into a line on stderr and an exit code."""
     try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        # Without standalone mode click returns the code of an Exit instead of leaving with it.
+        sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)
     except click.UsageError as error:

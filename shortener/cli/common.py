@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 import orjson
@@ -16,6 +16,9 @@ import orjson
 from shortener import settings as settings_module
 from shortener.errors import ApiError, StoreUnavailable
 from shortener.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from shortener.store.links import LinkCache
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,6 +79,23 @@ async def open_store() -> AsyncIterator[Any]:
         yield database
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def open_cache() -> AsyncIterator[LinkCache]:
+    """The link cache of the settings: for a command that changes links."""
+    from shortener.model import utcnow
+    from shortener.secret import open_secret
+    from shortener.service import open_link_cache
+    from shortener.store.types import to_ms
+
+    settings = load_settings()
+    redis, cache = open_link_cache(settings, open_secret(settings.secret, settings.data_dir), lambda: to_ms(utcnow()))
+    try:
+        yield cache
+    finally:
+        if redis is not None:
+            await redis.close()
 
 
 def show(data: Any, as_json: bool, people: Callable[[], None]) -> None:

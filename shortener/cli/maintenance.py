@@ -17,7 +17,10 @@ async def migrate(as_json: bool) -> None:
     """Bring the database's schema to this version; forward only."""
     from shortener.store.migrate import migrate as bring
 
-    before, after = await bring(load_settings().store_url)
+    def progress(revision: str, what: str) -> None:
+        click.echo(f"{revision}  {what} ...", err=True)
+
+    before, after = await bring(load_settings().store_url, progress)
     told = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     show({"from": before, "to": after}, as_json, lambda: click.echo(told))
 

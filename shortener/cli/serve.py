@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     """Serve web and delivery in one process."""
     settings = load_settings(host=host, port=port, workers=workers)
     if settings.workers > 1:
+        _first_start(settings, as_json)
         _serve_many(settings)
     else:
         _serve_one(settings, as_json)
@@ -63,7 +65,16 @@ async def serve_service(service: Service) -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.remove_signal_handler(number)
 
-    await Server(uvicorn_config(App(service), service.settings)).serve()
+    server = Server(uvicorn_config(App(service), service.settings))
+    _set_aside_what_stays()
+    await server.serve()
+
+
+def _set_aside_what_stays() -> None:
+    """Modules, classes and routes live as long as the process: a full collection that looks through them stops everything for a
+    tenth of a second, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
@@ -86,15 +97,32 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
     )
 
 
+@runs
+async def _first_start(settings: Settings, as_json: bool) -> None:
+    """Once, before there are several: make the store ready, and say what the very first start has to say."""
+    from shortener import logs
+    from shortener.service import open_service
+
+    logs.configure(settings)
+    service = await open_service(settings)
+    _greet(service, as_json)
+    await service.close()
+
+
 def _serve_many(settings: Settings) -> None:
+    """Serve from several processes on one socket until SIGTERM or SIGINT; a worker that dies is replaced."""
     import os
 
+    from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
     for name in ("host", "port", "workers"):  # the workers read settings of their own
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
     config = uvicorn_config("shortener.cli.serve:worker", settings, factory=True, workers=settings.workers)
-    Multiprocess(config, [config.bind_socket()]).run()
+    supervisor = Multiprocess(config, [config.bind_socket()])
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise click.ClickException("a worker could not start")
 
 
 def worker() -> Any:
@@ -111,6 +139,7 @@ def worker() -> Any:
         nonlocal app
         if app is None:
             app = App(await open_service(settings))
+            _set_aside_what_stays()
         await app(scope, receive, send)
 
     return run
@@ -160,6 +189,7 @@ async def deliver(as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    _set_aside_what_stays()
     service.start(web=False)
     click.echo("Delivering.")
     await stop.wait()

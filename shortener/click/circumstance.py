@@ -1,7 +1,7 @@
 """Rules that judge a hit by its circumstances: how soon it came, and what else its address opened.
 
-A scanner with the agent of a plain Chrome is known by nothing else. Each rule is a setting of the application and off until it is
-set, because each has its price in people:
+A scanner with the agent of a plain Chrome is known by nothing else. Each rule is a setting of the application (accounts) and off
+until it is set, because each has its price in people:
 
 - `min_seconds_after_sent`: a hit sooner than that after SENT, or before it. Carriers scan links on the way. Price: people whose
   phone is in their hand, if set above a few seconds; everybody, if the pipeline's clock is ahead of this machine's.
@@ -13,34 +13,24 @@ set, because each has its price in people:
 - `all_links_within_second`: a scanner opens every link of a message at once. Price: a person who taps two links quickly, or
   whose phone previews them.
 
-Pure functions over facts that the caller gathered; only `AddressWatch` keeps something, in this process's memory, bounded.
+The first hits of a scanner pass, since nothing yet speaks against them; `rejudge` calls them back when the evidence is there.
+
+Pure functions over facts that the caller gathered; only the two watches keep something, in this process's memory, bounded.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from shortener.accounts import ApplicationSettings
 from shortener.click.verdict import Judgement
 from shortener.model import Verdict
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class CircumstanceSettings:
-    """What an application suspects. None or False: that rule is off. Seconds may be fractions."""
-
-    min_seconds_after_sent: float | None = None
-    min_seconds_after_delivered: float | None = None
-    max_recipients_per_address_minute: int | None = None
-    all_links_within_second: bool = False
-
-
-OFF = CircumstanceSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +42,10 @@ class Facts:
     delivered_at: datetime | None = None
     recipients_of_address: int = 0  # whose links the hit's address opened within a minute, this one's included (`AddressWatch`)
     links_of_message: int = 0
-    opened_at: Sequence[datetime] = ()  # one time for each link of the message that was opened: that of the hit nearest to this one
+    opened_at: Collection[datetime] = ()  # for each link of the message that was opened, the time nearest to this one
 
 
-def judge_circumstance(settings: CircumstanceSettings, facts: Facts) -> Judgement | None:
+def judge_circumstance(settings: ApplicationSettings, facts: Facts) -> Judgement | None:
     """The first rule that suspects the hit, or None: then the verdict by the request stands."""
     for name, rule in _RULES:
         if reason := rule(settings, facts):
@@ -63,14 +53,14 @@ def judge_circumstance(settings: CircumstanceSettings, facts: Facts) -> Judgemen
     return None
 
 
-def _soon_after_sent(settings: CircumstanceSettings, facts: Facts) -> str | None:
+def _soon_after_sent(settings: ApplicationSettings, facts: Facts) -> str | None:
     if settings.min_seconds_after_sent is None or facts.sent_at is None:
         return None
     seconds = (facts.at - facts.sent_at).total_seconds()
     return _away(seconds, "sent") if seconds < settings.min_seconds_after_sent else None
 
 
-def _soon_after_delivered(settings: CircumstanceSettings, facts: Facts) -> str | None:
+def _soon_after_delivered(settings: ApplicationSettings, facts: Facts) -> str | None:
     if settings.min_seconds_after_delivered is None or facts.delivered_at is None:
         return None
     seconds = (facts.at - facts.delivered_at).total_seconds()
@@ -81,21 +71,21 @@ def _away(seconds: float, what: str) -> str:
     return f"{abs(seconds):.1f} s {'before' if seconds < 0 else 'after'} the message was {what}"
 
 
-def _many_recipients(settings: CircumstanceSettings, facts: Facts) -> str | None:
+def _many_recipients(settings: ApplicationSettings, facts: Facts) -> str | None:
     most = settings.max_recipients_per_address_minute
     if most is None or facts.recipients_of_address <= most:
         return None
     return f"{facts.recipients_of_address} recipients' links opened from one address within a minute"
 
 
-def _all_links_at_once(settings: CircumstanceSettings, facts: Facts) -> str | None:
+def _all_links_at_once(settings: ApplicationSettings, facts: Facts) -> str | None:
     if not settings.all_links_within_second or facts.links_of_message < 2 or len(facts.opened_at) < facts.links_of_message:
         return None
     at_once = max(facts.opened_at) - min(facts.opened_at) <= SECOND
     return f"all {facts.links_of_message} links of the message opened within a second" if at_once else None
 
 
-_RULES: tuple[tuple[str, Callable[[CircumstanceSettings, Facts], str | None]], ...] = (
+_RULES: tuple[tuple[str, Callable[[ApplicationSettings, Facts], str | None]], ...] = (
     ("soon_after_sent", _soon_after_sent),
     ("soon_after_delivered", _soon_after_delivered),
     ("many_recipients", _many_recipients),
@@ -116,12 +106,12 @@ class AddressWatch:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._seen: OrderedDict[tuple[str, int], datetime] = OrderedDict()  # oldest first
-        self._recipients: dict[str, int] = {}  # by address, for what is in _seen
+        self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()  # oldest first
+        self._recipients: dict[Hashable, int] = {}  # by address, for what is in _seen
 
-    def count(self, address: str, recipient: int, at: datetime) -> int:
-        """Note that `address` opened a link of `recipient` (a message's id, say) at `at`; how many recipients that makes within the
-        minute up to then, this one included. 0 for an empty address, which is one that privacy settings dropped."""
+    def count(self, address: Hashable, recipient: int, at: datetime) -> int:
+        """Note that `address`, or whatever stands for it, opened a link of `recipient` (a message's id, say) at `at`; how many
+        recipients that makes within the minute up to then, this one included. 0 for an empty address: one that is not known."""
         if not address:
             return 0
         pair = (address, recipient)
@@ -135,6 +125,30 @@ class AddressWatch:
             if not self._recipients[forgotten]:
                 del self._recipients[forgotten]
         return self._recipients.get(address, 0)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+class LinkWatch:
+    """When the links of a message were opened within the last second, as far as this process saw. Bounded as `AddressWatch` is."""
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()  # by message, oldest first
+
+    def note(self, message: int, link: int, at: datetime) -> None:
+        """`link`, one of the links of `message`, was opened at `at`."""
+        _, opened = self._seen.get(message, (at, {}))
+        opened[link] = at
+        self._seen[message] = (at, opened)
+        self._seen.move_to_end(message)
+        while len(self._seen) > self._limit or next(iter(self._seen.values()))[0] < at - SECOND:
+            self._seen.popitem(last=False)
+
+    def opened_at(self, message: int) -> Collection[datetime]:
+        """The last time of each link of the message that was opened."""
+        return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:
         return len(self._seen)

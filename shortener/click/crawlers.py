@@ -35,6 +35,8 @@ _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]
 # An agent has no line breaks, so they can stand for its ends: `^curl` becomes the word "\ncurl".
 _END = "\n"
 
+_NEVER = r"(?!)"
+
 _Trie = dict[str, "_Trie"]
 
 
@@ -57,7 +59,7 @@ def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[s
                 expressions.append(part)
             else:
                 words.extend(spelled)
-    return re.compile(_trie_expression(words)), re.compile("|".join(expressions) or r"(?!)", re.MULTILINE)
+    return re.compile(_trie_expression(words) or _NEVER), re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
 
 
 def _spellings(pattern: str) -> list[str] | None:
@@ -85,7 +87,7 @@ def _trie_expression(words: Iterable[str]) -> str:
         for character in word:
             node = node.setdefault(character, {})
         node[""] = {}
-    return _alternatives(root)
+    return _alternatives(root) if root else ""
 
 
 def _alternatives(node: _Trie) -> str:

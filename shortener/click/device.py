@@ -1,8 +1,8 @@
 """What kind of device and which browser an agent belongs to, for statistics.
 
 Parsed by ua-parser with its native expressions, some tens of microseconds for an agent not seen lately; so this is called where
-counts are folded, never on the way to a redirect. An agent that says nothing gives "Other". An iPad that asks for desktop pages says
-that it is a Mac, and is counted as one.
+counts are folded, never on the way to a redirect. An agent that says nothing gives "Other". An iPad that asks for desktop pages
+says that it is a Mac, and is counted as one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,48 @@ class Device:
 def device_of(user_agent: str) -> Device:
     """The device that an agent belongs to, as far as it tells. Never fails."""
     return _device_of(user_agent[:LONGEST_AGENT])
+
+
+#: The names that statistics tell browsers by, each with ua-parser's families; their number is bounded, whatever agents send.
+_BROWSERS = {
+    "Safari": ("Safari", "Mobile Safari"),
+    "Chrome": ("Chrome", "Chrome Mobile", "Chrome Mobile iOS", "Chromium"),
+    "Samsung Internet": ("Samsung Internet",),
+    "Firefox": ("Firefox", "Firefox Mobile", "Firefox iOS", "Firefox Focus", "Firefox Alpha", "Firefox Beta"),
+    "Edge": ("Edge", "Edge Mobile"),
+    "Opera": ("Opera", "Opera Mobile", "Opera Mini", "Opera Touch", "Opera GX", "Opera Tablet"),
+    "Android Browser": ("Android",),
+    "UC Browser": ("UC Browser",),
+    "MIUI Browser": ("MiuiBrowser",),
+    "Huawei Browser": ("Huawei Browser",),
+    "Yandex Browser": ("Yandex Browser",),
+    "QQ Browser": ("QQ Browser", "QQ Browser Mini", "QQ Browser Mobile"),
+    "Amazon Silk": ("Amazon Silk",),
+    "Brave": ("Brave", "Brave Mobile"),
+    "DuckDuckGo": ("DuckDuckGo", "DuckDuckGo Mobile"),
+    "Vivaldi": ("Vivaldi",),
+    "Internet Explorer": ("IE", "IE Mobile", "IE Large Screen"),
+    "Google app": ("Google",),
+    "Facebook": ("Facebook",),
+    "Messenger": ("Facebook Messenger",),
+    "Instagram": ("Instagram",),
+    "Telegram": ("Telegram",),
+    "LINE": ("LINE",),
+    "KakaoTalk": ("KakaoTalk",),
+    "WeChat": ("WeChat Browser",),
+    "TikTok": ("TikTok",),
+    "Snapchat": ("Snapchat",),
+    "Pinterest": ("Pinterest",),
+    "X": ("Twitter",),
+    "another app": ("Mobile Safari UI/WKWebView", "Chrome Mobile WebView"),
+}
+OTHER = "other"
+_NAMES = {family: name for name, families in _BROWSERS.items() for family in families}
+
+
+def browser_name(family: str) -> str:
+    """One of a few dozen names for a family of `Device.browser`, or "other"."""
+    return _NAMES.get(family, OTHER)
 
 
 @lru_cache(maxsize=16_384)

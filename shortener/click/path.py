@@ -26,5 +26,5 @@ _PATH = re.compile(rb"/([A-Za-z0-9]{%d,%d})(?:%s){0,%d}" % (SHORTEST, LONGEST, _
 
 def code_of(path: bytes | str) -> str | None:
     """The code in a request's path `/{code}`, raw (bytes) or decoded; None if the path is no code's."""
-    found = _PATH.fullmatch(path if isinstance(path, bytes) else path.encode(errors="replace"))
+    found = _PATH.fullmatch(path if isinstance(path, bytes) else path.encode(errors="surrogatepass"))
     return found[1].decode() if found else None

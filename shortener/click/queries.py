@@ -7,14 +7,15 @@ statement, and each row fetched, hands the interpreter lock to the event loop an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import BigInteger, Connection, func, select
 
 from shortener.store import schema
 from shortener.store.bulk import BulkInsert
+from shortener.store.given import given
 
 
 class Target(NamedTuple):
@@ -26,18 +27,27 @@ class Target(NamedTuple):
     application_id: int
     cohort_id: int
     domain_id: int
+    position: int
     flags: int
     url: str
     location: str | None
     fallback_url: str | None
     expires_at: int
-    clicked_at: int | None
     disabled_at: int | None
     state: int
     created_at: int
     sent_at: int | None
     delivered_at: int | None
-    message_clicked_at: int | None
+    clicked_links: int
+
+
+class Claim(NamedTuple):
+    """A first click that a message may be waiting for. `bits`: the links clicked; `hit_id`, `at`: the earliest of them."""
+
+    message: int
+    at: int
+    hit_id: int
+    bits: int
 
 
 #: id, link_id, at, verdict, rule, flags, address, user_agent
@@ -46,8 +56,8 @@ HitRow = tuple[int, int, int, int, str, int, str, str]
 EventRow = tuple[int, int, int, int, int, int, int, str | None, bool]
 
 _COLUMNS = (
-    "l.code, l.id, l.message_id, l.application_id, l.cohort_id, l.domain_id, l.flags, l.url, l.location, l.fallback_url, "
-    "l.expires_at, l.clicked_at, l.disabled_at, m.state, m.created_at, m.sent_at, m.delivered_at, m.clicked_at"
+    "l.code, l.id, l.message_id, l.application_id, l.cohort_id, l.domain_id, l.position, l.flags, l.url, l.location, "
+    "l.fallback_url, l.expires_at, l.disabled_at, m.state, m.created_at, m.sent_at, m.delivered_at, m.clicked_links"
 )
 
 _FIND = {
@@ -57,23 +67,24 @@ _FIND = {
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l JOIN messages AS m ON m.id = l.message_id WHERE l.code = ANY($1::text[])",
 }
 
-_CLAIM_LINKS = {
-    "sqlite": "UPDATE links SET clicked_at = j.value ->> 1 FROM json_each(?) AS j "
-    "WHERE links.id = j.value ->> 0 AND links.clicked_at IS NULL",
-    # Rows are locked in the order of their ids, so that two nodes with overlapping batches cannot deadlock.
-    "postgresql": "WITH won AS (SELECT id FROM links WHERE id = ANY($1::bigint[]) AND clicked_at IS NULL ORDER BY id FOR UPDATE) "
-    "UPDATE links SET clicked_at = b.at FROM won JOIN unnest($1::bigint[], $2::bigint[]) AS b(id, at) ON b.id = won.id "
-    "WHERE links.id = won.id RETURNING links.id",
-}
+#: Sets the bits of the links; and, when it is the first click of the message, moves it to CLICKTHRU.
+_CLICK = (
+    "clicked_links = messages.clicked_links | {bits}, clicked_at = coalesce(messages.clicked_at, {at}), "
+    "click_hit_id = coalesce(messages.click_hit_id, {hit}), "
+    "previous_state = CASE WHEN messages.clicked_at IS NULL THEN messages.state ELSE messages.previous_state END, state = 50"
+)
 
-_CLAIM_MESSAGES = {
-    "sqlite": "UPDATE messages SET clicked_at = j.value ->> 1, previous_state = state, state = 50 FROM json_each(?) AS j "
-    "WHERE messages.id = j.value ->> 0 AND messages.clicked_at IS NULL",
-    "postgresql": "WITH won AS "
-    "(SELECT id FROM messages WHERE id = ANY($1::bigint[]) AND clicked_at IS NULL ORDER BY id FOR UPDATE) "
-    "UPDATE messages SET clicked_at = b.at, previous_state = state, state = 50 "
-    "FROM won JOIN unnest($1::bigint[], $2::bigint[]) AS b(id, at) ON b.id = won.id "
-    "WHERE messages.id = won.id RETURNING messages.id, messages.previous_state",
+_CLAIM = {
+    "sqlite": f"UPDATE messages SET {_CLICK.format(bits='j.value ->> 3', at='j.value ->> 1', hit='j.value ->> 2')} "
+    "FROM json_each(?) AS j WHERE messages.id = j.value ->> 0 AND (messages.clicked_links & (j.value ->> 3)) = 0",
+    # Rows are locked in the order of their ids, so that two nodes with overlapping batches cannot deadlock, and read again once
+    # they are locked: `won` holds what each message was just before.
+    "postgresql": "WITH batch AS "
+    "(SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[]) AS b(id, at, hit, bits)), "
+    "won AS (SELECT id, clicked_links, clicked_at, state FROM messages WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE) "
+    f"UPDATE messages SET {_CLICK.format(bits='batch.bits', at='batch.at', hit='batch.hit')} "
+    "FROM won JOIN batch USING (id) WHERE messages.id = won.id AND (won.clicked_links & batch.bits) <> batch.bits "
+    "RETURNING messages.id, won.clicked_links, CASE WHEN won.clicked_at IS NULL THEN won.state END",
 }
 
 #: Rows of HitRow and EventRow.
@@ -98,30 +109,21 @@ def find(connection: Connection, codes: Iterable[str]) -> dict[str, Target]:
     return {row[0]: Target._make(row) for row in connection.exec_driver_sql(_FIND[engine], (wanted,))}
 
 
-def claim_links(connection: Connection, first: dict[int, int]) -> set[int]:
-    """Set `clicked_at` (ms) of each link that has none yet; returns the links that this transaction was first on."""
+def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, Target]) -> dict[int, tuple[int, int | None]]:
+    """Take the first clicks that nobody took. `seen`: what `find` told of each message (any of its links).
+
+    Returns for each message: the bits of the links that this transaction was first on, and, if it was first on the message too,
+    the state before; else None."""
     engine = connection.dialect.name
     if engine == "sqlite":
         # One writer, and `find` ran in this transaction: what it saw as unclicked still is.
-        done = connection.exec_driver_sql(_CLAIM_LINKS[engine], (_dumps(list(first.items())),)).rowcount
-        assert done == len(first), "a link was clicked between find and claim"
-        return set(first)
-    rows = connection.exec_driver_sql(_CLAIM_LINKS[engine], (list(first.keys()), list(first.values())))
-    return {row[0] for row in rows}
-
-
-def claim_messages(connection: Connection, first: dict[int, tuple[int, int]]) -> dict[int, int]:
-    """Move each message that nobody clicked to CLICKTHRU. `first`: message -> (ms, state that `find` saw).
-
-    Returns, for the messages that this transaction was first on, the state before."""
-    engine = connection.dialect.name
-    if engine == "sqlite":
-        pairs = [(message, at) for message, (at, _) in first.items()]
-        done = connection.exec_driver_sql(_CLAIM_MESSAGES[engine], (_dumps(pairs),)).rowcount
-        assert done == len(first), "a message was clicked between find and claim"
-        return {message: state for message, (_, state) in first.items()}
-    arguments = (list(first.keys()), [at for at, _ in first.values()])
-    return {row[0]: row[1] for row in connection.exec_driver_sql(_CLAIM_MESSAGES[engine], arguments)}
+        done = connection.exec_driver_sql(_CLAIM[engine], (_dumps([tuple(one) for one in claims]),)).rowcount
+        assert done == len(claims), "a message was clicked between find and claim"
+        return {one.message: (one.bits, None if seen[one.message].clicked_links else seen[one.message].state) for one in claims}
+    columns = tuple(list(column) for column in zip(*claims, strict=True))
+    wanted = {one.message: one.bits for one in claims}
+    rows = connection.exec_driver_sql(_CLAIM[engine], columns)
+    return {message: (wanted[message] & ~before, state) for message, before, state in rows}
 
 
 def known_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
@@ -130,6 +132,14 @@ def known_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
     if engine == "sqlite":
         return set(orjson.loads(connection.exec_driver_sql(_KNOWN[engine], (_dumps(list(ids)),)).scalar_one()))
     return {row[0] for row in connection.exec_driver_sql(_KNOWN[engine], (list(ids),))}
+
+
+def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:
+    """How many links each message has: asked only for applications that judge by it."""
+    wanted = given(connection, [(message,) for message in messages], id=BigInteger)
+    links = schema.links
+    counted = select(links.c.message_id, func.count()).join_from(wanted, links, links.c.message_id == wanted.c.id)
+    return {row[0]: row[1] for row in connection.execute(counted.group_by(links.c.message_id))}
 
 
 def _dumps(value: object) -> str:

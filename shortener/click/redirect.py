@@ -1,8 +1,8 @@
 """GET /{code}: the redirect, answered before routing, middleware and templates are reached.
 
 A bare ASGI application. It turns the request into a `Hit`, waits for its landing and answers: 302 with the prepared bytes of
-`Location`, 404 for an unknown code, 410 for an expired one, 503 with Retry-After when neither the store nor a read of it works.
-Prefetchers and previews are redirected like everybody else; the verdict only decides what counts.
+`Location`, 404 for an unknown code, 410 for one that expired or was switched off, 503 with Retry-After when neither the store nor a
+read of it works. Prefetchers and previews are redirected like everybody else; the verdict only decides what counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 
 from shortener.accounts import Directory
 from shortener.click.address import client_address, shorten_address
-from shortener.click.page import expired_page, unavailable_page, unknown_page
+from shortener.click.page import expired_page, killed_page, unavailable_page, unknown_page
 from shortener.click.recorder import UNKNOWN, Hit, Landing, Recorder
 from shortener.click.verdict import Request, judge
 from shortener.errors import StoreUnavailable
@@ -102,6 +102,7 @@ class Redirect:
             rule=judgement.rule,
             address=shorten_address(address, self._privacy),
             user_agent=user_agent,
+            origin=hash(address),
         )
         try:
             landing = await self._recorder.record(hit)
@@ -121,7 +122,8 @@ class Redirect:
             await send(_NOTHING)
         elif landing.gone:
             application = self._directory.application(landing.application_id)
-            await self._page(send, method, 410, expired_page(application.name if application else ""))
+            page = killed_page if landing.off else expired_page
+            await self._page(send, method, 410, page(application.name if application else ""))
         else:
             await self._page(send, method, 404, unknown_page())
 

@@ -101,15 +101,15 @@ _MODEL = re.compile(r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)
 # What a program says of itself and no browser does: an address to write to, "compatible" without being a browser of that age,
 # a name inside of "(KHTML, like Gecko; ...)", or one of the trade's words. CUBOT makes phones, CamScanner is an app with a browser.
 _PROGRAM = re.compile(
-    r"https?:/|\bwww\.|\w@[a-z][\w-]*\.[a-z]|"
-    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
+    r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|"
+    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
     r"(?<!cu)bot(?![a-z])|crawl|spider|scraper|headless|preview|monitor|synthetic|fetcher|checker|validator|(?<!cam)scanner",
     re.IGNORECASE,
 )
 
 # The engines of browsers, and what simple phones say in place of one: the parts of their platform, or the maker and no more.
 _BROWSER = re.compile(
-    r"WebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
+    r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
     r"UCWEB|UCBrowser|Browser/|UP\.Browser|MIDP|MAUI|Obigo|NetFront|Teleca|Dolfin|Polaris|DoCoMo|"
     r"^(?:Alcatel|BlackBerry|HTC|Huawei|LGE?[-/ ]|Mot-|Nokia|Samsung|Sec-|Sie-|SonyEricsson|ZTE)",
     re.IGNORECASE,
@@ -146,7 +146,7 @@ def _crawler(agent: Agent) -> str | None:
 
 def _program(agent: Agent) -> str | None:
     found = _PROGRAM.search(agent.particular)
-    return f"names itself a program: {found[0]}" if found else None
+    return f"names itself a program: {found[0].strip(' (;')}" if found else None
 
 
 def _no_browser(agent: Agent) -> str | None:
@@ -163,8 +163,12 @@ _AGENT_RULES: tuple[tuple[str, Callable[[Agent], str | None]], ...] = (
 )
 _PERSON = Judgement(Verdict.HUMAN, "browser", "nothing speaks against a person")
 
-#: The names of all rules in the order in which they are asked; the last one is what is left.
-RULES = (*(name for name, _ in _REQUEST_RULES), *(name for name, _ in _AGENT_RULES), _PERSON.rule)
+#: All rules, by what they say and their names, in the order in which they are asked; the last one is what is left.
+RULES = (
+    *((Verdict.IGNORED, name) for name, _ in _REQUEST_RULES),
+    *((Verdict.SUSPECTED, name) for name, _ in _AGENT_RULES),
+    (Verdict.HUMAN, _PERSON.rule),
+)
 
 
 def judge(request: Request) -> Judgement:

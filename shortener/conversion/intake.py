@@ -23,6 +23,8 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.times import parse_time
 
 DEFAULT_ACTION = "conversion"
+#: Under this action, without a transaction_id, stands the end of a message's conversion process (Infobip): one for each message.
+END_ACTION = "end"
 METADATA_LIMIT = 4096  # bytes of JSON
 _EXACT_DIGITS = 15  # a float gives back any decimal of so many digits
 
@@ -77,6 +79,10 @@ class Intake:
     value: Decimal | None = None
     currency: str | None = None
     metadata: Mapping[str, Any] | None = None
+
+    @property
+    def ends_process(self) -> bool:
+        return self.action == END_ACTION and not self.transaction_id
 
 
 T = TypeVar("T")

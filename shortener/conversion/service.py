@@ -166,9 +166,12 @@ def _key(item: _Item, target: Target) -> Key:
 
 
 def _count(tally: Tally, cohort: int, intake: Intake) -> None:
-    """Actions are the tracker's own words, without number, so they are not counted apart. No currency: the metric `value:`."""
+    """Actions are the tracker's own words, without number, so they are not counted apart, save the end of a process (`ends`).
+    No currency: the metric `value:`."""
     at = to_ms(intake.at)
     tally.add(cohort, at, "conversions")
+    if intake.ends_process:
+        tally.add(cohort, at, "ends")
     if intake.value is not None:
         tally.add(cohort, at, f"value:{intake.currency or ''}", intake.value)
 

@@ -118,6 +118,13 @@ DEFAULT_FIELDS = (
     "short_url",
     "url",
     "label",
+    "first_for_message",
+    "first_for_link",
+    "click_number",
+    "seconds_since_sent",
+    "seconds_since_delivered",
+    "verdict",
+    "verdict_reason",
     "conversion_id",
     "action",
     "disposition",
@@ -270,7 +277,6 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
 def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
     get = facts.get
     topic = get("topic") or "state"
-    metadata = get("metadata")
     application, entity = get("application_id"), get("company_id")
     body: dict[str, Any] = {
         "notificationType": _INFOBIP_TYPES.get(topic, topic),
@@ -281,7 +287,7 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         "sendDateTime": _epoch_ms(get("timestamp")),
         "messageId": get("message_id"),
         "bulkId": get("message_request_id"),
-        "callbackData": orjson.dumps(metadata).decode() if metadata else None,
+        "callbackData": _callback_data(get("metadata")),
         "recipientInfo": {"deviceType": None, "os": None, "deviceName": None},
         "geoLocationInfo": {"countryName": None, "city": None},
         "applicationId": None if application is None else str(application),
@@ -311,6 +317,15 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         body["doneAt"] = get("delivered_at")
     body["eventId"] = get("event_id")
     return body
+
+
+def _callback_data(metadata: Any) -> str | None:
+    """The text that a request in Infobip's words brought, else all metadata as JSON."""
+    if not metadata:
+        return None
+    if isinstance(metadata, Mapping) and metadata.keys() == {"callbackData"}:
+        return str(metadata["callbackData"])
+    return orjson.dumps(metadata).decode()
 
 
 _RENDERERS: dict[str, Callable[[Facts, int, Sequence[str] | None], dict[str, Any]]] = {

@@ -1,9 +1,9 @@
 """How a tracker is doing, as one small value, and the breaker that follows from it. No I/O; times are milliseconds since 1970.
 
-After `FAILURES` failed attempts in a row the breaker opens: the tracker's deliveries wait, none of their attempts is spent. When the
-pause is over one delivery goes as a probe. If it fails, the breaker stays open for twice as long; if it succeeds, the breaker
-closes and the backlog is released at a bounded rate, so that a tracker that has just come back is not knocked over again. An
-answer with `Retry-After` opens it too, for as long as it says: a tracker that asks for quiet gets it for all its deliveries.
+After `FAILURES` failed attempts in a row the breaker opens: the tracker's deliveries wait, and none of their attempts is spent.
+When the pause is over one delivery goes as a probe. If it fails, the breaker stays open for twice as long; if it succeeds, the
+breaker closes and the backlog is released at a bounded rate, so that a tracker that has just come back is not knocked over again.
+An answer with `Retry-After` opens it too, for as long as it says: a tracker that asks for quiet gets it for all its deliveries.
 """
 
 from __future__ import annotations
@@ -33,13 +33,18 @@ class Health:
             return "open" if now < self.open_until else "half_open"
         return "closed" if self.recovering_at is None else "recovering"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any number of deliveries may go."""
+        return self.open_until is None and self.recovering_at is None
+
     def succeeded(self, now: int) -> Health:
         if self.open_until is not None:
             return dataclasses.replace(self, failures_in_row=0, open_until=None, recovering_at=now, last_success_at=now)
         return dataclasses.replace(self, failures_in_row=0, last_success_at=now)
 
     def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> Health:
-        """`probe`: the attempt was the one that an open breaker let through. `quiet_until`: when the tracker asked to be left alone."""
+        """`probe`: the attempt was the one that an open breaker let through. `quiet_until`: how long the tracker wants no more."""
         failures, open_until = self.failures_in_row, self.open_until
         if open_until is None or probe:  # else it began before the breaker opened
             failures += 1

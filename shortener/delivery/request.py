@@ -19,6 +19,7 @@ from shortener.rewrite.destinations import DestinationError, parse_destination
 
 #: Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = Success("200")
+_ANY_2XX = Success()
 
 
 class Forbidden(Exception):
@@ -40,7 +41,7 @@ class Target:
     timeout: float
     concurrency: int
     schedule: tuple[float, ...]
-    success: Success = Success()
+    success: Success = _ANY_2XX
     fields: tuple[str, ...] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[tuple[bytes, datetime | None], ...] = ()

@@ -23,6 +23,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
+from shortener.accounts import bump
 from shortener.delivery.formats import check_fields
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import Health
@@ -125,6 +126,10 @@ Success = Annotated[
 Attempts = Annotated[int, Field(ge=1, le=50, description="Attempts in all, the first one included.")]
 Timeout = Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False, description="Seconds that one attempt may take in total.")]
 Concurrency = Annotated[int, Field(ge=1, le=256, description="Attempts under way at once.")]
+WithSuspected = Annotated[
+    bool,
+    Field(description="Click events also of hits that are suspected to be no person's; `verdict` and `verdict_reason` tell them."),
+]
 Schedule = Annotated[
     list[Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]],
     Field(min_length=1, max_length=49, description="Seconds between attempts; the last one repeats."),
@@ -150,6 +155,7 @@ class NewTracker(BaseModel):
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
     schedule: Schedule | None = None
+    with_suspected: WithSuspected = False
 
 
 def _drop_default(field: dict[str, Any]) -> None:
@@ -183,6 +189,7 @@ class TrackerChanges(BaseModel):
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
     schedule: Schedule | None = None
+    with_suspected: WithSuspected = _unchanged()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,7 @@ class Tracker:
     timeout: float | None
     concurrency: int | None
     schedule: list[float] | None
+    with_suspected: bool
 
     @property
     def events(self) -> list[str]:
@@ -234,7 +242,7 @@ class Trackers:
         self._clock = clock
 
     async def create(self, application_id: int, given: NewTracker) -> Saved:
-        template = await self._check_url(given.url)
+        template = await self.check_url(given.url)
         made = new_secret() if "secret" not in given.model_fields_set else None
         signing = made or given.secret
         now = self._clock()
@@ -256,6 +264,7 @@ class Trackers:
             "timeout": given.timeout,
             "concurrency": given.concurrency,
             "schedule": given.schedule,
+            "with_suspected": given.with_suspected,
             "created_at": now,
             "updated_at": now,
         }
@@ -273,7 +282,7 @@ class Trackers:
         given = {name: getattr(changes, name) for name in changes.model_fields_set}
         made = None
         if "url" in given:
-            await self._check_url(changes.url)
+            await self.check_url(changes.url)
         if changes.rotate_secret:
             if "secret" in given:
                 raise _refuse("rotate_secret", "stands beside secret; one of them, not both")
@@ -288,12 +297,6 @@ class Trackers:
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
         """What is still to be delivered to it ends dead; the dispatcher sees to that."""
         await self._database.write(_delete, tracker_id, application_id)
-
-    async def set_conversion_url(self, application_id: int, url: str | None, fields: list[str] | None) -> None:
-        """None removes it. `fields` None: the usual set."""
-        if url is not None:
-            await self._check_url(url, "conversion_url")
-        await self._database.write(_set_conversion_url, application_id, url, fields, self._clock())
 
     async def conversion_url(self, application_id: int) -> Tracker | None:
         return await self._database.read(_conversion_url, application_id)
@@ -326,7 +329,8 @@ class Trackers:
         row = await self._database.read(_require, tracker_id, application_id)
         return _told(row), self.target(row)
 
-    async def _check_url(self, url: str, field: str = "url") -> Template:
+    async def check_url(self, url: str, field: str = "url") -> Template:
+        """Whether deliveries can go there. Raises ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER, FORBIDDEN_TARGET."""
         try:
             template = parse_template(url)
         except TemplateError as error:
@@ -397,6 +401,7 @@ def _told(row: Row[Any]) -> Tracker:
         timeout=row.timeout,
         concurrency=row.concurrency,
         schedule=row.schedule,
+        with_suspected=row.with_suspected,
     )
 
 
@@ -433,6 +438,8 @@ def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
     count = select(func.count()).where(_table.c.application_id == application_id)
     if connection.execute(count).scalar_one() >= MOST_TRACKERS:
         raise ApiError(ErrorCode.CONFLICT, f"The application has {MOST_TRACKERS} trackers, the most that there can be.")
+    if values.get("with_suspected"):
+        bump(connection)
     return _told(connection.execute(insert(_table).values(values).returning(_table)).one())
 
 
@@ -442,7 +449,7 @@ def _update(
     row = _require(connection, tracker_id, application_id, lock=True)
     if row.role == CONVERSION_URL and (fixed := {"events", "format"} & given.keys()):
         raise _refuse(min(fixed), "belongs to the application's conversion_url and cannot be changed")
-    plain = ("url", "name", "method", "format", "headers", "max_attempts", "timeout", "concurrency", "schedule")
+    plain = ("url", "name", "method", "format", "headers", "max_attempts", "timeout", "concurrency", "schedule", "with_suspected")
     values: dict[str, Any] = {name: given[name] for name in plain if name in given}
     if "fields_" in given:
         values["fields"] = given["fields_"]
@@ -464,7 +471,10 @@ def _update(
     if given.get("enabled") or values.get("url", row.url) != row.url:
         values |= _fresh_start(now)
     values |= {"updated_at": now, "revision": row.revision + 1}
-    return _told(connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one())
+    after = connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one()
+    if row.with_suspected or after.with_suspected:
+        bump(connection)  # whether suspected hits raise events is known to every process
+    return _told(after)
 
 
 def _fresh_start(now: datetime) -> dict[str, Any]:
@@ -475,6 +485,8 @@ def _fresh_start(now: datetime) -> dict[str, Any]:
 def _delete(connection: Connection, tracker_id: int, application_id: int | None) -> None:
     row = _require(connection, tracker_id, application_id, lock=True)
     connection.execute(delete(_table).where(_table.c.id == row.id))
+    if row.with_suspected:
+        bump(connection)
 
 
 def _conversion_row(connection: Connection, application_id: int) -> Row[Any] | None:
@@ -488,9 +500,12 @@ def _conversion_url(connection: Connection, application_id: int) -> Tracker | No
     return None if row is None else _told(row)
 
 
-def _set_conversion_url(
+def write_conversion_url(
     connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:
+    """Make, change or (`url` None) remove the tracker that the application's own fields stand for; the URL is checked already.
+
+    `fields` None: the usual set."""
     applications = schema.applications
     connection.execute(select(applications.c.id).where(applications.c.id == application_id).with_for_update())
     row = _conversion_row(connection, application_id)

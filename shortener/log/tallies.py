@@ -1,8 +1,8 @@
 """What a transaction adds to the counts: one small row, folded into `counts` behind the hot path.
 
-A count is kept per cohort (application, campaign, source, country), quarter of an hour and metric. Quarters, because every
-time zone in use starts its day on one. Folding reads rows, adds them up and deletes them in one transaction, so that a crash
-neither loses nor doubles a count (`report/counts.py`).
+A count is kept per cohort (application, campaign, source, country, conversion process), quarter of an hour and metric. Quarters,
+because every time zone in use starts its day on one. Folding reads rows, adds them up and deletes them in one transaction, so
+that a crash neither loses nor doubles a count (`report/counts.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from shortener.store.types import to_ms
 
 QUARTER_MS = 15 * 60 * 1000
 
-#: A cohort's key: application_id, campaign ("" for none), source, country ("" for unknown).
-CohortKey = tuple[int, str, str, str]
+#: A cohort's key: application_id, campaign ("" for none), source, country ("" for unknown), process_id.
+CohortKey = tuple[int, str, str, str, int]
 
 
 class Tally:
@@ -73,4 +73,4 @@ class Cohorts(Numbers):
     """Numbers of cohorts."""
 
     def __init__(self) -> None:
-        super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country"))
+        super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country", "process_id"))

@@ -33,18 +33,19 @@ from sqlalchemy import (
     join,
     literal,
     literal_column,
-    or_,
     select,
     text,
     type_coerce,
 )
 
+from shortener.click.devices import clicks_by_agent, counted_until, metrics_of
+from shortener.conversion.intake import END_ACTION
 from shortener.log.tallies import QUARTER_MS
 from shortener.model import HitFlag, Verdict
 from shortener.report.queries import packed
 from shortener.store.database import upsert
 from shortener.store.given import given
-from shortener.store.schema import applications, cohorts, conversions, counts, domains, hits, links, messages, tallies
+from shortener.store.schema import cohorts, conversions, counts, hits, links, messages, tallies
 from shortener.store.types import from_ms, to_ms
 
 #: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
@@ -138,13 +139,17 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Dri
 
     Run it as one read, so that all of it sees the same moment. It reads every message, hit and conversion once; what it keeps in
     memory grows with the quarters, cohorts and metrics between the two times. What it cannot check: which bucket a time to click
-    fell into (a report that came after the click may have changed `sent_at`), only that every clicked message is in one.
+    fell into (a report that came after the click may have changed `sent_at`), only that every clicked message is in one; and which
+    device and browser the clicks of a quarter were made with if one of them is erased, only how many there were.
     """
     within = quarters(since, until)
     counted: Sums = {}
     for statement in _recounts(connection, within):
         add(counted, connection.execute(statement).all())
+    erased = _recount_devices(connection, within, counted)
     kept = _kept(connection, within)
+    if erased:
+        kept, counted = (_blur(sums, erased) for sums in (kept, counted))
     wrong = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
     names = _names(connection, {cohort for cohort, _, _ in wrong})
     return [
@@ -205,25 +210,42 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
         for metric, at, amount in _OF_MESSAGES:
             yield _per_quarter(messages.c.cohort_id, at, literal(metric), within, amount).where(piece)
     for piece in _pieces(connection, hits):
-        yield (
-            _per_quarter(links.c.cohort_id, hits.c.at, _METRIC_OF_HIT, within, func.count())
-            .join_from(hits, links, links.c.id == hits.c.link_id)
-            .join(applications, applications.c.id == links.c.application_id)
-            .outerjoin(domains, domains.c.id == links.c.domain_id)
-            .where(piece, _METRIC_OF_HIT.is_not(None))
-        )
+        of_hits = _per_quarter(links.c.cohort_id, hits.c.at, _METRIC_OF_HIT, within, func.count())
+        yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(piece, _METRIC_OF_HIT.is_not(None))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     for piece in _pieces(connection, conversions):
         cohort, at = messages.c.cohort_id, conversions.c.at
         yield _per_quarter(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(piece)
+        ends = _per_quarter(cohort, at, literal("ends"), within, func.count()).select_from(joined)
+        yield ends.where(piece, conversions.c.action == END_ACTION, conversions.c.transaction_id == "")
         # Amounts are read one by one: SQLite would add them in floating point.
         of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
         each = _per_quarter(cohort, at, of_value, within).add_columns(conversions.c.value)
         yield each.select_from(joined).where(piece, conversions.c.value.is_not(None))
 
 
-def _since_disabled(*disabled_at: Column[Any]) -> ColumnElement[bool]:
-    return or_(*(and_(at.is_not(None), at <= hits.c.at) for at in disabled_at))
+def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:
+    """Add clicks by device and browser, as far as click.devices has come; returns the cohorts and quarters with erased ones."""
+    last = counted_until(connection)
+    begins, ends = (from_ms(edge * QUARTER_MS) for edge in (within.start, within.stop))
+    erased: set[tuple[int, int]] = set()
+    of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
+    for piece in _pieces(connection, hits):
+        for cohort, quarter, user_agent, amount in connection.execute(of_clicks.where(piece)):
+            add(counted, ((cohort, quarter, metric, amount) for metric in metrics_of(user_agent)))
+            if not user_agent:
+                erased.add((cohort, quarter))
+    return erased
+
+
+def _blur(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
+    """All devices as one metric, and all browsers, where an agent was erased that the counts knew."""
+    blurred: Sums = {}
+    for (cohort, quarter, metric), amount in sums.items():
+        kind, colon, _ = metric.partition(":")
+        apart = (cohort, quarter) not in erased or not colon or kind not in ("device", "browser")
+        add(blurred, [(cohort, quarter, metric if apart else kind, amount)])
+    return blurred
 
 
 #: What the recorder counts a hit as; NULL for a person's hit on a link that was switched off.
@@ -231,7 +253,7 @@ _METRIC_OF_HIT = case(
     (hits.c.flags.bitwise_and(int(HitFlag.LATE)) != 0, "late_hits"),
     (hits.c.verdict == int(Verdict.SUSPECTED), "suspected_hits"),
     (hits.c.verdict == int(Verdict.IGNORED), "ignored_hits"),
-    (_since_disabled(links.c.disabled_at, domains.c.disabled_at, applications.c.disabled_at), None),
+    (hits.c.flags.bitwise_and(int(HitFlag.OFF)) != 0, None),
     else_="clicks",
 )
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Select, func, literal, select, tuple_, union_all
 
 from shortener.ids import first_id_at
 from shortener.model import State
@@ -24,6 +24,7 @@ from shortener.store.types import to_iso, to_ms
 
 WALK = 10_000  # messages among which a page looks for those that no index finds
 MOST_COHORTS = 200  # indexes walked side by side; SQLite takes 500
+_NO_ID = (1 << 63) - 1  # above every id
 _SLACK = timedelta(hours=1)  # between a message's time and that of its id: two clocks of one request
 
 
@@ -84,11 +85,10 @@ def page(connection: Connection, wanted: Wanted, limit: int, below: int | None =
     ways, looked_for = _ways(connection, wanted)
     if not ways:
         return Page([], None)
-    bounds = _bounds(wanted, below)
-    floor = _floor(connection, ways, bounds) if looked_for else None
-    if floor is not None:
-        bounds.append(messages.c.id >= floor)
-    rows = connection.execute(_newest(ways, [*bounds, *looked_for, *_times(wanted)], limit + 1)).all()
+    low, high = _bounds(wanted, below)
+    floor = _floor(connection, ways, low, high) if looked_for else None
+    conditions = [*looked_for, *_exactly(wanted)]
+    rows = connection.execute(_newest(ways, floor or low, high, conditions, limit + 1)).all()
     if len(rows) > limit:
         return Page(rows[:limit], rows[limit - 1].id)
     return Page(rows, floor)
@@ -130,11 +130,13 @@ def decimal(amount: Decimal | None) -> str | None:
     return None if amount is None else format(amount, "f")
 
 
+#: An index to walk, by its first column and the value there; the second is the id.
+Way = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 
 
-def _ways(connection: Connection, wanted: Wanted) -> tuple[list[Conditions], Conditions]:
-    """Which index to walk, or how many side by side (a condition on the first column of each), and what is left to look for."""
+def _ways(connection: Connection, wanted: Wanted) -> tuple[list[Way], Conditions]:
+    """The indexes to walk, side by side if there are several, and what they do not know and must be looked for."""
     looked_for: Conditions = [] if wanted.state is None else [messages.c.state == int(wanted.state)]
     own = [cohorts.c.application_id == wanted.application_id]
     if wanted.campaign is not None:
@@ -144,46 +146,52 @@ def _ways(connection: Connection, wanted: Wanted) -> tuple[list[Conditions], Con
     if wanted.campaign is not None and wanted.to is None:
         numbers = connection.scalars(select(cohorts.c.id).where(*own).limit(MOST_COHORTS + 1)).all()
         if len(numbers) <= MOST_COHORTS:
-            return [[messages.c.cohort_id == number] for number in numbers], looked_for
+            return [(messages.c.cohort_id, number) for number in numbers], looked_for
     if len(own) > 1:
-        looked_for.append(messages.c.cohort_id.in_(select(cohorts.c.id).where(*own)))
+        # + 0: not to be looked up in an index of its own, whose order is another.
+        looked_for.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*own)))
     if wanted.to is not None:
-        # + 0: keeps the planner from walking the index of the whole application instead.
-        return [[messages.c.to_address == wanted.to, messages.c.application_id + 0 == wanted.application_id]], looked_for
-    return [[messages.c.application_id == wanted.application_id]], looked_for
+        return [(messages.c.to_address, wanted.to)], looked_for
+    return [(messages.c.application_id, wanted.application_id)], looked_for
 
 
-def _bounds(wanted: Wanted, below: int | None) -> Conditions:
-    """The range of ids that the messages lie in."""
-    bounds: Conditions = [] if below is None else [messages.c.id < below]
-    if wanted.since is not None:
-        bounds.append(messages.c.id >= first_id_at(to_ms(wanted.since - _SLACK)))
+def _bounds(wanted: Wanted, below: int | None) -> tuple[int, int]:
+    """The ids lie from the first of these to below the second."""
+    low = 0 if wanted.since is None else first_id_at(to_ms(wanted.since - _SLACK))
+    high = _NO_ID if wanted.until is None else first_id_at(to_ms(wanted.until + _SLACK))
+    return low, high if below is None else min(below, high)
+
+
+def _exactly(wanted: Wanted) -> Conditions:
+    """What the range of an index leaves a little open: few rows fall away here."""
+    conditions: Conditions = [] if wanted.since is None else [messages.c.created_at >= wanted.since]
     if wanted.until is not None:
-        bounds.append(messages.c.id < first_id_at(to_ms(wanted.until + _SLACK)))
-    return bounds
+        conditions.append(messages.c.created_at < wanted.until)
+    if wanted.to is not None:
+        conditions.append(messages.c.application_id + 0 == wanted.application_id)
+    return conditions
 
 
-def _times(wanted: Wanted) -> Conditions:
-    times: Conditions = [] if wanted.since is None else [messages.c.created_at >= wanted.since]
-    if wanted.until is not None:
-        times.append(messages.c.created_at < wanted.until)
-    return times
+def _walk(way: Way, low: int, high: int) -> Select[int]:
+    """Ids, newest first. Written as a range of both columns, which leaves the planner no other index to walk: told of the value
+    and the order apart, PostgreSQL would rather go through all messages backwards until it met enough that fit."""
+    column, value = way
+    both = tuple_(column, messages.c.id)
+    within = both >= tuple_(literal(value, column.type), low), both < tuple_(literal(value, column.type), high)
+    return select(messages.c.id).where(*within).order_by(column.desc(), messages.c.id.desc())
 
 
-def _walk(way: Conditions, conditions: Conditions) -> Select[int]:
-    return select(messages.c.id).where(*way, *conditions).order_by(messages.c.id.desc())
-
-
-def _floor(connection: Connection, ways: list[Conditions], bounds: Conditions) -> int | None:
+def _floor(connection: Connection, ways: list[Way], low: int, high: int) -> int | None:
     """The id down to which this page looks; None when that is the end. The highest one, where several indexes are walked: below
     it, what one of them was not asked for would be missing."""
-    ends = union_all(*(select(_walk(way, bounds).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
+    ends = union_all(*(select(_walk(way, low, high).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
     floor: int | None = connection.scalar(select(func.max(ends.c.id)))
     return floor
 
 
-def _newest(ways: list[Conditions], conditions: Conditions, limit: int) -> Select[Any]:
-    found = union_all(*(select(_walk(way, conditions).limit(limit).subquery().c.id) for way in ways)).subquery()
+def _newest(ways: list[Way], low: int, high: int, conditions: Conditions, limit: int) -> Select[Any]:
+    walks = (_walk(way, low, high).where(*conditions).limit(limit).subquery() for way in ways)
+    found = union_all(*(select(walk.c.id) for walk in walks)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
     shown = select(*COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     return shown.where(messages.c.id.in_(newest)).order_by(messages.c.id.desc())

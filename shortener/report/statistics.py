@@ -10,7 +10,7 @@ when folding is far behind (`PENDING`) are the newest happenings left out, and t
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -20,15 +20,12 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    FromClause,
     Integer,
     Select,
     Text,
-    and_,
     case,
     cast,
     func,
-    join,
     select,
     type_coerce,
 )
@@ -44,6 +41,8 @@ LONGEST = 366  # days that can be told one by one
 
 _TTC = "ttc:"
 _VALUE = "value:"
+_DEVICE = "device:"
+_BROWSER = "browser:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,10 @@ class Scope:
     until: datetime
     campaign: str | None = None
     source: str | None = None
+
+    @property
+    def within(self) -> range:
+        return quarters(self.since, self.until)
 
     def includes(self) -> list[ColumnElement[bool]]:
         """Conditions on cohorts."""
@@ -77,6 +80,9 @@ class Figures:
     counted: dict[str, int] = field(default_factory=dict)
     value: dict[str, Decimal] = field(default_factory=dict)
     times_to_click: dict[int, int] = field(default_factory=dict)  # by bucket
+    # Clicks; those of the last minutes are not among them yet.
+    devices: dict[str, int] = field(default_factory=dict)
+    browsers: dict[str, int] = field(default_factory=dict)
 
     def add(self, metric: str, amount: Decimal) -> None:
         if metric.startswith(_VALUE):
@@ -85,6 +91,12 @@ class Figures:
         elif metric.startswith(_TTC):
             bucket = int(metric.removeprefix(_TTC))
             self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + int(amount)
+        elif metric.startswith(_DEVICE):
+            kind = metric.removeprefix(_DEVICE)
+            self.devices[kind] = self.devices.get(kind, 0) + int(amount)
+        elif metric.startswith(_BROWSER):
+            name = metric.removeprefix(_BROWSER)
+            self.browsers[name] = self.browsers.get(name, 0) + int(amount)
         else:
             self.counted[metric] = self.counted.get(metric, 0) + int(amount)
 
@@ -108,6 +120,14 @@ class Figures:
 
     def _share(self, part: str, whole: str) -> float | None:
         return round(self[part] / self[whole], 6) if self[whole] else None
+
+    def clicked_within(self, seconds: Sequence[int]) -> list[int]:
+        """How many of the clicked messages were clicked within each of these times, but not within the one before it; and, as the
+        last, how many later. Right within 2.5 % of the times."""
+        within = [0] * (len(seconds) + 1)
+        for bucket, amount in self.times_to_click.items():
+            within[bisect.bisect_left(seconds, time_to_click_seconds(bucket))] += amount
+        return within
 
     def seconds_to_click(self, percent: int) -> float | None:
         """The time from sending (or, if that is not known, from rewriting) within which `percent` of the clicked messages were
@@ -137,7 +157,7 @@ class Report(Generic[Group]):
 def totals(connection: Connection, scope: Scope) -> Report[None]:
     """One group, None. Like all three, to be run as one read, so that counts and tallies are of the same moment."""
     figures = Figures()
-    for metric, value, amount in packed(connection, _sums(scope, counts)):
+    for metric, value, amount in packed(connection, _sums(scope, scope.within)):
         figures.add(metric, _amount(value, amount))
     return _with_pending(connection, scope, {None: figures}, lambda country, quarter: None)
 
@@ -145,7 +165,7 @@ def totals(connection: Connection, scope: Scope) -> Report[None]:
 def by_country(connection: Connection, scope: Scope) -> Report[str]:
     """By ISO 3166 code of the recipient's number, "" when it is not known; countries where nothing happened are left out."""
     groups: dict[str, Figures] = {}
-    for country, metric, value, amount in packed(connection, _sums(scope, counts, cohorts.c.country)):
+    for country, metric, value, amount in packed(connection, _sums(scope, scope.within, cohorts.c.country)):
         groups.setdefault(country, Figures()).add(metric, _amount(value, amount))
     return _with_pending(connection, scope, groups, lambda country, quarter: country)
 
@@ -153,23 +173,18 @@ def by_country(connection: Connection, scope: Scope) -> Report[str]:
 def daily(connection: Connection, scope: Scope, zone: tzinfo) -> Report[date]:
     """By day as `zone` has them, every day between the two times, in order; the first and the last may be parts of days."""
     days = _days(scope, zone)
-    groups = {day: Figures() for day, _ in days}
+    groups: dict[date, Figures] = {}
+    for day, within in days:
+        # Day by day: one statement grouped by day reads the same rows, and takes four times as long to sort them.
+        groups[day] = figures = Figures()
+        for metric, value, amount in packed(connection, _sums(scope, within)):
+            figures.add(metric, _amount(value, amount))
     edges = [within.start for _, within in days]
-    table = given(
-        connection,
-        [(index, within.start, within.stop) for index, (_, within) in enumerate(days)],
-        day=Integer,
-        start=Integer,
-        stop=Integer,
-    )
-    of_day = and_(counts.c.quarter >= table.c.start, counts.c.quarter < table.c.stop)
-    for index, metric, value, amount in packed(connection, _sums(scope, join(table, counts, of_day), table.c.day)):
-        groups[days[index][0]].add(metric, _amount(value, amount))
     return _with_pending(connection, scope, groups, lambda country, quarter: days[bisect.bisect(edges, quarter) - 1][0])
 
 
 def _days(scope: Scope, zone: tzinfo) -> list[tuple[date, range]]:
-    within = quarters(scope.since, scope.until)
+    within = scope.within
     day = scope.since.astimezone(zone).date()
     days = []
     start = within.start
@@ -185,16 +200,14 @@ def _days(scope: Scope, zone: tzinfo) -> list[tuple[date, range]]:
 _is_value = counts.c.metric.startswith(_VALUE)
 
 
-def _sums(scope: Scope, source: FromClause, *group: ColumnElement[Any]) -> Select[Any]:
+def _sums(scope: Scope, within: range, *group: ColumnElement[Any]) -> Select[Any]:
     """Rows of (group, metric, NULL, sum); for amounts of money (group, metric, amount, how often), to be added exactly."""
-    within = quarters(scope.since, scope.until)
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
     amount = case((_is_value, 1), else_=cast(type_coerce(counts.c.amount, Text), BigInteger))
     by = [*group, counts.c.metric, value]
     return (
         select(*by, func.sum(amount))
-        .select_from(source)
-        .join(cohorts, cohorts.c.id == counts.c.cohort_id)
+        .join_from(counts, cohorts, cohorts.c.id == counts.c.cohort_id)
         .where(*scope.includes(), counts.c.quarter >= within.start, counts.c.quarter < within.stop)
         .group_by(*by)
     )
@@ -209,7 +222,7 @@ def _with_pending(
 ) -> Report[Group]:
     """Add what is not yet folded."""
     ids, sums = unfolded(connection, PENDING + 1)
-    within = quarters(scope.since, scope.until)
+    within = scope.within
     pending = {key: amount for key, amount in sums.items() if key[1] in within}
     chosen = given(connection, {(cohort,) for cohort, _, _ in pending}, id=Integer)
     mine = select(cohorts.c.id, cohorts.c.country).where(*scope.includes(), cohorts.c.id.in_(select(chosen.c.id)))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, func, select, text
 
 from shortener.conversion.service import spell
-from shortener.model import State
+from shortener.model import HitFlag, State
 from shortener.report.messages import COLUMNS, decimal, fields
 from shortener.report.queries import AnyRow
-from shortener.store.schema import cohorts, conversions, links, messages
+from shortener.store.schema import cohorts, conversions, hits, links, messages, other_hits
 from shortener.store.types import to_iso
 
 MOST_CONVERSIONS = 1000  # told of one message; the first ones
@@ -29,24 +29,29 @@ class Status:
     conversions: Sequence[AnyRow]
 
 
+_first, _other = hits.alias("first"), hits.alias("other")
 _LINK = (
     links.c.code,
     links.c.domain_id,
     links.c.url,
     links.c.label,
     links.c.expires_at,
-    links.c.clicked_at.label("accessed_on"),
+    # The first click on a link is the first click of its message, or else stands among the other hits of the link.
+    func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
 
 
 def find_status(connection: Connection, application_id: int, message_id: str) -> Status | None:
     """None when the application has no such message."""
-    if "\x00" in message_id:  # which PostgreSQL cannot even be asked for
-        return None
     statement = (
         select(*COLUMNS, messages.c.previous_state, messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
         .outerjoin(links, links.c.message_id == messages.c.id)
+        .outerjoin(_first, and_(_first.c.id == messages.c.click_hit_id, _first.c.link_id == links.c.id))
+        .outerjoin(
+            _other,
+            and_(_other.c.link_id == links.c.id, other_hits("other"), text(f"other.flags & {int(HitFlag.FIRST_FOR_LINK)} <> 0")),
+        )
         .where(messages.c.application_id == application_id, messages.c.message_id == message_id)
         .order_by(links.c.position)
     )

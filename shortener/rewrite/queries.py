@@ -31,7 +31,6 @@ insert_messages = BulkInsert(
     "segments",
     "mt_price",
     "callback_url",
-    "process_id",
     "metadata",
 )
 

@@ -2,15 +2,17 @@
 
 Three steps. `plan` checks everything that can be checked without the store and names each bad item. `_apply` runs in a
 transaction that many requests share: it looks up what is already there (the same message_id answers as before), mints codes and
-inserts. The answers are put together after the commit, so that a link in an answer always resolves. A clash of codes, or a
-race with another process for a message_id, makes a unique index refuse the transaction; it runs again, with new codes.
+inserts. The answers are given after the commit, so that a link in an answer always resolves, and after the new links are in the
+link cache, or could not be brought there. A clash of codes, or a race with another process for a message_id, makes a unique index
+refuse the transaction; it runs again, with new codes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -30,27 +32,31 @@ from shortener.rewrite.codes import Codes
 from shortener.rewrite.destinations import Destination, DestinationError, fill, parse_destination
 from shortener.rewrite.detect import find_urls
 from shortener.rewrite.directives import DirectiveError, find_directives
-from shortener.rewrite.numbers import Number, NumberError, parse_number
+from shortener.rewrite.numbers import Number, NumberError, check_sender, parse_number
 from shortener.rewrite.segments import count_segments
 from shortener.store import schema
 from shortener.store.database import Database
 from shortener.store.groupcommit import GroupCommit
+from shortener.store.links import CachedLink, LinkCache, NoLinkCache
 from shortener.store.numbers import Key, Numbers
 from shortener.store.types import from_ms, to_iso, to_ms
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
+ProcessKey = tuple[int, str, str]  # application_id, track, type
+#: Links of one message: `messages.clicked_links` has a bit for each. Three segments hold 15 short links and nothing else.
+MAX_LINKS = 30
 _SHOWN = 100  # details of one refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One message as the pipeline hands it over, for one recipient or several. `path` is where it stands in the request."""
+    """One message as the pipeline hands it over, for one recipient or several. `place` is where a field of ours stands in the
+    request, in the words of whoever sent it; of a recipient if its place among them is given."""
 
-    path: str
     to: tuple[str, ...]
-    to_is_list: bool
     body: str
-    message_ids: tuple[str, ...] | None = None
+    message_ids: tuple[str | None, ...] | None = None  # None among them: to be minted
+    place: Callable[[str, int | None], str] = lambda name, recipient: name
     track: TrackMode = "directives"
     from_address: str = ""
     sender_id_id: str = ""
@@ -65,7 +71,7 @@ class Outgoing:
     fallback_url: str | None = None
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
-    tracking: tuple[str, str] | None = None  # Infobip: what is tracked, and the type of its process
+    tracking: tuple[str, str] = ("", "")  # Infobip: what is tracked, and the type; messages of one kind share a conversion process
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class _Message:
     """One recipient's message, checked; everything but its codes."""
 
     item: Outgoing
+    recipient: int
     number: Number
     message_id: str
     given: bool  # the pipeline chose the message_id
@@ -163,6 +170,7 @@ class Rewriter:
         is_ours: Callable[[str], bool],
         link_ttl: timedelta,
         batch_limit: int,
+        cache: LinkCache | None = None,
     ) -> None:
         """`is_ours`: whether a URL leads to a host of ours (a link to a short link would go in circles)."""
         self._ids = ids
@@ -173,8 +181,10 @@ class Rewriter:
         self._is_ours = is_ours
         self._link_ttl = link_ttl
         self._batch_limit = batch_limit
+        self._cache = cache or NoLinkCache()
+        self._caching: asyncio.Task[None] | None = None
         self._processes = Numbers(schema.processes, ("application_id", "track", "type"), self._new_process)
-        self._fresh: tuple[dict[CohortKey, int], dict[tuple[int, str, str], int]] = ({}, {})
+        self._fresh: tuple[dict[CohortKey, int], dict[ProcessKey, int], list[CachedLink]] = ({}, {}, [])
         self._commits: GroupCommit[_Request, list[dict[str, Any]]] = GroupCommit(
             database, self._apply, limit=64, after=self._committed
         )
@@ -186,7 +196,10 @@ class Rewriter:
 
         Raises ApiError naming each bad item, and StoreUnavailable; in both cases nothing is stored."""
         request = self.plan(application, items, idempotency_key, content)
-        return await self._commits.submit(request)
+        answers = await self._commits.submit(request)
+        if self._caching is not None:
+            await asyncio.wait([self._caching])  # of this commit or, as the cache keeps their order, a later one
+        return answers
 
     async def flush(self) -> None:
         await self._commits.flush()
@@ -220,9 +233,8 @@ class Rewriter:
         chosen: set[str],
         problems: list[tuple[ErrorCode, Detail]],
     ) -> list[_Message]:
-        def refuse(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
-            path = f"{item.path}.{name}" if item.path else name
-            problems.append((code, Detail(path, reason, position)))
+        def refuse(code: ErrorCode, name: str, reason: str, position: int | None = None, recipient: int | None = None) -> None:
+            problems.append((code, Detail(item.place(name, recipient), reason, position)))
 
         before = len(problems)
         if not item.to:
@@ -232,15 +244,18 @@ class Rewriter:
             try:
                 numbers.append(parse_number(to))
             except NumberError as error:
-                refuse(ErrorCode.INVALID_RECIPIENT, f"to.{index}" if item.to_is_list else "to", str(error))
+                refuse(ErrorCode.INVALID_RECIPIENT, "to", error.reason, recipient=index)
         if item.message_ids is not None:
             if len(item.message_ids) != len(item.to):
                 reason = f"wants one id for each of the {len(item.to)} recipients, got {len(item.message_ids)}"
                 refuse(ErrorCode.INVALID_REQUEST, "message_id", reason)
-            for message_id in item.message_ids:
-                if message_id in chosen:
-                    refuse(ErrorCode.INVALID_REQUEST, "message_id", f"{message_id!r} stands twice in this request")
-                chosen.add(message_id)
+            for index, chosen_id in enumerate(item.message_ids):
+                if chosen_id is None:
+                    continue
+                if chosen_id in chosen:
+                    reason = f"{chosen_id!r} stands twice in this request"
+                    refuse(ErrorCode.INVALID_REQUEST, "message_id", reason, recipient=index)
+                chosen.add(chosen_id)
         expires_at = self._expiry(application, item, now, refuse)
         pieces = self._pieces(application, item, refuse)
         fallback: str | None = None
@@ -254,15 +269,17 @@ class Rewriter:
                     fallback = checked.location.decode() if name == "fallback_url" else fallback
         if len(problems) > before:
             return []
-        warnings = _glued(item.body, pieces)
+        warnings = _glued(item.body, pieces) + _unusual_sender(item.from_address)
         common = _content_of(item)
         request_id = item.request_id or mint_message_id()
+        message_ids = item.message_ids or [None] * len(numbers)
         messages = []
-        for index, number in enumerate(numbers):
-            given = item.message_ids is not None
-            message_id = item.message_ids[index] if item.message_ids is not None else mint_message_id()
+        for index, (number, given_id) in enumerate(zip(numbers, message_ids, strict=True)):
+            message_id, given = given_id or mint_message_id(), given_id is not None
             digest = hashlib.sha256(common + number.e164.encode()).hexdigest()[:32] if given else ""
-            message = _Message(item, number, message_id, given, request_id, digest, pieces, to_ms(expires_at), fallback, warnings)
+            message = _Message(
+                item, index, number, message_id, given, request_id, digest, pieces, to_ms(expires_at), fallback, warnings
+            )
             messages.append(message)
         return messages
 
@@ -298,6 +315,10 @@ class Rewriter:
             if item.track == "first_url":
                 urls = [] if found else urls[:1]
             found = sorted(found + urls)
+        if len(found) > MAX_LINKS:
+            reason = f"more than {MAX_LINKS} URLs to track in one message"
+            refuse(ErrorCode.INVALID_TRACK_URL, "body", reason, found[MAX_LINKS][0])
+            return ()
         pieces = []
         for start, end, url, label, every in found:
             try:
@@ -319,10 +340,9 @@ class Rewriter:
         given = {(r.application.id, m.message_id) for r in requests for m in r.messages if m.given}
         known = queries.find_messages(connection, given) if given else {}
         known_links = queries.find_links(connection, [message.row for message in known.values()]) if known else {}
-        cohort_keys: set[CohortKey] = {_cohort(r.application.id, m) for r in requests for m in r.messages}
+        processes = self._processes.number(connection, {_process(r.application.id, m) for r in requests for m in r.messages})
+        cohort_keys = {_cohort(r.application.id, m, processes) for r in requests for m in r.messages}
         cohorts = self._cohorts.number(connection, cohort_keys)
-        process_keys = {(r.application.id, *m.item.tracking) for r in requests for m in r.messages if m.item.tracking}
-        processes = self._processes.number(connection, process_keys)
 
         results: list[list[dict[str, Any]] | Exception] = []
         rows = _Rows(self._ids, self._codes)
@@ -335,7 +355,7 @@ class Rewriter:
                     results.append(kept_answer[1] if same else ApiError(ErrorCode.IDEMPOTENCY_CONFLICT))  # type: ignore[arg-type]
                     continue
             conflicts = [
-                Detail(_path_of(message), f"message_id {message.message_id!r} is used for other content")
+                Detail(message.item.place("message_id", message.recipient), f"{message.message_id!r} is used for other content")
                 for message in request.messages
                 if message.given
                 and (before := known.get((application_id, message.message_id))) is not None
@@ -355,9 +375,8 @@ class Rewriter:
                     continue
                 links = [(self._codes.mint(), message.expires_at) for _ in message.pieces]
                 rewritten = _answer(message, message.request_id, links, base_url)
-                cohort = cohorts[_cohort(application_id, message)]
-                process_id = processes.get((application_id, *(message.item.tracking or ())))
-                row = rows.add(request, message, rewritten, cohort, domain.id if domain else 0, process_id)
+                cohort = cohorts[_cohort(application_id, message, processes)]
+                row = rows.add(request, message, rewritten, cohort, domain.id if domain else 0)
                 if message.given:
                     # Seen by the requests after this one in the same transaction.
                     known[application_id, message.message_id] = queries.KnownMessage(row, message.request_id, message.content_hash)
@@ -370,13 +389,15 @@ class Rewriter:
                 )
             results.append(result)
         rows.insert(connection)
-        self._fresh = (cohorts, processes)
+        self._fresh = (cohorts, processes, rows.cached)
         return results
 
     def _committed(self) -> None:
-        cohorts, processes = self._fresh
+        cohorts, processes, links = self._fresh
         self._cohorts.confirm(cohorts)
         self._processes.confirm(processes)
+        if links:
+            self._caching = asyncio.get_running_loop().create_task(self._cache.put(links))
 
 
 class _Rows:
@@ -387,11 +408,10 @@ class _Rows:
         self._messages: list[tuple[object, ...]] = []
         self._links: list[tuple[object, ...]] = []
         self.answers: list[tuple[object, ...]] = []
+        self.cached: list[CachedLink] = []
         self._tally = Tally()
 
-    def add(
-        self, request: _Request, message: _Message, rewritten: Rewritten, cohort: int, domain_id: int, process_id: int | None
-    ) -> int:
+    def add(self, request: _Request, message: _Message, rewritten: Rewritten, cohort: int, domain_id: int) -> int:
         row = self._ids()
         item = message.item
         application_id = request.application.id
@@ -414,7 +434,6 @@ class _Rows:
                 rewritten.segments,
                 None if item.mt_price is None else format(item.mt_price, "f"),
                 item.callback_url,
-                process_id,
                 orjson.dumps(item.metadata).decode() if item.metadata else None,
             )
         )
@@ -429,9 +448,23 @@ class _Rows:
             if piece.every_click:
                 flags |= LinkFlag.EVERY_CLICK
             text = location.decode()
+            link_id = self._ids()
+            self.cached.append(
+                CachedLink(
+                    code=link.code,
+                    link_id=link_id,
+                    message=row,
+                    application_id=application_id,
+                    domain_id=domain_id,
+                    flags=int(flags),
+                    url=text,
+                    fallback_url=message.fallback,
+                    expires_at=message.expires_at,
+                )
+            )
             self._links.append(
                 (
-                    self._ids(),
+                    link_id,
                     link.code,
                     row,
                     application_id,
@@ -498,8 +531,13 @@ def _plain(message: _Message) -> str:
     return "".join(parts)
 
 
-def _cohort(application_id: int, message: _Message) -> CohortKey:
-    return (application_id, message.item.campaign, message.item.source, message.number.country or "")
+def _process(application_id: int, message: _Message) -> ProcessKey:
+    return (application_id, *message.item.tracking)
+
+
+def _cohort(application_id: int, message: _Message, processes: Mapping[ProcessKey, int]) -> CohortKey:
+    process_id = processes[_process(application_id, message)]
+    return (application_id, message.item.campaign, message.item.source, message.number.country or "", process_id)
 
 
 def _known_values(message: _Message, code: str) -> dict[str, str]:
@@ -534,10 +572,6 @@ def _content_of(item: Outgoing) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
 
-def _path_of(message: _Message) -> str:
-    return f"{message.item.path}.message_id" if message.item.path else "message_id"
-
-
 def _glued(body: str, pieces: Sequence[_Piece]) -> tuple[str, ...]:
     """Phones take letters and some punctuation next to a link into it; say so rather than change the sender's text."""
     warnings = []
@@ -546,3 +580,9 @@ def _glued(body: str, pieces: Sequence[_Piece]) -> tuple[str, ...]:
         if before.isalnum() or after.isalnum() or (after and after in "/?#&=%-_~+@:"):
             warnings.append(f"position {piece.start}: text is glued to the short link; phones may take it for a part of it")
     return tuple(warnings)
+
+
+def _unusual_sender(sender: str) -> tuple[str, ...]:
+    """What 23 Telecom refuses, others take: whether a sender may be used is for the carrier to say."""
+    reason = check_sender(sender) if sender else None
+    return (f"from {sender!r} {reason}; carriers may refuse it",) if reason else ()

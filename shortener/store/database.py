@@ -59,6 +59,10 @@ def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
+#: Classes of SQLSTATE that asyncpg's dialect has no exception of its own for: data that a column cannot hold, wrong statements.
+_OUR_MISTAKES = ("22", "42")
+
+
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Turns what a driver raises when the store cannot answer into StoreUnavailable; lets a clash or our own mistake through."""
@@ -68,5 +72,7 @@ def store_errors() -> Iterator[None]:
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
+        if (getattr(cause, "sqlstate", None) or "")[:2] in _OUR_MISTAKES:
+            raise
         log.warning("store_unavailable", error=f"{type(cause).__name__}: {cause}")
         raise StoreUnavailable(str(cause)) from error

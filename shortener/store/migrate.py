@@ -1,15 +1,17 @@
 """Making and moving on the schema.
 
 `prepare` is what the server calls: an empty database is made ready, one of an older version is refused with the command to
-run, one of a newer version is refused. `migrate` moves it on, forward only.
+run, one of a newer version is refused. `migrate` moves it on, forward only: each step is a transaction of its own, so one that is
+cut off leaves the schema at the step before. Several processes may do it at once; on PostgreSQL they wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
@@ -19,7 +21,12 @@ from shortener.store.migrations import HEAD
 from shortener.store.open import sqlite_path
 from shortener.store.postgres import async_engine
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 T = TypeVar("T")
+
+_LOCK = 7_305_469_222  # any number that nothing else locks
 
 
 class SchemaMismatch(Exception):
@@ -52,25 +59,43 @@ async def prepare(url: str) -> None:
         check(version)
 
 
-async def migrate(url: str) -> tuple[str | None, str]:
-    """Bring the schema to HEAD; returns the revisions before and after."""
+async def migrate(url: str, progress: Callable[[str, str], None] = lambda revision, what: None) -> tuple[str | None, str]:
+    """Bring the schema to HEAD; returns the revisions before and after. `progress`: told of each step before it is taken."""
     before = await _on(url, version_of)
     if before is not None and before > HEAD:
         check(before)
     if before != HEAD:
-        await _on(url, upgrade)
+        for revision, what in steps(before):
+            progress(revision, what)
+            await _on(url, functools.partial(upgrade, revision=revision))
     return before, HEAD
+
+
+def steps(before: str | None) -> list[tuple[str, str]]:
+    """The revisions after `before`, oldest first, each with what it does."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(_config()).iterate_revisions("head", before or "base")
+    return [(script.revision, script.doc) for script in reversed(list(scripts))]
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
     from alembic import command
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _config() -> Config:
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    return config
 
 
 async def _on(url: str, function: Callable[[Connection], T]) -> T:
@@ -88,6 +113,11 @@ async def _on(url: str, function: Callable[[Connection], T]) -> T:
 
 def _on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, connect_args={"isolation_level": None})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: object) -> None:
+        # Counts for a new file only. A first click rewrites one page somewhere in `messages`: small pages make small commits.
+        connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

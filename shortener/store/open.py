@@ -14,8 +14,10 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
-async def open_database(url: str, *, owner: bool) -> Database:
-    """Open the store of a URL. `owner`: this process serves (see sqlite.py). Raises StoreUnavailable."""
+async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: float | None = None) -> Database:
+    """Open the store of a URL. `owner`: this process serves (see sqlite.py). `pool_size`, `timeout`: see postgres.py.
+
+    Raises StoreUnavailable."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner)
-    return await PostgresDatabase.open(url)
+    return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

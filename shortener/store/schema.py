@@ -17,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    TextClause,
     UniqueConstraint,
     false,
     text,
@@ -32,7 +33,11 @@ metadata = MetaData(
     }
 )
 
-#: What this installation is: the secret's fingerprint, the version of the directory.
+#: A number of `ids.py` as a key. On SQLite only a column declared INTEGER is the row's own number; any other type gets a second
+#: tree, written with every insert and walked with every look-up.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+#: What this installation is: the secret's fingerprint, the version of the directory; how far jobs have come.
 installation = Table(
     "installation",
     metadata,
@@ -62,6 +67,15 @@ domains = Table(
     Column("fallback_url", Text),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
+)
+
+#: Hosts that no short link leads to any more.
+blocked_hosts = Table(
+    "blocked_hosts",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),  # 0: whosever link it is
+    Column("host", Text, primary_key=True),  # lower case, punycode, no port; "*.example.com": every host under it
+    Column("created_at", Instant, nullable=False),
 )
 
 api_keys = Table(
@@ -126,7 +140,7 @@ trackers = Table(
     sqlite_autoincrement=True,
 )
 
-#: What statistics are kept by: one row per application, campaign, source and country of the recipient.
+#: What statistics are kept by: one row per application, campaign, source, country of the recipient and conversion process.
 cohorts = Table(
     "cohorts",
     metadata,
@@ -135,13 +149,14 @@ cohorts = Table(
     Column("campaign", Text, nullable=False),  # "" when the message has none
     Column("source", Text, nullable=False),
     Column("country", Text, nullable=False),  # ISO 3166, "" when unknown
-    UniqueConstraint("application_id", "campaign", "source", "country"),
+    Column("process_id", Integer, nullable=False, server_default="0", index=True),
+    UniqueConstraint("application_id", "campaign", "source", "country", "process_id"),
 )
 
 messages = Table(
     "messages",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("application_id", Integer, nullable=False),
     Column("cohort_id", Integer, nullable=False),
     Column("message_id", Text, nullable=False),
@@ -160,6 +175,9 @@ messages = Table(
     Column("read_at", Instant),
     Column("failed_at", Instant),
     Column("clicked_at", Instant),
+    # The first click, in one row with the state: a click then writes one page here and appends the rest.
+    Column("click_hit_id", BigInteger),  # the hit that was the first click of the message
+    Column("clicked_links", Integer, nullable=False, server_default="0"),  # bit n: the link at position n was clicked
     Column("encoding", Text, nullable=False),
     Column("segments", SmallInteger, nullable=False),
     Column("fragments_count", SmallInteger),  # what the carrier billed, when a report said so
@@ -169,7 +187,6 @@ messages = Table(
     Column("reason_description", Text),
     Column("telecom_message_id", Text),
     Column("callback_url", Text),  # Xoxzo's lt_callbackurl
-    Column("process_id", Integer),  # Infobip's conversion process
     Column("metadata", Json),
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
@@ -180,7 +197,7 @@ messages = Table(
 links = Table(
     "links",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("code", Text, nullable=False, unique=True),
     Column("message_id", BigInteger, nullable=False, index=True),
     Column("application_id", Integer, nullable=False),
@@ -193,21 +210,34 @@ links = Table(
     Column("label", Text),
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
-    Column("clicked_at", Instant),
     Column("disabled_at", Instant),
 )
+
+#: Hits that were not the first click of their message. Those that were are found by `messages.click_hit_id`, and so cost no entry
+#: in an index whose every insert would touch another page.
+OTHER_HITS = "flags & 2 = 0"
+
+
+def other_hits(name: str = "hits") -> TextClause:
+    """The condition of the index `hits_by_link`, letter by letter, for the table of that name in a query."""
+    return text(f"{name}.{OTHER_HITS}")
+
 
 hits = Table(
     "hits",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
-    Column("link_id", BigInteger, nullable=False, index=True),
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("link_id", BigInteger, nullable=False),
     Column("at", Instant, nullable=False),
     Column("verdict", SmallInteger, nullable=False),
     Column("rule", Text, nullable=False),
     Column("flags", SmallInteger, nullable=False),  # model.HitFlag
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
+    # What it was judged as when it was recorded; NULL: as it is judged now (click/rejudge.py).
+    Column("first_verdict", SmallInteger),
+    Column("first_rule", Text),
+    Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
 #: The event log. `topics` are the bits of model.Topic that the row is told as, `data` what only the maker of the event knew,
@@ -215,7 +245,7 @@ hits = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("application_id", Integer, nullable=False),
     Column("topics", SmallInteger, nullable=False),
     Column("at", Instant, nullable=False),
@@ -234,7 +264,7 @@ events = Table(
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("event_id", BigInteger, nullable=False, index=True),
     Column("topic", SmallInteger, nullable=False),
     Column("application_id", Integer, nullable=False),
@@ -271,7 +301,7 @@ deliveries = Table(
 attempts = Table(
     "attempts",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("delivery_id", BigInteger, nullable=False, index=True),
     Column("attempt", SmallInteger, nullable=False),
     Column("at", Instant, nullable=False),
@@ -285,7 +315,7 @@ attempts = Table(
 conversions = Table(
     "conversions",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("application_id", Integer, nullable=False),
     Column("message_id", BigInteger, nullable=False),
     Column("hit_id", BigInteger),
@@ -306,7 +336,7 @@ conversions = Table(
 tallies = Table(
     "tallies",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", RowId, primary_key=True, autoincrement=False),
     Column("data", Json, nullable=False),  # report.counts.Tally
 )
 
@@ -320,7 +350,8 @@ counts = Table(
     Column("amount", Money, nullable=False),
 )
 
-#: Infobip's conversion processes: `tracking` objects with the same type share one.
+#: Infobip's conversion processes: `tracking` objects with the same type share one, and so do all messages without such an object
+#: (then both are "").
 processes = Table(
     "processes",
     metadata,

@@ -48,9 +48,9 @@ class Model(BaseModel):
 
 
 class Answer(BaseModel):
-    """Base of answer models."""
+    """Base of answer models. A field with a default is sent all the same, and so is required in the document."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 Query = TypeVar("Query", bound=BaseModel | None)
@@ -80,7 +80,10 @@ class Call(Generic[Query, Body]):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`path` is Starlette's. `body_forms`: the body may be a form as well as JSON. `answer` None: `handler` makes the Response."""
+    """`path` is Starlette's. `body_forms`: the body may be a form as well as JSON. `answer` None: `handler` makes the Response.
+
+    `headers`: those that the handler reads, with their meaning. `errors`: what it raises beyond what every endpoint may.
+    `also`: answers with another status that are no errors."""
 
     method: str
     path: str
@@ -97,6 +100,8 @@ class Endpoint:
     media_type: str = "application/json"
     status: int = 200
     errors: Sequence[ErrorCode] = field(default=())
+    headers: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     description: str = ""
     deprecated: bool = False
 
@@ -125,6 +130,8 @@ def error_response(error: ApiError) -> Response:
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
     try:
         principal = _authenticate(endpoint, service, request)
+        if "\0" in request.url.path:  # no id of ours holds a NUL, and PostgreSQL takes none in a look-up
+            raise ApiError(ErrorCode.NOT_FOUND)
         query = validate(endpoint.query, _gather(request.query_params.multi_items())) if endpoint.query else None
         body = await _body_of(endpoint, service, request) if endpoint.body else None
         call = Call(service, request, request.path_params, query, body, principal)
@@ -227,7 +234,7 @@ async def _body_of(endpoint: Endpoint, service: Service, request: Request) -> An
 
 
 #: Names of the members of a union, which pydantic puts into the path of an error; a caller knows nothing of them.
-UNION_TAGS = frozenset({"single", "batch", "str", "list[str]", "nullable[str]"})
+UNION_TAGS = frozenset({"single", "batch", "xoxzo", "infobip", "str", "list[str]", "nullable[str]"})
 
 M = TypeVar("M", bound=BaseModel)
 

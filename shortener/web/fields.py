@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
 
 def _no_nul(value: str) -> str:
@@ -18,6 +18,9 @@ def _no_nul(value: str) -> str:
 
 #: Text that is stored: PostgreSQL has no NUL.
 Text = Annotated[str, AfterValidator(_no_nul)]
+
+#: A number, a name or `channel:ID`. What a sample was pasted with around it is no part of it.
+Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
 def _as_decimal(value: Any) -> Any:
@@ -43,7 +46,8 @@ Price = Annotated[
 METADATA_LIMIT = 4096  # bytes of JSON
 
 
-def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError unless it is flat and small."""
     for name, one in value.items():
         if isinstance(one, dict | list):
             raise ValueError(f"{name!r} is not flat: only text, numbers, booleans and null")
@@ -58,7 +62,7 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 #: A flat object that is kept and echoed.
 Metadata = Annotated[
     dict[str, str | int | float | bool | None],
-    AfterValidator(_check_metadata),
+    AfterValidator(check_metadata),
 ]
 
 

@@ -1,149 +1,88 @@
-"""POST /api/v1/rewrite: the send pipeline hands over texts with directives and gets them back with short links."""
+"""The send pipeline hands over texts and gets them back with short links: POST /api/v1/rewrite, which takes Xoxzo's and Infobip's
+words too, and the calls under which those two know it.
+
+Whatever the call, nothing is sent: the answer holds the text that the pipeline sends.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import orjson
-from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, RootModel, Tag, field_validator
+from pydantic import Discriminator, RootModel, Tag
 
+from shortener.accounts import host_of
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.rewrite.service import Outgoing
-from shortener.web.endpoint import Answer, Call, Endpoint, Model
-from shortener.web.fields import Metadata, Price, Text, Time
+from shortener.web import infobip, native, xoxzo
+from shortener.web.endpoint import Call, Endpoint
+from shortener.web.infobip import InfobipAnswer, InfobipRequest
+from shortener.web.native import RewriteAnswer, RewriteBatch, RewriteMessage
+from shortener.web.xoxzo import XoxzoMessage, XoxzoSent
 
-MAX_BODY = 20_000  # characters: far above the longest concatenated SMS, far below what would stall a batch
-
-
-class Tracking(Model):
-    """Infobip's `tracking` object: gives the message a conversion process."""
-
-    track: Literal["SMS", "URL"] = "SMS"
-    type: Text = Field("", max_length=100, description="What is measured, for example One_Time_Pin.")
-
-
-def _as_track_link(value: Any) -> Any:
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-
-
-class RewriteMessage(Model):
-    """One message for one recipient, or for each of several."""
-
-    to: str | list[str] = Field(description="E.164 number such as +14085550100, or a list of them.")
-    body: str = Field(max_length=MAX_BODY, description='Text with #track("url") and #trackurl("url","label").')
-    from_: Text = Field("", alias="from", max_length=100, description="Sender, echoed in events.")
-    sender_id_id: Text = Field("", max_length=100)
-    sender_id_alias: Text = Field("", max_length=100)
-    message_id: Text | list[Text] | None = Field(
-        None, description="The pipeline's id, unique in the application; minted when absent. A list when `to` is one."
-    )
-    message_request_id: Text = Field("", max_length=100, description="Echoed in events; minted when absent.")
-    external_message_request_id: Text = Field("", max_length=100)
-    track: Literal["directives", "first_url", "all_urls"] = "directives"
-    track_link: Annotated[bool | None, BeforeValidator(_as_track_link)] = Field(None, description="Xoxzo: track the first URL.")
-    lt_callbackurl: Text | None = Field(
-        None,
-        max_length=2048,
-        validation_alias=AliasChoices("lt_callbackurl", "lt_callbackur"),
-        description="Xoxzo: POSTed once, on the first click.",
-    )
-    tracking: Tracking | None = None
-    campaign: Text = Field("", max_length=200)
-    source: Literal["api", "campaign"] = "api"
-    mt_price: Price | None = Field(None, description="Decimal string or number.")
-    expires_in: int | None = Field(None, ge=1, le=3650 * 86400, description="Seconds from now.")
-    expires_at: Time | None = Field(None, description="UTC time, ISO 8601.")
-    fallback_url: Text | None = Field(None, max_length=2048, description="Where the links lead once they expired.")
-    metadata: Metadata | None = Field(None, description="Flat object, at most 4 KiB, echoed in events.")
-
-    @field_validator("message_id")
-    @classmethod
-    def _check_ids(cls, value: str | list[str] | None) -> str | list[str] | None:
-        for one in [value] if isinstance(value, str) else value or ():
-            if not 1 <= len(one) <= 100 or not one.isprintable():
-                raise ValueError("wants 1 to 100 printable characters")
-        return value
-
-
-class RewriteBatch(Model):
-    messages: list[RewriteMessage] = Field(min_length=1)
+_OF_INFOBIP = {"bulkId", "tracking", "urlOptions"}
+_FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoMessage: "xoxzo", InfobipRequest: "infobip"}
 
 
 def _form_of(value: Any) -> str:
-    return "batch" if isinstance(value, RewriteBatch) or (isinstance(value, dict) and "messages" in value) else "single"
+    if not isinstance(value, dict):
+        return _FORMS.get(type(value), "single")  # a model that is being serialised
+    if "messages" in value:
+        messages = value["messages"]
+        first = messages[0] if isinstance(messages, list) and messages else None
+        of_infobip = value.keys() & _OF_INFOBIP or (isinstance(first, dict) and "destinations" in first)
+        return "infobip" if of_infobip else "batch"
+    return "xoxzo" if "recipient" in value or ("message" in value and "to" not in value) else "single"
 
 
 class RewriteRequest(
-    RootModel[Annotated[Annotated[RewriteMessage, Tag("single")] | Annotated[RewriteBatch, Tag("batch")], Discriminator(_form_of)]]
+    RootModel[
+        Annotated[
+            Annotated[RewriteMessage, Tag("single")]
+            | Annotated[RewriteBatch, Tag("batch")]
+            | Annotated[XoxzoMessage, Tag("xoxzo")]
+            | Annotated[InfobipRequest, Tag("infobip")],
+            Discriminator(_form_of),
+        ]
+    ]
 ):
-    """One message, or `messages`."""
+    """One message, or `messages`; or a message in Xoxzo's words; or Infobip's request, known by `destinations`."""
 
 
-class LinkAnswer(Answer):
-    code: str
-    short_url: str
-    url: str
-    label: str | None
-    expires_at: str
+class RewrittenAnswer(RootModel[RewriteAnswer | InfobipAnswer]):
+    """One entry per recipient, in request order. Infobip's request is answered in Infobip's shape."""
 
 
-class MessageAnswer(Answer):
-    message_id: str
-    message_request_id: str
-    to: str
-    body: str
-    links: list[LinkAnswer]
-    encoding: Literal["GSM-7", "UCS-2"]
-    segments: int
-    segments_without_rewriting: int
-    warnings: list[str]
+async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
+    match call.body.root:
+        case InfobipRequest() as request:
+            return await _infobip(call, request)
+        case RewriteBatch(messages=messages):
+            items = [native.outgoing(message, f"messages.{index}") for index, message in enumerate(messages)]
+        case XoxzoMessage() as message:
+            items = [xoxzo.outgoing(message)]
+        case message:
+            items = [native.outgoing(message)]
+    return {"status": True, "messages": await _rewritten(call, items)}
 
 
-class RewriteAnswer(Answer):
-    """One entry per recipient, in request order."""
-
-    status: Literal[True] = True
-    messages: list[MessageAnswer]
+async def infobip_send(call: Call[None, InfobipRequest]) -> Mapping[str, Any]:
+    return await _infobip(call, call.body)
 
 
-def outgoing(message: RewriteMessage, path: str) -> Outgoing:
-    to_is_list = isinstance(message.to, list)
-    to = tuple(message.to) if isinstance(message.to, list) else (message.to,)
-    ids = message.message_id
-    track = message.track
-    if track == "directives" and message.track_link:
-        track = "first_url"
-    sender_id = message.sender_id_id or (message.from_.removeprefix("sender_id:") if message.from_.startswith("sender_id:") else "")
-    return Outgoing(
-        path=path,
-        to=to,
-        to_is_list=to_is_list,
-        body=message.body,
-        message_ids=None if ids is None else (ids,) if isinstance(ids, str) else tuple(ids),
-        track=track,
-        from_address=message.from_,
-        sender_id_id=sender_id,
-        sender_id_alias=message.sender_id_alias,
-        request_id=message.message_request_id,
-        external_request_id=message.external_message_request_id,
-        campaign=message.campaign,
-        source=message.source,
-        mt_price=message.mt_price,
-        expires_in=message.expires_in,
-        expires_at=message.expires_at,
-        fallback_url=message.fallback_url,
-        callback_url=message.lt_callbackurl,
-        metadata=message.metadata,
-        tracking=(message.tracking.track, message.tracking.type) if message.tracking else None,
-    )
+async def xoxzo_send(call: Call[None, XoxzoMessage]) -> Mapping[str, Any]:
+    (rewritten,) = await _rewritten(call, [xoxzo.outgoing(call.body)])
+    return xoxzo.answer(rewritten)
 
 
-async def rewrite(call: Call[None, RewriteRequest]) -> dict[str, Any]:
-    request = call.body.root
-    if isinstance(request, RewriteBatch):
-        items = [outgoing(message, f"messages.{index}") for index, message in enumerate(request.messages)]
-    else:
-        items = [outgoing(request, "")]
+async def _infobip(call: Call[None, Any], request: InfobipRequest) -> Mapping[str, Any]:
+    domain = call.principal.application.domain
+    host = domain.host if domain else host_of(call.service.settings.base_url)
+    return infobip.answer(request, await _rewritten(call, infobip.outgoing(request, host)))
+
+
+async def _rewritten(call: Call[None, Any], items: Sequence[Outgoing]) -> list[dict[str, Any]]:
     key = call.request.headers.get("idempotency-key")
     content = b""
     if key is not None:
@@ -151,9 +90,19 @@ async def rewrite(call: Call[None, RewriteRequest]) -> dict[str, Any]:
             reason = "wants 1 to 255 printable characters"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("Idempotency-Key", reason)])
         content = orjson.dumps(call.body.model_dump(mode="json", by_alias=True), option=orjson.OPT_SORT_KEYS)
-    messages = await call.service.rewriter.rewrite(call.principal.application, items, idempotency_key=key, content=content)
-    return {"status": True, "messages": messages}
+    return await call.service.rewriter.rewrite(call.principal.application, items, idempotency_key=key, content=content)
 
+
+_TAG = "Send pipeline"
+_HEADERS = {"Idempotency-Key": "Names the request, 1 to 255 characters: for 24 hours a repeat gets the same answer."}
+_ERRORS = (
+    ErrorCode.INVALID_TRACK_DIRECTIVE,
+    ErrorCode.INVALID_TRACK_URL,
+    ErrorCode.INVALID_RECIPIENT,
+    ErrorCode.BATCH_TOO_LARGE,
+    ErrorCode.MESSAGE_ID_CONFLICT,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
+)
 
 ENDPOINTS = [
     Endpoint(
@@ -161,19 +110,44 @@ ENDPOINTS = [
         "/api/v1/rewrite",
         rewrite,
         "Rewrite one message or many",
-        "Send pipeline",
+        _TAG,
         permission="sms.send",
         body=RewriteRequest,
-        answer=RewriteAnswer,
-        errors=(
-            ErrorCode.INVALID_TRACK_DIRECTIVE,
-            ErrorCode.INVALID_TRACK_URL,
-            ErrorCode.INVALID_RECIPIENT,
-            ErrorCode.BATCH_TOO_LARGE,
-            ErrorCode.MESSAGE_ID_CONFLICT,
-            ErrorCode.IDEMPOTENCY_CONFLICT,
-        ),
+        answer=RewrittenAnswer,
+        headers=_HEADERS,
+        errors=_ERRORS,
         description="All of it is stored, or nothing; the answer is sent once the links are durable. "
         "The same `message_id` with the same content, or the same `Idempotency-Key`, answers as the first time.",
-    )
+    ),
+    Endpoint(
+        "POST",
+        "/sms/messages/",
+        xoxzo_send,
+        "Rewrite a message under Xoxzo's call",
+        _TAG,
+        permission="sms.send",
+        body=XoxzoMessage,
+        body_forms=True,
+        answer=XoxzoSent,
+        status=201,
+        headers=_HEADERS,
+        errors=_ERRORS,
+        description="The same as POST /api/v1/rewrite with this body, answered in Xoxzo's shape. Nothing is sent.",
+    ),
+    *(
+        Endpoint(
+            "POST",
+            f"/sms/{version}/text/advanced",
+            infobip_send,
+            f"Rewrite messages under Infobip's call, version {version}",
+            _TAG,
+            permission="sms.send",
+            body=InfobipRequest,
+            answer=InfobipAnswer,
+            headers=_HEADERS,
+            errors=_ERRORS,
+            description="The same as POST /api/v1/rewrite with this body. Nothing is sent.",
+        )
+        for version in (1, 2)
+    ),
 ]

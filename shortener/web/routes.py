@@ -7,18 +7,39 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import BaseRoute
 
-from shortener.web import conversions, delivery_reports, messages, rewrite, statistics
+from shortener.web import (
+    application,
+    conversions,
+    delivery_reports,
+    erasures,
+    health,
+    infobip,
+    links,
+    messages,
+    rewrite,
+    statistics,
+    trackers,
+)
 from shortener.web.endpoint import Endpoint
+from shortener.web.openapi import describing
 
 if TYPE_CHECKING:
     from shortener.service import Service
 
-ENDPOINTS: Sequence[Endpoint] = (
-    *rewrite.ENDPOINTS,
-    *delivery_reports.ENDPOINTS,
-    *conversions.ENDPOINTS,
-    *messages.ENDPOINTS,
-    *statistics.ENDPOINTS,
+ENDPOINTS: Sequence[Endpoint] = describing(
+    [
+        *rewrite.ENDPOINTS,
+        *delivery_reports.ENDPOINTS,
+        *trackers.ENDPOINTS,
+        *application.ENDPOINTS,
+        *conversions.ENDPOINTS,
+        *infobip.ENDPOINTS,
+        *messages.ENDPOINTS,
+        *links.ENDPOINTS,
+        *erasures.ENDPOINTS,
+        *statistics.ENDPOINTS,
+        *health.ENDPOINTS,
+    ]
 )
 
 

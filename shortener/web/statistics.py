@@ -18,6 +18,8 @@ from shortener.web.messages import Source
 from shortener.web.period import Period, end_of, start_of
 
 DAYS = 30  # told when `since` is not given, today included
+#: Seconds, minutes, hours and days that times to click are told by.
+WITHIN = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
 class StatisticsQuery(Period):
@@ -48,6 +50,11 @@ def _zone(name: str) -> tzinfo:
         raise ValueError("is not a time zone that this machine knows; wants a name such as Europe/Berlin") from None
 
 
+class TimeToClick(Answer):
+    within_seconds: int | None = Field(description="From sending to the first click, at most; null: longer than all others.")
+    messages: int
+
+
 class FiguresAnswer(Answer):
     """Each is counted at its own time: a message when it was made, a click when it was clicked."""
 
@@ -69,6 +76,9 @@ class FiguresAnswer(Answer):
     conversion_rate: float | None = Field(description="conversions / messages.")
     median_seconds_to_click: float | None = Field(description="From sending to the first click; within 2.5 %.")
     p90_seconds_to_click: float | None
+    time_to_click: list[TimeToClick] = Field(description="Clicked messages by the time that it took, each in one entry only.")
+    devices: dict[str, int] = Field(description="Clicks by kind: phone, tablet, desktop, bot, other; some minutes behind `clicks`.")
+    browsers: dict[str, int] = Field(description="Clicks by browser, or app with a browser in it; some minutes behind `clicks`.")
 
 
 class _StatisticsAnswer(Answer):
@@ -137,7 +147,17 @@ def figures(counted: Figures) -> dict[str, Any]:
         "conversion_rate": counted.conversion_rate,
         "median_seconds_to_click": counted.seconds_to_click(50),
         "p90_seconds_to_click": counted.seconds_to_click(90),
+        "time_to_click": [
+            {"within_seconds": seconds, "messages": amount}
+            for seconds, amount in zip((*WITHIN, None), counted.clicked_within(WITHIN), strict=True)
+        ],
+        "devices": _most_first(counted.devices),
+        "browsers": _most_first(counted.browsers),
     }
+
+
+def _most_first(amounts: dict[str, int]) -> dict[str, int]:
+    return {name: amount for name, amount in sorted(amounts.items(), key=lambda one: (-one[1], one[0])) if amount}
 
 
 _COUNTED = (

@@ -43,6 +43,7 @@ class Server:
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
     first: dict[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
     printed: str = ""
 
     @property
@@ -51,7 +52,7 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "shortener", "serve", "--port", str(self.port), "--json"],
+            [sys.executable, "-m", "shortener", "serve", "--port", str(self.port), "--json", *self.options],
             env=self.environment,
             stdout=subprocess.PIPE,
             cwd=self.folder,
@@ -85,6 +86,12 @@ class Server:
         self._close()
         return code
 
+    def command(self, *words: str) -> Any:
+        """What `shortener WORDS --json` prints, run beside the server."""
+        line = [sys.executable, "-m", "shortener", *words, "--json"]
+        done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
+        return orjson.loads(done.stdout)
+
     def _close(self) -> None:
         assert self.process is not None
         if self.process.stdout is not None:
@@ -103,13 +110,18 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    yield from serving(tmp_path)
+
+
+def serving(folder: Path) -> Iterator[Server]:
+    """A server with everything in this folder, until it is let go."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
-        "SHORTENER_DATA_DIR": str(tmp_path / "data"),
+        "SHORTENER_DATA_DIR": str(folder / "data"),
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
         "SHORTENER_DELIVERY_SCHEDULE": "0.1,0.1,0.1",
     }
-    server = Server(tmp_path, free_port(), environment)
+    server = Server(folder, free_port(), environment)
     server.start()
     yield server
     if server.process is not None:

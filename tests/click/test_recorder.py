@@ -23,7 +23,7 @@ TO = "+14085550100"
 async def send(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
     """The codes of one rewritten message."""
     application = service.directory.applications()[0]
-    answers = await service.rewriter.rewrite(application, [Outgoing("", (TO,), False, body, **more)])
+    answers = await service.rewriter.rewrite(application, [Outgoing((TO,), body, **more)])
     return [link["code"] for link in answers[0]["links"]]
 
 
@@ -57,12 +57,13 @@ async def test_the_first_click_moves_the_message_and_raises_one_event(service: S
     assert landing.location == b"https://x.example/a"
     message, link = (await rows(service, schema.messages))[0], (await rows(service, schema.links))[0]
     assert (message.state, message.previous_state, message.clicked_at) == (50, 0, clock())
-    assert link.clicked_at == clock()
+    assert message.clicked_links == 1 << link.position
     (event,) = await rows(service, schema.events)
     assert event.topics == Topic.STATE | Topic.CLICK
     assert event.data == {"previous_state": "CREATED", "new_state": "CLICKTHRU"}
     (kept,) = await rows(service, schema.hits)
     assert kept.flags == HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
+    assert message.click_hit_id == kept.id
     assert (event.hit_id, event.link_id, event.message_id, event.at) == (kept.id, link.id, message.id, clock())
 
 

@@ -82,7 +82,7 @@ def say(*parts: bytes) -> Behaviour:
 def answer(status: int, body: bytes = b"ok", **headers: str) -> Behaviour:
     lines = [f"HTTP/1.1 {status} Word".encode()]
     lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
-    if status in (204, 304):
+    if status in (101, 204, 304):
         body = b""
     else:
         lines.append(b"Content-Length: %d" % len(body))

@@ -223,6 +223,11 @@ def test_infobip_gets_its_click_notification() -> None:
     }
 
 
+def test_infobip_gets_back_the_callback_data_of_its_request() -> None:
+    assert body("infobip", CLICK | {"metadata": {"callbackData": "order 7"}})["callbackData"] == "order 7"
+    assert body("infobip", CLICK | {"metadata": {"callbackData": "x", "b": 1}})["callbackData"] == '{"callbackData":"x","b":1}'
+
+
 def test_infobip_gets_conversions_and_reports_in_the_same_manner() -> None:
     conversion = body("infobip", CONVERSION)
     assert (conversion["notificationType"], conversion["processKey"]) == ("CONVERTED", "A37D")

@@ -13,7 +13,8 @@ def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
     ran: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        ran.append((statement, parameters))
+        if not statement.startswith("BEGIN"):
+            ran.append((statement, parameters))
 
     event.listen(connection, "before_cursor_execute", note)
     run()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import StoreUnavailable
@@ -19,6 +19,10 @@ def add(connection: Connection, name: str) -> int:
     statement = insert(schema.applications).values(name=name, settings={"a": 1}, created_at=NOW)
     number: int = connection.execute(statement.returning(schema.applications.c.id)).scalar_one()
     return number
+
+
+def look_up(connection: Connection, value: int | str) -> None:
+    connection.execute(select(literal(value)))
 
 
 def names(connection: Connection) -> list[str]:
@@ -48,6 +52,13 @@ async def test_a_clash_passes_through_as_what_it_is(database: Database) -> None:
     with pytest.raises(IntegrityError):
         await database.write(add, "one")
     assert await database.read(names) == ["one"]
+
+
+async def test_data_that_no_column_can_hold_is_our_mistake_and_not_an_outage(database: Database) -> None:
+    for value in (2**70, "\udc80"):
+        with pytest.raises(Exception, match=r"int|surrogates|64") as caught:
+            await database.write(look_up, value)
+        assert not isinstance(caught.value, StoreUnavailable)
 
 
 async def test_a_read_cannot_write(database: Database) -> None:

@@ -57,7 +57,7 @@ async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Se
     ]
     for headers in ways:
         async with client_of(service) as client:
-            raw = {name: value.encode("latin-1") for name, value in headers.items()}
+            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
             answer = await client.post("/api/v1/rewrite", content=b"{not json", headers=raw)
         assert answer.status_code == 401, headers
         assert answer.json()["error_code"] == "UNAUTHORIZED"

@@ -1,17 +1,22 @@
 """Trackers report conversions over HTTP (23 Telecom's four calls)."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection, func, select
+from structlog.testing import capture_logs
 
 from shortener import accounts
 from shortener.accounts import Credentials
+from shortener.delivery.trackers import NewTracker
 from shortener.service import Service
 from shortener.store import schema
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import Message, add_hit, add_message, rows, tallied
+from tests.receiver import Receiver
 
 CALLS = ["GET /api/v1/track", "GET /api/v1/action/track", "POST /api/v1/callback/action", "POST /action"]
 
@@ -101,15 +106,12 @@ async def test_the_deprecated_call_says_so_and_names_its_successor(tracker: http
 
 async def test_repeated_parameters(service: Service, tracker: httpx.AsyncClient) -> None:
     """Ours may be given once; others are kept as a list, in a query and in a form."""
-    for twice in ({"url": "/api/v1/track?message_id=m-1&message_id=m-1"}, {"url": "/api/v1/track?message_id=m-1&value=1&value=2"}):
-        response = await tracker.get(twice["url"])
+    for query in ("message_id=m-1&message_id=m-1", "message_id=m-1&value=1&value=2"):
+        response = await tracker.get(f"/api/v1/track?{query}")
         assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
     await tracker.get("/api/v1/track?message_id=m-1&sub=a&sub=b")
-    form = {
-        "content": "message_id=m-1&transaction_id=2&sub=a&sub=b",
-        "headers": {"Content-Type": "application/x-www-form-urlencoded"},
-    }
-    await tracker.post("/action", **form)  # type: ignore[arg-type]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    await tracker.post("/action", content="message_id=m-1&transaction_id=2&sub=a&sub=b", headers=form)
     assert [row.metadata for row in await rows(service.database, schema.conversions)] == [{"sub": ["a", "b"]}] * 2
 
 
@@ -122,34 +124,34 @@ async def test_a_head_request_records_nothing(service: Service, tracker: httpx.A
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("parameters", "status", "error_code"),
-    [
-        ({}, 400, "INVALID_REQUEST"),
-        ({"message_id": "nobody's"}, 404, "MESSAGE_NOT_FOUND"),
-        ({"click_id": "made-up"}, 404, "MESSAGE_NOT_FOUND"),
-        ({"message_id": "m-1", "click_id": "{click_id}"}, 400, "UNEXPANDED_PLACEHOLDER"),
-        ({"click_id": "%7Bclick_id%7D"}, 400, "UNEXPANDED_PLACEHOLDER"),
-        ({"message_id": "{{message_id}}"}, 400, "UNEXPANDED_PLACEHOLDER"),
-        ({"message_id": "m-1", "transaction_id": "${order}"}, 400, "UNEXPANDED_PLACEHOLDER"),
-        ({"message_id": "m-1", "value": "[value]"}, 400, "UNEXPANDED_PLACEHOLDER"),
-        ({"message_id": "m-1", "value": "1,234.50"}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m-1", "value": "ten"}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m-1", "currency": "€"}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m-1", "timestamp": "2030-01-01"}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m-1\x00"}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m" * 256}, 400, "INVALID_REQUEST"),
-        ({"message_id": "m-1", "note": "x" * 5000}, 400, "INVALID_REQUEST"),
-    ],
-)
+REFUSALS = [
+    ({"action": "sale"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "nobody's"}, 404, "MESSAGE_NOT_FOUND"),
+    ({"click_id": "made-up"}, 404, "MESSAGE_NOT_FOUND"),
+    ({"message_id": "m-1", "click_id": "{click_id}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+    ({"click_id": "%7Bclick_id%7D"}, 400, "UNEXPANDED_PLACEHOLDER"),
+    ({"message_id": "{{message_id}}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+    ({"message_id": "m-1", "transaction_id": "${order}"}, 400, "UNEXPANDED_PLACEHOLDER"),
+    ({"message_id": "m-1", "value": "[value]"}, 400, "UNEXPANDED_PLACEHOLDER"),
+    ({"message_id": "m-1", "value": "1,234.50"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m-1", "value": "ten"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m-1", "currency": "€"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m-1", "timestamp": "2030-01-01"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m-1\x00"}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m" * 256}, 400, "INVALID_REQUEST"),
+    ({"message_id": "m-1", "note": "x" * 5000}, 400, "INVALID_REQUEST"),
+]
+
+
 async def test_what_cannot_be_recorded_is_refused_alike_by_query_form_and_json(
-    service: Service, tracker: httpx.AsyncClient, parameters: dict[str, str], status: int, error_code: str
+    service: Service, tracker: httpx.AsyncClient
 ) -> None:
-    for call in CALLS:
-        for form in (False, True):
-            response = await report(tracker, call, parameters, form=form)
-            assert (response.status_code, response.json()["error_code"]) == (status, error_code)
-            assert response.json()["details"]
+    for parameters, status, error_code in REFUSALS:
+        for call in CALLS:
+            for form in (False, True):
+                response = await report(tracker, call, parameters, form=form)
+                assert (response.status_code, response.json()["error_code"]) == (status, error_code), parameters
+                assert response.json()["details"]
     assert await rows(service.database, schema.conversions) == []
     assert await rows(service.database, schema.events) == []
 
@@ -159,25 +161,44 @@ async def test_a_repeat_with_another_value_is_a_conflict(tracker: httpx.AsyncCli
     assert await code_of(tracker, message_id="m-1", value="2") == (409, "CONVERSION_CONFLICT")
 
 
-@pytest.mark.parametrize("content", ["[]", "7", "null", '"m-1"', "{", '{"value": NaN}', '{"message_id": "\\ud800"}'])
-async def test_a_body_that_is_no_object_is_refused(tracker: httpx.AsyncClient, content: str) -> None:
-    response = await tracker.post("/action", content=content, headers={"Content-Type": "application/json"})
-    assert response.status_code == 400
+async def test_a_body_that_is_no_object_is_refused(tracker: httpx.AsyncClient) -> None:
+    for content in ("", "[]", "7", "null", '"m-1"', "{", '{"value": NaN}', '{"message_id": "\\ud800"}'):
+        response = await tracker.post("/action", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400, content
 
 
-@pytest.mark.parametrize("headers", [{}, {"X-Api-Token": ""}, {"X-Api-Token": "tt_wrong"}, {"Authorization": "Bearer {token}"}])
 async def test_a_missing_or_wrong_token_is_401_before_any_side_effect(
-    service: Service, credentials: Credentials, headers: dict[str, str]
+    service: Service, credentials: Credentials, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even the parameters are looked at; a right token anywhere but in its header is none."""
-    headers = {name: value.format(token=credentials.tracker_token) for name, value in headers.items()}
-    async with client_of(service, headers) as client:
-        for call in CALLS:
-            for parameters in ({"message_id": "m-1"}, {"message_id": "{x}"}, {"X-Api-Token": credentials.tracker_token}):
-                response = await report(client, call, parameters)
-                assert (response.status_code, response.json()["error_code"]) == (401, "UNAUTHORIZED")
-    for table in (schema.conversions, schema.events, schema.tallies, schema.deliveries):
-        assert await rows(service.database, table) == []
+    """Not even the parameters are looked at; a right token anywhere but in its header is none. No row of any table, no delivery and
+    no line of a log comes of it, where the right token brings all but the last."""
+    tracker = NewTracker.model_validate({"url": receiver.url(), "events": ["conversion"]})
+    await service.trackers.create(credentials.application_id, tracker)
+    before = await service.database.read(row_counts)
+    token = credentials.tracker_token
+    with capture_logs() as lines:
+        for headers in ({}, {"X-Api-Token": ""}, {"X-Api-Token": "tt_wrong"}, {"Authorization": f"Bearer {token}"}):
+            async with client_of(service, headers) as client:
+                for call in CALLS:
+                    for parameters in ({"message_id": "m-1"}, {"message_id": "{x}"}, {"message_id": "m-1", "X-Api-Token": token}):
+                        response = await report(client, call, parameters)
+                        assert (response.status_code, response.json()["error_code"]) == (401, "UNAUTHORIZED")
+        await service.fanout.flush()
+    assert await service.database.read(row_counts) == before
+    assert (receiver.requests, lines, caplog.records) == ([], [], [])
+    async with client_of(service, {"X-Api-Token": token}) as client:
+        assert (await report(client, CALLS[0], {"message_id": "m-1"})).status_code == 200
+    await service.fanout.flush()
+    after = await service.database.read(row_counts)
+    assert {table for table in after if after[table] != before[table]} == {"conversions", "events", "tallies", "deliveries"}
+
+
+def row_counts(connection: Connection) -> dict[str, int]:
+    """Of every table."""
+    return {
+        table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+        for table in schema.metadata.sorted_tables
+    }
 
 
 async def test_an_api_key_is_no_tracker_token(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
@@ -187,9 +208,7 @@ async def test_an_api_key_is_no_tracker_token(service: Service, client: httpx.As
 
 
 async def test_the_previous_token_works_until_its_overlap_ends(service: Service, tracker: httpx.AsyncClient, clock: Clock) -> None:
-    import datetime
-
-    token, _ = await service.database.write(accounts.rotate_token, 1, NOON, datetime.timedelta(hours=24))
+    token, _ = await service.database.write(accounts.rotate_token, 1, NOON, timedelta(hours=24))
     await service.directory.refresh()
     clock.forward(hours=23)
     assert (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200

@@ -12,6 +12,7 @@ from shortener.store import schema
 from tests.conftest import Clock
 
 TO = "+14085550100"
+PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"}
 SYNIVERSE = (
     'Hello Kola, thanks for your patronage, please visit us at #track("https://shop.example/a?b=1") '
     "cool information for you for new information"
@@ -174,7 +175,7 @@ async def test_more_recipients_than_the_limit_are_refused(make_service: Any) -> 
 
 
 async def test_the_same_message_id_with_the_same_content_gives_the_same_codes(client: httpx.AsyncClient, service: Service) -> None:
-    message = {"message_id": "m-1", "body": SYNIVERSE, "metadata": {"b": 1, "a": "x"}, "mt_price": "0.0095"}
+    message: dict[str, Any] = {"message_id": "m-1", "body": SYNIVERSE, "metadata": {"b": 1, "a": "x"}, "mt_price": "0.0095"}
     first = (await rewrite(client, **message)).json()
     again = (await rewrite(client, **message)).json()
     assert again == first
@@ -214,7 +215,7 @@ async def test_message_ids_come_as_many_as_recipients(client: httpx.AsyncClient)
     answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["c"], body="x")
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id")
     answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["d", "d"], body="x")
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id.1")
 
 
 async def test_life_is_ninety_days_or_what_the_request_says(client: httpx.AsyncClient, clock: Clock) -> None:
@@ -233,6 +234,40 @@ async def test_life_is_ninety_days_or_what_the_request_says(client: httpx.AsyncC
     assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
 
 
+async def test_23_telecom_a_message_goes_to_as_many_as_a_hundred(client: httpx.AsyncClient, service: Service) -> None:
+    numbers = [f"+4479111{number:05}" for number in range(100)]
+    assert (await rewrite(client, to=numbers, body="x")).status_code == 200
+    assert await stored(service) == (100, 0)
+    numbers[57] = "447911100057"
+    answer = await rewrite(client, to=numbers, body="x")
+    assert [detail["field"] for detail in answer.json()["details"]] == ["to.57"]
+    assert await stored(service) == (100, 0)
+
+
+@pytest.mark.parametrize("sender", ["Gladiator", "72345", "+18775550100", "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ", ""])
+async def test_a_sender_that_carriers_take_brings_no_warning(client: httpx.AsyncClient, sender: str) -> None:
+    answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1", "from": sender})
+    assert answer.json()["messages"][0]["warnings"] == []
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["from"] == sender.strip()
+
+
+@pytest.mark.parametrize("sender", ["2Fast", "My", "A very long name", "1877555XXXX", "Shöp"])
+async def test_a_sender_that_some_carriers_refuse_is_kept_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
+    """23 Telecom: 3-11 alphanumeric characters, not starting with a digit. Other systems' masked or longer ones still work."""
+    answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "from": sender})
+    assert answer.json()["messages"][0]["warnings"] == [
+        f"from {sender!r} is neither a number of 3 to 15 digits nor 3 to 11 letters and digits beginning with a letter; "
+        "carriers may refuse it"
+    ]
+
+
+async def test_syniverse_a_sender_id_is_known_by_its_prefix(client: httpx.AsyncClient) -> None:
+    message = {"to": TO, "body": "x", "message_id": "m-1", "from": "sender_id:EjihJOXWJE24O"}
+    await client.post("/api/v1/rewrite", json=message)
+    status = (await client.get("/api/v1/sms/status/m-1")).json()
+    assert (status["from"], status["sender_id_id"]) == ("sender_id:EjihJOXWJE24O", "EjihJOXWJE24O")
+
+
 @pytest.mark.parametrize("track", [{"track_link": True}, {"track_link": "true"}, {"track": "first_url"}])
 async def test_xoxzo_tracks_the_first_url_or_bare_domain(client: httpx.AsyncClient, track: dict[str, Any]) -> None:
     answer = await rewrite(client, body="test link tracking https://www.xoxzo.com/en/ and www.other.com", **track)
@@ -247,6 +282,18 @@ async def test_all_urls_are_tracked_when_asked(client: httpx.AsyncClient) -> Non
     message = (await rewrite(client, body="a https://x.example/1, b http://y.example.", track="all_urls")).json()["messages"][0]
     one, two = (link["short_url"] for link in message["links"])
     assert message["body"] == f"a {one}, b {two}."
+
+
+async def test_a_message_has_thirty_links_at_most_and_each_of_them_can_be_clicked(client: httpx.AsyncClient) -> None:
+    urls = [f"https://x.example/{number}" for number in range(31)]
+    answer = await rewrite(client, body=" ".join(urls), track="all_urls")
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_TRACK_URL")
+    assert answer.json()["details"][0]["position"] == len(" ".join(urls[:30])) + 1
+    message = (await rewrite(client, body=" ".join(urls[:30]), track="all_urls")).json()["messages"][0]
+    for link in message["links"]:
+        assert (await client.get(f"/{link['code']}", headers=PHONE)).headers["location"] == link["url"]
+    status = (await client.get(f"/api/v1/sms/status/{message['message_id']}")).json()
+    assert [link["accessed"] for link in status["links"]] == [True] * 30
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "attempts",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("delivery_id", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.SmallInteger(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
@@ -57,20 +57,36 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("attempts_by_delivery_id"), ["delivery_id"], unique=False)
 
     op.create_table(
+        "blocked_hosts",
+        sa.Column("application_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("application_id", "host", name=op.f("blocked_hosts_pkey")),
+    )
+    op.create_table(
         "cohorts",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
         sa.Column("campaign", sa.Text(), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("country", sa.Text(), nullable=False),
+        sa.Column("process_id", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("cohorts_pkey")),
         sa.UniqueConstraint(
-            "application_id", "campaign", "source", "country", name=op.f("cohorts_application_id_campaign_source_country_key")
+            "application_id",
+            "campaign",
+            "source",
+            "country",
+            "process_id",
+            name=op.f("cohorts_application_id_campaign_source_country_process_id_key"),
         ),
     )
+    with op.batch_alter_table("cohorts", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("cohorts_by_process_id"), ["process_id"], unique=False)
+
     op.create_table(
         "conversions",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
         sa.Column("message_id", sa.BigInteger(), nullable=False),
         sa.Column("hit_id", sa.BigInteger(), nullable=True),
@@ -101,7 +117,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "deliveries",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("event_id", sa.BigInteger(), nullable=False),
         sa.Column("topic", sa.SmallInteger(), nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
@@ -163,7 +179,7 @@ def upgrade() -> None:
 
     op.create_table(
         "events",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
         sa.Column("topics", sa.SmallInteger(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
@@ -188,7 +204,7 @@ def upgrade() -> None:
 
     op.create_table(
         "hits",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("link_id", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("verdict", sa.SmallInteger(), nullable=False),
@@ -196,10 +212,18 @@ def upgrade() -> None:
         sa.Column("flags", sa.SmallInteger(), nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
         sa.Column("user_agent", sa.Text(), nullable=False),
+        sa.Column("first_verdict", sa.SmallInteger(), nullable=True),
+        sa.Column("first_rule", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("hits_pkey")),
     )
     with op.batch_alter_table("hits", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("hits_by_link_id"), ["link_id"], unique=False)
+        batch_op.create_index(
+            "hits_by_link",
+            ["link_id"],
+            unique=False,
+            sqlite_where=sa.text("flags & 2 = 0"),
+            postgresql_where=sa.text("flags & 2 = 0"),
+        )
 
     op.create_table(
         "idempotency",
@@ -221,7 +245,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "links",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("code", sa.Text(), nullable=False),
         sa.Column("message_id", sa.BigInteger(), nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
@@ -234,7 +258,6 @@ def upgrade() -> None:
         sa.Column("label", sa.Text(), nullable=True),
         sa.Column("fallback_url", sa.Text(), nullable=True),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.Column("clicked_at", sa.BigInteger(), nullable=True),
         sa.Column("disabled_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("links_pkey")),
         sa.UniqueConstraint("code", name=op.f("links_code_key")),
@@ -245,7 +268,7 @@ def upgrade() -> None:
 
     op.create_table(
         "messages",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("application_id", sa.Integer(), nullable=False),
         sa.Column("cohort_id", sa.Integer(), nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
@@ -264,6 +287,8 @@ def upgrade() -> None:
         sa.Column("read_at", sa.BigInteger(), nullable=True),
         sa.Column("failed_at", sa.BigInteger(), nullable=True),
         sa.Column("clicked_at", sa.BigInteger(), nullable=True),
+        sa.Column("click_hit_id", sa.BigInteger(), nullable=True),
+        sa.Column("clicked_links", sa.Integer(), server_default="0", nullable=False),
         sa.Column("encoding", sa.Text(), nullable=False),
         sa.Column("segments", sa.SmallInteger(), nullable=False),
         sa.Column("fragments_count", sa.SmallInteger(), nullable=True),
@@ -273,7 +298,6 @@ def upgrade() -> None:
         sa.Column("reason_description", sa.Text(), nullable=True),
         sa.Column("telecom_message_id", sa.Text(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),
-        sa.Column("process_id", sa.Integer(), nullable=True),
         sa.Column("metadata", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("messages_pkey")),
         sa.UniqueConstraint("application_id", "message_id", name=op.f("messages_application_id_message_id_key")),
@@ -297,7 +321,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tallies",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("tallies_pkey")),
     )

@@ -1,0 +1,212 @@
+"""`make bench`: one run on this machine, one table: figure, ratio to the ceiling of the same run, target, met or not.
+
+    python -m benchmarks.bench [--quick] [--only WORD] [--json] [--chart FILE.svg]
+
+`--quick` uses 100,000 links and short runs; without it a million links are made first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import rig
+from benchmarks.rig import Figure, Server
+
+
+class Run:
+    def __init__(self, quick: bool) -> None:
+        self.seconds = 4.0 if quick else 10.0
+        self.many = 100_000 if quick else 1_000_000
+        self.raw = 0.0
+        self.figures: list[Figure] = []
+
+    def add(self, work: str, value: float, unit: str, *, target: float | None = None, of_raw: bool = True, note: str = "") -> None:
+        ratio = value / self.raw if of_raw and self.raw else None
+        measured = ratio if ratio is not None else value
+        met = None if target is None else measured >= target
+        text = "" if target is None else (f"{target:.2f} of raw" if ratio is not None else f"{target:,.0f} {unit}")
+        self.figures.append(Figure(work, value, unit, ratio, text, met, note))
+
+
+def check_recorded(server: Server, before: int, answered: int, slack: int = 64) -> None:
+    """Every 302 that was counted has its row; wrk may leave as many requests under way as it has connections."""
+    recorded = server.query("SELECT count(*) FROM hits") - before
+    if not answered <= recorded <= answered + slack:
+        sys.exit(f"the run is void: {answered} redirects were answered, {recorded} hits are in the store")
+
+
+def clicks(run: Run) -> None:
+    with rig.server() as server:
+        started = time.perf_counter()
+        codes = server.links(run.many)
+        filled = time.perf_counter() - started
+        random.Random(1).shuffle(codes)
+        folder = server.folder
+        with server.api() as client:
+            tracker = {"name": "bench", "url": "http://127.0.0.1:9/", "events": ["state"], "format": "scg"}
+            answer = client.post("/api/v1/trackers", json=tracker)
+            answer.raise_for_status()
+        distinct = rig.script(folder, "distinct", [f"/{code}" for code in codes[2000:]])
+        warm = rig.script(folder, "warm", [f"/{code}" for code in codes[:2000]])
+        rig.wrk(server.base, seconds=1, script=warm)
+        before = server.query("SELECT count(*) FROM hits")
+        load = rig.wrk(server.base, seconds=run.seconds, script=distinct)
+        check_recorded(server, before, load.requests)
+        firsts = server.query("SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL")
+        note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links"
+        run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)
+        before = server.query("SELECT count(*) FROM hits")
+        load = rig.wrk(f"{server.base}/{codes[0]}", seconds=run.seconds, header=f"User-Agent: {rig.PHONE}")
+        check_recorded(server, before, load.requests)
+        run.add("repeat clicks, one hot link", load.per_second, "/s", target=0.50, note=f"p99 {load.p99:.1f} ms")
+        unknown = rig.script(folder, "unknown", [f"/{random.Random(n).getrandbits(59):010x}"[:11] for n in range(10_000)])
+        load = rig.wrk(server.base, seconds=run.seconds, script=unknown)
+        run.add(
+            "unknown codes", load.per_second, "/s", target=0.60, note=f"p99 {load.p99:.1f} ms, {load.not_2xx_3xx:,} answered 404"
+        )
+        alone = rig.wrk(f"{server.base}/{codes[1]}", seconds=2, connections=1, header=f"User-Agent: {rig.PHONE}")
+        note = f"p99 {alone.p99:.2f} ms; target: under 3 x raw + one fsync"
+        run.add("one lonely click", alone.p50, "ms", of_raw=False, note=note)
+        run.add("links made, 500 recipients a request", run.many / filled, "/s", of_raw=False, note="one connection, while filling")
+        run.add("resident memory", server.resident_mb, "MB", of_raw=False)
+
+
+def rewrites(run: Run) -> None:
+    with rig.server() as server:
+        key = {"X-API-Key": server.first["api_key"]}
+
+        def body(recipients: int, number: int) -> str:
+            to = [f"+1408{number % 10_000:05d}{n:04d}" for n in range(recipients)]
+            text = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'
+            return json.dumps({"to": to if recipients > 1 else to[0], "body": text})
+
+        for recipients, connections in ((1, 64), (100, 16)):
+            bodies = [body(recipients, n) for n in range(2000)]
+            script = rig.post_script(server.folder, f"rewrite{recipients}", bodies, "/api/v1/rewrite", key)
+            rig.wrk(server.base, seconds=1, connections=connections, script=script)
+            before = server.query("SELECT count(*) FROM links")
+            load = rig.wrk(server.base, seconds=run.seconds, connections=connections, script=script)
+            made = server.query("SELECT count(*) FROM links") - before
+            if not load.requests * recipients <= made <= (load.requests + connections) * recipients or load.not_2xx_3xx:
+                sys.exit(f"the run is void: {load.requests} rewrites of {recipients} were answered, {made} links are in the store")
+            note = f"p99 {load.p99:.1f} ms"
+            if recipients == 1:
+                run.add("rewrite, one message a request", load.per_second, "/s", target=0.12, note=note)
+            else:
+                value = load.per_second * recipients
+                run.add("rewrite, 100 recipients a request", value, "messages/s", target=20_000, of_raw=False, note=note)
+
+
+def conversions(run: Run) -> None:
+    with rig.server() as server:
+        ids = []
+        with server.api() as client:
+            for start in range(0, 100_000, 500):
+                to = [f"+1408{start + n:09d}"[:15] for n in range(500)]
+                answer = client.post("/api/v1/rewrite", json={"to": to, "body": "x"})
+                ids += [message["message_id"] for message in answer.json()["messages"]]
+        token = {"X-Api-Token": server.first["tracker_token"]}
+        bodies = [json.dumps({"message_id": one, "action": "deposit", "value": "25.00", "currency": "EUR"}) for one in ids]
+        script = rig.post_script(server.folder, "convert", bodies, "/api/v1/callback/action", token)
+        load = rig.wrk(server.base, seconds=run.seconds, script=script)
+        made = server.query("SELECT count(*) FROM conversions")
+        if load.not_2xx_3xx or made < min(load.requests, len(ids)):
+            sys.exit(f"the run is void: {load.requests} conversions were answered, {made} are in the store")
+        run.add("conversions in", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {made:,} stored")
+
+
+def starting(run: Run) -> None:
+    def clock(*command: str) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "shortener", *command], check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        return rig.median(times)
+
+    helped = clock("--help")
+    run.figures.append(Figure("shortener --help", helped, "s", target="0.3 s", met=helped <= 0.3))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with rig.server():
+            times.append(time.perf_counter() - began)
+    first = rig.median(times)
+    run.figures.append(Figure("start to first answer (fresh folder)", first, "s", target="1.0 s", met=first <= 1.0))
+
+
+WORKS: dict[str, Callable[[Run], None]] = {
+    "clicks": clicks,
+    "rewrites": rewrites,
+    "conversions": conversions,
+    "starting": starting,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="100,000 links, short runs")
+    parser.add_argument("--only", choices=WORKS, help="one part of the table")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--chart", type=Path, help="write a bar chart as SVG")
+    options = parser.parse_args()
+    rig.need_wrk()
+    run = Run(options.quick)
+    before = rig.measure_raw(run.seconds / 2).per_second
+    run.raw = before
+    for name, work in WORKS.items():
+        if options.only in (None, name):
+            print(f"{name} ...", file=sys.stderr)
+            work(run)
+    after = rig.measure_raw(run.seconds / 2).per_second
+    drift = abs(after - before) / before
+    if options.json:
+        print(json.dumps({"raw": [before, after], "figures": [vars(figure) for figure in run.figures]}, indent=2))
+    else:
+        print(f"raw: {before:,.0f}/s before, {after:,.0f}/s after" + ("  (a noisy machine: read with care)" if drift > 0.1 else ""))
+        print(table(run.figures))
+    if options.chart:
+        options.chart.write_text(chart(run.figures))
+
+
+def table(figures: list[Figure]) -> str:
+    lines = [f"{'work':40}{'figure':>18}{'of raw':>9}  {'target':16}{'met':5}note"]
+    for one in figures:
+        value = f"{one.value:,.2f}" if one.value < 100 else f"{one.value:,.0f}"
+        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
+        met = {None: "", True: "yes", False: "NO"}[one.met]
+        lines.append(f"{one.work:40}{value + ' ' + one.unit:>18}{ratio:>9}  {one.target:16}{met:5}{one.note}")
+    return "\n".join(lines)
+
+
+def chart(figures: list[Figure]) -> str:
+    """Bars of the ratios to raw, with a mark at each target."""
+    bars = [figure for figure in figures if figure.ratio is not None]
+    height = 30 * len(bars) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="13">',
+        f'<rect width="760" height="{height}" fill="white"/>',
+        '<text x="10" y="20">Share of the raw ASGI ceiling in the same run; the line marks the target</text>',
+    ]
+    for index, one in enumerate(bars):
+        assert one.ratio is not None
+        y = 34 + 30 * index
+        colour = {None: "#777", True: "#2a7", False: "#c63"}[one.met]
+        parts.append(f'<text x="10" y="{y + 15}">{one.work}</text>')
+        parts.append(f'<rect x="270" y="{y}" width="{400 * min(one.ratio, 1):.0f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{276 + 400 * min(one.ratio, 1):.0f}" y="{y + 15}">{one.ratio:.2f}</text>')
+        if one.target:
+            x = 270 + 400 * float(one.target.split()[0])
+            parts.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{y - 3}" y2="{y + 23}" stroke="black"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Deliveries make room for hits: while many hits come in, fan-out and dispatcher work in small pieces and rest between them.
+
+A hit waits for what stands before it on the event loop and at the one writer of SQLite; a delivery can wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+#: So many hits a second are many; looked at over so many seconds.
+MANY, OVER = 20.0, 0.25
+
+
+class Courtesy:
+    """`hits`: how many the process has recorded so far."""
+
+    def __init__(self, hits: Callable[[], int] = lambda: 0) -> None:
+        self._hits = hits
+        self._seen = hits()
+        self._at = 0.0
+        self._is_due = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether many hits come in."""
+        now = asyncio.get_running_loop().time()
+        if now - self._at >= OVER:
+            hits = self._hits()
+            self._is_due = hits - self._seen >= MANY * (now - self._at)
+            self._seen, self._at = hits, now
+        return self._is_due

@@ -1,0 +1,234 @@
+"""Fan-out: events become deliveries, one for each topic and each tracker that subscribed to it.
+
+One transaction reads the oldest events that are not fanned out, writes the facts of those that somebody wants, writes their
+deliveries and marks all of them: a crash repeats nothing and skips nothing. The facts are a snapshot of what the event points to;
+bodies are rendered from it, at every attempt and after days. They are read once for the whole batch, by a few statements.
+
+A click of somebody who is suspected to be no person is told only to trackers that ask for those too, and is never a state.
+
+The first click of a message also makes the delivery of the message's own callback (Xoxzo's `lt_callbackurl`: "called only once when
+the user clicked the short URL for the first time"), whichever of its links was clicked. A tracker that is disabled gets its
+deliveries too: they wait with the others that are parked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from shortener.conversion.service import spell
+from shortener.delivery import queries
+from shortener.delivery.courtesy import Courtesy
+from shortener.delivery.queries import PendingEvent, Sources, Subscription
+from shortener.delivery.request import callback_lane
+from shortener.ids import ClickIds, IdMaker
+from shortener.metrics import Metrics
+from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
+from shortener.store.database import Database
+from shortener.store.types import from_ms, to_ms
+
+#: Events of one transaction, and of one while hits come in, which on SQLite wait for it.
+BATCH, PIECE = 200, 50
+
+DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
+
+
+class Fanout:
+    """`on_deliveries` is called when a commit made some."""
+
+    def __init__(
+        self,
+        database: Database,
+        ids: IdMaker,
+        click_ids: ClickIds,
+        clock: Clock,
+        *,
+        base_url: str,
+        courtesy: Courtesy,
+        on_deliveries: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._ids = ids
+        self._click_ids = click_ids
+        self._clock = clock
+        self._base_url = base_url
+        self._courtesy = courtesy
+        self._on_deliveries = on_deliveries
+        self.events = self.deliveries = 0  # since the process began
+
+    def offer(self, metrics: Metrics) -> None:
+        """Show the totals on /metrics."""
+        metrics.counter("shortener_events_fanned_out", "Events whose deliveries are made.", lambda: self.events)
+        metrics.counter("shortener_deliveries_made", "Deliveries that events made.", lambda: self.deliveries)
+
+    async def step(self) -> int:
+        """Fan out one batch; returns the number of its events. Raises StoreUnavailable: then nothing of it was kept."""
+        loop = asyncio.get_running_loop()
+        began, gentle = loop.time(), self._courtesy.is_due
+        events, deliveries = await self._database.write(self._fan_out, PIECE if gentle else BATCH)
+        self.events += events
+        self.deliveries += deliveries
+        if deliveries:
+            self._on_deliveries()
+        if gentle and events:
+            await asyncio.sleep(loop.time() - began)
+        return events
+
+    async def flush(self) -> None:
+        """Fan out everything."""
+        while await self.step():
+            pass
+
+    # In the transaction.
+
+    def _fan_out(self, connection: Connection, limit: int) -> tuple[int, int]:
+        events = queries.pending_events(connection, limit)
+        if not events:
+            return 0, 0
+        subscriptions = queries.subscriptions(connection, {event.application_id for event in events})
+        now = to_ms(self._clock())
+        facts: dict[int, str | None] = {}
+        rows: list[DeliveryRow] = []
+        for event in events:
+            facts[event.id] = None
+            rows += self._deliveries(event, subscriptions.get(event.application_id, ()), now)
+        if rows:
+            wanted = list(dict.fromkeys(row[1] for row in rows))
+            facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, wanted).items()}
+            queries.insert_deliveries(connection, rows)
+        queries.mark_fanned_out(connection, facts)
+        return len(events), len(rows)
+
+    def _deliveries(self, event: PendingEvent, subscriptions: Sequence[Subscription], now: int) -> list[DeliveryRow]:
+        pending = int(DeliveryStatus.PENDING)
+        rows: list[DeliveryRow] = []
+        suspected = event.topics & Topic.SUSPECTED
+        for topic in Topic(event.topics & ~Topic.SUSPECTED):
+            rows += [
+                (self._ids(), event.id, topic.value, event.application_id, tracker, None, f"t{tracker}", pending, 0, now, now)
+                for tracker, topics, with_suspected in subscriptions
+                if topics & topic and (with_suspected or not suspected)
+            ]
+        url = event.callback_url
+        if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
+            lane = callback_lane(url)
+            row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, lane, pending, 0, now, now)
+            rows.append(row)
+        return rows
+
+    def _facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
+        sources = queries.sources(connection, events)
+        numbers = _click_numbers(connection, sources)
+        return {source.event: self._snapshot(source, numbers.get(source.event)) for source in sources}
+
+    def _snapshot(self, source: Sources, click_number: int | None) -> dict[str, Any]:
+        """The facts of an event but its id and topic, which depend on what it is told as (formats.FACTS)."""
+        facts: dict[str, Any] = {
+            "timestamp": iso(source.at),
+            "application_id": source.application_id,
+            "company_id": source.company_id,
+        }
+        if source.message_id is not None:
+            sent_at = source.sent_at or source.created_at
+            # What takes a click back still tells how soon that click came.
+            at = source.hit_at if source.hit_id is not None and source.click_hit is not None else source.at
+            facts |= {
+                "message_id": source.message_id,
+                "message_request_id": source.request_id,
+                "external_message_request_id": source.external_request_id,
+                "to_address": source.to_address,
+                "phone_sha256": hashlib.sha256(source.to_address.encode()).hexdigest(),
+                "from_address": source.from_address,
+                "sender_id_id": source.sender_id_id,
+                "sender_id_alias": source.sender_id_alias,
+                "new_state": State(source.state).name,
+                "reason_code": source.reason_code,
+                "reason_description": source.reason_description,
+                "report_status": source.report_status,
+                "telecom_message_id": source.telecom_message_id,
+                "fragments_count": source.fragments_count or source.segments,
+                "mt_price": source.mt_price,
+                "has_attachment": False,
+                "campaign": source.campaign or None,
+                "source": source.source,
+                "country": source.country or None,
+                "metadata": source.metadata and orjson.loads(source.metadata),
+                "process_key": source.process_key,
+                "sent_at": _iso(source.sent_at),
+                "delivered_at": _iso(source.delivered_at),
+                "clicked_at": _iso(at if source.hit_id is not None else source.clicked_at),
+                "seconds_since_sent": _seconds(sent_at, at),
+                "seconds_since_delivered": _seconds(source.delivered_at, at),
+            }
+        if source.code is not None:
+            facts |= {
+                "code": source.code,
+                "short_url": f"{source.base_url or self._base_url}/{source.code}",
+                "url": source.url,
+                "label": source.label,
+            }
+        if source.click_hit is not None:
+            facts |= {
+                "click_id": self._click_ids.spell(source.click_hit),
+                "verdict": Verdict(source.verdict).word,
+                "verdict_reason": source.rule,
+                "user_agent": source.user_agent,
+                "first_for_link": bool(source.flags & HitFlag.FIRST_FOR_LINK),
+                "first_for_message": bool(source.flags & HitFlag.FIRST_FOR_MESSAGE),
+                "click_number": click_number,
+            }
+        if source.conversion_id is not None:
+            facts |= {
+                "conversion_id": spell(source.conversion_id),
+                "action": source.action,
+                "conversion_status": source.conversion_status,
+                "disposition": source.disposition,
+                "value": source.value,
+                "currency": source.currency,
+                "transaction_id": source.transaction_id or None,
+                "conversion_metadata": source.conversion_metadata and orjson.loads(source.conversion_metadata),
+            }
+        if source.data is not None:
+            data = orjson.loads(source.data)
+            if "state" in data:  # a delivery report: its own words, not those of a newer one
+                facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
+            facts |= data
+        return facts
+
+
+def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
+    """By event: the how manieth click of its link it is, as far as queries.COUNTED_CLICKS."""
+    numbers: dict[int, int] = {}
+    later: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
+    for source in sources:
+        is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED
+        if is_click and source.click_hit is not None and source.code is not None:
+            if source.flags & HitFlag.FIRST_FOR_LINK:
+                numbers[source.event] = 1
+            else:
+                later[source.link_id].append((source.click_hit, source.event))
+    for link, clicks in later.items():
+        clicks.sort()
+        for number, (_, event) in enumerate(clicks, queries.clicks_before(connection, link, clicks[0][0]) + 1):
+            if number <= queries.COUNTED_CLICKS:
+                numbers[event] = number
+    return numbers
+
+
+def iso(ms: int) -> str:
+    """ISO 8601 in UTC, always with milliseconds, as Syniverse writes it."""
+    return f"{from_ms(ms).isoformat(timespec='milliseconds')[:-6]}Z"
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)
+
+
+def _seconds(since: int | None, until: int) -> int | None:
+    return None if since is None else max(until - since, 0) // 1000

@@ -1,0 +1,139 @@
+"""An example of a body, made from its schema: for the document and the page.
+
+Each field shows a value that one would really see there, known by its name; a test holds all examples against their schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_REF = "#/components/schemas/"
+
+#: By name of the field; used where the schema takes it.
+_VALUES: Mapping[str, Any] = {
+    "action": "sale",
+    "application_id": 1,
+    "attempt": 1,
+    "body": 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information',
+    "campaign": "autumn",
+    "code": "8kVnq2LmRd",
+    "conversion_id": "cnv_0AbCdEfGh12",
+    "country": "US",
+    "created_at": "2026-11-20T12:00:00Z",
+    "currency": "USD",
+    "delivery_id": "0AbCdEfGh12",
+    "events": ["state", "click"],
+    "day": "2026-11-20",
+    "delivered_at": "2026-11-20T12:00:05Z",
+    "fragments_count": 1,
+    "from": "18775550100",
+    "link": "https://shop.example/a?b=1",
+    "message_id": "uFAbXDeSXGMzgK5Qoxw5g2",
+    "messageId": "uFAbXDeSXGMzgK5Qoxw5g2",
+    "message_request_id": "9E0qhwPclVXnqMjbaYF4J5",
+    "msgid": "uFAbXDeSXGMzgK5Qoxw5g2",
+    "mt_price": "0.0095",
+    "name": "warehouse",
+    "number": "+14085550100",
+    "processKey": "A37D81C5D1B54F5BA3CE1D2E3C0B2F6A",
+    "reason_code": "200",
+    "reason_description": "SUCCESS",
+    "recipient": "+14085550100",
+    "segments": 1,
+    "segments_without_rewriting": 1,
+    "sender": "18775550100",
+    "sent_at": "2026-11-20T12:00:01Z",
+    "short_url": "https://go.brand.example/8kVnq2LmRd",
+    "shortlink": "https://go.brand.example/8kVnq2LmRd",
+    "since": "2026-10-22T00:00:00Z",
+    "timestamp": "2026-11-20T12:00:00Z",
+    "to": "+14085550100",
+    "tracker_id": 1,
+    "transaction_id": "order-1001",
+    "tz": "Europe/Berlin",
+    "until": "2026-11-20T12:00:00Z",
+    "url": "https://shop.example/a?b=1",
+    "value": "12.50",
+}
+#: The same where an answer shows something else than a request.
+_ANSWERED: Mapping[str, Any] = {
+    "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
+    "click_id": "0AbCdEfGh12x9Kq3vTz",
+    "clicked_at": "2026-11-20T12:00:42Z",
+    "concurrency": 16,
+    "at": "2026-11-20T12:00:00Z",
+    "enabled": True,
+    "event": "click",
+    "event_id": "evt_0AbCdEfGh121",
+    "expires_at": "2027-02-18T12:00:00Z",
+    "max_attempts": 10,
+    "schedule": [5, 300, 1800],
+    "secret_set": True,
+    "sent_time": "2026-11-20 12:00:01",
+    "source": "api",
+    "state": "DELIVERED",
+    "status": "DELIVERED",
+    "statuses": "2xx",
+    "timeout": 5,
+    "updated_at": "2026-11-20T12:00:00Z",
+}
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any], *, answered: bool, name: str = "") -> Any:
+    """A value that the schema takes: null where nothing better is known, optional fields only where something is."""
+    if "$ref" in schema:
+        return example_of(schemas[schema["$ref"].removeprefix(_REF)], schemas, answered=answered, name=name)
+    if examples := schema.get("examples"):
+        return examples[0]
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    known = _known(name, answered)
+    for variants in (schema.get("anyOf"), schema.get("oneOf")):
+        if variants:
+            fitting = [kind for value in (known, None) for kind in variants if _takes(kind, value)]
+            return example_of((fitting or variants)[0], schemas, answered=answered, name=name)
+    if known is not None and _takes(schema, known):
+        return known
+    kind = schema.get("type")
+    if kind == "object":
+        required = schema.get("required", ())
+        return {
+            field: example_of(its, schemas, answered=answered, name=field)
+            for field, its in schema.get("properties", {}).items()
+            if field in required or field in _VALUES
+        }
+    if kind == "array":
+        items = schema.get("items", {})
+        some = "$ref" in items or schema.get("minItems")
+        return [example_of(items, schemas, answered=answered)] if some else []
+    plain = {"integer": schema.get("minimum", 0), "number": schema.get("minimum", 0), "boolean": False, "string": ""}
+    return schema.get("default", plain.get(str(kind)))
+
+
+def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
+    """The same for one parameter; None when nothing is known."""
+    known = _VALUES.get(name)
+    variants = [schema, *schema.get("anyOf", ())]
+    return known if any(_takes(kind, known) for kind in variants) else None
+
+
+def _known(name: str, answered: bool) -> Any:
+    return _ANSWERED[name] if answered and name in _ANSWERED else _VALUES.get(name)
+
+
+def _takes(schema: Mapping[str, Any], value: Any) -> bool:
+    kinds = schema.get("type", ())
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return any(isinstance(value, _KINDS[kind]) for kind in kinds)

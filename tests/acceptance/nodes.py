@@ -1,0 +1,182 @@
+"""Several real processes on one PostgreSQL and one Redis, and people who click on all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+
+from tests.acceptance.conftest import PATIENCE, PHONE, Server
+from tests.servers import free_port
+
+SECRET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
+
+
+@dataclass
+class Nodes:
+    """Processes that share a database; each has a folder of its own, as on a machine of its own."""
+
+    folder: Path
+    database_url: str
+    redis_url: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    servers: list[Server] = field(default_factory=list)
+    deliverers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def environment(self, name: str, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+        settings = {
+            "DATA_DIR": str(self.folder / name),
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "SECRET": SECRET,
+            "BASE_URL": "http://go.example",
+            "ALLOW_PRIVATE_TARGETS": "true",
+            "DELIVERY_SCHEDULE": "0.1,0.1,0.1",
+            **self.settings,
+            **more,
+        }
+        return kept | {f"SHORTENER_{name}": value for name, value in settings.items()}
+
+    def prepare(self, *options: str, **more: str) -> Server:
+        name = f"node{len(self.servers)}"
+        (self.folder / name).mkdir()
+        server = Server(self.folder / name, free_port(), self.environment(name, **more))
+        server.options = options
+        self.servers.append(server)
+        return server
+
+    def serve(self, *options: str, **more: str) -> Server:
+        """One more `shortener serve`."""
+        server = self.prepare(*options, **more)
+        server.start()
+        server.first = server.first or self.servers[0].first
+        return server
+
+    def deliver(self) -> None:
+        """One more `shortener deliver`."""
+        name = f"deliver{len(self.deliverers)}"
+        (self.folder / name).mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shortener", "deliver"],
+            env=self.environment(name),
+            cwd=self.folder / name,
+            stdout=subprocess.PIPE,
+        )
+        self.deliverers.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"Delivering.\n"
+
+    def close(self) -> list[int]:
+        """SIGTERM to all that still run; their exit codes."""
+        processes = [server.process for server in self.servers if server.process is not None] + self.deliverers
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        codes = []
+        for process in processes:
+            try:
+                codes.append(process.wait(PATIENCE))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes.append(process.wait())
+            if process.stdout is not None:
+                process.stdout.close()
+        for server in self.servers:
+            server.process = None
+        self.deliverers.clear()
+        return codes
+
+    def rewrite(self, count: int, body: str = 'see #track("https://x.example/")', *, country: int = 1408) -> list[dict[str, Any]]:
+        """So many messages of one link each."""
+        messages: list[dict[str, Any]] = []
+        with self.servers[0].api() as client:
+            for start in range(0, count, 500):
+                to = [f"+{country}555{number:04}" for number in range(start, min(start + 500, count))]
+                answer = client.post("/api/v1/rewrite", json={"to": to, "body": body})
+                assert answer.status_code == 200, answer.text
+                messages += answer.json()["messages"]
+        return messages
+
+    async def query(self, statement: str) -> list[Any]:
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            rows: list[Any] = await connection.fetch(statement)
+            return rows
+        finally:
+            await connection.close()
+
+
+@dataclass
+class Answers:
+    """What people got: statuses, codes that got their 302, seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    redirected: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    retry_after: set[str | None] = field(default_factory=set)  # of answers that were none
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.seconds)
+        return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
+
+
+async def click_all(bases: Sequence[str], clicks: Sequence[tuple[int, str]], people: int = 64) -> Answers:
+    """Make each click (node, code), so many at a time."""
+    answers = Answers()
+    left = iter(clicks)
+    async with crowd(people) as session:
+
+        async def person() -> None:
+            for node, code in left:
+                await click(session, bases[node], code, answers)
+
+        await asyncio.gather(*(person() for _ in range(people)))
+    return answers
+
+
+async def click_until(
+    bases: Sequence[str], codes: Sequence[str], stop: Callable[[], bool], answers: Answers, *, people: int = 16, pause: float = 0.0
+) -> None:
+    """Click on random codes at random nodes until `stop()`."""
+    chance = random.Random(7)
+    async with crowd(people) as session:
+
+        async def person() -> None:
+            while not stop():
+                await click(session, chance.choice(bases), chance.choice(codes), answers)
+                await asyncio.sleep(pause)
+
+        await asyncio.gather(*(person() for _ in range(people)))
+
+
+def crowd(people: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=people),
+        headers={"User-Agent": PHONE, "Host": "go.example"},
+        timeout=aiohttp.ClientTimeout(total=PATIENCE),
+        trust_env=False,
+    )
+
+
+async def click(session: aiohttp.ClientSession, base: str, code: str, answers: Answers) -> None:
+    began = time.monotonic()
+    async with session.get(f"{base}/{code}", allow_redirects=False) as answer:
+        await answer.read()
+    answers.seconds.append(time.monotonic() - began)
+    answers.statuses[answer.status] += 1
+    if answer.status == 302:
+        answers.redirected[code] += 1
+    else:
+        answers.retry_after.add(answer.headers.get("Retry-After"))

@@ -1,0 +1,269 @@
+"""The four systems whose customers come here, each played over the wire in its own words: its calls, fields, types and order.
+
+One server, with an application for each system; `test_seeds.py` plays the documents' own examples.
+"""
+
+import base64
+import contextlib
+import itertools
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server, serving
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serving(tmp_path_factory.mktemp("dialects"))
+
+
+class Customer:
+    """An application of its own on the server."""
+
+    def __init__(self, server: Server, name: str, *options: str) -> None:
+        made = server.command("applications", "create", name, *options)
+        self.server = server
+        self.id: int = made["application_id"]
+        self.key: str = made["api_key"]
+        self.token: str = made["tracker_token"]
+        until(lambda: self.call("GET", "/api/v1/sms/stats").status_code == 200)
+
+    def call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """With the API key, unless `headers` say otherwise."""
+        headers = more.pop("headers", {"X-API-Key": self.key})
+        with self.server.client(**headers) as client:
+            return client.request(method, path, **more)
+
+    def report(self, **conversion: Any) -> httpx.Response:
+        return self.call("POST", "/api/v1/callback/action", headers={"X-Api-Token": self.token}, json=conversion)
+
+    def track(self, **tracker: Any) -> None:
+        answer = self.call("POST", "/api/v1/trackers", json={"name": "mine", **tracker})
+        assert answer.status_code == 201, answer.text
+
+    def basic(self) -> dict[str, str]:
+        return {"Authorization": "Basic " + base64.b64encode(f"{self.id}:{self.key}".encode()).decode()}
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what other processes do behind our back: they look for new accounts twice a second."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+
+
+def tap(short_url: str) -> httpx.Response:
+    with httpx.Client(trust_env=False) as client:
+        return client.get(short_url, headers={"User-Agent": PHONE})
+
+
+# Syniverse
+
+#: The fields of its CLICKTHRU sample, with their types in JSON.
+SAMPLE = {
+    "previous_state": str,
+    "message_request_id": str,
+    "message_id": str,
+    "to_address": str,
+    "has_attachment": bool,
+    "reason_description": str,
+    "application_id": int,
+    "reason_code": str,
+    "sender_id_alias": str,
+    "company-id": int,
+    "sender_id_id": str,
+    "external_message_request_id": str,
+    "new_state": str,
+    "fragments_count": int,
+    "from_address": str,
+    "mt_price": float,
+}
+
+
+def test_syniverse_from_a_channel_to_clickthru_and_a_reply(server: Server, endpoint: Endpoint) -> None:
+    customer = Customer(server, "syniverse", "--company-id", "92")
+    customer.track(url=f"{endpoint.url}/webhook", events=["state", "conversion"], format="scg")
+    request = {
+        "from": "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ",
+        "to": ["+14085550100"],
+        "body": 'Hello Kola, please visit us at #track(\\"https://shop.example/\\") cool information',
+        "mt_price": 0.0095,
+    }
+    answer = customer.call("POST", "/api/v1/rewrite", json=request, headers={"Authorization": f"Bearer {customer.key}"})
+    (message,) = answer.json()["messages"]
+    (link,) = message["links"]
+    assert message["body"] == f"Hello Kola, please visit us at {link['short_url']} cool information"
+    assert message["warnings"] == []
+    customer.call("POST", "/api/v1/sms/status", json={"message_id": message["message_id"], "state": "DELIVERED"})
+    for _ in range(3):
+        assert tap(link["short_url"]).headers["location"] == "https://shop.example/"
+    clicked = endpoint.wait(2)[1]
+    fields = clicked.json["event"]["fld-val-list"]
+    assert {name: type(fields[name]) for name in SAMPLE} == SAMPLE
+    assert b'"mt_price":0.0095' in clicked.body
+    assert (fields["application_id"], fields["company-id"]) == (customer.id, 92)
+    assert (fields["previous_state"], fields["new_state"]) == ("DELIVERED", "CLICKTHRU")
+    assert (fields["from_address"], fields["reason_code"]) == ("channel:Bxn9SHBYhl89KnXXXXXXXX", "200")
+
+    reply = {"message_id": message["message_id"], "action": "reply", "disposition": "negative", "text": "STOP"}
+    assert customer.report(**reply).json()["duplicate"] is False
+    assert customer.report(**reply).json()["duplicate"] is True
+    bought = {"message_id": message["message_id"], "action": "bought", "disposition": "positive"}
+    assert customer.report(**bought).status_code == 200
+    told = [arrived.json["event"] for arrived in endpoint.wait(4)[2:]]
+    assert {event["evt-tp"] for event in told} == {"conversion"}
+    dispositions = {event["fld-val-list"]["action"]: event["fld-val-list"]["disposition"] for event in told}
+    assert dispositions == {"reply": "negative", "bought": "positive"}
+    assert len(endpoint.arrived) == 4, "three clicks are one CLICKTHRU, a repeated reply is one conversion"
+
+
+# Infobip
+
+
+def test_infobip_from_the_advanced_message_to_the_conversion_rate(server: Server, endpoint: Endpoint) -> None:
+    customer = Customer(server, "infobip")
+    customer.track(url=f"{endpoint.url}/clicks", events=["click", "conversion"], format="infobip")
+    request = {
+        "bulkId": "bulk-1",
+        "messages": [
+            {
+                "from": "InfoSMS",
+                "destinations": [{"to": "41793026731", "messageId": "8ef699bc"}, {"to": "14085550100"}],
+                "text": "Your PIN is 1a2B3c, see https://shop.example/pin",
+                "callbackData": "order 7",
+            }
+        ],
+        "tracking": {"track": "SMS", "type": "One_Time_Pin"},
+        "urlOptions": {"shortenUrl": True, "trackClicks": True},
+    }
+    told = customer.call("POST", "/sms/1/text/advanced", json=request, headers=customer.basic()).json()
+    assert (told["bulkId"], [message["to"] for message in told["messages"]]) == ("bulk-1", ["41793026731", "14085550100"])
+    assert {message["status"]["groupName"] for message in told["messages"]} == {"PENDING"}
+    first, second = told["messages"]
+    assert first["messageId"] == "8ef699bc"
+    assert first["text"] == f"Your PIN is 1a2B3c, see {first['links'][0]['short_url']}" != second["text"]
+
+    tap(first["links"][0]["short_url"])
+    (click,) = endpoint.wait(1)
+    assert {name: click.json[name] for name in ("notificationType", "recipient", "url", "messageId", "bulkId", "callbackData")} == {
+        "notificationType": "CLICKED",
+        "recipient": "41793026731",
+        "url": "https://shop.example/pin",
+        "messageId": "8ef699bc",
+        "bulkId": "bulk-1",
+        "callbackData": "order 7",
+    }
+    ends = [customer.call("POST", "/ct/1/log/end/8ef699bc", headers=customer.basic()) for _ in range(2)]
+    assert [end.status_code for end in ends] == [200, 200]
+    assert ends[0].json() == ends[1].json()
+    key = ends[0].json()["processKey"]
+    assert endpoint.wait(2)[1].json["processKey"] == key
+
+    def rates(**query: str) -> dict[str, Any]:
+        found: dict[str, Any] = customer.call("GET", f"/ct/1/processes/{key}/conversionrate", params=query).json()
+        return found
+
+    overall = rates()
+    total = {"startCount": 2, "endCount": 1, "conversionRate": 0.5}
+    assert overall["cumulativeStatistics"] == total
+    assert overall["statistics"] == [{"intervalStart": overall["statistics"][0]["intervalStart"], **total}]
+    by_country = {one["country"]: one["conversionRate"] for one in rates(aggrType="byCountry")["statistics"]}
+    assert by_country == {"CH": 1.0, "US": 0.0}
+    hours = rates(intervalGranulation="HOUR")["statistics"]
+    assert len(hours) in (24, 25)
+    assert sum(hour["startCount"] for hour in hours) == 2
+    assert len(endpoint.arrived) == 2
+
+
+# Xoxzo
+
+
+def test_xoxzo_calls_back_up_to_ten_times_until_it_is_answered_with_200(server: Server, endpoint: Endpoint) -> None:
+    customer = Customer(server, "xoxzo")
+    form = {
+        "sender": "Sender",
+        "message": "test link tracking xoxzo.com and www.second.com",
+        "recipient": "+818012345678",
+        "track_link": "true",
+        "lt_callbackur": f"{endpoint.url}/callback",
+    }
+    sent = customer.call("POST", "/sms/messages/", data=form, headers=customer.basic())
+    assert sent.status_code == 201
+    (link,) = sent.json()["links"]
+    assert sent.json()["message"] == f"test link tracking {link['short_url']} and www.second.com"
+    endpoint.answers = [500, 201, 302] * 3
+    for _ in range(2):
+        assert tap(link["short_url"]).headers["location"] == "http://xoxzo.com"
+    calls = endpoint.wait(10)
+    assert {(call.method, call.target) for call in calls} == {("POST", "/callback")}
+    status = customer.call("GET", f"/sms/messages/{sent.json()['msgid']}/", headers=customer.basic()).json()
+    assert (status["link_tracking"]["link"], status["link_tracking"]["accessed"]) == ("http://xoxzo.com", True)
+    assert calls[0].json["link_tracking"] == status["link_tracking"]
+    assert len(endpoint.arrived) == 10
+
+
+# 23 Telecom
+
+
+def test_23_telecom_four_calls_two_tokens_and_a_conversion_url(server: Server, endpoint: Endpoint) -> None:
+    customer = Customer(server, "23 telecom")
+    change = {
+        "conversion_url": f"{endpoint.url}/postback?phone={{phone}}&status={{status}}&cost={{cost}}",
+        "conversion_fields": ["message_id", "phone", "action", "transaction_id"],
+    }
+    assert customer.call("PATCH", "/api/v1/application", json=change).status_code == 200
+    request = {"from": "Gladiator", "to": [f"+44740012345{n}" for n in range(3)], "body": "Hi", "mt_price": "0.0085"}
+    messages = customer.call("POST", "/api/v1/rewrite", json=request).json()["messages"]
+    message_id = messages[0]["message_id"]
+    report = {"message_id": message_id, "state": "DELIVERED", "status": "DELIVRD"}
+    assert customer.call("POST", "/api/v1/sms/status", json=report).status_code == 200
+
+    calls = (("GET", "/api/v1/track"), ("POST", "/api/v1/callback/action"), ("GET", "/api/v1/action/track"), ("POST", "/action"))
+    numbers = itertools.count(1)
+
+    def convert(method: str, path: str, token: str) -> httpx.Response:
+        parameters = {"message_id": message_id, "action": "deposit", "transaction_id": f"T{next(numbers)}"}
+        way: dict[str, Any] = {"params": parameters} if method == "GET" else {"json": parameters}
+        return customer.call(method, path, headers={"X-Api-Token": token}, **way)
+
+    before = row_counts(server)
+    for method, path in calls:
+        for token in ("", "tt_wrong", customer.key):
+            refused = convert(method, path, token)
+            assert (refused.status_code, refused.json()["error_code"]) == (401, "UNAUTHORIZED")
+    assert row_counts(server) == before
+    assert endpoint.arrived == []
+
+    rotated = server.command("tokens", "rotate", str(customer.id))["tracker_token"]
+    until(lambda: customer.call("GET", "/api/v1/track", headers={"X-Api-Token": rotated}).status_code == 400)
+    for (method, path), token in zip(calls, (customer.token, rotated, customer.token, rotated), strict=True):
+        answer = convert(method, path, token)
+        assert answer.status_code == 200, answer.text
+        assert ("deprecation" in answer.headers) == (path == "/api/v1/action/track")
+    postbacks = endpoint.wait(4)
+    assert {postback.method for postback in postbacks} == {"POST"}
+    assert {postback.target for postback in postbacks} == {"/postback?phone=%2B447400123450&status=DELIVRD&cost=0.0085"}
+    for postback in postbacks:
+        known = {"message_id": message_id, "phone": "+447400123450", "action": "deposit"}
+        assert postback.json == known | {"transaction_id": postback.json["transaction_id"]}
+
+    by_country = customer.call("GET", "/api/v1/sms/stats/by-country").json()["countries"]
+    assert [(one["country"], one["messages"], one["conversions"]) for one in by_country] == [("GB", 3, 4)]
+    export = customer.call("GET", "/api/v1/sms/messages/unified/export").text.splitlines()
+    assert len(export) == 4
+
+
+def row_counts(server: Server) -> dict[str, int]:
+    """Of every table but those that the background empties and fills by itself."""
+    path = server.folder / "data" / "shortener.db"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        counted = set(names) - {"tallies", "counts"}
+        return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in counted}

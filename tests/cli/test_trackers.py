@@ -1,0 +1,148 @@
+"""`shortener trackers` and `deliveries`, beside a service that has the same store open."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from shortener.cli import cli
+from shortener.service import Service
+from tests.delivery.conftest import Story
+from tests.receiver import Receiver
+
+Run = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+def invoke(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[Result]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHORTENER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SHORTENER_DATABASE_URL", store_url)
+    monkeypatch.setenv("SHORTENER_ALLOW_PRIVATE_TARGETS", "true")
+
+    async def run(*arguments: str) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, cli, list(arguments))
+
+    return run
+
+
+@pytest.fixture
+def run(invoke: Callable[..., Awaitable[Result]]) -> Run:
+    """A command that succeeds; what it prints with --json."""
+
+    async def run(*arguments: str) -> Any:
+        result = await invoke(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return orjson.loads(result.stdout)
+
+    return run
+
+
+async def test_a_tracker_that_was_added_beside_the_server_is_told(service: Service, run: Run, receiver: Receiver) -> None:
+    made = await run(
+        *("trackers", "add", "1", receiver.url("/?p={phone}"), "--event", "click", "--event", "state", "--format", "json"),
+        *(
+            "--field",
+            "phone",
+            "--field",
+            "event",
+            "--header",
+            "X-Mine: 1",
+            "--success",
+            "200",
+            "--timeout",
+            "2.5",
+            "--schedule",
+            "1,2",
+        ),
+    )
+    assert made["secret"].startswith("whsec_")
+    assert (made["events"], made["fields"], made["headers_set"]) == (["state", "click"], ["phone", "event"], True)
+    assert (made["success"]["statuses"], made["timeout"], made["schedule"]) == ("200", 2.5, [1.0, 2.0])
+    await Story(service).first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert {request.json["event"] for request in receiver.requests} == {"click", "state"}
+    assert receiver.requests[0].headers["x-mine"] == "1"
+    (listed,) = await run("trackers", "list", "1")
+    assert (listed["tracker_id"], listed["breaker"]) == (made["tracker_id"], "closed")
+    assert await run("trackers", "list", "2") == []
+
+
+async def test_a_tracker_is_changed_tested_and_removed(
+    service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
+) -> None:
+    made = await run("trackers", "add", "1", receiver.url(), "--event", "state", "--unsigned")
+    assert (made["secret"], made["secret_set"]) == (None, False)
+    number = str(made["tracker_id"])
+    changed = await run(
+        "trackers", "update", number, "--name", "new", "--rotate-secret", "--disable", "--url", receiver.url("/new")
+    )
+    assert (changed["name"], changed["enabled"], changed["events"]) == ("new", False, ["state"])
+    assert changed["secret"].startswith("whsec_")
+    rotated = await run("trackers", "update", number, "--rotate-secret", "--overlap", "1h", "--enable")
+    assert rotated["enabled"]
+    assert rotated["previous_secret_until"] is not None
+    tested = await run("trackers", "test", number)
+    assert (tested["delivered"], tested["http_status"], receiver.requests[0].target) == (True, 200, "/new")
+    receiver.usual = 500
+    failed = await invoke("trackers", "test", number)
+    assert (failed.exit_code, "NOT taken" in failed.output) == (1, True)
+    assert await run("trackers", "remove", number) == {"tracker_id": made["tracker_id"], "deleted": True}
+    gone = await invoke("trackers", "remove", number)
+    assert isinstance(gone.exception, SystemExit)
+    assert "NOT_FOUND" in gone.output
+
+
+async def test_deliveries_are_listed_shown_and_replayed(
+    service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
+) -> None:
+    receiver.usual = 500
+    made = await run("trackers", "add", "1", receiver.url(), "--event", "click", "--max-attempts", "1")
+    number = str(made["tracker_id"])
+    story = Story(service)
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    page = await run("deliveries", "list", "--tracker", number, "--status", "dead", "--limit", "2")
+    assert [one["message_id"] for one in page["deliveries"]] == ["m-3", "m-2"]
+    rest = await run("deliveries", "list", "--application", "1", "--below", page["next"])
+    assert ([one["message_id"] for one in rest["deliveries"]], rest["next"]) == (["m-1"], None)
+    delivery = rest["deliveries"][0]["delivery_id"]
+    shown = await run("deliveries", "show", delivery)
+    assert (shown["status"], [one["status"] for one in shown["attempts"]]) == ("dead", [500])
+    assert await run("deliveries", "replay", delivery) == {"replayed": 1}
+    assert await run("deliveries", "replay", "--tracker", number, "--since", "2026-11-21") == {"replayed": 0}
+    assert await run("deliveries", "replay", "--tracker", number) == {"replayed": 2}
+    for arguments in (("deliveries", "list", "--tracker", number), ("deliveries", "show", delivery), ("trackers", "list")):
+        result = await invoke(*arguments)
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("deliveries", "list"),
+        ("deliveries", "replay"),
+        ("trackers", "add", "1", "https://t.example/", "--secret", "x", "--unsigned"),
+        ("trackers", "add", "1", "https://t.example/", "--header", "nonsense"),
+        ("trackers", "add", "1", "https://t.example/", "--schedule", "soon"),
+        ("trackers", "add", "1", "https://t.example/", "--event", "nonsense"),
+    ],
+)
+def test_bad_usage_has_exit_code_2(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(cli, list(arguments)).exit_code == 2
+
+
+async def test_what_is_wrong_is_said(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
+    result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
+    assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (1, True)
+    result = await invoke("trackers", "add", "1", "https://t.example/")
+    assert (result.exit_code, "events" in result.output) == (1, True)
+    result = await invoke("deliveries", "show", "nonsense")
+    assert (result.exit_code, "no delivery" in result.output) == (1, True)

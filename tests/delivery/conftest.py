@@ -1,0 +1,79 @@
+"""What the tests of delivery start from: an application with trackers, and events as the parts make them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from shortener.delivery.trackers import NewTracker, TrackerChanges
+from shortener.log import events
+from shortener.log.events import Event
+from shortener.model import HitFlag, Topic
+from shortener.service import Service
+from tests.factory import Message, add_hit, add_message
+
+#: Makes a tracker of the default application; returns its number.
+MakeTracker = Callable[..., Awaitable[int]]
+
+
+@pytest.fixture
+def make_tracker(service: Service) -> MakeTracker:
+    async def make(url: str, *topics: str, **more: Any) -> int:
+        given = NewTracker.model_validate({"url": url, "events": topics or ("click",), "format": "json", "secret": None, **more})
+        return (await service.trackers.create(1, given)).tracker.id
+
+    return make
+
+
+def changes(**given: Any) -> TrackerChanges:
+    return TrackerChanges.model_validate(given)
+
+
+@dataclass
+class Story:
+    """Writes what happens, as the parts write it."""
+
+    service: Service
+    count: int = 0
+
+    async def message(self, **columns: Any) -> Message:
+        self.count += 1
+        return await self.service.database.write(add_message, self.service.ids, f"m-{self.count}", **columns)
+
+    async def first_click(self, message: Message | None = None, at: datetime | None = None) -> Message:
+        """The first click of a message, a new one if none is given."""
+        message = message or await self.message()
+        await self.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK, at)
+        return message
+
+    async def click(
+        self,
+        message: Message,
+        flags: HitFlag = HitFlag.NONE,
+        topics: Topic = Topic.CLICK,
+        at: datetime | None = None,
+        link: int = 0,
+        **columns: Any,
+    ) -> int:
+        """Returns the hit."""
+        ids = self.service.ids
+        at = at or self.service.clock()
+        data = {"previous_state": "DELIVERED", "new_state": "CLICKTHRU"} if topics & Topic.STATE else None
+
+        def write(connection: Connection) -> int:
+            row = message.links[link]
+            hit = add_hit(connection, ids, row, at=at, flags=int(flags), **columns)
+            events.append(connection, [Event(ids(), 1, topics, at, message.row, row, hit, data=data)])
+            return hit
+
+        return await self.service.database.write(write)
+
+
+@pytest.fixture
+def story(service: Service) -> Story:
+    return Story(service)

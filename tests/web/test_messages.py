@@ -1,0 +1,217 @@
+"""Reading messages through HTTP, on both engines (contract, section 7)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import httpx
+
+from shortener import accounts
+from shortener.accounts import Credentials
+from shortener.service import Service
+from shortener.web.messages import ListAnswer, StatusAnswer, XoxzoAnswer
+from tests.conftest import Clock, client_of
+
+TO = "+14085550100"
+PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"}
+
+
+async def rewrite(client: httpx.AsyncClient, message_id: str, **more: Any) -> dict[str, Any]:
+    body = {"to": TO, "message_id": message_id, "body": 'Look #track("https://shop.example/a?b=1") now', **more}
+    answer = await client.post("/api/v1/rewrite", json=body)
+    assert answer.status_code == 200, answer.text
+    message: dict[str, Any] = answer.json()["messages"][0]
+    return message
+
+
+async def report(client: httpx.AsyncClient, message_id: str, state: str, **more: Any) -> None:
+    answer = await client.post("/api/v1/sms/status", json={"message_id": message_id, "state": state, **more})
+    assert answer.status_code == 200, answer.text
+
+
+async def click(client: httpx.AsyncClient, message: dict[str, Any]) -> None:
+    answer = await client.get("/" + message["links"][0]["code"], headers=PHONE)
+    assert answer.status_code == 302
+
+
+async def convert(service: Service, credentials: Credentials, **parameters: Any) -> None:
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
+        answer = await client.get("/api/v1/track", params=parameters)
+        assert answer.status_code == 200, answer.text
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["status"], answer.json()["error_code"]) == (status, False, code)
+
+
+async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    message = await rewrite(client, "m1", mt_price="0.0095", campaign="spring", **{"from": "Gladiator"})
+    clock.forward(seconds=1)
+    await report(client, "m1", "SENT")
+    clock.forward(seconds=3)
+    await report(client, "m1", "DELIVERED", status="DELIVRD", reason_code="000", telecom_message_id="t-1", fragments_count=1)
+    clock.forward(seconds=60)
+    await click(client, message)
+    clock.forward(seconds=60)
+    await convert(service, credentials, message_id="m1", action="sale", value="12.50", currency="EUR")
+
+    answer = await client.get("/api/v1/sms/status/m1")
+    assert answer.status_code == 200
+    told = answer.json()
+    StatusAnswer.model_validate(told)
+    assert (told["status"], told["state"], told["previous_state"]) == (True, "CLICKTHRU", "DELIVERED")
+    assert (told["to"], told["from"], told["campaign"], told["country"]) == (TO, "Gladiator", "spring", "US")
+    assert (told["created_at"], told["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01Z")
+    assert (told["delivered_at"], told["clicked_at"]) == ("2026-11-20T12:00:04Z", "2026-11-20T12:01:04Z")
+    assert (told["report_status"], told["reason_code"], told["telecom_message_id"]) == ("DELIVRD", "000", "t-1")
+    assert (told["mt_price"], told["segments"], told["fragments_count"]) == ("0.0095", 1, 1)
+    assert told["link_tracking"] == {
+        "link": "https://shop.example/a?b=1",
+        "shortlink": message["links"][0]["short_url"],
+        "accessed": True,
+        "accessed_on": "2026-11-20 12:01:04",
+    }
+    link = {**message["links"][0], "accessed": True, "accessed_on": "2026-11-20T12:01:04Z"}
+    assert told["links"] == [link]
+    (conversion,) = told["conversions"]
+    assert (conversion["action"], conversion["value"], conversion["currency"]) == ("sale", "12.50", "EUR")
+
+
+async def test_xoxzo_finds_its_shape_with_and_without_the_last_slash(client: httpx.AsyncClient, clock: Clock) -> None:
+    message = await rewrite(client, "m1", mt_price=0.5)
+    for path in ("/sms/messages/m1/", "/sms/messages/m1"):
+        told = (await client.get(path)).json()
+        XoxzoAnswer.model_validate(told)
+        assert told["link_tracking"]["accessed"] is False
+        assert told["link_tracking"]["accessed_on"] is None
+        assert (told["msgid"], told["status"], told["recipient"], told["cost"]) == ("m1", "CREATED", TO, 0.5)
+        assert (told["url"], told["sent_time"]) == ("http://127.0.0.1:8000/sms/messages/m1/", "2026-11-20 12:00:00")
+    await report(client, "m1", "DELIVERED")
+    await click(client, message)
+    told = (await client.get("/sms/messages/m1/")).json()
+    assert (told["status"], told["link_tracking"]["accessed_on"]) == ("DELIVERED", "2026-11-20 12:00:00")
+
+
+async def test_an_id_with_a_slash_in_it_is_found(client: httpx.AsyncClient) -> None:
+    await rewrite(client, "2026/11/20 #1")
+    assert (await client.get("/api/v1/sms/status/2026%2F11%2F20%20%231")).json()["message_id"] == "2026/11/20 #1"
+    assert (await client.get("/sms/messages/2026%2F11%2F20%20%231/")).json()["msgid"] == "2026/11/20 #1"
+
+
+async def test_an_unknown_message_is_404(client: httpx.AsyncClient) -> None:
+    for path in ("/api/v1/sms/status/none", "/sms/messages/none/", "/api/v1/sms/status/" + "x" * 3000):
+        refused(await client.get(path), 404, "MESSAGE_NOT_FOUND")
+    assert (await client.get("/api/v1/sms/status/a%00b")).status_code == 404
+
+
+async def test_another_application_and_a_key_without_sms_read_see_nothing(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await rewrite(client, "m1")
+    other = await service.database.write(accounts.create_application, "other", clock.now)
+    sender = await service.database.write(accounts.create_key, credentials.application_id, "pipeline", ("sms.send",), clock.now)
+    await service.directory.refresh()
+    paths = (
+        "/api/v1/sms/status/m1",
+        "/sms/messages/m1/",
+        "/api/v1/sms/messages",
+        "/api/v1/sms/messages/unified",
+        "/api/v1/sms/messages/unified/export",
+        "/api/v1/sms/stats",
+        "/api/v1/sms/stats/daily",
+        "/api/v1/sms/stats/by-country",
+    )
+    async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
+        refused(await stranger.get("/api/v1/sms/status/m1"), 404, "MESSAGE_NOT_FOUND")
+        assert (await stranger.get("/api/v1/sms/messages")).json()["messages"] == []
+        assert (await stranger.get("/api/v1/sms/messages/unified/export")).text.count("\r\n") == 1
+        assert (await stranger.get("/api/v1/sms/stats")).json()["messages"] == 0
+    async with client_of(service, {"X-API-Key": sender}) as pipeline, client_of(service) as nobody:
+        for path in paths:
+            refused(await pipeline.get(path), 403, "FORBIDDEN")
+            refused(await nobody.get(path), 401, "UNAUTHORIZED")
+
+
+async def test_lists_come_in_pages_newest_first(client: httpx.AsyncClient, clock: Clock) -> None:
+    for number in range(5):
+        await rewrite(client, f"m{number}", source="campaign" if number == 2 else "api", campaign="spring" if number < 3 else "")
+        clock.forward(minutes=1)
+    first = (await client.get("/api/v1/sms/messages", params={"limit": 2})).json()
+    ListAnswer.model_validate(first)
+    assert [message["message_id"] for message in first["messages"]] == ["m4", "m3"]
+    cursor = first["next_cursor"]
+    second = (await client.get("/api/v1/sms/messages", params={"limit": 3, "cursor": cursor})).json()
+    assert [message["message_id"] for message in second["messages"]] == ["m2", "m1", "m0"]
+    assert second["next_cursor"] is None
+
+    async def ids(path: str, **query: Any) -> list[str]:
+        answer = await client.get(f"/api/v1/sms/messages{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return [message["message_id"] for message in answer.json()["messages"]]
+
+    assert await ids("", campaign="spring") == ["m2", "m1", "m0"]
+    assert await ids("", state="created", until="2026-11-20T12:01:00Z") == ["m0"]
+    assert await ids("", state="DELIVERED") == []
+    assert await ids("", since="2026-11-20", until="2026-11-20") == ["m4", "m3", "m2", "m1", "m0"]
+    assert await ids("", since="2026-11-21") == []
+    assert await ids("", since="2026-11-20T14:03:00 02:00") == ["m4", "m3"]  # a + that was not encoded
+    for to in (TO, TO.removeprefix("+"), f" {TO[1:]}"):
+        assert len(await ids("", to=to)) == 5
+    assert await ids("", to="+14085550199") == []
+    assert await ids("/unified") == await ids("/unified", source="all") == await ids("")
+    assert await ids("/unified", source="campaign") == ["m2"]
+    assert await ids("/unified", source="api", campaign="spring") == ["m1", "m0"]
+
+
+async def test_a_cursor_that_we_did_not_make_is_refused(client: httpx.AsyncClient) -> None:
+    for number in range(3):
+        await rewrite(client, f"m{number}")
+    cursor = (await client.get("/api/v1/sms/messages", params={"limit": 1})).json()["next_cursor"]
+    forged = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
+    for wrong in ("", "x", forged, cursor + "0", "0" * 19, "ü", "1; DROP TABLE messages"):
+        refused(await client.get("/api/v1/sms/messages", params={"cursor": wrong}), 400, "INVALID_CURSOR")
+
+
+async def test_filters_that_cannot_be_are_refused_by_name(client: httpx.AsyncClient) -> None:
+    wrong: list[tuple[str, Any]] = [
+        ("limit", 0),
+        ("limit", 1001),
+        ("limit", "many"),
+        ("state", "CLICKED"),
+        ("to", "me"),
+        ("since", "yesterday"),
+        ("since", "2026-13-01"),
+        ("until", ["2026-11-20", "2026-11-21"]),
+        ("source", "broadcasts"),
+        ("campaign", "a\x00b"),
+        ("colour", "red"),
+    ]
+    for name, value in wrong:
+        answer = await client.get("/api/v1/sms/messages/unified", params={name: value})
+        refused(answer, 400, "INVALID_REQUEST")
+        assert [detail["field"] for detail in answer.json()["details"]] == [name]
+    answer = await client.get("/api/v1/sms/messages", params={"since": "2026-11-21", "until": "2026-11-20"})
+    assert answer.json()["details"] == [{"field": "until", "reason": "is not after since"}]
+
+
+async def test_the_export_is_the_unified_view_as_csv(client: httpx.AsyncClient, clock: Clock) -> None:
+    await rewrite(client, "m0", campaign="=1+1")
+    clock.forward(minutes=1)
+    message = await rewrite(client, "m1", source="campaign")
+    answer = await client.get("/api/v1/sms/messages/unified/export")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="messages-2026-11-20.csv"'
+    lines = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    assert [line["message_id"] for line in lines] == ["m1", "m0"]
+    assert (lines[0]["to"], lines[0]["short_url"]) == (TO, message["links"][0]["short_url"])
+    assert lines[1]["campaign"] == "'=1+1"
+    chosen = await client.get("/api/v1/sms/messages/unified/export", params={"source": "campaign"})
+    assert chosen.text.splitlines()[1:] == answer.text.splitlines()[1:2]
+    refused(await client.get("/api/v1/sms/messages/unified/export", params={"limit": 5}), 400, "INVALID_REQUEST")
+    head = await client.head("/api/v1/sms/messages/unified/export")
+    assert head.status_code == 200

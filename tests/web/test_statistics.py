@@ -1,0 +1,136 @@
+"""Statistics through HTTP, on both engines (contract, section 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts import Credentials
+from shortener.service import Service
+from shortener.web.statistics import CountriesAnswer, DailyAnswer, TotalsAnswer
+from tests.conftest import Clock
+from tests.web.test_messages import click, convert, report, rewrite
+
+
+async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+    """Friday: four messages, one to Germany, two delivered. Saturday: two clicked after 10 and 100 seconds, one converted twice."""
+    messages = [await rewrite(client, f"m{number}", campaign="spring") for number in range(3)]
+    await rewrite(client, "m3", to="+491701234567", source="campaign")
+    await report(client, "m0", "DELIVERED")
+    await report(client, "m1", "DELIVERED")
+    clock.forward(hours=12)
+    for number in range(2):
+        await report(client, f"m{number}", "SENT")
+    clock.forward(seconds=10)
+    await click(client, messages[0])
+    await click(client, messages[0])
+    clock.forward(seconds=90)
+    await click(client, messages[1])
+    await client.head("/" + messages[1]["links"][0]["code"])
+    await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
+    await convert(service, credentials, message_id="m0", action="upsell", value="0.20", currency="EUR")
+
+
+async def ask(client: httpx.AsyncClient, path: str = "", **query: Any) -> dict[str, Any]:
+    answer = await client.get(f"/api/v1/sms/stats{path}", params=query)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    assert (told["status"], told["complete"]) == (True, True)
+    return told
+
+
+async def test_totals_rates_and_times(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+    await live(client, service, credentials, clock)
+    for _ in range(2):
+        told = await ask(client)
+        TotalsAnswer.model_validate(told)
+        expected = {
+            "messages": 4,
+            "segments": 4,
+            "sent": 2,
+            "delivered": 2,
+            "read": 0,
+            "failed": 0,
+            "clicked_messages": 2,
+            "clicks": 3,
+            "suspected_hits": 0,
+            "ignored_hits": 1,
+            "late_hits": 0,
+            "conversions": 2,
+            "value": {"EUR": "0.30"},
+            "delivery_rate": 0.5,
+            "click_rate": 0.5,
+            "conversion_rate": 0.5,
+        }
+        assert {name: told[name] for name in expected} == expected
+        assert told["median_seconds_to_click"] == pytest.approx(10, rel=0.026)
+        assert told["p90_seconds_to_click"] == pytest.approx(100, rel=0.026)
+        # The last 30 days, up to now.
+        assert (told["since"], told["until"]) == ("2026-10-23T00:00:00Z", "2026-11-21T00:01:40.001Z")
+        assert await service.jobs.table["counts"].step() == 0
+
+
+async def test_nothing_is_counted_as_nothing(client: httpx.AsyncClient) -> None:
+    told = await ask(client)
+    assert (told["messages"], told["value"], told["click_rate"], told["median_seconds_to_click"]) == (0, {}, None, None)
+    assert (await ask(client, "/by-country"))["countries"] == []
+
+
+async def test_days_are_cut_in_the_callers_time_zone(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    told = await ask(client, "/daily")
+    DailyAnswer.model_validate(told)
+    assert (told["tz"], len(told["days"]), told["days"][0]["day"]) == ("UTC", 30, "2026-10-23")
+    friday, saturday = told["days"][-2:]
+    assert (friday["day"], friday["messages"], friday["clicks"]) == ("2026-11-20", 4, 0)
+    assert (saturday["day"], saturday["messages"], saturday["clicks"]) == ("2026-11-21", 0, 3)
+    assert (saturday["click_rate"], saturday["value"]) == (None, {"EUR": "0.30"})
+
+    told = await ask(client, "/daily", tz="America/New_York", since="2026-11-20", until="2026-11-21")
+    assert (told["since"], told["until"]) == ("2026-11-20T05:00:00Z", "2026-11-22T05:00:00Z")
+    assert [(day["day"], day["messages"], day["clicks"]) for day in told["days"]] == [("2026-11-20", 4, 3), ("2026-11-21", 0, 0)]
+
+
+async def test_countries_come_with_the_most_messages_first(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    told = await ask(client, "/by-country")
+    CountriesAnswer.model_validate(told)
+    assert [(country["country"], country["messages"], country["clicks"]) for country in told["countries"]] == [
+        ("US", 3, 3),
+        ("DE", 1, 0),
+    ]
+
+
+async def test_filters_choose(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+    await live(client, service, credentials, clock)
+    assert (await ask(client, campaign="spring"))["messages"] == 3
+    assert (await ask(client, source="campaign"))["messages"] == 1
+    assert (await ask(client, source="all"))["messages"] == 4
+    assert (await ask(client, since="2026-11-21"))["messages"] == 0
+    assert (await ask(client, until="2026-11-20"))["clicks"] == 0
+
+
+async def test_a_question_that_cannot_be_answered_is_refused_by_name(client: httpx.AsyncClient) -> None:
+    wrong = [
+        ({"tz": "Mars/Olympus"}, "tz"),
+        ({"tz": "../../etc/passwd"}, "tz"),
+        ({"tz": "Europe"}, "tz"),
+        ({"tz": ""}, "tz"),
+        ({"since": "2020-01-01", "until": "2026-01-01"}, "since"),
+        ({"since": "soon"}, "since"),
+        ({"since": "2026-02-01", "until": "2026-01-01"}, "until"),
+        ({"source": "x"}, "source"),
+        ({"period": "7d"}, "period"),
+    ]
+    for query, field in wrong:
+        answer = await client.get("/api/v1/sms/stats/daily", params=query)
+        assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_REQUEST"), query
+        assert [detail["field"] for detail in answer.json()["details"]] == [field]
+    assert (await ask(client, since="0001-01-01", until="9999-12-31"))["messages"] == 0
+    assert len((await ask(client, "/daily", tz="Pacific/Kiritimati", since="2025-11-21", until="2026-11-20"))["days"]) == 365

@@ -1,0 +1,311 @@
+"""Trackers, deliveries and the application over HTTP."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener import accounts
+from shortener.service import Service
+from tests.conftest import NOON, Clock, client_of
+from tests.delivery.conftest import Story
+from tests.receiver import Receiver
+
+PATH = "/api/v1/trackers"
+
+
+def flat(answer: httpx.Response) -> dict[str, Any]:
+    """What is told of one thing, without the envelope's status."""
+    told: dict[str, Any] = answer.json()
+    assert told.pop("status") is True
+    return told
+
+
+@pytest.fixture
+def story(service: Service) -> Story:
+    return Story(service)
+
+
+async def make(client: httpx.AsyncClient, url: str, **more: Any) -> dict[str, Any]:
+    answer = await client.post(PATH, json={"url": url, "events": ["click"], "format": "scg", **more})
+    assert answer.status_code == 201, answer.text
+    tracker: dict[str, Any] = flat(answer)
+    return tracker
+
+
+async def deliver(service: Service) -> None:
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+
+
+async def test_a_tracker_from_its_making_to_its_end(client: httpx.AsyncClient) -> None:
+    made = await make(client, "https://t.example/?p={phone}", name="mine", headers={"Authorization": "x"})
+    secret = made.pop("secret")
+    assert secret.startswith("whsec_")
+    assert made == {
+        "tracker_id": made["tracker_id"],
+        "role": "tracker",
+        "name": "mine",
+        "enabled": True,
+        "disabled_reason": None,
+        "url": "https://t.example/?p={phone}",
+        "events": ["click"],
+        "method": "POST",
+        "format": "scg",
+        "fields": None,
+        "headers_set": True,
+        "secret_set": True,
+        "previous_secret_until": None,
+        "success": {"statuses": "2xx", "body_contains": None},
+        "max_attempts": 10,
+        "timeout": 5.0,
+        "concurrency": 16,
+        "schedule": [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0],
+        "with_suspected": False,
+        "created_at": "2026-11-20T12:00:00Z",
+        "updated_at": "2026-11-20T12:00:00Z",
+    }
+    path = f"{PATH}/{made['tracker_id']}"
+    assert (await client.get(PATH)).json() == {"status": True, "trackers": [made]}
+    shown = flat(await client.get(path))
+    assert shown.pop("health") == {
+        "breaker": "closed",
+        "open_until": None,
+        "failures_in_row": 0,
+        "last_success_at": None,
+        "last_failure_at": None,
+        "pending": 0,
+        "dead": 0,
+        "waiting_since": None,
+    }
+    assert shown == made
+    changed = flat(await client.patch(path, json={"enabled": False, "secret": "a new secret", "secret_overlap": 60}))
+    assert changed == made | {
+        "enabled": False,
+        "disabled_reason": "switched off",
+        "previous_secret_until": "2026-11-20T12:01:00Z",
+        "secret": None,
+    }
+    assert (await client.delete(path)).json() == {"status": True}
+    for method in ("GET", "PATCH", "DELETE"):
+        answer = await client.request(method, path, json={} if method == "PATCH" else None)
+        assert (answer.status_code, answer.json()["error_code"]) == (404, "NOT_FOUND")
+    assert (await client.get(f"{PATH}/{1 << 70}")).status_code == 404
+    assert (await client.get(f"{PATH}/x")).status_code == 404
+
+
+async def test_what_is_wrong_is_told_by_field_and_nothing_is_kept(client: httpx.AsyncClient) -> None:
+    for given, code, field in (
+        ({"url": "https://t.example/{{phone}}", "events": ["click"]}, "UNKNOWN_PLACEHOLDER", "url"),
+        ({"url": "https://{phone}/", "events": ["click"]}, "INVALID_TRACKER_URL", "url"),
+        ({"url": "http://169.254.169.254/", "events": ["click"]}, "FORBIDDEN_TARGET", "url"),
+        ({"url": "https://t.example/", "events": ["nonsense"]}, "INVALID_REQUEST", "events.0"),
+        ({"url": "https://t.example/", "events": ["click"], "fields": ["nonsense"]}, "INVALID_REQUEST", "fields"),
+        ({"events": ["click"]}, "INVALID_REQUEST", "url"),
+        ({"url": "https://t.example/", "events": ["click"], "evnts": 1}, "INVALID_REQUEST", "evnts"),
+    ):
+        answer = await client.post(PATH, json=given)
+        body = answer.json()
+        assert (answer.status_code, body["error_code"], body["details"][0]["field"]) == (400, code, field)
+    assert (await client.get(PATH)).json()["trackers"] == []
+
+
+async def test_everything_wants_the_permission(service: Service) -> None:
+    key = await service.database.write(accounts.create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": key}) as client:
+        for method, path in (
+            ("GET", PATH),
+            ("POST", PATH),
+            ("GET", f"{PATH}/1"),
+            ("PATCH", f"{PATH}/1"),
+            ("DELETE", f"{PATH}/1"),
+            ("POST", f"{PATH}/1/test"),
+            ("GET", f"{PATH}/1/deliveries"),
+            ("POST", f"{PATH}/1/replay"),
+            ("GET", "/api/v1/deliveries"),
+            ("GET", "/api/v1/deliveries/00000000001"),
+            ("POST", "/api/v1/deliveries/00000000001/replay"),
+            ("GET", "/api/v1/application"),
+            ("PATCH", "/api/v1/application"),
+        ):
+            assert (await client.request(method, path)).status_code == 403, (method, path)
+    async with client_of(service) as stranger:
+        assert (await stranger.get(PATH)).status_code == 401
+
+
+async def test_deliveries_are_listed_shown_and_replayed(
+    service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.usual = 500
+    tracker = await make(client, receiver.url("/hook"), max_attempts=1)
+    path = f"{PATH}/{tracker['tracker_id']}"
+    for _ in range(3):
+        await story.first_click()
+    await deliver(service)
+    page = (await client.get(f"{path}/deliveries", params={"limit": 2})).json()
+    assert [delivery["message_id"] for delivery in page["deliveries"]] == ["m-3", "m-2"]
+    rest = (await client.get(f"{path}/deliveries", params={"limit": 2, "cursor": page["next_cursor"]})).json()
+    assert ([delivery["message_id"] for delivery in rest["deliveries"]], rest["next_cursor"]) == (["m-1"], None)
+    (last,) = rest["deliveries"]
+    assert last == {
+        "delivery_id": last["delivery_id"],
+        "tracker_id": tracker["tracker_id"],
+        "callback_url": None,
+        "event_id": receiver.requests[0].headers["webhook-id"],
+        "event": "click",
+        "message_id": "m-1",
+        "status": "dead",
+        "attempt": 1,
+        "next_at": None,
+        "created_at": "2026-11-20T12:00:00Z",
+        "finished_at": "2026-11-20T12:00:00Z",
+        "last_status": 500,
+        "last_error": "other_status",
+    }
+    shown = (await client.get(f"/api/v1/deliveries/{last['delivery_id']}")).json()["delivery"]
+    (attempt,) = shown.pop("attempts")
+    assert shown == last
+    assert attempt.pop("milliseconds") >= 0
+    assert attempt == {
+        "attempt": 1,
+        "at": "2026-11-20T12:00:00Z",
+        "status": 500,
+        "error": "other_status",
+        "detail": None,
+        "answer": "OK",
+    }
+    health = flat(await client.get(path))["health"]
+    assert (health["dead"], health["pending"], health["failures_in_row"]) == (3, 0, 3)
+    assert health["last_failure_at"] == "2026-11-20T12:00:00Z"
+
+    receiver.usual = 200
+    replayed = (await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")).json()["delivery"]
+    assert (replayed["status"], replayed["next_at"]) == ("pending", "2026-11-20T12:00:00Z")
+    again = await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")
+    assert (again.status_code, again.json()["error_code"]) == (409, "CONFLICT")
+    assert (await client.post(f"{path}/replay")).json() == {"status": True, "replayed": 2, "more": False}
+    clock.forward(seconds=1)
+    await deliver(service)
+    assert len(receiver.requests) == 6
+    statuses = [one["status"] for one in (await client.get("/api/v1/deliveries")).json()["deliveries"]]
+    assert statuses == ["delivered"] * 3
+    for wrong in ("nonsense", "0" * 19):
+        answer = await client.get(f"{path}/deliveries", params={"cursor": wrong})
+        assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_CURSOR")
+    for path in ("/api/v1/deliveries/nonsense", "/api/v1/deliveries/00000000001"):
+        assert (await client.get(path)).status_code == 404
+
+
+async def test_deliveries_are_found_by_status_and_time(
+    service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    tracker = await make(client, receiver.url())
+    await story.first_click()
+    await deliver(service)
+    clock.forward(days=1)
+    await client.patch(f"{PATH}/{tracker['tracker_id']}", json={"enabled": False})
+    await story.first_click()
+    await deliver(service)
+
+    async def found(**query: str) -> list[str]:
+        answer = await client.get(f"{PATH}/{tracker['tracker_id']}/deliveries", params=query)
+        return [one["message_id"] for one in answer.json()["deliveries"]]
+
+    assert await found(status="parked") == ["m-2"]
+    assert await found(status="pending") == []
+    assert await found(until="2026-11-20") == ["m-1"]
+    assert await found(since="2026-11-21", status="delivered") == []
+    answer = await client.post(f"{PATH}/{tracker['tracker_id']}/replay", json={"status": "dead", "since": "2026-11-21"})
+    assert answer.json()["replayed"] == 0
+
+
+async def test_the_test_send_tells_what_came_of_it(client: httpx.AsyncClient, receiver: Receiver) -> None:
+    tracker = await make(client, receiver.url(), success={"statuses": "200", "body_contains": "yes"})
+    answer = (await client.post(f"{PATH}/{tracker['tracker_id']}/test")).json()
+    assert answer["event_id"] == receiver.requests[0].headers["webhook-id"]
+    assert answer.pop("milliseconds") >= 0
+    assert answer == {
+        "status": True,
+        "delivery_id": answer["delivery_id"],
+        "event_id": answer["event_id"],
+        "delivered": False,
+        "reason": "refused_in_body",
+        "http_status": 200,
+        "error": "refused_in_body",
+        "detail": "",
+        "answer": "OK",
+    }
+    shown = (await client.get(f"/api/v1/deliveries/{answer['delivery_id']}")).json()["delivery"]
+    assert (shown["event"], shown["status"], len(shown["attempts"])) == ("test", "dead", 1)
+
+
+async def test_conversion_url_and_fields_tell_conversions_as_flat_json(
+    service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver
+) -> None:
+    path = "/api/v1/application"
+    answer = await client.patch(
+        path, json={"conversion_url": receiver.url("/conv?v={value}"), "conversion_fields": ["phone", "value", "conversion_id"]}
+    )
+    application = flat(answer)
+    expected = {
+        "application_id": 1,
+        "name": "default",
+        "company_id": None,
+        "domains": [],
+        "click_events": "first",
+        "click_id_param": None,
+        "fallback_url": None,
+        "link_ttl_days": None,
+        "ip_privacy": None,
+        "conversion_url": receiver.url("/conv?v={value}"),
+        "conversion_fields": ["phone", "value", "conversion_id"],
+        "conversion_tracker_id": application["conversion_tracker_id"],
+    }
+    assert {name: application[name] for name in expected} == expected
+    assert flat(await client.get(path)) == application
+    await story.message()
+    assert service.first_credentials is not None
+    token = {"X-Api-Token": service.first_credentials.tracker_token}
+    parameters = {"message_id": "m-1", "value": "25.50", "currency": "EUR"}
+    told = (await client.get("/api/v1/track", params=parameters, headers=token)).json()
+    await deliver(service)
+    (request,) = receiver.requests
+    assert (request.method, request.target) == ("POST", "/conv?v=25.50")
+    assert request.json == {"phone": "+14085550100", "value": "25.50", "conversion_id": told["conversion_id"]}
+    (tracker,) = (await client.get(PATH)).json()["trackers"]
+    assert (tracker["role"], tracker["tracker_id"]) == ("conversion_url", application["conversion_tracker_id"])
+
+    only_url = flat(await client.patch(path, json={"conversion_url": receiver.url("/two")}))
+    assert only_url["conversion_fields"] == ["phone", "value", "conversion_id"]
+    for nothing in (None, ""):
+        await client.patch(path, json={"conversion_url": receiver.url("/three")})
+        removed = flat(await client.patch(path, json={"conversion_url": nothing}))
+        assert (removed["conversion_url"], removed["conversion_tracker_id"]) == (None, None)
+    assert (await client.get(PATH)).json()["trackers"] == []
+
+
+async def test_the_application_chooses_its_settings(client: httpx.AsyncClient) -> None:
+    path = "/api/v1/application"
+    answer = await client.patch(path, json={"click_events": "every", "click_id_param": "cid", "link_ttl_days": 30})
+    assert flat(answer) | {"click_events": "every", "click_id_param": "cid", "link_ttl_days": 30} == flat(await client.get(path))
+    back = flat(await client.patch(path, json={"click_id_param": None}))
+    assert (back["click_events"], back["click_id_param"], back["link_ttl_days"]) == ("every", None, 30)
+
+
+async def test_a_change_of_the_application_is_all_or_nothing(client: httpx.AsyncClient) -> None:
+    path = "/api/v1/application"
+    for given, code in (
+        ({"click_events": "every", "conversion_url": "https://t.example/{nonsense}"}, "UNKNOWN_PLACEHOLDER"),
+        ({"click_events": "every", "conversion_url": "http://169.254.169.254/"}, "FORBIDDEN_TARGET"),
+        ({"click_events": "every", "conversion_fields": ["phone"]}, "INVALID_REQUEST"),
+        ({"click_events": "every", "conversion_fields": ["nonsense"]}, "INVALID_REQUEST"),
+        ({"click_events": "sometimes"}, "INVALID_REQUEST"),
+        ({"click_events": None}, "INVALID_REQUEST"),
+        ({"fallback_url": "ftp://x.example/"}, "INVALID_REQUEST"),
+        ({"nonsense": 1}, "INVALID_REQUEST"),
+    ):
+        answer = await client.patch(path, json=given)
+        assert (answer.status_code, answer.json()["error_code"]) == (400, code), given
+    application = flat(await client.get(path))
+    assert (application["click_events"], application["conversion_url"]) == ("first", None)
