@@ -192,6 +192,7 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
         clock,
         base_url=settings.base_url,
         is_ours=is_ours_of(settings, directory),
+        is_blocked=lambda application_id, host: directory.special.blocks_host(application_id, host),
         link_ttl=timedelta(days=settings.link_ttl_days),
         batch_limit=settings.batch_limit,
         cache=cache,

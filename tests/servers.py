@@ -32,6 +32,16 @@ def free_port() -> int:
         return port
 
 
+def children(pid: int, word: str) -> list[int]:
+    """Those children of a process that are alive and have this word on their command line."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if word in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
 class RedisProcess:
     """A redis-server with an append-only file, so that what it acknowledged survives `kill`."""
 
@@ -181,13 +191,15 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        writers = [writer]
         try:
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            writers.append(there_writer)
             await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            for one in (writer, there_writer):
+            for one in writers:
                 one.close()
                 with contextlib.suppress(OSError):
                     await one.wait_closed()

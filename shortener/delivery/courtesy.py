@@ -5,7 +5,7 @@ A hit waits for what stands before it on the event loop and at the one writer of
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
 
 #: So many hits a second are many; looked at over so many seconds.
@@ -13,18 +13,18 @@ MANY, OVER = 20.0, 0.25
 
 
 class Courtesy:
-    """`hits`: how many the process has recorded so far."""
+    """`hits`: how many the process has recorded so far; `now`: seconds."""
 
-    def __init__(self, hits: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, hits: Callable[[], int] = lambda: 0, now: Callable[[], float] = time.monotonic) -> None:
         self._hits = hits
-        self._seen = hits()
-        self._at = 0.0
+        self._now = now
+        self._seen, self._at = hits(), now()
         self._is_due = False
 
     @property
     def is_due(self) -> bool:
         """Whether many hits come in."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if now - self._at >= OVER:
             hits = self._hits()
             self._is_due = hits - self._seen >= MANY * (now - self._at)

@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 #: Milliseconds that a lease outlasts the deadline of its attempt: time for recording the outcome, and for clocks that differ.
 LEASE_MARGIN = 10_000
-#: Milliseconds until an attempt that failed by our own fault is made again.
+#: Milliseconds until an attempt that failed by our own fault is made again; its lane rests in this process for as long.
 OWN_FAULT_PAUSE = 15_000
 LONGEST_HOLD = timedelta(days=5)
 #: Lanes that one turn looks at, and outcomes that it writes: bounds of a transaction that on SQLite holds the one writer.
@@ -145,6 +145,7 @@ class Dispatcher:
         self._busy: Counter[str] = Counter()  # slots by lane
         self._targets: dict[int, Target] = {}
         self._noted: dict[int, int] = {}  # tracker -> when its last success was written
+        self._resting: dict[str, int] = {}  # lane -> until when, after a fault of our own
         self._after = ""
         self._turning = asyncio.Lock()
         self._stopping = False
@@ -315,6 +316,7 @@ class Dispatcher:
             given_back = self._give_back(flight.claim, now, answer.error)._replace(status=int(DeliveryStatus.DEAD), finished_at=now)
         else:
             given_back = self._give_back(flight.claim, now + OWN_FAULT_PAUSE, answer.error)
+        self._resting[flight.claim.lane] = now + OWN_FAULT_PAUSE
         return _Ended(flight, given_back, None, Outcome(Kind.RETRY, "own_fault", charged=False), now)
 
     def _handed_back(self, flight: _Flight) -> _Ended:
@@ -358,6 +360,8 @@ class Dispatcher:
         now = to_ms(self._clock())
         for tracker in turn.noted:
             self._noted[tracker] = now
+        if self._resting:
+            self._resting = {lane: until for lane, until in self._resting.items() if until > now}
         self._targets |= turn.targets
         self._after = turn.after
 
@@ -409,7 +413,7 @@ class Dispatcher:
 
     def _claim(self, connection: Connection, turn: _Turn, busy: Counter[str], free: int, most: int, now: int) -> None:
         lanes, last = _lanes_in_turn(connection, turn.after)
-        due = [lane for lane in lanes if _is_due(lane, now)]
+        due = [lane for lane in lanes if _is_due(lane, now) and self._resting.get(lane.name, 0) <= now]
         states = queries.tracker_states(connection, {tracker for lane in due if (tracker := _tracker_of(lane.name)) is not None})
         targets = self._present_targets(connection, turn, states)
 
@@ -509,8 +513,8 @@ class Dispatcher:
         firsts = lane.first_due is not None and lane.first_due <= now
         retries = lane.retry_due is not None and lane.retry_due <= now
         if firsts and retries:
-            # The odd one goes to either in turn.
-            half = (offer.most + self.totals.turns % 2) // 2
+            # The odd one goes to either, by lot: taking turns could fall into step with the turns of the lanes.
+            half = (offer.most + self._rng.getrandbits(1)) // 2
             counts = ((FIRSTS, half), (RETRIES, offer.most - half))
         else:
             counts = ((FIRSTS if firsts else RETRIES, offer.most), (RETRIES, 0))
@@ -647,7 +651,8 @@ def _expire(connection: Connection, lane: str, error: str, now: int, *which: Col
         "lease_until": None,
         "last_error": error,
     }
-    return connection.execute(update(table).where(columns.id.in_(some)).values(values)).rowcount
+    # The conditions once more: on PostgreSQL another process may just have claimed one of them.
+    return connection.execute(update(table).where(columns.id.in_(some), _IS_PENDING, idle).values(values)).rowcount
 
 
 def text_of(raw: str | bytes, limit: int | None = None) -> str:

@@ -168,17 +168,20 @@ class Rewriter:
         *,
         base_url: str,
         is_ours: Callable[[str], bool],
+        is_blocked: Callable[[int, str], bool],
         link_ttl: timedelta,
         batch_limit: int,
         cache: LinkCache | None = None,
     ) -> None:
-        """`is_ours`: whether a URL leads to a host of ours (a link to a short link would go in circles)."""
+        """`is_ours`: whether a URL leads to a host of ours (a link to a short link would go in circles). `is_blocked`: whether no
+        link of an application may lead to a host."""
         self._ids = ids
         self._codes = codes
         self._cohorts = cohorts
         self._clock = clock
         self._base_url = base_url
         self._is_ours = is_ours
+        self._is_blocked = is_blocked
         self._link_ttl = link_ttl
         self._batch_limit = batch_limit
         self._cache = cache or NoLinkCache()
@@ -325,6 +328,8 @@ class Rewriter:
                 destination = parse_destination(url)
                 if self._is_ours(destination.url):
                     raise DestinationError("leads to a short link of this service: a click would go in circles")
+                if self._is_blocked(application.id, destination.host):
+                    raise DestinationError("leads to a host that is blocked here")
             except DestinationError as error:
                 refuse(ErrorCode.INVALID_TRACK_URL, "body", f"{url!r} {error.reason}", start)
                 continue

@@ -74,5 +74,5 @@ def store_errors() -> Iterator[None]:
         cause = getattr(error, "orig", None) or error
         if (getattr(cause, "sqlstate", None) or "")[:2] in _OUR_MISTAKES:
             raise
-        log.warning("store_unavailable", error=f"{type(cause).__name__}: {cause}")
+        log.warning("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
         raise StoreUnavailable(str(cause)) from error

@@ -108,6 +108,7 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POOL_WAIT,
+        hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
     )
     event.listen(engine.sync_engine, "handle_error", _recognise_cut)
     return engine

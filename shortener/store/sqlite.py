@@ -52,14 +52,20 @@ class SqliteDatabase:
         self.node = 0 if owner else 1 + secrets.randbelow(NODES - 1)
         pragmas = (*_WRITER_PRAGMAS, f"PRAGMA wal_autocheckpoint={2000 if owner else 0}")
         self._engine = create_engine(
-            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"isolation_level": None, "check_same_thread": False}
+            f"sqlite:///{path}",
+            poolclass=StaticPool,
+            connect_args={"isolation_level": None, "check_same_thread": False},
+            hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
         )
         _prepare(self._engine, pragmas, "BEGIN IMMEDIATE")
         with store_errors():
             self._writer = self._engine.connect()
         # uri=true: a read-only connection cannot write whatever a statement says.
         self._readers: AsyncEngine = create_async_engine(
-            f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true", connect_args={"isolation_level": None}, pool_size=4
+            f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true",
+            connect_args={"isolation_level": None},
+            pool_size=4,
+            hide_parameters=True,
         )
         _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from shortener.erase import codes_of, erase, erase_message
 from shortener.errors import ApiError, ErrorCode
@@ -15,6 +15,8 @@ from shortener.web.fields import Text
 
 class Erasure(Model):
     """Whose data is erased: `phone` or `message_id`, one of them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"phone": "+14085550100"}]})
 
     phone: Text | None = Field(None, max_length=32, description="E.164: every message to this number.")
     message_id: Text | None = Field(None, max_length=255, description="One message.")

@@ -28,6 +28,7 @@ _VALUES: Mapping[str, Any] = {
     "delivered_at": "2026-11-20T12:00:05Z",
     "fragments_count": 1,
     "from": "18775550100",
+    "host": "shop.example",
     "link": "https://shop.example/a?b=1",
     "message_id": "uFAbXDeSXGMzgK5Qoxw5g2",
     "messageId": "uFAbXDeSXGMzgK5Qoxw5g2",

@@ -113,13 +113,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield from serving(tmp_path)
 
 
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, **settings: str) -> Iterator[Server]:
     """A server with everything in this folder, until it is let go."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
         "SHORTENER_DATA_DIR": str(folder / "data"),
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
         "SHORTENER_DELIVERY_SCHEDULE": "0.1,0.1,0.1",
+        **{f"SHORTENER_{name}": value for name, value in settings.items()},
     }
     server = Server(folder, free_port(), environment)
     server.start()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.click.device import Device, device_of
+from shortener.click.device import OTHER, Device, browser_name, device_of
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,24 @@ def test_no_agent_makes_it_fail(agent: str) -> None:
 
 def test_a_long_agent_is_cut_and_remembered_once() -> None:
     assert device_of("x" * 512 + "y" * 100_000) is device_of("x" * 512 + "z" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("Mobile Safari", "Safari"),
+        ("Chrome Mobile iOS", "Chrome"),
+        ("Samsung Internet", "Samsung Internet"),
+        ("Chrome Mobile WebView", "another app"),
+        ("Facebook", "Facebook"),
+        ("Netscape", OTHER),
+        ("", OTHER),
+    ],
+)
+def test_browsers_have_a_few_names(family: str, name: str) -> None:
+    assert browser_name(family) == name
+
+
+@given(st.text())
+def test_whatever_an_agent_says_its_browser_has_one_of_those_names(agent: str) -> None:
+    assert len(browser_name(device_of(agent).browser)) < 20

@@ -3,19 +3,24 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
-from shortener.click.recorder import Hit, Landing, Recorder
+from shortener import accounts
+from shortener.click.recorder import Hit, Landing, Recorder, Totals
+from shortener.delivery.trackers import NewTracker
+from shortener.dlr import Report
 from shortener.errors import StoreUnavailable
-from shortener.model import HitFlag, Topic, Verdict
+from shortener.model import HitFlag, State, Topic, Verdict
+from shortener.report.counts import verify
 from shortener.rewrite.service import Outgoing
 from shortener.service import Service
 from shortener.store import schema
 from shortener.store.types import to_ms
-from tests.conftest import Clock, MakeService
+from tests.conftest import Clock, MakeService, client_of
 
 TO = "+14085550100"
 
@@ -193,6 +198,173 @@ async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) 
         "clicked_messages": 1,
         "ignored_hits": 1,
     }
+
+
+# What only some applications ask for.
+
+
+async def choose(service: Service, **settings: Any) -> None:
+    await service.database.write(accounts.update_application, 1, settings, service.clock())
+    await service.directory.refresh()
+
+
+async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+    codes = [(await send(service, message_ids=(f"m-{n}",)))[0] for n in range(2)]
+    await service.delivery_reports.take(1, [Report(f"m-{n}", State.SENT, clock()) for n in range(2)])
+    clock.forward(seconds=1)
+    await service.recorder.record(hit(service, codes[0]))
+    await choose(service, min_seconds_after_sent=2)
+    await service.recorder.record(hit(service, codes[1]))
+    assert [(one.verdict, one.rule) for one in await rows(service, schema.hits)] == [(0, "test"), (1, "soon_after_sent")]
+    messages = await rows(service, schema.messages)
+    assert [message.state for message in messages] == [State.CLICKTHRU, State.SENT]
+    clock.forward(seconds=1)
+    assert (await service.recorder.record(hit(service, codes[1]))).location == b"https://x.example/a"
+    assert (await rows(service, schema.messages))[1].state == State.CLICKTHRU
+
+
+async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+    await choose(service, min_seconds_after_delivered=1.5)
+    (code,) = await send(service, message_ids=("m-1",))
+    await service.delivery_reports.take(1, [Report("m-1", State.DELIVERED, clock())])
+    clock.forward(seconds=1.4)
+    await service.recorder.record(hit(service, code))
+    clock.forward(seconds=0.1)
+    await service.recorder.record(hit(service, code))
+    assert [one.rule for one in await rows(service, schema.hits)] == ["soon_after_delivered", "test"]
+
+
+async def test_an_address_that_opens_too_many_recipients_links_is_suspected_from_then_on(service: Service, clock: Clock) -> None:
+    await choose(service, max_recipients_per_address_minute=2)
+    codes = [(await send(service))[0] for _ in range(4)]
+    for code in codes[:3]:
+        await service.recorder.record(hit(service, code, origin=1))
+    await service.recorder.record(hit(service, codes[3], origin=2))
+    await service.recorder.record(hit(service, codes[3], origin=0))  # an address that is not known
+    clock.forward(minutes=1)
+    await service.recorder.record(hit(service, codes[3], origin=1))
+    rules = [one.rule for one in await rows(service, schema.hits)]
+    assert rules == ["test", "test", "many_recipients", "test", "test", "test"]
+
+
+async def test_links_of_a_message_that_are_all_opened_at_once_are_suspected(service: Service, clock: Clock) -> None:
+    await choose(service, all_links_within_second=True)
+    codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    (only,) = await send(service)
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in [*codes, only]))
+    found = {(one.link_id, one.rule) for one in await rows(service, schema.hits)}
+    assert sorted(rule for _, rule in found) == ["all_links_at_once", "all_links_at_once", "test"]
+    assert len(await clickthru_events(service)) == 1
+
+
+async def test_what_one_application_suspects_is_nothing_to_another(service: Service, clock: Clock) -> None:
+    await service.database.write(accounts.create_application, "other", clock())
+    await service.database.write(accounts.update_application, 2, {"max_recipients_per_address_minute": 1}, clock())
+    await service.directory.refresh()
+    for _ in range(3):
+        await service.recorder.record(hit(service, (await send(service))[0], origin=1))
+    assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
+
+
+async def test_a_machine_by_its_request_is_not_judged_by_circumstance(service: Service, clock: Clock) -> None:
+    await choose(service, max_recipients_per_address_minute=1)
+    for _ in range(3):
+        await service.recorder.record(hit(service, (await send(service))[0], Verdict.SUSPECTED, origin=1))
+    assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
+
+
+async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(service: Service) -> None:
+    (code,) = await send(service)
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    asking = {"url": "https://t.example/", "events": ["click"], "with_suspected": True}
+    tracker = (await service.trackers.create(1, NewTracker.model_validate(asking))).tracker
+    await service.directory.refresh()
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    await service.recorder.record(hit(service, code, Verdict.IGNORED))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.CLICK | Topic.SUSPECTED]
+    assert (await rows(service, schema.messages))[0].state == 0
+    await service.trackers.delete(tracker.id)
+    await service.directory.refresh()
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    assert len(await rows(service, schema.events)) == 1
+    await service.recorder.record(hit(service, code))
+    assert len(await clickthru_events(service)) == 1
+
+
+@pytest.mark.parametrize(
+    ("installation", "application", "kept"),
+    [
+        ("full", None, "198.51.100.77"),
+        ("full", "short", "198.51.100.0"),
+        ("full", "none", ""),
+        ("short", "full", "198.51.100.0"),
+        ("short", "none", ""),
+        ("none", "full", ""),
+    ],
+)
+async def test_of_the_installation_and_the_application_the_stricter_one_says_how_much_of_an_address_is_kept(
+    make_service: MakeService, installation: str, application: str | None, kept: str
+) -> None:
+    service = await make_service(ip_privacy=installation, trusted_proxies="127.0.0.0/8")
+    await choose(service, ip_privacy=application)
+    (code,) = await send(service)
+    async with client_of(service, {"X-Forwarded-For": "198.51.100.77"}) as client:
+        await client.get(f"/{code}")
+    (one,) = await rows(service, schema.hits)
+    assert one.address == kept
+
+
+async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    await service.database.write(accounts.block_host, accounts.EVERYBODY, "x.example", clock())
+    await service.directory.refresh()
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.gone, landing.off) == (None, True, True)
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    clock.forward(minutes=2)
+    await service.recorder.record(hit(service, code))
+    flags = [one.flags for one in await rows(service, schema.hits)]
+    assert flags == [HitFlag.OFF, HitFlag.OFF, HitFlag.OFF | HitFlag.LATE]
+    assert await rows(service, schema.events) == []
+    await service.database.write(accounts.unblock_host, accounts.EVERYBODY, "x.example")
+    await service.directory.refresh()
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("blocked", "application_id", "off"),
+    [
+        ("x.example", 1, True),
+        ("x.example", 0, True),
+        ("x.example", 2, False),
+        ("*.example", 1, True),
+        ("*.x.example", 1, False),
+        ("other.example", 1, False),
+    ],
+)
+async def test_links_to_a_blocked_host_are_gone(
+    service: Service, clock: Clock, blocked: str, application_id: int, off: bool
+) -> None:
+    await service.database.write(accounts.create_application, "other", clock())
+    (code,) = await send(service)
+    await service.database.write(accounts.block_host, application_id, blocked, clock())
+    await service.directory.refresh()
+    assert (await service.recorder.record(hit(service, code))).off is off
+
+
+async def test_a_fallback_on_a_blocked_host_is_not_led_to(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60, fallback_url="https://over.example/")
+    await service.database.write(accounts.block_host, 1, "over.example", clock())
+    await service.directory.refresh()
+    clock.forward(minutes=2)
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.gone, landing.off) == (None, True, False)
+
+
+def test_every_rule_is_counted_by_name_from_the_start() -> None:
+    names = {name for _, name in Totals().verdicts}
+    assert {"method", "prefetch", "crawler", "browser", "soon_after_sent", "many_recipients"} < names
+    assert set(Totals().verdicts.values()) == {0}
 
 
 # While the store is away.

@@ -1,10 +1,14 @@
 """GET /{code} through the whole application (contract, section 4), on both engines."""
 
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from shortener import accounts
 from shortener.model import Topic
@@ -106,18 +110,24 @@ async def test_after_ninety_days_the_link_is_gone_with_a_page_for_people(
     assert await topics(service) == [Topic.LATE_CLICK]
 
 
-async def test_the_fallbacks_of_link_domain_and_application_win_in_that_order(service: Service, clock: Clock) -> None:
-    application = 1
-    key = service.first_credentials.api_key if service.first_credentials else ""
+async def test_the_fallbacks_of_link_domain_and_application_win_in_that_order(branded: Service, clock: Clock) -> None:
     update = accounts.update_application
-    await service.database.write(update, application, {"fallback_url": "https://über.example/app"}, clock())
-    await service.directory.refresh()
-    async with client_of(service, {"X-API-Key": key}) as client:
+    async with of_brand(branded) as client:
         plain = await link(client, expires_in=1)
         own = await link(client, expires_in=1, fallback_url="https://x.example/link")
         clock.forward(seconds=2)
-        assert (await client.get(plain, headers=PHONE)).headers["location"] == "https://xn--ber-goa.example/app"
-        assert (await client.get(own, headers=PHONE)).headers["location"] == "https://x.example/link"
+
+        async def leads_to(path: str) -> str | None:
+            await branded.directory.refresh()
+            return (await client.get(path, headers=PHONE)).headers.get("location")
+
+        assert await leads_to(plain) is None
+        await branded.database.write(update, 2, {"fallback_url": "https://über.example/app"}, clock())
+        assert await leads_to(plain) == "https://xn--ber-goa.example/app"
+        change = {"fallback_url": "https://x.example/domain"}
+        await branded.database.write(accounts.update_domain, "go.brand.example", change, clock())
+        assert await leads_to(plain) == "https://x.example/domain"
+        assert await leads_to(own) == "https://x.example/link"
 
 
 @pytest.fixture
@@ -187,11 +197,137 @@ async def test_addresses_are_shortened_before_they_are_kept(make_service: MakeSe
     assert [hit.address for hit in await hits(service)] == ["198.51.100.0", "2001:db8:1::"]
 
 
-async def test_on_a_killed_domain_or_application_links_are_gone(branded: Service, clock: Clock) -> None:
-    key = await branded.database.write(accounts.create_key, 2, "x", ["sms.send"], clock())
+@asynccontextmanager
+async def of_brand(branded: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Calls as the application with domains of its own."""
+    key = await branded.database.write(accounts.create_key, 2, "x", accounts.PERMISSIONS, branded.clock())
     await branded.directory.refresh()
     async with client_of(branded, {"X-API-Key": key}) as client:
+        yield client
+
+
+Switch = Callable[[Connection, datetime, bool], None]
+
+
+def _application(connection: Connection, now: datetime, off: bool) -> None:
+    accounts.update_application(connection, 2, {"disabled": off}, now)
+
+
+def _domain(connection: Connection, now: datetime, off: bool) -> None:
+    accounts.update_domain(connection, "go.brand.example", {"disabled": off}, now)
+
+
+def _host(connection: Connection, now: datetime, off: bool) -> None:
+    if off:
+        accounts.block_host(connection, 2, "x.example", now)
+    else:
+        accounts.unblock_host(connection, 2, "x.example")
+
+
+@pytest.mark.parametrize("switch", [_application, _domain, _host])
+async def test_what_is_switched_off_answers_410_with_a_page_for_people_and_can_be_switched_on_again(
+    branded: Service, clock: Clock, switch: Switch
+) -> None:
+    async with of_brand(branded) as client:
         path = await link(client)
-        await branded.database.write(accounts.update_application, 2, {"disabled": True}, clock())
+        for host in ("go.brand.example", "s.example"):
+            for off in (True, False):
+                await branded.database.write(switch, clock(), off)
+                await branded.directory.refresh()
+                answer = await client.get(path, headers=PHONE | {"Host": host})
+                assert answer.status_code == (410 if off else 302)
+                assert ("switched off" in answer.text and "brand" in answer.text) is off
+                assert len(answer.content) < 4096
+    assert await topics(branded) == [Topic.STATE | Topic.CLICK]
+    assert len(await hits(branded)) == 4
+
+
+@pytest.mark.parametrize("switch", [_application, _domain, _host])
+async def test_a_switch_holds_on_another_node_within_a_second(make_service: MakeService, clock: Clock, switch: Switch) -> None:
+    one = await make_service(base_url="https://s.example", start=True)
+    two = one if one.database.dialect == "sqlite" else await make_service(base_url="https://s.example", start=True)
+    await one.database.write(accounts.create_application, "brand", clock(), domain="https://go.brand.example")
+    async with of_brand(one) as client, client_of(two) as elsewhere:
+        path = await link(client)
+        await two.directory.refresh()
+        assert (await elsewhere.get(path, headers=PHONE)).status_code == 302
+        await one.database.write(switch, clock(), True)
+        began = time.monotonic()
+        while (await elsewhere.get(path, headers=PHONE)).status_code == 302:
+            assert time.monotonic() - began < 1
+
+
+async def test_one_of_two_domains_can_be_killed_and_new_links_are_made_on_the_other(branded: Service, clock: Clock) -> None:
+    await branded.database.write(accounts.add_domain, 2, "https://two.brand.example", clock())
+    async with of_brand(branded) as client:
+
+        async def made_on() -> tuple[str, str]:
+            body = {"to": "+14085550100", "body": '#track("https://x.example/")'}
+            answer = await client.post("/api/v1/rewrite", json=body)
+            host, code = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("https://").split("/")
+            return host, "/" + code
+
+        async def status(path: str, host: str) -> int:
+            return (await client.get(path, headers=PHONE | {"Host": host})).status_code
+
+        first, on_first = await made_on()
+        await branded.database.write(_domain, clock(), True)
         await branded.directory.refresh()
-        assert (await client.get(path, headers=PHONE)).status_code == 410
+        second, on_second = await made_on()
+        assert (first, second) == ("go.brand.example", "two.brand.example")
+        assert [await status(on_first, host) for host in (first, second, "s.example")] == [410, 404, 410]
+        assert [await status(on_second, host) for host in (first, second, "s.example")] == [404, 302, 302]
+
+
+async def test_texts_with_links_to_a_blocked_host_are_refused(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await service.database.write(accounts.block_host, accounts.EVERYBODY, "*.evil.example", clock())
+    await service.directory.refresh()
+    body = {"to": "+14085550100", "body": 'see #track("https://www.Evil.example/a")'}
+    answer = await client.post("/api/v1/rewrite", json=body)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_TRACK_URL")
+    assert "blocked" in answer.json()["details"][0]["reason"]
+
+
+async def test_conversions_after_expiry_and_after_a_kill_still_count(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    path = await link(client, message_id="m-1", expires_in=60)
+    clock.forward(minutes=2)
+    await service.database.write(accounts.block_host, 1, "x.example", clock())
+    await service.directory.refresh()
+    assert service.first_credentials is not None
+    headers = {"X-Api-Token": service.first_credentials.tracker_token}
+    answer = await client.get("/api/v1/track", params={"message_id": "m-1"}, headers=headers)
+    assert answer.status_code == 200
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    assert await topics(service) == [Topic.CONVERSION]
+
+
+async def test_any_number_of_machines_before_the_person_leave_the_click_intact(client: httpx.AsyncClient, service: Service) -> None:
+    path = await link(client)
+    for agent in (
+        "curl/8.9.1",
+        "WhatsApp/2.24",
+        "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
+        "",
+    ) * 5:
+        assert (await client.get(path, headers={"User-Agent": agent})).status_code == 302
+    assert await topics(service) == []
+    await client.get(path, headers=PHONE)
+    assert await topics(service) == [Topic.STATE | Topic.CLICK]
+
+
+async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(client: httpx.AsyncClient, service: Service) -> None:
+    path = await link(client)
+    await client.get(path, headers=PHONE)
+    await client.head(path, headers=PHONE)
+    await client.get(path, headers={"User-Agent": "curl/8.9.1"})
+    text = (await client.get("/metrics")).text
+    for verdict, rule, count in (
+        ("human", "browser", 1),
+        ("ignored", "method", 1),
+        ("suspected", "crawler", 1),
+        ("suspected", "link_preview", 0),
+        ("suspected", "all_links_at_once", 0),
+    ):
+        assert f'shortener_hits_total{{rule="{rule}",verdict="{verdict}"}} {count}.0' in text

@@ -91,6 +91,7 @@ UNTRIED = {
     "/api/v1/deliveries/{delivery_id}",
     "/api/v1/deliveries/{delivery_id}/replay",
     "/api/v1/trackers/{tracker_id}/test",
+    "/api/v1/links/{code}",
 }
 
 

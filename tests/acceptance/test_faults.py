@@ -1,0 +1,327 @@
+"""Real faults: servers that are really stopped, frozen, killed, wiped and filled up while people click.
+
+What is asked of each: people get their page, what was answered is counted once, whoever cannot be served is told when to come
+again, and all is well again by itself when the fault is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server, serving
+from tests.acceptance.nodes import Answers, Nodes, click_until
+from tests.conftest import new_postgresql_database
+from tests.servers import PostgresProcess, Proxy, RedisProcess
+
+OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # seconds; `make prove` asks for 60
+NO_MORE = 0.050  # seconds that p99 of a redirect may rise by
+
+
+@pytest.fixture
+def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
+    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
+    nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
+    yield nodes
+    nodes.close()
+
+
+def metric(server: Server, name: str) -> float:
+    with server.client() as client:
+        line = next(line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " "))
+    return float(line.split()[1])
+
+
+def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def try_rewrite(server: Server) -> httpx.Response:
+    with server.api() as client:
+        return client.post("/api/v1/rewrite", json={"to": "+14085550199", "body": '#track("https://x.example/")'})
+
+
+def get(server: Server, code: str) -> httpx.Response:
+    with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
+        return client.get(f"/{code}")
+
+
+@dataclass
+class Load:
+    """People who click all the time; `codes` may grow."""
+
+    bases: list[str]
+    codes: list[str]
+    answers: Answers = field(default_factory=Answers)
+
+    @contextlib.asynccontextmanager
+    async def running(self, people: int = 8, pause: float = 0.01) -> AsyncIterator[None]:
+        done = False
+        task = asyncio.create_task(click_until(self.bases, self.codes, lambda: done, self.answers, people=people, pause=pause))
+        try:
+            yield
+        finally:
+            done = True
+            await task
+
+
+async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
+    """Take PostgreSQL away for a while; `fresh` are links that are clicked for the first time meanwhile."""
+    one, two = nodes.servers
+    await asyncio.to_thread(begin)
+    load.codes += fresh
+    began = time.monotonic()
+    refused = await asyncio.to_thread(try_rewrite, one)
+    assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
+    assert int(refused.headers["Retry-After"]) > 0
+    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))
+    assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
+    assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
+    await asyncio.to_thread(end)
+
+    def is_over() -> bool:
+        return all(metric(node, "shortener_store_outage") == 0 for node in (one, two)) and try_rewrite(one).status_code == 200
+
+    await asyncio.to_thread(wait_until, is_over, "the nodes did not come back by themselves")
+    await asyncio.sleep(0.5)
+
+
+def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
+    nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess, endpoint: Endpoint
+) -> None:
+    one, two = nodes.serve(), nodes.serve()
+    with one.api() as client:
+        client.post("/api/v1/trackers", json={"name": "mine", "url": endpoint.url, "events": ["state"], "format": "scg"})
+    messages = nodes.rewrite(200)
+    codes = [message["links"][0]["code"] for message in messages]
+    load = Load([one.base, two.base], codes[:50])
+
+    async def story() -> None:
+        async with load.running():
+            await asyncio.sleep(0.5)
+            server = postgres_server
+            await outage(nodes, load, server.stop, server.start, codes[50:100])
+            await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
+            await outage(nodes, load, server.kill, server.start, codes[150:])
+
+    asyncio.run(story())
+    with contextlib.closing(redis_server.client()) as client:
+        (stream,) = client.keys("sms:*:spool:hits") or ["none"]
+        wait_until(lambda: client.xlen(stream) == 0, "the spool is not drained")
+    assert set(load.answers.statuses) == {302}, "every redirect of a cached link"
+    assert metric(one, "shortener_hits_spooled_total") > 0
+    assert metric(one, "shortener_hits_dropped_total") + metric(two, "shortener_hits_dropped_total") == 0
+    wait_until(lambda: metric(one, "shortener_hits_unrecorded") + metric(two, "shortener_hits_unrecorded") == 0, "hits wait")
+
+    rows = asyncio.run(
+        nodes.query(
+            "SELECT l.code, count(*) AS hits, min(h.at) AS earliest, max(m.clicked_at) AS clicked_at, "
+            "sum((h.flags & 2) / 2) AS firsts, max(e.events) AS events "
+            "FROM hits h JOIN links l ON l.id = h.link_id JOIN messages m ON m.id = l.message_id "
+            "LEFT JOIN (SELECT message_id, count(*) AS events FROM events WHERE topics & 1 > 0 GROUP BY message_id) e "
+            "ON e.message_id = m.id GROUP BY l.code"
+        )
+    )
+    assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
+    assert len(rows) == 200
+    assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
+    late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"]]
+    assert late == [], "the earliest click is the first"
+    told = Counter(one.json["event"]["fld-val-list"]["message_id"] for one in endpoint.wait(200))
+    assert set(told) == {message["message_id"] for message in messages}
+    assert nodes.close() == [0, 0]
+
+
+def test_with_postgresql_and_redis_away_people_are_told_to_come_again(
+    nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess
+) -> None:
+    server = nodes.serve()
+    (message,) = nodes.rewrite(1)
+    code = message["links"][0]["code"]
+    postgres_server.stop()
+    try:
+        assert get(server, code).status_code == 302
+        redis_server.kill()
+        began = time.monotonic()
+        answer = get(server, code)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+        assert time.monotonic() - began < 3
+        redis_server.start()
+        wait_until(lambda: get(server, code).status_code == 302, "Redis is back, and the link in it")
+    finally:
+        postgres_server.start()
+    wait_until(lambda: metric(server, "shortener_store_outage") == 0, "the database is back")
+    assert get(server, code).status_code == 302
+
+
+@pytest.fixture
+def slow_redis(redis_server: RedisProcess) -> Iterator[Proxy]:
+    with Proxy(redis_server.port).in_a_thread() as proxy:
+        yield proxy
+
+
+def test_redis_in_any_trouble_costs_a_redirect_nothing(nodes: Nodes, redis_server: RedisProcess, slow_redis: Proxy) -> None:
+    direct = nodes.serve()
+    proxied = nodes.serve(REDIS_URL=f"redis://127.0.0.1:{slow_redis.port}/0")
+    codes = [message["links"][0]["code"] for message in nodes.rewrite(200)]
+    p99: dict[str, float] = {}
+    everything = Counter[str]()
+
+    async def phase(name: str, server: Server) -> None:
+        load = Load([server.base], codes)
+        async with load.running(people=4, pause=0.005):
+            for _ in range(4):
+                answer = await asyncio.to_thread(try_rewrite, server)
+                assert answer.status_code == 200, f"{name}: {answer.text}"
+                await asyncio.sleep(0.3)
+        assert set(load.answers.statuses) == {302}, name
+        everything.update(load.answers.redirected)
+        p99[name] = load.answers.percentile(0.99)
+
+    def settled(server: Server) -> None:
+        wait_until(lambda: metric(server, "shortener_redis_up") == 1, "Redis is up again")
+
+    def cached(server: Server) -> bool:
+        code = try_rewrite(server).json()["messages"][0]["links"][0]["code"]
+        with contextlib.closing(redis_server.client()) as client:
+            return len(client.keys(f"sms:*:{code}")) == 1
+
+    async def story() -> None:
+        await phase("well", direct)
+        redis_server.kill()
+        await phase("refused", direct)
+        assert metric(direct, "shortener_redis_up") == 0
+        redis_server.start()
+        settled(direct)
+        assert cached(direct)
+        redis_server.freeze()
+        await phase("frozen", direct)
+        redis_server.thaw()
+        settled(direct)
+        assert cached(direct)
+        with contextlib.closing(redis_server.client()) as client:
+            client.flushall()
+            await phase("wiped", direct)
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "1")
+            await phase("out of memory", direct)
+            assert not cached(direct)
+            client.config_set("maxmemory", "0")
+        assert cached(direct)
+        await phase("well behind a proxy", proxied)
+        slow_redis.delay = 0.2
+        await phase("200 ms slow", proxied)
+        slow_redis.delay = 0.0
+        settled(proxied)
+        assert cached(proxied)
+        await phase("well again", direct)
+
+    asyncio.run(story())
+    well = max(seconds for name, seconds in p99.items() if name.startswith("well"))
+    shown = {name: f"{1000 * seconds:.1f} ms" for name, seconds in p99.items()}
+    assert max(p99.values()) < well + NO_MORE, shown
+    (told,) = asyncio.run(nodes.query("SELECT count(*) AS hits FROM hits"))
+    assert told["hits"] == everything.total(), "nothing is lost"
+
+
+def test_an_erased_link_is_not_answered_from_the_cache(nodes: Nodes, postgres_server: PostgresProcess) -> None:
+    server = nodes.serve()
+    erased, kept = (message["links"][0]["code"] for message in nodes.rewrite(2))
+    server.command("messages", "erase", "--phone", "+14085550000", "--yes")
+    postgres_server.stop()
+    try:
+        assert get(server, kept).status_code == 302
+        assert get(server, erased).status_code == 503, "only the database knows what became of it"
+    finally:
+        postgres_server.start()
+    wait_until(lambda: get(server, erased).status_code == 410, "and it does")
+
+
+# SQLite: the file itself is in trouble.
+
+
+@pytest.fixture
+def lone_server(tmp_path: Path) -> Iterator[Server]:
+    yield from serving(tmp_path, HIT_DEADLINE="0.5", BASE_URL="http://go.example")
+
+
+def counts(server: Server) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(f"file:{server.folder / 'data' / 'shortener.db'}?mode=ro", uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return dict(connection.execute("SELECT l.code, count(*) FROM hits h JOIN links l ON l.id = h.link_id GROUP BY l.code"))
+
+
+@contextlib.contextmanager
+def locked(server: Server) -> Iterator[None]:
+    """By another process, which writes and does not end."""
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE'); "
+    program += "print('locked', flush=True); sys.stdin.read()"
+    file = server.folder / "data" / "shortener.db"
+    process = subprocess.Popen([sys.executable, "-c", program, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"locked\n"
+    try:
+        yield
+    finally:
+        process.communicate(timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def disk_full(server: Server) -> Iterator[None]:
+    """No byte more goes into any file of the process."""
+    assert server.process is not None
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("fault", [locked, disk_full])
+def test_a_file_that_takes_nothing_holds_people_up_for_the_deadline_only(
+    lone_server: Server, fault: Callable[[Server], Any]
+) -> None:
+    server = lone_server
+    with server.api() as client:
+        batch = {"to": [f"+1408555{number:04}" for number in range(50)], "body": '#track("https://x.example/")'}
+        codes = [message["links"][0]["code"] for message in client.post("/api/v1/rewrite", json=batch).json()["messages"]]
+    load = Load([server.base], codes)
+
+    async def story() -> None:
+        async with load.running(people=4, pause=0.02):
+            await asyncio.sleep(0.3)
+            with fault(server):
+                refused = await asyncio.to_thread(try_rewrite, server)
+                assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
+                assert int(refused.headers["Retry-After"]) > 0
+                await asyncio.sleep(OUTAGE)
+                assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
+                assert await asyncio.to_thread(metric, server, "shortener_late_answers_total") > 0
+            await asyncio.to_thread(wait_until, lambda: try_rewrite(server).status_code == 200, "rewriting goes on by itself")
+            await asyncio.sleep(0.3)
+
+    asyncio.run(story())
+    assert set(load.answers.statuses) == {302}
+    assert load.answers.percentile(1) < 2.0, "the deadline, and no more than that"
+    wait_until(lambda: metric(server, "shortener_hits_unrecorded") == 0, "hits still wait")
+    assert metric(server, "shortener_hits_dropped_total") == 0
+    assert counts(server) == load.answers.redirected, "none lost, none twice"
+    assert server.stop() == 0
