@@ -40,10 +40,11 @@ from shortener.rewrite.service import Rewriter
 from shortener.secret import Secret, SecretError, open_secret
 from shortener.settings import Settings
 from shortener.store.bells import RemoteBells
+from shortener.store.copy import is_unfinished
 from shortener.store.database import Database
 from shortener.store.installation import remember
 from shortener.store.links import LinkCache, NoLinkCache, RedisLinkCache
-from shortener.store.migrate import prepare
+from shortener.store.migrate import SchemaMismatch, prepare
 from shortener.store.open import open_database
 from shortener.store.postgres import split_url
 from shortener.store.redis import RedisServer, open_redis
@@ -127,6 +128,8 @@ async def open_service(settings: Settings, *, clock: Clock = utcnow, owner: bool
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
     try:
+        if await database.read(is_unfinished):
+            raise SchemaMismatch("a copy into this database did not come to its end: run `shortener copy` again")
         kept = await database.write(remember, "secret", secret.fingerprint)
         if kept != secret.fingerprint:
             raise SecretError("this database belongs to an installation with another SECRET: codes and secrets would not fit")

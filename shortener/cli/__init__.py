@@ -31,6 +31,7 @@ COMMANDS = {
     "demo": ("demo", "Play the whole life of one message against a real local receiver."),
     "listen": ("listen", "A local receiver that prints, and verifies, what it is sent."),
     "migrate": ("maintenance", "Bring the database's schema to this version."),
+    "copy": ("maintenance", "Move an installation to another database; goes on where it was cut off."),
     "doctor": ("maintenance", "Check the set-up and say what to mend."),
 }
 

@@ -1,4 +1,4 @@
-"""`shortener migrate` and `doctor`."""
+"""`shortener migrate`, `copy` and `doctor`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,51 @@ async def migrate(as_json: bool) -> None:
     before, after = await bring(load_settings().store_url, progress)
     told = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     show({"from": before, "to": after}, as_json, lambda: click.echo(told))
+
+
+@click.command()
+@click.option("--from", "source", required=True, help="sqlite:///FILE or postgresql://..., which nobody serves meanwhile.")
+@click.option(
+    "--to", "target", required=True, help="The same; a database of its own, empty or from an earlier run of this command."
+)
+@json_option
+@runs
+async def copy(source: str, target: str, as_json: bool) -> None:
+    """Move an installation to another database; goes on where it was cut off. Serve the copy with the same SECRET."""
+    import sys
+
+    from shortener.store.copy import CopyError, Progress
+    from shortener.store.copy import copy as move
+    from shortener.store.migrate import check, current_version, prepare
+    from shortener.store.open import open_database
+
+    for url in (source, target):
+        if not url.startswith(("sqlite:///", "postgresql://", "postgres://")):
+            raise click.UsageError(f"{url.partition(':')[0]}: wants sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+    if source == target:
+        raise click.UsageError("--from and --to are the same database")
+
+    def progress(now: Progress) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{now.table:16}{now.doing:10}{now.done:,} of {now.total:,} rows\033[K", nl=False, err=True)
+
+    check(await current_version(source))
+    await prepare(target)
+    here = await open_database(source, owner=True)
+    try:
+        there = await open_database(target, owner=True)
+        try:
+            rows = await move(here, there, progress)
+        except CopyError as error:
+            raise click.ClickException(str(error)) from None
+        finally:
+            await there.close()
+    finally:
+        await here.close()
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    told = f"{sum(rows.values()):,} rows copied and compared. Serve them with the same SECRET."
+    show(rows, as_json, lambda: click.echo(told))
 
 
 @click.command()

@@ -88,7 +88,7 @@ def page(connection: Connection, wanted: Wanted, limit: int, below: int | None =
     low, high = _bounds(wanted, below)
     floor = _floor(connection, ways, low, high) if looked_for else None
     conditions = [*looked_for, *_exactly(wanted)]
-    rows = connection.execute(_newest(ways, floor or low, high, conditions, limit + 1)).all()
+    rows = connection.execute(_newest(connection, ways, floor or low, high, conditions, limit + 1)).all()
     if len(rows) > limit:
         return Page(rows[:limit], rows[limit - 1].id)
     return Page(rows, floor)
@@ -172,10 +172,14 @@ def _exactly(wanted: Wanted) -> Conditions:
     return conditions
 
 
-def _walk(way: Way, low: int, high: int) -> Select[int]:
-    """Ids, newest first. Written as a range of both columns, which leaves the planner no other index to walk: told of the value
-    and the order apart, PostgreSQL would rather go through all messages backwards until it met enough that fit."""
+def _walk(connection: Connection, way: Way, low: int, high: int) -> Select[int]:
+    """Ids, newest first, from where the page begins. PostgreSQL is asked for a range of both columns, which leaves it no other
+    index to walk: told of the value and the order apart, it would rather go through all messages backwards until it met enough that
+    fit. SQLite takes such a range for one of the first column alone, and would walk from the newest message at every page."""
     column, value = way
+    if connection.dialect.name == "sqlite":
+        within_id = messages.c.id >= low, messages.c.id < high
+        return select(messages.c.id).where(column == value, *within_id).order_by(messages.c.id.desc())
     both = tuple_(column, messages.c.id)
     within = both >= tuple_(literal(value, column.type), low), both < tuple_(literal(value, column.type), high)
     return select(messages.c.id).where(*within).order_by(column.desc(), messages.c.id.desc())
@@ -184,13 +188,13 @@ def _walk(way: Way, low: int, high: int) -> Select[int]:
 def _floor(connection: Connection, ways: list[Way], low: int, high: int) -> int | None:
     """The id down to which this page looks; None when that is the end. The highest one, where several indexes are walked: below
     it, what one of them was not asked for would be missing."""
-    ends = union_all(*(select(_walk(way, low, high).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
+    ends = union_all(*(select(_walk(connection, way, low, high).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
     floor: int | None = connection.scalar(select(func.max(ends.c.id)))
     return floor
 
 
-def _newest(ways: list[Way], low: int, high: int, conditions: Conditions, limit: int) -> Select[Any]:
-    walks = (_walk(way, low, high).where(*conditions).limit(limit).subquery() for way in ways)
+def _newest(connection: Connection, ways: list[Way], low: int, high: int, conditions: Conditions, limit: int) -> Select[Any]:
+    walks = (_walk(connection, way, low, high).where(*conditions).limit(limit).subquery() for way in ways)
     found = union_all(*(select(walk.c.id) for walk in walks)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
     shown = select(*COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)

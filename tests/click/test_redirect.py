@@ -119,7 +119,8 @@ async def test_the_fallbacks_of_link_domain_and_application_win_in_that_order(br
 
         async def leads_to(path: str) -> str | None:
             await branded.directory.refresh()
-            return (await client.get(path, headers=PHONE)).headers.get("location")
+            location: str | None = (await client.get(path, headers=PHONE)).headers.get("location")
+            return location
 
         assert await leads_to(plain) is None
         await branded.database.write(update, 2, {"fallback_url": "https://über.example/app"}, clock())
@@ -166,7 +167,9 @@ async def test_on_an_own_domain_there_is_nothing_but_codes(branded: Service, pat
             answer = await client.request(method, path, headers={"Host": "go.brand.example"})
             assert answer.status_code == 404
         robots = await client.get("/robots.txt", headers={"Host": "go.brand.example"})
+        known = await client.get("/.well-known/security.txt", headers={"Host": "go.brand.example"})
     assert (robots.status_code, robots.text) == (200, "User-agent: *\nDisallow: /\n")
+    assert known.json()["error_code"] == "NOT_FOUND", "the installation's to answer, if it has something there"
 
 
 @pytest.mark.parametrize("path", ["/api/v1/rewrite", "/openapi.json", "/abcdefghij", "/"])

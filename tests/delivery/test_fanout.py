@@ -309,3 +309,77 @@ async def test_an_events_short_url_is_on_the_domain_of_its_link(service: Service
     await story.first_click(message)
     await service.fanout.flush()
     assert (await facts(service))[0]["short_url"] == f"https://go.example/{message.codes[0]}"
+
+
+async def test_a_suspected_click_is_told_only_where_it_is_asked_for_with_its_verdict_and_the_reason(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker(URL, "click", "state")
+    asking = await make_tracker(URL, "click", "state", with_suspected=True)
+    message = await story.message(callback_url="https://xoxzo.example/")
+    await story.click(message, topics=Topic.CLICK | Topic.SUSPECTED, verdict=1, rule="crawler")
+    await service.fanout.flush()
+    (row,) = await rows(service.database, schema.deliveries)
+    assert (row.tracker_id, row.topic) == (asking, Topic.CLICK)
+    (found,) = await facts(service)
+    told = {name: found[name] for name in ("verdict", "verdict_reason", "first_for_message", "first_for_link", "click_number")}
+    assert told == {
+        "verdict": "suspected",
+        "verdict_reason": "crawler",
+        "first_for_message": False,
+        "first_for_link": False,
+        "click_number": None,
+    }
+
+
+@pytest.mark.parametrize("format", ["scg", "json"])
+async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_came(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, format: str
+) -> None:
+    await make_tracker(receiver.url(), "click", format=format, with_suspected=True)
+    message = await story.message(sent_at=NOON, delivered_at=NOON + timedelta(seconds=2))
+    clock.forward(seconds=5)
+    await story.click(message, topics=Topic.CLICK | Topic.SUSPECTED, verdict=1, rule="crawler")
+    first = await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
+    await service.database.write(lambda c: c.execute(update(schema.messages).values(click_hit_id=first, clicked_at=NOON)))
+    await story.click(message)
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    bodies = [one.json if format == "json" else one.json["event"]["fld-val-list"] for one in receiver.requests]
+    names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
+    told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
+    assert told == [
+        (True, True, 1, "human", "test"),
+        (False, False, 2, "human", "test"),
+        (False, False, None, "suspected", "crawler"),
+    ]
+    for body in bodies:
+        assert (body["seconds_since_sent"], body["seconds_since_delivered"], body["label"]) == (5, 3, None)
+
+
+async def test_a_click_that_is_taken_back_is_told_with_its_own_time(
+    service: Service, make_tracker: MakeTracker, story: Story, clock: Clock
+) -> None:
+    await make_tracker(URL, "click_retracted")
+    await make_tracker(URL, "state", "click")
+    message = await story.message(sent_at=NOON, delivered_at=NOON)
+    clock.forward(seconds=3)
+    hit = await story.click(message, HitFlag.RETRACTED, Topic(0), verdict=1, rule="many_recipients")
+    clock.forward(minutes=5)
+    data = {"first_for_message": True, "first_for_link": True, "previous_state": "CLICKTHRU", "new_state": "DELIVERED"}
+    retracted = Event(service.ids(), 1, Topic.CLICK_RETRACTED, clock(), message.row, message.links[0], hit, data=data)
+    await service.database.write(events.append, [retracted])
+    await service.fanout.flush()
+    (row,) = await rows(service.database, schema.deliveries)
+    assert row.topic == Topic.CLICK_RETRACTED
+    found = (await facts(service))[-1]
+    expected = data | {
+        "timestamp": "2026-11-20T12:05:03.000Z",
+        "clicked_at": "2026-11-20T12:00:03.000Z",
+        "seconds_since_sent": 3,
+        "seconds_since_delivered": 3,
+        "verdict": "suspected",
+        "verdict_reason": "many_recipients",
+        "click_id": service.click_ids.spell(hit),
+    }
+    assert {name: found[name] for name in expected} == expected

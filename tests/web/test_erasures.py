@@ -1,0 +1,91 @@
+"""POST /api/v1/erasures."""
+
+from collections.abc import Collection
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from shortener import accounts
+from shortener.report.counts import verify
+from shortener.service import Service
+from shortener.store.links import NoLinkCache
+from tests.click.test_redirect import PHONE, link
+from tests.conftest import NOON, Clock, client_of
+from tests.rows import KINDS
+
+
+async def everything(service: Service) -> str:
+    """All rows of all kinds as one text."""
+    return await service.database.read(
+        lambda connection: "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
+    )
+
+
+async def test_a_number_is_erased_and_the_counts_stay_right(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    paths = [await link(client, metadata={"name": "Kola"}) for _ in range(2)]
+    await client.get(paths[0], headers=PHONE)
+    answer = await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    assert answer.json() == {
+        "status": True,
+        "erased": {"messages": 2, "links": 2, "hits": 1, "conversions": 0, "events": 1, "attempts": 0},
+    }
+    left = await everything(service)
+    for personal in ("4085550100", "Kola", "iPhone", "x.example"):
+        assert personal not in left
+    assert (await client.get(paths[0], headers=PHONE)).status_code == 410
+    stats = (await client.get("/api/v1/sms/stats")).json()
+    assert (stats["messages"], stats["clicked_messages"], stats["clicks"]) == (2, 1, 1)
+    assert await service.database.read(verify, NOON, clock.forward(hours=1)) == []
+    again = await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    assert set(again.json()["erased"].values()) == {0}
+
+
+async def test_one_message_is_erased(client: httpx.AsyncClient) -> None:
+    for number in range(2):
+        await link(client, message_id=f"m-{number}")
+    assert (await client.post("/api/v1/erasures", json={"message_id": "m-0"})).json()["erased"]["messages"] == 1
+    assert (await client.get("/api/v1/sms/status/m-0")).json()["to"] == ""
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "INVALID_REQUEST"),
+        ({"phone": "+14085550100", "message_id": "m-1"}, 400, "INVALID_REQUEST"),
+        ({"phone": "4085550100"}, 400, "INVALID_RECIPIENT"),
+        ({"phone": ""}, 400, "INVALID_RECIPIENT"),
+        ({"message_id": "nosuch"}, 404, "MESSAGE_NOT_FOUND"),
+        ({"message_id": "a\0b"}, 400, "INVALID_REQUEST"),
+        ({"number": "+14085550100"}, 400, "INVALID_REQUEST"),
+    ],
+)
+async def test_what_cannot_be_erased_is_refused(client: httpx.AsyncClient, body: dict[str, Any], status: int, code: str) -> None:
+    answer = await client.post("/api/v1/erasures", json=body)
+    assert (answer.status_code, answer.json()["error_code"]) == (status, code)
+
+
+async def test_another_applications_messages_stay(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await link(client, message_id="m-1")
+    made = await service.database.write(accounts.create_application, "other", clock())
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": made.api_key}) as other:
+        assert (await other.post("/api/v1/erasures", json={"phone": "+14085550100"})).json()["erased"]["messages"] == 0
+        assert (await other.post("/api/v1/erasures", json={"message_id": "m-1"})).status_code == 404
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
+
+
+async def test_nothing_is_erased_while_the_link_cache_cannot_forget(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(NoLinkCache):
+        async def forget(self, codes: Collection[str]) -> bool:
+            return not codes
+
+    await link(client, message_id="m-1")
+    monkeypatch.setattr(service, "cache", Away())
+    answer = await client.post("/api/v1/erasures", json={"message_id": "m-1"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"

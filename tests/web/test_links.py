@@ -1,0 +1,146 @@
+"""Links and blocked hosts over HTTP: showing, switching, and who may do so."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener import accounts
+from shortener.erase import erase_message
+from shortener.service import Service
+from shortener.store.links import NoLinkCache
+from tests.click.test_redirect import PHONE, link
+from tests.conftest import Clock, client_of
+
+NOON = "2026-11-20T12:00:00Z"
+
+
+async def shown(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    answer = await client.get(f"/api/v1/links{path}")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json()["link"])
+
+
+async def test_a_link_is_shown_with_where_it_leads(client: httpx.AsyncClient) -> None:
+    path = await link(client, message_id="m-1")
+    assert await shown(client, path) == {
+        "code": path[1:],
+        "short_url": f"http://127.0.0.1:8000{path}",
+        "url": "https://x.example/a?b=1&c=%20#f",
+        "label": None,
+        "message_id": "m-1",
+        "state": "live",
+        "off_by": None,
+        "enabled": True,
+        "disabled_at": None,
+        "expires_at": "2027-02-18T12:00:00Z",
+    }
+
+
+async def test_a_link_is_switched_off_at_once_and_on_again(client: httpx.AsyncClient, clock: Clock) -> None:
+    path = await link(client)
+    for _ in range(2):
+        told = (await client.patch(f"/api/v1/links{path}", json={"enabled": False})).json()["link"]
+        assert (told["state"], told["off_by"], told["enabled"], told["disabled_at"]) == ("off", "link", False, NOON)
+        answer = await client.get(path, headers=PHONE)
+        assert (answer.status_code, "switched off" in answer.text) == (410, True)
+        clock.forward(seconds=1)
+    told = (await client.patch(f"/api/v1/links{path}", json={"enabled": True})).json()["link"]
+    assert (told["state"], told["off_by"], told["disabled_at"]) == ("live", None, None)
+    assert (await client.get(path, headers=PHONE)).status_code == 302
+
+
+async def test_a_link_tells_why_it_leads_nowhere(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await service.database.write(accounts.add_domain, 1, "https://go.brand.example", clock())
+    await service.directory.refresh()
+    path = await link(client, expires_in=60)
+    await client.post("/api/v1/blocked-hosts", json={"host": "*.example"})
+    assert (await shown(client, path))["off_by"] == "host"
+    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": True}, clock())
+    await service.directory.refresh()
+    assert (await shown(client, path))["off_by"] == "domain"
+    await client.delete("/api/v1/blocked-hosts/*.example")
+    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": False}, clock())
+    await service.directory.refresh()
+    clock.forward(minutes=2)
+    told = await shown(client, path)
+    assert (told["state"], told["off_by"]) == ("expired", None)
+
+
+async def test_a_link_whose_message_was_erased_stays_off(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    path = await link(client, message_id="m-1")
+    await service.database.write(erase_message, 1, "m-1", clock())
+    answer = await client.patch(f"/api/v1/links{path}", json={"enabled": True})
+    assert (answer.status_code, answer.json()["error_code"]) == (409, "CONFLICT")
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+
+
+async def test_the_link_cache_is_told_of_a_switch(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[str] = []
+
+    class Away(NoLinkCache):
+        async def forget(self, codes: Any) -> bool:
+            forgotten.extend(codes)
+            return False
+
+    path = await link(client)
+    monkeypatch.setattr(service, "cache", Away())
+    assert (await client.patch(f"/api/v1/links{path}", json={"enabled": False})).status_code == 200
+    assert forgotten == [path[1:]]
+    assert (await client.patch("/api/v1/links/nosuchcode", json={"enabled": False})).status_code == 404
+    assert forgotten == [path[1:]]
+
+
+async def test_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient) -> None:
+    path = await link(client)
+    assert (await client.post("/api/v1/blocked-hosts", json={"host": "X.Example"})).json() == {"status": True, "host": "x.example"}
+    told = (await client.get("/api/v1/blocked-hosts")).json()
+    assert told == {"status": True, "blocked_hosts": [{"host": "x.example", "created_at": NOON}]}
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    assert (await client.delete("/api/v1/blocked-hosts/x.example")).json() == {"status": True, "host": "x.example"}
+    assert (await client.delete("/api/v1/blocked-hosts/x.example")).status_code == 404
+    assert (await client.get(path, headers=PHONE)).status_code == 302
+
+
+@pytest.mark.parametrize("body", [{}, {"host": ""}, {"host": "https://x.example/"}, {"host": "x" * 300}, {"host": "a\0b"}])
+async def test_what_is_no_host_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    answer = await client.post("/api/v1/blocked-hosts", json=body)
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "host")
+
+
+async def test_another_applications_links_and_hosts_do_not_exist(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    path = await link(client)
+    await client.post("/api/v1/blocked-hosts", json={"host": "other.example"})
+    made = await service.database.write(accounts.create_application, "other", clock())
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": made.api_key}) as other:
+        assert (await other.get(f"/api/v1/links{path}")).status_code == 404
+        assert (await other.patch(f"/api/v1/links{path}", json={"enabled": False})).status_code == 404
+        assert (await other.get("/api/v1/blocked-hosts")).json()["blocked_hosts"] == []
+        assert (await other.delete("/api/v1/blocked-hosts/other.example")).status_code == 404
+    assert (await client.get(path, headers=PHONE)).status_code == 302
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "permission"),
+    [
+        ("GET", "/api/v1/links/x", None, "sms.read"),
+        ("PATCH", "/api/v1/links/x", {"enabled": False}, "trackers.write"),
+        ("GET", "/api/v1/blocked-hosts", None, "sms.read"),
+        ("POST", "/api/v1/blocked-hosts", {"host": "x.example"}, "trackers.write"),
+        ("DELETE", "/api/v1/blocked-hosts/x.example", None, "trackers.write"),
+        ("POST", "/api/v1/erasures", {"phone": "+14085550100"}, "trackers.write"),
+    ],
+)
+async def test_each_call_wants_its_permission(
+    service: Service, clock: Clock, method: str, path: str, body: Any, permission: str
+) -> None:
+    others = [name for name in accounts.PERMISSIONS if name != permission]
+    right = await service.database.write(accounts.create_key, 1, "right", [permission], clock())
+    wrong = await service.database.write(accounts.create_key, 1, "wrong", others, clock())
+    await service.directory.refresh()
+    for key, refused in ((right, False), (wrong, True)):
+        async with client_of(service, {"X-API-Key": key}) as client:
+            assert ((await client.request(method, path, json=body)).status_code == 403) is refused
