@@ -115,7 +115,8 @@ def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
 
     async def story() -> None:
         async with load.running():
-            await asyncio.sleep(0.5)
+            while len(load.answers.redirected) < 50:
+                await asyncio.sleep(0.05)
             server = postgres_server
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
@@ -142,8 +143,9 @@ def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"]]
-    assert late == [], "the earliest click is the first"
+    # Those that were first clicked live: two nodes race, and the first commit wins.
+    late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"] and row["code"] not in codes[:50]]
+    assert late == [], "the earliest click of an outage is the first"
     told = Counter(one.json["event"]["fld-val-list"]["message_id"] for one in endpoint.wait(200))
     assert set(told) == {message["message_id"] for message in messages}
     assert nodes.close() == [0, 0]
