@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test setup setup-dev lint config lock bench clean
+.PHONY: run test prove setup setup-dev lint config lock bench clean
 
 run: setup
 	@$(BIN)/shortener serve
 
 test: setup-dev
 	@$(BIN)/python -m pytest
+
+# What takes minutes: 1,000 links with 50 racing clicks each, outages of a minute.
+prove: setup-dev
+	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
+		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py
 
 setup: $(VENV)/.runtime
 

@@ -389,7 +389,8 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
     statement = select(table).order_by(table.c.application_id, table.c.host)
     if application_id is not None:
         statement = statement.where(table.c.application_id == application_id)
-    return [dict(row._mapping) for row in connection.execute(statement)]
+    rows = connection.execute(statement)
+    return [{"application_id": row.application_id, "host": row.host, "created_at": row.created_at} for row in rows]
 
 
 _NO_HOST = frozenset("/?#@")

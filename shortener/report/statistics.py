@@ -30,7 +30,7 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from shortener.click.recorder import time_to_click_seconds
+from shortener.click.recorder import time_to_click_bucket, time_to_click_seconds
 from shortener.report.counts import EXACT, quarters, unfolded
 from shortener.report.queries import packed
 from shortener.store.given import given
@@ -123,10 +123,11 @@ class Figures:
 
     def clicked_within(self, seconds: Sequence[int]) -> list[int]:
         """How many of the clicked messages were clicked within each of these times, but not within the one before it; and, as the
-        last, how many later. Right within 2.5 % of the times."""
+        last, how many later. A time may be up to 5 % longer than that which it is counted within."""
+        bounds = [time_to_click_bucket(bound) for bound in seconds]
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
-            within[bisect.bisect_left(seconds, time_to_click_seconds(bucket))] += amount
+            within[bisect.bisect_left(bounds, bucket)] += amount
         return within
 
     def seconds_to_click(self, percent: int) -> float | None:

@@ -109,8 +109,12 @@ def _end(connection: Connection) -> None:
 
 async def _copy_table(source: Database, target: Database, table: Table, total: int, progress: Callable[[Progress], None]) -> None:
     insert = BulkInsert(table, *table.columns.keys(), ignore_clashes=True)
-    after = await target.read(_highest, table)
-    done = await target.read(_count, table) if after is not None else 0
+    done = await target.read(_count, table)
+    if done == total:
+        return  # an earlier run did it
+    after = await target.read(_highest, table) if done else None
+    if after is None:
+        done = 0
     while rows := await source.read(_page, table, after):
         await target.write(insert, rows)
         after = _key(table, rows[-1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import pty
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +131,21 @@ def test_the_demo_tells_the_whole_story(shell: Shell) -> None:
     assert all("signature: right" in line["text"] for line in received)
     assert orjson.loads(received[2]["body"])["event"]["fld-val-list"]["new_state"] == "CLICKTHRU"
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
+
+
+def test_verify_tells_a_count_that_is_wrong_and_export_shows_how_far_it_is(server: Server) -> None:  # noqa: F811 - the fixture
+    shell = Shell(server.folder / "data")
+    with server.api() as client:
+        client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})
+    server.stop()
+    with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection, connection:
+        assert connection.execute("DELETE FROM tallies").rowcount + connection.execute("DELETE FROM counts").rowcount > 0
+    drift = shell.json("verify", code=1)["drift"]
+    assert {(one["metric"], one["kept"], one["counted"]) for one in drift} >= {("messages", "0", "1")}
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "shortener", "export", str(server.first["application_id"]), "--output", os.devnull]
+    subprocess.run(words, env=shell.environment, stderr=theirs, timeout=60, check=True)
+    os.close(theirs)
+    assert b"1 messages" in os.read(ours, 1000)
+    os.close(ours)

@@ -134,3 +134,23 @@ async def test_a_question_that_cannot_be_answered_is_refused_by_name(client: htt
         assert [detail["field"] for detail in answer.json()["details"]] == [field]
     assert (await ask(client, since="0001-01-01", until="9999-12-31"))["messages"] == 0
     assert len((await ask(client, "/daily", tz="Pacific/Kiritimati", since="2025-11-21", until="2026-11-20"))["days"]) == 365
+
+
+async def test_times_to_click_devices_and_browsers(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    told = await ask(client)
+    assert (told["devices"], told["browsers"]) == ({}, {})
+    within = {one["within_seconds"]: one["messages"] for one in told["time_to_click"]}
+    assert list(within)[:3] == [10, 30, 60]
+    assert list(within)[-1] is None
+    assert {seconds: messages for seconds, messages in within.items() if messages} == {10: 1, 300: 1}
+    clock.forward(minutes=5)
+    await service.devices.catch_up(service.now_ms())
+    for _ in range(2):
+        told = await ask(client)
+        assert (told["devices"], told["browsers"]) == ({"phone": 3}, {"Safari": 3})
+        await service.jobs.table["counts"].step()
+    (country,) = (one for one in (await ask(client, "/by-country"))["countries"] if one["clicks"])
+    assert country["devices"] == {"phone": 3}

@@ -1,0 +1,65 @@
+"""`shortener clicks rejudge`, on a store of yesterday."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, insert, select
+
+from shortener.model import State, Topic
+from shortener.store import schema
+from tests.cli.here import Here
+from tests.rows import Rows
+
+PHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/18.6 Mobile/15E148 Safari/604.1"
+)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Here:
+    return Here(tmp_path / "data")
+
+
+@pytest.fixture
+def yesterday(shell: Here) -> str:
+    """A message whose first click was a scanner's, and a person's right after; returns the application."""
+    number = shell.json("applications", "create", "Brand")["application_id"]
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
+    with engine.begin() as connection:
+        cohort = {"id": 1, "application_id": number, "campaign": "", "source": "api", "country": "US"}
+        connection.execute(insert(schema.cohorts).values(cohort))
+        rows = Rows(connection)
+        message = rows.message(at, application_id=number, clicked_links=1, previous_state=0)
+        link = rows.link(message, application_id=number)
+        rows.first_click(message, link, at, user_agent="curl/8.9.1")
+        rows.hit(link, at + timedelta(minutes=1), user_agent=PHONE)
+    engine.dispose()
+    return str(number)
+
+
+def test_a_range_of_time_is_judged_again(shell: Here, yesterday: str) -> None:
+    since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
+    told = shell.json("clicks", "rejudge", "--since", since)
+    assert (told["hits"], told["kept"], told["retracted"]) == (2, 1, 0)
+    assert "retract_clicks is off" in shell("clicks", "rejudge", "--since", since).stdout
+    shell("applications", "update", yesterday, "--set", "retract_clicks=true")
+    dry = shell.json("clicks", "rejudge", "--since", since, "--dry-run")
+    assert (dry["dry_run"], dry["to_suspected"], dry["retracted_messages"]) == (True, 1, 1)
+    told = shell.json("clicks", "rejudge", "--since", since, "--application", yesterday)
+    assert (told["dry_run"], told["retracted_messages"], told["first_clicks"]) == (False, 1, 1)
+    assert shell.json("clicks", "rejudge", "--since", since)["to_suspected"] == 0
+
+    engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
+    with engine.connect() as connection:
+        topics = connection.execute(select(schema.events.c.topics).order_by(schema.events.c.id)).scalars().all()
+        assert topics == [Topic.CLICK_RETRACTED, Topic.STATE | Topic.CLICK]
+        assert connection.execute(select(schema.messages.c.state)).scalar_one() == State.CLICKTHRU
+    engine.dispose()
+
+
+def test_a_time_that_is_none_is_bad_usage(shell: Here) -> None:
+    assert "is not a time" in shell("clicks", "rejudge", "--since", "yesterday", code=2).stderr
+    assert "Missing option" in shell("clicks", "rejudge", code=2).stderr

@@ -1,0 +1,86 @@
+"""`shortener links`, `hosts` and `domains`: kill switches beside a running server, effective within a second."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.conftest import PHONE, Server, server  # noqa: F401 - a fixture
+from tests.cli.here import Here
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Here:
+    return Here(tmp_path / "data")
+
+
+def becomes(client: httpx.Client, path: str, status: int) -> float:
+    """Seconds until the path answers with this status; a failure after a second."""
+    began = time.monotonic()
+    while client.get(path, headers={"User-Agent": PHONE}).status_code != status:
+        assert time.monotonic() - began < 1, f"not {status} within a second"
+    return time.monotonic() - began
+
+
+def test_links_hosts_domains_and_applications_are_switched_off_beside_a_running_server(server: Server) -> None:  # noqa: F811
+    shell = Here(server.folder / "data")
+    number = str(server.first["application_id"])
+    domain = shell.json("domains", "add", number, "https://go.brand.example", "--fallback-url", "https://x.example/over")
+    assert (domain["host"], domain["enabled"], domain["fallback_url"]) == ("go.brand.example", True, "https://x.example/over")
+    with server.api() as client:
+        deadline = time.monotonic() + 1
+        short_url = ""
+        while not short_url.startswith("https://go.brand.example/"):
+            assert time.monotonic() < deadline, "the new domain is not known within a second"
+            answer = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": '#track("https://x.example/")'})
+            short_url = answer.json()["messages"][0]["links"][0]["short_url"]
+        path = "/" + short_url.rsplit("/", 1)[1]
+        code = path[1:]
+        becomes(client, path, 302)
+
+        assert shell.json("links", "disable", code)["off_by"] == "link"
+        assert client.get(path, headers={"User-Agent": PHONE}).status_code == 410, "a link's switch holds at once"
+        assert shell.json("links", "enable", code)["state"] == "live"
+        assert client.get(path, headers={"User-Agent": PHONE}).status_code == 302
+
+        for off, on in (
+            (("hosts", "block", "x.example"), ("hosts", "unblock", "x.example")),
+            (("hosts", "block", "*.example", "--application", number), ("hosts", "unblock", "*.example", "--application", number)),
+            (("domains", "disable", "go.brand.example"), ("domains", "enable", "go.brand.example")),
+            (("applications", "update", number, "--disable"), ("applications", "update", number, "--enable")),
+        ):
+            shell(*off)
+            becomes(client, path, 410)
+            shell(*on)
+            becomes(client, path, 302)
+        assert shell.json("links", "show", code)["state"] == "live"
+
+
+def test_what_was_set_is_listed(shell: Here) -> None:
+    number = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example")["application_id"]
+    shell("domains", "add", str(number), "https://two.brand.example")
+    shell("domains", "disable", "GO.brand.example")
+    assert shell.json("domains", "update", "two.brand.example", "--fallback-url", "https://x.example/")["fallback_url"]
+
+    def told(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
+        return tuple(row[name] for name in names)
+
+    listed = shell.json("domains", "list", str(number))
+    assert [told(row, "host", "enabled", "new_links") for row in listed] == [
+        ("go.brand.example", False, False),
+        ("two.brand.example", True, True),
+    ]
+    shell("hosts", "block", "Evil.example")
+    shell("hosts", "block", "*.evil.example", "--application", str(number))
+    listed = shell.json("hosts", "list")
+    assert [told(row, "host", "application_id") for row in listed] == [("evil.example", None), ("*.evil.example", number)]
+    assert "evil.example" in shell("hosts", "list").stdout
+
+
+def test_what_is_not_there_is_a_failure(shell: Here) -> None:
+    assert "NOT_FOUND" in shell("links", "disable", "nosuchcode", code=1).stderr
+    assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
+    assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr
+    assert "more than a host" in shell("hosts", "block", "https://x.example", code=1).stderr
