@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from shortener.accounts import ApplicationSettings
 from shortener.cli import COMMANDS
+from shortener.click.circumstance import RULES as CIRCUMSTANCES
+from shortener.click.verdict import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
 
@@ -55,6 +58,15 @@ def outcomes() -> str:
 def placeholders() -> str:
     told = [" ".join(f"`{{{name}}}`" for name in names) for names in (TELECOM_PLACEHOLDERS, OWN_PLACEHOLDERS)]
     return f"- 23 Telecom's: {told[0]}\n- ours: {told[1]}"
+
+
+def test_every_rule_and_the_setting_that_switches_it_on_is_told() -> None:
+    text = (ROOT / "docs" / "verdicts.md").read_text()
+    for verdict, name in RULES:
+        assert f"| `{name}` | {verdict.word} |" in text, name
+    told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
+    assert [rule for _, rule in told] == list(CIRCUMSTANCES)
+    assert all(setting in ApplicationSettings.model_fields for setting, _ in told)
 
 
 def test_the_tables_of_delivery_are_those_of_the_code() -> None:
