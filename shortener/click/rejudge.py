@@ -20,8 +20,8 @@ what the hits say, as they are judged now:
 
 Verdicts are changed first, some at a time (correction.py), and then the messages without a first click are given one: a person's
 click beside a machine's is not mistaken for the next one because the run came to it later. A run may be cut off at any point and
-repeated. On PostgreSQL, a click that was looked up before its message was given back and is written after it finds nobody to count
-it as a first one; it is found when it is itself looked at, some minutes later.
+repeated. On PostgreSQL, a click that was looked up before its message was given back and is written after it is nobody's first one;
+the job finds it when it comes to it, some minutes later.
 """
 
 from __future__ import annotations
@@ -89,13 +89,9 @@ class Rejudge:
         metrics.counter("shortener_clicks_retracted", "Clicks that were told and taken back.", lambda: total.retracted)
 
     async def step(self, now: datetime) -> int:
-        """The job: judge again what happened since the last step, for applications that look at circumstances and take clicks
-        back. Returns how many verdicts changed. Raises StoreUnavailable."""
-        mine = [
-            application.id
-            for application in self._directory.applications()
-            if application.settings.retract_clicks and application.settings.judges_by_circumstance
-        ]
+        """The job: judge again what happened since the last step, for applications that take clicks back. Returns how many verdicts
+        changed. Raises StoreUnavailable."""
+        mine = [application.id for application in self._directory.applications() if application.settings.retract_clicks]
         if not mine:
             return 0
         until = now - BEHIND

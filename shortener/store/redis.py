@@ -98,7 +98,7 @@ class RedisServer:
 
     async def _probe(self, doubt: asyncio.Future[bool], cause: Exception) -> None:
         """Ping until it answers."""
-        while not await self._answers():
+        while not await self.answers():
             if not doubt.done():
                 log.warning("redis_down", error=f"{type(cause).__name__}: {cause}")
                 doubt.set_result(False)
@@ -109,7 +109,8 @@ class RedisServer:
         else:
             doubt.set_result(True)
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Whether it answers a ping in time."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()

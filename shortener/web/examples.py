@@ -23,6 +23,7 @@ _VALUES: Mapping[str, Any] = {
     "created_at": "2026-11-20T12:00:00Z",
     "currency": "USD",
     "delivery_id": "0AbCdEfGh12",
+    "domain": "go.brand.example",
     "events": ["state", "click"],
     "day": "2026-11-20",
     "delivered_at": "2026-11-20T12:00:05Z",

@@ -1,23 +1,26 @@
-"""What orchestrators and Prometheus ask: is the process alive, is it ready, what has it done.
+"""What orchestrators, Prometheus and reverse proxies ask: is the process alive, is it ready, what has it done, is a domain ours.
 
 `/healthz` answers as long as requests are answered at all; it looks at nothing, so that a database that is away never has a
 healthy process restarted. `/readyz` looks at everything that a request may need, each with a time limit, and answers 503 when any
-of it is missing, and from the beginning of a shutdown, so that a load balancer turns elsewhere. `/metrics` reads numbers in memory.
-None of them tells more than names and states: anybody may ask.
+of it is missing, and from the beginning of a shutdown, so that a load balancer turns elsewhere. While only the database is missing
+and Redis is there, links go on being answered from it, so the node stays ready. `/metrics` reads numbers in memory.
+None of them tells more than names and states: anybody may ask, by any Host but an application's own domain. A proxy that gets
+certificates on demand asks `/internal/domain-check` before it does, or strangers could have it ask for any name.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from starlette.responses import Response
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.store.migrate import version_of
 from shortener.store.migrations import HEAD
-from shortener.web.endpoint import Answer, Call, Caller, Endpoint, json_response
+from shortener.web.endpoint import Answer, Call, Caller, Endpoint, Model, json_response
 
 if TYPE_CHECKING:
     from shortener.service import Service
@@ -35,12 +38,23 @@ class Checks(Answer):
     process: State = Field(description="Started, and not shutting down.")
     database: State = Field(description=f"Answered within {PATIENCE:g} s.")
     schema_: State = Field(alias="schema", description="The one that this version needs, or a newer one.")
+    redis: Literal["ok", "failed", "none"] = Field(description="Answers; it may fail as long as the database is there.")
     jobs: State = Field(description="Every background job is at work.")
 
 
 class Readiness(Answer):
     status: Literal["ready", "not ready"]
     checks: Checks
+
+
+class DomainQuery(Model):
+    """Which domain."""
+
+    domain: str = Field(max_length=253, description="A host name, for example go.brand.example.")
+
+
+class KnownDomain(Answer):
+    domain: str
 
 
 async def healthz(call: Call[None, None]) -> Health:
@@ -50,6 +64,14 @@ async def healthz(call: Call[None, None]) -> Health:
 async def readyz(call: Call[None, None]) -> Response:
     readiness = await _readiness(call.service)
     return json_response(readiness, 200 if readiness.status == "ready" else 503)
+
+
+async def domain_check(call: Call[DomainQuery, None]) -> KnownDomain:
+    host = call.query.domain.lower().rstrip(".")
+    domain = call.service.directory.domain(host)
+    if not (domain and not domain.disabled) and host != urlsplit(call.service.settings.base_url).hostname:
+        raise ApiError(ErrorCode.NOT_FOUND, "No link of this installation is on this domain.")
+    return KnownDomain(domain=host)
 
 
 async def metrics(call: Call[None, None]) -> Response:
@@ -63,15 +85,15 @@ async def _readiness(service: Service) -> Readiness:
         version = await asyncio.wait_for(service.database.read(version_of), PATIENCE)
     except (StoreUnavailable, TimeoutError):
         database = False
-    met = {
-        "process": service.ready,
-        "database": database,
-        # A newer schema is a roll-out under way: the nodes that are still of this version go on.
-        "schema": version is not None and version >= HEAD,
-        "jobs": service.jobs.running,
-    }
-    checks = Checks.model_validate({name: "ok" if fine else "failed" for name, fine in met.items()})
-    return Readiness(status="ready" if all(met.values()) else "not ready", checks=checks)
+    redis = service.redis is not None and await service.redis.answers()
+    # A newer schema is a roll-out under way: the nodes that are still of this version go on.
+    schema = version is not None and version >= HEAD
+    met = {"process": service.ready, "database": database, "schema": schema, "redis": redis, "jobs": service.jobs.running}
+    told: dict[str, str] = {name: "ok" if fine else "failed" for name, fine in met.items()}
+    if service.redis is None:
+        told["redis"] = "none"
+    ready = service.ready and service.jobs.running and (schema if database else redis)
+    return Readiness(status="ready" if ready else "not ready", checks=Checks.model_validate(told))
 
 
 _TAG = "Operation"
@@ -96,7 +118,8 @@ ENDPOINTS = [
         Caller.ANYONE,
         answer=Readiness,
         also={503: Readiness},
-        description="503 while anything that requests depend on is missing, and from the beginning of a shutdown.",
+        description="503 while anything that requests depend on is missing, and from the beginning of a shutdown. "
+        "A node whose database is away stays ready as long as Redis answers for its links.",
     ),
     Endpoint(
         "GET",
@@ -107,5 +130,18 @@ ENDPOINTS = [
         Caller.ANYONE,
         media_type="text/plain",
         description="For Prometheus: numbers since this process began, read from its memory.",
+    ),
+    Endpoint(
+        "GET",
+        "/internal/domain-check",
+        domain_check,
+        "May a certificate be asked for",
+        _TAG,
+        Caller.ANYONE,
+        query=DomainQuery,
+        answer=KnownDomain,
+        errors=(ErrorCode.NOT_FOUND,),
+        description="For a reverse proxy with certificates on demand (Caddy's `ask`): 200 for a domain of an application that is "
+        "not disabled, and for the host of BASE_URL. Keep /internal/ inside.",
     ),
 ]

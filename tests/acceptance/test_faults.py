@@ -94,6 +94,9 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
     await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))
     assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
     assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
+    with two.client() as client:
+        ready = await asyncio.to_thread(client.get, "/readyz")
+    assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a balancer leaves it in"
     await asyncio.to_thread(end)
 
     def is_over() -> bool:

@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from shortener import accounts
 from shortener.click import correction, rejudge
 from shortener.click.devices import counted_until
 from shortener.click.rejudge import Rejudged
+from shortener.delivery.trackers import NewTracker
 from shortener.dlr import Report
 from shortener.erase import erase_message
 from shortener.model import HitFlag, State, Topic, Verdict
@@ -20,6 +21,8 @@ from shortener.service import Service
 from shortener.store import schema
 from tests.click.test_recorder import hit, rows, send
 from tests.conftest import NOON, Clock, MakeService
+from tests.receiver import Receiver
+from tests.report.plans import plans, scanned
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -481,6 +484,48 @@ async def test_the_job_looks_at_applications_only_that_asked_for_it(service: Ser
     assert [one.verdict for one in await rows(service, schema.hits)] == [0, 1, 1]
 
 
+async def test_a_persons_click_that_nobody_counted_as_a_first_one_is_found_by_the_job(retracting: Service, clock: Clock) -> None:
+    service = retracting
+    step = service.jobs.table["rejudge"].step
+    await step()
+    (code,) = await send(service)
+    person = await click(service, code)
+
+    def lose(connection: Connection) -> None:  # as if it had been written just after its message was given back
+        nothing = {"state": 0, "previous_state": None, "clicked_at": None, "click_hit_id": None, "clicked_links": 0}
+        connection.execute(update(schema.messages).values(nothing))
+        connection.execute(update(schema.hits).values(flags=0))
+        connection.execute(schema.events.delete())
+
+    await service.database.write(lose)
+    clock.forward(minutes=5)
+    await step()
+    assert await told(service) == [(Topic.STATE | Topic.CLICK, person)]
+    assert (await message(service)).click_hit_id == person
+
+
+async def test_a_tracker_that_asks_is_told_of_a_click_that_is_taken_back(
+    retracting: Service, clock: Clock, receiver: Receiver
+) -> None:
+    service = retracting
+    asking = {"url": receiver.url(), "events": ["click", "click_retracted"], "secret": None}
+    await service.trackers.create(1, NewTracker.model_validate(asking))
+    (code,) = await send(service, message_ids=("m-1",))
+    clock.forward(seconds=7)
+    machine = await click(service, code, SCANNER)
+    clock.forward(minutes=10)
+    await judge_again(service)
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    told_as = {one.json["event"]["evt-tp"]: one.json["event"]["fld-val-list"] for one in receiver.requests}
+    assert set(told_as) == {"link_click", "click_retracted"}
+    values = told_as["click_retracted"]
+    assert values["click_id"] == told_as["link_click"]["click_id"] == service.click_ids.spell(machine)
+    assert (values["previous_state"], values["new_state"], values["message_id"]) == ("CLICKTHRU", "CREATED", "m-1")
+    assert (values["verdict"], values["verdict_reason"]) == ("suspected", "crawler")
+    assert (values["first_for_message"], values["seconds_since_sent"]) == (True, 7)
+
+
 # Exactly once.
 
 
@@ -555,3 +600,20 @@ async def test_a_message_that_was_purged_meanwhile_is_no_fault(retracting: Servi
     change = correction.Change(1, 1, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
     assert (await correction.attempt(service.database, [change], service.ids, clock())).to_suspected == 0
     assert (await service.database.write(correction.settle, [1], service.ids)).first_clicks == 0
+
+
+async def test_nothing_is_scanned(service: Service) -> None:
+    if service.database.dialect != "sqlite":
+        pytest.skip("how SQLite goes about it")
+    (code,) = await send(service)
+    await click(service, code)
+
+    def run(connection: Connection) -> list[str]:
+        def all_of_it() -> None:
+            rejudge._page(connection, 0, service.ids(), [1])
+            correction.correct(connection, [], service.ids, NOON)
+            correction.settle(connection, [1], service.ids)
+
+        return [step for plan in plans(connection, all_of_it) for step in scanned(plan, "hits", "links", "messages")]
+
+    assert await service.database.write(run) == []

@@ -7,13 +7,16 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
+from shortener import accounts
 from shortener.errors import StoreUnavailable
 from shortener.service import Service
+from shortener.store import schema
 from shortener.store.migrations import HEAD
 from shortener.web import health
-from tests.conftest import client_of
+from tests.conftest import MakeService, client_of
+from tests.servers import RedisProcess
 
 PERSON = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Safari/604.1"}
 
@@ -35,14 +38,14 @@ async def test_a_running_process_is_alive_and_ready(service: Service) -> None:
     service.start(web=False, deliver=False)
     async with client_of(service) as client:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
-    checks = {"process": "ok", "database": "ok", "schema": "ok", "jobs": "ok"}
+    checks = {"process": "ok", "database": "ok", "schema": "ok", "redis": "none", "jobs": "ok"}
     assert await ready(service) == (200, {"status": "ready", "checks": checks})
 
 
 async def test_a_process_that_has_not_started_is_alive_but_not_ready(service: Service) -> None:
     status, told = await ready(service)
     assert status == 503
-    assert told["checks"] == {"process": "failed", "database": "ok", "schema": "ok", "jobs": "failed"}
+    assert told["checks"] == {"process": "failed", "database": "ok", "schema": "ok", "redis": "none", "jobs": "failed"}
     async with client_of(service) as client:
         assert (await client.get("/healthz")).status_code == 200
 
@@ -76,10 +79,25 @@ async def test_a_database_that_is_away_is_told_without_its_error(
     monkeypatch.setattr(service, "database", Away(refuses))
     status, told = await ready(service)
     assert status == 503
-    assert told["checks"] == {"process": "ok", "database": "failed", "schema": "failed", "jobs": "ok"}
+    assert told["checks"] == {"process": "ok", "database": "failed", "schema": "failed", "redis": "none", "jobs": "ok"}
     async with client_of(service) as client:
         assert (await client.get("/healthz")).status_code == 200
     monkeypatch.undo()
+
+
+async def test_a_node_whose_links_redis_answers_for_stays_ready_without_its_database(
+    make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service(redis_url=redis_server.url)
+    service.start(web=False, deliver=False)
+    checks = {"process": "ok", "database": "ok", "schema": "ok", "redis": "ok", "jobs": "ok"}
+    assert await ready(service) == (200, {"status": "ready", "checks": checks})
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "database", Away(refuses=True))
+        assert await ready(service) == (200, {"status": "ready", "checks": checks | {"database": "failed", "schema": "failed"}})
+        redis_server.kill()
+        assert (await ready(service))[0] == 503
+    assert await ready(service) == (200, {"status": "ready", "checks": checks | {"redis": "failed"}})
 
 
 @pytest.mark.parametrize(("version", "state"), [("0000", "failed"), (HEAD, "ok"), ("9999", "ok")])
@@ -131,3 +149,26 @@ async def test_metrics_come_in_openmetrics_for_a_scraper_that_asks(client: httpx
     answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
+
+
+async def test_a_proxy_is_told_which_domains_are_ours(service: Service) -> None:
+    now = service.clock()
+    application = service.directory.applications()[0].id
+    await service.database.write(accounts.add_domain, application, "https://go.brand.example", now)
+    await service.directory.refresh()
+
+    async def known(domain: str, host: str = "node1:8000") -> int:
+        async with client_of(service) as client:
+            answer = await client.get("/internal/domain-check", params={"domain": domain}, headers={"Host": host})
+        return answer.status_code
+
+    assert await known("go.brand.example") == 200
+    assert await known("GO.brand.example.") == 200
+    assert await known("127.0.0.1") == 200, "the host of BASE_URL"
+    assert await known("brand.example") == 404
+    assert await known("") == 404
+    assert await known("go.brand.example", host="go.brand.example") == 404, "not on a domain that links are on"
+    await service.database.write(lambda c: c.execute(update(schema.domains).values(disabled_at=now)))
+    await service.database.write(accounts.bump)
+    await service.directory.refresh()
+    assert await known("go.brand.example") == 404

@@ -84,7 +84,7 @@ def test_every_example_is_what_its_schema_takes() -> None:
                 assert [error.message for error in validator.iter_errors(content["example"])] == [], path
 
 
-#: There is no delivery and no such code yet, a process has a key of its own, and a test is sent to the tracker's real address.
+#: There is no delivery, no such code, no such domain yet; a process has a key of its own, a test is sent to the tracker's address.
 UNTRIED = {
     "/ct/1/processes/{processKey}/conversionrate",
     "/{code}",
@@ -92,6 +92,7 @@ UNTRIED = {
     "/api/v1/deliveries/{delivery_id}/replay",
     "/api/v1/trackers/{tracker_id}/test",
     "/api/v1/links/{code}",
+    "/internal/domain-check",
 }
 
 
