@@ -83,7 +83,7 @@ def rewrites(run: Run) -> None:
         key = {"X-API-Key": server.first["api_key"]}
 
         def body(recipients: int, number: int) -> str:
-            to = [f"+1408{number % 10_000:05d}{n:04d}" for n in range(recipients)]
+            to = [rig.phone(number * recipients + n) for n in range(recipients)]
             text = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'
             return json.dumps({"to": to if recipients > 1 else to[0], "body": text})
 
@@ -109,7 +109,7 @@ def conversions(run: Run) -> None:
         ids = []
         with server.api() as client:
             for start in range(0, 100_000, 500):
-                to = [f"+1408{start + n:09d}"[:15] for n in range(500)]
+                to = [rig.phone(start + n) for n in range(500)]
                 answer = client.post("/api/v1/rewrite", json={"to": to, "body": "x"})
                 ids += [message["message_id"] for message in answer.json()["messages"]]
         token = {"X-Api-Token": server.first["tracker_token"]}

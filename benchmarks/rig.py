@@ -71,6 +71,11 @@ class Figure:
     more: dict[str, Any] = field(default_factory=dict)
 
 
+def phone(number: int) -> str:
+    """A number of North America, ten digits as real ones have."""
+    return f"+1{2_010_000_000 + number % 900_000_000}"
+
+
 def need_wrk() -> str:
     found = shutil.which("wrk")
     if not found:
@@ -87,15 +92,15 @@ def wrk(url: str, *, seconds: float, connections: int = 64, script: Path | None 
     told = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
 
     def find(pattern: str, default: str = "0") -> str:
-        match = re.search(pattern, told)
+        match = re.search(pattern, told, re.MULTILINE)
         return match[1] if match else default
 
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", told)
     return Load(
         requests=int(find(r"(\d+) requests in")),
         per_second=float(find(r"Requests/sec:\s+([\d.]+)")),
-        p50=_milliseconds(find(r"50%\s+(\S+)", "0ms")),
-        p99=_milliseconds(find(r"99%\s+(\S+)", "0ms")),
+        p50=_milliseconds(find(r"^\s+50%\s+(\S+)", "0ms")),
+        p99=_milliseconds(find(r"^\s+99%\s+(\S+)", "0ms")),
         not_2xx_3xx=int(find(r"Non-2xx or 3xx responses: (\d+)")),
         socket_errors=sum(map(int, errors.groups())) if errors else 0,
     )
@@ -177,7 +182,7 @@ class Server:
         codes: list[str] = []
         with self.api() as client:
             while len(codes) < number:
-                to = [f"+1408{len(codes) + n:09d}"[:15] for n in range(min(batch, number - len(codes)))]
+                to = [phone(len(codes) + n) for n in range(min(batch, number - len(codes)))]
                 answer = client.post("/api/v1/rewrite", json={"to": to, "body": body})
                 answer.raise_for_status()
                 codes += [message["links"][0]["code"] for message in answer.json()["messages"]]

@@ -20,13 +20,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from shortener.accounts import Domain
 from shortener.click.page import unknown_page
 from shortener.click.path import code_of
 from shortener.click.redirect import Redirect
 from shortener.errors import ApiError, ErrorCode
 from shortener.service import Service
 from shortener.web.endpoint import error_response
-from shortener.web.routes import routes
+from shortener.web.routes import FIXED, routes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -46,7 +47,7 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
-        self._redirect = Redirect(
+        self.redirect = Redirect(
             service.recorder,
             service.directory,
             service.ids,
@@ -71,17 +72,14 @@ class App:
             if name == b"host":
                 host = value
                 break
-        name_of_host, address_of_host = _split_host(host)
-        domain = None
-        if name_of_host != self._base_host and not _is_local(name_of_host):
-            domain = self.service.directory.domain(address_of_host) or self.service.directory.domain(name_of_host)
-            if domain is None and path not in PROBES:
-                await _page(send, 404, unknown_page())
-                return
+        known, domain = self._place(host)
+        if not known and path not in PROBES:
+            await _page(send, 404, unknown_page())
+            return
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             code = code_of(scope.get("raw_path") or path.encode())
             if code is not None and code.lower() not in RESERVED:
-                await self._redirect(scope, send, code, domain.id if domain else None)
+                await self.redirect(scope, send, code, domain.id if domain else None)
                 return
         if domain is not None and not path.startswith("/.well-known/"):
             if path == "/robots.txt":
@@ -89,7 +87,32 @@ class App:
             else:
                 await _page(send, 404, unknown_page())
             return
-        await self._starlette(scope, receive, send)
+        if (endpoint := FIXED.get((scope["method"], path))) is not None:
+            answer = await endpoint.answer_to(Request(scope, receive), self.service)
+            await answer(scope, receive, send)
+        else:
+            await self._starlette(scope, receive, send)
+
+    @property
+    def app(self) -> App:
+        """Itself: what is served may have its App only after its start (wire.HasApp)."""
+        return self
+
+    def link_of(self, host: bytes, path: bytes) -> tuple[str, int | None] | None:
+        """The code that a request for this raw path asks for, and the domain it came to; None: it is for `__call__`."""
+        code = code_of(path)
+        if code is None or code.lower() in RESERVED:
+            return None
+        known, domain = self._place(host)
+        return (code, domain.id if domain else None) if known else None
+
+    def _place(self, host: bytes) -> tuple[bool, Domain | None]:
+        """Whether a Host header is one of ours, and whose domain it is; None: the installation's own."""
+        name, address = _split_host(host)
+        if name == self._base_host or _is_local(name):
+            return True, None
+        domain = self.service.directory.domain(address) or self.service.directory.domain(name)
+        return domain is not None, domain
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -32,6 +32,7 @@ from shortener.store.schema import (
     conversions,
     deliveries,
     events,
+    events_of,
     hits,
     idempotency,
     links,
@@ -122,7 +123,7 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
         return connection.execute(statement.values(**values)).rowcount
 
     their_links = links.c.message_id.in_(ids)
-    their_events = select(events.c.id).where(events.c.message_id.in_(ids))
+    their_events = select(events.c.id).where(events_of(ids))
     their_deliveries = deliveries.c.event_id.in_(their_events)
     erased = Erased(
         links=change(
@@ -174,7 +175,7 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
     # Locked, so that a fan-out that read the message before has written what it made of it.
-    found = select(events.c.id, events.c.data, events.c.facts).where(events.c.message_id.in_(ids)).with_for_update()
+    found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:
         statement = update(events).where(events.c.id == bindparam("row"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -84,7 +84,33 @@ def decode(text: str) -> int | None:
 
 def mint_message_id() -> str:
     """22 random base-62 characters, like Syniverse's."""
-    return encode(secrets.randbits(131), 22)
+    return encode(randbits(131), 22)
+
+
+class _Randomness:
+    """What the operating system gives, asked for a page at a time: a call for every code and id costs more than what it is for."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._used = 0
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def __call__(self, bits: int) -> int:
+        """A number of so many random bits, from 1 to 8,000; every bit of the page is used once."""
+        size = (bits + 7) // 8
+        with self._lock:
+            if self._used + size > len(self._bytes):
+                self._bytes, self._used = os.urandom(4096), 0
+            taken = self._bytes[self._used : self._used + size]
+            self._used += size
+        return int.from_bytes(taken) >> (size * 8 - bits)
+
+    def _forget(self) -> None:
+        self._bytes, self._lock = b"", threading.Lock()
+
+
+randbits = _Randomness()
 
 
 def event_id(row: int, topic: Topic) -> str:

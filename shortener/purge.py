@@ -4,7 +4,8 @@
   given out again on purpose; the random number behind it could be drawn once more, with a probability of 2^-48 for each new link.
 - Messages, with their links, hits, conversions, events, deliveries and attempts: `message_retention_days` after the message was
   made, but not while one of its links is alive.
-- Hits: after `hit_retention_days`.
+- Hits: after `hit_retention_days`. The first click of a message or link stays, without address and agent, until its message goes:
+  what is told of a message (that a link was accessed, and when) does not depend on how long hits are kept.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not hold them longer.
 - Answers kept for an Idempotency-Key: after 24 hours.
@@ -25,11 +26,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Column, ColumnElement, Connection, Delete, Table, and_, delete, exists, false, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Delete, Table, and_, delete, exists, false, func, or_, select, update
 
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, HitFlag
 from shortener.settings import Settings
 from shortener.store.database import Database
 from shortener.store.schema import (
@@ -37,8 +38,10 @@ from shortener.store.schema import (
     conversions,
     deliveries,
     events,
+    events_of,
     hits,
     idempotency,
+    is_event_of_message,
     links,
     messages,
     other_hits,
@@ -56,11 +59,12 @@ _ADVISORY_LOCK = 7_305_469_221  # any number that nothing else locks
 
 @dataclass(slots=True)
 class Purged:
-    """Rows deleted, by kind."""
+    """Rows deleted, by kind. `emptied_hits`: first clicks that stay, and lost their address and agent."""
 
     messages: int = 0
     links: int = 0
     hits: int = 0
+    emptied_hits: int = 0
     conversions: int = 0
     events: int = 0
     deliveries: int = 0
@@ -101,7 +105,7 @@ class Purge:
         """Show the total on /metrics."""
         metrics.counter(
             "shortener_purged_rows",
-            "Rows deleted because their retention was over, by kind.",
+            "Rows deleted because their retention was over, by kind; emptied_hits lost their address and agent only.",
             lambda: {(kind,): rows for kind, rows in dataclasses.asdict(self.total).items()},
             "kind",
         )
@@ -155,6 +159,13 @@ class _Batch:
         self._execute(table, delete(table).where(older if last is None else at <= last))
         return last is None
 
+    def empty_hits(self, ids: list[int]) -> None:
+        """Take address and agent from these hits."""
+        kept = and_(hits.c.id.in_(ids), or_(hits.c.address != "", hits.c.user_agent != ""))
+        rows = self.connection.execute(update(hits).where(kept).values(address="", user_agent="")).rowcount
+        self.purged.emptied_hits += rows
+        self.left -= rows
+
     def _execute(self, table: Table, statement: Delete) -> None:
         rows = self.connection.execute(statement).rowcount
         setattr(self.purged, table.name, getattr(self.purged, table.name) + rows)
@@ -192,12 +203,16 @@ def _delete_hits(batch: _Batch, after: int) -> tuple[int, bool]:
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
     if pending is not None and pending < end:
         return after, False  # fan-out, which reads the hits of its events, is that far behind
-    page = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(batch.left)
-    ids = batch.connection.execute(page).scalars().all()
-    if not ids:
+    is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
+    page = select(hits.c.id, is_first).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(batch.left)
+    rows = batch.connection.execute(page).all()
+    if not rows:
         return after, False
-    batch.delete(hits, hits.c.id.in_(ids))
-    return ids[-1], True
+    if others := [row for row, first in rows if not first]:
+        batch.delete(hits, hits.c.id.in_(others))
+    if firsts := [row for row, first in rows if first]:
+        batch.empty_hits(firsts)
+    return rows[-1][0], True
 
 
 def _delete_events(batch: _Batch, after: int) -> tuple[int, bool]:
@@ -209,17 +224,17 @@ def _delete_events(batch: _Batch, after: int) -> tuple[int, bool]:
 
 
 def _delete_messages(batch: _Batch, after: int) -> tuple[int, bool]:
-    theirs = events.c.message_id == messages.c.id
+    theirs = is_event_of_message()
     held = or_(
         exists().where(links.c.message_id == messages.c.id, links.c.expires_at > batch.now, links.c.disabled_at.is_(None)),
-        exists().where(theirs, events.c.fanned_out == false()),
-        exists().where(theirs, deliveries.c.event_id == events.c.id, _to_be_attempted()),
+        *(exists().where(one, events.c.fanned_out == false()) for one in theirs),
+        *(exists().where(one, deliveries.c.event_id == events.c.id, _to_be_attempted()) for one in theirs),
     )
 
     def delete_these(ids: list[int]) -> bool:
         their_links = links.c.message_id.in_(ids)
         return (
-            batch.delete_events(events.c.message_id.in_(ids))
+            batch.delete_events(events_of(ids))
             and batch.delete(conversions, conversions.c.message_id.in_(ids))
             and batch.delete(hits, hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(ids))))
             and batch.delete(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(their_links))))
@@ -239,16 +254,18 @@ def _to_be_attempted() -> ColumnElement[bool]:
 
 _KINDS: dict[str, _Kind] = {
     "idempotency": _delete_answers,
-    "hits": _delete_hits,
     "events": _delete_events,
     "messages": _delete_messages,
+    "hits": _delete_hits,  # last: those that go with their message need not be emptied first
 }
 
 
 def _page(batch: _Batch, table: Table, held: ColumnElement[bool], after: int, end: int, rows_each: int) -> list[tuple[int, bool]]:
     """The oldest rows between two ids, each with whether something holds it. Bounded, however many are held."""
-    inside = (table.c.id > after, table.c.id < end)
-    statement = select(table.c.id, held).where(*inside).order_by(table.c.id).limit(max(batch.left // rows_each, 1))
+    # The page comes first and by itself: PostgreSQL would look into all that may hold any row of the whole range.
+    page = select(table.c.id).where(table.c.id > after, table.c.id < end).order_by(table.c.id)
+    ids = page.limit(max(batch.left // rows_each, 1)).subquery("page")
+    statement = select(table.c.id, held).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
     return [(row[0], row[1]) for row in batch.connection.execute(statement)]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import structlog
 from sqlalchemy.exc import IntegrityError
 
 from shortener import __version__, accounts
@@ -40,6 +42,7 @@ from shortener.rewrite.service import Rewriter
 from shortener.secret import Secret, SecretError, open_secret
 from shortener.settings import Settings
 from shortener.store.bells import RemoteBells
+from shortener.store.clock import SharedClock
 from shortener.store.copy import is_unfinished
 from shortener.store.database import Database
 from shortener.store.installation import remember
@@ -50,12 +53,16 @@ from shortener.store.postgres import split_url
 from shortener.store.redis import RedisServer, open_redis
 from shortener.store.types import to_ms
 
+log = structlog.get_logger(__name__)
+
 FANOUT_REST = 0.02  # seconds; a lone event goes out at once, under load a round takes what 20 ms brought
 DIRECTORY_EVERY = 0.5  # seconds between two looks at the version of the accounts
+CLOCK_EVERY = 10.0  # seconds between two looks at the database's clock
 DELIVERY_EVERY = 0.5  # seconds between two looks for events and due deliveries, when no bell rings
 TEST_SLOTS = 16  # test sends under way at once, beside the dispatcher's slots
 SPOOL_EVERY = 0.5  # seconds between two looks for spooled hits, and whether the database is back
 COUNTS_EVERY = 1.0  # seconds after which what happened is folded into the counts
+LETTING_GO = 0.5  # seconds of a stop that are kept for letting go of connections
 DEVICES_EVERY = 10.0  # seconds between two looks for clicks that are old enough to be counted by device
 
 
@@ -92,6 +99,8 @@ class Service:
     bells: RemoteBells | None = None
     first_credentials: Credentials | None = None
     ready: bool = field(default=False)
+    _stop_by: float = field(default=0.0, init=False)  # loop time
+    _delivering_ends: asyncio.Task[None] | None = field(default=None, init=False)
 
     def now_ms(self) -> int:
         return to_ms(self.clock())
@@ -105,21 +114,46 @@ class Service:
             self.bells.start()
         self.ready = True
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._delivering_ends is not None
+
+    def begin_stop(self, within: float) -> None:
+        """Be ready no more, begin no delivery; requests and clicks are still answered. `close` is to be done in `within` seconds.
+
+        Deliveries under way end, or are handed back, beside the requests, not after them. A second call changes nothing."""
+        if self._delivering_ends is None:
+            self.ready = False
+            loop = asyncio.get_running_loop()
+            self._stop_by = loop.time() + within
+            self._delivering_ends = loop.create_task(self.dispatcher.stop(max(within - LETTING_GO, 0.1)))
+
     async def close(self, grace: float = 8.0) -> None:
-        """Write what waits, stop the background work, let go of the store."""
-        self.ready = False
-        await asyncio.gather(self.recorder.stop(grace), self.dispatcher.stop(grace))
-        await self.jobs.stop()
+        """Write what waits, stop the background work, let go of the store: in `grace` seconds, or as `begin_stop` said."""
+        self.begin_stop(grace)
+        assert self._delivering_ends is not None
+        left = self._stop_by - LETTING_GO - asyncio.get_running_loop().time()
+        await asyncio.gather(self.recorder.stop(max(left, 0.1)), self._delivering_ends)
+        await self._let_go("jobs", self.jobs.stop())
         if self.bells is not None:
-            await self.bells.stop()
+            await self._let_go("bells", self.bells.stop())
         if self.redis is not None:
-            await self.redis.close()
-        await self.sender.close()
-        await self.database.close()
+            await self._let_go("redis", self.redis.close())
+        await self._let_go("sender", self.sender.close())
+        await self._let_go("store", self.database.close())
+
+    async def _let_go(self, name: str, closing: Awaitable[None]) -> None:
+        """A server that does not answer holds up no stop: what it was to be told last is safe already."""
+        left = self._stop_by - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait_for(closing, max(left, LETTING_GO / 5))
+        except TimeoutError:
+            log.error("not_closed_in_time", part=name)
 
 
-async def open_service(settings: Settings, *, clock: Clock = utcnow, owner: bool = True) -> Service:
-    """Open the store (made ready on the very first start) and build every part.
+async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
+    """Open the store (made ready on the very first start) and build every part. `clock`: of tests; without one it is the one that
+    all processes of the installation share.
 
     Raises StoreUnavailable, SchemaMismatch, SecretError."""
     secret = open_secret(settings.secret, settings.data_dir)
@@ -127,17 +161,27 @@ async def open_service(settings: Settings, *, clock: Clock = utcnow, owner: bool
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
-    try:
+    async with AsyncExitStack() as opened:
+        opened.push_async_callback(database.close)
         if await database.read(is_unfinished):
             raise SchemaMismatch("a copy into this database did not come to its end: run `shortener copy` again")
         kept = await database.write(remember, "secret", secret.fingerprint)
         if kept != secret.fingerprint:
             raise SecretError("this database belongs to an installation with another SECRET: codes and secrets would not fit")
+        if clock is None:
+            clock = await _shared_clock(database)
         first = await _ensure_default(database, clock)
-        return await _build(settings, clock, secret, database, first)
-    except BaseException:
-        await database.close()
-        raise
+        service = await _build(settings, clock, secret, database, first, opened)
+        opened.pop_all()  # from here on `Service.close` does it
+        return service
+
+
+async def _shared_clock(database: Database) -> Clock:
+    if database.dialect == "sqlite":
+        return utcnow  # belongs to one process
+    clock = SharedClock(database)
+    await clock.step()
+    return clock
 
 
 async def _ensure_default(database: Database, clock: Clock) -> Credentials | None:
@@ -147,7 +191,10 @@ async def _ensure_default(database: Database, clock: Clock) -> Credentials | Non
         return await database.write(accounts.ensure_default, clock())
 
 
-async def _build(settings: Settings, clock: Clock, secret: Secret, database: Database, first: Credentials | None) -> Service:
+async def _build(
+    settings: Settings, clock: Clock, secret: Secret, database: Database, first: Credentials | None, opened: AsyncExitStack
+) -> Service:
+    """`opened` closes what was opened, if the rest cannot be built."""
     directory = Directory(database)
     await directory.refresh()
 
@@ -160,12 +207,16 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
     bells = open_bells(settings)
     ring_events = ringing(bells, "events", events_bell)
     redis, cache = open_link_cache(settings, secret, now_ms)
+    if redis is not None:
+        opened.push_async_callback(redis.close)
     spool = Spool(redis, prefix_of(secret), limit=settings.spool_limit, now_ms=now_ms) if redis else None
     cohorts = Cohorts()
     codes = Codes(secret.code_salt, settings.code_bits)
     jobs = Jobs()
     jobs.add(Job("directory", DIRECTORY_EVERY, lambda: _refresh(directory)))
     jobs.add(Job("counts", COUNTS_EVERY, lambda: _fold(database)))
+    if isinstance(clock, SharedClock):
+        jobs.add(Job("clock", CLOCK_EVERY, clock.step))
     purge = Purge(database, settings)
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
     recorder = Recorder(
@@ -203,6 +254,7 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
     guard = Guard(settings.allow_private_targets)
     trackers = Trackers(database, secret, guard, settings, clock)
     sender = open_sender(guard, settings, clock)
+    opened.push_async_callback(sender.close)
     # Jitter keeps retries apart; nobody gains by guessing it.
     rng = random.Random()  # noqa: S311
     courtesy = Courtesy(lambda: recorder.totals.recorded)
@@ -214,8 +266,8 @@ async def _build(settings: Settings, clock: Clock, secret: Secret, database: Dat
     metrics = Metrics()
     for part in (recorder, rejudge, jobs, purge, fanout, dispatcher):
         part.offer(metrics)
-    for optional in (redis, cache, spool):
-        if isinstance(optional, RedisServer | RedisLinkCache | Spool):
+    for optional in (redis, cache, spool, clock):
+        if isinstance(optional, RedisServer | RedisLinkCache | Spool | SharedClock):
             optional.offer(metrics)
     return Service(
         settings=settings,

@@ -74,7 +74,16 @@ class Settings(BaseSettings):
         description="Seconds between attempts, separated by commas; jitter is added, never subtracted.",
     )
     delivery_slots: int = Field(256, ge=1, le=4096, description="Attempts under way at once in one process.")
-    delivery_slots_per_tracker: int = Field(16, ge=1, le=1024, description="Attempts under way at once for one tracker.")
+    delivery_slots_per_tracker: int = Field(
+        16, ge=1, le=1024, description="Attempts under way at once for one tracker that names no `concurrency` of its own."
+    )
+    delivery_processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Processes that deliver from this database (each worker of serve, each deliver, on all machines): a tracker's "
+        "concurrency is shared out among them, at least 1 each. WORKERS counts if it is more.",
+    )
     delivery_recovery_rate: float = Field(
         100.0, gt=0, le=100_000, description="Deliveries a second to a tracker that has just recovered, until its backlog is gone."
     )
@@ -87,6 +96,13 @@ class Settings(BaseSettings):
     purge_interval: float = Field(60.0, gt=0, description="Seconds between two runs of the purge in the background.")
     purge_batch: int = Field(500, ge=1, le=10_000, description="Rows that the purge deletes in one transaction.")
 
+    shutdown_delay: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="Seconds after SIGTERM in which requests are still taken while /readyz says 503, so that load balancers turn "
+        "elsewhere; the process is gone 9 s later at most.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for people.")
 

@@ -29,6 +29,7 @@ from shortener.store.database import Database
 from shortener.store.migrate import migrate
 from shortener.store.open import open_database
 from tests.receiver import receiver as receiver  # fixtures of the whole suite, this and the next
+from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
 

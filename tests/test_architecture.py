@@ -18,6 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"service"}),
     frozenset({"web", "portal"}),
     frozenset({"app"}),
+    frozenset({"wire"}),
     frozenset({"cli", "__main__"}),
 )
 

@@ -161,9 +161,12 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
     told = await rows(service.database, schema.events)
     for one in messages:
         moves = [event.data for event in told if event.message_id == one.row and event.topics & Topic.STATE]
-        path = [moves[0]["previous_state"], *(move["new_state"] for move in moves)]
-        assert (path[0], path[-1]) == ("CREATED", "CLICKTHRU")
-        assert path[1:-1] == [move["previous_state"] for move in moves[1:]]
+        # A click's event has the id that its hit got when it arrived: what happened meanwhile may stand behind it.
+        follows = {move["previous_state"]: move["new_state"] for move in moves}
+        path = ["CREATED"]
+        while path[-1] in follows:
+            path.append(follows.pop(path[-1]))
+        assert (path[-1], follows) == ("CLICKTHRU", {})
     metrics = ["sent", "delivered", "read", "clicks", "clicked_messages", "ttc:0"]
     assert await tallied(service.database) == dict.fromkeys(metrics, "30")
 

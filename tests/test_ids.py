@@ -1,9 +1,11 @@
+import os
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.ids import ClickIds, IdMaker, decode, encode, event_id, mint_message_id
+from shortener.ids import ClickIds, IdMaker, decode, encode, event_id, mint_message_id, randbits
 from shortener.model import Topic
 from shortener.store.types import to_ms
 
@@ -62,3 +64,31 @@ def test_an_event_is_known_by_its_row_and_what_it_is_told_as() -> None:
     told = {event_id(12345, topic) for topic in Topic}
     assert len(told) == len(Topic)
     assert not any("." in one for one in told)  # Standard Webhooks sign "id.timestamp.body"
+
+
+def test_random_numbers_have_their_bits_and_none_comes_twice() -> None:
+    for bits in (1, 7, 8, 48, 131):
+        numbers = [randbits(bits) for _ in range(2000)]
+        assert max(numbers) < 1 << bits
+        seen_one = seen_zero = 0
+        for number in numbers:
+            seen_one |= number
+            seen_zero |= ~number
+        assert seen_one == (1 << bits) - 1, "every bit is used"
+        assert seen_zero & seen_one == seen_one
+    assert len({randbits(131) for _ in range(10_000)}) == 10_000
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_child_process_does_not_draw_its_parents_numbers() -> None:
+    randbits(64)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, randbits(64).to_bytes(8))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = int.from_bytes(os.read(read, 8))
+    os.close(read)
+    os.close(write)
+    assert theirs not in [randbits(64) for _ in range(1000)]

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from sqlalchemy import Connection, Table, event, select, update
 
 from shortener.ids import IdMaker, first_id_at
-from shortener.model import DeliveryStatus
-from shortener.purge import FROM_THE_START_EVERY, Purge, Purged, purge
+from shortener.model import DeliveryStatus, HitFlag, Verdict
+from shortener.purge import _KINDS, FROM_THE_START_EVERY, Purge, Purged, _delete_batch, purge
+from shortener.report.status import Teller, find_status
 from shortener.service import Service
 from shortener.settings import Settings
 from shortener.store import schema
@@ -143,6 +145,33 @@ async def test_hits_go_by_their_own_age(database: Database) -> None:
     assert await database.read(left_of, schema.hits) == {young}
 
 
+async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_kept(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        cohort = {"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": "US"}
+        rows.connection.execute(schema.cohorts.insert().values(cohort))
+        message = rows.message(NOW - 300 * DAY, message_id="m")
+        first, second = rows.link(message), rows.link(message, position=1)
+        rows.hit(first, NOW - 300 * DAY, verdict=Verdict.SUSPECTED.value)
+        rows.first_click(message, first, NOW - 299 * DAY)
+        rows.hit(second, NOW - 298 * DAY, flags=HitFlag.FIRST_FOR_LINK.value)
+        rows.hit(second, NOW - 297 * DAY)
+
+    def told(connection: Connection) -> dict[str, Any]:
+        found = find_status(connection, 1, "m")
+        assert found is not None
+        return Teller(str, str).api(found)
+
+    await database.write(put, build)
+    before = await database.read(told)
+    assert [link["accessed"] for link in before["links"]] == [True, True]
+    assert await purge(database, SETTINGS, NOW) == Purged(hits=2, emptied_hits=2)
+    assert await database.read(told) == before
+    kept = await database.read(lambda c: c.execute(select(schema.hits)).all())
+    assert {(hit.address, hit.user_agent) for hit in kept} == {("", "")}
+    assert await purge(database, SETTINGS, NOW) == Purged()
+    assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == Purged(messages=1, links=2, hits=2)
+
+
 async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> None:
     def build(rows: Rows) -> None:
         message = rows.message(NOW - 300 * DAY)
@@ -255,6 +284,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
     def build(rows: Rows) -> None:
         for n in range(3):
             rows.whole_message(LONG_AGO + n * DAY)
+            rows.whole_message(NOW - 201 * DAY)
             rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
             rows.answer(LONG_AGO, str(n))
 
@@ -290,3 +320,56 @@ async def test_two_processes_purge_beside_each_other(database: Database) -> None
     await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(10)])
     one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
     assert one.rows + two.rows == 10 * 7
+
+
+async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: Database) -> None:
+    """PostgreSQL's planner is asked about each statement, with rows enough to make a difference.
+
+    On PostgreSQL only: SQLite has a test of its own above."""
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite has a test of its own")
+    many = 20_000
+    first = first_id_at(to_ms(LONG_AGO))
+    messages_of_old = (
+        "INSERT INTO messages (id, application_id, cohort_id, message_id, request_id, content_hash, to_address, state, "
+        f"created_at, click_hit_id, encoding, segments) SELECT {first} + i, 1, 1, i::text, '', '', '', 50, 0, {first} + i, '', 1 "
+    )
+    fills = [
+        messages_of_old,
+        f"INSERT INTO links (id, code, message_id, application_id, cohort_id, domain_id, position, flags, url, expires_at) "
+        f"SELECT {first} + i, i::text, {first} + i, 1, 1, 0, 0, 0, '', i ",
+        f"INSERT INTO hits (id, link_id, at, verdict, rule, flags, address, user_agent) "
+        f"SELECT {first} + i, {first} + i, i, 0, '', 3, '', '' ",
+        f"INSERT INTO events (id, application_id, topics, at, message_id, hit_id, fanned_out) "
+        f"SELECT {first} + i, 1, 3, i, {first} + i, {first} + i, true ",
+        f"INSERT INTO deliveries (id, event_id, topic, application_id, tracker_id, lane, status, attempt, next_at, created_at, "
+        f"finished_at) SELECT {first} + i, {first} + i, 1, 1, 1, 't1', 1, 1, i, i, i ",
+        f"INSERT INTO attempts (id, delivery_id, attempt, at, milliseconds) SELECT {first} + i, {first} + i, 1, i, 1 ",
+    ]
+    plans: list[str] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if not statement.startswith("EXPLAIN"):
+            lines = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars()
+            plans.append("\n".join((statement, *lines)))
+
+    def fill(connection: Connection) -> None:
+        for statement in fills:
+            connection.exec_driver_sql(f"{statement} FROM generate_series(1, {many}) AS i")
+        connection.exec_driver_sql("ANALYZE")
+
+    def one_batch(connection: Connection, kind: str) -> None:
+        event.listen(connection, "before_cursor_execute", note)
+        try:
+            _delete_batch(connection, _KINDS[kind], SETTINGS.model_copy(update={"purge_batch": 100}), NOW, 0)
+        finally:
+            event.remove(connection, "before_cursor_execute", note)
+
+    await database.write(fill)
+    for kind in ("events", "messages"):
+        await database.write(one_batch, kind)
+    assert len(plans) > 8
+    for plan in plans:
+        for table in ("messages", "links", "hits", "events", "deliveries", "attempts"):
+            assert f"Seq Scan on {table}" not in plan, plan
+        assert "hashed SubPlan" not in plan, plan

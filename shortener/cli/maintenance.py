@@ -15,10 +15,22 @@ from shortener.cli.common import json_option, load_settings, runs, show
 @runs
 async def migrate(as_json: bool) -> None:
     """Bring the database's schema to this version; forward only."""
+    import sys
+
+    from shortener.store.migrate import Step
     from shortener.store.migrate import migrate as bring
 
-    def progress(revision: str, what: str) -> None:
-        click.echo(f"{revision}  {what} ...", err=True)
+    live, told_at = sys.stderr.isatty(), 0.0
+
+    def progress(step: Step) -> None:
+        """On a terminal one line a step, always of now; in a log a line when it begins, every ten seconds and when it is done."""
+        nonlocal told_at
+        if not live and step.seconds and not step.done and step.seconds - told_at < 10:
+            return
+        told_at = step.seconds
+        state = f"done in {step.seconds:.1f} s" if step.done else f"... {step.seconds:.0f} s" if step.seconds else "..."
+        line = f"{step.revision}  {step.what} {state}" + (f", {step.detail}" if step.detail else "")
+        click.echo(f"\r{line}\033[K" if live else line, nl=step.done or not live, err=True)
 
     before, after = await bring(load_settings().store_url, progress)
     told = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"

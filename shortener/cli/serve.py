@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +15,18 @@ import click
 from shortener.cli.common import json_option, load_settings, runs
 
 if TYPE_CHECKING:
+    from shortener.app import App
     from shortener.service import Service
     from shortener.settings import Settings
 
-GRACE = 8  # seconds that requests under way get after SIGTERM; the whole exit stays under 10
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds for a whole stop, once nothing new is taken: supervisors kill after ten, of which SHUTDOWN_DELAY takes one, and the
+#: parent of several workers a half.
+STOP_WITHIN = 7.5
+#: Seconds of these that requests under way get, whole ones because uvicorn wants them so.
+REQUESTS_WITHIN = 5
+#: Seconds after which the process ends whatever hangs (a disk, a resolver): it is built to be killed at any time.
+TOO_LONG = 0.5
 
 
 @click.command()
@@ -47,7 +56,7 @@ async def _serve_one(settings: Settings, as_json: bool) -> None:
 
 
 async def serve_service(service: Service) -> None:
-    """Serve until SIGTERM or SIGINT: requests under way finish, what waits is written, then it returns."""
+    """Serve until SIGTERM or SIGINT (see `_asked_to_stop`): requests under way finish, what waits is written, then it returns."""
     import uvicorn
 
     from shortener.app import App
@@ -57,12 +66,12 @@ async def serve_service(service: Service) -> None:
         def capture_signals(self) -> Iterator[None]:
             # uvicorn's own would raise the signal again afterwards, and a clean stop would not exit 0.
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self.handle_exit, number, None)
+            for number in STOP_SIGNALS:
+                loop.add_signal_handler(number, _asked_to_stop, service, number, self.handle_exit)
             try:
                 yield
             finally:
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in STOP_SIGNALS:
                     loop.remove_signal_handler(number)
 
     server = Server(uvicorn_config(App(service), service.settings))
@@ -70,28 +79,50 @@ async def serve_service(service: Service) -> None:
     await server.serve()
 
 
+def _asked_to_stop(service: Service, number: int, end: Callable[[int, None], None]) -> None:
+    """From this moment /readyz says 503 and no delivery begins; `end`, which takes no more connections, follows SHUTDOWN_DELAY
+    later, when load balancers had time to look. Somebody at the keyboard (SIGINT), or who asks twice, does not wait for that."""
+    if service.is_stopping:
+        end(number, None)
+        return
+    delay = service.settings.shutdown_delay if number == signal.SIGTERM else 0.0
+    _stop_within(service, delay + STOP_WITHIN)
+    asyncio.get_running_loop().call_later(delay, end, number, None)
+
+
+def _stop_within(service: Service, seconds: float) -> None:
+    service.begin_stop(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds + TOO_LONG)  # nobody handles SIGALRM: it ends the process
+
+
 def _set_aside_what_stays() -> None:
     """Modules, classes and routes live as long as the process: a full collection that looks through them stops everything for a
     tenth of a second, again and again."""
     gc.collect()
     gc.freeze()
+    # A request leaves few cycles behind. By default every 700 new objects are looked through, which is every tenth redirect.
+    gc.set_threshold(20_000, 20, 50)
+    # The thread that writes to SQLite takes the interpreter back after each statement: by default it would wait 5 ms for the loop.
+    sys.setswitchinterval(0.001)
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
     import uvicorn
 
+    from shortener.wire import Wire
+
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=Wire,
         lifespan="on",
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,  # click.address reads X-Forwarded-For, from TRUSTED_PROXIES only
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=REQUESTS_WITHIN,
         backlog=4096,
         **more,
     )
@@ -116,33 +147,47 @@ def _serve_many(settings: Settings) -> None:
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
+    class Supervisor(Multiprocess):
+        def terminate_all(self) -> None:
+            super().terminate_all()
+            for listener in self.sockets:
+                listener.close()  # or clients could go on to connect, to nobody, until the last worker has stopped
+
     for name in ("host", "port", "workers"):  # the workers read settings of their own
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
-    config = uvicorn_config("shortener.cli.serve:worker", settings, factory=True, workers=settings.workers)
-    supervisor = Multiprocess(config, [config.bind_socket()])
+    config = uvicorn_config("shortener.cli.serve:Worker", settings, factory=True, workers=settings.workers)
+    supervisor = Supervisor(config, [config.bind_socket()])
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise click.ClickException("a worker could not start")
 
 
-def worker() -> Any:
+class Worker:
     """The application of one process of several; it opens its service when its loop runs."""
-    from shortener import logs
-    from shortener.app import App
-    from shortener.service import open_service
 
-    settings = load_settings()
-    logs.configure(settings)
-    app: App | None = None
+    def __init__(self) -> None:
+        from shortener import logs
 
-    async def run(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal app
-        if app is None:
-            app = App(await open_service(settings))
-            _set_aside_what_stays()
-        await app(scope, receive, send)
+        self.app: App | None = None
+        self._settings = load_settings()
+        logs.configure(self._settings)
 
-    return run
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.app is None:
+            self.app = await self._open()
+        await self.app(scope, receive, send)
+
+    async def _open(self) -> App:
+        from shortener.app import App
+        from shortener.service import open_service
+
+        service = await open_service(self._settings)
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            end: Any = signal.getsignal(number)  # uvicorn's
+            loop.add_signal_handler(number, _asked_to_stop, service, number, end)
+        _set_aside_what_stays()
+        return App(service)
 
 
 def _greet(service: Service, as_json: bool) -> None:
@@ -187,10 +232,11 @@ async def deliver(as_json: bool) -> None:
     service = await open_service(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     _set_aside_what_stays()
     service.start(web=False)
     click.echo("Delivering.")
     await stop.wait()
-    await service.close(GRACE)
+    _stop_within(service, STOP_WITHIN)
+    await service.close()

@@ -97,7 +97,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 @click.group()
 def trackers() -> None:
-    """Where events go: add, list, update, remove, test."""
+    """Where events go: add, list, show, update, remove, test."""
 
 
 @trackers.command("add")
@@ -142,6 +142,29 @@ async def list_trackers(application: int | None, as_json: bool) -> None:
     show(
         rows, as_json, lambda: table(rows, "tracker_id", "application_id", "name", "events", "format", "url", "enabled", "breaker")
     )
+
+
+@trackers.command("show")
+@click.argument("tracker", type=int)
+@json_option
+@runs
+async def show_tracker(tracker: int, as_json: bool) -> None:
+    """Show one tracker and how it is doing: breaker, last success and failure, what is pending and what is dead."""
+    from shortener.delivery.deliveries import Deliveries
+    from shortener.model import utcnow
+    from shortener.web.trackers import health_fields, tracker_fields
+
+    async with _open() as (database, parts, settings):
+        found = await parts.get(tracker)
+        backlog = await Deliveries(database).backlog(found.id, utcnow())
+    fields = tracker_fields(settings, found)
+    health = health_fields(found, backlog, utcnow)
+
+    def people() -> None:
+        for name, value in (fields | health).items():
+            click.echo(f"{name:22}{'-' if value is None else value}")
+
+    show(fields | {"health": health}, as_json, people)
 
 
 @trackers.command("update")
@@ -247,7 +270,7 @@ async def test_tracker(tracker: int, as_json: bool) -> None:
 
 @click.group()
 def deliveries() -> None:
-    """What was delivered, and what was not: list, show, replay."""
+    """What was delivered, and what was not: list, show, replay, retell."""
 
 
 _TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
@@ -348,6 +371,18 @@ async def replay_deliveries(
                 some, after = await store.replay_dead(wanted, utcnow(), after)
                 count += some
     show({"replayed": count}, as_json, lambda: click.echo(f"{count} due again"))
+
+
+@deliveries.command("retell")
+@json_option
+@runs
+async def retell_events(as_json: bool) -> None:
+    """Deliver the events that a fault of the service kept back (event_set_aside in its log), after an upgrade that mends it."""
+    from shortener.delivery.fanout import retell
+
+    async with open_store() as database:
+        count = await retell(database)
+    show({"retold": count}, as_json, lambda: click.echo(f"{count} to be delivered"))
 
 
 def _number(delivery: str) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 from sqlalchemy import BigInteger, Connection, func, select
 
-from shortener.store import schema
+from shortener.store import direct, schema
 from shortener.store.bulk import BulkInsert
 from shortener.store.given import given
 
@@ -104,7 +104,7 @@ def find(connection: Connection, codes: Iterable[str]) -> dict[str, Target]:
     engine = connection.dialect.name
     wanted = list(codes)
     if engine == "sqlite":
-        packed = connection.exec_driver_sql(_FIND[engine], (_dumps(wanted),)).scalar_one()
+        packed = direct.value(connection, _FIND[engine], _dumps(wanted))
         return {row[0]: Target._make(row) for row in orjson.loads(packed)}
     return {row[0]: Target._make(row) for row in connection.exec_driver_sql(_FIND[engine], (wanted,))}
 
@@ -117,7 +117,7 @@ def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, Ta
     engine = connection.dialect.name
     if engine == "sqlite":
         # One writer, and `find` ran in this transaction: what it saw as unclicked still is.
-        done = connection.exec_driver_sql(_CLAIM[engine], (_dumps([tuple(one) for one in claims]),)).rowcount
+        done = direct.execute(connection, _CLAIM[engine], _dumps([tuple(one) for one in claims])).rowcount
         assert done == len(claims), "a message was clicked between find and claim"
         return {one.message: (one.bits, None if seen[one.message].clicked_links else seen[one.message].state) for one in claims}
     columns = tuple(list(column) for column in zip(*claims, strict=True))
@@ -130,7 +130,7 @@ def known_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
     """Which of these hits are stored already: asked only for a batch whose first commit may or may not have arrived."""
     engine = connection.dialect.name
     if engine == "sqlite":
-        return set(orjson.loads(connection.exec_driver_sql(_KNOWN[engine], (_dumps(list(ids)),)).scalar_one()))
+        return set(orjson.loads(direct.value(connection, _KNOWN[engine], _dumps(list(ids)))))
     return {row[0] for row in connection.exec_driver_sql(_KNOWN[engine], (list(ids),))}
 
 

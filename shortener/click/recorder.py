@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BATCH = 1024
+LEAST, BATCH = 16, 1024  # hits of a commit, as far as there are any
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts of a batch that the store did not take
 _QUIET = 1.0  # seconds between two warnings of the same thing
 
@@ -93,13 +94,27 @@ class Landing:
 UNKNOWN = Landing(None)
 
 
+class Awaited(Protocol):
+    """Who waits for a landing: a future, or something that answers there and then. Its setters raise nothing."""
+
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def exception(self) -> BaseException | None: ...
+    def set_result(self, landing: Landing, /) -> None: ...
+    def set_exception(self, error: StoreUnavailable, /) -> None: ...
+
+
 @dataclass(slots=True)
 class _Waiting:
     hit: Hit
-    landing: asyncio.Future[Landing]
+    landing: Awaited
     overdue_at: float  # loop time
     sent_on: bool = False  # somebody looks after its landing, without the store's commit
     spooled: bool = False  # durable in the spool: memory need not hold it
+
+
+#: A batch that is committed, and what it did.
+_Done = tuple[list[_Waiting], "Outcome"]
 
 
 class Leads(Protocol):
@@ -194,14 +209,18 @@ class Recorder:
         self._links = LinkWatch()
         self.outage = False
         self._waiting: deque[_Waiting] = deque()
-        self._batch: list[_Waiting] = []
+        self._rounds: list[list[_Waiting]] = []  # batches that the store was asked to take
+        # On SQLite, whose transactions wait for each other anyway, one waits while another runs: the writer never stands still.
+        self._most_rounds = 2 if database.dialect == "sqlite" else 1
+        self._is_open = False  # a round is to come that will take what waits
+        self._taken = 0  # by the last round
+        self._taking = threading.Lock()  # a batch is taken where its transaction runs
         self._aside: deque[_Waiting] = deque()  # came during an outage
         self._going: list[_Waiting] = []  # on their way to the spool
-        self._wake = asyncio.Event()
         self._wake_aside = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stopping = False
+        self._started = False
         self._quiet_until = 0.0  # loop time of the next warning
         self._tasks: set[asyncio.Task[None]] = set()
         self.totals = Totals()
@@ -209,7 +228,7 @@ class Recorder:
     @property
     def unrecorded(self) -> int:
         """Hits in memory that no commit holds yet."""
-        return sum(map(len, (self._waiting, self._batch, self._aside, self._going)))
+        return sum(map(len, (self._waiting, *self._rounds, self._aside, self._going)))
 
     def offer(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
@@ -239,26 +258,35 @@ class Recorder:
         metrics.counter("shortener_late_answers", "Redirects that did not wait for the store.", lambda: totals.late_answers)
 
     def start(self) -> None:
-        self._spawn(self._commit_batches())
+        self._loop = asyncio.get_running_loop()
+        self._started = True
+        self._begin_round()
         self._spawn(self._answer_overdue())
         if self._spool is not None:
             self._spawn(self._set_aside())
 
     async def record(self, hit: Hit) -> Landing:
         """Where the hit leads, once it is durable (see the module's promises). Raises StoreUnavailable."""
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(hit, loop.create_future(), loop.time() + self._deadline)
+        landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
+        if self.take(hit, landing):
+            return await landing
+        self.totals.dropped += 1
+        return (await self._read([hit]))[0]
+
+    def take(self, hit: Hit, landing: Awaited) -> bool:
+        """The same for who is told. False: too many hits wait, and this one was not taken."""
+        waiting = _Waiting(hit, landing, asyncio.get_running_loop().time() + self._deadline)
         if self.outage:
             self._aside.append(waiting)
             self._wake_aside.set()
         elif len(self._waiting) < self._waiting_limit:
             self._waiting.append(waiting)
-            self._wake.set()
+            if not self._is_open:
+                self._begin_round()
         else:
-            self.totals.dropped += 1
-            return (await self._read([hit]))[0]
+            return False
         self._idle.clear()
-        return await waiting.landing
+        return True
 
     async def write_late(self, hits: Sequence[Hit]) -> None:
         """Write hits that the spool kept, leaving out those that are stored already. Raises StoreUnavailable."""
@@ -312,26 +340,48 @@ class Recorder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _commit_batches(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                self._batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-                await self._commit(self._batch)
-                self._batch = []
-            if not self._aside and not self._going:
-                self._idle.set()
+    def _begin_round(self) -> None:
+        """See to it that what waits is written, unless a round is to come that will, or enough of them are under way."""
+        if self._started and self._waiting and not self._is_open and len(self._rounds) < self._most_rounds:
+            self._is_open = True
+            batch: list[_Waiting] = []
+            self._rounds.append(batch)
+            self._spawn(self._round(batch))
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        """Write one batch, however long that takes; answer those that still wait."""
+    async def _round(self, batch: list[_Waiting]) -> None:
+        done = await self._commit(batch)
+        self._rounds = [one for one in self._rounds if one is not batch]
+        if done and batch:
+            self._done(*done)
+        self._begin_round()
+        self._look_idle()
+
+    def _take(self, batch: list[_Waiting]) -> None:
+        """Fill the batch of a round, once. Where the transaction begins: what came until then is in it."""
+        with self._taking:
+            self._is_open = False
+            # Half of those who wait or get their answers now: while these are committed, the others ask again. All at once, the
+            # store and the event loop would take turns at standing still.
+            most = min(max((len(self._waiting) + self._taken + 1) // 2, LEAST), BATCH, len(self._waiting))
+            batch.extend(self._waiting.popleft() for _ in range(most))
+            self._taken = most
+            if self._waiting:
+                self._loop.call_soon_threadsafe(self._begin_round)
+
+    def _look_idle(self) -> None:
+        if not (self._waiting or self._rounds or self._aside or self._going):
+            self._idle.set()
+
+    async def _commit(self, batch: list[_Waiting]) -> _Done | None:
+        """Write one batch, however long that takes; what is left of it, to be answered."""
         pause = _FIRST_PAUSE
         again = False
         while True:
-            hits = [waiting.hit for waiting in batch]
             try:
-                outcome = await self._database.write(self._record, hits, again)
+                outcome = await self._database.write(self._record_batch, batch, again)
             except StoreUnavailable:
+                if not batch:
+                    self._take(batch)
                 # The commit may have arrived all the same (a connection lost at the wrong moment): look before writing again.
                 again = True
                 if self._spool is not None:
@@ -339,18 +389,17 @@ class Recorder:
             except Exception as error:
                 if not any(waiting.spooled for waiting in batch):
                     await self._isolate(batch, error)
-                    return
+                    return None
                 # The drainer was faster.
                 again = True
             else:
-                self._done(batch, outcome)
-                return
+                return batch, outcome
             if not self._shed(batch):
-                return
+                return None
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             if not self._shed(batch):
-                return
+                return None
 
     def _shed(self, batch: list[_Waiting]) -> bool:
         """Let go of hits that the spool holds, and of those that nobody could be sent on for: they were never answered and are
@@ -360,9 +409,10 @@ class Recorder:
 
     async def _isolate(self, batch: list[_Waiting], error: Exception) -> None:
         """A fault of ours with one hit must not hold up the others: each goes alone, and the one is let go, loudly."""
-        if len(batch) > 1:
+        if len(batch) != 1:
             for waiting in batch:
-                await self._commit([waiting])
+                if done := await self._commit([waiting]):
+                    self._done(*done)
             return
         log.error("hit_not_recordable", code=batch[0].hit.code, exc_info=error)
         self.totals.dropped += 1
@@ -385,13 +435,18 @@ class Recorder:
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
-            overdue = [w for w in (*self._batch, *self._waiting) if w.overdue_at <= now and not w.landing.done() and not w.sent_on]
+            overdue = [w for w in self._with_the_store() if w.overdue_at <= now and not w.landing.done() and not w.sent_on]
             if overdue and self._spool is not None:
-                await self._begin_outage(self._batch)
+                await self._begin_outage([waiting for batch in self._rounds for waiting in tuple(batch)])
             else:
                 await self._send_on(overdue)
-            oldest = next((w for w in (*self._batch, *self._waiting) if not w.landing.done() and not w.sent_on), None)
+            oldest = next((w for w in self._with_the_store() if not w.landing.done() and not w.sent_on), None)
             await asyncio.sleep(self._deadline if oldest is None else max(0.005, oldest.overdue_at - loop.time()))
+
+    def _with_the_store(self) -> list[_Waiting]:
+        """Those whose hits wait for a commit, oldest first."""
+        with self._taking:
+            return [waiting for batch in (*self._rounds, self._waiting) for waiting in batch]
 
     async def _begin_outage(self, batch: Sequence[_Waiting]) -> None:
         """The store is away, and nobody waits for it any longer. `batch`: what it was given and did not take."""
@@ -399,8 +454,9 @@ class Recorder:
             self.outage = True
             log.warning("store_outage", unrecorded=self.unrecorded)
         # Those that were sent on already stay: they are in memory because the spool did not take them.
-        self._aside.extend(waiting for waiting in self._waiting if not waiting.sent_on)
-        self._waiting = deque(waiting for waiting in self._waiting if waiting.sent_on)
+        with self._taking:
+            self._aside.extend(waiting for waiting in self._waiting if not waiting.sent_on)
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.sent_on)
         self._wake_aside.set()
         await self._send_on([waiting for waiting in batch if not waiting.sent_on])
 
@@ -413,8 +469,7 @@ class Recorder:
                 self._going = [self._aside.popleft() for _ in range(min(BATCH, len(self._aside)))]
                 await self._send_on(self._going, keep=True)
                 self._going = []
-            if not self._waiting and not self._batch:
-                self._idle.set()
+            self._look_idle()
 
     async def _send_on(self, waiting: Sequence[_Waiting], *, keep: bool = False) -> None:
         """Send people on without the store's commit: from the cache, else from a plain read; the hits go to the spool.
@@ -443,7 +498,13 @@ class Recorder:
         await self._go_on(waiting, landings, keep)
 
     async def _go_on(self, waiting: Sequence[_Waiting], landings: Sequence[Landing], keep: bool) -> None:
-        hits = [one.hit for one, landing in zip(waiting, landings, strict=True) if landing is not UNKNOWN]
+        stricter = self._places.special().ip_privacy
+        hits: list[Hit] = []
+        for one, landing in zip(waiting, landings, strict=True):
+            if landing is not UNKNOWN:
+                hits.append(one.hit)
+                if (privacy := stricter.get(landing.application_id)) is not None:
+                    one.hit.address = shorten_address(one.hit.address, privacy)
         spooled = bool(hits) and await self._is_spooled(hits)
         if spooled:
             self.totals.spooled += len(hits)
@@ -456,12 +517,12 @@ class Recorder:
                 one.landing.set_result(landing)
                 self.totals.late_answers += 1
         if keep and not spooled:
-            room = max(self._waiting_limit - len(self._waiting) - len(self._batch), 0)
+            room = max(self._waiting_limit - len(self._with_the_store()), 0)
             kept = [one for one in waiting if not one.spooled]
             self._waiting.extend(kept[:room])
             self.totals.dropped += len(kept[room:])
             self._idle.clear()
-            self._wake.set()
+            self._begin_round()
 
     async def _is_spooled(self, hits: Sequence[Hit]) -> bool:
         try:
@@ -475,6 +536,11 @@ class Recorder:
         return [self._landing(hit, targets.get(hit.code)) for hit in hits]
 
     # In the transaction.
+
+    def _record_batch(self, connection: Connection, batch: list[_Waiting], again: bool) -> Outcome:
+        if not batch:
+            self._take(batch)
+        return self._record(connection, [waiting.hit for waiting in batch], again) if batch else Outcome([])
 
     def _record(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> Outcome:
         special = self._places.special()
@@ -550,14 +616,16 @@ class Recorder:
                         tally.add(target.cohort_id, hit.at, f"ttc:{time_to_click_bucket(seconds)}")
                 elif target.flags & _EVERY_CLICK:
                     topics = _CLICK
-            address = hit.address
-            if stricter and (privacy := stricter.get(target.application_id)) is not None:
+            address, user_agent = hit.address, hit.user_agent
+            if not target.url:  # its message was erased, and stays so
+                address = user_agent = ""
+            elif stricter and (privacy := stricter.get(target.application_id)) is not None:
                 address = shorten_address(address, privacy)
-            hit_rows.append((hit.id, target.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, hit.user_agent))
+            hit_rows.append((hit.id, target.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, user_agent))
             if topics:
                 event_rows.append(
                     (
-                        self._ids(),
+                        hit.id if topics & _STATE else self._ids(),  # schema.OTHER_EVENTS
                         target.application_id,
                         topics,
                         hit.at,

@@ -1,13 +1,16 @@
 """GET /{code}: the redirect, answered before routing, middleware and templates are reached.
 
-A bare ASGI application. It turns the request into a `Hit`, waits for its landing and answers: 302 with the prepared bytes of
-`Location`, 404 for an unknown code, 410 for one that expired or was switched off, 503 with Retry-After when neither the store nor a
-read of it works. Prefetchers and previews are redirected like everybody else; the verdict only decides what counts.
+It turns the request into a `Hit`, waits for its landing and answers: 302 with the prepared bytes of `Location`, 404 for an unknown
+code, 410 for one that expired or was switched off, 503 with Retry-After when neither the store nor a read of it works. Prefetchers
+and previews are redirected like everybody else; the verdict only decides what counts.
+
+`Redirect` is a bare ASGI application. Its two halves, `hit` and `answer`, are also called by what reads the requests off the wire
+(`shortener/wire.py`), which needs no task and no messages between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -28,20 +31,25 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 LONGEST_AGENT = 512  # characters of a user agent that are kept
 
+#: What is read of a request.
+_HEADERS = frozenset({b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
+
 _COMMON = [
     (b"cache-control", b"private, no-store"),
     (b"referrer-policy", b"no-referrer-when-downgrade"),
     (b"x-robots-tag", b"noindex"),
 ]
-_REDIRECT = [*_COMMON, (b"content-length", b"0")]
+REDIRECT = [*_COMMON, (b"content-length", b"0")]
 _PAGE = [
     *_COMMON,
     (b"content-type", b"text/html; charset=utf-8"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
-_NOTHING = {"type": "http.response.body", "body": b""}
 RETRY_AFTER = b"2"
+
+#: Headers and body of an answer, with its status.
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class Redirect:
@@ -55,7 +63,7 @@ class Redirect:
         trusted_proxies: tuple[Network, ...],
         ip_privacy: Literal["full", "short", "none"],
     ) -> None:
-        self._recorder = recorder
+        self.recorder = recorder
         self._directory = directory
         self._ids = ids
         self._now_ms = now_ms
@@ -65,9 +73,24 @@ class Redirect:
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
         """Answer a GET, HEAD or OPTIONS for a code. `domain_id` None: the request came on the default host."""
-        method: str = scope["method"]
+        client = scope.get("client")
+        hit = self.hit(scope["method"], scope["headers"], client[0] if client else None, code, domain_id)
+        try:
+            landing = await self.recorder.record(hit)
+        except StoreUnavailable:
+            answer = self.refusal()
+        else:
+            answer = self.answer(hit, landing)
+        status, headers, body = answer
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def hit(self, method: str, headers: Iterable[tuple[bytes, bytes]], peer: str | None, code: str, domain_id: int | None) -> Hit:
+        """The hit that a request is. `peer`: the other end of the connection."""
         agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = b""
-        for name, value in scope["headers"]:
+        for name, value in headers:
+            if name not in _HEADERS:
+                continue
             if name == b"user-agent":
                 agent = value
             elif name == b"x-forwarded-for":
@@ -78,7 +101,7 @@ class Redirect:
                 purpose = value
             elif name == b"x-purpose":
                 x_purpose = value
-            elif name == b"x-moz":
+            else:
                 x_moz = value
         user_agent = agent[:LONGEST_AGENT].decode("latin-1")
         judgement = judge(
@@ -91,44 +114,38 @@ class Redirect:
                 x_moz.decode("latin-1"),
             )
         )
-        client = scope.get("client")
-        address = client_address(client[0] if client else None, forwarded.decode("latin-1"), self._trusted)
-        hit = Hit(
-            id=self._ids(),
-            code=code,
-            domain_id=domain_id,
-            at=self._now_ms(),
-            verdict=judgement.verdict,
-            rule=judgement.rule,
-            address=shorten_address(address, self._privacy),
-            user_agent=user_agent,
-            origin=hash(address),
+        address = client_address(peer, forwarded.decode("latin-1"), self._trusted)
+        return Hit(
+            self._ids(),
+            code,
+            domain_id,
+            self._now_ms(),
+            judgement.verdict,
+            judgement.rule,
+            shorten_address(address, self._privacy),
+            user_agent,
+            hash(address),
         )
-        try:
-            landing = await self._recorder.record(hit)
-        except StoreUnavailable:
-            await self._page(send, method, 503, unavailable_page(), (b"retry-after", RETRY_AFTER))
-            return
+
+    def answer(self, hit: Hit, landing: Landing) -> Answer:
+        """What a hit is answered; counted here."""
+        totals = self._totals
         if landing is not UNKNOWN:
             judged = (hit.verdict, hit.rule)
-            self._totals.verdicts[judged] = self._totals.verdicts.get(judged, 0) + 1
-        await self._answer(send, method, landing)
-
-    async def _answer(self, send: Send, method: str, landing: Landing) -> None:
+            totals.verdicts[judged] = totals.verdicts.get(judged, 0) + 1
         if landing.location is not None:
-            self._totals.answers[302] = self._totals.answers.get(302, 0) + 1
-            headers = [*_REDIRECT, (b"location", landing.location)]
-            await send({"type": "http.response.start", "status": 302, "headers": headers})
-            await send(_NOTHING)
-        elif landing.gone:
+            totals.answers[302] = totals.answers.get(302, 0) + 1
+            return 302, [*REDIRECT, (b"location", landing.location)], b""
+        if landing.gone:
             application = self._directory.application(landing.application_id)
             page = killed_page if landing.off else expired_page
-            await self._page(send, method, 410, page(application.name if application else ""))
-        else:
-            await self._page(send, method, 404, unknown_page())
+            return self._page(410, page(application.name if application else ""))
+        return self._page(404, unknown_page())
 
-    async def _page(self, send: Send, method: str, status: int, page: bytes, *more: tuple[bytes, bytes]) -> None:
+    def refusal(self) -> Answer:
+        """The answer to a hit that could be neither recorded nor read."""
+        return self._page(503, unavailable_page(), (b"retry-after", RETRY_AFTER))
+
+    def _page(self, status: int, page: bytes, *more: tuple[bytes, bytes]) -> Answer:
         self._totals.answers[status] = self._totals.answers.get(status, 0) + 1
-        headers = [*_PAGE, (b"content-length", str(len(page)).encode()), *more]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else page})
+        return status, [*_PAGE, (b"content-length", str(len(page)).encode()), *more], page

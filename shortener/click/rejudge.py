@@ -3,7 +3,8 @@
 A hit is judged by its stored agent (the rules of today), then by the circumstances that its application chose, now with what came
 after it: everybody whose links its address opened within a minute, every link of its message that was opened within a second,
 delivery reports that came late. What is not stored cannot be judged again: HEAD requests and prefetches stay ignored; an address
-is known only as far as it was kept, so that "one address" may be a network of 256. Hits of erased messages are left alone.
+is known only as far as it was kept, so that "one address" may be a network of 256. Hits of erased messages are left alone, and
+first clicks that lost their agent when their retention was over (purge.py).
 
 Nothing is deleted. A hit keeps what it was judged as first (`first_verdict`, `first_rule`); the counts follow.
 
@@ -32,7 +33,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from shortener.accounts import ApplicationSettings, Directory
 from shortener.click.circumstance import MINUTE, SECOND, AddressWatch, Facts, LinkWatch, judge_circumstance
@@ -331,6 +332,8 @@ def _page(connection: Connection, after: int, end: int, applications: Collection
         .join(messages, messages.c.id == links.c.message_id)
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, messages.c.to_address != "")
+        # A person's hit without an agent had one when it was judged.
+        .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
         .order_by(hits.c.id)
     )
     if applications is not None:

@@ -98,12 +98,14 @@ _COMMON = re.compile(
 # The model and build of an Android phone. Phones are called Sonic, Fever or CUBOT; that says nothing about who is asking.
 _MODEL = re.compile(r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)[^;()@]+(?=[;)(])", re.IGNORECASE)
 
-# What a program says of itself and no browser does: an address to write to, "compatible" without being a browser of that age,
-# a name inside of "(KHTML, like Gecko; ...)", or one of the trade's words. CUBOT makes phones, CamScanner is an app with a browser.
+# What a program says of itself and no browser does: an address to write to, the site that it belongs to (apps have a version
+# behind such a name), "compatible" without being a browser of that age, a name inside of "(KHTML, like Gecko; ...)", or one of the
+# trade's words. CUBOT makes phones, CamScanner is an app with a browser.
 _PROGRAM = re.compile(
-    r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|"
+    r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
     r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
-    r"(?<!cu)bot(?![a-z])|crawl|spider|scraper|headless|preview|monitor|synthetic|fetcher|checker|validator|(?<!cam)scanner",
+    r"(?<!cu)bot(?![a-z])|crawl|spider|scraper|headless|preview|monitor|synthetic|fetcher|checker|validator|"
+    r"(?<!cam)scanner|inspector|(?<!user)(?<!user[- ])agent(?![a-z])",
     re.IGNORECASE,
 )
 

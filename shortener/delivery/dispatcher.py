@@ -5,12 +5,14 @@ deliveries as there are free slots; then the requests of the claimed ones are be
 outcome after it, and many of both share a commit. A slot is free again when its outcome is durable.
 
 Promises
-- A claim spends an attempt and holds a lease that is longer than the attempt can last. What a killed process had claimed is due
-  again when the lease ends, with the same event id and the attempt spent. An outcome that comes after the lease was lost changes
-  nothing. Leases are compared with `clock`; processes whose clocks differ by less than `LEASE_MARGIN` do not take each other's.
-- No lane (a tracker, or the host of callbacks) holds up another: a lane gets no more slots than its concurrency, nor more than are
-  left free, so that some are left for lanes that have none; slots are offered to lanes in turn. Within a lane first attempts and
-  retries get half of the slots each, if both are due.
+- A claim spends an attempt and holds a lease that is longer than the attempt can last: everything that an attempt waits for (a
+  slot of the sender, the resolver, the peer) is within its deadline, and no attempt begins whose lease has not `LEASE_LEFT` more
+  than that left. What a killed process had claimed is due again when the lease ends, with the same event id and the attempt
+  spent. An outcome that comes after the lease was lost changes nothing. Leases are compared with `clock`, which processes share
+  (store/clock.py); while theirs differ by less than `LEASE_LEFT` they do not take each other's.
+- No lane (a tracker, or the host of callbacks) holds up another: a lane gets no more slots than its concurrency, shared out among
+  the processes that deliver (DELIVERY_PROCESSES), nor more than are left free, so that some are left for lanes that have none;
+  slots are offered to lanes in turn. Within a lane first attempts and retries get half of the slots each, if both are due.
 - A tracker's breaker (health.py) is in the database: all processes keep it, one of them sends the probe.
 - A fault of our own (resolver, sockets, store) is not charged: the attempt is given back. Nothing waits for ever all the same:
   what has been kept back for `LONGEST_HOLD` by the breaker or by our own faults, or for `parked_for` by a disabled tracker, ends
@@ -55,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 #: Milliseconds that a lease outlasts the deadline of its attempt: time for recording the outcome, and for clocks that differ.
 LEASE_MARGIN = 10_000
+#: What must be left of that when the request is begun. A claim that took longer to commit is handed back instead.
+LEASE_LEFT = LEASE_MARGIN // 2
 #: Milliseconds until an attempt that failed by our own fault is made again; its lane rests in this process for as long.
 OWN_FAULT_PAUSE = 15_000
 LONGEST_HOLD = timedelta(days=5)
@@ -165,7 +169,7 @@ class Dispatcher:
             ("retried", "Attempts that failed and are made again."),
             ("dead", "Deliveries that ended without success."),
             ("own_faults", "Attempts that failed by a fault of this host, and are not charged."),
-            ("handed_back", "Attempts that were given back at a stop."),
+            ("handed_back", "Attempts that were given back: at a stop, or because too little of their lease was left."),
             ("leases_lost", "Outcomes that came after the lease was over."),
             ("turns", "Transactions of the dispatcher."),
         ):
@@ -211,18 +215,18 @@ class Dispatcher:
     async def stop(self, grace: float) -> None:
         """Begin nothing more; wait up to `grace` seconds for the attempts under way, record them, hand back the others."""
         self._stopping = True
-        async with self._turning:
-            pass  # a turn under way may still begin flights
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
-        if self._flights:
-            await asyncio.wait(self._flights, timeout=grace * 0.8)
-        for task in self._flights:
-            task.cancel()
-        if self._flights:
-            await asyncio.wait(self._flights)
+        began = loop.time()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(began + grace):
+                async with self._turning:
+                    pass  # a turn under way may still begin flights
+                if self._flights:
+                    await asyncio.wait(self._flights, timeout=began + grace * 0.8 - loop.time())
+                for task in self._flights:
+                    task.cancel()
+                if self._flights:
+                    await asyncio.wait(self._flights)
                 while self._ended:
                     try:
                         await self.step()
@@ -230,17 +234,24 @@ class Dispatcher:
                         await asyncio.sleep(0.1)
         except TimeoutError:
             # Their leases run out, and they are attempted again.
-            log.error("outcomes_lost_at_shutdown", deliveries=len(self._ended))
+            log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
 
     # One attempt.
 
     async def _fly(self, flight: _Flight) -> None:
         claim, target = flight.claim, flight.target
         began = self._clock()
+        deadline = target.timeout if target is not None else 0.0
+        if claim.lease_until - to_ms(began) < round(deadline * 1000) + LEASE_LEFT:
+            # The commit, or the loop, took so long that another process might begin the same before this one ends.
+            log.warning("lease_too_short", delivery=encode(claim.id))
+            self._ended.append(self._handed_back(flight, "lease_too_short"))
+            self.bell.ring()
+            return
         try:
             answer = await self._send(claim, target, began)
         except asyncio.CancelledError:
-            ended = self._handed_back(flight)
+            ended = self._handed_back(flight, "interrupted")
         else:
             ended = self._judged(flight, answer, began)
         self._ended.append(ended)
@@ -319,9 +330,9 @@ class Dispatcher:
         self._resting[flight.claim.lane] = now + OWN_FAULT_PAUSE
         return _Ended(flight, given_back, None, Outcome(Kind.RETRY, "own_fault", charged=False), now)
 
-    def _handed_back(self, flight: _Flight) -> _Ended:
+    def _handed_back(self, flight: _Flight, why: str) -> _Ended:
         now = to_ms(self._clock())
-        return _Ended(flight, self._give_back(flight.claim, now, "interrupted"), None, None, now)
+        return _Ended(flight, self._give_back(flight.claim, now, why), None, None, now)
 
     def _give_back(self, claim: Claimed, next_at: int, error: str | None) -> Finish:
         queue = RETRIES if claim.attempt > 1 else FIRSTS
@@ -385,7 +396,7 @@ class Dispatcher:
         queries.insert_attempts(connection, [one.attempt_row for one in ended if one.attempt_row is not None])
         by_tracker: dict[int, list[_Ended]] = {}
         for one in ended:
-            if one.flight.claim.tracker_id is not None and one.outcome is not None:
+            if one.flight.claim.tracker_id is not None and (one.outcome is not None or one.flight.probe):
                 by_tracker.setdefault(one.flight.claim.tracker_id, []).append(one)
         dirty = {tracker for tracker, outcomes in by_tracker.items() if self._changes_health(tracker, outcomes, now)}
         for tracker, state in queries.locked_states(connection, dirty).items():
@@ -477,7 +488,8 @@ class Dispatcher:
         """What the lane may be offered; None when its deliveries have to wait, or to end, now."""
         tracker = _tracker_of(lane.name)
         if tracker is None:
-            return _Offer(lane, None, None, self._settings.delivery_slots_per_tracker, self._settings.delivery_timeout)
+            most = self._share(self._settings.delivery_slots_per_tracker)
+            return _Offer(lane, None, None, most, self._settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
             turn.expired += _expire(connection, lane.name, "tracker_deleted", now)
@@ -492,7 +504,11 @@ class Dispatcher:
         target = targets.get(tracker)
         if target is None:
             return _Offer(lane, state, None, 1, self._settings.delivery_timeout)
-        return _Offer(lane, state, target, target.concurrency, target.timeout)
+        return _Offer(lane, state, target, self._share(target.concurrency), target.timeout)
+
+    def _share(self, concurrency: int) -> int:
+        """This process's part of what a tracker bears at once: its customer knows nothing of our processes."""
+        return max(1, concurrency // max(self._settings.delivery_processes, self._settings.workers))
 
     def _allowed(self, offer: _Offer, busy: Counter[str], now: int) -> int:
         """What the tracker's breaker lets through."""
@@ -609,9 +625,10 @@ def _tracker_of(lane: str) -> int | None:
 
 def _after(health: Health, one: _Ended) -> Health:
     outcome, probe = one.outcome, one.flight.probe
-    assert outcome is not None
-    if not outcome.charged:
-        return health.probing(one.at + OWN_FAULT_PAUSE) if probe else health
+    if outcome is None or not outcome.charged:
+        # A probe that told nothing: another may go, at once if this one was handed back.
+        until = one.at if outcome is None else one.at + OWN_FAULT_PAUSE
+        return health.probing(until) if probe and health.open_until is not None else health
     if outcome.kind is Kind.DELIVERED:
         return health.succeeded(one.at)
     quiet_until = None if outcome.not_before is None else to_ms(outcome.not_before)

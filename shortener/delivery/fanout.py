@@ -9,6 +9,9 @@ A click of somebody who is suspected to be no person is told only to trackers th
 The first click of a message also makes the delivery of the message's own callback (Xoxzo's `lt_callbackurl`: "called only once when
 the user clicked the short URL for the first time"), whichever of its links was clicked. A tracker that is disabled gets its
 deliveries too: they wait with the others that are parked.
+
+An event that this version cannot fan out (a fault of ours) is set aside, loudly: the others go on, it stays in the log without
+deliveries, and `retell` makes it pending again when the fault is mended.
 """
 
 from __future__ import annotations
@@ -20,18 +23,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
+import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from shortener.conversion.service import spell
 from shortener.delivery import queries
 from shortener.delivery.courtesy import Courtesy
 from shortener.delivery.queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_lane
-from shortener.ids import ClickIds, IdMaker
+from shortener.errors import StoreUnavailable
+from shortener.ids import ClickIds, IdMaker, encode
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.store.database import Database
 from shortener.store.types import from_ms, to_ms
+
+log = structlog.get_logger(__name__)
 
 #: Events of one transaction, and of one while hits come in, which on SQLite wait for it.
 BATCH, PIECE = 200, 50
@@ -60,18 +68,25 @@ class Fanout:
         self._base_url = base_url
         self._courtesy = courtesy
         self._on_deliveries = on_deliveries
-        self.events = self.deliveries = 0  # since the process began
+        self.events = self.deliveries = self.set_aside = 0  # since the process began
 
     def offer(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         metrics.counter("shortener_events_fanned_out", "Events whose deliveries are made.", lambda: self.events)
         metrics.counter("shortener_deliveries_made", "Deliveries that events made.", lambda: self.deliveries)
+        metrics.counter("shortener_events_set_aside", "Events that a fault of ours keeps from going out.", lambda: self.set_aside)
 
     async def step(self) -> int:
         """Fan out one batch; returns the number of its events. Raises StoreUnavailable: then nothing of it was kept."""
         loop = asyncio.get_running_loop()
         began, gentle = loop.time(), self._courtesy.is_due
-        events, deliveries = await self._database.write(self._fan_out, PIECE if gentle else BATCH)
+        limit = PIECE if gentle else BATCH
+        try:
+            events, deliveries = await self._database.write(self._fan_out, limit)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            events, deliveries = await self._one_by_one(limit)
         self.events += events
         self.deliveries += deliveries
         if deliveries:
@@ -85,10 +100,29 @@ class Fanout:
         while await self.step():
             pass
 
+    async def _one_by_one(self, limit: int) -> tuple[int, int]:
+        """A fault of ours with one event must not hold up the others: each goes alone, and the one is set aside."""
+        events = deliveries = 0
+        for event in await self._database.read(queries.pending_ids, limit):
+            try:
+                done, made = await self._database.write(self._fan_out, 1, event)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
+                    raise  # the statement is wrong, or the schema: that is not this event's doing
+                await self._database.write(queries.set_aside, event)
+                self.set_aside += 1
+                log.error("event_set_aside", event_id=encode(event), mend="shortener deliveries retell", exc_info=error)
+                done, made = 1, 0
+            events += done
+            deliveries += made
+        return events, deliveries
+
     # In the transaction.
 
-    def _fan_out(self, connection: Connection, limit: int) -> tuple[int, int]:
-        events = queries.pending_events(connection, limit)
+    def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
+        events = queries.pending_events(connection, limit, only)
         if not events:
             return 0, 0
         subscriptions = queries.subscriptions(connection, {event.application_id for event in events})
@@ -200,6 +234,12 @@ class Fanout:
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts
+
+
+async def retell(database: Database) -> int:
+    """Make the events that were set aside pending again; returns how many. Raises StoreUnavailable: some may be done then."""
+    found = await database.read(queries.those_set_aside)
+    return sum([await database.write(queries.bring_back, found[start : start + BATCH]) for start in range(0, len(found), BATCH)])
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:

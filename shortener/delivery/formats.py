@@ -9,6 +9,8 @@ rendered for each attempt, because Syniverse's carries the number of the attempt
 - `xoxzo`: the answer of Xoxzo's status call with `link_tracking`; Xoxzo documents no body of its callback.
 - `infobip`: Infobip's click notification; other events in the same manner, told apart by `notificationType`.
 
+Every click says what it was the first of, how soon it came and who made it: in the last two in an object of its own, `click`.
+
 A field that is not known is null; Syniverse's text fields are empty strings then, as in its own sample. Prices are JSON numbers
 with exactly the digits that the pipeline gave; the value of a conversion is text, as it came in.
 """
@@ -182,6 +184,20 @@ _ADDITIONS: dict[str, tuple[str, ...]] = {
     "delivery": ("report_status", "telecom_message_id", "sent_at", "delivered_at", "campaign", "source", "country"),
 }
 
+#: What every click says, in the order of the `click` object.
+_TOLD_OF_CLICKS = (
+    "click_id",
+    "label",
+    "first_for_message",
+    "first_for_link",
+    "click_number",
+    "seconds_since_sent",
+    "seconds_since_delivered",
+    "verdict",
+    "verdict_reason",
+)
+_CLICK_TOPICS = frozenset({"click", "late_click", "click_retracted"})
+
 _INFOBIP_TYPES = {
     "state": "STATE_CHANGED",
     "click": "CLICKED",
@@ -255,7 +271,7 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
     get = facts.get
     state = get("new_state")
     clicked = get("clicked_at") or (get("timestamp") if get("topic") in ("click", "late_click") else None)
-    return {
+    body: dict[str, Any] = {
         # Xoxzo's statuses end with DELIVERED; that a link was opened is told by `accessed`.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
         "sender": sender_shown(facts),
@@ -272,6 +288,9 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
         "event": get("topic"),
         "event_id": get("event_id"),
     }
+    if get("topic") in _CLICK_TOPICS:
+        body["click"] = {name: get(name) for name in _TOLD_OF_CLICKS}
+    return body
 
 
 def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
@@ -293,7 +312,9 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         "applicationId": None if application is None else str(application),
         "entityId": None if entity is None else str(entity),
     }
-    if topic == "conversion":
+    if topic in _CLICK_TOPICS:
+        body["click"] = {_camel(name): get(name) for name in _TOLD_OF_CLICKS}
+    elif topic == "conversion":
         body["processKey"] = get("process_key")
         body["conversion"] = {
             "conversionId": get("conversion_id"),
@@ -317,6 +338,12 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         body["doneAt"] = get("delivered_at")
     body["eventId"] = get("event_id")
     return body
+
+
+def _camel(name: str) -> str:
+    """A name as Infobip writes its own."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def _callback_data(metadata: Any) -> str | None:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, false, select, update
 
 from shortener.delivery.health import Health
-from shortener.store import schema
+from shortener.store import direct, schema
 from shortener.store.bulk import BulkInsert
 
 FIRSTS, RETRIES = 0, 1  # deliveries.queue
@@ -23,7 +23,7 @@ def _run(connection: Connection, statements: dict[str, str], *values: object) ->
     """Rows of a statement. Lists become one JSON text on SQLite and arrays on PostgreSQL."""
     if connection.dialect.name == "sqlite":
         packed = tuple(_dumps(value) if isinstance(value, list) else value for value in values)
-        found: list[list[Any]] = orjson.loads(connection.exec_driver_sql(statements["sqlite"], packed).scalar_one())
+        found: list[list[Any]] = orjson.loads(direct.value(connection, statements["sqlite"], *packed))
         return found
     return connection.exec_driver_sql(statements["postgresql"], values).all()
 
@@ -32,23 +32,31 @@ def _dumps(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
+def _for_each(statements: dict[str, str], which: str) -> dict[str, str]:
+    """The statements with a condition on one value in the place of {which}."""
+    return {engine: text.format(which=which.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()}
+
+
 # Fan-out.
 
 # A message's callback is made once, even if its first click was taken back and another one became the first. The plus signs here
 # and below keep SQLite from an index that finds far too many rows.
 _CALLBACK = (
-    "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o JOIN deliveries AS d ON d.event_id = o.id "
-    "WHERE o.message_id = e.message_id AND +d.tracker_id IS NULL) THEN m.callback_url END"
+    "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
+    "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
+    "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
 _PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}"
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
-_PENDING = {
+_PENDING_EVENTS = {
     "sqlite": f"SELECT json_group_array(json_array({_PENDING_COLUMNS})) "
-    f"FROM (SELECT * FROM events WHERE fanned_out = 0 ORDER BY id LIMIT ?) AS e {_PENDING_FROM}",
+    f"FROM (SELECT * FROM events WHERE fanned_out = 0 {{which}}) AS e {_PENDING_FROM}",
     "postgresql": f"SELECT {_PENDING_COLUMNS} FROM "
-    "(SELECT * FROM events WHERE NOT fanned_out ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED) AS e "
+    "(SELECT * FROM events WHERE NOT fanned_out {which} FOR UPDATE SKIP LOCKED) AS e "
     f"{_PENDING_FROM} ORDER BY e.id",
 }
+_PENDING = _for_each(_PENDING_EVENTS, "ORDER BY id LIMIT {}")
+_PENDING_ONE = _for_each(_PENDING_EVENTS, "AND id = {}")
 
 
 class PendingEvent(NamedTuple):
@@ -61,10 +69,41 @@ class PendingEvent(NamedTuple):
     callback_url: str | None
 
 
-def pending_events(connection: Connection, limit: int) -> list[PendingEvent]:
-    """The oldest events that are not fanned out; on PostgreSQL locked, and without those that another process has locked."""
-    rows = _run(connection, _PENDING, limit)
+def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
+    """The oldest events that are not fanned out, or one of them; on PostgreSQL locked, and without those that another process has
+    locked."""
+    rows = _run(connection, _PENDING, limit) if only is None else _run(connection, _PENDING_ONE, only)
     return sorted(PendingEvent._make(row) for row in rows)
+
+
+def pending_ids(connection: Connection, limit: int) -> list[int]:
+    """The same, without looking at anything that could be unreadable."""
+    columns = schema.events.c
+    return list(connection.scalars(select(columns.id).where(columns.fanned_out == false()).order_by(columns.id).limit(limit)))
+
+
+#: What stands in the place of facts that could not be made. No delivery points to such an event.
+_SET_ASIDE = {"set_aside": True}
+
+
+def set_aside(connection: Connection, event: int) -> None:
+    """Pass over an event that cannot be fanned out; `bring_back` makes it pending again."""
+    table = schema.events
+    statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
+    connection.execute(statement.values(fanned_out=True, facts=_SET_ASIDE))
+
+
+def those_set_aside(connection: Connection) -> list[int]:
+    """Reads the whole log."""
+    columns = schema.events.c
+    return list(connection.scalars(select(columns.id).where(columns.facts == _SET_ASIDE).order_by(columns.id)))
+
+
+def bring_back(connection: Connection, events: Sequence[int]) -> int:
+    """Make events that were set aside pending again; returns how many."""
+    table = schema.events
+    statement = update(table).where(table.c.id.in_(events), table.c.facts == _SET_ASIDE)
+    return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
 
 
 _SUBSCRIPTIONS = {
@@ -223,7 +262,7 @@ _MARK = {
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
     """Events with their facts (JSON), if anybody wanted them."""
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(_MARK["sqlite"], (_dumps(list(facts.items())),))
+        direct.execute(connection, _MARK["sqlite"], _dumps(list(facts.items())))
     else:
         connection.exec_driver_sql(_MARK["postgresql"], (list(facts.keys()), list(facts.values())))
 
@@ -327,11 +366,11 @@ def claim(connection: Connection, wants: Sequence[Want], now: int) -> list[Claim
     if connection.dialect.name == "sqlite":
         leases: list[tuple[int, int]] = []
         for lane, queue, most, lease_until in wants:
-            picked = orjson.loads(connection.exec_driver_sql(_PICK, (lane, queue, now, most)).scalar_one())
+            picked = orjson.loads(direct.value(connection, _PICK, lane, queue, now, most))
             leases += [(row, lease_until) for row in picked]
         ids = [row for row, _ in leases]
         if ids:
-            connection.exec_driver_sql(_CLAIM_SQLITE, (_dumps(leases),))
+            direct.execute(connection, _CLAIM_SQLITE, _dumps(leases))
     else:
         columns = tuple(list(column) for column in zip(*wants, strict=True))
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
@@ -372,7 +411,7 @@ def finish(connection: Connection, rows: Sequence[Finish]) -> int:
     if not rows:
         return 0
     if connection.dialect.name == "sqlite":
-        return connection.exec_driver_sql(_FINISH["sqlite"], (_dumps([tuple(row) for row in rows]),)).rowcount
+        return direct.execute(connection, _FINISH["sqlite"], _dumps([tuple(row) for row in rows])).rowcount
     columns = tuple(list(column) for column in zip(*rows, strict=True))
     return connection.exec_driver_sql(_FINISH["postgresql"], columns).rowcount
 

@@ -125,7 +125,7 @@ Success = Annotated[
 ]
 Attempts = Annotated[int, Field(ge=1, le=50, description="Attempts in all, the first one included.")]
 Timeout = Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False, description="Seconds that one attempt may take in total.")]
-Concurrency = Annotated[int, Field(ge=1, le=256, description="Attempts under way at once.")]
+Concurrency = Annotated[int, Field(ge=1, le=256, description="Attempts under way at once, of all processes (DELIVERY_PROCESSES).")]
 WithSuspected = Annotated[
     bool,
     Field(description="Click events also of hits that are suspected to be no person's; `verdict` and `verdict_reason` tell them."),

@@ -8,10 +8,11 @@ base 62 and keeps English curse words out of a text. Every code of one installat
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 
 from hashids import Hashids, _reorder
+
+from shortener.ids import randbits
 
 MIN_BITS, MAX_BITS = 32, 128
 _MIN_SALT = 16  # characters
@@ -39,7 +40,7 @@ class Codes:
 
     Raises ValueError for a salt that is empty, short or a placeholder, and for bits out of MIN_BITS..MAX_BITS."""
 
-    def __init__(self, salt: str, bits: int = 48, *, randbits: Callable[[int], int] = secrets.randbits) -> None:
+    def __init__(self, salt: str, bits: int = 48, *, randbits: Callable[[int], int] = randbits) -> None:
         if len(salt) < _MIN_SALT or len(set(salt)) < _MIN_SALT_VARIETY:
             raise ValueError(f"the salt of codes must be random and at least {_MIN_SALT} characters long")
         if not MIN_BITS <= bits <= MAX_BITS:

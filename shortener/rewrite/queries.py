@@ -63,6 +63,7 @@ class KnownMessage(NamedTuple):
 class KnownLink(NamedTuple):
     code: str
     expires_at: int  # ms
+    domain_id: int
 
 
 def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], KnownMessage]:
@@ -87,12 +88,12 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
     found: dict[int, list[KnownLink]] = {}
     for start in range(0, len(messages), _PIECE):
         statement = (
-            select(table.c.message_id, table.c.code, table.c.expires_at)
+            select(table.c.message_id, table.c.code, table.c.expires_at, table.c.domain_id)
             .where(table.c.message_id.in_(messages[start : start + _PIECE]))
             .order_by(table.c.message_id, table.c.position)
         )
         for row in connection.execute(statement):
-            found.setdefault(row.message_id, []).append(KnownLink(row.code, to_ms(row.expires_at)))
+            found.setdefault(row.message_id, []).append(KnownLink(row.code, to_ms(row.expires_at), row.domain_id))
     return found
 
 

@@ -33,6 +33,7 @@ from shortener.rewrite.destinations import Destination, DestinationError, fill, 
 from shortener.rewrite.detect import find_urls
 from shortener.rewrite.directives import DirectiveError, find_directives
 from shortener.rewrite.numbers import Number, NumberError, check_sender, parse_number
+from shortener.rewrite.scripts import mixed_scripts
 from shortener.rewrite.segments import count_segments
 from shortener.store import schema
 from shortener.store.database import Database
@@ -272,7 +273,7 @@ class Rewriter:
                     fallback = checked.location.decode() if name == "fallback_url" else fallback
         if len(problems) > before:
             return []
-        warnings = _glued(item.body, pieces) + _unusual_sender(item.from_address)
+        warnings = _glued(item.body, pieces) + _mixed(pieces) + _unusual_sender(item.from_address)
         common = _content_of(item)
         request_id = item.request_id or mint_message_id()
         message_ids = item.message_ids or [None] * len(numbers)
@@ -375,8 +376,12 @@ class Rewriter:
             for message in request.messages:
                 before = known.get((application_id, message.message_id)) if message.given else None
                 if before is not None:
-                    links = [(link.code, link.expires_at) for link in known_links.get(before.row, [])]
-                    result.append(_answer(message, before.request_id, links, base_url).answer())
+                    made = known_links.get(before.row, [])
+                    # The domain that the codes resolve on, whatever is new links' by now.
+                    made_on = {link.domain_id for link in made}
+                    made_under = next((one.base_url for one in request.application.domains if one.id in made_on), self._base_url)
+                    links = [(link.code, link.expires_at) for link in made]
+                    result.append(_answer(message, before.request_id, links, made_under).answer())
                     continue
                 links = [(self._codes.mint(), message.expires_at) for _ in message.pieces]
                 rewritten = _answer(message, message.request_id, links, base_url)
@@ -385,7 +390,7 @@ class Rewriter:
                 if message.given:
                     # Seen by the requests after this one in the same transaction.
                     known[application_id, message.message_id] = queries.KnownMessage(row, message.request_id, message.content_hash)
-                    known_links[row] = [queries.KnownLink(*link) for link in links]
+                    known_links[row] = [queries.KnownLink(*link, domain.id if domain else 0) for link in links]
                 result.append(rewritten.answer())
             if request.idempotency_key is not None:
                 answers[application_id, request.idempotency_key] = (request.content_hash, result)
@@ -585,6 +590,15 @@ def _glued(body: str, pieces: Sequence[_Piece]) -> tuple[str, ...]:
         if before.isalnum() or after.isalnum() or (after and after in "/?#&=%-_~+@:"):
             warnings.append(f"position {piece.start}: text is glued to the short link; phones may take it for a part of it")
     return tuple(warnings)
+
+
+def _mixed(pieces: Sequence[_Piece]) -> tuple[str, ...]:
+    """A host that looks like another one: phones may warn of it, and carriers block it."""
+    return tuple(
+        f"position {piece.start}: the host {piece.destination.host} mixes {' and '.join(scripts)} letters, as look-alikes do"
+        for piece in pieces
+        if (scripts := mixed_scripts(piece.destination.host))
+    )
 
 
 def _unusual_sender(sender: str) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Making and moving on the schema.
 
 `prepare` is what the server calls: an empty database is made ready, one of an older version is refused with the command to
-run, one of a newer version is refused. `migrate` moves it on, forward only: each step is a transaction of its own, so one that is
-cut off leaves the schema at the step before. Several processes may do it at once; on PostgreSQL they wait for each other.
+run, one of an unknown version, or of another program, is refused. `migrate` moves it on, forward only: each step is a transaction
+of its own, so one that is cut off leaves the schema at the step before. Several processes may do it at once; on PostgreSQL they
+wait for each other.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
 
+from shortener.errors import StoreUnavailable
 from shortener.store.database import store_errors
 from shortener.store.migrations import HEAD
 from shortener.store.open import sqlite_path
 from shortener.store.postgres import async_engine
+from shortener.store.schema import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -27,17 +31,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOCK = 7_305_469_222  # any number that nothing else locks
+TOLD_EVERY = 0.25  # seconds between two words of how far a step is
 
 
 class SchemaMismatch(Exception):
     """The database has a schema that this version does not work with; the text names the command to run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a step is. `seconds`: since it began; `detail`: what the engine tells of it, if it does; `done`: it is committed."""
+
+    revision: str
+    what: str
+    seconds: float = 0.0
+    detail: str = ""
+    done: bool = False
+
+
 def version_of(connection: Connection) -> str | None:
-    """The revision that the database is at; None when it is empty."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    """The revision that the database is at; None when it is empty. Raises SchemaMismatch for tables of somebody else."""
+    tables = set(inspect(connection).get_table_names())
+    version: str | None = None
+    if "alembic_version" in tables:
+        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if version is None and (clashing := sorted(tables & metadata.tables.keys())):
+        raise SchemaMismatch(
+            f"the database holds tables that this service did not make ({', '.join(clashing)}): give it a database of its own"
+        )
     return version
 
 
@@ -45,30 +66,75 @@ def check(version: str | None) -> None:
     """Raises SchemaMismatch unless `version` is the one that this code needs."""
     if version == HEAD:
         return
-    if version is not None and version > HEAD:
-        raise SchemaMismatch(f"the database is at schema {version}, newer than this version's {HEAD}: upgrade the service")
-    raise SchemaMismatch(f"the database is at schema {version or 'none'}, this version needs {HEAD}: run `shortener migrate`")
+    if version is None or version in {revision for revision, _ in steps(None)}:
+        raise SchemaMismatch(f"the database is at schema {version or 'none'}, this version needs {HEAD}: run `shortener migrate`")
+    raise SchemaMismatch(
+        f"the database is at schema {version}, which this version, of schema {HEAD}, does not know: "
+        "a newer version made it, upgrade the service (`shortener --version`)"
+    )
 
 
 async def prepare(url: str) -> None:
-    """Make an empty database ready. Raises SchemaMismatch for an old or newer one, StoreUnavailable when it cannot be reached."""
+    """Make an empty database ready. Raises SchemaMismatch for an old or unknown one, StoreUnavailable when it cannot be reached."""
     version = await _on(url, version_of)
     if version is None:
-        await migrate(url)
+        await _on(url, upgrade)  # in one go: another process that starts now sees all of it or nothing
     else:
         check(version)
 
 
-async def migrate(url: str, progress: Callable[[str, str], None] = lambda revision, what: None) -> tuple[str | None, str]:
-    """Bring the schema to HEAD; returns the revisions before and after. `progress`: told of each step before it is taken."""
+async def migrate(url: str, progress: Callable[[Step], None] = lambda step: None) -> tuple[str | None, str]:
+    """Bring the schema to HEAD; returns the revisions before and after. `progress`: told when a step begins, every TOLD_EVERY
+    seconds while it runs, and when it is done. Raises SchemaMismatch, StoreUnavailable."""
     before = await _on(url, version_of)
-    if before is not None and before > HEAD:
-        check(before)
-    if before != HEAD:
-        for revision, what in steps(before):
-            progress(revision, what)
-            await _on(url, functools.partial(upgrade, revision=revision))
+    left = steps(None)
+    if before is not None:
+        known = [revision for revision, _ in left]
+        if before not in known:
+            check(before)
+        left = left[known.index(before) + 1 :]
+    for revision, what in left:
+        await _take(url, Step(revision, what), progress)
     return before, HEAD
+
+
+async def _take(url: str, step: Step, progress: Callable[[Step], None]) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    progress(step)
+    running = loop.create_task(_on(url, functools.partial(upgrade, revision=step.revision)))
+    try:
+        while not (await asyncio.wait([running], timeout=TOLD_EVERY))[0]:
+            progress(replace(step, seconds=loop.time() - began, detail=await _detail(url)))
+    finally:
+        running.cancel()
+    await running
+    progress(replace(step, seconds=loop.time() - began, done=True))
+
+
+async def _detail(url: str) -> str:
+    """What PostgreSQL tells of an index that is being made; SQLite tells nothing."""
+    if sqlite_path(url):
+        return ""
+    try:
+        return await _on(url, _index_under_way)
+    except StoreUnavailable:
+        return ""
+
+
+def _index_under_way(connection: Connection) -> str:
+    """Its phase, with the share of it that is done."""
+    row = connection.execute(text(_INDEX_UNDER_WAY)).first()
+    if row is None:
+        return ""
+    return f"{row.phase}, {row.done * 100 // row.total} %" if row.total else str(row.phase)
+
+
+#: A phase counts either the blocks that it reads or the rows that it puts in.
+_INDEX_UNDER_WAY = (
+    "SELECT phase, greatest(tuples_done, blocks_done) AS done, greatest(tuples_total, blocks_total) AS total "
+    "FROM pg_stat_progress_create_index WHERE datname = current_database()"
+)
 
 
 def steps(before: str | None) -> list[tuple[str, str]]:
@@ -117,7 +183,7 @@ def _on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
         # Counts for a new file only. A first click rewrites one page somewhere in `messages`: small pages make small commits.
-        connection.execute("PRAGMA page_size=2048")
+        connection.execute("PRAGMA page_size=1024")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -7,10 +7,13 @@ A change here comes with a migration in `store/migrations/`; a test compares the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Index,
     Integer,
     MetaData,
@@ -19,8 +22,11 @@ from sqlalchemy import (
     Text,
     TextClause,
     UniqueConstraint,
+    and_,
     false,
+    select,
     text,
+    union_all,
 )
 
 from shortener.store.types import Instant, Json, Money
@@ -240,6 +246,10 @@ hits = Table(
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
+#: Events but the first clicks of messages, which carry the id of their hit: the message knows it (`click_hit_id`), and they cost no
+#: entry in an index whose every insert would touch another page. `events_of` finds them all.
+OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
+
 #: The event log. `topics` are the bits of model.Topic that the row is told as, `data` what only the maker of the event knew,
 #: `facts` the snapshot that bodies are rendered from, made at fan-out when somebody wants the event.
 events = Table(
@@ -257,8 +267,35 @@ events = Table(
     Column("facts", Json),
     Column("fanned_out", Boolean, nullable=False, server_default=false()),
     Index("events_pending", "id", sqlite_where=text("fanned_out = 0"), postgresql_where=text("NOT fanned_out")),
-    Index("events_by_message", "message_id"),
+    Index("events_by_message", "message_id", sqlite_where=text(OTHER_EVENTS), postgresql_where=text(OTHER_EVENTS)),
 )
+
+_others = events.alias("others")
+_other = text("coalesce(others.hit_id, 0) <> others.id")
+
+
+def events_of(wanted: Sequence[int]) -> ColumnElement[bool]:
+    """The condition for the events of these messages (row ids)."""
+    other = (_other, _others.c.message_id.in_(wanted))
+    return events.c.id.in_(
+        union_all(
+            select(messages.c.click_hit_id).where(messages.c.id.in_(wanted)),
+            select(_others.c.id).where(*other),
+            # The event of a first click that was taken back: what took it back points to the same hit.
+            select(_others.c.hit_id).where(*other),
+        )
+    )
+
+
+def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
+    """The same for the message of an outer query: an event is its if one of these holds. Each finds them by an index."""
+    other = and_(_other, _others.c.message_id == messages.c.id)
+    return (
+        events.c.id == messages.c.click_hit_id,
+        and_(other, events.c.id == _others.c.id),
+        and_(other, events.c.id == _others.c.hit_id),
+    )
+
 
 #: One row per event, topic and place it goes to. `lane` is what slots are counted by: "t<tracker>" or "c<host>" for callbacks.
 deliveries = Table(

@@ -3,8 +3,8 @@
 Why not one aiosqlite connection for all: each of its calls is a hop to another thread, and a transaction makes many; here a
 whole transaction is one hop (docs/decisions/0002). Every transaction is BEGIN IMMEDIATE, because a deferred one that reads
 first and then writes fails with SQLITE_BUSY at once, ignoring the timeout. WAL with synchronous=FULL: what was committed
-survives a power cut. Only the process that serves checkpoints, and it holds a lock beside the file, so that a second server
-on the same file refuses to start (SQLite before 3.51.3 has a race between two checkpointing connections).
+survives a power cut. Only the process that serves checkpoints (checkpoint.py), and it holds a lock beside the file, so that a
+second server on the same file refuses to start.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from sqlalchemy.sql import Executable
 
 from shortener.errors import StoreUnavailable
 from shortener.ids import NODES
+from shortener.store import direct
+from shortener.store.checkpoint import Checkpointer
 from shortener.store.database import store_errors
 
 P = ParamSpec("P")
@@ -37,6 +39,7 @@ _WRITER_PRAGMAS = (
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     "PRAGMA cache_size=-65536",  # 64 MiB
     "PRAGMA temp_store=MEMORY",
+    "PRAGMA wal_autocheckpoint=0",  # see checkpoint.py
 )
 _READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-8192")
 
@@ -50,16 +53,17 @@ class SqliteDatabase:
         self._path = path
         self._lock = _take_ownership(path) if owner else None
         self.node = 0 if owner else 1 + secrets.randbelow(NODES - 1)
-        pragmas = (*_WRITER_PRAGMAS, f"PRAGMA wal_autocheckpoint={2000 if owner else 0}")
         self._engine = create_engine(
             f"sqlite:///{path}",
             poolclass=StaticPool,
-            connect_args={"isolation_level": None, "check_same_thread": False},
+            isolation_level="AUTOCOMMIT",  # `_transact` begins and commits
+            connect_args={"isolation_level": None, "check_same_thread": False, "cached_statements": 1024},
             hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
         )
-        _prepare(self._engine, pragmas, "BEGIN IMMEDIATE")
+        _prepare(self._engine, _WRITER_PRAGMAS)
         with store_errors():
             self._writer = self._engine.connect()
+            self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection below it
         # uri=true: a read-only connection cannot write whatever a statement says.
         self._readers: AsyncEngine = create_async_engine(
             f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true",
@@ -71,6 +75,7 @@ class SqliteDatabase:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
+        self._checkpointer = Checkpointer(path) if owner else None
         self._closed = False
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -81,16 +86,33 @@ class SqliteDatabase:
 
         def job() -> None:
             try:
-                with store_errors(), self._writer.begin():
-                    result = transact(self._writer, *args, **kwargs)
+                with store_errors():
+                    result = self._transact(transact, *args, **kwargs)
             except BaseException as error:
                 outcome, value = future.set_exception, error
                 loop.call_soon_threadsafe(_settle, future, outcome, value)
             else:
                 loop.call_soon_threadsafe(_settle, future, future.set_result, result)
+                if self._checkpointer is not None:
+                    self._checkpointer.committed(self._driver)
 
         self._work.put(job)
         return await future
+
+    def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """BEGIN, the function, COMMIT: past SQLAlchemy, whose part in them takes longer than a short transaction."""
+        direct.execute(self._writer, "BEGIN IMMEDIATE")
+        try:
+            result = transact(self._writer, *args, **kwargs)
+            direct.execute(self._writer, "COMMIT")
+        except BaseException:
+            if self._driver.in_transaction:
+                self._driver.rollback()
+            raise
+        finally:
+            if self._writer.in_transaction():  # in its own eyes, since its first statement
+                self._writer.rollback()
+        return result
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
@@ -109,6 +131,8 @@ class SqliteDatabase:
             return
         self._closed = True
         await self._readers.dispose()
+        if self._checkpointer is not None:
+            await asyncio.to_thread(self._checkpointer.stop)
         self._work.put(None)
         await asyncio.to_thread(self._thread.join)
         self._writer.close()
@@ -126,7 +150,7 @@ def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: 
         outcome(value)
 
 
-def _prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
+def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
         cursor = connection.cursor()
@@ -134,9 +158,11 @@ def _prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
             cursor.execute(pragma)
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+    if begin is not None:
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
 
 
 def _take_ownership(path: Path) -> IO[str]:

@@ -105,9 +105,13 @@ class Endpoint:
     description: str = ""
     deprecated: bool = False
 
+    async def answer_to(self, request: Request, service: Service) -> Response:
+        """Everything that can go wrong is an answer; only a client that left raises."""
+        return await _run(self, service, request)
+
     def route(self, service: Service) -> Route:
         async def run(request: Request) -> Response:
-            return await _run(self, service, request)
+            return await self.answer_to(request, service)
 
         return Route(self.path, run, methods=[self.method], name=f"{self.method} {self.path}")
 
@@ -130,7 +134,7 @@ def error_response(error: ApiError) -> Response:
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
     try:
         principal = _authenticate(endpoint, service, request)
-        if "\0" in request.url.path:  # no id of ours holds a NUL, and PostgreSQL takes none in a look-up
+        if "\0" in request.scope["path"]:  # no id of ours holds a NUL, and PostgreSQL takes none in a look-up
             raise ApiError(ErrorCode.NOT_FOUND)
         query = validate(endpoint.query, _gather(request.query_params.multi_items())) if endpoint.query else None
         body = await _body_of(endpoint, service, request) if endpoint.body else None

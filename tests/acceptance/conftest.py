@@ -142,12 +142,15 @@ class Arrived:
 
 
 class Endpoint:
-    """A customer's endpoint in this process: keeps what it is sent, answers as `answers` says (200 when it is empty)."""
+    """A customer's endpoint in this process: keeps what it is sent, answers as `answers` says (200 when it is empty). To what is
+    sent to a path of `slow` it answers so many seconds later."""
 
     def __init__(self) -> None:
         self.arrived: list[Arrived] = []
         self.answers: list[int] = []
+        self.slow: dict[str, float] = {}
         self._changed = threading.Condition()
+        self._closed = threading.Event()
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -157,9 +160,12 @@ class Endpoint:
                     endpoint.arrived.append(Arrived(self.command, self.path, dict(self.headers.items()), body))
                     status = endpoint.answers.pop(0) if endpoint.answers else 200
                     endpoint._changed.notify_all()
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                if self.path in endpoint.slow:
+                    endpoint._closed.wait(endpoint.slow[self.path])
+                with contextlib.suppress(OSError):  # it may not have waited for us
+                    self.send_response(status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
 
             do_GET = do_POST
 
@@ -178,6 +184,7 @@ class Endpoint:
             return self.arrived[:number]
 
     def close(self) -> None:
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

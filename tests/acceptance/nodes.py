@@ -65,19 +65,29 @@ class Nodes:
         server.first = server.first or self.servers[0].first
         return server
 
-    def deliver(self) -> None:
-        """One more `shortener deliver`."""
+    def deliver(self, **environment: str) -> None:
+        """One more `shortener deliver`; `environment`: what else is in it."""
         name = f"deliver{len(self.deliverers)}"
         (self.folder / name).mkdir()
         process = subprocess.Popen(
             [sys.executable, "-m", "shortener", "deliver"],
-            env=self.environment(name),
+            env=self.environment(name) | environment,
             cwd=self.folder / name,
             stdout=subprocess.PIPE,
         )
         self.deliverers.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"Delivering.\n"
+
+    def clock_off_by(self, seconds: int) -> dict[str, str]:
+        """What makes the clock of a process go wrong: every module of the service reads `utcnow`."""
+        folder = self.folder / f"clock{seconds}"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            "from datetime import UTC, datetime, timedelta\nimport shortener.model\n"
+            f"shortener.model.utcnow = lambda: datetime.now(UTC) + timedelta(seconds={seconds})\n"
+        )
+        return {"PYTHONPATH": str(folder)}
 
     def close(self) -> list[int]:
         """SIGTERM to all that still run; their exit codes."""

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import sqlite3
+import time
 from pathlib import Path
 
 import httpx
 
-from tests.acceptance.conftest import PHONE, Server
+from tests.acceptance.conftest import PHONE, Endpoint, Server
 
 
 def database(folder: Path) -> sqlite3.Connection:
@@ -65,6 +66,35 @@ def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_
         ).fetchone()
         assert clicked == events == len(kept)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_delivery_under_way_at_kill_nine_is_made_again_when_its_lease_ends(server: Server, endpoint: Endpoint) -> None:
+    endpoint.slow = {"/": 60.0}
+    with server.api() as client:
+        given = {"url": endpoint.url + "/", "events": ["click"], "format": "scg", "timeout": 30}
+        assert client.post("/api/v1/trackers", json=given).status_code == 201
+        (message,) = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": '#track("https://x.example/")'}).json()[
+            "messages"
+        ]
+    with server.client(**{"User-Agent": PHONE}) as client:
+        assert client.get("/" + message["links"][0]["code"]).status_code == 302
+    endpoint.wait(1)
+    server.kill()
+    ends = round((time.time() + 2) * 1000)
+    with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection:
+        (attempt, lease) = connection.execute("SELECT attempt, lease_until FROM deliveries").fetchone()
+        assert attempt == 1
+        assert lease > ends + 30_000, "it outlasts the deadline"
+        with connection:  # as if most of it had passed
+            connection.execute("UPDATE deliveries SET lease_until = ?, next_at = ?", (ends, ends))
+    endpoint.slow = {}
+    server.start()
+    first, second = endpoint.wait(2)
+    assert time.time() * 1000 >= ends, "not before the lease has ended"
+    assert [request.json["attempt"] for request in (first, second)] == [1, 2], "the attempt that was cut off is spent"
+    assert first.json["event_id"] == second.json["event_id"] == second.headers["webhook-id"]
+    assert server.stop() == 0
+    assert len(endpoint.arrived) == 2
 
 
 def test_links_of_an_answered_rewrite_resolve_after_kill_nine(server: Server) -> None:

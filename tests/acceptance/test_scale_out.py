@@ -11,18 +11,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint
+from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server
 from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.conftest import new_postgresql_database
-from tests.servers import children, free_port
+from tests.servers import RedisProcess, children, free_port
 
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))  # `make prove` asks for more
 
@@ -147,23 +146,118 @@ def test_workers_that_cannot_start_end_the_command_with_one_line(nodes: Nodes, t
     assert b"Traceback" not in done.stderr
 
 
-def test_a_switched_off_application_is_off_on_every_node_within_a_second(nodes: Nodes) -> None:
-    one, two = nodes.serve(), nodes.serve()
-    (message,) = nodes.rewrite(1)
-    code = message["links"][0]["code"]
-    asyncio.run(_disable(nodes))
-    deadline = time.monotonic() + 1.5
-    with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
-        for server in (one, two):
-            while client.get(f"{server.base}/{code}").status_code != 410:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+# What nodes share.
 
 
-async def _disable(nodes: Nodes) -> None:
-    connection = await asyncpg.connect(nodes.database_url)
-    await connection.execute("UPDATE applications SET disabled_at = 1")
-    await connection.execute(
-        "INSERT INTO installation (name, value) VALUES ('directory', 'changed') ON CONFLICT (name) DO UPDATE SET value = 'changed'"
+@pytest.fixture
+def pair(nodes: Nodes, redis_server: RedisProcess) -> tuple[Server, Server]:
+    """Two nodes that share a Redis as well."""
+    nodes.redis_url = redis_server.url
+    return nodes.serve(), nodes.serve()
+
+
+def get(server: Server, code: str, host: str = "go.example") -> int:
+    with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": host}) as client:
+        return client.get(f"{server.base}/{code}").status_code
+
+
+def seconds_until_answered(server: Server, code: str, status: int) -> float:
+    return seconds_until(lambda: get(server, code, "go.brand.example") == status)
+
+
+def seconds_until(true: Callable[[], bool]) -> float:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def switch_link(server: Server, code: str, enabled: bool) -> None:
+    with server.api() as client:
+        assert client.patch(f"/api/v1/links/{code}", json={"enabled": enabled}).status_code == 200
+
+
+def switch_host(server: Server, code: str, enabled: bool) -> None:
+    with server.api() as client:
+        if enabled:
+            assert client.delete("/api/v1/blocked-hosts/x.example").status_code in (200, 204)
+        else:
+            assert client.post("/api/v1/blocked-hosts", json={"host": "x.example"}).status_code in (200, 201)
+
+
+def switch_domain(server: Server, code: str, enabled: bool) -> None:
+    server.command("domains", "enable" if enabled else "disable", "go.brand.example")
+
+
+def switch_application(server: Server, code: str, enabled: bool) -> None:
+    server.command("applications", "update", "1", "--enable" if enabled else "--disable")
+
+
+@pytest.mark.parametrize("switch", [switch_link, switch_host, switch_domain, switch_application])
+def test_a_kill_switch_is_thrown_on_every_node_within_a_second(
+    nodes: Nodes, pair: tuple[Server, Server], switch: Callable[[Server, str, bool], None]
+) -> None:
+    one, two = pair
+    one.command("applications", "update", "1", "--add-domain", "https://go.brand.example")
+    time.sleep(0.6)  # as long as nodes take to hear of a domain
+    code = nodes.rewrite(1)[0]["links"][0]["code"]
+    for server in pair:
+        assert seconds_until_answered(server, code, 302) < 1.0
+    switch(one, code, False)
+    for server in (two, one):
+        assert seconds_until_answered(server, code, 410) < 1.0
+    switch(one, code, True)
+    for server in (two, one):
+        assert seconds_until_answered(server, code, 302) < 1.0
+
+
+def test_metrics_of_the_processes_add_up(nodes: Nodes, pair: tuple[Server, Server]) -> None:
+    codes = [message["links"][0]["code"] for message in nodes.rewrite(20)]
+    clicks = [(number % 2, code) for code in codes for number in range(6)] + [(0, codes[0])] * 30
+    answers = asyncio.run(click_all([server.base for server in pair], clicks))
+    assert answers.statuses == {302: 150}
+    shares = [metrics(server) for server in pair]
+    assert all(share["shortener_hits_recorded_total"] >= 60 for share in shares)
+    told = dict(asyncio.run(nodes.query("SELECT count(*) AS hits, count(*) FILTER (WHERE flags & 2 > 0) AS firsts FROM hits"))[0])
+    assert sum(share["shortener_hits_recorded_total"] for share in shares) == told["hits"] == 150
+    assert sum(share["shortener_first_clicks_total"] for share in shares) == told["firsts"] == 20
+    assert sum(share['shortener_redirects_total{status="302"}'] for share in shares) == 150
+
+
+def metrics(server: Server) -> dict[str, float]:
+    with server.client() as client:
+        lines = client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def test_machines_whose_clocks_are_minutes_apart_keep_to_one(nodes: Nodes, endpoint: Endpoint) -> None:
+    slow, fast = nodes.clock_off_by(-600), nodes.clock_off_by(600)
+    one, two = nodes.prepare(), nodes.prepare()
+    for server, environment in ((one, slow), (two, fast)):
+        server.environment |= environment
+        server.start()
+        server.first = server.first or one.first
+    nodes.deliver(**fast)
+    nodes.deliver(**slow)
+    assert [round(metrics(server)["shortener_clock_offset_seconds"] / 600) for server in (one, two)] == [1, -1]
+    with one.api() as client:
+        endpoint.slow["/"] = 1.0  # long enough for somebody to look whose lease he thinks is over
+        tracker = {"name": "mine", "url": endpoint.url, "events": ["state"], "format": "scg"}
+        assert client.post("/api/v1/trackers", json=tracker).status_code == 201
+    codes = [message["links"][0]["code"] for message in nodes.rewrite(24)]
+    asyncio.run(click_all([one.base, two.base], [(number % 2, code) for number, code in enumerate(codes)]))
+    arrived = Counter(request.headers["webhook-id"] for request in endpoint.wait(24))
+    assert set(arrived.values()) == {1}
+    assert (
+        seconds_until(lambda: asyncio.run(nodes.query("SELECT count(*) AS n FROM deliveries WHERE status = 1"))[0]["n"] == 24) < 10
     )
-    await connection.close()
+    (told,) = asyncio.run(
+        nodes.query(
+            "SELECT max(d.attempt) AS attempts, max(abs(h.at - extract(epoch FROM clock_timestamp()) * 1000)) AS away "
+            "FROM deliveries d CROSS JOIN hits h"
+        )
+    )
+    assert told["attempts"] == 1, "nobody took what another one held a lease on"
+    assert told["away"] < 60_000, "hits bear the times of one clock"
+    assert nodes.close() == [0, 0, 0, 0]

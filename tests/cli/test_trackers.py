@@ -1,6 +1,7 @@
 """`shortener trackers` and `deliveries`, beside a service that has the same store open."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
 from shortener.cli import cli
 from shortener.service import Service
@@ -116,12 +118,39 @@ async def test_deliveries_are_listed_shown_and_replayed(
     delivery = rest["deliveries"][0]["delivery_id"]
     shown = await run("deliveries", "show", delivery)
     assert (shown["status"], [one["status"] for one in shown["attempts"]]) == ("dead", [500])
+    told = (await run("trackers", "show", number))["health"]
+    assert (told["breaker"], told["failures_in_row"], told["pending"], told["dead"]) == ("closed", 3, 0, 3)
+    assert told["last_failure_at"] is not None
+    people = await invoke("trackers", "show", number)
+    assert re.search(r"^failures_in_row +3$", people.output, re.MULTILINE)
     assert await run("deliveries", "replay", delivery) == {"replayed": 1}
     assert await run("deliveries", "replay", "--tracker", number, "--since", "2026-11-21") == {"replayed": 0}
     assert await run("deliveries", "replay", "--tracker", number) == {"replayed": 2}
     for arguments in (("deliveries", "list", "--tracker", number), ("deliveries", "show", delivery), ("trackers", "list")):
         result = await invoke(*arguments)
         assert result.exit_code == 0, result.output
+
+
+async def test_events_that_were_set_aside_are_told_again(service: Service, run: Run, receiver: Receiver) -> None:
+    await run("trackers", "add", "1", receiver.url(), "--event", "click")
+    story = Story(service)
+    message = await story.message()
+    await story.first_click(message)
+
+    async def write(data: str) -> None:
+        statement = text("UPDATE events SET data = :data")
+        await service.database.write(lambda connection: connection.execute(statement, {"data": data}))
+
+    await write("{")
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert receiver.requests == []
+    await write("{}")
+    assert await run("deliveries", "retell") == {"retold": 1}
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 1
+    assert await run("deliveries", "retell") == {"retold": 0}
 
 
 @pytest.mark.parametrize(

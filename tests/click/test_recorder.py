@@ -13,10 +13,11 @@ from shortener import accounts
 from shortener.click.recorder import Hit, Landing, Recorder, Totals
 from shortener.delivery.trackers import NewTracker
 from shortener.dlr import Report
-from shortener.errors import StoreUnavailable
+from shortener.erase import erase_message
+from shortener.errors import ApiError, StoreUnavailable
 from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.report.counts import verify
-from shortener.rewrite.service import Outgoing
+from shortener.rewrite.service import MAX_LINKS, Outgoing
 from shortener.service import Service
 from shortener.store import schema
 from shortener.store.types import to_ms
@@ -105,6 +106,22 @@ async def test_two_links_of_one_message_are_one_clickthru_and_two_clicks(service
     await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 2))
     events = await rows(service, schema.events)
     assert sorted(event.topics for event in events) == [Topic.CLICK, Topic.STATE | Topic.CLICK]
+
+
+async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_click_of_its_own(service: Service) -> None:
+    """A bit of `messages.clicked_links`, a signed column of 32, stands for each; the recorder relies on MAX_LINKS for that."""
+    assert 1 << MAX_LINKS <= 2**31 - 1
+    body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
+    codes = await send(service, body, track="all_urls")
+    assert len(codes) == MAX_LINKS
+    for code in codes * 2:
+        await service.recorder.record(hit(service, code))
+    assert set((await clickthru_events(service)).values()) == {1}
+    assert len(await rows(service, schema.events)) == MAX_LINKS
+    (message,) = await rows(service, schema.messages)
+    assert message.clicked_links == (1 << MAX_LINKS) - 1
+    with pytest.raises(ApiError):
+        await send(service, body + " https://x.example/one-more", track="all_urls")
 
 
 async def test_a_labelled_link_raises_an_event_on_every_click(service: Service) -> None:
@@ -312,6 +329,16 @@ async def test_of_the_installation_and_the_application_the_stricter_one_says_how
         await client.get(f"/{code}")
     (one,) = await rows(service, schema.hits)
     assert one.address == kept
+
+
+async def test_of_a_hit_on_a_link_of_an_erased_message_nothing_personal_is_kept(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, message_ids=("m-1",))
+    await service.recorder.record(hit(service, code))
+    await service.database.write(erase_message, 1, "m-1", clock())
+    landing = await service.recorder.record(hit(service, code))
+    assert (landing.location, landing.off) == (None, True)
+    assert [(one.address, one.user_agent) for one in await rows(service, schema.hits)] == [("", ""), ("", "")]
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
 
 async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service: Service, clock: Clock) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from shortener import accounts
+from shortener.click.circumstance import RULES as CIRCUMSTANCES
 from shortener.model import Topic
 from shortener.service import Service
 from shortener.store import schema
@@ -64,6 +65,7 @@ async def test_head_and_prefetch_are_sent_on_but_never_click(client: httpx.Async
     path = await link(client)
     for method, headers in (
         ("HEAD", {}),
+        ("OPTIONS", {}),
         ("GET", {"Sec-Purpose": "prefetch"}),
         ("GET", {"Purpose": "prefetch"}),
         ("GET", {"X-Purpose": "preview"}),
@@ -282,6 +284,24 @@ async def test_one_of_two_domains_can_be_killed_and_new_links_are_made_on_the_ot
         assert [await status(on_second, host) for host in (first, second, "s.example")] == [404, 302, 302]
 
 
+async def test_a_repeated_message_gets_its_links_on_the_domain_that_they_were_made_for(branded: Service, clock: Clock) -> None:
+    async with of_brand(branded) as client:
+        body = {"to": "+14085550100", "message_id": "m-1", "body": 'see #track("https://x.example/")'}
+        first = (await client.post("/api/v1/rewrite", json=body)).json()
+        await branded.database.write(accounts.add_domain, 2, "https://another.and.longer.brand.example", clock())
+        await branded.database.write(_domain, clock(), True)
+        await branded.directory.refresh()
+        assert (await client.post("/api/v1/rewrite", json=body)).json() == first
+    default = branded.first_credentials
+    assert default is not None
+    async with client_of(branded, {"X-API-Key": default.api_key}) as client:
+        first = (await client.post("/api/v1/rewrite", json=body)).json()
+        assert first["messages"][0]["links"][0]["short_url"].startswith("https://s.example/")
+        await branded.database.write(accounts.add_domain, 1, "https://mine.example", clock())
+        await branded.directory.refresh()
+        assert (await client.post("/api/v1/rewrite", json=body)).json() == first
+
+
 async def test_texts_with_links_to_a_blocked_host_are_refused(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     await service.database.write(accounts.block_host, accounts.EVERYBODY, "*.evil.example", clock())
     await service.directory.refresh()
@@ -320,17 +340,49 @@ async def test_any_number_of_machines_before_the_person_leave_the_click_intact(c
     assert await topics(service) == [Topic.STATE | Topic.CLICK]
 
 
-async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(client: httpx.AsyncClient, service: Service) -> None:
+async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    """Each rule speaks once, over the wire."""
     path = await link(client)
     await client.get(path, headers=PHONE)
     await client.head(path, headers=PHONE)
-    await client.get(path, headers={"User-Agent": "curl/8.9.1"})
-    text = (await client.get("/metrics")).text
-    for verdict, rule, count in (
-        ("human", "browser", 1),
-        ("ignored", "method", 1),
-        ("suspected", "crawler", 1),
-        ("suspected", "link_preview", 0),
-        ("suspected", "all_links_at_once", 0),
-    ):
-        assert f'shortener_hits_total{{rule="{rule}",verdict="{verdict}"}} {count}.0' in text
+    await client.get(path, headers=PHONE | {"Purpose": "prefetch"})
+    for agent in ("", "WhatsApp/2.24", "curl/8.9.1", "Mozilla/5.0 (compatible; Unheard-Of/1.0)", "x"):
+        await client.get(path, headers={"User-Agent": agent})
+
+    async def choose(**settings: Any) -> None:
+        off = {"min_seconds_after_sent": None, "min_seconds_after_delivered": None, "max_recipients_per_address_minute": None}
+        await service.database.write(accounts.update_application, 1, off | settings, clock())
+        await service.directory.refresh()
+
+    for state, setting in (("SENT", "min_seconds_after_sent"), ("DELIVERED", "min_seconds_after_delivered")):
+        await choose(**{setting: 5})
+        path = await link(client, message_id=state)
+        report = {"message_id": state, "state": state, "timestamp": clock().isoformat()}
+        assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
+        await client.get(path, headers=PHONE)
+    await choose(max_recipients_per_address_minute=1)
+    for _ in range(2):
+        await client.get(await link(client), headers=PHONE)
+    await choose(all_links_within_second=True)
+    body = {"to": "+14085550100", "body": '#track("https://x.example/1") #track("https://x.example/2")'}
+    for one in (await client.post("/api/v1/rewrite", json=body)).json()["messages"][0]["links"]:
+        await client.get(f"/{one['code']}", headers=PHONE)
+
+    counted = {
+        line.rpartition(" ")[0]: line.rpartition(" ")[2]
+        for line in (await client.get("/metrics")).text.splitlines()
+        if line.startswith("shortener_hits_total{")
+    }
+    expected = {("human", "browser"): 3} | {
+        (verdict, rule): 1
+        for verdict, rules in (
+            ("ignored", ("method", "prefetch")),
+            ("suspected", ("empty_agent", "link_preview", "crawler", "program", "no_browser", *CIRCUMSTANCES)),
+        )
+        for rule in rules
+    }
+    assert counted == {
+        f'shortener_hits_total{{rule="{rule}",verdict="{verdict}"}}': f"{count}.0" for (verdict, rule), count in expected.items()
+    }

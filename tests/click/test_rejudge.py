@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from shortener import accounts
 from shortener.click import correction, rejudge
@@ -16,6 +16,7 @@ from shortener.delivery.trackers import NewTracker
 from shortener.dlr import Report
 from shortener.erase import erase_message
 from shortener.model import HitFlag, State, Topic, Verdict
+from shortener.purge import purge
 from shortener.report.counts import verify
 from shortener.service import Service
 from shortener.store import schema
@@ -307,6 +308,31 @@ def test_without_its_click_a_message_is_as_far_as_was_reported(previous: State |
     assert one.state_without_click is state
 
 
+async def test_the_events_of_a_click_that_was_taken_back_are_found_by_their_message(retracting: Service, clock: Clock) -> None:
+    service = retracting
+    (code,) = await send(service, message_ids=("m-1",))
+    (other,) = await send(service, message_ids=("m-2",))
+    await click(service, other)
+    machine = await click(service, code, SCANNER)
+    clock.forward(minutes=10)
+    await judge_again(service)
+    person = await click(service, code)
+    (mine, theirs) = sorted(one.id for one in await rows(service, schema.messages))
+
+    def found(connection: Connection, wanted: int) -> list[tuple[Topic, int]]:
+        which = (
+            select(schema.events.c.topics, schema.events.c.hit_id).where(schema.events_of([wanted])).order_by(schema.events.c.id)
+        )
+        return [(Topic(topics), hit) for topics, hit in connection.execute(which)]
+
+    first, back = Topic.STATE | Topic.CLICK, Topic.CLICK_RETRACTED
+    assert await service.database.read(found, mine) == [(first, machine), (back, machine), (first, person)]
+    assert [topics for topics, _ in await service.database.read(found, theirs)] == [first]
+    await service.database.write(lambda c: c.execute(update(schema.events).values(data={"to_address": "+1408"})))
+    assert (await service.database.write(erase_message, 1, "m-1", clock())).events == 3
+    assert [one.data for one in await rows(service, schema.events)].count({}) == 3
+
+
 async def test_ignored_and_erased_hits_are_not_judged_again(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await send(service, message_ids=("m-1",))
@@ -317,6 +343,21 @@ async def test_ignored_and_erased_hits_are_not_judged_again(retracting: Service,
     assert (run.hits, run.done.events) == (0, 0)
     assert (await message(service)).state == State.CLICKTHRU
     await check_counts(service)
+
+
+async def test_a_first_click_that_lost_its_agent_when_its_retention_was_over_stands(retracting: Service, clock: Clock) -> None:
+    service = retracting
+    (code,) = await send(service)
+    await click(service, code)
+    clock.forward(days=2)
+    settings = service.settings.model_copy(update={"hit_retention_days": 1})
+    assert (await purge(service.database, settings, clock())).emptied_hits == 0, "fan-out first"
+    await service.fanout.flush()
+    assert (await purge(service.database, settings, clock())).emptied_hits == 1
+    run = await judge_again(service)
+    assert (run.hits, run.done.events) == (0, 0)
+    assert (await message(service)).state == State.CLICKTHRU
+    assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
 
 
 async def test_late_hits_and_those_on_dead_links_change_their_verdict_and_nothing_else(retracting: Service, clock: Clock) -> None:

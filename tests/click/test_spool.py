@@ -10,6 +10,7 @@ import orjson
 import pytest
 from sqlalchemy import update
 
+from shortener import accounts
 from shortener.click.recorder import Recorder
 from shortener.click.spool import Backlog, Drainer, Spool
 from shortener.errors import StoreUnavailable
@@ -240,6 +241,22 @@ async def test_machines_and_late_clicks_are_what_they_were_when_they_came(servic
         (Verdict.SUSPECTED, 0),
         (Verdict.HUMAN, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE),
     ]
+
+
+async def test_no_more_of_an_address_is_spooled_than_the_application_lets_be_kept(
+    service: Service, node: Node, clock: Clock, redis_server: RedisProcess
+) -> None:
+    await service.database.write(accounts.update_application, 1, {"ip_privacy": "none"}, clock())
+    await service.directory.refresh()
+    (code,) = await send(service)
+    node.take_away()
+    assert await node.click(code, address="198.51.100.0") == LOCATION
+    with contextlib.closing(redis_server.client()) as client:
+        ((_, entry),) = client.xrange("sms:test:spool:hits")
+    assert orjson.loads(entry["h"])["address"] == ""
+    node.bring_back()
+    await node.drained()
+    assert [one.address for one in await rows(service, schema.hits)] == [""]
 
 
 async def test_what_is_switched_off_is_off_in_the_cache_too(service: Service, node: Node, clock: Clock) -> None:

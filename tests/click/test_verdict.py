@@ -139,6 +139,10 @@ def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
         android("10; K", " UnheardOfBot/1.0"),
         android("10; K; UnheardOfCrawler"),
         android("10; http://scanner.example"),
+        android("10; K", " (via images.unheard-of.com ImageProxy)"),
+        android("10; K", " Looked at by unheard-of.net"),
+        android("10; K", " UnheardOfHttpAgent"),
+        "Mozilla/5.0 (X11; U; Linux i686; en-US; rv:1.9.1.3; unheard-of-agent) Gecko/20090824 Firefox/3.5.3",
         "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
     ],
 )
@@ -202,6 +206,9 @@ def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
         android("13; SM-A536B; wv", " musical_ly_2023304030 BytedanceWebview/d8a21c6"),
         android("13; SM-A536B", " Telegram-Android/11.3.3 (Samsung SM-A536B; Android 13; SDK 33; HIGH)"),
         android("13; 2201116SI Build/TKQ1.221114.001; wv", " CamScanner/4.5.0.2305051722"),
+        android("13; SM-A536B; wv", " Unheard-Of.com/132.0"),
+        android("13; SM-A536B; wv", " com.unheard.app/17 [FBAN/FB4A;FBCR/mobile.com]"),
+        "User-Agent: " + android("13; SM-A536B"),
         android("13; I2208; wv", " csh-store-checkout d2c-back-supported"),
         # Browsers of the less common kinds.
         android("10; K", " (Ecosia android@143.0.0.0)"),

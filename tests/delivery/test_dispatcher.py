@@ -3,6 +3,8 @@
 import asyncio
 import random
 import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -12,10 +14,11 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import pytest
 from sqlalchemy import Connection, Row, insert, update
 from standardwebhooks.webhooks import Webhook
+from structlog.testing import capture_logs
 
 from shortener.delivery import queries
 from shortener.delivery.courtesy import Courtesy
-from shortener.delivery.dispatcher import LEASE_MARGIN, LONGEST_HOLD, Dispatcher
+from shortener.delivery.dispatcher import LEASE_LEFT, LEASE_MARGIN, LONGEST_HOLD, Dispatcher
 from shortener.delivery.guard import Guard
 from shortener.delivery.health import FAILURES
 from shortener.delivery.outcomes import DEFAULT_SCHEDULE
@@ -150,6 +153,72 @@ async def test_an_outcome_that_comes_after_the_lease_was_lost_changes_nothing(
     assert await delivery(service) == before
 
 
+class Slow:
+    """A store whose next commit takes so many seconds, by the clock of the test."""
+
+    def __init__(self, database: Database, clock: Clock, *seconds: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._seconds = list(seconds)
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await self._database.write(transact, *args, **kwargs)
+        if self._seconds:
+            self._clock.forward(seconds=self._seconds.pop(0))
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+@pytest.mark.parametrize(("seconds", "requests"), [(LEASE_LEFT / 1000, 1), (LEASE_LEFT / 1000 + 0.001, 0), (60, 0)])
+async def test_no_attempt_begins_whose_lease_may_end_before_it(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, seconds: float, requests: int
+) -> None:
+    await make_tracker(receiver.url(), timeout=5, format="scg")
+    await story.first_click()
+    await service.fanout.flush()
+    slow: Any = Slow(service.database, clock, seconds)
+    dispatcher = other_dispatcher(service, slow)
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._flights)
+    assert len(receiver.requests) == requests
+    assert await dispatcher.step() >= 1
+    await dispatcher.flush()
+    (request,) = receiver.requests
+    row = await delivery(service)
+    assert (request.json["attempt"], row.status, row.attempt) == (1, DELIVERED, 1), "given back, it is not spent"
+    assert dispatcher.totals.handed_back == 1 - requests
+
+
+async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    """Resolver and slots of the sender: nothing keeps a claimed delivery longer, so a lease covers it."""
+    released = threading.Event()
+
+    def silent(host: str, port: int) -> list[str]:
+        released.wait(10)
+        return ["127.0.0.1"]
+
+    receiver.usual = Reply(hang=True)
+    await make_tracker("http://silent.example/", timeout=0.3)
+    await make_tracker(receiver.url(), timeout=0.3)
+    await story.first_click()
+    await service.fanout.flush()
+    try:
+        async with Sender(Guard(True), user_agent="test", limit=1, clock=service.clock, lookup=silent) as sender:
+            dispatcher = other_dispatcher(service, sender=sender)
+            began = time.monotonic()
+            await dispatcher.step()
+            await asyncio.wait(dispatcher._flights)
+            assert time.monotonic() - began < 0.3 + 0.5
+            await dispatcher.step()
+    finally:
+        released.set()
+    assert all(row.lease_until is None for row in await deliveries(service))
+
+
 async def test_ten_attempts_in_all_on_the_schedule_and_then_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
@@ -230,11 +299,13 @@ async def test_410_disables_the_tracker_visibly_and_parks_the_rest(
     tracker = await make_tracker(receiver.url(), concurrency=1)
     await story.first_click()
     await story.first_click()
-    await deliver(service)
+    with capture_logs() as logs:
+        await deliver(service)
     assert len(receiver.requests) == 1
     told = await service.trackers.get(tracker)
     assert (told.enabled, told.disabled_reason) == (False, "it answered 410 Gone")
-    assert service.dispatcher.totals.trackers_disabled == 1
+    assert {"event": "tracker_disabled", "tracker": tracker, "reason": "it answered 410 Gone", "log_level": "warning"} in logs
+    assert b"\nshortener_trackers_disabled_total 1.0\n" in service.metrics.text("")[0]
     assert statuses(await deliveries(service)) == {DEAD: 1, PENDING: 1}
     await story.first_click()
     clock.forward(days=2)
@@ -458,6 +529,29 @@ async def test_a_hanging_tracker_holds_only_its_own_slots(
     kill(dispatcher)
 
 
+@pytest.mark.parametrize(("processes", "concurrency", "share"), [(1, 8, 8), (3, 8, 2), (4, 2, 1)])
+async def test_a_trackers_slots_are_shared_out_among_the_processes_that_deliver(
+    make_service: MakeService,
+    receiver: Receiver,
+    story_of: Callable[[Service], Story],
+    processes: int,
+    concurrency: int,
+    share: int,
+) -> None:
+    service = await make_service(delivery_processes=processes, delivery_slots_per_tracker=concurrency)
+    story = story_of(service)
+    receiver.usual = Reply(hang=True)
+    given = {"url": receiver.url(), "events": ["click"], "concurrency": concurrency}
+    await service.trackers.create(1, NewTracker.model_validate(given))
+    for number in range(10):
+        await story.first_click(await story.message(callback_url=f"http://127.0.0.1:{receiver.port}/{number}"))
+    await service.fanout.flush()
+    while await service.dispatcher.step():
+        pass
+    assert service.dispatcher._busy == {"t1": share, "c127.0.0.1": share}
+    kill(service.dispatcher)
+
+
 @pytest.fixture
 def story_of() -> Callable[[Service], Story]:
     return Story
@@ -563,7 +657,7 @@ class Flaky:
 async def test_outcomes_wait_for_a_store_that_is_away(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
-    await make_tracker(receiver.url())
+    tracker = await make_tracker(receiver.url())
     await story.first_click()
     await service.fanout.flush()
     store = Flaky(service.database)
@@ -577,6 +671,7 @@ async def test_outcomes_wait_for_a_store_that_is_away(
     store.down = False
     await dispatcher.flush()
     assert ((await delivery(service)).status, len(receiver.requests)) == (DELIVERED, 1)
+    assert (await tracker_row(service, tracker)).failures_in_row == 0, "our store is nothing to the tracker"
 
 
 async def test_stop_lets_attempts_end_and_records_them(
@@ -610,6 +705,52 @@ async def test_stop_hands_back_what_cannot_end_in_time(
     assert service.dispatcher.totals.handed_back == 1
 
 
+async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.usual = 500
+    await make_tracker(receiver.url(), concurrency=1)
+    for _ in range(FAILURES + 2):
+        await story.first_click()
+    await deliver(service)
+    receiver.take()
+    clock.forward(seconds=30)
+    receiver.usual = Reply(hang=True)
+    stopped = other_dispatcher(service)
+    await flying(stopped, receiver, 1)
+    await stopped.stop(0.1)
+    receiver.take()
+    receiver.usual = 200
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 1
+    assert statuses(await deliveries(service))[DELIVERED] == 1
+
+
+async def test_stop_is_over_in_time_though_the_store_hangs(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    class Hanging(Flaky):
+        async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+            if self.down:
+                await asyncio.Event().wait()
+            return await super().write(transact, *args, **kwargs)
+
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    store = Hanging(service.database)
+    dispatcher = other_dispatcher(service, store)
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._flights)
+    store.down = True
+    turn = asyncio.create_task(dispatcher.step())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await dispatcher.stop(0.1)
+    turn.cancel()
+    await asyncio.wait([turn])
+
+
 async def test_many_outcomes_share_a_transaction(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
@@ -638,6 +779,55 @@ async def test_processes_that_share_a_store_never_claim_the_same_delivery(
     assert statuses(await deliveries(first)) == {DELIVERED: 100}
     assert Counter(Counter(request.headers["webhook-id"] for request in receiver.requests).values()) == {1: 100}
     assert all(service.dispatcher.totals.delivered > 0 for service in (first, second))
+
+
+async def test_of_several_processes_one_sends_the_probe(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    services = [await make_service() for _ in range(3)]
+    story = story_of(services[0])
+    receiver.usual = 500
+    given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "timeout": 5}
+    tracker = (await services[0].trackers.create(1, NewTracker.model_validate(given))).tracker.id
+    for _ in range(FAILURES + 10):
+        await story.first_click()
+    await deliver(services[0])
+    assert len(receiver.take()) == FAILURES
+    clock.forward(seconds=30)
+    receiver.usual = Reply(hang=True)
+    for _ in range(3):
+        await asyncio.gather(*(service.dispatcher.step() for service in services))
+    await receiver.wait_for(1)
+    assert [service.dispatcher.in_flight for service in services].count(1) == 1
+    assert sum(service.dispatcher.in_flight for service in services) == len(receiver.requests) == 1
+    assert (await tracker_row(services[0], tracker)).failures_in_row == FAILURES
+    for service in services:
+        kill(service.dispatcher)
+
+
+async def test_several_processes_release_a_backlog_at_one_rate(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    services = [await make_service(delivery_recovery_rate=10) for _ in range(3)]
+    story = story_of(services[0])
+    receiver.usual = 500
+    given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "schedule": [1]}
+    await services[0].trackers.create(1, NewTracker.model_validate(given))
+    for _ in range(FAILURES + 30):
+        await story.first_click()
+    await deliver(services[0])
+    clock.forward(seconds=30)
+    receiver.usual = 200
+    receiver.take()
+    await services[0].dispatcher.flush()
+    assert len(receiver.take()) == 1, "the probe"
+    released = []
+    for _ in range(3):
+        clock.forward(seconds=1)
+        for _ in range(2):
+            await asyncio.gather(*(service.dispatcher.flush() for service in services))
+        released.append(len(receiver.take()))
+    assert released == [10, 10, 10]
 
 
 @pytest.fixture

@@ -1,20 +1,25 @@
 """Events become deliveries, on both engines."""
 
 import hashlib
+import re
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, insert, text, update
+from sqlalchemy.exc import DBAPIError
+from structlog.testing import capture_logs
 
 from shortener import accounts
 from shortener.conversion.intake import Intake
 from shortener.delivery import fanout, queries
-from shortener.delivery.formats import FACTS
+from shortener.delivery.fanout import retell
+from shortener.delivery.formats import FACTS, FORMATS
 from shortener.delivery.trackers import NewTracker
 from shortener.dlr import Report
-from shortener.ids import event_id
+from shortener.errors import StoreUnavailable
+from shortener.ids import encode, event_id
 from shortener.log import events
 from shortener.log.events import Event
 from shortener.model import DeliveryStatus, HitFlag, State, Topic
@@ -76,12 +81,15 @@ async def test_a_crash_in_the_middle_repeats_nothing_and_skips_nothing(
     for _ in range(3):
         await story.first_click()
 
+    class Killed(BaseException):
+        """The process dies before the events are marked."""
+
     def crash(connection: Connection, facts: object) -> None:
-        raise RuntimeError("the process dies before the events are marked")
+        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(queries, "mark_fanned_out", crash)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(Killed):
             await service.fanout.step()
     assert await rows(service.database, schema.deliveries) == []
     await service.fanout.flush()
@@ -265,6 +273,72 @@ async def test_an_event_whose_rows_are_gone_does_not_hold_up_the_others(
     assert len(receiver.requests) == 2
 
 
+async def spoil(service: Service, event: int, data: str) -> None:
+    """Change what is stored of an event, past everything that would keep it readable."""
+    statement = text("UPDATE events SET data = :data WHERE id = :event")
+    await service.database.write(lambda connection: connection.execute(statement, {"data": data, "event": event}))
+
+
+async def test_an_event_that_cannot_be_fanned_out_is_set_aside_and_told_when_the_fault_is_mended(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker(URL, "click", "state")
+    for _ in range(5):
+        await story.first_click()
+    made = [row.id for row in await rows(service.database, schema.events)]
+    spoiled = made[2]
+    await spoil(service, spoiled, "{not JSON")
+    with capture_logs() as logs:
+        await service.fanout.flush()
+    assert sorted(row.event_id for row in await rows(service.database, schema.deliveries)) == sorted(
+        event for event in made * 2 if event != spoiled
+    )
+    (line,) = [line for line in logs if line["event"] == "event_set_aside"]
+    assert (line["log_level"], line["event_id"]) == ("error", encode(spoiled))
+    assert b"\nshortener_events_set_aside_total 1.0\n" in service.metrics.text("")[0]
+    assert await service.fanout.step() == 0, "it is not tried again and again"
+
+    await spoil(service, spoiled, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
+    assert await retell(service.database) == 1
+    assert await retell(service.database) == 0
+    await service.fanout.flush()
+    assert len(await rows(service.database, schema.deliveries)) == 10
+
+
+async def test_a_batch_of_nothing_but_spoiled_events_does_not_stop_what_is_behind_it(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "BATCH", 2)
+    await make_tracker(URL, "click")
+    for _ in range(5):
+        await story.first_click()
+    made = [row.id for row in await rows(service.database, schema.events)]
+    for event in made[:4]:
+        await spoil(service, event, "]")
+    await service.fanout.flush()
+    assert [row.event_id for row in await rows(service.database, schema.deliveries)] == made[4:]
+    assert service.fanout.set_aside == 4
+
+
+async def test_a_store_that_does_not_understand_us_sets_no_event_aside(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker(URL, "click")
+    await story.first_click()
+
+    async def rename(old: str, new: str) -> None:
+        statement = text(f"ALTER TABLE conversions RENAME COLUMN {old} TO {new}")
+        await service.database.write(lambda connection: connection.execute(statement))
+
+    await rename("disposition", "elsewhere")
+    for _ in range(2):
+        with pytest.raises((DBAPIError, StoreUnavailable)):
+            await service.fanout.step()
+    await rename("elsewhere", "disposition")
+    await service.fanout.flush()
+    assert (len(await rows(service.database, schema.deliveries)), service.fanout.set_aside) == (1, 0)
+
+
 async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_200(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
@@ -332,7 +406,15 @@ async def test_a_suspected_click_is_told_only_where_it_is_asked_for_with_its_ver
     }
 
 
-@pytest.mark.parametrize("format", ["scg", "json"])
+def told_of_a_click(format: str, body: dict[str, Any]) -> dict[str, Any]:
+    if format == "scg":
+        told: dict[str, Any] = body["event"]["fld-val-list"]
+    else:
+        told = body if format == "json" else body["click"]
+    return {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name): value for name, value in told.items()}
+
+
+@pytest.mark.parametrize("format", FORMATS)
 async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_came(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, format: str
 ) -> None:
@@ -345,7 +427,7 @@ async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_c
     await story.click(message)
     await service.fanout.flush()
     await service.dispatcher.flush()
-    bodies = [one.json if format == "json" else one.json["event"]["fld-val-list"] for one in receiver.requests]
+    bodies = [told_of_a_click(format, one.json) for one in receiver.requests]
     names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
     told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
     assert told == [

@@ -197,6 +197,17 @@ def test_xoxzo_tells_of_a_click_as_its_status_call_does() -> None:
         },
         "event": "click",
         "event_id": "evt_1",
+        "click": {
+            "click_id": "c1",
+            "label": None,
+            "first_for_message": True,
+            "first_for_link": True,
+            "click_number": 1,
+            "seconds_since_sent": 44,
+            "seconds_since_delivered": 42,
+            "verdict": "human",
+            "verdict_reason": None,
+        },
     }
 
 
@@ -219,6 +230,17 @@ def test_infobip_gets_its_click_notification() -> None:
         "geoLocationInfo": {"countryName": None, "city": None},
         "applicationId": "631",
         "entityId": "92",
+        "click": {
+            "clickId": "c1",
+            "label": None,
+            "firstForMessage": True,
+            "firstForLink": True,
+            "clickNumber": 1,
+            "secondsSinceSent": 44,
+            "secondsSinceDelivered": 42,
+            "verdict": "human",
+            "verdictReason": None,
+        },
         "eventId": "evt_1",
     }
 

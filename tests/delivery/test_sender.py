@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import errno
 import gzip
@@ -19,6 +20,8 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, Answer, Outgoing, Sender
@@ -364,6 +367,56 @@ async def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
         # Not every resolver knows the name with its final dot.
         assert result.error == "blocked_address" or (host, result.error) == ("localhost.", "dns_error")
         assert canary.connections == 0
+
+
+@st.composite
+def disguised_loopback(draw: st.DrawFn) -> tuple[str, str]:
+    """A loopback address as a host of a URL may spell it, and as a resolver may give it."""
+    number = draw(st.integers(0x7F00_0001, 0x7FFF_FFFE))
+    prefixes = (0xFFFF << 32, 0x64_FF9B << 96, 0x64_FF9B_0001 << 80, 0)
+    embedded = str(ipaddress.IPv6Address(draw(st.sampled_from(prefixes)) | number))
+    if draw(st.booleans()):
+        embedded = str(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | draw(st.integers(0, 2**80 - 1))))
+    if draw(st.booleans()):
+        return f"[{embedded}]", embedded
+    # As inet_aton reads it: one to four parts, each decimal, octal or hexadecimal.
+    parts = draw(st.integers(1, 4))
+    numbers = [number >> 24 - 8 * place & 255 for place in range(parts - 1)] + [number & (1 << 8 * (5 - parts)) - 1]
+    styles = st.sampled_from(["{}", "0{:o}", "0x{:x}"])
+    return ".".join(draw(styles).format(part) for part in numbers), embedded
+
+
+def test_no_disguise_of_a_loopback_address_is_connected_to() -> None:
+    """In the URL, and as the answer of a resolver: a canary on all addresses of this machine sees no connection."""
+    resolved: list[str] = []
+
+    async def prepare(stack: contextlib.AsyncExitStack) -> tuple[Receiver, Sender, Sender]:
+        canary = await stack.enter_async_context(receiver(answer(200), host="0.0.0.0"))
+        plain = await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1))
+        return canary, plain, await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1, lookup=lookup))
+
+    def lookup(host: str, port: int) -> list[str]:
+        return resolved[-1:]
+
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        canary, plain, misled = runner.run(prepare(stack))
+
+        @settings(deadline=None)
+        @given(disguised_loopback())
+        def refused(disguise: tuple[str, str]) -> None:
+            host, address = disguise
+            resolved.append(address)
+            for sender, url in (
+                (plain, f"http://{host}:{canary.port}/"),
+                (misled, f"http://n{len(resolved)}.example:{canary.port}/"),
+            ):
+                result = runner.run(post(sender, url))
+                assert (result.status, result.error) == (None, "blocked_address"), url
+            assert canary.connections == 0
+
+        refused()
+        runner.run(stack.aclose())
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"], ["nonsense"]])

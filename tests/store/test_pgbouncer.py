@@ -102,7 +102,11 @@ async def test_prepared_statements_would_not_survive_it(pooled_url: str) -> None
 async def _work_with(nodes: int, url: str, databases: list[Database]) -> None:
     for node in range(nodes):
         databases.append(await open_database(url, owner=True))
-        await asyncio.gather(*(databases[-1].write(work, 100 * node + number) for number in range(50)))
+        writes = (databases[-1].write(work, 100 * node + number) for number in range(50))
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # none is left under way
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def test_our_parameter_is_not_the_servers() -> None:

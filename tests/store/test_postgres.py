@@ -12,10 +12,11 @@ from sqlalchemy import Connection, insert, select, text
 
 from shortener.errors import StoreUnavailable
 from shortener.store import schema
+from shortener.store.bells import RemoteBells
 from shortener.store.migrate import migrate
 from shortener.store.postgres import PostgresDatabase
 from tests.conftest import new_postgresql_database
-from tests.servers import PATIENCE, PostgresProcess
+from tests.servers import PATIENCE, PostgresProcess, Proxy, tls_context
 
 
 @pytest.fixture
@@ -123,3 +124,37 @@ async def test_whoever_asks_for_tls_sends_nothing_without_it() -> None:
     await asyncio.wait_for(done.wait(), PATIENCE)
     server.close()
     assert bytes(received) == bytes.fromhex("0000000804d2162f"), "SSLRequest, and then good-bye"
+
+
+@pytest.fixture
+async def behind_tls(postgres_server: PostgresProcess, certificate: Path) -> AsyncIterator[str]:
+    """A database of a real server, by TCP and TLS only: the packaged server is built without TLS, so a door before it does that."""
+    url = await new_postgresql_database(postgres_server.url, None)
+    await migrate(url)
+    user_and_name, _, folder = url.partition("?host=")
+    async with Proxy(Path(folder) / ".s.PGSQL.5432", tls=tls_context(certificate), like_postgresql=True).running() as door:
+        yield f"postgresql://postgres@127.0.0.1:{door.port}/{user_and_name.rpartition('/')[2]}"
+
+
+async def test_over_tls_to_whom_the_certificate_names_and_to_nobody_else(behind_tls: str, certificate: Path) -> None:
+    database = await PostgresDatabase.open(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}", pool_size=2)
+    try:
+        await database.write(add, "a")
+        assert await database.read(names) == {"a"}
+    finally:
+        await database.close()
+    with pytest.raises(StoreUnavailable, match="certificate"):
+        await PostgresDatabase.open(f"{behind_tls.replace('127.0.0.1', 'localhost')}?sslmode=verify-full&sslrootcert={certificate}")
+    with pytest.raises(StoreUnavailable):
+        await PostgresDatabase.open(f"{behind_tls}?sslmode=disable")
+
+
+async def test_bells_ring_over_tls_too(behind_tls: str, certificate: Path) -> None:
+    bells = RemoteBells(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}")
+    bells.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not bells.connected:
+                await asyncio.sleep(0.01)
+    finally:
+        await bells.stop()

@@ -2,21 +2,14 @@
 
 import asyncio
 import contextlib
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from shortener.store.redis import Client, RedisServer, RedisUnavailable, check_redis_url, open_redis
-from tests.servers import PATIENCE, Proxy, RedisProcess, free_port
+from tests.servers import PATIENCE, Proxy, RedisProcess, free_port, tls_context
 
 
 async def ping(client: Client) -> bool:
@@ -137,36 +130,8 @@ async def test_with_a_password_and_a_database(redis_server: RedisProcess) -> Non
         await seconds_of(stranger.run(ping))
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate for 127.0.0.1, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + made.public_bytes(serialization.Encoding.PEM)
-    file = tmp_path / "server.pem"
-    file.write_bytes(pem)
-    return file
-
-
 async def test_over_tls_and_not_to_a_stranger(redis_server: RedisProcess, certificate: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    async with Proxy(redis_server.port, tls=context).running() as proxy:
+    async with Proxy(redis_server.port, tls=tls_context(certificate)).running() as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}/0"
         async with opened(f"{url}?ssl_ca_certs={certificate}", timeout=1) as trusted:
             assert await trusted.run(keep) == KEPT

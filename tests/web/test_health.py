@@ -52,10 +52,12 @@ async def test_a_process_that_has_not_started_is_alive_but_not_ready(service: Se
 
 async def test_a_shutdown_is_not_ready_from_its_beginning(service: Service) -> None:
     service.start(web=False, deliver=False)
-    service.ready = False
+    service.begin_stop(2)
     status, told = await ready(service)
     assert status == 503
     assert told["checks"]["process"] == "failed"
+    async with client_of(service) as client:
+        assert (await client.get("/healthz")).status_code == 200
 
 
 class Away:

@@ -244,6 +244,14 @@ async def test_23_telecom_a_message_goes_to_as_many_as_a_hundred(client: httpx.A
     assert await stored(service) == (100, 0)
 
 
+async def test_a_host_that_mixes_scripts_brings_a_warning(client: httpx.AsyncClient) -> None:
+    body = 'see #track("https://www.pаypal.example/login") or #track("https://пример.рф/")'  # the first "а" is Cyrillic
+    answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": body})
+    assert answer.json()["messages"][0]["warnings"] == [
+        "position 4: the host www.xn--pypal-4ve.example mixes Cyrillic and Latin letters, as look-alikes do"
+    ]
+
+
 @pytest.mark.parametrize("sender", ["Gladiator", "72345", "+18775550100", "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ", ""])
 async def test_a_sender_that_carriers_take_brings_no_warning(client: httpx.AsyncClient, sender: str) -> None:
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1", "from": sender})

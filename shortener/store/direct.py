@@ -1,0 +1,35 @@
+"""Statements of SQLite past SQLAlchemy, whose own work on each of them is more than SQLite's.
+
+For the few that run for every batch of hits or deliveries. They belong to the transaction of the connection, and errors are
+SQLAlchemy's, so callers and `store_errors` see no difference.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+
+def execute(connection: Connection, statement: str, *parameters: object) -> sqlite3.Cursor:
+    """Run a statement of SQLite's own words on the writer's connection. Raises what SQLAlchemy would."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        cursor: sqlite3.Cursor = driver.execute(statement, parameters)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            statement, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
+    return cursor
+
+
+def value(connection: Connection, statement: str, *parameters: object) -> Any:
+    """The one value of the one row of a query, on any connection."""
+    if connection.dialect.is_async:  # a reader's, which lives in a thread of aiosqlite
+        return connection.exec_driver_sql(statement, parameters).scalar_one()
+    cursor = execute(connection, statement, *parameters)
+    found = cursor.fetchone()[0]
+    cursor.close()  # or the statement would hold its snapshot
+    return found

@@ -1,0 +1,207 @@
+"""Redirects read off the wire: a short link is answered where its request was parsed.
+
+For every request uvicorn makes a scope, a task and messages from it to the application and back: as much work as the redirect
+itself. This protocol of uvicorn's, on httptools like its own, looks at each request when its headers are complete. A plain
+GET or HEAD for a code becomes a hit at once, and its answer one write when the hit has landed; everything else (a body, a query, an
+upgrade, a request behind one that is not answered yet, another path or host) goes the usual way, and gets the same answers.
+"""
+
+from __future__ import annotations
+
+from asyncio.events import TimerHandle
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
+
+from shortener.app import App
+from shortener.click.recorder import Hit, Landing
+from shortener.click.redirect import REDIRECT, Answer, Redirect
+from shortener.errors import StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+#: Headers of a request that is more than a plain question.
+_MORE = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
+_LONGEST_PATH = 128  # bytes; a code with all that is forgiven behind it
+FOUND = 302
+
+
+class HasApp(Protocol):
+    """What uvicorn runs: it may have its App only after its start (cli/serve.py)."""
+
+    @property
+    def app(self) -> App | None: ...
+
+
+class Wire(HttpToolsProtocol):
+    """One connection."""
+
+    cycle: Any  # uvicorn's own, or a _Redirecting
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._has_app: HasApp = self.config.loaded_app
+        self._idle_since: float | None = None  # loop time
+        self._idle_timer: TimerHandle | None = None
+
+    # A request.
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if not self._begin_redirect():
+            url, headers = self.url, self.headers
+            super().on_message_begin()
+            self.url = url
+            for name, value in headers:
+                super().on_header(name, value)
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.cycle.__class__ is not _Redirecting:
+            super().on_message_complete()
+
+    def _begin_redirect(self) -> bool:
+        before = self.cycle
+        app = self._has_app.app
+        if app is None or len(self.url) > _LONGEST_PATH or self.flow.write_paused:
+            return False
+        if before is not None and not before.response_complete:
+            return False
+        method = self.parser.get_method()
+        if method != b"GET" and method != b"HEAD":
+            return False
+        host = b""
+        for name, value in self.headers:
+            if name == b"host":
+                host = host or value
+            elif name in _MORE:
+                return False
+        link = app.link_of(host, self.url)
+        if link is None:
+            return False
+        redirect = app.redirect
+        hit = redirect.hit(method.decode(), self.headers, self.client[0] if self.client else None, *link)
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = _Redirecting(self, redirect, hit, method == b"HEAD", keep_alive)
+        if not redirect.recorder.take(hit, cycle):
+            return False
+        self.cycle = cycle
+        return True
+
+    # Its end.
+
+    def on_response_complete(self) -> None:
+        """uvicorn's own, but for the timer: one for each connection that looks how long it was idle, not one for each answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is not None:
+            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left > 0:
+                self._idle_timer = self.loop.call_later(left, self.timeout_keep_alive_handler)
+            else:
+                super().timeout_keep_alive_handler()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+
+class _Ignored:
+    """In the place of uvicorn's event that tells of a request's body."""
+
+    def set(self) -> None:
+        pass
+
+
+class _Redirecting:
+    """A hit under way: a cycle for uvicorn's protocol, and for the recorder who waits for its landing (`Awaited`)."""
+
+    __slots__ = ("_error", "_hit", "_is_head", "_redirect", "_wire", "disconnected", "keep_alive", "response_complete")
+
+    message_event = _Ignored()
+
+    def __init__(self, wire: Wire, redirect: Redirect, hit: Hit, is_head: bool, keep_alive: bool) -> None:
+        self._wire = wire
+        self._redirect = redirect
+        self._hit = hit
+        self._is_head = is_head
+        self._error: StoreUnavailable | None = None
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+
+    def done(self) -> bool:
+        return self.response_complete
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> StoreUnavailable | None:
+        return self._error
+
+    def set_result(self, landing: Landing, /) -> None:
+        self._send(self._redirect.answer(self._hit, landing))
+
+    def set_exception(self, error: StoreUnavailable, /) -> None:
+        self._error = error
+        self._send(self._redirect.refusal())
+
+    def _send(self, answer: Answer) -> None:
+        self.response_complete = True
+        wire = self._wire
+        if self.disconnected or wire.transport.is_closing():
+            return
+        try:
+            wire.transport.write(_spell(answer, wire.server_state.default_headers, self._is_head, self.keep_alive))
+        except Exception:  # the batch, whose other hits wait for their answers, must not end here
+            log.exception("answer_not_sent", code=self._hit.code)
+            wire.transport.close()
+            return
+        if not self.keep_alive:
+            wire.transport.close()
+        wire.on_response_complete()
+
+
+def _spell(answer: Answer, defaults: Sequence[tuple[bytes, bytes]], is_head: bool, keep_alive: bool) -> bytes:
+    """An answer as it goes over the wire."""
+    status, headers, body = answer
+    for _, value in headers[-1:] if status == FOUND else headers:  # the others of a 302 are our own
+        if HEADER_VALUE_RE.search(value):
+            raise ValueError("a header's value has a control character in it")
+    if status == FOUND and keep_alive:
+        return _found(tuple(defaults)) + headers[-1][1] + b"\r\n\r\n"
+    lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*defaults, *headers))]
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    return b"".join((*lines, b"\r\n", b"" if is_head else body))
+
+
+@lru_cache(maxsize=4)
+def _found(defaults: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """A 302 up to the value of its last header, Location. `defaults`: uvicorn's, which change with the second."""
+    return b"".join((STATUS_LINE[FOUND], *(b"%s: %s\r\n" % header for header in (*defaults, *REDIRECT)), b"location: "))

@@ -1,0 +1,100 @@
+"""Kill switches on two real nodes that share PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import PATIENCE, PHONE, Server
+from tests.acceptance.nodes import Nodes
+from tests.conftest import new_postgresql_database
+from tests.servers import PostgresProcess, RedisProcess
+
+Link = tuple[str, str]  # host and path
+
+
+@pytest.fixture
+def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
+    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
+    nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
+    yield nodes
+    nodes.close()
+
+
+def status(server: Server, link: Link) -> int:
+    host, path = link
+    with server.client(**{"User-Agent": PHONE, "Host": host}) as client:
+        return client.get(path).status_code
+
+
+def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
+    began = time.monotonic()
+    while (found := status(server, link)) != expected:
+        assert time.monotonic() - began < patience, f"{link} still answers {found}"
+        time.sleep(0.02)
+
+
+def make_link(server: Server, key: str, url: str) -> Link:
+    """With a key that the node may have to learn of first."""
+    deadline = time.monotonic() + PATIENCE
+    with server.client(**{"X-API-Key": key}) as client:
+        while True:
+            answer = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": f'#track("{url}")'})
+            if answer.status_code == 200:
+                host, _, path = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("http://").partition("/")
+                return host, f"/{path}"
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.02)
+
+
+def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_database_is_away(
+    nodes: Nodes, postgres_server: PostgresProcess
+) -> None:
+    one, two = nodes.serve(), nodes.serve()
+    brand = one.command("applications", "create", "Brand", "--domain", "http://go.brand.example")
+    other = one.command("applications", "create", "Other")
+    mine = one.first["api_key"]
+    spared = make_link(one, mine, "https://x.example/")
+    links = {
+        "link": make_link(one, mine, "https://x.example/"),
+        "host": make_link(one, mine, "https://www.evil.example/"),
+        "domain": make_link(one, brand["api_key"], "https://x.example/"),
+        "application": make_link(one, other["api_key"], "https://x.example/"),
+    }
+    assert links["domain"][0] == "go.brand.example"
+    for link in (spared, *links.values()):
+        becomes(302, one, link, 1)
+        becomes(302, two, link, 1)
+
+    def ask(method: str, path: str, body: dict[str, Any]) -> None:
+        with one.api() as client:
+            assert client.request(method, path, json=body).status_code < 300
+
+    switches: dict[str, Callable[[], Any]] = {
+        "link": lambda: ask("PATCH", f"/api/v1/links{links['link'][1]}", {"enabled": False}),
+        "host": lambda: ask("POST", "/api/v1/blocked-hosts", {"host": "*.evil.example"}),
+        "domain": lambda: one.command("domains", "disable", "go.brand.example"),
+        "application": lambda: one.command("applications", "update", str(other["application_id"]), "--disable"),
+    }
+    for name, switch in switches.items():
+        switch()
+        for server in (two, one):
+            becomes(410, server, links[name], 1)
+    assert [status(server, spared) for server in (one, two)] == [302, 302]
+
+    postgres_server.stop()
+    try:
+        for server in (one, two):
+            assert status(server, spared) == 302, "from the cache"
+            told = {name: status(server, link) for name, link in links.items()}
+            # Only the database knows of a single link that it is off; the cache has forgotten where it leads.
+            assert told == {"link": 503, "host": 410, "domain": 410, "application": 410}
+    finally:
+        postgres_server.start()
+    for server in (one, two):
+        becomes(410, server, links["link"], PATIENCE)
