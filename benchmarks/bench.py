@@ -1,22 +1,28 @@
 """`make bench`: one run on this machine, one table: figure, ratio to the ceiling of the same run, target, met or not.
 
-    python -m benchmarks.bench [--quick] [--only WORD] [--json] [--chart FILE.svg]
+    python -m benchmarks.bench [--quick] [--only WORD ...] [--folder DIR] [--json] [--chart FILE.svg]
 
-`--quick` uses 100,000 links and short runs; without it a million links are made first.
+`--quick` uses 100,000 links and short runs. Without it a million links are made first, and ten million for the row about many
+links, which takes some ten minutes and 10 GB in `--folder`.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import rig
+import uvloop
+
+from benchmarks import deliveries, growth, postgresql, rig
 from benchmarks.rig import Figure, Server
 
 
@@ -24,6 +30,8 @@ class Run:
     def __init__(self, quick: bool) -> None:
         self.seconds = 4.0 if quick else 10.0
         self.many = 100_000 if quick else 1_000_000
+        self.most = 500_000 if quick else 10_000_000
+        self.folder: Path | None = None  # of the large files; the temporary one
         self.raw = 0.0
         self.figures: list[Figure] = []
 
@@ -43,14 +51,14 @@ def check_recorded(server: Server, before: int, answered: int, slack: int = 64) 
 
 
 def clicks(run: Run) -> None:
-    with rig.server() as server:
+    with deliveries.receiver() as sink, rig.server() as server:
         started = time.perf_counter()
         codes = server.links(run.many)
         filled = time.perf_counter() - started
         random.Random(1).shuffle(codes)
         folder = server.folder
         with server.api() as client:
-            tracker = {"name": "bench", "url": "http://127.0.0.1:9/", "events": ["state"], "format": "scg"}
+            tracker = {"name": "bench", "url": f"http://127.0.0.1:{sink.port}/", "events": ["state"], "format": "scg"}
             answer = client.post("/api/v1/trackers", json=tracker)
             answer.raise_for_status()
         distinct = rig.script(folder, "distinct", [f"/{code}" for code in codes[2000:]])
@@ -60,7 +68,8 @@ def clicks(run: Run) -> None:
         load = rig.wrk(server.base, seconds=run.seconds, script=distinct)
         check_recorded(server, before, load.requests)
         firsts = server.query("SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL")
-        note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links"
+        note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links, "
+        note += f"{sink.count():,} delivered meanwhile"
         run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)
         before = server.query("SELECT count(*) FROM hits")
         load = rig.wrk(f"{server.base}/{codes[0]}", seconds=run.seconds, header=f"User-Agent: {rig.PHONE}")
@@ -122,6 +131,69 @@ def conversions(run: Run) -> None:
         run.add("conversions in", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {made:,} stored")
 
 
+def many(run: Run) -> None:
+    """The same clicks on a store of 100,000 links and on one of many more, made by the service's own statements."""
+    rates = {}
+    for links in (100_000, run.most):
+        found = growth.Grown("sqlite", links)
+        folder = Path(tempfile.mkdtemp(prefix="shortener-many-", dir=run.folder))
+        try:
+            with growth.store("sqlite", folder) as url:
+                codes = asyncio.run(growth.fill(url, folder, links, 80, 0.0, found))
+                chosen = random.Random(1).sample(codes, min(links, 1_000_000))
+                del codes
+                script = rig.script(folder, "many", [f"/{code}" for code in chosen])
+                with rig.server(data_dir=str(folder), database_url=url, secret=growth.SECRET) as server:
+                    rig.wrk(server.base, seconds=1, script=script)
+                    load = rig.wrk(server.base, seconds=run.seconds, script=script)
+                    rates[links] = load.per_second
+                    note = f"p99 {load.p99:.1f} ms, {sum(found.bytes_per_link.values()):,.0f} bytes a link"
+                    run.add(f"first clicks, {links:,} links", load.per_second, "/s", note=note)
+                    memory = server.resident_mb
+        finally:
+            shutil.rmtree(folder)
+    ratio = rates[run.most] / rates[100_000]
+    name = f"{run.most:,} links instead of 100,000"
+    run.figures.append(Figure(name, ratio, "x", target="0.80 x", met=ratio >= 0.8))
+    run.figures.append(Figure(f"resident memory with {run.most:,} links", memory, "MB", target="200 MB", met=memory <= 200))
+
+
+def purging(run: Run) -> None:
+    """Expired links go while people click, at the pace that growth.py clicks at."""
+    links = 5 * run.many
+    found = growth.Grown("sqlite", links)
+    folder = Path(tempfile.mkdtemp(prefix="shortener-purge-", dir=run.folder))
+    try:
+        with growth.store("sqlite", folder) as url:
+            codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
+            growth.clicks_beside_the_purge(url, folder, codes, 112, run.seconds, found)
+    finally:
+        shutil.rmtree(folder)
+    without, beside = found.clicks["without"].p99, found.clicks["with"].p99
+    note = f"p99 {without:.1f} ms without, {beside:.1f} ms beside it; {found.purged_per_second:,.0f} messages a second went"
+    run.figures.append(
+        Figure("purge beside clicks, p99", beside / without, "x", target="below 2 x", met=beside < 2 * without, note=note)
+    )
+
+
+def delivering(run: Run) -> None:
+    with deliveries.receiver() as sink:
+        rate = uvloop.run(deliveries.deliver(sink.port, 20_000, 4, 64))
+        if sink.count() != 20_000:
+            sys.exit("the run is void: the receiver got another number of deliveries than were due")
+    run.add("deliveries out", rate, "/s", target=deliveries.LEAST_PER_SECOND, of_raw=False, note="everything durable, 4 trackers")
+
+
+def scaled_out(run: Run) -> None:
+    """PostgreSQL and Redis on the same two cores; with a ceiling of its own run."""
+    for figure in postgresql.measure(50_000 if run.many < 1_000_000 else 500_000, run.seconds):
+        if figure.work.startswith("first clicks"):
+            assert figure.ratio is not None
+            figure.target, figure.met = "0.15 of raw", figure.ratio >= 0.15
+        figure.work = f"PostgreSQL + Redis: {figure.work}"
+        run.figures.append(figure)
+
+
 def starting(run: Run) -> None:
     def clock(*command: str) -> float:
         times = []
@@ -146,6 +218,10 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "clicks": clicks,
     "rewrites": rewrites,
     "conversions": conversions,
+    "deliveries": delivering,
+    "many": many,
+    "purge": purging,
+    "postgresql": scaled_out,
     "starting": starting,
 }
 
@@ -153,16 +229,18 @@ WORKS: dict[str, Callable[[Run], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="100,000 links, short runs")
-    parser.add_argument("--only", choices=WORKS, help="one part of the table")
+    parser.add_argument("--only", choices=WORKS, nargs="+", help="parts of the table")
+    parser.add_argument("--folder", type=Path, help="for the large files")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.add_argument("--chart", type=Path, help="write a bar chart as SVG")
     options = parser.parse_args()
     rig.need_wrk()
     run = Run(options.quick)
+    run.folder = options.folder
     before = rig.measure_raw(run.seconds / 2).per_second
     run.raw = before
     for name, work in WORKS.items():
-        if options.only in (None, name):
+        if options.only is None or name in options.only:
             print(f"{name} ...", file=sys.stderr)
             work(run)
     after = rig.measure_raw(run.seconds / 2).per_second
@@ -171,19 +249,9 @@ def main() -> None:
         print(json.dumps({"raw": [before, after], "figures": [vars(figure) for figure in run.figures]}, indent=2))
     else:
         print(f"raw: {before:,.0f}/s before, {after:,.0f}/s after" + ("  (a noisy machine: read with care)" if drift > 0.1 else ""))
-        print(table(run.figures))
+        print(rig.table(run.figures))
     if options.chart:
         options.chart.write_text(chart(run.figures))
-
-
-def table(figures: list[Figure]) -> str:
-    lines = [f"{'work':40}{'figure':>18}{'of raw':>9}  {'target':16}{'met':5}note"]
-    for one in figures:
-        value = f"{one.value:,.2f}" if one.value < 100 else f"{one.value:,.0f}"
-        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
-        met = {None: "", True: "yes", False: "NO"}[one.met]
-        lines.append(f"{one.work:40}{value + ' ' + one.unit:>18}{ratio:>9}  {one.target:16}{met:5}{one.note}")
-    return "\n".join(lines)
 
 
 def chart(figures: list[Figure]) -> str:

@@ -26,7 +26,6 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from benchmarks import rig
-from benchmarks.bench import table
 from benchmarks.rig import Figure
 from tests.servers import PostgresProcess, RedisProcess
 
@@ -134,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     rig.need_wrk()
     figures = measure(50_000 if options.quick else 500_000, options.seconds or (3.0 if options.quick else 10.0))
-    print(json.dumps([vars(figure) for figure in figures], indent=2) if options.json else table(figures))
+    print(json.dumps([vars(figure) for figure in figures], indent=2) if options.json else rig.table(figures))
 
 
 if __name__ == "__main__":

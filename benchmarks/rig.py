@@ -248,3 +248,13 @@ def post_script(folder: Path, name: str, bodies: Sequence[str], path: str, heade
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def table(figures: list[Figure]) -> str:
+    lines = [f"{'work':40}{'figure':>18}{'of raw':>9}  {'target':16}{'met':5}note"]
+    for one in figures:
+        value = f"{one.value:,.2f}" if one.value < 100 else f"{one.value:,.0f}"
+        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
+        met = {None: "", True: "yes", False: "NO"}[one.met]
+        lines.append(f"{one.work:40}{value + ' ' + one.unit:>18}{ratio:>9}  {one.target:16}{met:5}{one.note}")
+    return "\n".join(lines)

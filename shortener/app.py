@@ -41,6 +41,7 @@ RESERVED = frozenset(
 PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/internal/domain-check"})
 ROBOTS = b"User-agent: *\nDisallow: /\n"
 _LOOPBACK_NAMES = frozenset({"localhost", "testserver"})
+_LONGEST_HOST = 260  # characters: a name of 253, its final dot, a port
 
 
 class App:
@@ -108,6 +109,8 @@ class App:
 
     def _place(self, host: bytes) -> tuple[bool, Domain | None]:
         """Whether a Host header is one of ours, and whose domain it is; None: the installation's own."""
+        if len(host) > _LONGEST_HOST:  # what is made of a host is remembered
+            return False, None
         name, address = _split_host(host)
         if name == self._base_host or _is_local(name):
             return True, None

@@ -8,9 +8,10 @@ upgrade, a request behind one that is not answered yet, another path or host) go
 
 from __future__ import annotations
 
+import asyncio
 from asyncio.events import TimerHandle
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import structlog
@@ -63,7 +64,12 @@ class Wire(HttpToolsProtocol):
             self.url = url
             for name, value in headers:
                 super().on_header(name, value)
+            before = self.cycle
             super().on_headers_complete()
+            cycle = self.cycle
+            if cycle is not before and not cycle.waiting_for_100_continue:
+                together = cycle.transport = _Together(self.transport)
+                cycle.on_response = partial(self._end_usual, together)
 
     def on_message_complete(self) -> None:
         if self.cycle.__class__ is not _Redirecting:
@@ -79,13 +85,13 @@ class Wire(HttpToolsProtocol):
         method = self.parser.get_method()
         if method != b"GET" and method != b"HEAD":
             return False
-        host = b""
+        host: bytes | None = None
         for name, value in self.headers:
             if name == b"host":
-                host = host or value
+                host = value if host is None else host  # the first, even if it is empty: like App
             elif name in _MORE:
                 return False
-        link = app.link_of(host, self.url)
+        link = app.link_of(host or b"", self.url)
         if link is None:
             return False
         redirect = app.redirect
@@ -99,15 +105,21 @@ class Wire(HttpToolsProtocol):
 
     # Its end.
 
+    def _end_usual(self, together: _Together) -> None:
+        together.flush()
+        self.on_response_complete()
+
     def on_response_complete(self) -> None:
-        """uvicorn's own, but for the timer: one for each connection that looks how long it was idle, not one for each answer."""
+        """uvicorn's own, but for when it reads on, and the timer: one for each connection that looks how long it was idle, not one
+        for each answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
+            # Read on when these are answered. uvicorn would at once: another bufferful of requests for each answer.
             self._start_asgi_task(*self.pipeline.pop())
             return
+        self.flow.resume_reading()
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -129,6 +141,37 @@ class Wire(HttpToolsProtocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+
+class _Together:
+    """A transport for uvicorn's cycle that sends the head of an answer with the first of its body: one system call, one packet."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = b""  # None: it is sent
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._transport.write(data)
+        elif self._head:
+            self._transport.write(self._head + data)
+            self._head = None
+        else:
+            self._head = data
+
+    def flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+        self._head = None
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class _Ignored:
@@ -165,18 +208,20 @@ class _Redirecting:
         return self._error
 
     def set_result(self, landing: Landing, /) -> None:
-        self._send(self._redirect.answer(self._hit, landing))
+        self._send(landing)
 
     def set_exception(self, error: StoreUnavailable, /) -> None:
         self._error = error
-        self._send(self._redirect.refusal())
+        self._send(None)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, landing: Landing | None) -> None:
         self.response_complete = True
         wire = self._wire
-        if self.disconnected or wire.transport.is_closing():
-            return
+        del self._wire  # or the two would hold each other until the collector comes
         try:
+            answer = self._redirect.refusal() if landing is None else self._redirect.answer(self._hit, landing)
+            if self.disconnected or wire.transport.is_closing():
+                return
             wire.transport.write(_spell(answer, wire.server_state.default_headers, self._is_head, self.keep_alive))
         except Exception:  # the batch, whose other hits wait for their answers, must not end here
             log.exception("answer_not_sent", code=self._hit.code)

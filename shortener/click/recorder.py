@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
 from shortener.rewrite.destinations import append_param, fill
 from shortener.store.database import Database
 from shortener.store.links import LinkCache, NoLinkCache
+from shortener.store.rounds import Rounds
 from shortener.store.types import from_ms
 
 if TYPE_CHECKING:
@@ -111,10 +111,6 @@ class _Waiting:
     overdue_at: float  # loop time
     sent_on: bool = False  # somebody looks after its landing, without the store's commit
     spooled: bool = False  # durable in the spool: memory need not hold it
-
-
-#: A batch that is committed, and what it did.
-_Done = tuple[list[_Waiting], "Outcome"]
 
 
 class Leads(Protocol):
@@ -208,19 +204,13 @@ class Recorder:
         self._addresses = AddressWatch()
         self._links = LinkWatch()
         self.outage = False
-        self._waiting: deque[_Waiting] = deque()
-        self._rounds: list[list[_Waiting]] = []  # batches that the store was asked to take
-        # On SQLite, whose transactions wait for each other anyway, one waits while another runs: the writer never stands still.
-        self._most_rounds = 2 if database.dialect == "sqlite" else 1
-        self._is_open = False  # a round is to come that will take what waits
-        self._taken = 0  # by the last round
-        self._taking = threading.Lock()  # a batch is taken where its transaction runs
+        self._rounds: Rounds[_Waiting] = Rounds(database, self._write, least=LEAST, limit=BATCH, idle=self._look_idle)
+        self._rounds.hold()
         self._aside: deque[_Waiting] = deque()  # came during an outage
         self._going: list[_Waiting] = []  # on their way to the spool
         self._wake_aside = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._started = False
         self._quiet_until = 0.0  # loop time of the next warning
         self._tasks: set[asyncio.Task[None]] = set()
         self.totals = Totals()
@@ -228,7 +218,7 @@ class Recorder:
     @property
     def unrecorded(self) -> int:
         """Hits in memory that no commit holds yet."""
-        return sum(map(len, (self._waiting, *self._rounds, self._aside, self._going)))
+        return len(self._rounds) + len(self._aside) + len(self._going)
 
     def offer(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
@@ -258,9 +248,7 @@ class Recorder:
         metrics.counter("shortener_late_answers", "Redirects that did not wait for the store.", lambda: totals.late_answers)
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._started = True
-        self._begin_round()
+        self._rounds.start()
         self._spawn(self._answer_overdue())
         if self._spool is not None:
             self._spawn(self._set_aside())
@@ -279,10 +267,8 @@ class Recorder:
         if self.outage:
             self._aside.append(waiting)
             self._wake_aside.set()
-        elif len(self._waiting) < self._waiting_limit:
-            self._waiting.append(waiting)
-            if not self._is_open:
-                self._begin_round()
+        elif self._rounds.waiting < self._waiting_limit:
+            self._rounds.put_one(waiting)
         else:
             return False
         self._idle.clear()
@@ -331,6 +317,7 @@ class Recorder:
             await asyncio.wait_for(self._idle.wait(), grace)
         except TimeoutError:
             log.error("hits_lost_at_shutdown", hits=self.unrecorded)
+        await self._rounds.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -340,40 +327,12 @@ class Recorder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _begin_round(self) -> None:
-        """See to it that what waits is written, unless a round is to come that will, or enough of them are under way."""
-        if self._started and self._waiting and not self._is_open and len(self._rounds) < self._most_rounds:
-            self._is_open = True
-            batch: list[_Waiting] = []
-            self._rounds.append(batch)
-            self._spawn(self._round(batch))
-
-    async def _round(self, batch: list[_Waiting]) -> None:
-        done = await self._commit(batch)
-        self._rounds = [one for one in self._rounds if one is not batch]
-        if done and batch:
-            self._done(*done)
-        self._begin_round()
-        self._look_idle()
-
-    def _take(self, batch: list[_Waiting]) -> None:
-        """Fill the batch of a round, once. Where the transaction begins: what came until then is in it."""
-        with self._taking:
-            self._is_open = False
-            # Half of those who wait or get their answers now: while these are committed, the others ask again. All at once, the
-            # store and the event loop would take turns at standing still.
-            most = min(max((len(self._waiting) + self._taken + 1) // 2, LEAST), BATCH, len(self._waiting))
-            batch.extend(self._waiting.popleft() for _ in range(most))
-            self._taken = most
-            if self._waiting:
-                self._loop.call_soon_threadsafe(self._begin_round)
-
     def _look_idle(self) -> None:
-        if not (self._waiting or self._rounds or self._aside or self._going):
+        if not (len(self._rounds) or self._rounds.batches or self._aside or self._going):
             self._idle.set()
 
-    async def _commit(self, batch: list[_Waiting]) -> _Done | None:
-        """Write one batch, however long that takes; what is left of it, to be answered."""
+    async def _write(self, batch: list[_Waiting]) -> None:
+        """Write one batch, however long that takes; answer those that still wait."""
         pause = _FIRST_PAUSE
         again = False
         while True:
@@ -381,7 +340,7 @@ class Recorder:
                 outcome = await self._database.write(self._record_batch, batch, again)
             except StoreUnavailable:
                 if not batch:
-                    self._take(batch)
+                    self._rounds.take(batch)
                 # The commit may have arrived all the same (a connection lost at the wrong moment): look before writing again.
                 again = True
                 if self._spool is not None:
@@ -389,17 +348,18 @@ class Recorder:
             except Exception as error:
                 if not any(waiting.spooled for waiting in batch):
                     await self._isolate(batch, error)
-                    return None
+                    return
                 # The drainer was faster.
                 again = True
             else:
-                return batch, outcome
+                self._done(batch, outcome)
+                return
             if not self._shed(batch):
-                return None
+                return
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             if not self._shed(batch):
-                return None
+                return
 
     def _shed(self, batch: list[_Waiting]) -> bool:
         """Let go of hits that the spool holds, and of those that nobody could be sent on for: they were never answered and are
@@ -411,8 +371,7 @@ class Recorder:
         """A fault of ours with one hit must not hold up the others: each goes alone, and the one is let go, loudly."""
         if len(batch) != 1:
             for waiting in batch:
-                if done := await self._commit([waiting]):
-                    self._done(*done)
+                await self._write([waiting])
             return
         log.error("hit_not_recordable", code=batch[0].hit.code, exc_info=error)
         self.totals.dropped += 1
@@ -420,7 +379,7 @@ class Recorder:
 
     def _done(self, batch: list[_Waiting], outcome: Outcome) -> None:
         totals = self.totals
-        totals.batches += 1
+        totals.batches += bool(batch)
         totals.recorded += outcome.recorded
         totals.first_clicks += outcome.first_clicks
         totals.unknown += len(batch) - outcome.recorded
@@ -435,18 +394,13 @@ class Recorder:
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
-            overdue = [w for w in self._with_the_store() if w.overdue_at <= now and not w.landing.done() and not w.sent_on]
+            overdue = [w for w in self._rounds.all() if w.overdue_at <= now and not w.landing.done() and not w.sent_on]
             if overdue and self._spool is not None:
-                await self._begin_outage([waiting for batch in self._rounds for waiting in tuple(batch)])
+                await self._begin_outage(self._rounds.taken())
             else:
                 await self._send_on(overdue)
-            oldest = next((w for w in self._with_the_store() if not w.landing.done() and not w.sent_on), None)
+            oldest = next((w for w in self._rounds.all() if not w.landing.done() and not w.sent_on), None)
             await asyncio.sleep(self._deadline if oldest is None else max(0.005, oldest.overdue_at - loop.time()))
-
-    def _with_the_store(self) -> list[_Waiting]:
-        """Those whose hits wait for a commit, oldest first."""
-        with self._taking:
-            return [waiting for batch in (*self._rounds, self._waiting) for waiting in batch]
 
     async def _begin_outage(self, batch: Sequence[_Waiting]) -> None:
         """The store is away, and nobody waits for it any longer. `batch`: what it was given and did not take."""
@@ -454,9 +408,7 @@ class Recorder:
             self.outage = True
             log.warning("store_outage", unrecorded=self.unrecorded)
         # Those that were sent on already stay: they are in memory because the spool did not take them.
-        with self._taking:
-            self._aside.extend(waiting for waiting in self._waiting if not waiting.sent_on)
-            self._waiting = deque(waiting for waiting in self._waiting if waiting.sent_on)
+        self._aside.extend(self._rounds.withdraw(lambda waiting: not waiting.sent_on))
         self._wake_aside.set()
         await self._send_on([waiting for waiting in batch if not waiting.sent_on])
 
@@ -517,12 +469,11 @@ class Recorder:
                 one.landing.set_result(landing)
                 self.totals.late_answers += 1
         if keep and not spooled:
-            room = max(self._waiting_limit - len(self._with_the_store()), 0)
+            room = max(self._waiting_limit - len(self._rounds), 0)
             kept = [one for one in waiting if not one.spooled]
-            self._waiting.extend(kept[:room])
+            self._rounds.put(kept[:room])
             self.totals.dropped += len(kept[room:])
             self._idle.clear()
-            self._begin_round()
 
     async def _is_spooled(self, hits: Sequence[Hit]) -> bool:
         try:
@@ -539,7 +490,7 @@ class Recorder:
 
     def _record_batch(self, connection: Connection, batch: list[_Waiting], again: bool) -> Outcome:
         if not batch:
-            self._take(batch)
+            self._rounds.take(batch)
         return self._record(connection, [waiting.hit for waiting in batch], again) if batch else Outcome([])
 
     def _record(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> Outcome:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Integer, Text, and_, select
+from sqlalchemy import BigInteger, Connection, Text, and_, select
 
-from shortener.store import schema
+from shortener.store import direct, schema
 from shortener.store.bulk import BulkInsert
 from shortener.store.given import given
 
@@ -70,14 +70,20 @@ def by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, Target]:
     return {row[5]: Target(*row) for row in connection.execute(statement)}
 
 
+_TARGETS = "m.application_id, m.id, m.message_id, m.cohort_id"
+_BY_MESSAGE_ID = {
+    "sqlite": f"SELECT json_group_array(json_array({_TARGETS})) FROM json_each(?) AS j CROSS JOIN messages AS m "
+    "ON m.application_id = j.value ->> 0 AND m.message_id = j.value ->> 1",
+    "postgresql": f"SELECT {_TARGETS} FROM unnest($1::int[], $2::text[]) AS j(application_id, message_id) JOIN messages AS m "
+    "ON m.application_id = j.application_id AND m.message_id = j.message_id",
+}
+
+
 def by_message_id(connection: Connection, ids: Iterable[tuple[int, str]]) -> Mapping[tuple[int, str], Target]:
     """The targets by (application, message_id)."""
-    wanted = given(connection, ids, application_id=Integer, message_id=Text)
-    m = schema.messages.c
-    statement = select(m.application_id, m.id, m.message_id, m.cohort_id).join_from(
-        wanted, schema.messages, and_(m.application_id == wanted.c.application_id, m.message_id == wanted.c.message_id)
-    )
-    return {(row[0], row[2]): Target(*row) for row in connection.execute(statement)}
+    wanted = list(ids)
+    values = [wanted] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*wanted, strict=True)]
+    return {(row[0], row[2]): Target(*row) for row in direct.rows(connection, _BY_MESSAGE_ID, *values)}
 
 
 def stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, Stored]:

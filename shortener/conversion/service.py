@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection
@@ -75,14 +76,15 @@ class Conversions:
         targets = _find_targets(connection, items)
         received_at = to_ms(self._clock())
         firsts: dict[Key, _Item] = {}
-        rows: dict[Key, tuple[object, ...]] = {}
+        rows: dict[Key, tuple[Any, ...]] = {}
         for item, target in zip(items, targets, strict=True):
             if isinstance(target, Target) and (key := _key(item, target)) not in rows:
                 firsts[key] = item
                 rows[key] = _row(self._ids(), item, target, received_at)
         # In order, so that two processes with the same keys cannot deadlock.
-        queries.insert_new(connection, [rows[key] for key in sorted(rows)])
-        stored = queries.stored(connection, rows)
+        written = queries.insert_new(connection, [rows[key] for key in sorted(rows)])
+        # What stands must be read only where a key was taken.
+        stored = queries.stored(connection, rows) if written < len(rows) else {}
 
         results: list[Recorded | Exception] = []
         new: list[Event] = []
@@ -92,10 +94,12 @@ class Conversions:
                 results.append(target)
                 continue
             intake, key = item.intake, _key(item, target)
-            stands = stored[key]
-            if firsts[key] is item and stands.id == rows[key][0]:
-                results.append(Recorded(spell(stands.id), target.message_id, duplicate=False))
-                new.append(self._event(stands.id, item, target))
+            first = firsts[key]
+            mine: int = rows[key][0]
+            stands = stored.get(key) or queries.Stored(mine, first.intake.value, first.intake.currency)
+            if first is item and stands.id == mine:
+                results.append(Recorded(spell(mine), target.message_id, duplicate=False))
+                new.append(self._event(mine, item, target))
                 _count(tally, target.cohort_id, intake)
             elif (stands.value, stands.currency) == (intake.value, intake.currency):
                 results.append(Recorded(spell(stands.id), target.message_id, duplicate=True))
@@ -118,7 +122,7 @@ class Conversions:
         )
 
 
-def _row(conversion: int, item: _Item, target: Target, received_at: int) -> tuple[object, ...]:
+def _row(conversion: int, item: _Item, target: Target, received_at: int) -> tuple[Any, ...]:
     intake = item.intake
     return (
         conversion,

@@ -7,7 +7,7 @@ Set-based, and on SQLite every result comes as one row of JSON (see click/querie
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 from sqlalchemy import Connection, false, select, update
@@ -17,15 +17,6 @@ from shortener.store import direct, schema
 from shortener.store.bulk import BulkInsert
 
 FIRSTS, RETRIES = 0, 1  # deliveries.queue
-
-
-def _run(connection: Connection, statements: dict[str, str], *values: object) -> Sequence[Sequence[Any]]:
-    """Rows of a statement. Lists become one JSON text on SQLite and arrays on PostgreSQL."""
-    if connection.dialect.name == "sqlite":
-        packed = tuple(_dumps(value) if isinstance(value, list) else value for value in values)
-        found: list[list[Any]] = orjson.loads(direct.value(connection, statements["sqlite"], *packed))
-        return found
-    return connection.exec_driver_sql(statements["postgresql"], values).all()
 
 
 def _dumps(value: object) -> str:
@@ -72,7 +63,7 @@ class PendingEvent(NamedTuple):
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
     """The oldest events that are not fanned out, or one of them; on PostgreSQL locked, and without those that another process has
     locked."""
-    rows = _run(connection, _PENDING, limit) if only is None else _run(connection, _PENDING_ONE, only)
+    rows = direct.rows(connection, _PENDING, limit) if only is None else direct.rows(connection, _PENDING_ONE, only)
     return sorted(PendingEvent._make(row) for row in rows)
 
 
@@ -124,7 +115,7 @@ class Subscription(NamedTuple):
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
     """By application: what its trackers subscribed to. Disabled ones too: theirs is parked."""
     found: dict[int, list[Subscription]] = {}
-    for tracker_id, application_id, *wanted in sorted(map(tuple, _run(connection, _SUBSCRIPTIONS, sorted(applications)))):
+    for tracker_id, application_id, *wanted in sorted(map(tuple, direct.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
         found.setdefault(application_id, []).append(Subscription(tracker_id, *wanted))
     return found
 
@@ -212,7 +203,7 @@ _SOURCES = {
 
 
 def sources(connection: Connection, events: list[int]) -> list[Sources]:
-    return [Sources._make(row) for row in _run(connection, _SOURCES, events)]
+    return [Sources._make(row) for row in direct.rows(connection, _SOURCES, events)]
 
 
 COUNTED_CLICKS = 10_000  # a click's number is told up to here: counting further would hold up everything else
@@ -232,7 +223,7 @@ _CLICKS_BEFORE = {
 
 def clicks_before(connection: Connection, link: int, hit: int) -> int:
     """People's hits on a live link before this hit, as far as COUNTED_CLICKS."""
-    count: int = _run(connection, _CLICKS_BEFORE, link, hit)[0][0]
+    count: int = direct.rows(connection, _CLICKS_BEFORE, link, hit)[0][0]
     return count
 
 
@@ -302,7 +293,7 @@ _LANES = {
 
 def lanes(connection: Connection, after: str, limit: int) -> list[Lane]:
     """The first `limit` lanes behind `after`, in order of their names."""
-    return [Lane._make(row) for row in _run(connection, _LANES, after, limit)]
+    return [Lane._make(row) for row in direct.rows(connection, _LANES, after, limit)]
 
 
 class Want(NamedTuple):
@@ -374,7 +365,7 @@ def claim(connection: Connection, wants: Sequence[Want], now: int) -> list[Claim
     else:
         columns = tuple(list(column) for column in zip(*wants, strict=True))
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
-    return [Claimed._make(row) for row in _run(connection, _CLAIMED, ids)] if ids else []
+    return [Claimed._make(row) for row in direct.rows(connection, _CLAIMED, ids)] if ids else []
 
 
 class Finish(NamedTuple):
@@ -461,4 +452,6 @@ def _states(connection: Connection, statements: dict[str, str], trackers: Iterab
     ids = sorted(trackers)
     if not ids:
         return {}
-    return {row[0]: TrackerState(row[0], row[1], bool(row[2]), Health(*row[3:])) for row in _run(connection, statements, ids)}
+    return {
+        row[0]: TrackerState(row[0], row[1], bool(row[2]), Health(*row[3:])) for row in direct.rows(connection, statements, ids)
+    }

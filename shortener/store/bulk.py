@@ -42,15 +42,18 @@ class BulkInsert:
         arrays = ", ".join(f"${index + 1}::{_array_of(table, name)}" for index, name in enumerate(columns))
         self._postgresql = f"{into}SELECT * FROM unnest({arrays}){clash}"
 
-    def __call__(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> None:
+    def __call__(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> int:
+        """Write the rows; returns how many were written."""
         if not rows:
-            return
-        if connection.dialect.name == "sqlite":
-            for start in range(0, len(rows), AT_ONCE):
-                piece = rows[start : start + AT_ONCE]
-                direct.execute(connection, self._values(len(piece)), *chain.from_iterable(piece))
-        else:
-            connection.exec_driver_sql(self._postgresql, tuple(list(column) for column in zip(*rows, strict=True)))
+            return 0
+        if connection.dialect.name == "postgresql":
+            columns = tuple(list(column) for column in zip(*rows, strict=True))
+            return connection.exec_driver_sql(self._postgresql, columns).rowcount
+        written = 0
+        for start in range(0, len(rows), AT_ONCE):
+            piece = rows[start : start + AT_ONCE]
+            written += direct.execute(connection, self._values(len(piece)), *chain.from_iterable(piece)).rowcount
+        return written
 
     def _values(self, rows: int) -> str:
         if (statement := self._sqlite.get(rows)) is None:

@@ -1,14 +1,16 @@
 """Statements of SQLite past SQLAlchemy, whose own work on each of them is more than SQLite's.
 
-For the few that run for every batch of hits or deliveries. They belong to the transaction of the connection, and errors are
-SQLAlchemy's, so callers and `store_errors` see no difference.
+For the few that run for every batch of hits, conversions or deliveries. They belong to the transaction of the connection, and
+errors are SQLAlchemy's, so callers and `store_errors` see no difference.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -33,3 +35,13 @@ def value(connection: Connection, statement: str, *parameters: object) -> Any:
     found = cursor.fetchone()[0]
     cursor.close()  # or the statement would hold its snapshot
     return found
+
+
+def rows(connection: Connection, statements: Mapping[str, str], *values: object) -> Sequence[Sequence[Any]]:
+    """Rows of a statement that is written for each engine. SQLite's answers with one JSON array, since each row that is fetched
+    hands the interpreter lock over. Lists among the values become one JSON text on SQLite and arrays on PostgreSQL."""
+    if connection.dialect.name == "sqlite":
+        packed = [orjson.dumps(one).decode() if isinstance(one, list) else one for one in values]
+        found: list[list[Any]] = orjson.loads(value(connection, statements["sqlite"], *packed))
+        return found
+    return connection.exec_driver_sql(statements["postgresql"], values).all()

@@ -8,7 +8,6 @@ the batch as a whole fails for a reason of our own.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -17,11 +16,15 @@ from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import StoreUnavailable
 from shortener.store.database import Database
+from shortener.store.rounds import Rounds
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CLASHES = 5  # how often a batch that a unique index refused is tried again
+LEAST = 8  # items of a commit, as far as there are any
+
+_Waiting = tuple[Item, asyncio.Future[Result]]
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -38,39 +41,34 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         self._database = database
         self._apply = apply
-        self._limit = limit
         self._waiting_limit = waiting_limit
         self._after = after
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._running: asyncio.Task[None] | None = None
+        self._rounds: Rounds[_Waiting[Item, Result]] = Rounds(
+            database, self._commit, least=LEAST, limit=limit, idle=lambda: self._idle.set()
+        )
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def submit(self, item: Item) -> Result:
         """The item's result, once it is durable. Raises what `apply` gave for it, or StoreUnavailable: then nothing was kept."""
-        if len(self._waiting) >= self._waiting_limit:
+        if self._rounds.waiting >= self._waiting_limit:
             raise StoreUnavailable("too many requests wait for the store")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((item, future))
-        if self._running is None or self._running.done():
-            self._running = loop.create_task(self._run())
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._idle.clear()
+        self._rounds.put_one((item, future))
         return await future
 
     async def flush(self) -> None:
         """Return when nothing is waiting or under way."""
-        while self._running is not None and not self._running.done():
-            await asyncio.wait([self._running])
+        await self._idle.wait()
 
-    async def _run(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
-            await self._commit(batch)
-
-    async def _commit(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        items = [item for item, _ in batch]
+    async def _commit(self, batch: list[_Waiting[Item, Result]]) -> None:
         for left in reversed(range(CLASHES)):
             try:
-                results = await self._database.write(self._apply, items)
+                results = await self._database.write(self._apply_to, batch)
             except StoreUnavailable as error:
+                if not batch:
+                    self._rounds.take(batch)
                 for _, future in batch:
                     _fail(future, StoreUnavailable(str(error)))
             except Exception as error:
@@ -87,8 +85,14 @@ class GroupCommit(Generic[Item, Result]):
                         _fail(future, result)
                     elif not future.done():
                         future.set_result(result)
-                self._after()
+                if batch:
+                    self._after()
             return
+
+    def _apply_to(self, connection: Connection, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | Exception]:
+        if not batch:
+            self._rounds.take(batch)
+        return self._apply(connection, [item for item, _ in batch]) if batch else []
 
 
 def _fail(future: asyncio.Future[Result], error: Exception) -> None:

@@ -37,11 +37,11 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    "PRAGMA cache_size=-65536",  # 64 MiB
+    "PRAGMA cache_size=-40960",  # 40 MiB
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_autocheckpoint=0",  # see checkpoint.py
 )
-_READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-8192")
+_READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-4096")
 
 
 class SqliteDatabase:
