@@ -50,6 +50,13 @@ def check_recorded(server: Server, before: int, answered: int, slack: int = 64) 
         sys.exit(f"the run is void: {answered} redirects were answered, {recorded} hits are in the store")
 
 
+def settled(server: Server) -> int:
+    """The number of hits, once those that wrk left under way are recorded."""
+    time.sleep(0.5)
+    hits: int = server.query("SELECT count(*) FROM hits")
+    return hits
+
+
 def clicks(run: Run) -> None:
     with deliveries.receiver() as sink, rig.server() as server:
         started = time.perf_counter()
@@ -64,14 +71,14 @@ def clicks(run: Run) -> None:
         distinct = rig.script(folder, "distinct", [f"/{code}" for code in codes[2000:]])
         warm = rig.script(folder, "warm", [f"/{code}" for code in codes[:2000]])
         rig.wrk(server.base, seconds=1, script=warm)
-        before = server.query("SELECT count(*) FROM hits")
+        before = settled(server)
         load = rig.wrk(server.base, seconds=run.seconds, script=distinct)
         check_recorded(server, before, load.requests)
         firsts = server.query("SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL")
         note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links, "
         note += f"{sink.count():,} delivered meanwhile"
         run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)
-        before = server.query("SELECT count(*) FROM hits")
+        before = settled(server)
         load = rig.wrk(f"{server.base}/{codes[0]}", seconds=run.seconds, header=f"User-Agent: {rig.PHONE}")
         check_recorded(server, before, load.requests)
         run.add("repeat clicks, one hot link", load.per_second, "/s", target=0.50, note=f"p99 {load.p99:.1f} ms")

@@ -257,7 +257,7 @@ async def _build(
     opened.push_async_callback(sender.close)
     # Jitter keeps retries apart; nobody gains by guessing it.
     rng = random.Random()  # noqa: S311
-    courtesy = Courtesy(lambda: recorder.totals.recorded)
+    courtesy = Courtesy(lambda: recorder.totals.recorded + recorder.totals.unknown)
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, courtesy)
     ring_deliveries = ringing(bells, "deliveries", dispatcher.bell)
     fanout = Fanout(database, ids, click_ids, clock, base_url=settings.base_url, courtesy=courtesy, on_deliveries=ring_deliveries)

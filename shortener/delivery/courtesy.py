@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 #: So many hits a second are many; looked at over so many seconds.
 MANY, OVER = 20.0, 0.25
+#: Up to so many, deliveries may take half of the time, and keep up with what the hits bring. Beyond it is a flood, which ends: they
+#: take less and less, and catch up later.
+FLOOD, LONGEST_REST = 2_500.0, 0.25
 
 
 class Courtesy:
@@ -19,7 +22,11 @@ class Courtesy:
         self._hits = hits
         self._now = now
         self._seen, self._at = hits(), now()
-        self._is_due = False
+        self._rate = 0.0
+
+    def rest(self, worked: float) -> float:
+        """Seconds to leave to the hits after so many of work."""
+        return min(worked * max(1.0, (self._rate / FLOOD) ** 2), max(worked, LONGEST_REST)) if self.is_due else 0.0
 
     @property
     def is_due(self) -> bool:
@@ -27,6 +34,6 @@ class Courtesy:
         now = self._now()
         if now - self._at >= OVER:
             hits = self._hits()
-            self._is_due = hits - self._seen >= MANY * (now - self._at)
+            self._rate = (hits - self._seen) / (now - self._at)
             self._seen, self._at = hits, now
-        return self._is_due
+        return self._rate >= MANY

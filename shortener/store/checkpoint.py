@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 #: So many pages are a good piece of work: the more, the more commits share the writing of a page; the fewer, the shorter a restart.
-PAGES = 30_000
-SHORTEST, LONGEST = 0.3, 5.0  # seconds between two checkpoints
+PAGES = 60_000
+SHORTEST, LONGEST = 0.5, 5.0  # seconds between two checkpoints
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 

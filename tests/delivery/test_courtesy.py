@@ -2,7 +2,7 @@ import random
 
 from sqlalchemy import func, select
 
-from shortener.delivery.courtesy import MANY, OVER, Courtesy
+from shortener.delivery.courtesy import FLOOD, LONGEST_REST, MANY, OVER, Courtesy
 from shortener.delivery.dispatcher import PIECE, Dispatcher
 from shortener.delivery.fanout import PIECE as FANOUT_PIECE
 from shortener.delivery.fanout import Fanout
@@ -34,6 +34,18 @@ def test_it_is_due_while_many_hits_come_in() -> None:
     assert hits.come(0, OVER / 2), "until there were none for a while"
     assert not hits.come(0)
     assert not hits.come(MANY * OVER, 10), "over a long time they are few"
+
+
+def test_a_flood_is_left_more_and_more_of_the_time() -> None:
+    hits = Hits()
+    assert hits.courtesy.rest(0.004) == 0
+    hits.come(FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == 0.004
+    hits.come(2 * FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == 4 * 0.004
+    hits.come(20 * FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == LONGEST_REST
+    assert hits.courtesy.rest(1.0) == 1.0
 
 
 async def test_while_it_is_due_deliveries_go_in_small_pieces(
