@@ -246,6 +246,20 @@ def post_script(folder: Path, name: str, bodies: Sequence[str], path: str, heade
     return place
 
 
+def fsync_ms(folder: Path) -> float:
+    """Milliseconds that the disk takes for 16 KiB of a file that has them already, as a WAL does."""
+    took = []
+    with open(folder / "fsync", "wb") as file:
+        file.write(bytes(1 << 22))
+        os.fsync(file.fileno())
+        for number in range(200):
+            os.pwrite(file.fileno(), os.urandom(1 << 14), number << 14)
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append(1000 * (time.perf_counter() - began))
+    return statistics.median(took)
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 #: Headers of a request that is more than a plain question.
 _MORE = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
+LONGEST_HEAD = 64 * 1024  # bytes
 _LONGEST_PATH = 128  # bytes; a code with all that is forgiven behind it
 FOUND = 302
 
@@ -45,19 +46,39 @@ class Wire(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._has_app: HasApp = self.config.loaded_app
+        self._head: _Head | None = None  # that is not complete
         self._idle_since: float | None = None  # loop time
         self._idle_timer: TimerHandle | None = None
 
     # A request.
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._be_idle()  # until its first request is there
+
+    def data_received(self, data: bytes) -> None:
+        """uvicorn's own, with bounds for a head that does not end: neither has one."""
+        waited_since, head = self._idle_since, self._head
+        super().data_received(data)
+        if self._head is None:
+            return
+        if waited_since is not None and (self.cycle is None or self.cycle.response_complete):
+            self._idle_since = waited_since  # a head that comes in drops is waited for like one that does not come
+        if self._head is head:  # the piece that it began in is a bufferful at most
+            head.size += len(data)
+            if head.size > LONGEST_HEAD and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too long.")
+
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
+        self._head = _Head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        self._head = None
         if not self._begin_redirect():
             url, headers = self.url, self.headers
             super().on_message_begin()
@@ -120,6 +141,9 @@ class Wire(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
             return
         self.flow.resume_reading()
+        self._be_idle()
+
+    def _be_idle(self) -> None:
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -141,6 +165,15 @@ class Wire(HttpToolsProtocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+
+class _Head:
+    """A head of which not everything came yet. `size`: bytes, without those that it began with."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
 
 
 class _Together:

@@ -749,3 +749,45 @@ def test_whatever_path_and_headers_are_sent_the_answer_is_uvicorns(tmp_path: Pat
             assert pair.servers[0].app.paths.count(pair.paths["code"]) < pair.servers[1].app.paths.count(pair.paths["code"])
         finally:
             runner.run(stack.aclose())
+
+
+async def test_a_head_without_end_is_refused_and_its_connection_closed(service: Service) -> None:
+    async with serving(service, timeout_keep_alive=30) as ours:
+        for begin in (b"GET /", b"GET / HTTP/1.1\r\nX-Long: ", b"GET / HTTP/1.1\r\n"):
+            reader, writer = await ours.connect()
+            writer.write(begin)
+            more = b"a: b\r\n" * 1000 if begin.endswith(b"\n") else b"a" * 6000
+            answer = b""
+            for _ in range(200):
+                with contextlib.suppress(ConnectionError):
+                    writer.write(more)
+                    await writer.drain()
+                if reader.at_eof():
+                    break
+                await asyncio.sleep(0)
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(), PATIENCE)
+            assert answer == b"" or status(answer) == 400
+            writer.close()
+        await until(lambda: not ours.server.server_state.connections)
+
+
+async def test_who_sends_no_request_or_only_drops_of_one_is_not_waited_for(service: Service) -> None:
+    code = await link(service)
+    async with serving(service, timeout_keep_alive=0.3) as ours:
+        silent, _ = await ours.connect()
+        slow, writer = await ours.connect()
+        began = asyncio.get_running_loop().time()
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                for byte in get(code) * 5:
+                    writer.write(bytes([byte]))
+                    await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        assert await asyncio.wait_for(silent.read(), PATIENCE) == b""
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(slow.read(), PATIENCE)
+        assert asyncio.get_running_loop().time() - began < len(get(code)) * 0.02, "before the first head was there"
+        dripping.cancel()
