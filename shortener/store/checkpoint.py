@@ -1,12 +1,13 @@
 """Checkpoints of SQLite's WAL beside the writer, which would stand still for as long as one takes.
 
 A thread with a connection of its own copies the pages into the file while the writer goes on appending to the WAL. It can never
-come to the end of a WAL that grows, so after it the writer copies the little that is left, between two of its commits; then the
-WAL begins anew with the next one.
+come to the end of a WAL that grows, so when little is left, the writer copies that, between two of its commits; then the WAL begins
+anew with the next one.
 
 SQLite before 3.51.3 can damage a file when a checkpoint begins on a WAL that is copied to its end and another connection begins it
-anew meanwhile. Neither of the two here ever begins on such a WAL: each follows a commit of the writer that nothing has copied yet,
-and until that is copied nobody can begin the WAL anew. Nothing else checkpoints (docs/decisions/0009).
+anew meanwhile. Neither of the two here ever begins on such a WAL. The writer's follows its own commit. The thread's follows two
+commits that were told of after its last one: the second of them began after that one ended, so nothing has copied it, and until
+something has, nobody can begin the WAL anew. Nothing else checkpoints (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-#: So many pages are a good piece of work: the more, the more commits share the writing of a page; the fewer, the shorter a restart.
-PAGES = 60_000
-SHORTEST, LONGEST = 0.5, 5.0  # seconds between two checkpoints
+#: Seconds that a checkpoint should take. The longer, the more commits share the writing of a page; the shorter, the less the writer
+#: waits for a disk that is busy with it.
+AIM = 0.03
+SHORTEST, LONGEST = 0.02, 5.0  # seconds between two checkpoints
+#: What came while the thread worked for so many seconds is little; if it took longer it works again, so many times at most.
+LITTLE, TIMES = 0.02, 5
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -29,49 +34,65 @@ class Checkpointer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pause = SHORTEST
-        self._stopping = threading.Event()
-        self._dirty = threading.Event()  # the writer committed what nothing has copied yet
+        self._commits = 0
+        self._wanted = 2  # the number of commits at which the thread may begin
+        self._may_begin = threading.Event()
         self._rest_wanted = False
         self._rest_done = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sqlite-checkpoint", daemon=True)
         self._thread.start()
 
     def committed(self, writer: Any) -> None:
         """Call it in the writer's thread, with its sqlite3 connection, after each commit."""
+        self._commits += 1
         if self._rest_wanted:
             self._rest_wanted = False
             with contextlib.suppress(sqlite3.Error):  # a full disk: the next commit tells
                 writer.execute(_CHECKPOINT).fetchone()
-            self._dirty.clear()
             self._rest_done.set()
-        elif not self._dirty.is_set():
-            self._dirty.set()
+        elif self._commits >= self._wanted and not self._may_begin.is_set():
+            self._may_begin.set()
 
     def stop(self) -> None:
         """Return when no checkpoint is under way or will begin."""
         self._stopping.set()
-        self._dirty.set()
+        self._may_begin.set()
         self._rest_done.set()
         self._thread.join()
 
     def _run(self) -> None:
         with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous=FULL")
-            while True:
-                self._dirty.wait()
-                if self._stopping.wait(self._pause):
-                    return
-                self._dirty.clear()
-                try:
-                    _, pages, copied = connection.execute(_CHECKPOINT).fetchone()
-                except sqlite3.Error:  # a full disk, for example; the WAL keeps everything
-                    self._pause = LONGEST
-                    self._dirty.set()
-                    continue
-                self._pause = min(max(self._pause * PAGES / max(pages, 1), SHORTEST), LONGEST)
-                if copied < pages or self._dirty.is_set():
-                    self._rest_done.clear()
-                    self._rest_wanted = True
-                    if self._stopping.is_set():
+            while self._wait_for_commits() and not self._stopping.wait(self._pause):
+                for _ in range(TIMES):
+                    began = time.monotonic()
+                    try:
+                        connection.execute(_CHECKPOINT).fetchone()
+                    except sqlite3.Error:  # a full disk, for example; the WAL keeps everything
+                        self._pause = LONGEST
+                        break
+                    took = time.monotonic() - began
+                    self._pause = min(max(self._pause * min(max(AIM / took, 0.5), 2.0), SHORTEST), LONGEST)
+                    if took <= LITTLE:
+                        break
+                    if not self._wait_for_commits():
                         return
-                    self._rest_done.wait()
+                if not self._let_writer_finish():
+                    return
+
+    def _wait_for_commits(self) -> bool:
+        """Wait for two of them; False when it is time to stop."""
+        self._may_begin.clear()
+        self._wanted = self._commits + 2
+        if not self._stopping.is_set():
+            self._may_begin.wait()
+        return not self._stopping.is_set()
+
+    def _let_writer_finish(self) -> bool:
+        """Have the writer copy the rest, after its next commit; False when it is time to stop."""
+        self._rest_done.clear()
+        self._rest_wanted = True
+        if not self._stopping.is_set():
+            self._rest_done.wait()
+        return not self._stopping.is_set()
