@@ -136,11 +136,13 @@ class PostgresProcess:
     def freeze(self) -> None:
         """It keeps its connections and answers nothing."""
         for process in self._processes():
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a worker that ended meanwhile
+                process.suspend()
 
     def thaw(self) -> None:
         for process in self._processes():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def close(self) -> None:
         self.thaw()
