@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 #: So many hits a second are many; looked at over so many seconds.
 MANY, OVER = 20.0, 0.25
-#: Up to so many, deliveries may take half of the time, and keep up with what the hits bring. Beyond it is a flood, which ends: they
-#: take less and less, and catch up later.
+#: Up to so many, deliveries may take a third of the time, and keep up with what the hits bring. Beyond it is a flood, which ends:
+#: they take less and less, and catch up later.
 FLOOD, LONGEST_REST = 2_500.0, 0.25
 
 
@@ -26,7 +26,7 @@ class Courtesy:
 
     def rest(self, worked: float) -> float:
         """Seconds to leave to the hits after so many of work."""
-        return min(worked * max(1.0, (self._rate / FLOOD) ** 2), max(worked, LONGEST_REST)) if self.is_due else 0.0
+        return min(worked * max(2.0, (self._rate / FLOOD) ** 2), max(worked, LONGEST_REST)) if self.is_due else 0.0
 
     @property
     def is_due(self) -> bool:

@@ -40,7 +40,7 @@ def test_a_flood_is_left_more_and_more_of_the_time() -> None:
     hits = Hits()
     assert hits.courtesy.rest(0.004) == 0
     hits.come(FLOOD * OVER)
-    assert hits.courtesy.rest(0.004) == 0.004
+    assert hits.courtesy.rest(0.004) == 2 * 0.004
     hits.come(2 * FLOOD * OVER)
     assert hits.courtesy.rest(0.004) == 4 * 0.004
     hits.come(20 * FLOOD * OVER)
