@@ -255,8 +255,7 @@ async def _build(
     trackers = Trackers(database, secret, guard, settings, clock)
     sender = open_sender(guard, settings, clock)
     opened.push_async_callback(sender.close)
-    # Jitter keeps retries apart; nobody gains by guessing it.
-    rng = random.Random()  # noqa: S311
+    rng = random.Random()  # noqa: S311 - jitter keeps retries apart; nobody gains by guessing it
     courtesy = Courtesy(lambda: recorder.totals.recorded + recorder.totals.unknown)
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, courtesy)
     ring_deliveries = ringing(bells, "deliveries", dispatcher.bell)

@@ -1,19 +1,18 @@
-"""Messages, links and hits straight into the tables, for tests of what comes after them."""
+"""Messages, links and hits of a service straight into its tables, for tests of what comes after them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, insert, select
+from sqlalchemy import Connection, Row, Table, select
 
 from shortener.ids import IdMaker, encode
 from shortener.log.tallies import Cohorts, Tally
-from shortener.model import HitFlag, LinkFlag, State, Verdict
 from shortener.store import schema
 from shortener.store.database import Database
 from tests.conftest import NOON
+from tests.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,57 +43,19 @@ def add_message(
     """A message of NOON with so many links; `columns` are others of its row."""
     key = (application_id, campaign, source, country, process_id)
     cohort = Cohorts().number(connection, {key})[key]
-    row = ids()
-    values: dict[str, Any] = {
-        "id": row,
-        "application_id": application_id,
-        "cohort_id": cohort,
-        "message_id": message_id,
-        "request_id": f"request of {message_id}",
-        "content_hash": "",
-        "to_address": "+14085550100",
-        "state": int(State.CREATED),
-        "created_at": NOON,
-        "encoding": "GSM-7",
-        "segments": 1,
-    }
-    connection.execute(insert(schema.messages).values(values | columns))
+    owned: dict[str, Any] = {"application_id": application_id, "cohort_id": cohort}
+    put = Rows(connection)
+    row = put.message(NOON, id=ids(), message_id=message_id, request_id=f"request of {message_id}", **owned, **columns)
     link_ids = tuple(ids() for _ in range(links))
     codes = tuple(encode(link) for link in link_ids)
     for position, (link, code) in enumerate(zip(link_ids, codes, strict=True)):
-        connection.execute(
-            insert(schema.links).values(
-                id=link,
-                code=code,
-                message_id=row,
-                application_id=application_id,
-                cohort_id=cohort,
-                domain_id=0,
-                position=position,
-                flags=int(LinkFlag.NONE),
-                url=f"https://shop.example/{position}",
-                expires_at=NOON + timedelta(days=90),
-            )
-        )
+        put.link(row, id=link, code=code, position=position, url=f"https://shop.example/{position}", **owned)
     return Message(row, message_id, cohort, link_ids, codes)
 
 
 def add_hit(connection: Connection, /, ids: IdMaker, link: int, **columns: Any) -> int:
     """A person's hit at NOON; returns its id, which `ClickIds.spell` makes a click id of. The link and message do not change."""
-    values: dict[str, Any] = {
-        "id": ids(),
-        "link_id": link,
-        "at": NOON,
-        "verdict": int(Verdict.HUMAN),
-        "rule": "test",
-        "flags": int(HitFlag.NONE),
-        "address": "192.0.2.0",
-        "user_agent": "Phone",
-    }
-    values |= columns
-    connection.execute(insert(schema.hits).values(values))
-    hit: int = values["id"]
-    return hit
+    return Rows(connection, NOON).hit(link, **{"id": ids(), **columns})
 
 
 async def rows(database: Database, table: Table) -> list[Row[Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,18 +38,55 @@ class Reply:
     hang: bool = False
 
 
-class Receiver:
+class Listening(ABC):
+    """A server of one's own on loopback, which says to each connection what `talk` says until the other end goes away."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.port = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    @asynccontextmanager
+    async def listening(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._serve, host, 0, ssl=tls, backlog=1024)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks)
+            await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self.talk(reader, writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            with suppress(OSError):
+                writer.transport.abort()
+
+
+class Receiver(Listening):
     """Answers with the next of `replies` (a Reply, or just its status), and when there is none with `usual`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.requests: list[Request] = []
         self.replies: list[Reply | int] = []
         self.usual: Reply | int = 200
         self.by_path: dict[str, Reply | int] = {}  # wins over both
-        self.connections = 0
-        self.port = 0
         self._arrived = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def url(self, path: str = "/") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -65,29 +104,18 @@ class Receiver:
                 await self._arrived.wait()
         return self.requests
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while True:
-                request = await _read(reader)
-                self.requests.append(request)
-                self._arrived.set()
-                reply = self._reply(request)
-                if reply.hang:
-                    await asyncio.Event().wait()
-                headers = {"content-length": str(len(reply.body)), **reply.headers}
-                lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-                writer.write(f"HTTP/1.1 {reply.status} told\r\n{lines}\r\n".encode() + reply.body)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            with suppress(OSError):
-                writer.transport.abort()
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await _read(reader)
+            self.requests.append(request)
+            self._arrived.set()
+            reply = self._reply(request)
+            if reply.hang:
+                await asyncio.Event().wait()
+            headers = {"content-length": str(len(reply.body)), **reply.headers}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            writer.write(f"HTTP/1.1 {reply.status} told\r\n{lines}\r\n".encode() + reply.body)
+            await writer.drain()
 
     def _reply(self, request: Request) -> Reply:
         reply = self.by_path.get(request.target)
@@ -96,11 +124,6 @@ class Receiver:
         if isinstance(reply, int):
             return Reply(reply, b"" if reply == 204 else b"OK")
         return reply
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:
@@ -114,9 +137,5 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     made = Receiver()
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, backlog=1024)
-    made.port = server.sockets[0].getsockname()[1]
-    yield made
-    server.close()
-    await made.stop()
-    await server.wait_closed()
+    async with made.listening():
+        yield made

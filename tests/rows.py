@@ -37,7 +37,9 @@ _numbers = itertools.count()
 
 @dataclass
 class Rows:
-    """Writes with one connection; a row's id is of the time that it is of: its own `at`, else that of the last message."""
+    """Writes with one connection. `more`: columns that are to be other than usual.
+
+    A row's id, if none is given, is of the time that it is of: its own `at`, else that of the last message."""
 
     connection: Connection
     at: datetime = datetime(2026, 11, 20, tzinfo=UTC)
@@ -46,19 +48,18 @@ class Rows:
         return first_id_at(to_ms(at)) + next(_numbers)
 
     def put(self, table: Table, at: datetime | None, values: Mapping[str, Any], more: Mapping[str, Any]) -> int:
-        row = self.id_at(at or self.at)
+        row: int = more["id"] if "id" in more else self.id_at(at or self.at)
         self.connection.execute(insert(table).values({"id": row, **values, **more}))
         return row
 
     def message(self, at: datetime, **more: Any) -> int:
         self.at = at
-        row = self.id_at(at)
+        number = next(_numbers)
         values = {
-            "id": row,
             "application_id": 1,
             "cohort_id": 1,
-            "message_id": f"message-{row}",
-            "request_id": f"request-{row}",
+            "message_id": f"message-{number}",
+            "request_id": f"request-{number}",
             "content_hash": "",
             "to_address": "+14085550100",
             "state": State.CREATED.value,
@@ -66,8 +67,7 @@ class Rows:
             "encoding": "GSM-7",
             "segments": 1,
         }
-        self.connection.execute(insert(schema.messages).values(values | more))
-        return row
+        return self.put(schema.messages, at, values, more)
 
     def link(self, message: int, *, expires_at: datetime | None = None, **more: Any) -> int:
         values = {

@@ -243,11 +243,10 @@ class Proxy:
         writer.close()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A file with a key and a certificate for 127.0.0.1, signed by itself."""
+def self_signed(folder: Path, host: str) -> Path:
+    """A file with a key and a certificate for this address, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder()
@@ -257,16 +256,21 @@ def certificate(tmp_path: Path) -> Path:
         .serial_number(1)
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ) + made.public_bytes(serialization.Encoding.PEM)
-    file = tmp_path / "server.pem"
+    file = folder / "server.pem"
     file.write_bytes(pem)
     return file
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return self_signed(tmp_path, "127.0.0.1")
 
 
 def tls_context(certificate: Path) -> ssl.SSLContext:

@@ -111,7 +111,7 @@ class Devices:
             for metric in metrics_of(user_agent):
                 tally.add(cohort, quarter * QUARTER_MS, metric, amount)
             if number % _PARSED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # let hits in between
         done = await self._database.write(self._keep, page, tally)
         return page.hits if done and page.hits == PAGE else 0
 

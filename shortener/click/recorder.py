@@ -356,7 +356,7 @@ class Recorder:
                 return
             if not self._shed(batch):
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # the store is away
             pause = min(pause * 2, _LONGEST_PAUSE)
             if not self._shed(batch):
                 return
@@ -400,6 +400,7 @@ class Recorder:
             else:
                 await self._send_on(overdue)
             oldest = next((w for w in self._rounds.all() if not w.landing.done() and not w.sent_on), None)
+            # Nobody who comes meanwhile is overdue before this one.
             await asyncio.sleep(self._deadline if oldest is None else max(0.005, oldest.overdue_at - loop.time()))
 
     async def _begin_outage(self, batch: Sequence[_Waiting]) -> None:

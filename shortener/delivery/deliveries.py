@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, select, update
 
@@ -29,7 +29,7 @@ REPLAYED_AT_ONCE, REPLAYED_AT_MOST = 500, 10_000  # in one transaction, by one c
 MOST_ATTEMPTS = 500  # of one delivery that are told
 
 StatusName = Literal["pending", "parked", "delivered", "dead"]
-assert set(StatusName.__args__) == {status.word for status in DeliveryStatus}  # type: ignore[attr-defined]
+assert set(get_args(StatusName)) == {status.word for status in DeliveryStatus}
 
 # Written into the statement: with a parameter, a partial index cannot be used.
 _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))

@@ -231,7 +231,7 @@ class Dispatcher:
                     try:
                         await self.step()
                     except StoreUnavailable:
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(0.1)  # it may be back before the grace is over
         except TimeoutError:
             # Their leases run out, and they are attempted again.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)

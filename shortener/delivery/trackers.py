@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import orjson
@@ -47,7 +47,7 @@ MOST_HEADERS, LONGEST_HEADER = 20, 2000
 LONGEST_OVERLAP = 7 * 86400
 
 EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
-assert set(EventName.__args__) == {topic.word for topic in SUBSCRIBABLE}  # type: ignore[attr-defined]
+assert set(get_args(EventName)) == {topic.word for topic in SUBSCRIBABLE}
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _VALUE = re.compile(r"[\x20-\x7e]*")

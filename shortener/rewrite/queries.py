@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, tuple_
 
@@ -97,7 +97,9 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
     return found
 
 
-def find_answers(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], tuple[str, object]]:
+def find_answers(
+    connection: Connection, keys: Iterable[tuple[int, str]]
+) -> dict[tuple[int, str], tuple[str, list[dict[str, Any]]]]:
     """The kept answers of these (application, Idempotency-Key): content hash and answer."""
     table = schema.idempotency
     statement = select(table).where(tuple_(table.c.application_id, table.c.key).in_(sorted(keys)))

@@ -358,7 +358,7 @@ class Rewriter:
                 kept_answer = answers.get((application_id, request.idempotency_key))
                 if kept_answer is not None:
                     same = kept_answer[0] == request.content_hash
-                    results.append(kept_answer[1] if same else ApiError(ErrorCode.IDEMPOTENCY_CONFLICT))  # type: ignore[arg-type]
+                    results.append(kept_answer[1] if same else ApiError(ErrorCode.IDEMPOTENCY_CONFLICT))
                     continue
             conflicts = [
                 Detail(message.item.place("message_id", message.recipient), f"{message.message_id!r} is used for other content")

@@ -68,7 +68,7 @@ class RemoteBells:
                     self.connected = False
                     with contextlib.suppress(Exception):
                         connection.terminate()
-            await asyncio.sleep(RECONNECT)
+            await asyncio.sleep(RECONNECT)  # the server is away, or cut us off
 
     async def _pass_on(self, connection: Any) -> None:
         # The server tells of a closed connection to whoever waits for it: without this, only the next NOTIFY would notice.
@@ -83,7 +83,7 @@ class RemoteBells:
                 raise asyncpg.InterfaceError("the server closed the connection")
             for name in rung:
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, name)
-            await asyncio.sleep(APART)
+            await asyncio.sleep(APART)  # what is rung meanwhile shares the next NOTIFY
 
     def _heard(self, connection: Any, pid: int, channel: str, name: str) -> None:
         bell = self._bells.get(name)

@@ -183,7 +183,7 @@ def _on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
         # Counts for a new file only. A first click rewrites one page somewhere in `messages`: small pages make small commits.
-        connection.execute("PRAGMA page_size=1024")
+        connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

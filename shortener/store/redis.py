@@ -144,7 +144,7 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
         of_sentinels = {
             name: value for name, value in options.items() if name not in ("username", "password", "health_check_interval")
         }
-        sentinel = Sentinel(hosts, sentinel_kwargs=of_sentinels | {"ssl": tls}, **options)  # type: ignore[no-untyped-call]
+        sentinel = Sentinel(hosts, sentinel_kwargs=of_sentinels | {"ssl": tls}, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
         sentinels = sentinel.sentinels
         client = sentinel.master_for(service, db=int(database or 0), ssl=tls, max_connections=connections)
     elif kind == "cluster":

@@ -82,6 +82,7 @@ def _prose(text: str) -> Markup:
     """Paragraphs, lists and `code` of our descriptions."""
     blocks = []
     for block in re.split(r"\n\n+", text.strip()):
+        # Escaped first; the tags are ours.
         lines = [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(line)))) for line in block.splitlines()]  # noqa: S704
         if all(line.startswith("- ") for line in lines):
             items = Markup("").join(Markup("<li>{}</li>").format(line[2:]) for line in lines)

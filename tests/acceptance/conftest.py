@@ -1,111 +1,18 @@
-"""The real process: started, spoken to over the wire, killed."""
+"""What the real processes of a test need around them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
+import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import httpx
-import orjson
 import pytest
 
-PATIENCE = 20.0  # seconds to wait for anything; a pass never takes that long
-PHONE = (
-    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-    "Version/18.6 Mobile/15E148 Safari/604.1"
-)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class Server:
-    """One `shortener serve`; `first` holds the credentials that the very first start printed."""
-
-    folder: Path
-    port: int
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
-    first: dict[str, Any] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-    printed: str = ""
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shortener", "serve", "--port", str(self.port), "--json", *self.options],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            cwd=self.folder,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the server did not start"
-        self.printed = line.decode()
-        self.first = orjson.loads(line)["first_start"] or self.first
-        deadline = time.monotonic() + PATIENCE
-        with httpx.Client(trust_env=False) as client:
-            while time.monotonic() < deadline:
-                with contextlib.suppress(httpx.TransportError):
-                    if client.get(f"{self.base}/readyz").status_code == 200:
-                        return
-                assert self.process.poll() is None, "the server went away"
-                threading.Event().wait(0.02)
-        raise AssertionError("the server is not ready")
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        self._close()
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(PATIENCE)
-        self._close()
-        return code
-
-    def command(self, *words: str) -> Any:
-        """What `shortener WORDS --json` prints, run beside the server."""
-        line = [sys.executable, "-m", "shortener", *words, "--json"]
-        done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
-        return orjson.loads(done.stdout)
-
-    def _close(self) -> None:
-        assert self.process is not None
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.process = None
-
-    def client(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.base, headers=headers, timeout=PATIENCE, trust_env=False)
-
-    def api(self) -> httpx.Client:
-        return self.client(**{"X-API-Key": self.first["api_key"]})
-
-    def tracker(self) -> httpx.Client:
-        return self.client(**{"X-Api-Token": self.first["tracker_token"]})
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.nodes import Nodes
+from tests.acceptance.process import Server, serving
+from tests.conftest import new_postgresql_database
+from tests.servers import PostgresProcess, RedisProcess
 
 
 @pytest.fixture
@@ -113,81 +20,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield from serving(tmp_path)
 
 
-def serving(folder: Path, **settings: str) -> Iterator[Server]:
-    """A server with everything in this folder, until it is let go."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
-    environment |= {
-        "SHORTENER_DATA_DIR": str(folder / "data"),
-        "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
-        "SHORTENER_DELIVERY_SCHEDULE": "0.1,0.1,0.1",
-        **{f"SHORTENER_{name}": value for name, value in settings.items()},
-    }
-    server = Server(folder, free_port(), environment)
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
-
-
-@dataclass
-class Arrived:
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return orjson.loads(self.body)
-
-
-class Endpoint:
-    """A customer's endpoint in this process: keeps what it is sent, answers as `answers` says (200 when it is empty). To what is
-    sent to a path of `slow` it answers so many seconds later."""
-
-    def __init__(self) -> None:
-        self.arrived: list[Arrived] = []
-        self.answers: list[int] = []
-        self.slow: dict[str, float] = {}
-        self._changed = threading.Condition()
-        self._closed = threading.Event()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                with endpoint._changed:
-                    endpoint.arrived.append(Arrived(self.command, self.path, dict(self.headers.items()), body))
-                    status = endpoint.answers.pop(0) if endpoint.answers else 200
-                    endpoint._changed.notify_all()
-                if self.path in endpoint.slow:
-                    endpoint._closed.wait(endpoint.slow[self.path])
-                with contextlib.suppress(OSError):  # it may not have waited for us
-                    self.send_response(status)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-
-            do_GET = do_POST
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def wait(self, number: int) -> list[Arrived]:
-        """The first `number` requests, once they are there."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.arrived) >= number, PATIENCE), f"{len(self.arrived)} of {number} arrived"
-            return self.arrived[:number]
-
-    def close(self) -> None:
-        self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+@pytest.fixture
+def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
+    """On a PostgreSQL and a Redis that the test may take away."""
+    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
+    nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
+    yield nodes
+    nodes.close()
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from tests.acceptance.conftest import PATIENCE, PHONE, Server
-from tests.servers import free_port
+from tests.acceptance.process import PHONE, Server
+from tests.servers import PATIENCE, free_port
 
 SECRET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
 

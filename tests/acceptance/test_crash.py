@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.acceptance.conftest import PHONE, Endpoint, Server
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.process import PHONE, Server
 
 
 def database(folder: Path) -> sqlite3.Connection:

@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server, serving
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.process import PHONE, Server, serving
+from tests.servers import PATIENCE
 
 
 @pytest.fixture(scope="module")

@@ -23,21 +23,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server, serving
+from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_until
-from tests.conftest import new_postgresql_database
-from tests.servers import PostgresProcess, Proxy, RedisProcess
+from tests.acceptance.process import PHONE, Server, serving
+from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
 OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # seconds; `make prove` asks for 60
 NO_MORE = 0.050  # seconds that p99 of a redirect may rise by
-
-
-@pytest.fixture
-def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
-    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
-    nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
-    yield nodes
-    nodes.close()
 
 
 def metric(server: Server, name: str) -> float:
@@ -81,6 +73,13 @@ class Load:
             done = True
             await task
 
+    async def go_on(self, clicks: int) -> None:
+        """Return when so many more were answered."""
+        enough = self.answers.statuses.total() + clicks
+        async with asyncio.timeout(PATIENCE):
+            while self.answers.statuses.total() < enough:
+                await asyncio.sleep(0.01)
+
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
     """Take PostgreSQL away for a while; `fresh` are links that are clicked for the first time meanwhile."""
@@ -91,7 +90,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
     refused = await asyncio.to_thread(try_rewrite, one)
     assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
     assert int(refused.headers["Retry-After"]) > 0
-    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))
+    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # so long it is to last
     assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
     assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
     with two.client() as client:
@@ -103,7 +102,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
         return all(metric(node, "shortener_store_outage") == 0 for node in (one, two)) and try_rewrite(one).status_code == 200
 
     await asyncio.to_thread(wait_until, is_over, "the nodes did not come back by themselves")
-    await asyncio.sleep(0.5)
+    await load.go_on(200)
 
 
 def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
@@ -247,7 +246,7 @@ def test_redis_in_trouble_costs_a_redirect_nothing(
             for _ in range(4):
                 answer = await asyncio.to_thread(try_rewrite, server)
                 assert answer.status_code == 200, answer.text
-                await asyncio.sleep(0.3)
+                await load.go_on(150)
         assert set(load.answers.statuses) == {302}
         everything.update(load.answers.redirected)
         return load.answers.percentile(0.99)
@@ -391,15 +390,15 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
 
     async def story() -> None:
         async with load.running(people=4, pause=0.02):
-            await asyncio.sleep(0.3)
+            await load.go_on(50)
             with fault(server):
                 await asyncio.to_thread(wait_until, refused, "nothing is taken")
-                await asyncio.sleep(OUTAGE)
+                await asyncio.sleep(OUTAGE)  # so long it is to last
                 assert await asyncio.to_thread(refused), "and so it stays"
                 assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
                 assert await asyncio.to_thread(metric, server, "shortener_late_answers_total") > 0
             await asyncio.to_thread(wait_until, lambda: not refused(), "rewriting goes on by itself")
-            await asyncio.sleep(0.3)
+            await load.go_on(50)
 
     asyncio.run(story())
     assert set(load.answers.statuses) == {302}

@@ -13,7 +13,8 @@ import httpx
 import orjson
 
 from shortener.delivery.signatures import new_secret
-from tests.acceptance.conftest import PATIENCE, Server, free_port
+from tests.acceptance.process import Server
+from tests.servers import PATIENCE, free_port
 
 
 @contextlib.contextmanager

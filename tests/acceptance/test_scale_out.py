@@ -18,16 +18,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PATIENCE, PHONE, Endpoint, Server
+from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_all
+from tests.acceptance.process import PHONE, Server
 from tests.conftest import new_postgresql_database
-from tests.servers import RedisProcess, children, free_port
+from tests.servers import PATIENCE, RedisProcess, children, free_port
 
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))  # `make prove` asks for more
 
 
 @pytest.fixture
 def nodes(postgresql: str, tmp_path: Path) -> Iterator[Nodes]:
+    """On the PostgreSQL of all tests, and without Redis."""
     nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, None)))
     yield nodes
     nodes.close()
@@ -200,7 +202,7 @@ def test_a_kill_switch_is_thrown_on_every_node_within_a_second(
 ) -> None:
     one, two = pair
     one.command("applications", "update", "1", "--add-domain", "https://go.brand.example")
-    time.sleep(0.6)  # as long as nodes take to hear of a domain
+    seconds_until(lambda: "//go.brand.example/" in nodes.rewrite(1)[0]["links"][0]["short_url"])
     code = nodes.rewrite(1)[0]["links"][0]["code"]
     for server in pair:
         assert seconds_until_answered(server, code, 302) < 1.0

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PHONE, Endpoint, Server
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.process import PHONE, Server
 
 
 def rewrite(server: Server, message: dict[str, Any]) -> dict[str, Any]:

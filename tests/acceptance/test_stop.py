@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PHONE, Endpoint, Server
+from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes
+from tests.acceptance.process import PHONE, Server
 from tests.acceptance.test_scale_out import nodes as nodes
 from tests.conftest import new_postgresql_database
 from tests.servers import PostgresProcess

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from tests.acceptance.conftest import PATIENCE, PHONE, Server
 from tests.acceptance.nodes import Nodes
-from tests.conftest import new_postgresql_database
-from tests.servers import PostgresProcess, RedisProcess
+from tests.acceptance.process import PHONE, Server
+from tests.servers import PATIENCE, PostgresProcess
 
 Link = tuple[str, str]  # host and path
-
-
-@pytest.fixture
-def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
-    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
-    nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
-    yield nodes
-    nodes.close()
 
 
 def status(server: Server, link: Link) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.acceptance.conftest import Server, server  # noqa: F401 - a fixture
+from tests.acceptance.process import Server
 
 
 class Shell:
@@ -102,7 +102,7 @@ def test_migrate_makes_a_store_ready_and_doctor_looks_at_it(shell: Shell) -> Non
     assert any(one["level"] == "error" for one in shell.json("doctor", code=1))
 
 
-def test_commands_work_beside_a_running_server(server: Server) -> None:  # noqa: F811 - the fixture
+def test_commands_work_beside_a_running_server(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         body = {"to": "+14085550100", "body": '#track("https://x.example/")', "campaign": "spring", "message_id": "m-1"}
@@ -133,7 +133,7 @@ def test_the_demo_tells_the_whole_story(shell: Shell) -> None:
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
 
 
-def test_verify_tells_a_count_that_is_wrong_and_export_shows_how_far_it_is(server: Server) -> None:  # noqa: F811 - the fixture
+def test_verify_tells_a_count_that_is_wrong_and_export_shows_how_far_it_is(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})

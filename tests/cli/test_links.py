@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import PHONE, Server, server  # noqa: F401 - a fixture
+from tests.acceptance.process import PHONE, Server
 from tests.cli.here import Here
 
 
@@ -24,7 +24,7 @@ def becomes(client: httpx.Client, path: str, status: int) -> float:
     return time.monotonic() - began
 
 
-def test_links_hosts_domains_and_applications_are_switched_off_beside_a_running_server(server: Server) -> None:  # noqa: F811
+def test_links_hosts_domains_and_applications_are_switched_off_beside_a_running_server(server: Server) -> None:
     shell = Here(server.folder / "data")
     number = str(server.first["application_id"])
     domain = shell.json("domains", "add", number, "https://go.brand.example", "--fallback-url", "https://x.example/over")

@@ -402,27 +402,28 @@ class Unwilling:
 
     def __init__(self, service: Service) -> None:
         self._database = service.database
-        self.dialect = service.database.dialect
-        self.node = service.database.node
         self.refuse_writes = False
         self.refuse_reads = False
         self.lose_answers = 0
         self.writes = 0
 
-    async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.writes += 1
         if self.refuse_writes:
             raise StoreUnavailable("told to")
-        result = await self._database.write(transact, *args)
+        result = await self._database.write(transact, *args, **kwargs)
         if self.lose_answers:
             self.lose_answers -= 1
             raise StoreUnavailable("the connection went away after the commit")
         return result
 
-    async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+    async def read(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.refuse_reads:
             raise StoreUnavailable("told to")
-        return await self._database.read(query, *args)
+        return await self._database.read(query, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
 
 
 async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]:
@@ -430,7 +431,7 @@ async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]
 
     store = Unwilling(service)
     values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
-    recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), **values)  # type: ignore[arg-type]
+    recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), **values)
     recorder.start()
     return store, recorder
 

@@ -33,9 +33,9 @@ class Reluctant(Unwilling):
         self.go = asyncio.Event()
         self.go.set()
 
-    async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         await self.go.wait()
-        return await super().write(transact, *args)
+        return await super().write(transact, *args, **kwargs)
 
 
 class Node:
@@ -50,9 +50,9 @@ class Node:
         self.spool = Spool(service.redis, "sms:test:", limit=more.pop("limit", 1000), now_ms=service.now_ms)
         self.rung = 0
         values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._ring, "cache": service.cache} | more
-        store: Any = self.store
-        self.recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), spool=self.spool, **values)
-        self.drainer = Drainer(self.spool, self.recorder, store)
+        places = places_of(service.directory)
+        self.recorder = Recorder(self.store, service.ids, service.click_ids, places, spool=self.spool, **values)
+        self.drainer = Drainer(self.spool, self.recorder, self.store)
         self.recorder.start()
 
     def _ring(self) -> None:

@@ -7,65 +7,43 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+
+from tests.receiver import Listening
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Receiver:
+class Receiver(Listening):
     """Counts connections, keeps requests as (head, body), and answers each request with `behaviour`."""
 
     def __init__(self, behaviour: Behaviour, scheme: str = "http") -> None:
+        super().__init__()
         self.behaviour = behaviour
         self.scheme = scheme
-        self.port = 0
-        self.connections = 0
         self.requests: list[tuple[bytes, bytes]] = []
         self.asked = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def url(self, path: str = "/") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while not writer.is_closing():
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = 0
-                for line in head.lower().split(b"\r\n"):
-                    if line.startswith(b"content-length:"):
-                        length = int(line.split(b":")[1])
-                self.requests.append((head, await reader.readexactly(length)))
-                self.asked.set()
-                await self.behaviour(reader, writer)
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            with suppress(OSError):
-                writer.transport.abort()
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks)
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            self.requests.append((head, await reader.readexactly(length)))
+            self.asked.set()
+            await self.behaviour(reader, writer)
 
 
 @asynccontextmanager
 async def receiver(behaviour: Behaviour, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
     made = Receiver(behaviour, "https" if tls else "http")
-    server = await asyncio.start_server(made.serve, host, 0, ssl=tls)
-    made.port = server.sockets[0].getsockname()[1]
-    try:
+    async with made.listening(host, tls):
         yield made
-    finally:
-        server.close()
-        await made.stop()
-        await server.wait_closed()
 
 
 def say(*parts: bytes) -> Behaviour:
@@ -116,7 +94,7 @@ def flood(piece: bytes) -> Behaviour:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # or nobody else would get a turn as long as the buffer takes them
 
     return behaviour
 

@@ -732,9 +732,11 @@ async def test_stop_is_over_in_time_though_the_store_hangs(
     class Hanging(Flaky):
         async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
             if self.down:
+                hangs.set()
                 await asyncio.Event().wait()
             return await super().write(transact, *args, **kwargs)
 
+    hangs = asyncio.Event()
     await make_tracker(receiver.url())
     await story.first_click()
     await service.fanout.flush()
@@ -744,8 +746,8 @@ async def test_stop_is_over_in_time_though_the_store_hangs(
     await asyncio.wait(dispatcher._flights)
     store.down = True
     turn = asyncio.create_task(dispatcher.step())
-    await asyncio.sleep(0)
     async with asyncio.timeout(5):
+        await hangs.wait()
         await dispatcher.stop(0.1)
     turn.cancel()
     await asyncio.wait([turn])
@@ -833,7 +835,7 @@ async def test_several_processes_release_a_backlog_at_one_rate(
 @pytest.fixture
 def postgresql_only(store_url: str) -> None:
     if store_url.startswith("sqlite"):
-        pytest.skip("SQLite belongs to one process")
+        pytest.skip("SQLite belongs to one process; these tests are of several")
 
 
 async def test_a_lane_costs_the_same_however_many_rows_wait_in_it(service: Service) -> None:

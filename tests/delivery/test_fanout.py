@@ -175,8 +175,8 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
         "url": "https://shop.example/0",
         "label": None,
         "verdict": "human",
-        "verdict_reason": "test",
-        "user_agent": "Phone",
+        "verdict_reason": "person",
+        "user_agent": "Mozilla/5.0 (iPhone)",
         "first_for_link": True,
         "first_for_message": True,
         "click_number": 1,
@@ -431,8 +431,8 @@ async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_c
     names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
     told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
     assert told == [
-        (True, True, 1, "human", "test"),
-        (False, False, 2, "human", "test"),
+        (True, True, 1, "human", "person"),
+        (False, False, 2, "human", "person"),
         (False, False, None, "suspected", "crawler"),
     ]
     for body in bodies:

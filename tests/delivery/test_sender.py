@@ -7,7 +7,6 @@ import errno
 import gzip
 import ipaddress
 import socket
-import ssl
 import threading
 import time
 import tracemalloc
@@ -17,15 +16,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, Answer, Outgoing, Sender
 from tests.delivery.receiver import Behaviour, Receiver, answer, drip, flood, hang, hang_up, receiver, reset, say, then
+from tests.servers import self_signed, tls_context
 
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
 DEADLINE = 0.2  # for what hangs
@@ -453,35 +450,9 @@ async def test_a_name_with_one_bad_address_is_refused_before_any_socket_is_made(
 # TLS
 
 
-def certificate(folder: Path, host: str) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for `host`: its file, and the server side that uses it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "receiver")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    public, both = folder / "public.pem", folder / "both.pem"
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    public.write_bytes(pem)
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    both.write_bytes(private + pem)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(both)
-    return public, server
-
-
-async def test_a_trusted_certificate_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    public, tls = certificate(tmp_path, "127.0.0.1")
-    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+async def test_a_trusted_certificate_is_accepted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls = tls_context(certificate)
     async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         assert (await post(sender, peer.url())).status == 200
 
@@ -490,9 +461,10 @@ async def test_a_trusted_certificate_is_accepted(tmp_path: Path, monkeypatch: py
 async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    public, tls = certificate(tmp_path, host)
+    certificate = self_signed(tmp_path, host)
+    tls = tls_context(certificate)
     if host != "127.0.0.1":
-        monkeypatch.setenv("SSL_CERT_FILE", str(public))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         result = await post(sender, peer.url())
         assert (result.status, result.error, result.ours) == (None, "tls_error", False)

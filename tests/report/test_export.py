@@ -36,7 +36,10 @@ def cohorts(connection: Connection, campaign: str = "") -> None:
     connection.execute(insert(schema.cohorts).values(values))
 
 
-async def exported(database: Database, wanted: Wanted = Wanted(1)) -> list[dict[str, str]]:  # noqa: B008 - frozen
+EVERYTHING = Wanted(1)
+
+
+async def exported(database: Database, wanted: Wanted = EVERYTHING) -> list[dict[str, str]]:
     pieces = [piece async for piece in csv_pages(database, wanted, base_url)]
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
@@ -69,7 +72,7 @@ async def test_a_message_is_a_line(database: Database) -> None:
 
 
 async def test_without_messages_there_is_a_header(database: Database) -> None:
-    pieces = [piece async for piece in csv_pages(database, Wanted(1), base_url)]
+    pieces = [piece async for piece in csv_pages(database, EVERYTHING, base_url)]
     assert pieces == [(",".join(HEADER) + "\r\n").encode()]
 
 
@@ -136,7 +139,7 @@ async def test_an_export_of_any_length_takes_the_memory_of_a_page(database: Data
     tracemalloc.start()
     try:
         before = 0
-        async for piece in csv_pages(database, Wanted(1), base_url, progress=reports.append):
+        async for piece in csv_pages(database, EVERYTHING, base_url, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
             before = before or now  # after the first page, with every cache warm
@@ -165,7 +168,7 @@ async def test_filters_choose_what_is_exported(database: Database) -> None:
 async def test_a_store_that_goes_away_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE", 2)
     await database.write(many, 5)
-    pages = csv_pages(database, Wanted(1), base_url)
+    pages = csv_pages(database, EVERYTHING, base_url)
     await anext(pages)
 
     async def away(*arguments: object) -> None:

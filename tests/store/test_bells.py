@@ -31,9 +31,8 @@ class Listener:
             while not self.bells.connected:
                 await asyncio.sleep(0.01)
 
-    async def wait(self) -> None:
-        """Return when it was rung from now on; an earlier ring may have left the bell set."""
-        before = self.heard
+    async def heard_after(self, before: int) -> None:
+        """Return when it was heard once more; an earlier ring may have left the bell set."""
         async with asyncio.timeout(PATIENCE):
             while self.heard == before:
                 await self.bell.wait(PATIENCE)
@@ -55,22 +54,19 @@ async def pair(dsn: str) -> AsyncIterator[tuple[Listener, Listener]]:
 
 async def test_a_bell_is_heard_in_every_other_process_and_not_at_home(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
-    waiting = asyncio.create_task(two.wait())
-    await asyncio.sleep(0)
     one.bells.ring("events")
-    await waiting
+    await two.heard_after(0)
     two.bells.ring("events")
-    await one.wait()
+    await one.heard_after(0)
     assert (one.heard, two.heard) == (1, 1)
 
 
 async def test_a_thousand_rings_are_few_messages(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
-    waiting = asyncio.create_task(two.wait())
     for _ in range(1000):
         one.bells.ring("events")
         one.bells.ring("nobody listens to this one")
-    await waiting
+    await two.heard_after(0)
     assert two.heard == 1
 
 
@@ -87,10 +83,9 @@ async def test_a_connection_that_is_cut_is_made_again(pair: tuple[Listener, List
     one.bells.ring("events")  # lost: whoever waits for it polls as well
     await one.connected()
     await two.connected()
-    waiting = asyncio.create_task(two.wait())
-    await asyncio.sleep(0)
+    before = two.heard
     one.bells.ring("events")
-    await waiting
+    await two.heard_after(before)
 
 
 async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: MakeService) -> None:
@@ -98,7 +93,7 @@ async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: 
 
     one = await make_service()
     if one.bells is None:
-        pytest.skip("SQLite belongs to one process")
+        pytest.skip("SQLite belongs to one process, and has nobody else to wake")
     two = await make_service()
     assert two.bells is not None
     one.bells.start()
@@ -107,10 +102,8 @@ async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: 
         while not (one.bells.connected and two.bells.connected):
             await asyncio.sleep(0.01)
     (code,) = await send(one)
-    waiting = asyncio.create_task(two.events_bell.wait(PATIENCE))
-    await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     began = loop.time()
     await one.recorder.record(hit(one, code))
-    await waiting
+    await two.events_bell.wait(PATIENCE)
     assert loop.time() - began < PATIENCE / 2

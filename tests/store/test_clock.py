@@ -23,7 +23,7 @@ from tests.servers import PostgresProcess
 @pytest.fixture
 async def database(database: Database) -> Database:
     if database.dialect == "sqlite":
-        pytest.skip("SQLite belongs to one process")
+        pytest.skip("SQLite belongs to one process, on one machine with one clock")
     return database
 
 

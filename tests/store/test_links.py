@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from tests.servers import RedisProcess
 NOW = 1_795_176_000_000
 
 
-def link(code: str, **more: object) -> CachedLink:
-    values: dict[str, object] = {
+def link(code: str, **more: Any) -> CachedLink:
+    values: dict[str, Any] = {
         "code": code,
         "link_id": 2**62 + 1,
         "message": 7,
@@ -25,7 +26,7 @@ def link(code: str, **more: object) -> CachedLink:
         "fallback_url": None,
         "expires_at": NOW + 60_000,
     }
-    return CachedLink(**values | more)  # type: ignore[arg-type]
+    return CachedLink(**values | more)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from shortener.store.migrate import SchemaMismatch, Step, current_version, migra
 from shortener.store.migrations import HEAD
 from shortener.store.open import open_database
 from shortener.store.schema import metadata
-from tests.acceptance.conftest import PHONE
+from tests.acceptance.process import PHONE
 from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.servers import PATIENCE
 

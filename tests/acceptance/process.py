@@ -1,0 +1,115 @@
+"""The real process: started, spoken to over the wire, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from tests.servers import PATIENCE, free_port
+
+PHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/18.6 Mobile/15E148 Safari/604.1"
+)
+
+
+@dataclass
+class Server:
+    """One `shortener serve`; `first` holds the credentials that the very first start printed."""
+
+    folder: Path
+    port: int
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    first: dict[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    printed: str = ""
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shortener", "serve", "--port", str(self.port), "--json", *self.options],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            cwd=self.folder,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the server did not start"
+        self.printed = line.decode()
+        self.first = orjson.loads(line)["first_start"] or self.first
+        deadline = time.monotonic() + PATIENCE
+        with httpx.Client(trust_env=False) as client:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(f"{self.base}/readyz").status_code == 200:
+                        return
+                assert self.process.poll() is None, "the server went away"
+                threading.Event().wait(0.02)
+        raise AssertionError("the server is not ready")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self._close()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(PATIENCE)
+        self._close()
+        return code
+
+    def command(self, *words: str) -> Any:
+        """What `shortener WORDS --json` prints, run beside the server."""
+        line = [sys.executable, "-m", "shortener", *words, "--json"]
+        done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
+        return orjson.loads(done.stdout)
+
+    def _close(self) -> None:
+        assert self.process is not None
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = None
+
+    def client(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.base, headers=headers, timeout=PATIENCE, trust_env=False)
+
+    def api(self) -> httpx.Client:
+        return self.client(**{"X-API-Key": self.first["api_key"]})
+
+    def tracker(self) -> httpx.Client:
+        return self.client(**{"X-Api-Token": self.first["tracker_token"]})
+
+
+def serving(folder: Path, **settings: str) -> Iterator[Server]:
+    """A server with everything in this folder, until it is let go."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    environment |= {
+        "SHORTENER_DATA_DIR": str(folder / "data"),
+        "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
+        "SHORTENER_DELIVERY_SCHEDULE": "0.1,0.1,0.1",
+        **{f"SHORTENER_{name}": value for name, value in settings.items()},
+    }
+    server = Server(folder, free_port(), environment)
+    server.start()
+    yield server
+    if server.process is not None:
+        server.kill()
