@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test prove setup setup-dev lint config lock bench clean
+.PHONY: run test prove profile setup setup-dev lint config lock bench clean
 
 run: setup
 	@$(BIN)/shortener serve
@@ -41,6 +41,10 @@ lock: setup-dev
 # Speed, as ratios to a bare ASGI application in the same run; needs wrk. OPTIONS="--quick" for a short one.
 bench: setup-dev
 	@$(BIN)/python -m benchmarks.bench $(OPTIONS)
+
+# Where the time goes in each of these works.
+profile: setup-dev
+	@$(BIN)/python -m benchmarks.profiles $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

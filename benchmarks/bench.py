@@ -22,8 +22,10 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deliveries, growth, postgresql, rig
+from benchmarks import deliveries, growth, loads, postgresql, rig
 from benchmarks.rig import Figure, Server
+
+CONVERTED = 100_000  # messages
 
 
 class Run:
@@ -62,28 +64,23 @@ def clicks(run: Run) -> None:
         started = time.perf_counter()
         codes = server.links(run.many)
         filled = time.perf_counter() - started
-        random.Random(1).shuffle(codes)
-        folder = server.folder
         with server.api() as client:
             tracker = {"name": "bench", "url": f"http://127.0.0.1:{sink.port}/", "events": ["state"], "format": "scg"}
             answer = client.post("/api/v1/trackers", json=tracker)
             answer.raise_for_status()
-        distinct = rig.script(folder, "distinct", [f"/{code}" for code in codes[2000:]])
-        warm = rig.script(folder, "warm", [f"/{code}" for code in codes[:2000]])
-        rig.wrk(server.base, seconds=1, script=warm)
+        distinct = loads.first_clicks(server, codes)
         before = settled(server)
-        load = rig.wrk(server.base, seconds=run.seconds, script=distinct)
+        load = distinct.run(run.seconds)
         check_recorded(server, before, load.requests)
         firsts = server.query("SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL")
         note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links, "
         note += f"{sink.count():,} delivered meanwhile"
         run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)
         before = settled(server)
-        load = rig.wrk(f"{server.base}/{codes[0]}", seconds=run.seconds, header=f"User-Agent: {rig.PHONE}")
+        load = loads.repeat_clicks(server, codes[0]).run(run.seconds)
         check_recorded(server, before, load.requests)
         run.add("repeat clicks, one hot link", load.per_second, "/s", target=0.50, note=f"p99 {load.p99:.1f} ms")
-        unknown = rig.script(folder, "unknown", [f"/{random.Random(n).getrandbits(59):010x}"[:11] for n in range(10_000)])
-        load = rig.wrk(server.base, seconds=run.seconds, script=unknown)
+        load = loads.unknown_codes(server).run(run.seconds)
         run.add(
             "unknown codes", load.per_second, "/s", target=0.60, note=f"p99 {load.p99:.1f} ms, {load.not_2xx_3xx:,} answered 404"
         )
@@ -106,19 +103,11 @@ def lonely(run: Run) -> None:
 
 def rewrites(run: Run) -> None:
     with rig.server() as server:
-        key = {"X-API-Key": server.first["api_key"]}
-
-        def body(recipients: int, number: int) -> str:
-            to = [rig.phone(number * recipients + n) for n in range(recipients)]
-            text = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'
-            return json.dumps({"to": to if recipients > 1 else to[0], "body": text})
-
         for recipients, connections in ((1, 64), (100, 16)):
-            bodies = [body(recipients, n) for n in range(2000)]
-            script = rig.post_script(server.folder, f"rewrite{recipients}", bodies, "/api/v1/rewrite", key)
-            rig.wrk(server.base, seconds=1, connections=connections, script=script)
+            work = loads.rewrites(server, recipients, connections)
+            work.run(1)
             before = server.query("SELECT count(*) FROM links")
-            load = rig.wrk(server.base, seconds=run.seconds, connections=connections, script=script)
+            load = work.run(run.seconds)
             made = server.query("SELECT count(*) FROM links") - before
             if not load.requests * recipients <= made <= (load.requests + connections) * recipients or load.not_2xx_3xx:
                 sys.exit(f"the run is void: {load.requests} rewrites of {recipients} were answered, {made} links are in the store")
@@ -132,18 +121,9 @@ def rewrites(run: Run) -> None:
 
 def conversions(run: Run) -> None:
     with rig.server() as server:
-        ids = []
-        with server.api() as client:
-            for start in range(0, 100_000, 500):
-                to = [rig.phone(start + n) for n in range(500)]
-                answer = client.post("/api/v1/rewrite", json={"to": to, "body": "x"})
-                ids += [message["message_id"] for message in answer.json()["messages"]]
-        token = {"X-Api-Token": server.first["tracker_token"]}
-        bodies = [json.dumps({"message_id": one, "action": "deposit", "value": "25.00", "currency": "EUR"}) for one in ids]
-        script = rig.post_script(server.folder, "convert", bodies, "/api/v1/callback/action", token)
-        load = rig.wrk(server.base, seconds=run.seconds, script=script)
+        load = loads.conversions(server, CONVERTED).run(run.seconds)
         made = server.query("SELECT count(*) FROM conversions")
-        if load.not_2xx_3xx or made < min(load.requests, len(ids)):
+        if load.not_2xx_3xx or made < min(load.requests, CONVERTED):
             sys.exit(f"the run is void: {load.requests} conversions were answered, {made} are in the store")
         run.add("conversions in", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {made:,} stored")
 

@@ -36,7 +36,7 @@ from sqlalchemy import Connection, text
 
 from benchmarks import rig
 from shortener.click import queries
-from shortener.click.recorder import Hit
+from shortener.click.landing import Hit
 from shortener.click.spool import Spool
 from shortener.ids import encode, first_id_at, mint_message_id
 from shortener.log.tallies import Cohorts
@@ -59,6 +59,7 @@ PIECE = 20_000  # messages of one transaction
 KEPT_DAYS = 90
 DAY_MS = 86_400_000
 PLAN = 1_000_000  # messages a day
+PATIENCE = 900  # seconds until the purge comes to the messages
 PEOPLE, PAUSE_MS = 16, 20  # connections of the clicks, and the rest of each between two clicks
 
 insert_messages = BulkInsert(
@@ -108,6 +109,15 @@ class Rows:
         self._chance = random.Random(1)
         self._codes = Codes(Secret(SECRET).code_salt, randbits=self._chance.getrandbits)
         self.codes: list[str] = []
+        self._taken: set[str] = set()
+
+    def _mint(self) -> str:
+        """A code that no other message has: among 10 M one in six runs has two that are the same."""
+        while (code := self._codes.mint()) in self._taken:
+            pass
+        self._taken.add(code)
+        self.codes.append(code)
+        return code
 
     def write(self, connection: Connection, first: int, count: int) -> None:
         messages, links, hits, events, deliveries, attempts = [], [], [], [], [], []
@@ -115,8 +125,7 @@ class Rows:
         for number in range(first, first + count):
             at = self._began + int(number * self._apart)
             message = first_id_at(at) + number % 1000 * 4
-            link, code, to = message + 1, self._codes.mint(), f"+1408{number % 10_000_000:07d}"
-            self.codes.append(code)
+            link, code, to = message + 1, self._mint(), f"+1408{number % 10_000_000:07d}"
             clicked_at = at + chance.randrange(10_000, 40_000_000) if chance.random() < self._clicked else None
             hit = None if clicked_at is None else first_id_at(clicked_at) + number % 1_000_000
             name, request = mint_message_id(), mint_message_id()
@@ -248,6 +257,8 @@ def clicks_beside_the_purge(url: str, folder: Path, codes: Sequence[str], days: 
         retention = {f"{what}_retention_days": str(kept) for what in ("message", "hit", "event")}
         with rig.server(**settings, **retention) as server:
             rig.wrk(server.base, seconds=1, connections=PEOPLE, script=script)
+            if name == "with":
+                _wait_for_the_first(server)
             before, began = purged(server), time.perf_counter()
             found.clicks[name] = rig.wrk(server.base, seconds=seconds, connections=PEOPLE, script=script)
             if name == "with":
@@ -255,6 +266,15 @@ def clicks_beside_the_purge(url: str, folder: Path, codes: Sequence[str], days: 
                 found.purged_per_second = (gone - before) / (time.perf_counter() - began)
                 if gone >= due:
                     sys.exit("the run is void: all that was due had gone before the clicks ended; take more links or fewer seconds")
+
+
+def _wait_for_the_first(server: rig.Server) -> None:
+    """Events go before messages."""
+    end = time.monotonic() + PATIENCE
+    while not purged(server):
+        if time.monotonic() > end:
+            sys.exit(f"the run is void: no message was purged within {PATIENCE} s")
+        time.sleep(0.1)
 
 
 def purged(server: rig.Server) -> float:

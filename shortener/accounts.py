@@ -123,12 +123,15 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """What few applications ask of a hit, by application: empty in most installations, and then a hit costs nothing more."""
+    """What few applications ask of a hit, and those few that are switched off: empty in most installations, and then a hit costs
+    nothing more. Numbers are those of applications, if they are not said to be others."""
 
     circumstances: Mapping[int, ApplicationSettings] = field(default_factory=dict)  # those that judge by them
     with_suspected: frozenset[int] = frozenset()  # a tracker asks for suspected hits as click events
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
     blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # EVERYBODY's among them
+    disabled_applications: frozenset[int] = frozenset()
+    disabled_domains: frozenset[int] = frozenset()
 
     def blocks(self, application_id: int, url: str) -> bool:
         """Whether an absolute http(s) URL, spelled as the Location header does, leads to a host that is blocked."""
@@ -252,6 +255,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         with_suspected=frozenset(row.application_id for row in asking if row.topics & Topic.CLICK),
         ip_privacy={number: chosen.ip_privacy for number, chosen in settings.items() if chosen.ip_privacy is not None},
         blocked_hosts={number: frozenset(hosts) for number, hosts in blocked.items()},
+        disabled_applications=frozenset(one.id for one in fresh.applications.values() if one.disabled),
+        disabled_domains=frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
     )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):

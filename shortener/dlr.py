@@ -176,8 +176,7 @@ class DeliveryReports:
             results.append(taken)
         if changed:
             connection.execute(_save, [changed[row].values() for row in sorted(changed)])
-        events.append(connection, told)
-        tallies.append(connection, self._ids(), tally)
+        events.append(connection, told, tallies.rows(self._ids(), tally))
         return results
 
     def _event(self, application: int, message: _Message, report: Report, before: State) -> Event:

@@ -15,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from shortener import __version__, accounts
 from shortener.accounts import Credentials, Directory, host_of
 from shortener.click.devices import Devices
-from shortener.click.recorder import Places, Recorder
+from shortener.click.landing import Places
+from shortener.click.recorder import Recorder
 from shortener.click.rejudge import EVERY as REJUDGE_EVERY
 from shortener.click.rejudge import Rejudge
 from shortener.click.spool import Drainer, Spool
@@ -381,9 +382,4 @@ def places_of(directory: Directory) -> Places:
         application = directory.application(application_id)
         return application.settings.click_id_param if application else None
 
-    def disabled(application_id: int, domain_id: int) -> bool:
-        domain = directory.domain_by_id(domain_id)
-        application = directory.application(application_id)
-        return bool((domain and domain.disabled) or (application and application.disabled))
-
-    return Places(fallback, click_id_param, disabled, lambda: directory.special)
+    return Places(fallback, click_id_param, lambda: directory.special)

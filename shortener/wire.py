@@ -18,7 +18,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
 
 from shortener.app import App
-from shortener.click.recorder import Hit, Landing
+from shortener.click.landing import Hit, Landing
 from shortener.click.redirect import REDIRECT, Answer, Redirect
 from shortener.errors import StoreUnavailable
 

@@ -72,6 +72,18 @@ async def test_what_one_asks_for_is_known_by_its_number(service: Service) -> Non
     assert special.ip_privacy == {1: "none"}
     assert special.blocked_hosts == {EVERYBODY: {"evil.example"}, 1: {"shop.example"}}
     assert special.with_suspected == frozenset()
+    assert special.disabled_applications == special.disabled_domains == frozenset()
+
+
+async def test_what_is_switched_off_is_known_by_its_number(service: Service) -> None:
+    domain_id = await service.database.write(accounts.add_domain, 1, "https://go.brand.example", NOON)
+    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": True}, NOON)
+    await service.directory.refresh()
+    assert service.directory.special == Special(disabled_domains=frozenset({domain_id}))
+    await change(service, disabled=True)
+    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": False}, NOON)
+    await service.directory.refresh()
+    assert service.directory.special == Special(disabled_applications=frozenset({1}))
 
 
 async def test_every_process_learns_which_applications_want_suspected_hits(service: Service) -> None:

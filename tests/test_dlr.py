@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Row
 
 from shortener import accounts
-from shortener.click.recorder import Hit
+from shortener.click.landing import Hit
 from shortener.dlr import Report, Taken, _Message
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import State, Topic, Verdict

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Connection, bindparam, func, select, type_coerce, update
 
 from shortener.click.devices import IS_CLICK, counted_until, metrics_of
-from shortener.click.recorder import time_to_click_bucket
+from shortener.click.record import time_to_click_bucket
 from shortener.click.verdict import Request, judge
 from shortener.ids import IdMaker
 from shortener.log import events, tallies
@@ -120,8 +120,7 @@ def correct(connection: Connection, changes: Sequence[Change], ids: IdMaker, now
         rows.append({"row": hit.id, "new_verdict": int(change.verdict), "new_rule": change.rule, "new_flags": int(flags)})
     _save_hits(connection, rows)
     _save_messages(connection, locked.values())
-    events.append(connection, raised)
-    tallies.append(connection, ids(), tally)
+    events.append(connection, raised, tallies.rows(ids(), tally))
     done.events = len(raised)
     return done
 
@@ -162,8 +161,7 @@ def settle(connection: Connection, wanted: Collection[int], ids: IdMaker) -> Cor
         statement = update(hits).where(hits.c.id == bindparam("row")).values(flags=bindparam("new_flags"))
         connection.execute(statement, flags_of)
     _save_messages(connection, locked.values())
-    events.append(connection, raised)
-    tallies.append(connection, ids(), tally)
+    events.append(connection, raised, tallies.rows(ids(), tally))
     done.events = len(raised)
     return done
 

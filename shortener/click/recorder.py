@@ -1,8 +1,7 @@
-"""Recording hits: group commit, the first click, and what happens while the store is away.
+"""Recording hits: group commit, and what happens while the store is away.
 
-Hits that arrive while a commit is running form the next batch: one look-up for all codes, one insert, one conditional update
-for links and one for messages, one insert of events, one commit. Under load the cost of a commit is shared; at rest a hit waits
-for nobody.
+Hits that arrive while a commit is running form the next batch, which is one transaction (`record.Record`). Under load the cost of
+a commit is shared; at rest a hit waits for nobody.
 
 Promises. A landing is given out once its hit is durable. If the store does not take the hit within `deadline` seconds, the
 redirect goes on from the link cache or a plain read, and the hit waits in memory (at most `waiting_limit` of them, counted by
@@ -17,9 +16,8 @@ later and ends the outage.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,25 +25,19 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from shortener.accounts import ApplicationSettings, Special
 from shortener.click import queries
 from shortener.click.address import shorten_address
 from shortener.click.circumstance import RULES as CIRCUMSTANCES
-from shortener.click.circumstance import AddressWatch, Facts, LinkWatch, judge_circumstance
-from shortener.click.devices import LATE, count_late
-from shortener.click.queries import EventRow, HitRow, Target
+from shortener.click.landing import UNKNOWN, Guide, Hit, Landing, Places
+from shortener.click.record import Outcome, Record
 from shortener.click.verdict import RULES
 from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdMaker
-from shortener.log import tallies
-from shortener.log.tallies import Tally
 from shortener.metrics import Metrics
-from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
-from shortener.rewrite.destinations import append_param, fill
+from shortener.model import Verdict
 from shortener.store.database import Database
 from shortener.store.links import LinkCache, NoLinkCache
 from shortener.store.rounds import Rounds
-from shortener.store.types import from_ms
 
 if TYPE_CHECKING:
     from shortener.click.spool import Spool
@@ -55,43 +47,6 @@ log = structlog.get_logger(__name__)
 LEAST, BATCH = 16, 1024  # hits of a commit, as far as there are any
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts of a batch that the store did not take
 _QUIET = 1.0  # seconds between two warnings of the same thing
-
-
-# Plain numbers: flags of the enum module cost microseconds each, on every hit.
-_FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
-_LATE, _OFF = int(HitFlag.LATE), int(HitFlag.OFF)
-_STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
-_SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
-_EVERY_CLICK, _FILL, _APPEND = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
-_MOVED = {int(state): f'{{"previous_state":"{state.name}","new_state":"CLICKTHRU"}}' for state in State}
-
-
-@dataclass(slots=True)
-class Hit:
-    """One request for a code. `domain_id` None: came on the default host, where every code counts. `at`: ms since 1970."""
-
-    id: int
-    code: str
-    domain_id: int | None
-    at: int
-    verdict: Verdict
-    rule: str
-    address: str
-    user_agent: str
-    origin: int = 0  # tells addresses apart in the memory of this process; means nothing outside of it
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """Where a hit leads: a `location` (302), or none of it and the reason why."""
-
-    location: bytes | None
-    application_id: int = 0
-    gone: bool = False  # expired or switched off: 410, or 302 when there is a fallback
-    off: bool = False  # switched off
-
-
-UNKNOWN = Landing(None)
 
 
 class Awaited(Protocol):
@@ -113,37 +68,6 @@ class _Waiting:
     spooled: bool = False  # durable in the spool: memory need not hold it
 
 
-class Leads(Protocol):
-    """What is known of a link, wherever it was read: as much as a landing needs."""
-
-    @property
-    def application_id(self) -> int: ...
-    @property
-    def domain_id(self) -> int: ...
-    @property
-    def flags(self) -> int: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def location(self) -> str | None: ...
-    @property
-    def fallback_url(self) -> str | None: ...
-    @property
-    def expires_at(self) -> int: ...
-    @property
-    def disabled_at(self) -> int | None: ...
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a committed batch did."""
-
-    landings: list[Landing]
-    events: int = 0
-    recorded: int = 0
-    first_clicks: int = 0
-
-
 @dataclass(slots=True)
 class Totals:
     """For /metrics, since the process began."""
@@ -162,22 +86,6 @@ class Totals:
     answers: dict[int, int] = field(default_factory=dict)  # of the redirect, by status
 
 
-class Places:
-    """What a landing and a record need to know of applications and domains; `accounts.Directory` behind four questions."""
-
-    def __init__(
-        self,
-        fallback: Callable[[int, int], str | None],
-        click_id_param: Callable[[int], str | None],
-        disabled: Callable[[int, int], bool],
-        special: Callable[[], Special],
-    ) -> None:
-        self.fallback = fallback  # (application, domain) -> URL for expired links
-        self.click_id_param = click_id_param  # application -> parameter name
-        self.disabled = disabled  # (application, domain) -> switched off
-        self.special = special
-
-
 class Recorder:
     def __init__(
         self,
@@ -193,16 +101,14 @@ class Recorder:
         spool: Spool | None = None,
     ) -> None:
         self._database = database
-        self._ids = ids
-        self._click_ids = click_ids
-        self._places = places
+        self._guide = Guide(places, click_ids)
+        self._special = places.special
+        self._record = Record(ids, self._guide, places.special)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
         self._on_events = on_events
         self._cache = cache or NoLinkCache()
         self._spool = spool
-        self._addresses = AddressWatch()
-        self._links = LinkWatch()
         self.outage = False
         self._rounds: Rounds[_Waiting] = Rounds(database, self._write, least=LEAST, limit=BATCH, idle=self._look_idle)
         self._rounds.hold()
@@ -278,7 +184,7 @@ class Recorder:
         """Write hits that the spool kept, leaving out those that are stored already. Raises StoreUnavailable."""
         for last in (False, True):
             try:
-                outcome = await self._database.write(self._record, hits, True)
+                outcome = await self._database.write(self._record.write, hits, True)
             except StoreUnavailable:
                 raise
             except IntegrityError as error:  # written by another process since this one looked
@@ -435,7 +341,8 @@ class Recorder:
         cached = await self._cache.find({one.hit.code for one in waiting})
         known = [one for one in waiting if one.hit.code in cached]
         if known:
-            await self._go_on(known, [self._landing(one.hit, cached[one.hit.code]) for one in known], keep)
+            special = self._special()
+            await self._go_on(known, [self._guide.landing(one.hit, cached[one.hit.code], special) for one in known], keep)
         if len(known) < len(waiting):
             # Not waited for: a database that hangs must not hold up those that are known.
             self._spawn(self._read_and_go_on([one for one in waiting if one.hit.code not in cached], keep))
@@ -451,7 +358,7 @@ class Recorder:
         await self._go_on(waiting, landings, keep)
 
     async def _go_on(self, waiting: Sequence[_Waiting], landings: Sequence[Landing], keep: bool) -> None:
-        stricter = self._places.special().ip_privacy
+        stricter = self._special().ip_privacy
         hits: list[Hit] = []
         for one, landing in zip(waiting, landings, strict=True):
             if landing is not UNKNOWN:
@@ -485,201 +392,16 @@ class Recorder:
 
     async def _read(self, hits: Sequence[Hit]) -> list[Landing]:
         targets = await self._database.read(queries.find, {hit.code for hit in hits})
-        return [self._landing(hit, targets.get(hit.code)) for hit in hits]
-
-    # In the transaction.
+        special = self._special()
+        return [self._guide.landing(hit, targets.get(hit.code), special) for hit in hits]
 
     def _record_batch(self, connection: Connection, batch: list[_Waiting], again: bool) -> Outcome:
+        """In the transaction."""
         if not batch:
             self._rounds.take(batch)
-        return self._record(connection, [waiting.hit for waiting in batch], again) if batch else Outcome([])
-
-    def _record(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> Outcome:
-        special = self._places.special()
-        late = hits[0].id < self._ids() - LATE
-        targets = queries.find(connection, {hit.code for hit in hits})
-        known = queries.known_hits(connection, [hit.id for hit in hits]) if again else set()
-        outcome = Outcome([])
-        real: list[_Real] = []
-        for hit in hits:
-            target = targets.get(hit.code)
-            if target is None or not _on_its_domain(hit, target):
-                outcome.landings.append(UNKNOWN)
-                continue
-            off = self._is_off(target, special)
-            outcome.landings.append(self._lead(hit, target, off, special))
-            if hit.id not in known:
-                real.append((hit, target, off))
-        if not real:
-            return outcome
-        if special.circumstances:
-            self._judge_circumstances(connection, real, special.circumstances)
-
-        # The first person on each link of each message. `hits` is in order of arrival.
-        claims: dict[int, queries.Claim] = {}
-        seen: dict[int, Target] = {}
-        first_on_link: dict[int, int] = {}  # link -> hit
-        for hit, target, off in real:
-            bit = 1 << target.position
-            if hit.verdict is not Verdict.HUMAN or target.clicked_links & bit or off or hit.at >= target.expires_at:
-                continue
-            if first_on_link.setdefault(target.link_id, hit.id) == hit.id:
-                seen[target.message] = target
-                claim = claims.get(target.message)
-                claims[target.message] = (
-                    queries.Claim(target.message, hit.at, hit.id, bit) if claim is None else claim._replace(bits=claim.bits | bit)
-                )
-        won = queries.claim(connection, list(claims.values()), seen) if claims else {}
-
-        hit_rows: list[HitRow] = []
-        event_rows: list[EventRow] = []
-        tally = Tally()
-        late_clicks: list[tuple[int, int, int, str]] = []
-        stricter, with_suspected = special.ip_privacy, special.with_suspected
-        for hit, target, off in real:
-            flags = _OFF if off else 0
-            topics = 0
-            data: str | None = None
-            if hit.at >= target.expires_at:
-                flags |= _LATE
-                tally.add(target.cohort_id, hit.at, "late_hits")
-                if hit.verdict is Verdict.HUMAN and not off:
-                    topics = _LATE_CLICK
-            elif hit.verdict is Verdict.SUSPECTED:
-                tally.add(target.cohort_id, hit.at, "suspected_hits")
-                if target.application_id in with_suspected and not off:
-                    topics = _SUSPECTED_CLICK
-            elif hit.verdict is Verdict.IGNORED:
-                tally.add(target.cohort_id, hit.at, "ignored_hits")
-            elif not off:
-                tally.add(target.cohort_id, hit.at, "clicks")
-                if late:
-                    late_clicks.append((hit.id, target.cohort_id, hit.at, hit.user_agent))
-                bits, previous = won.get(target.message, (0, None))
-                if first_on_link.get(target.link_id) == hit.id and bits & 1 << target.position:
-                    flags, topics = _FIRST_FOR_LINK, _CLICK
-                    if previous is not None and claims[target.message].hit_id == hit.id:
-                        flags |= _FIRST_FOR_MESSAGE
-                        topics |= _STATE
-                        data = _MOVED[previous]
-                        outcome.first_clicks += 1
-                        tally.add(target.cohort_id, hit.at, "clicked_messages")
-                        seconds = (hit.at - (target.sent_at or target.created_at)) / 1000
-                        tally.add(target.cohort_id, hit.at, f"ttc:{time_to_click_bucket(seconds)}")
-                elif target.flags & _EVERY_CLICK:
-                    topics = _CLICK
-            address, user_agent = hit.address, hit.user_agent
-            if not target.url:  # its message was erased, and stays so
-                address = user_agent = ""
-            elif stricter and (privacy := stricter.get(target.application_id)) is not None:
-                address = shorten_address(address, privacy)
-            hit_rows.append((hit.id, target.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, user_agent))
-            if topics:
-                event_rows.append(
-                    (
-                        hit.id if topics & _STATE else self._ids(),  # schema.OTHER_EVENTS
-                        target.application_id,
-                        topics,
-                        hit.at,
-                        target.message,
-                        target.link_id,
-                        hit.id,
-                        data,
-                        False,
-                    )
-                )
-        queries.insert_hits(connection, hit_rows)
-        if event_rows:
-            queries.insert_events(connection, event_rows)
-        if late_clicks:
-            count_late(connection, tally, late_clicks)
-        tallies.append(connection, self._ids(), tally)
-        outcome.recorded = len(hit_rows)
-        outcome.events = len(event_rows)
-        return outcome
-
-    def _judge_circumstances(
-        self, connection: Connection, real: Sequence[_Real], settings: Mapping[int, ApplicationSettings]
-    ) -> None:
-        """Judge people's hits by their circumstances too, for the applications that chose so."""
-        mine = [
-            (hit, target, chosen, from_ms(hit.at))
-            for hit, target, _ in real
-            if hit.verdict is Verdict.HUMAN and (chosen := settings.get(target.application_id)) is not None
-        ]
-        watched = {target.message for _, target, chosen, _ in mine if chosen.all_links_within_second}
-        links = queries.count_links(connection, watched) if watched else {}
-        for _, target, _, at in mine:
-            if target.message in links:
-                self._links.note(target.message, target.link_id, at)
-        for hit, target, chosen, at in mine:
-            recipients = 0
-            if hit.origin and chosen.max_recipients_per_address_minute is not None:
-                recipients = self._addresses.count((target.application_id, hit.origin), target.message, at)
-            facts = Facts(
-                at,
-                sent_at=None if target.sent_at is None else from_ms(target.sent_at),
-                delivered_at=None if target.delivered_at is None else from_ms(target.delivered_at),
-                recipients_of_address=recipients,
-                links_of_message=links.get(target.message, 0),
-                opened_at=self._links.opened_at(target.message),
-            )
-            if judgement := judge_circumstance(chosen, facts):
-                hit.verdict, hit.rule = judgement.verdict, judgement.rule
-
-    def _is_off(self, target: Leads, special: Special) -> bool:
-        return (
-            target.disabled_at is not None
-            or self._places.disabled(target.application_id, target.domain_id)
-            or (bool(special.blocked_hosts) and special.blocks(target.application_id, target.location or target.url))
-        )
-
-    def _landing(self, hit: Hit, target: Leads | None) -> Landing:
-        if target is None or not _on_its_domain(hit, target):
-            return UNKNOWN
-        special = self._places.special()
-        return self._lead(hit, target, self._is_off(target, special), special)
-
-    def _lead(self, hit: Hit, target: Leads, off: bool, special: Special) -> Landing:
-        if off:
-            return Landing(None, target.application_id, gone=True, off=True)
-        if hit.at >= target.expires_at:
-            fallback = target.fallback_url or self._places.fallback(target.application_id, target.domain_id)
-            if fallback and special.blocks(target.application_id, fallback):
-                fallback = None
-            return Landing(fallback.encode() if fallback else None, target.application_id, gone=True)
-        location = (target.location or target.url).encode()
-        if target.flags & _FILL:
-            location = fill(location, {"click_id": self._click_ids.spell(hit.id)})
-        if target.flags & _APPEND:
-            name = self._places.click_id_param(target.application_id)
-            if name:
-                location = append_param(location, name, self._click_ids.spell(hit.id))
-        return Landing(location, target.application_id)
-
-
-#: A hit on a link that exists, and whether that is switched off.
-_Real = tuple[Hit, Target, bool]
+        return self._record.write(connection, [waiting.hit for waiting in batch], again) if batch else Outcome([])
 
 
 def _is_refused(waiting: _Waiting) -> bool:
     landing = waiting.landing
     return landing.done() and not landing.cancelled() and landing.exception() is not None
-
-
-def _on_its_domain(hit: Hit, target: Leads) -> bool:
-    return hit.domain_id is None or hit.domain_id == target.domain_id
-
-
-#: Buckets of time to click grow by 5 %, so a percentile read from them is right within 2.5 %.
-_GROWTH = math.log(1.05)
-
-
-def time_to_click_bucket(seconds: float) -> int:
-    """The bucket of a time to click: 0 up to one second, then one more for every 5 %."""
-    return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _GROWTH)
-
-
-def time_to_click_seconds(bucket: int) -> float:
-    """The middle of a bucket, in seconds."""
-    return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _GROWTH)

@@ -17,8 +17,9 @@ import structlog
 
 from shortener.accounts import Directory
 from shortener.click.address import client_address, shorten_address
+from shortener.click.landing import UNKNOWN, Hit, Landing
 from shortener.click.page import expired_page, killed_page, unavailable_page, unknown_page
-from shortener.click.recorder import UNKNOWN, Hit, Landing, Recorder
+from shortener.click.recorder import Recorder
 from shortener.click.verdict import Request, judge
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdMaker

@@ -22,7 +22,8 @@ import orjson
 import structlog
 from sqlalchemy import Connection, text
 
-from shortener.click.recorder import BATCH, Hit, Recorder
+from shortener.click.landing import Hit
+from shortener.click.recorder import BATCH, Recorder
 from shortener.errors import StoreUnavailable
 from shortener.metrics import Metrics
 from shortener.model import Verdict

@@ -105,8 +105,7 @@ class Conversions:
                 results.append(Recorded(spell(stands.id), target.message_id, duplicate=True))
             else:
                 results.append(_conflict(spell(stands.id)))
-        events.append(connection, new)
-        tallies.append(connection, self._ids(), tally)
+        events.append(connection, new, tallies.rows(self._ids(), tally))
         return results
 
     def _event(self, conversion: int, item: _Item, target: Target) -> Event:

@@ -15,9 +15,10 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
+from shortener.log import tallies
 from shortener.model import Topic
 from shortener.store import schema
-from shortener.store.bulk import BulkInsert
+from shortener.store.bulk import BulkInsert, insert_all
 from shortener.store.types import to_ms
 
 
@@ -51,23 +52,21 @@ _insert = BulkInsert(
 )
 
 
-def append(connection: Connection, events: Sequence[Event]) -> None:
-    """Write the rows; call it in the transaction that makes them true."""
-    _insert(
-        connection,
-        [
-            (
-                event.id,
-                event.application_id,
-                int(event.topics),
-                to_ms(event.at),
-                event.message_id,
-                event.link_id,
-                event.hit_id,
-                event.conversion_id,
-                None if event.data is None else orjson.dumps(event.data).decode(),
-                False,
-            )
-            for event in events
-        ],
-    )
+def append(connection: Connection, events: Sequence[Event], counted: Sequence[tuple[int, str]] = ()) -> None:
+    """Write the events, and what they add to the counts (`tallies.rows`); call it in the transaction that makes them true."""
+    rows = [
+        (
+            event.id,
+            event.application_id,
+            int(event.topics),
+            to_ms(event.at),
+            event.message_id,
+            event.link_id,
+            event.hit_id,
+            event.conversion_id,
+            None if event.data is None else orjson.dumps(event.data).decode(),
+            False,
+        )
+        for event in events
+    ]
+    insert_all(connection, (_insert, rows), (tallies.insert, counted))

@@ -56,13 +56,18 @@ class Tally:
         return list(self._amounts.items())
 
 
-_insert = BulkInsert(schema.tallies, "id", "data")
+#: Takes what `rows` gives.
+insert = BulkInsert(schema.tallies, "id", "data")
+
+
+def rows(row_id: int, tally: Tally) -> list[tuple[int, str]]:
+    """The tally's row; write it in the transaction that makes it true."""
+    return [(row_id, tally.dumps())] if tally else []
 
 
 def append(connection: Connection, row_id: int, tally: Tally) -> None:
     """Write the tally's row; call it in the transaction that makes it true."""
-    if tally:
-        _insert(connection, [(row_id, tally.dumps())])
+    insert(connection, rows(row_id, tally))
 
 
 def quarter_of(at: datetime) -> int:

@@ -36,6 +36,7 @@ from shortener.rewrite.numbers import Number, NumberError, check_sender, parse_n
 from shortener.rewrite.scripts import mixed_scripts
 from shortener.rewrite.segments import count_segments
 from shortener.store import schema
+from shortener.store.bulk import insert_all
 from shortener.store.database import Database
 from shortener.store.groupcommit import GroupCommit
 from shortener.store.links import CachedLink, LinkCache, NoLinkCache
@@ -494,10 +495,13 @@ class _Rows:
         return row
 
     def insert(self, connection: Connection) -> None:
-        queries.insert_messages(connection, self._messages)
-        queries.insert_links(connection, self._links)
-        queries.insert_answers(connection, self.answers)
-        tallies.append(connection, self._ids(), self._tally)
+        insert_all(
+            connection,
+            (queries.insert_messages, self._messages),
+            (queries.insert_links, self._links),
+            (queries.insert_answers, self.answers),
+            (tallies.insert, tallies.rows(self._ids(), self._tally)),
+        )
 
 
 def _answer(message: _Message, request_id: str, links: Sequence[tuple[str, int]], base_url: str) -> Rewritten:

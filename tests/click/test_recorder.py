@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from shortener import accounts
-from shortener.click.recorder import Hit, Landing, Recorder, Totals
+from shortener.click.landing import Hit, Landing
+from shortener.click.recorder import Recorder, Totals
 from shortener.delivery.trackers import NewTracker
 from shortener.dlr import Report
 from shortener.erase import erase_message

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, insert
 
-from shortener.click.recorder import time_to_click_bucket
+from shortener.click.record import time_to_click_bucket
 from shortener.log import tallies
 from shortener.log.tallies import Tally
 from shortener.report import statistics
