@@ -52,11 +52,11 @@ def check_recorded(server: Server, before: int, answered: int, slack: int = 64) 
         sys.exit(f"the run is void: {answered} redirects were answered, {recorded} hits are in the store")
 
 
-def settled(server: Server) -> int:
-    """The number of hits, once those that wrk left under way are recorded."""
+def settled(server: Server, table: str = "hits") -> int:
+    """The number of rows, once what wrk left under way is done."""
     time.sleep(0.5)
-    hits: int = server.query("SELECT count(*) FROM hits")
-    return hits
+    rows: int = server.query(f"SELECT count(*) FROM {table}")
+    return rows
 
 
 def clicks(run: Run) -> None:
@@ -106,7 +106,7 @@ def rewrites(run: Run) -> None:
         for recipients, connections in ((1, 64), (100, 16)):
             work = loads.rewrites(server, recipients, connections)
             work.run(1)
-            before = server.query("SELECT count(*) FROM links")
+            before = settled(server, "links")
             load = work.run(run.seconds)
             made = server.query("SELECT count(*) FROM links") - before
             if not load.requests * recipients <= made <= (load.requests + connections) * recipients or load.not_2xx_3xx:

@@ -118,7 +118,7 @@ def main() -> None:
             for thread, (samples, own, every) in functions(server, work, options.seconds, py_spy).items():
                 print(f"\n{thread}, {samples} samples\n   all   own")
                 for call, count in every.most_common():
-                    if count >= LEAST * samples:
+                    if count >= LEAST * samples and (own[call] or "shortener/" in call):
                         print(f"{count / samples:6.1%}{own[call] / samples:6.1%}  {call}")
 
 
