@@ -110,7 +110,7 @@ class Recorder:
         self._cache = cache or NoLinkCache()
         self._spool = spool
         self.outage = False
-        self._rounds: Rounds[_Waiting] = Rounds(database, self._write, least=LEAST, limit=BATCH, idle=self._look_idle)
+        self._rounds: Rounds[_Waiting] = Rounds(self._write, least=LEAST, limit=BATCH, idle=self._look_idle)
         self._rounds.hold()
         self._aside: deque[_Waiting] = deque()  # came during an outage
         self._going: list[_Waiting] = []  # on their way to the spool

@@ -43,9 +43,7 @@ class GroupCommit(Generic[Item, Result]):
         self._apply = apply
         self._waiting_limit = waiting_limit
         self._after = after
-        self._rounds: Rounds[_Waiting[Item, Result]] = Rounds(
-            database, self._commit, least=LEAST, limit=limit, idle=lambda: self._idle.set()
-        )
+        self._rounds: Rounds[_Waiting[Item, Result]] = Rounds(self._commit, least=LEAST, limit=limit, idle=lambda: self._idle.set())
         self._idle = asyncio.Event()
         self._idle.set()
 

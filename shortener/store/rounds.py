@@ -1,8 +1,9 @@
 """What waits for the store goes there in rounds: each takes what is there when its transaction begins.
 
-Not before: on SQLite a round waits for the one writer while another runs, and what comes meanwhile goes with it. So the writer goes
-from one commit to the next, and never stands still while the event loop hands out results and gathers the next batch. On
-PostgreSQL one round is under way at a time.
+Not before. Two rounds are under way at a time. On SQLite the second waits for the one writer, and what comes meanwhile goes with
+it: the writer goes from one commit to the next, and never stands still while the event loop hands out results and gathers the next
+batch. On PostgreSQL the second has a connection of its own and runs beside the first, as those of two nodes do: while one waits for
+an answer of the server, the other is worked on. Two things that come within milliseconds may so be committed the other way round.
 
 Of what is there a round takes no more than half, counting those that get their results just now: while these are committed, the
 others come again. If all went at once, the store and the event loop would take turns at standing still.
@@ -16,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Generic, TypeVar
 
-from shortener.store.database import Database
-
 Item = TypeVar("Item")
+
+AT_ONCE = 2  # rounds
 
 
 class Rounds(Generic[Item]):
@@ -27,7 +28,6 @@ class Rounds(Generic[Item]):
 
     def __init__(
         self,
-        database: Database,
         work: Callable[[list[Item]], Coroutine[None, None, None]],
         *,
         least: int,
@@ -38,7 +38,6 @@ class Rounds(Generic[Item]):
         self._least = least
         self._limit = limit
         self._idle = idle
-        self._at_once = 2 if database.dialect == "sqlite" else 1
         self._waiting: deque[Item] = deque()
         self._batches: list[list[Item]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,7 +80,7 @@ class Rounds(Generic[Item]):
 
     def begin(self) -> None:
         """See to it that what waits is taken, unless a round is to come that will, or enough of them are under way."""
-        if self._waiting and not self._is_open and len(self._batches) < self._at_once and not self._is_held:
+        if self._waiting and not self._is_open and len(self._batches) < AT_ONCE and not self._is_held:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._is_open = True
