@@ -236,13 +236,14 @@ async def test_a_server_refuses_an_old_schema_names_the_command_and_starts_after
     assert (await asyncio.to_thread(run, "verify")).returncode == 0
 
 
-BIG = 1_000_000
+#: Rows enough for a step to take well over TOLD_EVERY on a fast machine.
+BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
 _FILL = {
     "sqlite": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
-    f"WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {BIG}) "
+    f"WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {BIG['sqlite']}) "
     "SELECT i, 1, 3, i, (i * 7919) % 1000003, true FROM n",
     "postgresql": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
-    f"SELECT i, 1, 3, i, (i * 7919) % 1000003, true FROM generate_series(1::bigint, {BIG}) AS i",
+    f"SELECT i, 1, 3, i, (i * 7919) % 1000003, true FROM generate_series(1::bigint, {BIG['postgresql']}) AS i",
 }
 
 
