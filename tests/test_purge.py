@@ -327,7 +327,7 @@ async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: 
 
     On PostgreSQL only: SQLite has a test of its own above."""
     if database.dialect == "sqlite":
-        pytest.skip("SQLite has a test of its own")
+        pytest.skip("it looks into plans of PostgreSQL; SQLite has a test of its own")
     many = 20_000
     first = first_id_at(to_ms(LONG_AGO))
     messages_of_old = (
