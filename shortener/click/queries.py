@@ -71,7 +71,8 @@ _FIND = {
 _CLICK = (
     "clicked_links = messages.clicked_links | {bits}, clicked_at = coalesce(messages.clicked_at, {at}), "
     "click_hit_id = coalesce(messages.click_hit_id, {hit}), "
-    "previous_state = CASE WHEN messages.clicked_at IS NULL THEN messages.state ELSE messages.previous_state END, state = 50"
+    "previous_state = CASE WHEN messages.clicked_at IS NULL THEN messages.state ELSE messages.previous_state END, state = 50, "
+    "room = NULL"
 )
 
 _CLAIM = {

@@ -32,6 +32,7 @@ insert_messages = BulkInsert(
     "mt_price",
     "callback_url",
     "metadata",
+    on_sqlite={"room": schema.ROOM},
 )
 
 insert_links = BulkInsert(

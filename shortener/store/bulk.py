@@ -8,9 +8,10 @@ one JSON text costs three times as much as binding them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Connection, Integer, SmallInteger, Table, Text
@@ -33,13 +34,16 @@ AT_ONCE = 128
 
 
 class BulkInsert:
-    """INSERT of rows with these columns; `ignore_clashes` leaves rows out that a unique index refuses."""
+    """INSERT of rows with these columns; `ignore_clashes` leaves rows out that a unique index refuses. `on_sqlite`: columns that
+    SQLite alone fills, with an expression for each."""
 
-    def __init__(self, table: Table, *columns: str, ignore_clashes: bool = False) -> None:
-        into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
-        clash = " ON CONFLICT DO NOTHING" if ignore_clashes else ""
-        self._into, self._clash = into, clash
-        self._row = f"({', '.join('?' * len(columns))})"
+    def __init__(
+        self, table: Table, *columns: str, ignore_clashes: bool = False, on_sqlite: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
+        self._into_sqlite = f"INSERT INTO {table.name} ({', '.join((*columns, *on_sqlite))}) "
+        self._clash = " ON CONFLICT DO NOTHING" if ignore_clashes else ""
+        self._row = f"({', '.join((*'?' * len(columns), *on_sqlite.values()))})"
         self._sqlite: dict[int, str] = {}  # by number of rows
         self._arrays = [_array_of(table, name) for name in columns]
         self._postgresql = self.from_arrays(count(1))
@@ -63,7 +67,7 @@ class BulkInsert:
 
     def _values(self, rows: int) -> str:
         if (statement := self._sqlite.get(rows)) is None:
-            statement = self._sqlite[rows] = f"{self._into}VALUES {', '.join([self._row] * rows)}{self._clash}"
+            statement = self._sqlite[rows] = f"{self._into_sqlite}VALUES {', '.join([self._row] * rows)}{self._clash}"
         return statement
 
 

@@ -6,12 +6,15 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
+from shortener.click import queries
 from shortener.click.landing import Guide
 from shortener.click.record import Record, time_to_click_bucket, time_to_click_seconds
 from shortener.log.tallies import QUARTER_MS
 from shortener.model import Verdict
 from shortener.report.counts import verify
+from shortener.rewrite.service import Outgoing
 from shortener.service import Service, places_of
 from shortener.store import schema
 from tests.click.test_recorder import hit, rows, send
@@ -79,6 +82,26 @@ async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: 
     assert [landing.location for landing in outcome.landings] == [b"https://x.example/a"] * 3
     assert Counter(one.id for one in await rows(service, schema.hits)) == Counter(one.id for one in more)
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+async def test_first_clicks_fit_into_the_pages_of_their_messages(service: Service) -> None:
+    """A message that grew would split its page now and then, and a click would write four pages instead of one."""
+    if service.database.dialect != "sqlite":
+        pytest.skip("PostgreSQL writes a new version of the row anyway")
+    recipients = tuple(f"+1408555{number:04d}" for number in range(500))
+    await service.rewriter.rewrite(service.directory.applications()[0], [Outgoing(recipients, '#track("https://x.example/")')])
+
+    def click_all(connection: Connection) -> list[int]:
+        links = connection.execute(select(schema.links.c.code)).scalars().all()
+        targets = {target.message: target for target in queries.find(connection, links).values()}
+        pages = [connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
+        at, hit_id = service.now_ms(), service.ids()
+        won = queries.claim(connection, [queries.Claim(message, at, hit_id, 1) for message in targets], targets)
+        assert len(won) == len(recipients)
+        return [*pages, connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
+
+    before, after = await service.database.write(click_all)
+    assert before == after
 
 
 @pytest.mark.parametrize(("seconds", "bucket"), [(-5, 0), (0, 0), (1, 0), (1.01, 1), (1.06, 2)])

@@ -1,0 +1,13 @@
+"""Keep room in a message for its first click"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("messages", sa.Column("room", sa.Text(), nullable=True))
