@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench [--quick] [--only WORD ...] [--folder DIR] [--json] [--chart FILE.svg]
 
-`--quick` uses 100,000 links and short runs. Without it a million links are made first, and ten million for the row about many
+`--quick` uses 200,000 links and short runs. Without it a million links are made first, and ten million for the row about many
 links, which takes some ten minutes and 10 GB in `--folder`.
 """
 
@@ -31,7 +31,7 @@ CONVERTED = 100_000  # messages
 class Run:
     def __init__(self, quick: bool) -> None:
         self.seconds = 4.0 if quick else 10.0
-        self.many = 100_000 if quick else 1_000_000
+        self.many = 200_000 if quick else 1_000_000
         self.most = 500_000 if quick else 10_000_000
         self.folder: Path | None = None  # of the large files; the temporary one
         self.raw = 0.0

@@ -43,7 +43,9 @@ class IdMaker:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS
         with self._lock:
             # A clock that stands still or steps back only uses up counters of the last millisecond, then borrows from the next.
-            self._tick = tick = max(tick, self._tick + 1)
+            if tick <= self._tick:
+                tick = self._tick + 1
+            self._tick = tick
         return (tick >> _COUNTER_BITS) << (_COUNTER_BITS + _NODE_BITS) | self._node | tick & ((1 << _COUNTER_BITS) - 1)
 
 

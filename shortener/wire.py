@@ -3,12 +3,15 @@
 For every request uvicorn makes a scope, a task and messages from it to the application and back: as much work as the redirect
 itself. This protocol of uvicorn's, on httptools like its own, looks at each request when its headers are complete. A plain
 GET or HEAD for a code becomes a hit at once, and its answer one write when the hit has landed; everything else (a body, a query, an
-upgrade, a request behind one that is not answered yet, another path or host) goes the usual way, and gets the same answers.
+upgrade, a request behind one that is not answered yet, another path or host) goes the usual way, and gets the same answers. Where
+the same headers were read before, not even the parser is asked (`click/heads.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from asyncio.events import TimerHandle
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -18,8 +21,9 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
 
 from shortener.app import App
+from shortener.click.heads import Heads
 from shortener.click.landing import Hit, Landing
-from shortener.click.redirect import REDIRECT, Answer, Redirect
+from shortener.click.redirect import REDIRECT, Answer, Asker, Redirect, read_asker
 from shortener.errors import StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -42,11 +46,16 @@ class Wire(HttpToolsProtocol):
     """One connection."""
 
     cycle: Any  # uvicorn's own, or a _Redirecting
+    heads = Heads()  # of all connections
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._has_app: HasApp = self.config.loaded_app
+        self._peer: str | None = None
+        self._descriptor = -1  # of the socket; -1: only the transport knows how to write to it
         self._head: _Head | None = None  # that is not complete
+        self._asker: Asker | None = None  # of the redirect that the parser read last
+        self._is_between = True  # the parser waits for a request, and has read nothing here but redirects that kept the connection
         self._idle_since: float | None = None  # loop time
         self._idle_timer: TimerHandle | None = None
 
@@ -54,13 +63,21 @@ class Wire(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        self._peer = self.client[0] if self.client else None
+        if self.scheme == "http":
+            self._descriptor = transport.get_extra_info("socket").fileno()
         self._be_idle()  # until its first request is there
 
     def data_received(self, data: bytes) -> None:
         """uvicorn's own, with bounds for a head that does not end: neither has one."""
+        may_be_known = self._is_between and (self.cycle is None or self.cycle.response_complete)
+        if may_be_known and self._begin_known(data):
+            return
         waited_since, head = self._idle_since, self._head
         super().data_received(data)
         if self._head is None:
+            if may_be_known and self._is_between and self._asker is not None:
+                self.heads.remember(data, self._asker)
             return
         if waited_since is not None and (self.cycle is None or self.cycle.response_complete):
             self._idle_since = waited_since  # a head that comes in drops is waited for like one that does not come
@@ -73,6 +90,8 @@ class Wire(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._head = _Head()
+        self._is_between = False
+        self._asker = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -89,42 +108,67 @@ class Wire(HttpToolsProtocol):
             super().on_headers_complete()
             cycle = self.cycle
             if cycle is not before and not cycle.waiting_for_100_continue:
-                together = cycle.transport = _Together(self.transport)
+                together = cycle.transport = _Together(self)
                 cycle.on_response = partial(self._end_usual, together)
 
     def on_message_complete(self) -> None:
-        if self.cycle.__class__ is not _Redirecting:
+        cycle = self.cycle
+        if cycle.__class__ is _Redirecting:
+            self._is_between = cycle.keep_alive
+        else:
             super().on_message_complete()
+
+    def _begin_known(self, data: bytes) -> bool:
+        """Begin the redirect that these bytes ask for, if they are all there is and such headers were read before."""
+        known = self.heads.recall(data)
+        if known is None or not self._begin(*known, is_head=False, keep_alive=True):
+            return False
+        self._idle_since = None
+        return True
 
     def _begin_redirect(self) -> bool:
         before = self.cycle
-        app = self._has_app.app
-        if app is None or len(self.url) > _LONGEST_PATH or self.flow.write_paused:
-            return False
-        if before is not None and not before.response_complete:
+        if len(self.url) > _LONGEST_PATH or (before is not None and not before.response_complete):
             return False
         method = self.parser.get_method()
         if method != b"GET" and method != b"HEAD":
             return False
-        host: bytes | None = None
-        for name, value in self.headers:
-            if name == b"host":
-                host = value if host is None else host  # the first, even if it is empty: like App
-            elif name in _MORE:
+        for name, _ in self.headers:
+            if name in _MORE:
                 return False
-        link = app.link_of(host or b"", self.url)
+        asker = read_asker(method.decode(), self.headers)
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if not self._begin(self.url, asker, is_head=method == b"HEAD", keep_alive=keep_alive):
+            return False
+        self._asker = asker
+        return True
+
+    def _begin(self, path: bytes, asker: Asker, *, is_head: bool, keep_alive: bool) -> bool:
+        app = self._has_app.app
+        if app is None or self.flow.write_paused:
+            return False
+        link = app.link_of(asker.host, path)
         if link is None:
             return False
         redirect = app.redirect
-        hit = redirect.hit(method.decode(), self.headers, self.client[0] if self.client else None, *link)
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = _Redirecting(self, redirect, hit, method == b"HEAD", keep_alive)
+        hit = redirect.hit(asker, self._peer, *link)
+        cycle = _Redirecting(self, redirect, hit, is_head, keep_alive)
         if not redirect.recorder.take(hit, cycle):
             return False
         self.cycle = cycle
         return True
 
     # Its end.
+
+    def send(self, data: bytes) -> None:
+        """Write what is to be sent, at once where that can be done: a loop that does it keeps the interpreter to itself while the
+        kernel is at it, and the thread that writes to the store waits."""
+        if self._descriptor >= 0 and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):  # nothing more fits, or nobody is there: the transport knows what to do
+                data = data[os.write(self._descriptor, data) :]
+            if not data:
+                return
+        self.transport.write(data)
 
     def _end_usual(self, together: _Together) -> None:
         together.flush()
@@ -162,6 +206,7 @@ class Wire(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.cycle = None  # the two would hold each other until the collector comes
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
@@ -179,32 +224,32 @@ class _Head:
 class _Together:
     """A transport for uvicorn's cycle that sends the head of an answer with the first of its body: one system call, one packet."""
 
-    __slots__ = ("_head", "_transport")
+    __slots__ = ("_head", "_wire")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._head: bytes | None = b""  # None: it is sent
 
     def write(self, data: bytes) -> None:
         if self._head is None:
-            self._transport.write(data)
+            self._wire.send(data)
         elif self._head:
-            self._transport.write(self._head + data)
+            self._wire.send(self._head + data)
             self._head = None
         else:
             self._head = data
 
     def flush(self) -> None:
         if self._head:
-            self._transport.write(self._head)
+            self._wire.send(self._head)
         self._head = None
 
     def close(self) -> None:
         self.flush()
-        self._transport.close()
+        self._wire.transport.close()
 
     def is_closing(self) -> bool:
-        return self._transport.is_closing()
+        return self._wire.transport.is_closing()
 
 
 class _Ignored:
@@ -255,7 +300,7 @@ class _Redirecting:
             answer = self._redirect.refusal() if landing is None else self._redirect.answer(self._hit, landing)
             if self.disconnected or wire.transport.is_closing():
                 return
-            wire.transport.write(_spell(answer, wire.server_state.default_headers, self._is_head, self.keep_alive))
+            wire.send(_spell(answer, wire.server_state.default_headers, self._is_head, self.keep_alive))
         except Exception:  # the batch, whose other hits wait for their answers, must not end here
             log.exception("answer_not_sent", code=self._hit.code)
             wire.transport.close()

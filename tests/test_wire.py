@@ -21,13 +21,14 @@ import uvicorn
 import uvloop
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener import accounts, app
 from shortener.app import App
 from shortener.cli.serve import uvicorn_config
+from shortener.click.heads import Heads
 from shortener.click.redirect import REDIRECT
 from shortener.rewrite.service import Outgoing
 from shortener.service import Service, open_service
@@ -152,6 +153,13 @@ def get(path: str | bytes, *headers: bytes, method: bytes = b"GET", host: bytes 
 # Links.
 
 
+@pytest.fixture(autouse=True)
+def heads(monkeypatch: pytest.MonkeyPatch) -> Heads:
+    """What headers say is remembered for all connections of a process."""
+    monkeypatch.setattr(Wire, "heads", found := Heads())
+    return found
+
+
 @pytest.fixture
 async def service(make_service: MakeService, clock: Clock) -> Service:
     """On s.example, with a second application that has a domain of its own."""
@@ -229,7 +237,7 @@ async def test_what_is_read_off_the_wire_is_answered_to_the_byte_as_uvicorn_woul
     ]
     async with serving(service) as ours, serving(service, HttpToolsProtocol) as theirs:
         for expected, request in cases:
-            for asked in (request, b"HEAD" + request[3:]):
+            for asked in (request, request, b"HEAD" + request[3:]):
                 answer = await ours.ask(asked)
                 assert (status(answer), answer) == (expected, await theirs.ask(asked)), asked
                 assert b"\r\ndate: ...\r\n" in answer
@@ -339,6 +347,135 @@ async def test_a_malformed_request_behind_a_redirect_gets_400_and_ends_the_conne
         await service.recorder.flush()
         assert ours.app.paths == [code], "what stood between was not begun"
     assert len(await hits(service)) == 6
+
+
+# Headers that were read before.
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Wire]:
+    """The connection of each request that a parser was asked about."""
+    asked: list[Wire] = []
+    begin = Wire.on_message_begin
+
+    def on_message_begin(self: Wire) -> None:
+        asked.append(self)
+        begin(self)
+
+    monkeypatch.setattr(Wire, "on_message_begin", on_message_begin)
+    return asked
+
+
+async def test_headers_that_were_read_before_need_no_parser(service: Service, parsed: list[Wire]) -> None:
+    codes = [await link(service) for _ in range(3)]
+    async with serving(service) as ours:
+        reader, writer = await ours.connect()
+        for path in codes:
+            writer.write(get(path))
+            assert b"\r\nlocation: https://x.example/a?b=1#f\r\n" in await read_answer(reader)
+        assert len(parsed) == 1
+        reader, writer = await ours.connect()
+        for path, expected in ((codes[0], 302), ("/nosuchcode", 404), (codes[1], 302)):
+            writer.write(get(path))
+            assert status(await read_answer(reader)) == expected
+        assert len(parsed) == 1, "they are remembered for other connections too"
+        writer.write(get(codes[2] + "?x=1") + get(codes[2]))
+        for _ in range(2):
+            assert status(await read_answer(reader)) == 302
+        assert len(parsed) == 3
+    kept = await hits(service)
+    assert len(kept) == 7
+    assert len({(hit.verdict, hit.rule, hit.address, hit.user_agent) for hit in kept}) == 1
+
+
+async def test_each_client_behind_a_proxy_keeps_its_address(service: Service, parsed: list[Wire]) -> None:
+    code = await link(service)
+    clients = ["203.0.113.7", "198.51.100.9", "2001:db8:7::1", "203.0.113.7, 127.0.0.9", "203.0.113.7,192.0.2.4"]
+    clients += ["203.0.113.7:4711", ""]
+    unusual = ["unknown, 203.0.113.7", "[2001:db8:7::1]", "203.0.113.7 , 127.0.0.9"]
+    async with serving(service) as ours:
+        reader, writer = await ours.connect()
+        for client in clients + unusual:
+            writer.write(get(code, b"X-Forwarded-For: " + client.encode(), b"Accept: */*"))
+            assert status(await read_answer(reader)) == 302
+        twice = b"X-Forwarded-For: 203.0.113.7"
+        for _ in range(2):
+            writer.write(get(code, twice, b"X-Forwarded-For: 198.51.100.9", b"Accept: */*"))
+            assert status(await read_answer(reader)) == 302
+    addresses = [hit.address for hit in await hits(service)]
+    assert addresses[:5] == ["203.0.113.0", "198.51.100.0", "2001:db8:7::", "203.0.113.0", "192.0.2.0"]
+    assert addresses[5:7] == ["203.0.113.0", "127.0.0.0"]
+    assert addresses[7:] == ["203.0.113.0", "2001:db8:7::", "203.0.113.0", *["198.51.100.0"] * 2]
+    assert len(parsed) == 1 + 3 + 2, "the first, and those that a proxy does not write"
+
+
+async def test_only_requests_that_go_on_and_come_in_one_piece_are_remembered(service: Service, heads: Heads) -> None:
+    code = await link(service)
+    async with serving(service) as ours:
+        for request in (
+            get(code, b"Connection: close"),
+            get(code).replace(b"HTTP/1.1", b"HTTP/1.0"),
+            get(code, method=b"HEAD"),
+            get(code + "."),
+            get(code, host=b"unknown.example"),
+            get("/healthz"),
+            get(code, b"X: " + b"x" * 4096),
+        ):
+            await ours.ask(request)
+        reader, writer = await ours.connect()
+        for pieces in ([get(code)[:20], get(code)[20:]], [get(code) + get(code)], [b"\r\n" + get(code)]):
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.02)  # or the two would be one
+            for _ in range(b"".join(pieces).count(b"GET")):
+                assert status(await read_answer(reader)) == 302
+        assert len(heads) == 0
+        await ours.ask(get(code))
+        assert len(heads) == 1
+
+
+async def test_a_body_is_not_taken_for_a_question_that_it_looks_like(service: Service, heads: Heads) -> None:
+    """Its answer may be complete before it has come, as that of a request without a key is."""
+    code = await link(service)
+    question = get(code)
+    async with serving(service) as ours, serving(service, HttpToolsProtocol) as theirs:
+        await ours.ask(question)
+        assert len(heads) == 1
+        begun = get("/api/v1/rewrite", b"Content-Length: %d" % (2 * len(question)), method=b"POST")
+        told = []
+        for one in (ours, theirs):
+            reader, writer = await one.connect()
+            writer.write(begun)
+            told.append([undated(await read_answer(reader))])
+            for piece in (question, question, LAST):
+                writer.write(piece)
+                await asyncio.sleep(0.02)  # each comes alone
+            told[-1].append(undated(await asyncio.wait_for(reader.read(), PATIENCE)))
+        assert told[0] == told[1]
+        assert status(told[0][0]) == 401
+    assert len(await hits(service)) == 1
+
+
+def _rename(connection: Connection, host: str, new: str) -> None:
+    connection.execute(update(schema.domains).where(schema.domains.c.host == host).values(host=new))
+    accounts.bump(connection)
+
+
+async def test_what_is_remembered_is_asked_of_the_domain_and_the_store_each_time(service: Service, clock: Clock) -> None:
+    of_brand = await link(service, 2)
+    async with serving(service) as ours:
+        reader, writer = await ours.connect()
+        asked = get(of_brand, host=b"go.brand.example")
+        writer.write(asked)
+        assert status(await read_answer(reader)) == 302
+        await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": True}, clock())
+        await service.directory.refresh()
+        writer.write(asked)
+        assert status(await read_answer(reader)) == 410
+        await service.database.write(_rename, "go.brand.example", "other.example")
+        await service.directory.refresh()
+        writer.write(asked)
+        assert status(await read_answer(reader)) == 404
 
 
 # The order of answers, and how long a connection lives.

@@ -4,14 +4,15 @@ It turns the request into a `Hit`, waits for its landing and answers: 302 with t
 code, 410 for one that expired or was switched off, 503 with Retry-After when neither the store nor a read of it works. Prefetchers
 and previews are redirected like everybody else; the verdict only decides what counts.
 
-`Redirect` is a bare ASGI application. Its two halves, `hit` and `answer`, are also called by what reads the requests off the wire
-(`shortener/wire.py`), which needs no task and no messages between them.
+`Redirect` is a bare ASGI application. Its parts, `read_asker`, `hit` and `answer`, are also called by what reads requests off the
+wire (`shortener/wire.py`), which needs no task and no messages between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -23,6 +24,7 @@ from shortener.click.recorder import Recorder
 from shortener.click.verdict import Request, judge
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdMaker
+from shortener.model import Verdict
 from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
@@ -31,9 +33,11 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 LONGEST_AGENT = 512  # characters of a user agent that are kept
+_REMEMBERED = 8_192  # addresses, with what a proxy said of them
+_LONGEST_FORWARDED = 128  # characters of that; what is longer is not worth remembering
 
 #: What is read of a request.
-_HEADERS = frozenset({b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
+_HEADERS = frozenset({b"host", b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
 
 _COMMON = [
     (b"cache-control", b"private, no-store"),
@@ -51,6 +55,51 @@ RETRY_AFTER = b"2"
 
 #: Headers and body of an answer, with its status.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+
+class Asker(NamedTuple):
+    """Who asks, as far as headers tell."""
+
+    host: bytes
+    user_agent: str
+    verdict: Verdict
+    rule: str
+    forwarded: str  # X-Forwarded-For, "" for none
+
+
+def read_asker(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Asker:
+    """Names of headers are lower case; of several Host headers the first counts, as in `App`."""
+    host: bytes | None = None
+    agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = b""
+    for name, value in headers:
+        if name not in _HEADERS:
+            continue
+        if name == b"user-agent":
+            agent = value
+        elif name == b"host":
+            host = value if host is None else host
+        elif name == b"x-forwarded-for":
+            forwarded = forwarded + b", " + value if forwarded else value
+        elif name == b"sec-purpose":
+            sec_purpose = value
+        elif name == b"purpose":
+            purpose = value
+        elif name == b"x-purpose":
+            x_purpose = value
+        else:
+            x_moz = value
+    user_agent = agent[:LONGEST_AGENT].decode("latin-1")
+    judgement = judge(
+        Request(
+            method,
+            user_agent,
+            sec_purpose.decode("latin-1"),
+            purpose.decode("latin-1"),
+            x_purpose.decode("latin-1"),
+            x_moz.decode("latin-1"),
+        )
+    )
+    return Asker(host or b"", user_agent, judgement.verdict, judgement.rule, forwarded.decode("latin-1"))
 
 
 class Redirect:
@@ -71,11 +120,12 @@ class Redirect:
         self._trusted = trusted_proxies
         self._privacy = ip_privacy
         self._totals = recorder.totals
+        self._remembered_address = lru_cache(maxsize=_REMEMBERED)(self._address)
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
         """Answer a GET, HEAD or OPTIONS for a code. `domain_id` None: the request came on the default host."""
         client = scope.get("client")
-        hit = self.hit(scope["method"], scope["headers"], client[0] if client else None, code, domain_id)
+        hit = self.hit(read_asker(scope["method"], scope["headers"]), client[0] if client else None, code, domain_id)
         try:
             landing = await self.recorder.record(hit)
         except StoreUnavailable:
@@ -86,47 +136,17 @@ class Redirect:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def hit(self, method: str, headers: Iterable[tuple[bytes, bytes]], peer: str | None, code: str, domain_id: int | None) -> Hit:
+    def hit(self, asker: Asker, peer: str | None, code: str, domain_id: int | None) -> Hit:
         """The hit that a request is. `peer`: the other end of the connection."""
-        agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = b""
-        for name, value in headers:
-            if name not in _HEADERS:
-                continue
-            if name == b"user-agent":
-                agent = value
-            elif name == b"x-forwarded-for":
-                forwarded = forwarded + b", " + value if forwarded else value
-            elif name == b"sec-purpose":
-                sec_purpose = value
-            elif name == b"purpose":
-                purpose = value
-            elif name == b"x-purpose":
-                x_purpose = value
-            else:
-                x_moz = value
-        user_agent = agent[:LONGEST_AGENT].decode("latin-1")
-        judgement = judge(
-            Request(
-                method,
-                user_agent,
-                sec_purpose.decode("latin-1"),
-                purpose.decode("latin-1"),
-                x_purpose.decode("latin-1"),
-                x_moz.decode("latin-1"),
-            )
-        )
-        address = client_address(peer, forwarded.decode("latin-1"), self._trusted)
-        return Hit(
-            self._ids(),
-            code,
-            domain_id,
-            self._now_ms(),
-            judgement.verdict,
-            judgement.rule,
-            shorten_address(address, self._privacy),
-            user_agent,
-            hash(address),
-        )
+        _, user_agent, verdict, rule, forwarded = asker
+        look_up = self._remembered_address if len(forwarded) <= _LONGEST_FORWARDED else self._address
+        address, origin = look_up(peer, forwarded)
+        return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin)
+
+    def _address(self, peer: str | None, forwarded: str) -> tuple[str, int]:
+        """What is kept of a client's address, and what it is told by as long as the process lives."""
+        address = client_address(peer, forwarded, self._trusted)
+        return shorten_address(address, self._privacy), hash(address)
 
     def answer(self, hit: Hit, landing: Landing) -> Answer:
         """What a hit is answered; counted here."""

@@ -5,8 +5,8 @@ it: the writer goes from one commit to the next, and never stands still while th
 batch. On PostgreSQL the second has a connection of its own and runs beside the first, as those of two nodes do: while one waits for
 an answer of the server, the other is worked on. Two things that come within milliseconds may so be committed the other way round.
 
-Of what is there a round takes no more than half, counting those that get their results just now: while these are committed, the
-others come again. If all went at once, the store and the event loop would take turns at standing still.
+Of what is there a round takes no more than two thirds, counting those that get their results just now: while these are committed,
+the others come again. If all went at once, the store and the event loop would take turns at standing still.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AT_ONCE = 2  # rounds
 
 class Rounds(Generic[Item]):
     """`work(batch)` brings one batch to its end; the transaction in it calls `take(batch)` while the batch is empty. A round takes
-    `least` items or half of what is there, whichever is more, and `limit` at most. `idle` is called when nothing is left."""
+    `least` items or two thirds of what is there, whichever is more, and `limit` at most. `idle` is called when nothing is left."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Rounds(Generic[Item]):
         with self._taking:
             self._is_open = False
             here = len(self._waiting)
-            most = min(max((here + self._last + 1) // 2, self._least), self._limit, here)
+            most = min(max((here + self._last) * 2 // 3, self._least), self._limit, here)
             batch.extend(self._waiting.popleft() for _ in range(most))
             self._last = most
             if self._waiting and self._loop is not None:

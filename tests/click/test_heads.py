@@ -1,0 +1,78 @@
+"""The memory of headers: what is in it, and that it has bounds."""
+
+import pytest
+
+from shortener.click.heads import LONGEST_HEADERS, MOST, Heads
+from shortener.click.redirect import Asker, read_asker
+
+HEADERS = b"Host: s.example\r\nUser-Agent: Phone\r\n%s\r\n"
+
+
+def asker(forwarded: str = "") -> Asker:
+    headers = [(b"host", b"s.example"), (b"user-agent", b"Phone")]
+    return read_asker("GET", [*headers, *([(b"x-forwarded-for", forwarded.encode())] if forwarded else [])])
+
+
+def question(more: bytes = b"", path: bytes = b"/8kVnq2LmRd") -> bytes:
+    return b"GET " + path + b" HTTP/1.1\r\n" + HEADERS % more
+
+
+@pytest.fixture
+def heads() -> Heads:
+    return Heads()
+
+
+def test_equal_headers_are_known_whatever_the_code(heads: Heads) -> None:
+    assert heads.recall(question()) is None
+    heads.remember(question(), asker())
+    assert heads.recall(question()) == (b"/8kVnq2LmRd", asker())
+    assert heads.recall(question(path=b"/abcd")) == (b"/abcd", asker())
+    assert heads.recall(question(b"Accept: */*\r\n")) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        question(path=b"/abc"),
+        question(path=b"/" + b"a" * 33),
+        question(path=b"/8kVnq2LmRd."),
+        question(path=b"/8kVnq2LmRd?x=1"),
+        question().replace(b"GET", b"HEAD"),
+        question().replace(b"GET ", b"GET  "),
+        question().replace(b"HTTP/1.1", b"HTTP/1.0"),
+        question()[1:],
+        question()[:-1],
+        question() + b"\r\n",
+        question() + question(),
+        b"\r\n" + question(),
+        question().replace(b"\r\n", b"\n"),
+    ],
+)
+def test_anything_but_a_whole_question_is_for_the_parser(heads: Heads, data: bytes) -> None:
+    heads.remember(question(), asker())
+    assert heads.recall(data) is None
+    heads.remember(data, asker())
+    assert len(heads) == 1
+
+
+def test_addresses_of_a_proxy_are_read_anew(heads: Heads) -> None:
+    heads.remember(question(b"X-Forwarded-For: 203.0.113.7\r\n"), asker("203.0.113.7"))
+    for address in ("203.0.113.7", "2001:db8::1", "198.51.100.9, 203.0.113.7"):
+        assert heads.recall(question(b"X-Forwarded-For: %s\r\n" % address.encode())) == (b"/8kVnq2LmRd", asker(address))
+    for header in (b"x-forwarded-for: 1.2.3.4", b"X-Forwarded-For:1.2.3.4", b"X-Forwarded-For: me", b"X-Forwarded-For: 1.2.3.4 "):
+        assert heads.recall(question(header + b"\r\n")) is None
+
+
+def test_addresses_that_were_read_in_another_way_are_not_kept(heads: Heads) -> None:
+    twice = b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-For: 198.51.100.9\r\n"
+    heads.remember(question(twice), asker("203.0.113.7, 198.51.100.9"))
+    heads.remember(question(b"X-Forwarded-For: unknown\r\n"), asker("unknown"))
+    assert len(heads) == 0
+
+
+def test_the_memory_has_bounds(heads: Heads) -> None:
+    for number in range(MOST + 10):
+        heads.remember(question(b"X-Request-Id: %d\r\n" % number), asker())
+        assert len(heads) <= MOST
+    heads.remember(question(b"X: " + b"x" * LONGEST_HEADERS + b"\r\n"), asker())
+    assert len(heads) == 10
