@@ -226,7 +226,7 @@ WORKS: dict[str, Callable[[Run], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="100,000 links, short runs")
+    parser.add_argument("--quick", action="store_true", help="200,000 links, short runs")
     parser.add_argument("--only", choices=WORKS, nargs="+", help="parts of the table")
     parser.add_argument("--folder", type=Path, help="for the large files")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")

@@ -99,13 +99,13 @@ class App:
         """Itself: what is served may have its App only after its start (wire.HasApp)."""
         return self
 
-    def link_of(self, host: bytes, path: bytes) -> tuple[str, int | None] | None:
-        """The code that a request for this raw path asks for, and the domain it came to; None: it is for `__call__`."""
-        code = code_of(path)
-        if code is None or code.lower() in RESERVED:
-            return None
+    def place_of(self, host: bytes, code: str) -> tuple[bool, int | None]:
+        """Whether a request for a code at this host is a hit, and the domain it came to, None for the installation's own; False: it
+        is for `__call__`."""
+        if code.lower() in RESERVED:
+            return False, None
         known, domain = self._place(host)
-        return (code, domain.id if domain else None) if known else None
+        return known, domain.id if domain else None
 
     def _place(self, host: bytes) -> tuple[bool, Domain | None]:
         """Whether a Host header is one of ours, and whose domain it is; None: the installation's own."""

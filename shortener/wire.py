@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, 
 from shortener.app import App
 from shortener.click.heads import Heads
 from shortener.click.landing import Hit, Landing
+from shortener.click.path import code_of
 from shortener.click.redirect import REDIRECT, Answer, Asker, Redirect, read_asker
 from shortener.errors import StoreUnavailable
 
@@ -138,20 +139,21 @@ class Wire(HttpToolsProtocol):
                 return False
         asker = read_asker(method.decode(), self.headers)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        if not self._begin(self.url, asker, is_head=method == b"HEAD", keep_alive=keep_alive):
+        code = code_of(self.url)
+        if code is None or not self._begin(code, asker, is_head=method == b"HEAD", keep_alive=keep_alive):
             return False
         self._asker = asker
         return True
 
-    def _begin(self, path: bytes, asker: Asker, *, is_head: bool, keep_alive: bool) -> bool:
+    def _begin(self, code: str, asker: Asker, *, is_head: bool, keep_alive: bool) -> bool:
         app = self._has_app.app
         if app is None or self.flow.write_paused:
             return False
-        link = app.link_of(asker.host, path)
-        if link is None:
+        is_known, domain_id = app.place_of(asker.host, code)
+        if not is_known:
             return False
         redirect = app.redirect
-        hit = redirect.hit(asker, self._peer, *link)
+        hit = redirect.hit(asker, self._peer, code, domain_id)
         cycle = _Redirecting(self, redirect, hit, is_head, keep_alive)
         if not redirect.recorder.take(hit, cycle):
             return False

@@ -15,7 +15,7 @@ from shortener.click.redirect import Asker
 
 MOST, LONGEST_HEADERS = 4096, 2048  # headers that are remembered, bytes of each
 
-_QUESTION = re.compile(rb"GET (/[A-Za-z0-9]{%d,%d}) HTTP/1\.1\r\n" % (SHORTEST, LONGEST))
+_QUESTION = re.compile(rb"GET /([A-Za-z0-9]{%d,%d}) HTTP/1\.1\r\n" % (SHORTEST, LONGEST))
 _FORWARDED = re.compile(rb"\r\n[Xx]-[Ff]orwarded-[Ff]or: ([0-9A-Fa-f.:]+(?:, ?[0-9A-Fa-f.:]+)*)(?=\r\n)")
 
 
@@ -28,8 +28,8 @@ class Heads:
     def __len__(self) -> int:
         return len(self._askers)
 
-    def recall(self, data: bytes) -> tuple[bytes, Asker] | None:
-        """The path of a question for a code, and who asks; None: the parser has to look at these bytes."""
+    def recall(self, data: bytes) -> tuple[str, Asker] | None:
+        """The code that is asked for, and who asks; None: the parser has to look at these bytes."""
         question = _QUESTION.match(data)
         if question is None:
             return None
@@ -41,7 +41,7 @@ class Heads:
             if asker is None:
                 return None
             asker = asker._replace(forwarded=forwarded)
-        return question[1], asker
+        return question[1].decode(), asker
 
     def remember(self, data: bytes, asker: Asker) -> None:
         """Keep what the parser made of a request that goes on with its connection; `data`: the piece that ended with it."""

@@ -97,11 +97,12 @@ class Record:
             if hit.verdict is not _HUMAN or target.clicked_links & bit or off or hit.at >= target.expires_at:
                 continue
             if first_on_link.setdefault(target.link_id, hit.id) == hit.id:
-                seen[target.message] = target
-                claim = claims.get(target.message)
-                claims[target.message] = (
-                    queries.Claim(target.message, hit.at, hit.id, bit) if claim is None else claim._replace(bits=claim.bits | bit)
-                )
+                message = target.message
+                seen[message] = target
+                if (claim := claims.get(message)) is None:
+                    claims[message] = (message, hit.at, hit.id, bit)
+                else:
+                    claims[message] = (*claim[:3], claim[3] | bit)
         won = queries.claim(connection, list(claims.values()), seen) if claims else {}
 
         hit_rows: list[HitRow] = []
@@ -132,7 +133,7 @@ class Record:
                 bits, previous = won.get(target.message, (0, None))
                 if first_on_link.get(target.link_id) == hit.id and bits & 1 << target.position:
                     flags, topics = _FIRST_FOR_LINK, _CLICK
-                    if previous is not None and claims[target.message].hit_id == hit.id:
+                    if previous is not None and claims[target.message][2] == hit.id:
                         flags |= _FIRST_FOR_MESSAGE
                         topics |= _STATE
                         data = _MOVED[previous]

@@ -23,7 +23,7 @@ from typing import Any
 
 #: Seconds that a checkpoint should take. The longer, the more commits share the writing of a page; the shorter, the less the writer
 #: waits for a disk that is busy with it.
-AIM = 0.1
+AIM = 0.3
 FEWEST, FIRST, MOST = 2_000, 20_000, 500_000  # rows changed between two checkpoints
 LONGEST = 5.0  # seconds between two checkpoints when fewer are
 LONG = 50_000  # frames of a WAL that should begin anew

@@ -25,8 +25,8 @@ def heads() -> Heads:
 def test_equal_headers_are_known_whatever_the_code(heads: Heads) -> None:
     assert heads.recall(question()) is None
     heads.remember(question(), asker())
-    assert heads.recall(question()) == (b"/8kVnq2LmRd", asker())
-    assert heads.recall(question(path=b"/abcd")) == (b"/abcd", asker())
+    assert heads.recall(question()) == ("8kVnq2LmRd", asker())
+    assert heads.recall(question(path=b"/abcd")) == ("abcd", asker())
     assert heads.recall(question(b"Accept: */*\r\n")) is None
 
 
@@ -58,7 +58,7 @@ def test_anything_but_a_whole_question_is_for_the_parser(heads: Heads, data: byt
 def test_addresses_of_a_proxy_are_read_anew(heads: Heads) -> None:
     heads.remember(question(b"X-Forwarded-For: 203.0.113.7\r\n"), asker("203.0.113.7"))
     for address in ("203.0.113.7", "2001:db8::1", "198.51.100.9, 203.0.113.7"):
-        assert heads.recall(question(b"X-Forwarded-For: %s\r\n" % address.encode())) == (b"/8kVnq2LmRd", asker(address))
+        assert heads.recall(question(b"X-Forwarded-For: %s\r\n" % address.encode())) == ("8kVnq2LmRd", asker(address))
     for header in (b"x-forwarded-for: 1.2.3.4", b"X-Forwarded-For:1.2.3.4", b"X-Forwarded-For: me", b"X-Forwarded-For: 1.2.3.4 "):
         assert heads.recall(question(header + b"\r\n")) is None
 

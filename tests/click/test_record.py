@@ -96,7 +96,7 @@ async def test_first_clicks_fit_into_the_pages_of_their_messages(service: Servic
         targets = {target.message: target for target in queries.find(connection, links).values()}
         pages = [connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
         at, hit_id = service.now_ms(), service.ids()
-        won = queries.claim(connection, [queries.Claim(message, at, hit_id, 1) for message in targets], targets)
+        won = queries.claim(connection, [(message, at, hit_id, 1) for message in targets], targets)
         assert len(won) == len(recipients)
         return [*pages, connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
 
