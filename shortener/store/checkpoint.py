@@ -14,8 +14,10 @@ something has, nobody can begin the WAL anew. Nothing else checkpoints (docs/dec
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sqlite3
+import sys
 import threading
 import time
 from pathlib import Path
@@ -30,6 +32,12 @@ LONG = 50_000  # frames of a WAL that should begin anew
 #: What came while the thread worked for so many seconds is little; if it took longer it works again, so many times at most.
 LITTLE, TIMES = 0.02, 5
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+
+#: sync_file_range(2), to the end of the file: wait for what is under way, write, and wait until it is written.
+_WRITE_AND_WAIT = 1 | 2 | 4
+_sync_file_range: Any = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
 
 
 class Checkpointer:
@@ -110,6 +118,9 @@ class Checkpointer:
         changed, self._changed = self._changed, self._changes
         began = time.monotonic()
         _, frames, _ = connection.execute(_CHECKPOINT).fetchone()
+        # First without the journal of the file system, which the writer's commits go through too; what it cannot do, the next does.
+        if _sync_file_range is not None:
+            _sync_file_range(self._file, 0, 0, _WRITE_AND_WAIT)
         os.fdatasync(self._file)  # a partial checkpoint is not made durable by SQLite
         took = time.monotonic() - began
         if took > AIM or self._changed - changed >= self._enough:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -52,6 +54,18 @@ async def test_what_is_committed_comes_into_the_file_while_commits_go_on(tmp_pat
         await commit_until(database, lambda: file.stat().st_size >= checkpoint.FIRST * ROW)
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as beside:
             assert beside.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("sync_file_range", [None, lambda *_: -1], ids=["missing", "failing"])
+async def test_the_disk_is_asked_to_keep_what_is_copied_where_it_cannot_write_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_file_range: Any
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(checkpoint, "_sync_file_range", sync_file_range)
+    monkeypatch.setattr(checkpoint, "LONGEST", 0.05)
+    monkeypatch.setattr(os, "fdatasync", kept.append)
+    async with serving(tmp_path / "shortener.db") as database:
+        await commit_until(database, lambda: bool(kept))
 
 
 async def test_few_changes_are_copied_after_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
