@@ -118,7 +118,7 @@ class Checkpointer:
         changed, self._changed = self._changed, self._changes
         began = time.monotonic()
         _, frames, _ = connection.execute(_CHECKPOINT).fetchone()
-        # First without the journal of the file system, which the writer's commits go through too; what it cannot do, the next does.
+        # First without the journal of the file system, which the writer's commits may need; what it cannot do, the next does.
         if _sync_file_range is not None:
             _sync_file_range(self._file, 0, 0, _WRITE_AND_WAIT)
         os.fdatasync(self._file)  # a partial checkpoint is not made durable by SQLite
