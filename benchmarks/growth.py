@@ -67,6 +67,7 @@ insert_messages = BulkInsert(
     *("id", "application_id", "cohort_id", "message_id", "request_id", "external_request_id", "content_hash", "to_address"),
     *("from_address", "sender_id_id", "sender_id_alias", "state", "previous_state", "created_at", "sent_at", "delivered_at"),
     *("clicked_at", "click_hit_id", "clicked_links", "encoding", "segments", "mt_price"),
+    on_sqlite={"room": schema.ROOM},
 )
 insert_links = BulkInsert(
     schema.links,

@@ -56,8 +56,29 @@ async def test_what_is_committed_comes_into_the_file_while_commits_go_on(tmp_pat
             assert beside.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+async def test_the_disk_writes_what_is_copied_and_is_then_asked_to_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    keep, write = os.fdatasync, checkpoint._sync_file_range
+
+    def fdatasync(file: int) -> None:
+        done.append("keep")
+        keep(file)
+
+    def sync_file_range(*arguments: int) -> int:
+        answer: int = write(*arguments)
+        done.append(f"write {answer}")
+        return answer
+
+    monkeypatch.setattr(checkpoint, "_sync_file_range", sync_file_range)
+    monkeypatch.setattr(checkpoint, "LONGEST", 0.05)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    async with serving(tmp_path / "shortener.db") as database:
+        await commit_until(database, lambda: len(done) >= 4)
+    assert done[:4] == ["write 0", "keep"] * 2
+
+
 @pytest.mark.parametrize("sync_file_range", [None, lambda *_: -1], ids=["missing", "failing"])
-async def test_the_disk_is_asked_to_keep_what_is_copied_where_it_cannot_write_ahead(
+async def test_it_is_asked_to_keep_it_where_it_cannot_write_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_file_range: Any
 ) -> None:
     kept: list[int] = []
