@@ -82,8 +82,8 @@ def _prose(text: str) -> Markup:
     """Paragraphs, lists and `code` of our descriptions."""
     blocks = []
     for block in re.split(r"\n\n+", text.strip()):
-        # Escaped first; the tags are ours.
-        lines = [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(line)))) for line in block.splitlines()]  # noqa: S704
+        escaped = (str(escape(line)) for line in block.splitlines())
+        lines = [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", line)) for line in escaped]  # noqa: S704 - the tags are ours
         if all(line.startswith("- ") for line in lines):
             items = Markup("").join(Markup("<li>{}</li>").format(line[2:]) for line in lines)
             blocks.append(Markup("<ul>{}</ul>").format(items))

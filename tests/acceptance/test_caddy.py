@@ -92,7 +92,7 @@ class Caddy:
                 return
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "Caddy does not start"
-            time.sleep(0.01)
+            time.sleep(0.01)  # and look again
 
     def close(self) -> None:
         if self.process is not None:
@@ -316,7 +316,7 @@ async def test_neither_a_node_that_is_killed_nor_one_that_is_stopped_costs_anybo
     async def more(clicks: int) -> None:
         wanted = len(answers.seconds) + clicks
         while len(answers.seconds) < wanted:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # and count again
 
     async with caddy.people(**{"X-API-Key": one.first["api_key"]}) as session:
 
@@ -324,13 +324,13 @@ async def test_neither_a_node_that_is_killed_nor_one_that_is_stopped_costs_anybo
             while not done.is_set():
                 number += 1
                 await click(session, base, codes[number % len(codes)], answers)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # a person rests between two clicks
 
         async def application() -> None:
             while not done.is_set():
                 async with session.post(caddy.url("/api/v1/rewrite"), json={"to": "+14085550100", "body": "no link"}) as answer:
                     rewritten.append(answer.status)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # the pace of a small sender
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(8):
@@ -342,7 +342,7 @@ async def test_neither_a_node_that_is_killed_nor_one_that_is_stopped_costs_anybo
             await asyncio.to_thread(one.start)
             async with httpx.AsyncClient(trust_env=False) as client:
                 while 'redirects_total{status="302"}' not in (await client.get(f"{one.base}/metrics")).text:
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.05)  # until Caddy sends it clicks again
             tasks.create_task(application())
             await more(50)
             assert await asyncio.to_thread(two.stop) == 0
