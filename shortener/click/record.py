@@ -102,7 +102,8 @@ class Record:
                 if (claim := claims.get(message)) is None:
                     claims[message] = (message, hit.at, hit.id, bit)
                 else:
-                    claims[message] = (*claim[:3], claim[3] | bit)
+                    _, at, earliest, bits = claim
+                    claims[message] = (message, at, earliest, bits | bit)
         won = queries.claim(connection, list(claims.values()), seen) if claims else {}
 
         hit_rows: list[HitRow] = []
@@ -133,7 +134,8 @@ class Record:
                 bits, previous = won.get(target.message, (0, None))
                 if first_on_link.get(target.link_id) == hit.id and bits & 1 << target.position:
                     flags, topics = _FIRST_FOR_LINK, _CLICK
-                    if previous is not None and claims[target.message][2] == hit.id:
+                    _, _, earliest, _ = claims[target.message]
+                    if previous is not None and earliest == hit.id:
                         flags |= _FIRST_FOR_MESSAGE
                         topics |= _STATE
                         data = _MOVED[previous]
