@@ -163,7 +163,7 @@ def purging(run: Run) -> None:
     try:
         with growth.store("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            growth.clicks_beside_the_purge(url, folder, codes, 112, run.seconds, found)
+            growth.clicks_beside_the_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # two checkpoints
     finally:
         shutil.rmtree(folder)
     without, beside = found.clicks["without"].p99, found.clicks["with"].p99

@@ -14,7 +14,7 @@
 Nothing pending is deleted: an event that is not yet fanned out, or has a delivery to be attempted, keeps itself and its message.
 
 Each batch is a transaction of at most `purge_batch` rows, found by ranges of a primary key (ids grow with time) or an index, oldest
-first, never by a scan; after it the purge rests, three times as long as the batch took. A purge that is cut off has deleted whole
+first, never by a scan; after it the purge rests, nine times as long as the batch took. A purge that is cut off has deleted whole
 batches, what belongs to a message before the message, and the next one goes on from there.
 """
 
@@ -22,11 +22,30 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Delete, Table, and_, delete, exists, false, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Integer,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
@@ -47,10 +66,10 @@ from shortener.store.schema import (
     other_hits,
     trackers,
 )
-from shortener.store.types import to_ms
+from shortener.store.types import Instant, to_ms
 
 #: A batch is followed by a rest so many times as long, in which clicks have the store to themselves.
-REST = 3
+REST = 9
 IDEMPOTENCY_KEPT = timedelta(hours=24)
 #: A pass of the job starts where the last one ended; as often as this it looks again at what could not go then.
 FROM_THE_START_EVERY = timedelta(days=1)
@@ -137,6 +156,76 @@ class Purge:
                 await asyncio.sleep(REST * took)
 
 
+# The statements, made once: making one takes longer than running it, and the writer of SQLite would wait for that too.
+
+#: The rows that a statement is about, and how many of them may go.
+_IDS, _MANY = bindparam("ids", expanding=True, type_=BigInteger), bindparam("many", type_=Integer)
+
+
+class _Deletion:
+    """DELETE of the rows of a table that a condition about `ids` holds for, `many` of them at most."""
+
+    def __init__(self, table: Table, which: ColumnElement[bool]) -> None:
+        self.table = table
+        self.statement = delete(table).where(table.c.id.in_(select(table.c.id).where(which).limit(_MANY)))
+
+
+def _with_events(which: ColumnElement[bool]) -> tuple[_Deletion, ...]:
+    """Of events and what hangs on them, from the leaves."""
+    theirs = deliveries.c.event_id.in_(select(events.c.id).where(which))
+    return (
+        _Deletion(attempts, attempts.c.delivery_id.in_(select(deliveries.c.id).where(theirs))),
+        _Deletion(deliveries, theirs),
+        _Deletion(events, which),
+    )
+
+
+def _to_be_attempted() -> ColumnElement[bool]:
+    """A delivery that is pending, and not parked because its tracker is disabled."""
+    parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
+    return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
+
+
+def _page_of(table: Table, held: ColumnElement[bool]) -> Select[int, bool]:
+    """The oldest rows between two ids, each with whether something holds it. Bounded, however many are held."""
+    # The page comes first and by itself: PostgreSQL would look into all that may hold any row of the whole range.
+    within = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
+    ids = select(table.c.id).where(*within).order_by(table.c.id).limit(_MANY).subquery("page")
+    return select(table.c.id, held).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
+
+
+_their_links = links.c.message_id.in_(_IDS)
+_OF_MESSAGES = (
+    *_with_events(events_of(_IDS)),
+    _Deletion(conversions, conversions.c.message_id.in_(_IDS)),
+    _Deletion(hits, hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(_IDS)))),
+    _Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_their_links)))),
+    _Deletion(links, _their_links),
+    _Deletion(messages, messages.c.id.in_(_IDS)),
+)
+_OF_EVENTS = _with_events(events.c.id.in_(_IDS))
+_OF_HITS = (_Deletion(hits, hits.c.id.in_(_IDS)),)
+
+_theirs = is_event_of_message()
+_MESSAGES = _page_of(
+    messages,
+    or_(
+        exists().where(
+            links.c.message_id == messages.c.id, links.c.expires_at > bindparam("now", type_=Instant), links.c.disabled_at.is_(None)
+        ),
+        *(exists().where(one, events.c.fanned_out == false()) for one in _theirs),
+        *(exists().where(one, deliveries.c.event_id == events.c.id, _to_be_attempted()) for one in _theirs),
+    ),
+)
+_unfinished = or_(_to_be_attempted(), deliveries.c.finished_at >= bindparam("since", type_=Instant))
+_EVENTS = _page_of(events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished)))
+_is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
+_HITS = _page_of(hits, _is_first)
+_EMPTY_HITS = (
+    update(hits).where(hits.c.id.in_(_IDS), or_(hits.c.address != "", hits.c.user_agent != "")).values(address="", user_agent="")
+)
+
+
 class _Batch:
     """One transaction, and how many rows it may still delete."""
 
@@ -147,40 +236,34 @@ class _Batch:
         self.left = settings.purge_batch
         self.purged = Purged()
 
-    def delete(self, table: Table, which: ColumnElement[bool]) -> bool:
-        """Delete of these rows what the batch may; True when none of them is left."""
-        if self.left:
-            doomed = select(table.c.id).where(which).limit(self.left)
-            self._execute(table, delete(table).where(table.c.id.in_(doomed)))
+    def page(self, page: Select[int, bool], after: int, days: int, rows_each: int = 1, **more: datetime) -> list[tuple[int, bool]]:
+        """Rows of `_page_of` that are older than `days`, of which each takes so many others with it."""
+        values = {"after": after, "end": _first_id(self.now, days), "many": max(self.left // rows_each, 1), **more}
+        return [(row[0], row[1]) for row in self.connection.execute(page, values)]
+
+    def delete(self, ids: list[int], deletions: Sequence[_Deletion]) -> bool:
+        """Delete what the batch may; True when none of it is left."""
+        for deletion in deletions:
+            if self.left:
+                self._count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "many": self.left}))
         return self.left > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:
         """The same by an indexed time, for rows without an id; those of the last millisecond go together."""
         older = at < before
         last = self.connection.execute(select(at).where(older).order_by(at).limit(1).offset(self.left - 1)).scalar()
-        self._execute(table, delete(table).where(older if last is None else at <= last))
+        self._count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
         return last is None
 
     def empty_hits(self, ids: list[int]) -> None:
         """Take address and agent from these hits."""
-        kept = and_(hits.c.id.in_(ids), or_(hits.c.address != "", hits.c.user_agent != ""))
-        rows = self.connection.execute(update(hits).where(kept).values(address="", user_agent="")).rowcount
+        rows = self.connection.execute(_EMPTY_HITS, {"ids": ids}).rowcount
         self.purged.emptied_hits += rows
         self.left -= rows
 
-    def _execute(self, table: Table, statement: Delete) -> None:
-        rows = self.connection.execute(statement).rowcount
-        setattr(self.purged, table.name, getattr(self.purged, table.name) + rows)
-        self.left -= rows
-
-    def delete_events(self, which: ColumnElement[bool]) -> bool:
-        """Events with what hangs on them, from the leaves."""
-        their_deliveries = deliveries.c.event_id.in_(select(events.c.id).where(which))
-        return (
-            self.delete(attempts, attempts.c.delivery_id.in_(select(deliveries.c.id).where(their_deliveries)))
-            and self.delete(deliveries, their_deliveries)
-            and self.delete(events, which)
-        )
+    def _count(self, table: Table, result: CursorResult[Any]) -> None:
+        setattr(self.purged, table.name, getattr(self.purged, table.name) + result.rowcount)
+        self.left -= result.rowcount
 
 
 #: Deletes one batch of a kind, beginning behind the row `after`; returns the last row that is done with, and whether to go on.
@@ -201,17 +284,15 @@ def _delete_answers(batch: _Batch, after: int) -> tuple[int, bool]:
 
 
 def _delete_hits(batch: _Batch, after: int) -> tuple[int, bool]:
-    end = _first_id(batch.now, batch.settings.hit_retention_days)
+    days = batch.settings.hit_retention_days
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
-    if pending is not None and pending < end:
+    if pending is not None and pending < _first_id(batch.now, days):
         return after, False  # fan-out, which reads the hits of its events, is that far behind
-    is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
-    page = select(hits.c.id, is_first).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(batch.left)
-    rows = batch.connection.execute(page).all()
+    rows = batch.page(_HITS, after, days)
     if not rows:
         return after, False
     if others := [row for row, first in rows if not first]:
-        batch.delete(hits, hits.c.id.in_(others))
+        batch.delete(others, _OF_HITS)
     if firsts := [row for row, first in rows if first]:
         batch.empty_hits(firsts)
     return rows[-1][0], True
@@ -219,39 +300,21 @@ def _delete_hits(batch: _Batch, after: int) -> tuple[int, bool]:
 
 def _delete_events(batch: _Batch, after: int) -> tuple[int, bool]:
     days = batch.settings.event_retention_days
-    unfinished = or_(_to_be_attempted(), deliveries.c.finished_at >= batch.now - timedelta(days=days))
-    held = or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, unfinished))
-    page = _page(batch, events, held, after, _first_id(batch.now, days), _ROWS_PER_EVENT)
-    return _delete_page(page, after, lambda ids: batch.delete_events(events.c.id.in_(ids)))
+    page = batch.page(_EVENTS, after, days, _ROWS_PER_EVENT, since=batch.now - timedelta(days=days))
+    return _delete_page(batch, page, after, _OF_EVENTS)
 
 
 def _delete_messages(batch: _Batch, after: int) -> tuple[int, bool]:
-    theirs = is_event_of_message()
-    held = or_(
-        exists().where(links.c.message_id == messages.c.id, links.c.expires_at > batch.now, links.c.disabled_at.is_(None)),
-        *(exists().where(one, events.c.fanned_out == false()) for one in theirs),
-        *(exists().where(one, deliveries.c.event_id == events.c.id, _to_be_attempted()) for one in theirs),
-    )
-
-    def delete_these(ids: list[int]) -> bool:
-        their_links = links.c.message_id.in_(ids)
-        return (
-            batch.delete_events(events_of(ids))
-            and batch.delete(conversions, conversions.c.message_id.in_(ids))
-            and batch.delete(hits, hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(ids))))
-            and batch.delete(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(their_links))))
-            and batch.delete(links, their_links)
-            and batch.delete(messages, messages.c.id.in_(ids))
-        )
-
-    page = _page(batch, messages, held, after, _first_id(batch.now, batch.settings.message_retention_days), _ROWS_PER_MESSAGE)
-    return _delete_page(page, after, delete_these)
+    page = batch.page(_MESSAGES, after, batch.settings.message_retention_days, _ROWS_PER_MESSAGE, now=batch.now)
+    return _delete_page(batch, page, after, _OF_MESSAGES)
 
 
-def _to_be_attempted() -> ColumnElement[bool]:
-    """A delivery that is pending, and not parked because its tracker is disabled."""
-    parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
-    return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
+def _delete_page(batch: _Batch, page: list[tuple[int, bool]], after: int, deletions: Sequence[_Deletion]) -> tuple[int, bool]:
+    if not page:
+        return after, False
+    ids = [row for row, held in page if not held]
+    done = not ids or batch.delete(ids, deletions)
+    return (page[-1][0] if done else after), True
 
 
 _KINDS: dict[str, _Kind] = {
@@ -260,23 +323,6 @@ _KINDS: dict[str, _Kind] = {
     "messages": _delete_messages,
     "hits": _delete_hits,  # last: those that go with their message need not be emptied first
 }
-
-
-def _page(batch: _Batch, table: Table, held: ColumnElement[bool], after: int, end: int, rows_each: int) -> list[tuple[int, bool]]:
-    """The oldest rows between two ids, each with whether something holds it. Bounded, however many are held."""
-    # The page comes first and by itself: PostgreSQL would look into all that may hold any row of the whole range.
-    page = select(table.c.id).where(table.c.id > after, table.c.id < end).order_by(table.c.id)
-    ids = page.limit(max(batch.left // rows_each, 1)).subquery("page")
-    statement = select(table.c.id, held).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
-    return [(row[0], row[1]) for row in batch.connection.execute(statement)]
-
-
-def _delete_page(page: list[tuple[int, bool]], after: int, delete_these: Callable[[list[int]], bool]) -> tuple[int, bool]:
-    if not page:
-        return after, False
-    ids = [row for row, held in page if not held]
-    done = not ids or delete_these(ids)
-    return (page[-1][0] if done else after), True
 
 
 def _first_id(now: datetime, days: int) -> int:

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     message_retention_days: int = Field(365, ge=1, description="Days that messages, links and conversions are kept.")
     event_retention_days: int = Field(90, ge=8, description="Days that finished events, deliveries and attempts are kept.")
     purge_interval: float = Field(60.0, gt=0, description="Seconds between two runs of the purge in the background.")
-    purge_batch: int = Field(100, ge=1, le=10_000, description="Rows that the purge deletes in one transaction.")
+    purge_batch: int = Field(50, ge=1, le=10_000, description="Rows that the purge deletes in one transaction.")
 
     shutdown_delay: float = Field(
         1.0,

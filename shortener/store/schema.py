@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -279,8 +280,8 @@ _others = events.alias("others")
 _other = text("coalesce(others.hit_id, 0) <> others.id")
 
 
-def events_of(wanted: Sequence[int]) -> ColumnElement[bool]:
-    """The condition for the events of these messages (row ids)."""
+def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
+    """The condition for the events of these messages: row ids, or a parameter for them."""
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
