@@ -15,6 +15,8 @@ import click
 from shortener.cli.common import json_option, load_settings, runs
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from shortener.app import App
     from shortener.service import Service
     from shortener.settings import Settings
@@ -46,17 +48,25 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
 
 @runs
 async def _serve_one(settings: Settings, as_json: bool) -> None:
-    from shortener import logs
-    from shortener.service import open_service
+    with _starting():
+        from shortener import logs
+        from shortener.service import open_service
 
-    logs.configure(settings)
-    service = await open_service(settings)
-    _greet(service, as_json)
-    await serve_service(service)
+        logs.configure(settings)
+        service = await open_service(settings)
+        _greet(service, as_json)
+        server = _server(service)
+    await server.serve()
 
 
 async def serve_service(service: Service) -> None:
     """Serve until SIGTERM or SIGINT (see `_asked_to_stop`): requests under way finish, what waits is written, then it returns."""
+    with _starting():
+        server = _server(service)
+    await server.serve()
+
+
+def _server(service: Service) -> uvicorn.Server:
     import uvicorn
 
     from shortener.app import App
@@ -74,9 +84,7 @@ async def serve_service(service: Service) -> None:
                 for number in STOP_SIGNALS:
                     loop.remove_signal_handler(number)
 
-    server = Server(uvicorn_config(App(service), service.settings))
-    _set_aside_what_stays()
-    await server.serve()
+    return Server(uvicorn_config(App(service), service.settings))
 
 
 def _asked_to_stop(service: Service, number: int, end: Callable[[int, None], None]) -> None:
@@ -95,15 +103,20 @@ def _stop_within(service: Service, seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + TOO_LONG)  # nobody handles SIGALRM: it ends the process
 
 
-def _set_aside_what_stays() -> None:
-    """Modules, classes and routes live as long as the process: a full collection that looks through them stops everything for a
-    tenth of a second, again and again."""
-    gc.collect()
-    gc.freeze()
-    # A request leaves few cycles behind. By default every 700 new objects are looked through, which is every tenth redirect.
-    gc.set_threshold(20_000, 20, 50)
-    # The thread that writes to SQLite takes the interpreter back after each statement: by default it would wait 5 ms for the loop.
-    sys.setswitchinterval(0.001)
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Modules, classes and routes live as long as the process. Collections that look through them while they are made take a sixth
+    of the start; afterwards a full one stops everything for a tenth of a second, again and again."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()  # with what little garbage there is, less than a MiB
+        # A request leaves few cycles behind. By default every 700 new objects are looked through, which is every tenth redirect.
+        gc.set_threshold(20_000, 20, 50)
+        # The thread that writes to SQLite takes the interpreter back after each statement; by default it waits 5 ms for the loop.
+        sys.setswitchinterval(0.001)
+    finally:
+        gc.enable()
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
@@ -178,16 +191,17 @@ class Worker:
         await self.app(scope, receive, send)
 
     async def _open(self) -> App:
-        from shortener.app import App
-        from shortener.service import open_service
+        with _starting():
+            from shortener.app import App
+            from shortener.service import open_service
 
-        service = await open_service(self._settings)
+            service = await open_service(self._settings)
+            app = App(service)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             end: Any = signal.getsignal(number)  # uvicorn's
             loop.add_signal_handler(number, _asked_to_stop, service, number, end)
-        _set_aside_what_stays()
-        return App(service)
+        return app
 
 
 def _greet(service: Service, as_json: bool) -> None:
@@ -229,12 +243,12 @@ async def deliver(as_json: bool) -> None:
     if not settings.is_postgresql:
         raise click.UsageError("deliver runs beside serve and so needs PostgreSQL; with SQLite, serve delivers by itself")
     logs.configure(settings)
-    service = await open_service(settings)
+    with _starting():
+        service = await open_service(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    _set_aside_what_stays()
     service.start(web=False)
     click.echo("Delivering.")
     await stop.wait()
