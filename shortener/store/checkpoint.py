@@ -29,7 +29,8 @@ AIM = 0.3
 FEWEST, FIRST, MOST = 2_000, 20_000, 500_000  # rows changed between two checkpoints
 LONGEST = 5.0  # seconds between two checkpoints when fewer are
 LONG = 50_000  # frames of a WAL that should begin anew
-#: What came while the thread worked for so many seconds is little; if it took longer it works again, so many times at most.
+#: What came while the thread worked for so many seconds is little, and of a longer WAL in proportion: one that is written to as
+#: fast as the disk can would never begin anew. If it took longer the thread works again, so many times at most.
 LITTLE, TIMES = 0.02, 5
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
@@ -97,7 +98,7 @@ class Checkpointer:
                             break
                         began = time.monotonic()
                         frames = self._copy(connection)
-                        if time.monotonic() - began <= LITTLE:
+                        if time.monotonic() - began <= LITTLE * frames / LONG:
                             self._let_writer_finish()
                             break
                 except (sqlite3.Error, OSError):  # a full disk, for example; the WAL keeps everything

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,26 @@ async def test_a_long_wal_begins_anew_under_load_and_nothing_is_lost(tmp_path: P
         rows = await database.read(lambda connection: connection.exec_driver_sql("SELECT count(*), max(n) FROM t").one())
         assert rows[0] == rows[1]
         assert await database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
+
+
+async def test_a_wal_begins_anew_though_the_disk_hardly_keeps_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = os.fdatasync
+    seen: set[bytes] = set()
+
+    def slowly(file: int) -> None:
+        keep(file)
+        time.sleep(2 * checkpoint.LITTLE)
+
+    def began_anew() -> bool:
+        with open(tmp_path / "shortener.db-wal", "rb") as wal:
+            seen.add(wal.read(24)[16:])
+        return len(seen) > 2
+
+    monkeypatch.setattr(checkpoint, "LONG", 100)
+    monkeypatch.setattr(checkpoint, "FIRST", 100)
+    monkeypatch.setattr(os, "fdatasync", slowly)
+    async with serving(tmp_path / "shortener.db") as database:
+        await commit_until(database, began_anew, rows=20)
 
 
 #: Takes the lock that a connection of SQLite's holds shared while it is open.
