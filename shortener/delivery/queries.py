@@ -252,10 +252,7 @@ _MARK = {
 
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
     """Events with their facts (JSON), if anybody wanted them."""
-    if connection.dialect.name == "sqlite":
-        direct.execute(connection, _MARK["sqlite"], _dumps(list(facts.items())))
-    else:
-        connection.exec_driver_sql(_MARK["postgresql"], (list(facts.keys()), list(facts.values())))
+    direct.change(connection, _MARK, list(facts.items()))
 
 
 # Dispatcher.
@@ -399,12 +396,7 @@ _FINISH = {
 
 def finish(connection: Connection, rows: Sequence[Finish]) -> int:
     """Write outcomes; returns how many deliveries were still ours."""
-    if not rows:
-        return 0
-    if connection.dialect.name == "sqlite":
-        return direct.execute(connection, _FINISH["sqlite"], _dumps([tuple(row) for row in rows])).rowcount
-    columns = tuple(list(column) for column in zip(*rows, strict=True))
-    return connection.exec_driver_sql(_FINISH["postgresql"], columns).rowcount
+    return direct.change(connection, _FINISH, rows)
 
 
 #: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer

@@ -10,7 +10,7 @@ every difference from what the counts and the tallies not yet folded say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
@@ -25,10 +25,8 @@ from sqlalchemy import (
     Integer,
     Select,
     Table,
-    Text,
     and_,
     case,
-    delete,
     func,
     join,
     literal,
@@ -42,10 +40,9 @@ from shortener.click.devices import clicks_by_agent, counted_until, metrics_of
 from shortener.conversion.intake import END_ACTION
 from shortener.log.tallies import QUARTER_MS
 from shortener.model import HitFlag, Verdict
-from shortener.report.queries import packed
-from shortener.store.database import upsert
+from shortener.store import direct
 from shortener.store.given import given
-from shortener.store.schema import cohorts, conversions, counts, hits, links, messages, tallies
+from shortener.store.schema import cohorts, conversions, counts, hits, links, messages
 from shortener.store.types import from_ms, to_ms
 
 #: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
@@ -72,32 +69,55 @@ def fold(connection: Connection, limit: int = FOLD_LIMIT) -> int:
     ids, sums = unfolded(connection, limit)
     if not ids:
         return 0
-    keys = given(connection, sums, cohort=Integer, quarter=Integer, metric=Text)
-    same = and_(counts.c.cohort_id == keys.c.cohort, counts.c.quarter == keys.c.quarter, counts.c.metric == keys.c.metric)
-    add(sums, packed(connection, select(counts).join_from(keys, counts, same)))
-    rows = [(*key, format(amount, "f")) for key, amount in sums.items()]
-    new = given(connection, rows, cohort=Integer, quarter=Integer, metric=Text, amount=Text)
-    # WHERE true: without it SQLite reads ON CONFLICT as a join condition.
-    statement = upsert(connection, counts).from_select(list(counts.c.keys()), select(new).where(text("true")))
-    replaced = {"amount": statement.excluded.amount}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(counts.primary_key), set_=replaced))
-    done = given(connection, [(row,) for row in ids], id=BigInteger)
-    connection.execute(delete(tallies).where(tallies.c.id.in_(select(done.c.id))))
+    add(sums, direct.rows(connection, _STANDING, *direct.of_each(connection, list(sums))))
+    direct.change(connection, _SET, [(*key, format(amount, "f")) for key, amount in sums.items()])
+    direct.change(connection, _FORGET, [(row_id,) for row_id in ids])
     return len(ids)
+
+
+# By hand: SQLAlchemy takes longer to make these statements than they take to run, and the one writer of SQLite would wait for
+# both. Each takes `direct.of_each`, but for the first.
+
+_OLDEST = {
+    "sqlite": "SELECT json_group_array(json_array(id, data)) FROM (SELECT id, data FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
+    "postgresql": "SELECT id, data FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
+}
+_STANDING = {
+    "sqlite": "SELECT json_group_array(json_array(c.cohort_id, c.quarter, c.metric, c.amount)) FROM json_each(?) AS j "
+    "CROSS JOIN counts AS c ON c.cohort_id = j.value ->> 0 AND c.quarter = j.value ->> 1 AND c.metric = j.value ->> 2",
+    "postgresql": "SELECT c.cohort_id, c.quarter, c.metric, c.amount FROM counts AS c "
+    "JOIN unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) USING (cohort_id, quarter, metric)",
+}
+_SET = {
+    # WHERE true: without it SQLite reads ON CONFLICT as a join condition.
+    "sqlite": "INSERT INTO counts (cohort_id, quarter, metric, amount) "
+    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?) WHERE true "
+    "ON CONFLICT DO UPDATE SET amount = excluded.amount",
+    "postgresql": "INSERT INTO counts (cohort_id, quarter, metric, amount) "
+    "SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[]) "
+    "ON CONFLICT (cohort_id, quarter, metric) DO UPDATE SET amount = excluded.amount",
+}
+_FORGET = {
+    "sqlite": "DELETE FROM tallies WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
+    "postgresql": "DELETE FROM tallies WHERE id = ANY($1::bigint[])",
+}
 
 
 def unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
     """The `limit` oldest tallies with an id above `after`: their ids, and what they add up to."""
-    oldest = (
-        select(tallies.c.id, type_coerce(tallies.c.data, Text).label("data"))
-        .where(tallies.c.id > after)
-        .order_by(tallies.c.id)
-        .limit(limit)
-    )
-    rows = packed(connection, oldest)
-    sums: Sums = {}
+    rows = direct.rows(connection, _OLDEST, after, limit)
+    whole: dict[Key, int] = {}
+    others: list[Sequence[Any]] = []
     for _, data in rows:
-        add(sums, orjson.loads(data))
+        for entry in orjson.loads(data):
+            cohort, quarter, metric, amount = entry
+            if amount.isdigit():  # as nearly all are, in the thousands
+                key = (cohort, quarter, metric)
+                whole[key] = whole.get(key, 0) + int(amount)
+            else:
+                others.append(entry)
+    sums = {key: Decimal(amount) for key, amount in whole.items()}
+    add(sums, others)
     return [row_id for row_id, _ in rows], sums
 
 

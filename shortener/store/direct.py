@@ -45,3 +45,21 @@ def rows(connection: Connection, statements: Mapping[str, str], *values: object)
         found: list[list[Any]] = orjson.loads(value(connection, statements["sqlite"], *packed))
         return found
     return connection.exec_driver_sql(statements["postgresql"], values).all()
+
+
+def of_each(connection: Connection, of_rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
+    """Rows that the caller has in hand, some at least, as parameters: one JSON text of them all on SQLite, an array for each of
+    their columns on PostgreSQL."""
+    if connection.dialect.name == "sqlite":
+        return (orjson.dumps([tuple(row) for row in of_rows]).decode(),)
+    return tuple(list(column) for column in zip(*of_rows, strict=True))
+
+
+def change(connection: Connection, statements: Mapping[str, str], of_rows: Sequence[Sequence[object]]) -> int:
+    """Run a statement that is written for each engine and takes `of_each`; returns how many rows it changed."""
+    if not of_rows:
+        return 0
+    values = of_each(connection, of_rows)
+    if connection.dialect.name == "sqlite":
+        return execute(connection, statements["sqlite"], *values).rowcount
+    return connection.exec_driver_sql(statements["postgresql"], values).rowcount
