@@ -210,7 +210,7 @@ def server(**settings: str) -> Iterator[Server]:
         first = json.loads(process.stdout.readline())["first_start"]
         base = f"http://127.0.0.1:{port}"
         wait_for(f"{base}/healthz")
-        yield Server(folder, base, process, first)
+        yield Server(Path(settings.get("data_dir", folder)), base, process, first)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
