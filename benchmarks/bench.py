@@ -56,7 +56,7 @@ def check_recorded(server: Server, before: int, answered: int, slack: int = 64) 
 
 def settled(server: Server, table: str = "hits") -> int:
     """The number of rows, once what wrk left under way is done."""
-    time.sleep(0.5)
+    time.sleep(0.5)  # the last answers may be under way
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
 
@@ -95,9 +95,16 @@ def lonely(run: Run) -> None:
     written over, which a disk does faster than letting it grow."""
     with rig.server() as server:
         paths = [f"/{code}" for code in server.links(60_000)]
+        salts = server.salts_of_wal()
         rig.wrk(server.base, seconds=7, connections=1, script=rig.script(server.folder, "before", paths[:30_000]))
+        if server.salts_of_wal() == salts:
+            sys.exit("the run is void: the WAL did not begin anew")
+        before = settled(server)
         script = rig.script(server.folder, "lonely", paths[30_000:])
         alone = rig.wrk(server.base, seconds=3, connections=1, script=script)
+        check_recorded(server, before, alone.requests)
+        if alone.requests > 30_000:
+            sys.exit("the run is void: links were clicked twice")
         fsync = rig.fsync_ms(server.folder)
     raw = rig.measure_raw(2, connections=1)
     most = 3 * raw.p50 + fsync

@@ -103,7 +103,7 @@ async def deliver(port: int, count: int, trackers: int, concurrency: int) -> flo
             began = time.perf_counter()
             service.start(web=False)
             while service.dispatcher.totals.delivered < count:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # and look again
             return count / (time.perf_counter() - began)
         finally:
             await service.close()
@@ -185,7 +185,7 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
             await click(port, codes, options.rate, 2)  # warm
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # until the clicks have begun
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()
@@ -348,7 +348,7 @@ async def click(port: int, codes: Iterator[str], rate: int, seconds: float) -> l
     async with asyncio.TaskGroup() as group:
         for number in range(int(rate * seconds)):
             due = began + number / rate
-            await asyncio.sleep(due - time.perf_counter())
+            await asyncio.sleep(due - time.perf_counter())  # they come at a fixed pace
             group.create_task(one(due, next(codes)))
     for writer in opened:
         writer.close()

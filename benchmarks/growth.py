@@ -275,7 +275,7 @@ def _wait_for_the_first(server: rig.Server) -> None:
     while not purged(server):
         if time.monotonic() > end:
             sys.exit(f"the run is void: no message was purged within {PATIENCE} s")
-        time.sleep(0.1)
+        time.sleep(0.1)  # and look again
 
 
 def purged(server: rig.Server) -> float:

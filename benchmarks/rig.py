@@ -151,7 +151,7 @@ def wait_for(url: str, patience: float = 30) -> None:
             with contextlib.suppress(httpx.TransportError):
                 client.get(url)
                 return
-            time.sleep(0.02)
+            time.sleep(0.02)  # and look again
     raise TimeoutError(url)
 
 
@@ -164,6 +164,11 @@ class Server:
 
     def api(self) -> httpx.Client:
         return httpx.Client(base_url=self.base, headers={"X-API-Key": self.first["api_key"]}, timeout=60, trust_env=False)
+
+    def salts_of_wal(self) -> bytes:
+        """Change whenever SQLite's WAL begins anew."""
+        with open(self.folder / "shortener.db-wal", "rb") as wal:
+            return wal.read(24)[16:]
 
     def query(self, statement: str) -> Any:
         """One value of the SQLite database, from beside the server."""

@@ -56,7 +56,7 @@ class Receiver:
             if not message.get("more_body") or len(body) > MAX_BODY:
                 break
         if self.delay:
-            await asyncio.sleep(self.delay)
+            await asyncio.sleep(self.delay)  # as a slow endpoint does
         status = 200
         if self.fail > 0:
             self.fail -= 1

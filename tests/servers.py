@@ -237,7 +237,7 @@ class Proxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             if self.delay:
-                await asyncio.sleep(self.delay / 2)
+                await asyncio.sleep(self.delay / 2)  # half of a round trip
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, Table, event, select, update
 
 from shortener.ids import IdMaker, first_id_at
 from shortener.model import DeliveryStatus, HitFlag, Verdict
-from shortener.purge import _KINDS, FROM_THE_START_EVERY, Purge, Purged, _delete_batch, purge
+from shortener.purge import _KINDS, FROM_THE_START_EVERY, REST, Purge, Purged, _delete_batch, purge
 from shortener.report.status import Teller, find_status
 from shortener.service import Service
 from shortener.settings import Settings
@@ -91,6 +92,30 @@ async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: 
         assert left == every[len(every) - len(left) :]
     assert total == 20 * 7
     assert await database.read(count) == {table.name: 0 for table in KINDS}
+
+
+async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(4)])
+    took: list[float] = []
+    rests: list[float] = []
+    write, sleep = database.write, asyncio.sleep
+
+    async def timed(*arguments: Any) -> Any:
+        began = time.monotonic()
+        result = await write(*arguments)
+        took.append(time.monotonic() - began)
+        return result
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(database, "write", timed)
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    batches = [batch async for batch in Purge(database, SETTINGS).batches(NOW)]
+    monkeypatch.undo()
+    assert len(batches) == len(took) == len(rests) > len(KINDS)
+    assert all(rest >= REST * seconds for seconds, rest in zip(took, rests, strict=True))
 
 
 async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:

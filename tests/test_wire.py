@@ -126,7 +126,7 @@ async def serving(service: Service, protocol: type[Any] = Wire, **more: Any) -> 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # and look again
 
 
 async def read_answer(reader: asyncio.StreamReader, *, head: bool = False) -> bytes:
@@ -935,7 +935,7 @@ async def test_who_sends_no_request_or_only_drops_of_one_is_not_waited_for(servi
             with contextlib.suppress(ConnectionError):
                 for byte in get(code) * 5:
                     writer.write(bytes([byte]))
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # a head that comes in drops
 
         dripping = asyncio.create_task(drip())
         assert await asyncio.wait_for(silent.read(), PATIENCE) == b""

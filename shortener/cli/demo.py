@@ -204,7 +204,7 @@ async def _until_ready(base: str) -> None:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get("/readyz")).status_code == 200:
                     return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # and look again
 
 
 def free_port() -> int:

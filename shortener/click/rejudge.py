@@ -150,7 +150,7 @@ class Rejudge:
         total.add(done)
         if done.events:
             self._on_events()
-        await asyncio.sleep(loop.time() - began)
+        await asyncio.sleep(loop.time() - began)  # clicks have the store for as long
 
     async def _pages(self, since: datetime, until: datetime, applications: Collection[int] | None) -> AsyncIterator[list[_Hit]]:
         after, end = first_id_at(to_ms(since)) - 1, first_id_at(to_ms(until))

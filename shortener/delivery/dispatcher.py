@@ -203,7 +203,7 @@ class Dispatcher:
                 if number % PIECE == 0:
                     await asyncio.sleep(0)  # let hits in between
         if gentle and turn.flights:
-            await asyncio.sleep(self._courtesy.rest(loop.time() - began))
+            await asyncio.sleep(self._courtesy.rest(loop.time() - began))  # hits have the store meanwhile
         return len(ended) + len(turn.flights) + turn.expired + turn.more
 
     async def flush(self) -> None:

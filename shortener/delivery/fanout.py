@@ -92,7 +92,7 @@ class Fanout:
         if deliveries:
             self._on_deliveries()
         if gentle and events:
-            await asyncio.sleep(self._courtesy.rest(loop.time() - began))
+            await asyncio.sleep(self._courtesy.rest(loop.time() - began))  # hits have the store meanwhile
         return events
 
     async def flush(self) -> None:

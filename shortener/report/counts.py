@@ -111,7 +111,7 @@ def unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[
     for _, data in rows:
         for entry in orjson.loads(data):
             cohort, quarter, metric, amount = entry
-            if amount.isdigit():  # as nearly all are, in the thousands
+            if amount.isdecimal():  # as nearly all are, in the thousands
                 key = (cohort, quarter, metric)
                 whole[key] = whole.get(key, 0) + int(amount)
             else:

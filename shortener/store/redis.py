@@ -102,7 +102,7 @@ class RedisServer:
             if not doubt.done():
                 log.warning("redis_down", error=f"{type(cause).__name__}: {cause}")
                 doubt.set_result(False)
-            await asyncio.sleep(PROBE_EVERY)
+            await asyncio.sleep(PROBE_EVERY)  # and ask again
         self._doubt = None
         if doubt.done():
             log.warning("redis_back")

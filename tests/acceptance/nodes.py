@@ -166,7 +166,7 @@ async def click_until(
         async def person() -> None:
             while not stop():
                 await click(session, chance.choice(bases), chance.choice(codes), answers)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause)  # a person rests between two clicks
 
         await asyncio.gather(*(person() for _ in range(people)))
 

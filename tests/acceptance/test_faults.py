@@ -43,7 +43,7 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+        time.sleep(0.05)  # and look again
 
 
 def try_rewrite(server: Server) -> httpx.Response:
@@ -79,7 +79,7 @@ class Load:
         enough = self.answers.statuses.total() + clicks
         async with asyncio.timeout(PATIENCE):
             while self.answers.statuses.total() < enough:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # and count again
 
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
@@ -124,7 +124,7 @@ def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
     async def story() -> None:
         async with load.running():
             while len(load.answers.redirected) < 50:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # and count again
             server = postgres_server
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])

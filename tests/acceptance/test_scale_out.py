@@ -123,7 +123,7 @@ def test_workers_of_one_serve_share_its_port_are_replaced_and_stop_together(node
     deadline = time.monotonic() + PATIENCE
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
-        time.sleep(0.05)
+        time.sleep(0.05)  # and look again
     with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
         for _ in range(20):
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
@@ -171,7 +171,7 @@ def seconds_until(true: Callable[[], bool]) -> float:
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < PATIENCE
-        time.sleep(0.02)
+        time.sleep(0.02)  # and look again
     return time.monotonic() - began
 
 

@@ -23,7 +23,7 @@ def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
     began = time.monotonic()
     while (found := status(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still answers {found}"
-        time.sleep(0.02)
+        time.sleep(0.02)  # and look again
 
 
 def make_link(server: Server, key: str, url: str) -> Link:
@@ -36,7 +36,7 @@ def make_link(server: Server, key: str, url: str) -> Link:
                 host, _, path = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("http://").partition("/")
                 return host, f"/{path}"
             assert time.monotonic() < deadline, answer.text
-            time.sleep(0.02)
+            time.sleep(0.02)  # and ask again
 
 
 def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_database_is_away(

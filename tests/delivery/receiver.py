@@ -82,7 +82,7 @@ def drip(piece: bytes, seconds: float = 0.02) -> Behaviour:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # an answer that drips
 
     return behaviour
 

@@ -29,7 +29,7 @@ class Listener:
     async def connected(self) -> None:
         async with asyncio.timeout(PATIENCE):
             while not self.bells.connected:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # and look again
 
     async def heard_after(self, before: int) -> None:
         """Return when it was heard once more; an earlier ring may have left the bell set."""
@@ -79,7 +79,7 @@ async def test_a_connection_that_is_cut_is_made_again(pair: tuple[Listener, List
     await connection.close()
     async with asyncio.timeout(PATIENCE):
         while one.bells.connected or two.bells.connected:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # and look again
     one.bells.ring("events")  # lost: whoever waits for it polls as well
     await one.connected()
     await two.connected()
@@ -100,7 +100,7 @@ async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: 
     two.bells.start()
     async with asyncio.timeout(PATIENCE):
         while not (one.bells.connected and two.bells.connected):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # and look again
     (code,) = await send(one)
     loop = asyncio.get_running_loop()
     began = loop.time()

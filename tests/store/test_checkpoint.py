@@ -122,7 +122,7 @@ async def test_a_wal_begins_anew_though_the_disk_hardly_keeps_up(tmp_path: Path,
 
     def slowly(file: int) -> None:
         keep(file)
-        time.sleep(2 * checkpoint.LITTLE)
+        time.sleep(2 * checkpoint.LITTLE)  # longer than is little
 
     def began_anew() -> bool:
         with open(tmp_path / "shortener.db-wal", "rb") as wal:

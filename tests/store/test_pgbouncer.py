@@ -64,7 +64,7 @@ async def _until_it_answers(url: str) -> None:
             connection = await asyncpg.connect(url, statement_cache_size=0)
         except OSError:
             assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # and try again
         else:
             await connection.close()
             return

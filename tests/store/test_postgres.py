@@ -155,6 +155,6 @@ async def test_bells_ring_over_tls_too(behind_tls: str, certificate: Path) -> No
     try:
         async with asyncio.timeout(PATIENCE):
             while not bells.connected:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # and look again
     finally:
         await bells.stop()

@@ -35,7 +35,7 @@ async def seconds_of(call: Awaitable[object]) -> float:
 async def until_up(server: RedisServer) -> None:
     async with asyncio.timeout(PATIENCE):
         while not server.up:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # and look again
 
 
 async def test_a_refused_redis_is_noticed_once_and_its_return_by_itself(redis_server: RedisProcess) -> None:
@@ -159,20 +159,20 @@ async def test_by_sentinels_and_on_to_the_next_primary(tmp_path: Path) -> None:
         with contextlib.closing(two.client()) as replica:
             async with asyncio.timeout(PATIENCE):
                 while replica.info("replication")["master_link_status"] != "up":
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.05)  # and look again
         async with opened(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main/0", timeout=0.5) as server:
             assert await server.run(keep) == KEPT
             with contextlib.closing(sentinel.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while client.sentinel_master("main")["num-slaves"] != 1:
-                        await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.05)  # and look again
             one.kill()
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(RedisUnavailable):
                         assert await server.run(keep) == KEPT
                         break
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.1)  # and try again
     finally:
         for process in (sentinel, two, one):
             process.kill()
@@ -198,7 +198,7 @@ async def test_a_cluster(tmp_path: Path) -> None:
             with contextlib.closing(node.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while "cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                        await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.05)  # and look again
         async with opened(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{nodes[0].port}", timeout=0.5) as server:
             assert await server.run(keep) == KEPT
             sizes = []
