@@ -74,7 +74,7 @@ def clicks(run: Run) -> None:
         before = settled(server)
         load = distinct.run(run.seconds)
         check_recorded(server, before, load.requests)
-        firsts = server.query("SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL")
+        firsts = server.query("SELECT count(*) FROM first_clicks WHERE at IS NOT NULL")
         note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links, "
         note += f"{sink.count():,} delivered meanwhile"
         run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)

@@ -278,11 +278,11 @@ def _message(service: Service, code: str, application: int, state: State) -> tup
 
 def _fill(connection: Connection, service: Service, start: int, count: int, applications: int) -> None:
     ids, now = service.ids, service.clock()
-    messages, links, hits = [], [], []
+    messages, links, clicks, hits = [], [], [], []
     rows: list[Event] = []
     for number in range(start, start + count):
         application = number % applications + 1
-        message, link = _message(service, f"code{number}", application, State.CLICKTHRU)
+        message, link = _message(service, f"code{number}", application, State.DELIVERED)
         hit = {
             "id": ids(),
             "link_id": link["id"],
@@ -293,13 +293,14 @@ def _fill(connection: Connection, service: Service, start: int, count: int, appl
             "address": "192.0.2.0",
             "user_agent": PHONE,
         }
-        messages.append(message | {"clicked_at": now, "click_hit_id": hit["id"]})
+        messages.append(message)
+        clicks.append({"id": message["id"], "at": now, "hit_id": hit["id"], "links": 1})
         links.append(link)
         hits.append(hit)
-        data = {"previous_state": "DELIVERED", "new_state": "CLICKTHRU"}
         topics = Topic.STATE | Topic.CLICK
-        rows.append(Event(ids(), application, topics, now, message["id"], link["id"], hit["id"], data=data))
-    for table, values in ((schema.messages, messages), (schema.links, links), (schema.hits, hits)):
+        rows.append(Event(hit["id"], application, topics, now, message["id"], link["id"], hit["id"]))
+    written = ((schema.messages, messages), (schema.links, links), (schema.first_clicks, clicks), (schema.hits, hits))
+    for table, values in written:
         connection.execute(insert(table), values)
     events.append(connection, rows)
 

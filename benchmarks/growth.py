@@ -65,10 +65,10 @@ PEOPLE, PAUSE_MS = 16, 20  # connections of the clicks, and the rest of each bet
 insert_messages = BulkInsert(
     schema.messages,
     *("id", "application_id", "cohort_id", "message_id", "request_id", "external_request_id", "content_hash", "to_address"),
-    *("from_address", "sender_id_id", "sender_id_alias", "state", "previous_state", "created_at", "sent_at", "delivered_at"),
-    *("clicked_at", "click_hit_id", "clicked_links", "encoding", "segments", "mt_price"),
-    on_sqlite={"room": schema.ROOM},
+    *("from_address", "sender_id_id", "sender_id_alias", "state", "created_at", "sent_at", "delivered_at", "encoding", "segments"),
+    "mt_price",
 )
+insert_first_clicks = BulkInsert(schema.first_clicks, "id", "at", "hit_id", "links")
 insert_links = BulkInsert(
     schema.links,
     *("id", "code", "message_id", "application_id", "cohort_id", "domain_id", "position", "flags", "url", "expires_at"),
@@ -76,7 +76,7 @@ insert_links = BulkInsert(
 insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
 insert_events = BulkInsert(
     schema.events,
-    *("id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "data", "facts", "fanned_out"),
+    *("id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "facts", "fanned_out"),
 )
 insert_deliveries = BulkInsert(
     schema.deliveries,
@@ -121,7 +121,7 @@ class Rows:
         return code
 
     def write(self, connection: Connection, first: int, count: int) -> None:
-        messages, links, hits, events, deliveries, attempts = [], [], [], [], [], []
+        messages, links, first_clicks, hits, events, deliveries, attempts = [], [], [], [], [], [], []
         chance, cohort = self._chance, self._cohort
         for number in range(first, first + count):
             at = self._began + int(number * self._apart)
@@ -130,28 +130,27 @@ class Rows:
             clicked_at = at + chance.randrange(10_000, 40_000_000) if chance.random() < self._clicked else None
             hit = None if clicked_at is None else first_id_at(clicked_at) + number % 1_000_000
             name, request = mint_message_id(), mint_message_id()
-            state = State.DELIVERED if hit is None else State.CLICKTHRU
             messages.append(
                 (message, 1, cohort, name, request, "", encode(chance.getrandbits(128), 22) + "0123456789", to, "18775550100",
-                 "EjihJOXWJE24O", "Gladiator", int(state), None if hit is None else int(State.DELIVERED), at, at + 800, at + 2300,
-                 clicked_at, hit, 0 if hit is None else 1, "GSM-7", 1, "0.0095")
+                 "EjihJOXWJE24O", "Gladiator", int(State.DELIVERED), at, at + 800, at + 2300, "GSM-7", 1, "0.0095")
             )  # fmt: skip
             url = f"https://shop.example/campaigns/spring?utm_source=sms&customer={number:08d}"
             links.append((link, code, message, 1, cohort, 0, 0, 0, url, at + KEPT_DAYS * DAY_MS))
             if hit is None or clicked_at is None:
                 continue
+            first_clicks.append((message, clicked_at, hit, 1))
             flags = int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)
             hits.append((hit, link, clicked_at, int(Verdict.HUMAN), "browser", flags, "203.0.113.0", rig.PHONE))
-            moved = '{"previous_state":"DELIVERED","new_state":"CLICKTHRU"}'
             facts = _facts(name, request, to, code, url)
             topics = int(Topic.STATE | Topic.CLICK)
-            events.append((hit, 1, topics, clicked_at, message, link, hit, moved, facts, True))
+            events.append((hit, 1, topics, clicked_at, message, link, hit, facts, True))
             delivery, done = hit + 1, int(DeliveryStatus.DELIVERED)
             deliveries.append((delivery, hit, int(Topic.STATE), 1, 1, "t1", done, 1, clicked_at, clicked_at, clicked_at + 40, 200))
             attempts.append((delivery + 1, delivery, 1, clicked_at, 40, 200, "OK"))
         for insert, rows in (
             (insert_messages, messages),
             (insert_links, links),
+            (insert_first_clicks, first_clicks),
             (insert_hits, hits),
             (insert_events, events),
             (insert_deliveries, deliveries),

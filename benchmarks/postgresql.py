@@ -33,10 +33,10 @@ POOL = 8  # DATABASE_POOL
 CONNECTIONS = 2 * POOL  # what a server opens at most
 PEOPLE = 64
 
-#: A row of `messages`, any of them, moved on as a first click does it; by its number, which a column of the benchmark's own holds.
+#: The click of a message, any of them, written as a first one is; by its number, which a table of the benchmark's own holds.
 _UPDATE = (
-    "\\set number random(1, {rows})\nUPDATE messages SET clicked_at = 1, state = 50, previous_state = 30, clicked_links = 1, "
-    "click_hit_id = :number WHERE id = (SELECT id FROM numbered WHERE number = :number);\n"
+    "\\set number random(1, {rows})\nINSERT INTO first_clicks (id, at, hit_id, links) "
+    "SELECT id, 1, :number, 1 FROM numbered WHERE number = :number ON CONFLICT (id) DO UPDATE SET links = 1;\n"
 )
 
 
@@ -117,7 +117,7 @@ async def _counted(url: str) -> dict[str, int]:
     connection = await asyncpg.connect(url)
     try:
         row = await connection.fetchrow(
-            "SELECT (SELECT count(*) FROM hits) AS hits, (SELECT count(*) FROM messages WHERE clicked_at IS NOT NULL) AS firsts, "
+            "SELECT (SELECT count(*) FROM hits) AS hits, (SELECT count(*) FROM first_clicks WHERE at IS NOT NULL) AS firsts, "
             "(SELECT count(DISTINCT xmin::text) FROM hits) AS commits"
         )
         return dict(row)

@@ -69,9 +69,13 @@ class ApplicationSettings(BaseModel):
         return None if value is None else _checked_fallback(value)
 
     @property
+    def judges_by_report(self) -> bool:
+        """By when a message was sent or delivered."""
+        return self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
+
+    @property
     def judges_by_circumstance(self) -> bool:
-        limits = (self.min_seconds_after_sent, self.min_seconds_after_delivered, self.max_recipients_per_address_minute)
-        return self.all_links_within_second or any(limit is not None for limit in limits)
+        return self.judges_by_report or self.all_links_within_second or self.max_recipients_per_address_minute is not None
 
 
 def _checked_fallback(url: str) -> str:

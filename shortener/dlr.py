@@ -21,7 +21,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, update
+from sqlalchemy import BigInteger, Connection, Integer, Text, and_, bindparam, select, update
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdMaker
@@ -81,7 +81,7 @@ class _Message:
 
     id: int
     cohort_id: int
-    state: State
+    reported_state: State  # or the one before its click: from then on it stays
     sent_at: datetime | None
     failed_at: datetime | None
     delivered_at: datetime | None
@@ -92,6 +92,11 @@ class _Message:
     telecom_message_id: str | None
     mt_price: Decimal | None
     fragments_count: int | None
+    is_clicked: bool = False
+
+    @property
+    def state(self) -> State:
+        return State.CLICKTHRU if self.is_clicked else self.reported_state
 
     @property
     def reported(self) -> State:
@@ -117,7 +122,7 @@ class _Message:
         if getattr(self, column) is None:
             new[column] = report.at
         if report.state.may_follow(self.state):
-            new["state"] = report.state
+            new["reported_state"] = report.state
         changed = False
         for name, value in new.items():
             if getattr(self, name) != value:
@@ -126,11 +131,15 @@ class _Message:
         return changed
 
     def values(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _COLUMNS} | {"state": int(self.state), "row": self.id}
+        return {name: getattr(self, name) for name in _COLUMNS} | {"reported_state": int(self.reported_state), "row": self.id}
 
 
-_COLUMNS = tuple(field.name for field in fields(_Message) if field.name not in ("id", "cohort_id"))
-_save = update(schema.messages).where(schema.messages.c.id == bindparam("row")).values({name: bindparam(name) for name in _COLUMNS})
+_COLUMNS = tuple(field.name for field in fields(_Message) if field.name not in ("id", "cohort_id", "reported_state", "is_clicked"))
+_save = (
+    update(schema.messages)
+    .where(schema.messages.c.id == bindparam("row"))
+    .values({name: bindparam(name) for name in _COLUMNS} | {"state": bindparam("reported_state")})
+)
 
 _Request = tuple[int, Sequence[Report]]  # application, its reports
 
@@ -198,14 +207,21 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
     m = schema.messages.c
     wanted = given(connection, ids, application_id=Integer, message_id=Text)
     statement = (
-        select(m.application_id, m.message_id, m.id, m.cohort_id, *(m[name] for name in _COLUMNS))
+        select(m.application_id, m.message_id, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS))
         .join_from(wanted, schema.messages, and_(m.application_id == wanted.c.application_id, m.message_id == wanted.c.message_id))
         .order_by(m.id)
         .with_for_update(of=schema.messages)
     )
+    rows = connection.execute(statement).all()
+    # Once the messages are locked: see click/queries.py.
+    locked = given(connection, [(row.id,) for row in rows], id=BigInteger)
+    clicks = schema.first_clicks.c
+    clicked = select(clicks.id).join_from(locked, schema.first_clicks, clicks.id == locked.c.id).where(clicks.at.is_not(None))
+    are_clicked = set(connection.scalars(clicked))
     found = {}
-    for application, message_id, row, cohort, state, *rest in connection.execute(statement):
-        found[application, message_id] = _Message(row, cohort, State(state), *rest)
+    for application, message_id, row, cohort, state, *rest in rows:
+        found[application, message_id] = message = _Message(row, cohort, State(state), *rest)
+        message.is_clicked = row in are_clicked
     return found
 
 

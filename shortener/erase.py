@@ -33,6 +33,7 @@ from shortener.store.schema import (
     deliveries,
     events,
     events_of,
+    first_clicks,
     hits,
     idempotency,
     links,
@@ -144,7 +145,7 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> Erased:
             telecom_message_id=None,
         ),
         hits=change(
-            update(hits).where(hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(ids)))),
+            update(hits).where(hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids)))),
             address="",
             user_agent="",
         )

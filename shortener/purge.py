@@ -59,6 +59,7 @@ from shortener.store.schema import (
     deliveries,
     events,
     events_of,
+    first_clicks,
     hits,
     idempotency,
     is_event_of_message,
@@ -85,6 +86,7 @@ class Purged:
 
     messages: int = 0
     links: int = 0
+    first_clicks: int = 0
     hits: int = 0
     emptied_hits: int = 0
     conversions: int = 0
@@ -198,9 +200,10 @@ _their_links = links.c.message_id.in_(_IDS)
 _OF_MESSAGES = (
     *_with_events(events_of(_IDS)),
     _Deletion(conversions, conversions.c.message_id.in_(_IDS)),
-    _Deletion(hits, hits.c.id.in_(select(messages.c.click_hit_id).where(messages.c.id.in_(_IDS)))),
+    _Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
     _Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_their_links)))),
     _Deletion(links, _their_links),
+    _Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
     _Deletion(messages, messages.c.id.in_(_IDS)),
 )
 _OF_EVENTS = _with_events(events.c.id.in_(_IDS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, select
+from sqlalchemy import Connection, FromClause, Row, select
 
 from shortener.ids import IdMaker, encode
 from shortener.log.tallies import Cohorts, Tally
@@ -58,7 +58,7 @@ def add_hit(connection: Connection, /, ids: IdMaker, link: int, **columns: Any) 
     return Rows(connection, NOON).hit(link, **{"id": ids(), **columns})
 
 
-async def rows(database: Database, table: Table) -> list[Row[Any]]:
+async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
     """All rows of a table, in the order of their ids."""
     return list(await database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
 

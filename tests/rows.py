@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Connection, Table, func, insert, select
 
 from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, HitFlag, State, Topic, Verdict
@@ -18,12 +18,28 @@ from shortener.store.types import to_ms
 KINDS: tuple[Table, ...] = (
     schema.messages,
     schema.links,
+    schema.first_clicks,
     schema.hits,
     schema.conversions,
     schema.events,
     schema.deliveries,
     schema.attempts,
     schema.idempotency,
+)
+
+
+#: Messages as they are told: with their state of now, and with what was clicked of them. Select from it as from a table.
+messages_now = (
+    select(
+        *(column for column in schema.messages.columns if column.name != "state"),
+        schema.state_now.label("state"),
+        schema.previous_state.label("previous_state"),
+        schema.first_clicks.c.at.label("clicked_at"),
+        schema.first_clicks.c.hit_id.label("click_hit_id"),
+        func.coalesce(schema.first_clicks.c.links, 0).label("clicked_links"),
+    )
+    .outerjoin_from(schema.messages, schema.first_clicks, schema.first_clicks.c.id == schema.messages.c.id)
+    .subquery("messages_now")
 )
 
 
@@ -96,12 +112,16 @@ class Rows:
         return self.put(schema.hits, at, values, more)
 
     def first_click(self, message: int, link: int, at: datetime | None = None, **more: Any) -> int:
-        """A hit that the message knows by its id; others are found by their link."""
+        """A hit that is found by its message; others are found by their link."""
         flags = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
         hit = self.hit(link, at, flags=flags.value, **more)
-        clicked = {"click_hit_id": hit, "clicked_at": at or self.at, "state": State.CLICKTHRU.value}
-        self.connection.execute(update(schema.messages).where(schema.messages.c.id == message).values(clicked))
+        self.clicked(message, at, hit_id=hit)
         return hit
+
+    def clicked(self, message: int, at: datetime | None = None, **more: Any) -> None:
+        """What was clicked of a message, without a hit if none is named."""
+        values = {"id": message, "at": at or self.at, "links": 1} | more
+        self.connection.execute(insert(schema.first_clicks).values(values))
 
     def conversion(self, message: int, **more: Any) -> int:
         values = {

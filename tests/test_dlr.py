@@ -20,6 +20,7 @@ from shortener.service import Service
 from shortener.store import schema
 from tests.conftest import NOON
 from tests.factory import Message, add_message, rows, tallied
+from tests.rows import messages_now
 
 SENT = Report("m-1", State.SENT, NOON + timedelta(seconds=1))
 DELIVERED = Report("m-1", State.DELIVERED, NOON + timedelta(seconds=2), report_status="DELIVRD", reason_code="000")
@@ -38,7 +39,7 @@ async def take(service: Service, *reports: Report) -> list[Taken]:
 
 
 async def stored(service: Service) -> Row[Any]:
-    return (await rows(service.database, schema.messages))[0]
+    return (await rows(service.database, messages_now))[0]
 
 
 async def click(service: Service, message: Message, seconds: float = 0) -> None:
@@ -155,18 +156,25 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
         *(click(service, one) for one in messages),
         take(service, *(replace(READ, message_id=one.message_id) for one in reversed(messages))),
     )
-    for row in (await rows(service.database, schema.messages))[1:]:
+    before = {}
+    for row in (await rows(service.database, messages_now))[1:]:
+        before[row.id] = State(row.previous_state).name
         assert (row.state, row.clicked_at is not None) == (State.CLICKTHRU, True)
         assert (row.sent_at, row.delivered_at, row.read_at) == (SENT.at, DELIVERED.at, READ.at)
     told = await rows(service.database, schema.events)
     for one in messages:
-        moves = [event.data for event in told if event.message_id == one.row and event.topics & Topic.STATE]
+        moves = [
+            event.data or {"previous_state": before[one.row], "new_state": "CLICKTHRU"}
+            for event in told
+            if event.message_id == one.row and event.topics & Topic.STATE
+        ]
         # A click's event has the id that its hit got when it arrived: what happened meanwhile may stand behind it.
         follows = {move["previous_state"]: move["new_state"] for move in moves}
         path = ["CREATED"]
         while path[-1] in follows:
             path.append(follows.pop(path[-1]))
         assert (path[-1], follows) == ("CLICKTHRU", {})
+    await service.fanout.flush()
     metrics = ["sent", "delivered", "read", "clicks", "clicked_messages", "ttc:0"]
     assert await tallied(service.database) == dict.fromkeys(metrics, "30")
 
@@ -182,7 +190,7 @@ async def test_a_batch_with_unknown_messages_keeps_nothing_and_names_them(servic
         await take(service, *(replace(SENT, message_id=name, path=str(index)) for index, name in enumerate(names)))
     assert raised.value.code is ErrorCode.MESSAGE_NOT_FOUND
     assert [detail.field for detail in raised.value.details] == ["1.message_id", "3.message_id"]
-    assert {row.state for row in await rows(service.database, schema.messages)} == {State.CREATED}
+    assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED}
     assert await rows(service.database, schema.events) == []
     assert await tallied(service.database) == {}
 
@@ -201,13 +209,13 @@ async def test_a_bad_request_does_not_hold_up_those_that_share_its_commit(servic
 # Any order
 
 
-def blank(state: State = State.CREATED) -> _Message:
-    return _Message(1, 1, state, None, None, None, None, None, None, None, None, None, None)
+def blank(state: State = State.CREATED, is_clicked: bool = False) -> _Message:
+    return _Message(1, 1, state, None, None, None, None, None, None, None, None, None, None, is_clicked)
 
 
 @given(st.lists(st.sampled_from([SENT, DELIVERED, READ, FAILED, EXPIRED]), max_size=8))
 def test_in_any_order_the_newest_state_wins_and_every_first_time_stays(reports: list[Report]) -> None:
-    message, clicked = blank(), blank(State.CLICKTHRU)
+    message, clicked = blank(), blank(is_clicked=True)
     rank = 0
     first: dict[State, datetime] = {}
     for report in reports:
@@ -221,4 +229,5 @@ def test_in_any_order_the_newest_state_wins_and_every_first_time_stays(reports: 
     times = [message.sent_at, message.delivered_at, message.read_at, message.failed_at]
     assert times == [first.get(state) for state in (State.SENT, State.DELIVERED, State.READ, State.FAILED)]
     assert clicked.state is State.CLICKTHRU
-    assert replace(clicked, state=message.state) == message
+    assert clicked.reported_state is State.CREATED
+    assert replace(clicked, is_clicked=False, reported_state=message.state) == message

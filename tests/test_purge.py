@@ -29,6 +29,7 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
+WHOLE = 8  # rows of `Rows.whole_message`
 NOW = NOON + 800 * DAY  # ids begin in 2026; this leaves years to lie behind
 LONG_AGO = NOW - 400 * DAY
 #: The days are all different, so that a test sees which one counts.
@@ -62,7 +63,7 @@ def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
 async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
     await database.write(put, lambda rows: [rows.whole_message(LONG_AGO), rows.whole_message(NOW - 10 * DAY)])
     purged = await purge(database, SETTINGS, NOW)
-    assert purged == Purged(messages=1, links=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
+    assert purged == Purged(messages=1, links=1, first_clicks=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
     rest = await database.read(count)
     assert rest == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
 
@@ -77,7 +78,7 @@ async def test_a_first_click_and_other_hits_go_with_their_message(database: Data
         return rows.first_click(kept, rows.link(kept))
 
     kept = await database.write(put, build)
-    assert await purge(database, SETTINGS, NOW) == Purged(messages=1, links=1, hits=2)
+    assert await purge(database, SETTINGS, NOW) == Purged(messages=1, links=1, first_clicks=1, hits=2)
     assert await database.read(left_of, schema.hits) == {kept}
 
 
@@ -90,7 +91,7 @@ async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: 
         total += batch.rows
         left = sorted(await database.read(left_of, schema.messages))
         assert left == every[len(every) - len(left) :]
-    assert total == 20 * 7
+    assert total == 20 * WHOLE
     assert await database.read(count) == {table.name: 0 for table in KINDS}
 
 
@@ -123,7 +124,7 @@ async def test_progress_is_told_the_totals_after_each_batch(database: Database) 
     told: list[int] = []
     purged = await purge(database, SETTINGS, NOW, lambda so_far: told.append(so_far.rows))
     assert told == sorted(told)
-    assert told[-1] == purged.rows == 3 * 7
+    assert told[-1] == purged.rows == 3 * WHOLE
 
 
 async def test_a_message_with_more_rows_than_a_batch_goes_in_several(database: Database) -> None:
@@ -194,7 +195,7 @@ async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_ke
     kept = await database.read(lambda c: c.execute(select(schema.hits)).all())
     assert {(hit.address, hit.user_agent) for hit in kept} == {("", "")}
     assert await purge(database, SETTINGS, NOW) == Purged()
-    assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == Purged(messages=1, links=2, hits=2)
+    assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == Purged(messages=1, links=2, first_clicks=1, hits=2)
 
 
 async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> None:
@@ -297,7 +298,7 @@ async def test_the_service_purges_in_the_background(service: Service, clock: Clo
     assert job.every == service.settings.purge_interval
     assert await job.step() == 0
     clock.now = NOON + timedelta(days=service.settings.message_retention_days + 1)
-    assert await job.step() == 7
+    assert await job.step() == WHOLE
 
 
 async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
 async def test_two_processes_purge_beside_each_other(database: Database) -> None:
     await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(10)])
     one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
-    assert one.rows + two.rows == 10 * 7
+    assert one.rows + two.rows == 10 * WHOLE
 
 
 async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: Database) -> None:
@@ -357,10 +358,11 @@ async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: 
     first = first_id_at(to_ms(LONG_AGO))
     messages_of_old = (
         "INSERT INTO messages (id, application_id, cohort_id, message_id, request_id, content_hash, to_address, state, "
-        f"created_at, click_hit_id, encoding, segments) SELECT {first} + i, 1, 1, i::text, '', '', '', 50, 0, {first} + i, '', 1 "
+        f"created_at, encoding, segments) SELECT {first} + i, 1, 1, i::text, '', '', '', 0, 0, '', 1 "
     )
     fills = [
         messages_of_old,
+        f"INSERT INTO first_clicks (id, at, hit_id, links) SELECT {first} + i, 0, {first} + i, 1 ",
         f"INSERT INTO links (id, code, message_id, application_id, cohort_id, domain_id, position, flags, url, expires_at) "
         f"SELECT {first} + i, i::text, {first} + i, 1, 1, 0, 0, 0, '', i ",
         f"INSERT INTO hits (id, link_id, at, verdict, rule, flags, address, user_agent) "

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, bindparam, func, select, type_coerce, update
+from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
 from shortener.click.devices import IS_CLICK, counted_until, metrics_of
-from shortener.click.record import time_to_click_bucket
 from shortener.click.verdict import Request, judge
 from shortener.ids import IdMaker
 from shortener.log import events, tallies
 from shortener.log.events import Event
-from shortener.log.tallies import Tally
+from shortener.log.tallies import Tally, time_to_click
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
-from shortener.store.database import Database
+from shortener.store import schema
+from shortener.store.database import Database, upsert
 from shortener.store.given import given
-from shortener.store.schema import hits, links, messages, other_hits
+from shortener.store.schema import first_clicks, hits, links, messages, other_hits
 from shortener.store.types import from_ms
 
 _FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
@@ -79,6 +79,7 @@ def correct(connection: Connection, changes: Sequence[Change], ids: IdMaker, now
     done = Corrected()
     locked = _lock(connection, {change.message for change in changes})
     stored = _hits(connection, [change.hit for change in changes])
+    untold = _untold(connection, stored)
     counted = counted_until(connection)
     tally = Tally()
     raised: list[Event] = []
@@ -114,7 +115,7 @@ def correct(connection: Connection, changes: Sequence[Change], ids: IdMaker, now
                 if hit.flags & HitFlag.FIRST_FOR_LINK:
                     flags |= HitFlag.RETRACTED
                     done.unsettled.append(message.id)
-                data = _take_back(message, hit, tally)
+                data = _take_back(connection, message, hit, tally, told=hit.id not in untold)
                 done.retracted_messages += data["first_for_message"]
                 raised.append(_event(ids, Topic.CLICK_RETRACTED, now, message, hit, data))
         rows.append({"row": hit.id, "new_verdict": int(change.verdict), "new_rule": change.rule, "new_flags": int(flags)})
@@ -148,7 +149,6 @@ def settle(connection: Connection, wanted: Collection[int], ids: IdMaker) -> Cor
             if hit is opener:
                 data = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
                 message.clicked_at, message.click_hit_id = hit.at, hit.id
-                message.previous_state, message.state = message.state, int(State.CLICKTHRU)
                 flags |= HitFlag.FIRST_FOR_MESSAGE
                 topics |= Topic.STATE
                 done.first_clicks += 1
@@ -168,31 +168,32 @@ def settle(connection: Connection, wanted: Collection[int], ids: IdMaker) -> Cor
 
 @dataclass(slots=True)
 class _Message:
-    """A message's row. Times are ms since 1970."""
+    """A message, and what was clicked of it. `state`: as it is without a click, or was just before it. Times are ms since 1970."""
 
     id: int
     application_id: int
     cohort_id: int
     state: int
-    previous_state: int | None
     created_at: int
     sent_at: int | None
     delivered_at: int | None
     read_at: int | None
     failed_at: int | None
-    clicked_at: int | None
-    click_hit_id: int | None
-    clicked_links: int
-    before: tuple[Any, ...] = ()
+    clicked_at: int | None = None
+    click_hit_id: int | None = None
+    clicked_links: int = 0
+    before: tuple[int, tuple[int | None, int | None, int]] = (0, (None, None, 0))
 
-    def values(self) -> tuple[Any, ...]:
-        return self.state, self.previous_state, self.clicked_at, self.click_hit_id, self.clicked_links
+    @property
+    def click(self) -> tuple[int | None, int | None, int]:
+        """As `first_clicks` has it."""
+        return self.clicked_at, self.click_hit_id, self.clicked_links
 
     @property
     def state_without_click(self) -> State:
         """The one that it was in, or a later one that was reported since. (Whether FAILED or EXPIRED is not known then.)"""
         told = (
-            (State(self.previous_state or State.CREATED), True),
+            (State(self.state), True),
             (State.SENT, self.sent_at),
             (State.FAILED, self.failed_at),
             (State.DELIVERED, self.delivered_at),
@@ -228,24 +229,39 @@ _HIT = (
 )
 
 
+_ROW = tuple(
+    type_coerce(messages.c[name], BigInteger) if name.endswith("_at") else messages.c[name]
+    for name in ("id", "application_id", "cohort_id", "state", "created_at", "sent_at", "delivered_at", "read_at", "failed_at")
+)
+
+
 def _lock(connection: Connection, wanted: Iterable[int]) -> dict[int, _Message]:
     """These messages, theirs alone to this transaction; without those that are purged or erased."""
     chosen = given(connection, [(message,) for message in sorted(set(wanted))], id=BigInteger)
-    columns = [
-        type_coerce(messages.c[name], BigInteger) if name.endswith("_at") else messages.c[name]
-        for name in (field.name for field in dataclasses.fields(_Message) if field.name != "before")
-    ]
     statement = (
-        select(*columns)
+        select(*_ROW)
         .join_from(chosen, messages, messages.c.id == chosen.c.id)
         .where(messages.c.to_address != "")
         .order_by(messages.c.id)
         .with_for_update(of=messages)
     )
-    found = [_Message(*row) for row in connection.execute(statement)]
-    for message in found:
-        message.before = message.values()
-    return {message.id: message for message in found}
+    found = {row[0]: _Message(*row) for row in connection.execute(statement)}
+    # Once they are locked: see click/queries.py.
+    clicks = select(first_clicks.c.id, type_coerce(first_clicks.c.at, BigInteger), first_clicks.c.hit_id, first_clicks.c.links)
+    chosen = given(connection, [(message,) for message in found], id=BigInteger)
+    for row, *click in connection.execute(clicks.join_from(chosen, first_clicks, first_clicks.c.id == chosen.c.id)):
+        message = found[row]
+        message.clicked_at, message.click_hit_id, message.clicked_links = click
+    for message in found.values():
+        message.before = (message.state, message.click)
+    return found
+
+
+def _untold(connection: Connection, wanted: Iterable[int]) -> set[int]:
+    """Of these hits the first clicks of messages whose event the fan-out has not seen; it will not before this transaction ends."""
+    chosen = given(connection, [(hit,) for hit in wanted], id=BigInteger)
+    statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
+    return set(connection.scalars(statement.where(schema.is_untold_click()).with_for_update(of=schema.events)))
 
 
 def _hits(connection: Connection, wanted: Sequence[int]) -> dict[int, _Hit]:
@@ -276,27 +292,30 @@ def _people(connection: Connection, wanted: Iterable[int]) -> dict[int, dict[int
     return found
 
 
-def _take_back(message: _Message, hit: _Hit, tally: Tally) -> dict[str, Any]:
-    """Give the message what it was without this click; what the event says of it."""
+def _take_back(connection: Connection, message: _Message, hit: _Hit, tally: Tally, *, told: bool) -> dict[str, Any]:
+    """Give the message what it was without this click; what the event says of it. `told`: the fan-out has seen the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
     if message.click_hit_id == hit.id:
-        _count_first(tally, message, -1)
+        _count_first(tally, message, -1, timed=told)
+        if not told:  # it is still told afterwards, as what it was
+            moved = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
+            connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=moved))
         state = message.state_without_click
-        message.clicked_at = message.click_hit_id = message.previous_state = None
+        message.clicked_at = message.click_hit_id = None
         message.state = int(state)
         data |= {"first_for_message": True, "previous_state": State.CLICKTHRU.name, "new_state": state.name}
     return data
 
 
-def _count_first(tally: Tally, message: _Message, amount: int) -> None:
+def _count_first(tally: Tally, message: _Message, amount: int, *, timed: bool = True) -> None:
+    """`timed`: also by how soon it came."""
     assert message.clicked_at is not None
     tally.add(message.cohort_id, message.clicked_at, "clicked_messages", amount)
-    # When nothing was reported before the click, it was not known when the message was sent.
-    since = message.sent_at if message.previous_state != State.CREATED else None
-    bucket = time_to_click_bucket((message.clicked_at - (since or message.created_at)) / 1000)
-    tally.add(message.cohort_id, message.clicked_at, f"ttc:{bucket}", amount)
+    if timed:
+        how_soon = time_to_click(message.clicked_at, message.sent_at, message.created_at, message.state)
+        tally.add(message.cohort_id, message.clicked_at, how_soon, amount)
 
 
 def _event(ids: IdMaker, topics: Topic, at: datetime, message: _Message, hit: _Hit, data: dict[str, Any] | None = None) -> Event:
@@ -316,22 +335,28 @@ def _save_hits(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def _save_messages(connection: Connection, locked: Iterable[_Message]) -> None:
-    rows = [
-        {
-            "row": message.id,
-            "new_state": message.state,
-            "new_previous_state": message.previous_state,
-            "new_clicked_at": None if message.clicked_at is None else from_ms(message.clicked_at),
-            "new_click_hit_id": message.click_hit_id,
-            "new_clicked_links": message.clicked_links,
-        }
-        for message in locked
-        if message.values() != message.before
-    ]
-    if rows:
-        names = ("state", "previous_state", "clicked_at", "click_hit_id", "clicked_links")
+    changed = [message for message in locked if (message.state, message.click) != message.before]
+    moved = [{"row": message.id, "new_state": message.state} for message in changed if message.state != message.before[0]]
+    if moved:
         statement = update(messages).where(messages.c.id == bindparam("row"))
-        connection.execute(statement.values({name: bindparam(f"new_{name}") for name in names}), rows)
+        connection.execute(statement.values(state=bindparam("new_state")), moved)
+    nothing = (None, None, 0)
+    if gone := [message.id for message in changed if message.click == nothing]:
+        connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(gone)))
+    clicked = [
+        {
+            "id": message.id,
+            "at": None if message.clicked_at is None else from_ms(message.clicked_at),
+            "hit_id": message.click_hit_id,
+            "links": message.clicked_links,
+        }
+        for message in changed
+        if message.click != nothing
+    ]
+    if clicked:
+        row = upsert(connection, first_clicks)
+        values = {name: row.excluded[name] for name in ("at", "hit_id", "links")}
+        connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=values), clicked)
 
 
 class _Undone(Exception):

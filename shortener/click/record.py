@@ -14,7 +14,6 @@ what they saw, and a hit keeps the verdict that it was given.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ from shortener.click.queries import EventRow, HitRow, Target
 from shortener.ids import IdMaker
 from shortener.log import tallies
 from shortener.log.tallies import QUARTER_MS, Tally
-from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
+from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.store.bulk import insert_all
 from shortener.store.types import from_ms
 
@@ -42,7 +41,6 @@ _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK = int(LinkFlag.EVERY_CLICK)
 # Looking a member up in its class costs more than the comparison.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
-_MOVED = {int(state): f'{{"previous_state":"{state.name}","new_state":"CLICKTHRU"}}' for state in State}
 
 
 @dataclass(slots=True)
@@ -108,14 +106,13 @@ class Record:
 
         hit_rows: list[HitRow] = []
         event_rows: list[EventRow] = []
-        counted: dict[tuple[int, int, str | int], int] = {}  # cohort, quarter, and the metric or, of a first click, its bucket
+        counted: dict[tuple[int, int, str], int] = {}  # by cohort, quarter and metric
         late_clicks: list[tuple[int, int, int, str]] = []
         stricter, with_suspected = special.ip_privacy, special.with_suspected
         for hit, target, off in real:
             flags = _OFF if off else 0
             topics = 0
-            data: str | None = None
-            metric: str | int | None = None
+            metric: str | None = None
             if hit.at >= target.expires_at:
                 flags |= _LATE
                 metric = "late_hits"
@@ -131,16 +128,15 @@ class Record:
                 metric = "clicks"
                 if late:
                     late_clicks.append((hit.id, target.cohort_id, hit.at, hit.user_agent))
-                bits, previous = won.get(target.message, (0, None))
+                bits, is_first = won.get(target.message, (0, False))
                 if first_on_link.get(target.link_id) == hit.id and bits & 1 << target.position:
                     flags, topics = _FIRST_FOR_LINK, _CLICK
                     _, _, earliest, _ = claims[target.message]
-                    if previous is not None and earliest == hit.id:
+                    if is_first and earliest == hit.id:
                         flags |= _FIRST_FOR_MESSAGE
                         topics |= _STATE
-                        data = _MOVED[previous]
                         outcome.first_clicks += 1
-                        metric = time_to_click_bucket((hit.at - (target.sent_at or target.created_at)) / 1000)
+                        metric = "clicked_messages"
                 elif target.flags & _EVERY_CLICK:
                     topics = _CLICK
             if metric is not None:
@@ -162,7 +158,6 @@ class Record:
                         target.message,
                         target.link_id,
                         hit.id,
-                        data,
                         False,
                     )
                 )
@@ -190,6 +185,8 @@ class Record:
         ]
         watched = {target.message for _, target, chosen, _ in mine if chosen.all_links_within_second}
         links = queries.count_links(connection, watched) if watched else {}
+        timed = {target.message for _, target, chosen, _ in mine if chosen.judges_by_report}
+        reported = queries.reports_of(connection, timed) if timed else {}
         for _, target, _, at in mine:
             if target.message in links:
                 self._links.note(target.message, target.link_id, at)
@@ -197,10 +194,11 @@ class Record:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
                 recipients = self._addresses.count((target.application_id, hit.origin), target.message, at)
+            sent_at, delivered_at = reported.get(target.message, (None, None))
             facts = Facts(
                 at,
-                sent_at=None if target.sent_at is None else from_ms(target.sent_at),
-                delivered_at=None if target.delivered_at is None else from_ms(target.delivered_at),
+                sent_at=None if sent_at is None else from_ms(sent_at),
+                delivered_at=None if delivered_at is None else from_ms(delivered_at),
                 recipients_of_address=recipients,
                 links_of_message=links.get(target.message, 0),
                 opened_at=self._links.opened_at(target.message),
@@ -209,24 +207,10 @@ class Record:
                 hit.verdict, hit.rule = judgement.verdict, judgement.rule
 
 
-def _tally_of(counted: Mapping[tuple[int, int, str | int], int]) -> Tally:
-    """The first click of a message counts three times: as a click, as a clicked message and by how soon it came."""
+def _tally_of(counted: Mapping[tuple[int, int, str], int]) -> Tally:
+    """The first click of a message counts as a click too; by how soon it came, the fan-out counts it."""
     tally = Tally()
     for (cohort, quarter, metric), amount in counted.items():
-        for each in (metric,) if isinstance(metric, str) else ("clicks", "clicked_messages", f"ttc:{metric}"):
+        for each in ("clicks", metric) if metric == "clicked_messages" else (metric,):
             tally.add(cohort, quarter * QUARTER_MS, each, amount)
     return tally
-
-
-#: Buckets of time to click grow by 5 %, so a percentile read from them is right within 2.5 %.
-_GROWTH = math.log(1.05)
-
-
-def time_to_click_bucket(seconds: float) -> int:
-    """The bucket of a time to click: 0 up to one second, then one more for every 5 %."""
-    return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _GROWTH)
-
-
-def time_to_click_seconds(bucket: int) -> float:
-    """The middle of a bucket, in seconds."""
-    return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _GROWTH)

@@ -44,7 +44,7 @@ from shortener.ids import IdMaker, first_id_at
 from shortener.metrics import Metrics
 from shortener.model import HitFlag, Verdict
 from shortener.store.database import Database, upsert
-from shortener.store.schema import hits, installation, links, messages
+from shortener.store.schema import first_clicks, hits, installation, links, messages
 from shortener.store.types import from_ms, to_ms
 
 PAGE = 1000  # hits that are read at once
@@ -314,7 +314,7 @@ _COLUMNS = (
     links.c.position,
     messages.c.sent_at,
     messages.c.delivered_at,
-    messages.c.clicked_links,
+    func.coalesce(first_clicks.c.links, 0).label("clicked_links"),
 )
 _siblings = links.alias("siblings")
 _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id).scalar_subquery().label("links")
@@ -330,6 +330,7 @@ def _page(connection: Connection, after: int, end: int, applications: Collection
         select(*_COLUMNS, _LINKS)
         .join_from(hits, links, links.c.id == hits.c.link_id)
         .join(messages, messages.c.id == links.c.message_id)
+        .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, messages.c.to_address != "")
         # A person's hit without an agent had one when it was judged.

@@ -52,7 +52,7 @@ insert_new = BulkInsert(
     "at",
     "received_at",
     "metadata",
-    ignore_clashes=True,
+    on_conflict="DO NOTHING",
 )
 
 

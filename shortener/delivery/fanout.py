@@ -6,6 +6,9 @@ bodies are rendered from it, at every attempt and after days. They are read once
 
 A click of somebody who is suspected to be no person is told only to trackers that ask for those too, and is never a state.
 
+What a message was before its first click, and how soon that came, is found out here, where the message is read anyway: the
+recorder, which has people waiting, reads none.
+
 The first click of a message also makes the delivery of the message's own callback (Xoxzo's `lt_callbackurl`: "called only once when
 the user clicked the short URL for the first time"), whichever of its links was clicked. A tracker that is disabled gets its
 deliveries too: they wait with the others that are parked.
@@ -34,6 +37,8 @@ from shortener.delivery.queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_lane
 from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdMaker, encode
+from shortener.log import tallies
+from shortener.log.tallies import Tally, time_to_click
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.store.database import Database
@@ -129,13 +134,18 @@ class Fanout:
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
+        tally = Tally()
         for event in events:
             facts[event.id] = None
+            if event.cohort_id is not None:
+                how_soon = time_to_click(event.at, event.sent_at, event.created_at, event.state)
+                tally.add(event.cohort_id, event.at, how_soon)
             rows += self._deliveries(event, subscriptions.get(event.application_id, ()), now)
         if rows:
             wanted = list(dict.fromkeys(row[1] for row in rows))
             facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, wanted).items()}
             queries.insert_deliveries(connection, rows)
+        tallies.append(connection, self._ids(), tally)
         queries.mark_fanned_out(connection, facts)
         return len(events), len(rows)
 
@@ -181,7 +191,7 @@ class Fanout:
                 "from_address": source.from_address,
                 "sender_id_id": source.sender_id_id,
                 "sender_id_alias": source.sender_id_alias,
-                "new_state": State(source.state).name,
+                "new_state": (State(source.state) if source.clicked_at is None else State.CLICKTHRU).name,
                 "reason_code": source.reason_code,
                 "reason_description": source.reason_description,
                 "report_status": source.report_status,
@@ -228,6 +238,8 @@ class Fanout:
                 "transaction_id": source.transaction_id or None,
                 "conversion_metadata": source.conversion_metadata and orjson.loads(source.conversion_metadata),
             }
+        if source.topics & Topic.STATE and source.hit_id == source.event:  # the first click of its message
+            facts |= {"previous_state": State(source.state).name, "new_state": State.CLICKTHRU.name}
         if source.data is not None:
             data = orjson.loads(source.data)
             if "state" in data:  # a delivery report: its own words, not those of a newer one

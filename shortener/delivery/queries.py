@@ -37,7 +37,12 @@ _CALLBACK = (
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-_PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}"
+# What `schema.is_untold_click` says of a pending event.
+_UNTOLD = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN {} END"
+_PENDING_COLUMNS = (
+    f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_UNTOLD.format('m.cohort_id')}, "
+    "e.at, m.state, m.created_at, m.sent_at"
+)
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
 _PENDING_EVENTS = {
     "sqlite": f"SELECT json_group_array(json_array({_PENDING_COLUMNS})) "
@@ -51,13 +56,19 @@ _PENDING_ONE = _for_each(_PENDING_EVENTS, "AND id = {}")
 
 
 class PendingEvent(NamedTuple):
-    """An event that nobody was told of yet. `flags`: of its hit. `callback_url`: of its message, if it was not called yet."""
+    """An event that nobody was told of yet. `flags`: of its hit. `callback_url`: of its message, if it was not called yet.
+    `cohort_id`, and what follows: of the message that it is the first click of, else `cohort_id` is None."""
 
     id: int
     application_id: int
     topics: int
     flags: int | None
     callback_url: str | None
+    cohort_id: int | None
+    at: int
+    state: int
+    created_at: int
+    sent_at: int | None
 
 
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
@@ -73,27 +84,23 @@ def pending_ids(connection: Connection, limit: int) -> list[int]:
     return list(connection.scalars(select(columns.id).where(columns.fanned_out == false()).order_by(columns.id).limit(limit)))
 
 
-#: What stands in the place of facts that could not be made. No delivery points to such an event.
-_SET_ASIDE = {"set_aside": True}
-
-
 def set_aside(connection: Connection, event: int) -> None:
     """Pass over an event that cannot be fanned out; `bring_back` makes it pending again."""
     table = schema.events
     statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
-    connection.execute(statement.values(fanned_out=True, facts=_SET_ASIDE))
+    connection.execute(statement.values(fanned_out=True, facts=schema.SET_ASIDE))
 
 
 def those_set_aside(connection: Connection) -> list[int]:
     """Reads the whole log."""
     columns = schema.events.c
-    return list(connection.scalars(select(columns.id).where(columns.facts == _SET_ASIDE).order_by(columns.id)))
+    return list(connection.scalars(select(columns.id).where(columns.facts == schema.SET_ASIDE).order_by(columns.id)))
 
 
 def bring_back(connection: Connection, events: Sequence[int]) -> int:
     """Make events that were set aside pending again; returns how many."""
     table = schema.events
-    statement = update(table).where(table.c.id.in_(events), table.c.facts == _SET_ASIDE)
+    statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.SET_ASIDE)
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
 
 
@@ -141,7 +148,7 @@ class Sources(NamedTuple):
     from_address: str | None
     sender_id_id: str | None
     sender_id_alias: str | None
-    state: int
+    state: int  # as it is without a click
     segments: int | None
     fragments_count: int | None
     mt_price: str | None
@@ -182,14 +189,15 @@ _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "
     "m.message_id, m.request_id, m.external_request_id, m.to_address, m.from_address, m.sender_id_id, m.sender_id_alias, "
     "m.state, m.segments, m.fragments_count, m.mt_price, m.report_status, m.reason_code, m.reason_description, "
-    "m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, m.clicked_at, c.campaign, c.source, c.country, "
+    "m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, f.at, c.campaign, c.source, c.country, "
     "p.process_key, l.id, l.code, l.url, l.label, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
     "v.action, v.status, v.disposition, v.value, v.currency, v.transaction_id, v.metadata"
 )
 # Of an event without a link, such as a delivery report, the message's first link is told (Xoxzo's link_tracking).
 _SOURCE_JOINS = (
     "LEFT JOIN applications AS a ON a.id = e.application_id LEFT JOIN messages AS m ON m.id = e.message_id "
-    "LEFT JOIN cohorts AS c ON c.id = m.cohort_id LEFT JOIN processes AS p ON p.id = c.process_id "
+    "LEFT JOIN first_clicks AS f ON f.id = m.id LEFT JOIN cohorts AS c ON c.id = m.cohort_id "
+    "LEFT JOIN processes AS p ON p.id = c.process_id "
     "LEFT JOIN conversions AS v ON v.id = e.conversion_id LEFT JOIN hits AS h ON h.id = COALESCE(e.hit_id, v.hit_id) "
     "LEFT JOIN links AS l ON l.id = COALESCE(e.link_id, h.link_id, CASE WHEN e.conversion_id IS NULL "
     "THEN (SELECT f.id FROM links AS f WHERE f.message_id = e.message_id ORDER BY f.position LIMIT 1) END) "
@@ -208,11 +216,11 @@ def sources(connection: Connection, events: list[int]) -> list[Sources]:
 
 COUNTED_CLICKS = 10_000  # a click's number is told up to here: counting further would hold up everything else
 
-# The click that was the first of its message is in no index of the link, but the message knows it.
+# The click that was the first of its message is in no index of the link.
 _CLICKS = (
     "(SELECT count(*) FROM (SELECT 1 FROM hits WHERE link_id = {link} AND " + schema.OTHER_HITS + " AND +id < {hit} "
     f"AND verdict = 0 AND flags & 20 = 0 LIMIT {COUNTED_CLICKS}) AS other) + "
-    "(SELECT count(*) FROM links AS l JOIN messages AS m ON m.id = l.message_id JOIN hits AS h ON h.id = m.click_hit_id "
+    "(SELECT count(*) FROM links AS l JOIN first_clicks AS f ON f.id = l.message_id JOIN hits AS h ON h.id = f.hit_id "
     "WHERE l.id = {link} AND h.link_id = l.id AND h.id < {hit})"
 )
 _CLICKS_BEFORE = {

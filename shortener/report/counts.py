@@ -42,7 +42,7 @@ from shortener.log.tallies import QUARTER_MS
 from shortener.model import HitFlag, Verdict
 from shortener.store import direct
 from shortener.store.given import given
-from shortener.store.schema import cohorts, conversions, counts, hits, links, messages
+from shortener.store.schema import cohorts, conversions, counts, events, first_clicks, hits, is_untold_click, links, messages
 from shortener.store.types import from_ms, to_ms
 
 #: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
@@ -168,6 +168,8 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Dri
         add(counted, connection.execute(statement).all())
     erased = _recount_devices(connection, within, counted)
     kept = _kept(connection, within)
+    for statement in _untold(connection, within):
+        add(kept, connection.execute(statement).all())
     if erased:
         kept, counted = (_blur(sums, erased) for sums in (kept, counted))
     wrong = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
@@ -207,6 +209,14 @@ def _kept(connection: Connection, within: range) -> Sums:
         add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in pending))
 
 
+def _untold(connection: Connection, within: range) -> Iterator[Select[Any]]:
+    """What the fan-out will count."""
+    joined = join(events, messages, messages.c.id == events.c.message_id)
+    for piece in _pieces(connection, events):
+        each = _per_quarter(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
+        yield each.select_from(joined).where(piece, is_untold_click())
+
+
 def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
@@ -219,8 +229,6 @@ _OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("delivered", messages.c.delivered_at, func.count()),
     ("read", messages.c.read_at, func.count()),
     ("failed", messages.c.failed_at, func.count()),
-    ("clicked_messages", messages.c.clicked_at, func.count()),
-    ("ttc", messages.c.clicked_at, func.count()),
 )
 
 
@@ -229,6 +237,11 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
     for piece in _pieces(connection, messages):
         for metric, at, amount in _OF_MESSAGES:
             yield _per_quarter(messages.c.cohort_id, at, literal(metric), within, amount).where(piece)
+    clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
+    for piece in _pieces(connection, first_clicks):
+        for metric in ("clicked_messages", "ttc"):
+            each = _per_quarter(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
+            yield each.select_from(clicked).where(piece)
     for piece in _pieces(connection, hits):
         of_hits = _per_quarter(links.c.cohort_id, hits.c.at, _METRIC_OF_HIT, within, func.count())
         yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(piece, _METRIC_OF_HIT.is_not(None))

@@ -19,7 +19,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, func, literal,
 from shortener.ids import first_id_at
 from shortener.model import State
 from shortener.report.queries import AnyRow
-from shortener.store.schema import cohorts, messages
+from shortener.store.schema import cohorts, first_clicks, is_clicked, messages, state_now
 from shortener.store.types import to_iso, to_ms
 
 WALK = 10_000  # messages among which a page looks for those that no index finds
@@ -62,7 +62,7 @@ COLUMNS = (
     cohorts.c.campaign,
     cohorts.c.source,
     cohorts.c.country,
-    messages.c.state,
+    state_now.label("state"),
     messages.c.report_status,
     messages.c.reason_code,
     messages.c.reason_description,
@@ -72,7 +72,7 @@ COLUMNS = (
     messages.c.delivered_at,
     messages.c.read_at,
     messages.c.failed_at,
-    messages.c.clicked_at,
+    first_clicks.c.at.label("clicked_at"),
     messages.c.encoding,
     messages.c.segments,
     messages.c.fragments_count,
@@ -137,7 +137,11 @@ Conditions = list[ColumnElement[bool]]
 
 def _ways(connection: Connection, wanted: Wanted) -> tuple[list[Way], Conditions]:
     """The indexes to walk, side by side if there are several, and what they do not know and must be looked for."""
-    looked_for: Conditions = [] if wanted.state is None else [messages.c.state == int(wanted.state)]
+    looked_for: Conditions = []
+    if wanted.state is State.CLICKTHRU:
+        looked_for.append(is_clicked())
+    elif wanted.state is not None:
+        looked_for += [messages.c.state == int(wanted.state), ~is_clicked()]
     own = [cohorts.c.application_id == wanted.application_id]
     if wanted.campaign is not None:
         own.append(cohorts.c.campaign == wanted.campaign)
@@ -198,4 +202,5 @@ def _newest(connection: Connection, ways: list[Way], low: int, high: int, condit
     found = union_all(*(select(walk.c.id) for walk in walks)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
     shown = select(*COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
     return shown.where(messages.c.id.in_(newest)).order_by(messages.c.id.desc())

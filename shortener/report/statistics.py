@@ -30,7 +30,7 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from shortener.click.record import time_to_click_bucket, time_to_click_seconds
+from shortener.log.tallies import time_to_click_bucket, time_to_click_seconds
 from shortener.report.counts import EXACT, quarters, unfolded
 from shortener.report.queries import packed
 from shortener.store.given import given

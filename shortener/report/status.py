@@ -16,7 +16,7 @@ from shortener.conversion.service import spell
 from shortener.model import HitFlag, State
 from shortener.report.messages import COLUMNS, decimal, fields
 from shortener.report.queries import AnyRow
-from shortener.store.schema import cohorts, conversions, hits, links, messages, other_hits
+from shortener.store.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.store.types import to_iso
 
 MOST_CONVERSIONS = 1000  # told of one message; the first ones
@@ -44,10 +44,11 @@ _LINK = (
 def find_status(connection: Connection, application_id: int, message_id: str) -> Status | None:
     """None when the application has no such message."""
     statement = (
-        select(*COLUMNS, messages.c.previous_state, messages.c.metadata, *_LINK)
+        select(*COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+        .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .outerjoin(links, links.c.message_id == messages.c.id)
-        .outerjoin(_first, and_(_first.c.id == messages.c.click_hit_id, _first.c.link_id == links.c.id))
+        .outerjoin(_first, and_(_first.c.id == first_clicks.c.hit_id, _first.c.link_id == links.c.id))
         .outerjoin(
             _other,
             and_(_other.c.link_id == links.c.id, other_hits("other"), text(f"other.flags & {int(HitFlag.FIRST_FOR_LINK)} <> 0")),

@@ -32,7 +32,6 @@ insert_messages = BulkInsert(
     "mt_price",
     "callback_url",
     "metadata",
-    on_sqlite={"room": schema.ROOM},
 )
 
 insert_links = BulkInsert(

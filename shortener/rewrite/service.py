@@ -45,7 +45,7 @@ from shortener.store.types import from_ms, to_iso, to_ms
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
 ProcessKey = tuple[int, str, str]  # application_id, track, type
-#: Links of one message: `messages.clicked_links` has a bit for each. Three segments hold 15 short links and nothing else.
+#: Links of one message: `first_clicks.links` has a bit for each. Three segments hold 15 short links and nothing else.
 MAX_LINKS = 30
 _SHOWN = 100  # details of one refusal
 

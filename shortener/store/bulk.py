@@ -8,10 +8,9 @@ one JSON text costs three times as much as binding them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, count
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Connection, Integer, SmallInteger, Table, Text
@@ -34,16 +33,13 @@ AT_ONCE = 128
 
 
 class BulkInsert:
-    """INSERT of rows with these columns; `ignore_clashes` leaves rows out that a unique index refuses. `on_sqlite`: columns that
-    SQLite alone fills, with an expression for each."""
+    """INSERT of rows with these columns. `on_conflict`: what becomes of a row that a unique index refuses, in the words that follow
+    ON CONFLICT; otherwise the statement fails."""
 
-    def __init__(
-        self, table: Table, *columns: str, ignore_clashes: bool = False, on_sqlite: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, table: Table, *columns: str, on_conflict: str = "") -> None:
         self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
-        self._into_sqlite = f"INSERT INTO {table.name} ({', '.join((*columns, *on_sqlite))}) "
-        self._clash = " ON CONFLICT DO NOTHING" if ignore_clashes else ""
-        self._row = f"({', '.join((*'?' * len(columns), *on_sqlite.values()))})"
+        self._conflict = f" ON CONFLICT {on_conflict}" if on_conflict else ""
+        self._row = f"({', '.join('?' * len(columns))})"
         self._sqlite: dict[int, str] = {}  # by number of rows
         self._arrays = [_array_of(table, name) for name in columns]
         self._postgresql = self.from_arrays(count(1))
@@ -63,11 +59,11 @@ class BulkInsert:
     def from_arrays(self, numbers: Iterable[int]) -> str:
         """The statement of PostgreSQL's; `numbers`: those of its parameters, one array a column."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
-        return f"{self._into}SELECT * FROM unnest({arrays}){self._clash}"
+        return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 
     def _values(self, rows: int) -> str:
         if (statement := self._sqlite.get(rows)) is None:
-            statement = self._sqlite[rows] = f"{self._into_sqlite}VALUES {', '.join([self._row] * rows)}{self._clash}"
+            statement = self._sqlite[rows] = f"{self._into}VALUES {', '.join([self._row] * rows)}{self._conflict}"
         return statement
 
 

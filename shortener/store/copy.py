@@ -108,7 +108,7 @@ def _end(connection: Connection) -> None:
 
 
 async def _copy_table(source: Database, target: Database, table: Table, total: int, progress: Callable[[Progress], None]) -> None:
-    insert = BulkInsert(table, *table.columns.keys(), ignore_clashes=True)
+    insert = BulkInsert(table, *table.columns.keys(), on_conflict="DO NOTHING")
     done = await target.read(_count, table)
     if done == total:
         return  # an earlier run did it

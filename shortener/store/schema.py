@@ -24,12 +24,16 @@ from sqlalchemy import (
     TextClause,
     UniqueConstraint,
     and_,
+    case,
+    exists,
     false,
+    or_,
     select,
     text,
     union_all,
 )
 
+from shortener.model import State
 from shortener.store.types import Instant, Json, Money
 
 metadata = MetaData(
@@ -160,10 +164,6 @@ cohorts = Table(
     UniqueConstraint("application_id", "campaign", "source", "country", "process_id"),
 )
 
-#: On SQLite a new message keeps so many bytes free for what its first click fills in, as an expression: a row that grows on a full
-#: page splits it, which writes four pages instead of one (docs/decisions/0006).
-ROOM = f"'{' ' * 16}'"
-
 messages = Table(
     "messages",
     metadata,
@@ -178,17 +178,13 @@ messages = Table(
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
     Column("sender_id_alias", Text, nullable=False, server_default=""),
+    # What was reported of it; a click stands in `first_clicks` and leaves this as it was just before (`state_now`).
     Column("state", SmallInteger, nullable=False),
-    Column("previous_state", SmallInteger),  # the state before CLICKTHRU
     Column("created_at", Instant, nullable=False),
     Column("sent_at", Instant),
     Column("delivered_at", Instant),
     Column("read_at", Instant),
     Column("failed_at", Instant),
-    Column("clicked_at", Instant),
-    # The first click, in one row with the state: a click then writes one page here and appends the rest.
-    Column("click_hit_id", BigInteger),  # the hit that was the first click of the message
-    Column("clicked_links", Integer, nullable=False, server_default="0"),  # bit n: the link at position n was clicked
     Column("encoding", Text, nullable=False),
     Column("segments", SmallInteger, nullable=False),
     Column("fragments_count", SmallInteger),  # what the carrier billed, when a report said so
@@ -199,12 +195,33 @@ messages = Table(
     Column("telecom_message_id", Text),
     Column("callback_url", Text),  # Xoxzo's lt_callbackurl
     Column("metadata", Json),
-    Column("room", Text),  # see ROOM
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
     Index("messages_by_cohort", "cohort_id", "id"),  # a campaign's messages, newest first
 )
+
+#: What was clicked of a message, for those that were. Not columns of `messages`, whose rows are ten times as large: people click in
+#: no order, and a click would read and write a page of its own there (docs/decisions/0006).
+first_clicks = Table(
+    "first_clicks",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # the message's
+    # NULL in these two: its first click was taken back, and another link's still stands.
+    Column("at", Instant),
+    Column("hit_id", BigInteger),  # the hit that was the first click of the message
+    Column("links", Integer, nullable=False),  # bit n: the link at position n was clicked
+)
+
+
+def is_clicked() -> ColumnElement[bool]:
+    """Whether a message of the query has had its first click."""
+    return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
+
+
+#: Of a query that joins `first_clicks` to `messages` from outside: the state of a message, and the one before CLICKTHRU.
+state_now: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
+previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
 
 links = Table(
     "links",
@@ -225,8 +242,8 @@ links = Table(
     Column("disabled_at", Instant),
 )
 
-#: Hits that were not the first click of their message. Those that were are found by `messages.click_hit_id`, and so cost no entry
-#: in an index whose every insert would touch another page.
+#: Hits that were not the first click of their message. Those that were are found by `first_clicks.hit_id`, and so cost no entry in
+#: an index whose every insert would touch another page.
 OTHER_HITS = "flags & 2 = 0"
 
 
@@ -252,9 +269,12 @@ hits = Table(
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
-#: Events but the first clicks of messages, which carry the id of their hit: the message knows it (`click_hit_id`), and they cost no
-#: entry in an index whose every insert would touch another page. `events_of` finds them all.
+#: Events but the first clicks of messages, which carry the id of their hit: `first_clicks` knows it, and they cost no entry in an
+#: index whose every insert would touch another page. `events_of` finds them all.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
+
+#: What stands in the place of facts that could not be made. No delivery points to such an event.
+SET_ASIDE = {"set_aside": True}
 
 #: The event log. `topics` are the bits of model.Topic that the row is told as, `data` what only the maker of the event knew,
 #: `facts` the snapshot that bodies are rendered from, made at fan-out when somebody wants the event.
@@ -276,6 +296,14 @@ events = Table(
     Index("events_by_message", "message_id", sqlite_where=text(OTHER_EVENTS), postgresql_where=text(OTHER_EVENTS)),
 )
 
+
+def is_untold_click() -> ColumnElement[bool]:
+    """Events of messages' first clicks, as the recorder leaves them: the fan-out finds out what the message was before, and counts
+    how soon the click came."""
+    pending = or_(events.c.fanned_out == false(), events.c.facts == SET_ASIDE)
+    return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
+
+
 _others = events.alias("others")
 _other = text("coalesce(others.hit_id, 0) <> others.id")
 
@@ -285,7 +313,7 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
-            select(messages.c.click_hit_id).where(messages.c.id.in_(wanted)),
+            select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
             # The event of a first click that was taken back: what took it back points to the same hit.
             select(_others.c.hit_id).where(*other),
@@ -297,7 +325,7 @@ def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
     """The same for the message of an outer query: an event is its if one of these holds. Each finds them by an index."""
     other = and_(_other, _others.c.message_id == messages.c.id)
     return (
-        events.c.id == messages.c.click_hit_id,
+        and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),
         and_(other, events.c.id == _others.c.id),
         and_(other, events.c.id == _others.c.hit_id),
     )

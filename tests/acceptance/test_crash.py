@@ -63,7 +63,7 @@ def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_
         ).fetchall()
         assert per_message == [], "a message has more than one CLICKTHRU event"
         clicked, events = connection.execute(
-            "SELECT (SELECT count(*) FROM messages WHERE state = 50), (SELECT count(*) FROM events WHERE topics & 1)"
+            "SELECT (SELECT count(*) FROM first_clicks WHERE at IS NOT NULL), (SELECT count(*) FROM events WHERE topics & 1)"
         ).fetchone()
         assert clicked == events == len(kept)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

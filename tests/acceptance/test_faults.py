@@ -141,9 +141,10 @@ def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
 
     rows = asyncio.run(
         nodes.query(
-            "SELECT l.code, count(*) AS hits, min(h.at) AS earliest, max(m.clicked_at) AS clicked_at, "
+            "SELECT l.code, count(*) AS hits, min(h.at) AS earliest, max(f.at) AS clicked_at, "
             "sum((h.flags & 2) / 2) AS firsts, max(e.events) AS events "
             "FROM hits h JOIN links l ON l.id = h.link_id JOIN messages m ON m.id = l.message_id "
+            "LEFT JOIN first_clicks f ON f.id = m.id "
             "LEFT JOIN (SELECT message_id, count(*) AS events FROM events WHERE topics & 1 > 0 GROUP BY message_id) e "
             "ON e.message_id = m.id GROUP BY l.code"
         )

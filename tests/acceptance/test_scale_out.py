@@ -59,7 +59,7 @@ def test_first_clicks_that_race_on_two_nodes_are_one_clickthru_each_and_are_deli
             "SELECT (SELECT count(*) FROM hits) AS hits, (SELECT count(*) FROM events WHERE topics & 1 > 0) AS events, "
             "(SELECT count(DISTINCT message_id) FROM events WHERE topics & 1 > 0) AS messages, "
             "(SELECT count(*) FROM hits WHERE flags & 2 > 0) AS first_hits, "
-            "(SELECT count(*) FROM messages WHERE state = 50) AS clicked, "
+            "(SELECT count(*) FROM first_clicks WHERE at IS NOT NULL) AS clicked, "
             "(SELECT sum(attempt) FROM deliveries) AS attempts"
         )
     )

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, insert, select
 from shortener.model import State, Topic
 from shortener.store import schema
 from tests.cli.here import Here
-from tests.rows import Rows
+from tests.rows import Rows, messages_now
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -32,7 +32,7 @@ def yesterday(shell: Here) -> str:
         cohort = {"id": 1, "application_id": number, "campaign": "", "source": "api", "country": "US"}
         connection.execute(insert(schema.cohorts).values(cohort))
         rows = Rows(connection)
-        message = rows.message(at, application_id=number, clicked_links=1, previous_state=0)
+        message = rows.message(at, application_id=number)
         link = rows.link(message, application_id=number)
         rows.first_click(message, link, at, user_agent="curl/8.9.1")
         rows.hit(link, at + timedelta(minutes=1), user_agent=PHONE)
@@ -56,7 +56,7 @@ def test_a_range_of_time_is_judged_again(shell: Here, yesterday: str) -> None:
     with engine.connect() as connection:
         topics = connection.execute(select(schema.events.c.topics).order_by(schema.events.c.id)).scalars().all()
         assert topics == [Topic.CLICK_RETRACTED, Topic.STATE | Topic.CLICK]
-        assert connection.execute(select(schema.messages.c.state)).scalar_one() == State.CLICKTHRU
+        assert connection.execute(select(messages_now.c.state)).scalar_one() == State.CLICKTHRU
     engine.dispose()
 
 

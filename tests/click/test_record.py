@@ -1,23 +1,25 @@
 """One transaction of hits, on both engines: what it counts, and what it leaves out when it is repeated."""
 
+import sqlite3
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from shortener.click import queries
-from shortener.click.landing import Guide
-from shortener.click.record import Record, time_to_click_bucket, time_to_click_seconds
-from shortener.log.tallies import QUARTER_MS
-from shortener.model import Verdict
+from shortener.click.correction import Change, attempt
+from shortener.click.landing import Guide, Hit
+from shortener.click.record import Outcome, Record
+from shortener.dlr import Report
+from shortener.log.tallies import QUARTER_MS, time_to_click_bucket, time_to_click_seconds
+from shortener.model import State, Verdict
 from shortener.report.counts import verify
-from shortener.rewrite.service import Outgoing
 from shortener.service import Service, places_of
 from shortener.store import schema
-from tests.click.test_recorder import hit, rows, send
+from tests.click.test_recorder import choose, hit, rows, send
 from tests.conftest import Clock
 
 
@@ -27,20 +29,24 @@ def record_of(service: Service) -> Record:
 
 
 async def counted(service: Service) -> dict[tuple[int, str], int]:
-    """By quarter, from the beginning of the test's hour, and metric."""
+    """What the last transaction counted, by quarter, from the beginning of the test's hour, and metric."""
     noon = service.now_ms() // (4 * QUARTER_MS) * 4
-    (tally,) = await rows(service, schema.tallies)
+    tally = (await rows(service, schema.tallies))[-1]
     assert len({(quarter, metric) for _, quarter, metric, _ in tally.data}) == len(tally.data)
     return {(quarter - noon, metric): int(amount) for _, quarter, metric, amount in tally.data}
 
 
-async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_a_first_click_three_times(
+async def check(service: Service, clock: Clock) -> None:
+    """The counts are what counting again says."""
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_how_soon_first_clicks_came(
     service: Service, clock: Clock
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
     both = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
     (soon,) = await send(service, expires_in=30)
-    await service.database.write(lambda c: c.execute(schema.tallies.delete()))
     clock.forward(seconds=60)
     now, bucket = service.now_ms(), f"ttc:{time_to_click_bucket(60)}"
     batch = [
@@ -61,14 +67,16 @@ async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_a_first_click
     assert await counted(service) == {
         (0, "clicks"): 5,
         (0, "clicked_messages"): 3,
-        (0, bucket): 3,
         (1, "clicks"): 1,
         (1, "clicked_messages"): 1,
-        (1, f"ttc:{time_to_click_bucket(60 + 15 * 60)}"): 1,
         (0, "suspected_hits"): 1,
         (0, "ignored_hits"): 1,
         (0, "late_hits"): 2,
     }
+    await check(service, clock)
+    await service.fanout.flush()
+    assert await counted(service) == {(0, bucket): 3, (1, f"ttc:{time_to_click_bucket(60 + 15 * 60)}"): 1}
+    await check(service, clock)
 
 
 async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: Service, clock: Clock) -> None:
@@ -81,27 +89,56 @@ async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: 
     assert (outcome.recorded, outcome.first_clicks, outcome.events) == (1, 0, 0)
     assert [landing.location for landing in outcome.landings] == [b"https://x.example/a"] * 3
     assert Counter(one.id for one in await rows(service, schema.hits)) == Counter(one.id for one in more)
-    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+    await check(service, clock)
 
 
-async def test_first_clicks_fit_into_the_pages_of_their_messages(service: Service) -> None:
-    """A message that grew would split its page now and then, and a click would write four pages instead of one."""
+async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) -> None:
+    """People click in no order: each row would be a page of its own, read, changed, and written twice (decisions/0006)."""
     if service.database.dialect != "sqlite":
-        pytest.skip("PostgreSQL writes a new version of the row anyway")
-    recipients = tuple(f"+1408555{number:04d}" for number in range(500))
-    await service.rewriter.rewrite(service.directory.applications()[0], [Outgoing(recipients, '#track("https://x.example/")')])
+        pytest.skip("PostgreSQL locks the message, so that a report waits for its click")
+    codes = [(await send(service))[0] for _ in range(3)]
+    record = record_of(service)
+    touched: set[str | None] = set()
 
-    def click_all(connection: Connection) -> list[int]:
-        links = connection.execute(select(schema.links.c.code)).scalars().all()
-        targets = {target.message: target for target in queries.find(connection, links).values()}
-        pages = [connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
-        at, hit_id = service.now_ms(), service.ids()
-        won = queries.claim(connection, [(message, at, hit_id, 1) for message in targets], targets)
-        assert len(won) == len(recipients)
-        return [*pages, connection.exec_driver_sql("PRAGMA page_count").scalar_one()]
+    def look(action: int, table: str | None, *_: str | None) -> int:
+        touched.add(table)
+        return sqlite3.SQLITE_OK
 
-    before, after = await service.database.write(click_all)
-    assert before == after
+    def write(connection: Connection, batch: list[Hit]) -> Outcome:
+        driver: Any = connection.connection.driver_connection
+        driver.set_authorizer(look)  # asked for whatever a statement touches, when it is prepared, which each is anew
+        try:
+            return record.write(connection, batch)
+        finally:
+            driver.set_authorizer(None)
+
+    outcome = await service.database.write(write, [hit(service, code) for code in (*codes, codes[0])])
+    assert (outcome.recorded, outcome.first_clicks) == (4, 3)
+    assert {"links", "first_clicks", "hits", "events", "tallies"} <= touched
+    assert "messages" not in touched
+
+
+async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted_as_it_was(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, message_ids=("m-1",))
+    await choose(service, retract_clicks=True)
+    await service.delivery_reports.take(1, [Report("m-1", State.SENT, clock())])
+    clock.forward(seconds=90)
+    machine = hit(service, code)
+    await service.database.write(record_of(service).write, [machine])
+    (link,) = await rows(service, schema.links)
+    change = Change(machine.id, link.message_id, Verdict.HUMAN, Verdict.SUSPECTED, "test", True)
+    later = clock.forward(minutes=5)
+    await service.delivery_reports.take(1, [Report("m-1", State.DELIVERED, later)])
+    await service.devices.catch_up(service.now_ms())
+    assert (await attempt(service.database, [change], service.ids, later)).retracted_messages == 1
+    await check(service, clock)
+    await service.fanout.flush()
+    first = next(event for event in await rows(service, schema.events) if event.id == machine.id)
+    assert first.data == {"previous_state": "SENT", "new_state": "CLICKTHRU"}
+    assert not {
+        metric for tally in await rows(service, schema.tallies) for _, _, metric, _ in tally.data if metric.startswith("ttc")
+    }
+    await check(service, clock)
 
 
 @pytest.mark.parametrize(("seconds", "bucket"), [(-5, 0), (0, 0), (1, 0), (1.01, 1), (1.06, 2)])

@@ -23,6 +23,7 @@ from shortener.service import Service
 from shortener.store import schema
 from shortener.store.types import to_ms
 from tests.conftest import Clock, MakeService, client_of
+from tests.rows import messages_now
 
 TO = "+14085550100"
 
@@ -62,12 +63,12 @@ async def test_the_first_click_moves_the_message_and_raises_one_event(service: S
     clock.forward(seconds=42)
     landing = await service.recorder.record(hit(service, code))
     assert landing.location == b"https://x.example/a"
-    message, link = (await rows(service, schema.messages))[0], (await rows(service, schema.links))[0]
+    message, link = (await rows(service, messages_now))[0], (await rows(service, schema.links))[0]
     assert (message.state, message.previous_state, message.clicked_at) == (50, 0, clock())
     assert message.clicked_links == 1 << link.position
     (event,) = await rows(service, schema.events)
     assert event.topics == Topic.STATE | Topic.CLICK
-    assert event.data == {"previous_state": "CREATED", "new_state": "CLICKTHRU"}
+    assert event.data is None, "the fan-out finds out what the message was before"
     (kept,) = await rows(service, schema.hits)
     assert kept.flags == HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
     assert message.click_hit_id == kept.id
@@ -110,7 +111,7 @@ async def test_two_links_of_one_message_are_one_clickthru_and_two_clicks(service
 
 
 async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_click_of_its_own(service: Service) -> None:
-    """A bit of `messages.clicked_links`, a signed column of 32, stands for each; the recorder relies on MAX_LINKS for that."""
+    """A bit of `first_clicks.links`, a signed column of 32, stands for each; the recorder relies on MAX_LINKS for that."""
     assert 1 << MAX_LINKS <= 2**31 - 1
     body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
     codes = await send(service, body, track="all_urls")
@@ -119,7 +120,7 @@ async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_c
         await service.recorder.record(hit(service, code))
     assert set((await clickthru_events(service)).values()) == {1}
     assert len(await rows(service, schema.events)) == MAX_LINKS
-    (message,) = await rows(service, schema.messages)
+    (message,) = await rows(service, messages_now)
     assert message.clicked_links == (1 << MAX_LINKS) - 1
     with pytest.raises(ApiError):
         await send(service, body + " https://x.example/one-more", track="all_urls")
@@ -159,7 +160,7 @@ async def test_a_late_hit_is_recorded_and_told_but_never_a_clickthru(service: Se
     assert event.topics == Topic.LATE_CLICK
     (kept,) = await rows(service, schema.hits)
     assert kept.flags == HitFlag.LATE
-    assert (await rows(service, schema.messages))[0].state == 0
+    assert (await rows(service, messages_now))[0].state == 0
 
 
 async def test_the_last_millisecond_of_a_link_counts(service: Service, clock: Clock) -> None:
@@ -204,6 +205,7 @@ async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) 
     clock.forward(seconds=100)
     for verdict in (Verdict.SUSPECTED, Verdict.HUMAN, Verdict.HUMAN, Verdict.IGNORED):
         await service.recorder.record(hit(service, code, verdict))
+    await service.fanout.flush()
     added: Counter[str] = Counter()
     for tally in await rows(service, schema.tallies):
         for _, _, metric, amount in tally.data:
@@ -234,11 +236,11 @@ async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service:
     await choose(service, min_seconds_after_sent=2)
     await service.recorder.record(hit(service, codes[1]))
     assert [(one.verdict, one.rule) for one in await rows(service, schema.hits)] == [(0, "test"), (1, "soon_after_sent")]
-    messages = await rows(service, schema.messages)
+    messages = await rows(service, messages_now)
     assert [message.state for message in messages] == [State.CLICKTHRU, State.SENT]
     clock.forward(seconds=1)
     assert (await service.recorder.record(hit(service, codes[1]))).location == b"https://x.example/a"
-    assert (await rows(service, schema.messages))[1].state == State.CLICKTHRU
+    assert (await rows(service, messages_now))[1].state == State.CLICKTHRU
 
 
 async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
@@ -300,7 +302,7 @@ async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(s
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     await service.recorder.record(hit(service, code, Verdict.IGNORED))
     assert [event.topics for event in await rows(service, schema.events)] == [Topic.CLICK | Topic.SUSPECTED]
-    assert (await rows(service, schema.messages))[0].state == 0
+    assert (await rows(service, messages_now))[0].state == 0
     await service.trackers.delete(tracker.id)
     await service.directory.refresh()
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))

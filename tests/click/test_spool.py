@@ -20,6 +20,7 @@ from shortener.service import Service
 from shortener.store import schema
 from tests.click.test_recorder import Unwilling, clickthru_events, hit, rows, send, unwilling
 from tests.conftest import Clock, MakeService
+from tests.rows import messages_now
 from tests.servers import PATIENCE, RedisProcess
 
 LOCATION = b"https://x.example/a"
@@ -124,7 +125,7 @@ async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_wi
     assert [bool(kept.flags & HitFlag.FIRST_FOR_MESSAGE) for kept in hits] == [True, False, False, False, False]
     (event,) = await rows(service, schema.events)
     assert (event.topics, event.at, event.hit_id) == (Topic.STATE | Topic.CLICK, times[0], hits[0].id)
-    assert (await rows(service, schema.messages))[0].clicked_at == times[0]
+    assert (await rows(service, messages_now))[0].clicked_at == times[0]
     assert node.rung == 1
     assert await node.spool.look() == Backlog(0)
     assert (node.recorder.totals.spooled, node.recorder.totals.drained) == (5, 5)
@@ -163,7 +164,7 @@ async def test_a_click_that_was_committed_stays_the_first(service: Service, node
     node.bring_back()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 2
-    assert (await rows(service, schema.messages))[0].click_hit_id == live
+    assert (await rows(service, messages_now))[0].click_hit_id == live
     assert sum((await clickthru_events(service)).values()) == 1
 
 

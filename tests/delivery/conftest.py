@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
 from shortener.delivery.trackers import NewTracker, TrackerChanges
 from shortener.log import events
 from shortener.log.events import Event
 from shortener.model import HitFlag, Topic
 from shortener.service import Service
+from shortener.store import schema
 from tests.factory import Message, add_hit, add_message
 
 #: Makes a tracker of the default application; returns its number.
@@ -63,12 +64,15 @@ class Story:
         """Returns the hit."""
         ids = self.service.ids
         at = at or self.service.clock()
-        data = {"previous_state": "DELIVERED", "new_state": "CLICKTHRU"} if topics & Topic.STATE else None
 
         def write(connection: Connection) -> int:
             row = message.links[link]
             hit = add_hit(connection, ids, row, at=at, flags=int(flags), **columns)
-            events.append(connection, [Event(ids(), 1, topics, at, message.row, row, hit, data=data)])
+            is_first = bool(topics & Topic.STATE)
+            if is_first:
+                clicked = {"id": message.row, "at": at, "hit_id": hit, "links": 1 << link}
+                connection.execute(insert(schema.first_clicks).values(clicked))
+            events.append(connection, [Event(hit if is_first else ids(), 1, topics, at, message.row, row, hit)])
             return hit
 
         return await self.service.database.write(write)

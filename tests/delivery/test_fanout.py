@@ -129,7 +129,7 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
         mt_price=Decimal("0.00950"),
         sent_at=NOON + timedelta(seconds=1),
         delivered_at=NOON + timedelta(seconds=3),
-        state=int(State.CLICKTHRU),
+        state=int(State.DELIVERED),
         reason_code="200",
         metadata={"a": 1},
     )
@@ -188,10 +188,7 @@ async def test_later_clicks_of_a_link_are_numbered(service: Service, make_tracke
     await make_tracker(URL, "click")
     message = await story.message(links=2)
     await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected: no click
-    first = await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
-    await service.database.write(
-        lambda connection: connection.execute(update(schema.messages).values(click_hit_id=first, clicked_at=NOON))
-    )
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
     await story.click(message)
     await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
     await service.fanout.flush()
@@ -348,7 +345,10 @@ async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_20
     await service.fanout.flush()
     await story.click(message)
     await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
-    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)  # after the first one was taken back
+    (opener,) = [hit.id for hit in await rows(service.database, schema.hits) if hit.flags & HitFlag.FIRST_FOR_MESSAGE]
+    back = Event(service.ids(), 1, Topic.CLICK_RETRACTED, clock(), message.row, message.links[0], opener)
+    await service.database.write(events.append, [back])
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)
     for _ in range(3):
         await service.fanout.flush()
         await service.dispatcher.flush()
@@ -422,8 +422,7 @@ async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_c
     message = await story.message(sent_at=NOON, delivered_at=NOON + timedelta(seconds=2))
     clock.forward(seconds=5)
     await story.click(message, topics=Topic.CLICK | Topic.SUSPECTED, verdict=1, rule="crawler")
-    first = await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
-    await service.database.write(lambda c: c.execute(update(schema.messages).values(click_hit_id=first, clicked_at=NOON)))
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
     await story.click(message)
     await service.fanout.flush()
     await service.dispatcher.flush()

@@ -229,12 +229,11 @@ def happen(connection: Connection) -> None:
         sent_at=NOON + timedelta(minutes=1),
         delivered_at=NOON + timedelta(minutes=20),
         read_at=NOON + timedelta(minutes=40),
-        clicked_at=NOON + timedelta(minutes=41),
     )
     link = rows.link(first, expires_at=NOON + 2 * DAY)
     off = rows.link(first, position=1, disabled_at=NOON + timedelta(minutes=50))
     clicked = NOON + timedelta(minutes=41)
-    rows.hit(link, clicked, flags=int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE))
+    rows.first_click(first, link, clicked)
     rows.hit(link, clicked + timedelta(minutes=1))
     rows.hit(link, clicked, verdict=int(Verdict.SUSPECTED))
     rows.hit(link, clicked, verdict=int(Verdict.IGNORED))

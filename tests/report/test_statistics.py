@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, insert
 
-from shortener.click.record import time_to_click_bucket
 from shortener.log import tallies
-from shortener.log.tallies import Tally
+from shortener.log.tallies import Tally, time_to_click_bucket
 from shortener.report import statistics
 from shortener.report.counts import fold
 from shortener.report.statistics import Figures, Scope, by_country, daily, totals

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from shortener.conversion.service import spell
 from shortener.model import HitFlag, State, Verdict
@@ -31,17 +31,14 @@ def fill(connection: Connection) -> None:
         NOON,
         message_id="m",
         from_address="Gladiator",
-        state=int(State.CLICKTHRU),
-        previous_state=int(State.DELIVERED),
+        state=int(State.DELIVERED),
         sent_at=NOON + timedelta(seconds=1),
-        clicked_at=CLICKED,
         mt_price=Decimal("0.0095"),
         metadata={"order": 7},
     )
     rows.link(message, position=1, code="BBB", url="https://shop.example/2", domain_id=5, label="second")
     first = rows.link(message, position=0, code="AAA", url="https://shop.example/1")
-    hit = rows.hit(first, CLICKED, flags=int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE))
-    connection.execute(update(schema.messages).where(schema.messages.c.id == message).values(click_hit_id=hit, clicked_links=1))
+    hit = rows.first_click(message, first, CLICKED)
     rows.hit(first, CLICKED + timedelta(minutes=1))
     rows.conversion(message, action="sale", value=Decimal("12.50"), currency="EUR", hit_id=hit, at=CLICKED, transaction_id="t1")
     rows.conversion(message, action="reply", disposition="positive", at=CLICKED)

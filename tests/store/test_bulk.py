@@ -11,7 +11,7 @@ from shortener.store.database import Database
 insert_tallies = BulkInsert(schema.tallies, "id", "data")
 insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
 insert_answers = BulkInsert(
-    schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at", ignore_clashes=True
+    schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at", on_conflict="DO NOTHING"
 )
 
 HITS = [(2**62 + number, 7, 1_790_000_000_000, 1, "browser", 3, "", 'it\'s "ü"') for number in range(3)]

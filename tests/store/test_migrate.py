@@ -11,12 +11,13 @@ import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import BigInteger, Connection, func, inspect, select, text, type_coerce, update
 
 from shortener.model import Topic
 from shortener.purge import purge
@@ -30,6 +31,7 @@ from shortener.store.open import open_database
 from shortener.store.schema import metadata
 from tests.acceptance.process import PHONE
 from tests.conftest import NOON, Clock, client_of, new_postgresql_database
+from tests.rows import messages_now
 from tests.servers import PATIENCE
 
 # Of the installation whose rows are in schema_0001.sql.
@@ -97,23 +99,39 @@ async def test_an_empty_store_is_made_ready_and_a_ready_one_left_alone(empty_url
 
 
 def counted(connection: Connection) -> dict[str, int]:
-    return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in metadata.tables.items()}
+    """Rows of each table that is there."""
+    there = inspect(connection).get_table_names()
+    tables = {name: table for name, table in metadata.tables.items() if name in there}
+    return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables.items()}
+
+
+def told_of_clicks(connection: Connection) -> list[tuple[Any, ...]]:
+    """What each message tells: its state, the one before its click, when that was, by which hit, on which links."""
+    if "clicked_at" in {column["name"] for column in inspect(connection).get_columns("messages")}:
+        columns = "message_id, state, previous_state, clicked_at, click_hit_id, clicked_links"
+        return [tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM messages ORDER BY message_id"))]
+    now = messages_now.c
+    columns_now = (now.message_id, now.state, now.previous_state, type_coerce(now.clicked_at, BigInteger), now.click_hit_id)
+    return [tuple(row) for row in connection.execute(select(*columns_now, now.clicked_links).order_by(now.message_id))]
 
 
 async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and_lives_on(
     old_url: str, tmp_path: Path, clock: Clock
 ) -> None:
     rows = await module._on(old_url, counted)
+    assert rows.pop("first_clicks", None) is None
     assert min(rows.values()) > 0, "there is something in every table"
     with pytest.raises(SchemaMismatch, match=r"at schema 0001, this version needs .*: run `shortener migrate`"):
         await prepare(old_url)
 
+    before = await module._on(old_url, told_of_clicks)
     told: list[Step] = []
     assert await migrate(old_url, told.append) == ("0001", HEAD)
     begun = [step.revision for step in told if not step.seconds]
     assert begun == [step.revision for step in told if step.done] == [revision for revision, _ in steps("0001")]
-    assert await module._on(old_url, counted) == rows
+    assert await module._on(old_url, counted) == rows | {"first_clicks": 2}
     assert await module._on(old_url, difference) == []
+    assert await module._on(old_url, told_of_clicks) == before, "what was clicked is told as before"
 
     clock.forward(minutes=1)
     settings = Settings(data_dir=tmp_path, database_url=old_url, secret=OLD_SECRET, allow_private_targets=True)

@@ -29,6 +29,7 @@ async def live(client: httpx.AsyncClient, service: Service, credentials: Credent
     clock.forward(seconds=90)
     await click(client, messages[1])
     await client.head("/" + messages[1]["links"][0]["code"])
+    await service.fanout.flush()
     await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
     await convert(service, credentials, message_id="m0", action="upsell", value="0.20", currency="EUR")
 

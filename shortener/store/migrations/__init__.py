@@ -1,3 +1,3 @@
 """The schema in steps. `HEAD` is the newest one, which this version of the code needs."""
 
-HEAD = "0003"
+HEAD = "0004"
