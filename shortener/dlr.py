@@ -1,8 +1,8 @@
 """Delivery reports: what the send pipeline learns of a message on its way to the handset.
 
-A request is all or nothing: an unknown message in it, and none of its reports is kept. The rows of the messages are locked in the
-order of their ids while they are read and written, so a click that comes at the same moment waits for its turn or goes first, and
-neither loses what the other wrote.
+A request is all or nothing: an unknown message in it, and none of its reports is kept. The messages, and what was clicked of them,
+are locked in the order of their ids while they are read and written, so a click that comes at the same moment waits for its turn or
+goes first: the state before it is the one that the report left, or found.
 
 States only move forward. A report that comes late still fills in its time, if that is not known, and what is missing of the facts
 of the message (telecom_message_id, mt_price, fragments_count); reports of the newest state so far also correct them. The words of
@@ -21,11 +21,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Integer, Text, and_, bindparam, select, update
+from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, update
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdMaker
-from shortener.log import events, tallies
+from shortener.log import clicked, events, tallies
 from shortener.log.events import Event
 from shortener.log.tallies import Tally
 from shortener.model import State, Topic
@@ -186,6 +186,7 @@ class DeliveryReports:
         if changed:
             connection.execute(_save, [changed[row].values() for row in sorted(changed)])
         events.append(connection, told, tallies.rows(self._ids(), tally))
+        clicked.let_go(connection, [message.id for message in messages.values()])
         return results
 
     def _event(self, application: int, message: _Message, report: Report, before: State) -> Event:
@@ -213,15 +214,11 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
         .with_for_update(of=schema.messages)
     )
     rows = connection.execute(statement).all()
-    # Once the messages are locked: see click/queries.py.
-    locked = given(connection, [(row.id,) for row in rows], id=BigInteger)
-    clicks = schema.first_clicks.c
-    clicked = select(clicks.id).join_from(locked, schema.first_clicks, clicks.id == locked.c.id).where(clicks.at.is_not(None))
-    are_clicked = set(connection.scalars(clicked))
+    clicks = clicked.hold(connection, [row.id for row in rows])
     found = {}
     for application, message_id, row, cohort, state, *rest in rows:
         found[application, message_id] = message = _Message(row, cohort, State(state), *rest)
-        message.is_clicked = row in are_clicked
+        message.is_clicked = clicks[row].at is not None
     return found
 
 

@@ -21,7 +21,8 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, 
 from shortener.click.devices import IS_CLICK, counted_until, metrics_of
 from shortener.click.verdict import Request, judge
 from shortener.ids import IdMaker
-from shortener.log import events, tallies
+from shortener.log import clicked, events, tallies
+from shortener.log.clicked import NOTHING, Clicked
 from shortener.log.events import Event
 from shortener.log.tallies import Tally, time_to_click
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
@@ -182,12 +183,11 @@ class _Message:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    before: tuple[int, tuple[int | None, int | None, int]] = (0, (None, None, 0))
+    before: tuple[int, Clicked] = (0, NOTHING)
 
     @property
-    def click(self) -> tuple[int | None, int | None, int]:
-        """As `first_clicks` has it."""
-        return self.clicked_at, self.click_hit_id, self.clicked_links
+    def click(self) -> Clicked:
+        return Clicked(self.clicked_at, self.click_hit_id, self.clicked_links)
 
     @property
     def state_without_click(self) -> State:
@@ -246,14 +246,10 @@ def _lock(connection: Connection, wanted: Iterable[int]) -> dict[int, _Message]:
         .with_for_update(of=messages)
     )
     found = {row[0]: _Message(*row) for row in connection.execute(statement)}
-    # Once they are locked: see click/queries.py.
-    clicks = select(first_clicks.c.id, type_coerce(first_clicks.c.at, BigInteger), first_clicks.c.hit_id, first_clicks.c.links)
-    chosen = given(connection, [(message,) for message in found], id=BigInteger)
-    for row, *click in connection.execute(clicks.join_from(chosen, first_clicks, first_clicks.c.id == chosen.c.id)):
+    for row, click in clicked.hold(connection, found).items():
         message = found[row]
         message.clicked_at, message.click_hit_id, message.clicked_links = click
-    for message in found.values():
-        message.before = (message.state, message.click)
+        message.before = (message.state, click)
     return found
 
 
@@ -334,16 +330,15 @@ def _save_hits(connection: Connection, rows: list[dict[str, Any]]) -> None:
         connection.execute(update(hits).where(hits.c.id == bindparam("row")).values(values), rows)
 
 
-def _save_messages(connection: Connection, locked: Iterable[_Message]) -> None:
+def _save_messages(connection: Connection, locked: Collection[_Message]) -> None:
     changed = [message for message in locked if (message.state, message.click) != message.before]
     moved = [{"row": message.id, "new_state": message.state} for message in changed if message.state != message.before[0]]
     if moved:
         statement = update(messages).where(messages.c.id == bindparam("row"))
         connection.execute(statement.values(state=bindparam("new_state")), moved)
-    nothing = (None, None, 0)
-    if gone := [message.id for message in changed if message.click == nothing]:
+    if gone := [message.id for message in changed if message.click == NOTHING]:
         connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(gone)))
-    clicked = [
+    rows = [
         {
             "id": message.id,
             "at": None if message.clicked_at is None else from_ms(message.clicked_at),
@@ -351,12 +346,13 @@ def _save_messages(connection: Connection, locked: Iterable[_Message]) -> None:
             "links": message.clicked_links,
         }
         for message in changed
-        if message.click != nothing
+        if message.click != NOTHING
     ]
-    if clicked:
+    if rows:
         row = upsert(connection, first_clicks)
         values = {name: row.excluded[name] for name in ("at", "hit_id", "links")}
-        connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=values), clicked)
+        connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=values), rows)
+    clicked.let_go(connection, [message.id for message in locked])
 
 
 class _Undone(Exception):

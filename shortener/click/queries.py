@@ -9,11 +9,13 @@ small. What a message was before its click is told by the fan-out, which reads i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import orjson
 from sqlalchemy import BigInteger, Connection, func, select, type_coerce
 
+from shortener.log import clicked
 from shortener.store import direct, schema
 from shortener.store.bulk import BulkInsert
 from shortener.store.given import given
@@ -51,30 +53,31 @@ _COLUMNS = (
     "l.code, l.id, l.message_id, l.application_id, l.cohort_id, l.domain_id, l.position, l.flags, l.url, l.location, "
     "l.fallback_url, l.expires_at, l.disabled_at, coalesce(c.links, 0), c.at IS NOT NULL"
 )
-_CLICKS = "LEFT JOIN first_clicks AS c ON c.id = l.message_id"
 
 _FIND = {
     # CROSS JOIN: the order of the loops is ours, the few codes outside, the index inside.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
-    f"CROSS JOIN links AS l ON l.code = j.value {_CLICKS}",
-    "postgresql": f"SELECT {_COLUMNS} FROM links AS l {_CLICKS} WHERE l.code = ANY($1::text[])",
+    "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
+    # LIMIT: so that there is one look-up for each link, also in a plan that was made when the table was small or not yet analyzed;
+    # otherwise the whole table would be read for the few.
+    "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
+    "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
+    "WHERE l.code = ANY($1::text[])",
 }
 
-#: Rows of Claim: the links are added; the first to come is the first click of the message.
+_CLAIM = ("id", "at", "hit_id", "links")  # the columns of Claim
+#: On SQLite what `find` saw is still so; the links are added, and the first click stays the first one.
 _click = BulkInsert(
     schema.first_clicks,
-    *("id", "at", "hit_id", "links"),
+    *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: Whoever writes a row of `first_clicks`, or a state, has locked the message; in the order of their ids, so that two nodes with
-#: overlapping batches cannot deadlock. What stands there is read when the lock is held, by a statement of its own: one that waited
-#: would still see what was there when it began.
-_LOCK = "SELECT id FROM messages WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
-_CLAIM = (
-    "WITH before AS (SELECT id, links, at FROM first_clicks WHERE id = ANY($1::bigint[])), "
-    f"claimed AS ({_click.from_arrays(range(1, 5))}) "
-    "SELECT id, links, at IS NOT NULL FROM before"
+#: On PostgreSQL those messages are told that had nothing clicked before, as nearly all; the others are locked and looked at.
+_CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
+_CLICK_MORE = (
+    "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
+    "FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[]) AS b(id, at, hit_id, links) WHERE c.id = b.id"
 )
 
 #: Rows of HitRow and EventRow.
@@ -101,22 +104,35 @@ def find(connection: Connection, codes: Iterable[str]) -> dict[str, Target]:
 def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, Target]) -> dict[int, tuple[int, bool]]:
     """Take the first clicks that nobody took. `seen`: what `find` told of each message (any of its links).
 
-    Returns for each message that is still there: the bits of the links that this transaction was first on, and whether it was first
-    on the message too."""
-    claims = sorted(claims)  # neighbours in the tree follow each other
+    Returns for each message: the bits of the links that this transaction was first on, and whether it was first on the message
+    too."""
+    claims = sorted(claims)  # neighbours in the tree follow each other; and nodes wait for each other in one order (log/clicked.py)
     if connection.dialect.name == "sqlite":
         # One writer, and `find` ran in this transaction: what it saw as unclicked still is.
         _click(connection, claims)
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
-    there = {row[0] for row in connection.exec_driver_sql(_LOCK, ([claim[0] for claim in claims],))}
-    claims = [claim for claim in claims if claim[0] in there]  # the purge may have come between
-    columns = tuple([claim[place] for claim in claims] for place in range(4))
-    before = {row[0]: (row[1], row[2]) for row in connection.exec_driver_sql(_CLAIM, columns)}
     won: dict[int, tuple[int, bool]] = {}
-    for message, _at, _hit, bits in claims:
-        links, is_clicked = before.get(message, (0, False))
-        won[message] = (bits & ~links, not is_clicked)
+    while claims:
+        new = {row[0] for row in connection.exec_driver_sql(_CLICK_NEW, _columns(claims))}
+        won |= {message: (bits, True) for message, _at, _hit, bits in claims if message in new}
+        claims = _claim_more(connection, [claim for claim in claims if claim[0] not in new], won)
     return won
+
+
+def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, tuple[int, bool]]) -> list[Claim]:
+    """Take first clicks of messages that something was clicked of; returns those of which nothing is any more."""
+    stands = clicked.read(connection, [message for message, *_ in claims]) if claims else {}
+    more: list[tuple[int, int | None, int | None, int]] = []
+    for message, at, hit, bits in claims:
+        if (before := stands.get(message)) is None:
+            continue
+        # A message without a first click, of which a link was clicked meanwhile: a correction is at it, and tells the first one.
+        is_first = before.at is None and not before.links & bits
+        won[message] = (bits & ~before.links, is_first)
+        more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
+    if more:
+        connection.exec_driver_sql(_CLICK_MORE, _columns(more))
+    return [claim for claim in claims if claim[0] not in stands]
 
 
 def known_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
@@ -141,6 +157,10 @@ def reports_of(connection: Connection, messages: Iterable[int]) -> dict[int, tup
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
     found = select(schema.messages.c.id, *times).join_from(wanted, schema.messages, schema.messages.c.id == wanted.c.id)
     return {row[0]: (row[1], row[2]) for row in connection.execute(found)}
+
+
+def _columns(rows: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def _dumps(value: object) -> str:

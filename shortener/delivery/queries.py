@@ -185,19 +185,20 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
+# No join: PostgreSQL would read the whole table for it as long as it takes it for a small one.
+_CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "
     "m.message_id, m.request_id, m.external_request_id, m.to_address, m.from_address, m.sender_id_id, m.sender_id_alias, "
     "m.state, m.segments, m.fragments_count, m.mt_price, m.report_status, m.reason_code, m.reason_description, "
-    "m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, f.at, c.campaign, c.source, c.country, "
+    f"m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, {_CLICKED_AT}, c.campaign, c.source, c.country, "
     "p.process_key, l.id, l.code, l.url, l.label, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
     "v.action, v.status, v.disposition, v.value, v.currency, v.transaction_id, v.metadata"
 )
 # Of an event without a link, such as a delivery report, the message's first link is told (Xoxzo's link_tracking).
 _SOURCE_JOINS = (
     "LEFT JOIN applications AS a ON a.id = e.application_id LEFT JOIN messages AS m ON m.id = e.message_id "
-    "LEFT JOIN first_clicks AS f ON f.id = m.id LEFT JOIN cohorts AS c ON c.id = m.cohort_id "
-    "LEFT JOIN processes AS p ON p.id = c.process_id "
+    "LEFT JOIN cohorts AS c ON c.id = m.cohort_id LEFT JOIN processes AS p ON p.id = c.process_id "
     "LEFT JOIN conversions AS v ON v.id = e.conversion_id LEFT JOIN hits AS h ON h.id = COALESCE(e.hit_id, v.hit_id) "
     "LEFT JOIN links AS l ON l.id = COALESCE(e.link_id, h.link_id, CASE WHEN e.conversion_id IS NULL "
     "THEN (SELECT f.id FROM links AS f WHERE f.message_id = e.message_id ORDER BY f.position LIMIT 1) END) "

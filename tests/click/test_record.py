@@ -1,26 +1,34 @@
 """One transaction of hits, on both engines: what it counts, and what it leaves out when it is repeated."""
 
+import asyncio
+import contextlib
 import sqlite3
 from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, make_url, text
 
+from shortener.click import queries
 from shortener.click.correction import Change, attempt
 from shortener.click.landing import Guide, Hit
 from shortener.click.record import Outcome, Record
-from shortener.dlr import Report
+from shortener.dlr import Report, Taken
+from shortener.log import clicked
 from shortener.log.tallies import QUARTER_MS, time_to_click_bucket, time_to_click_seconds
 from shortener.model import State, Verdict
 from shortener.report.counts import verify
 from shortener.service import Service, places_of
 from shortener.store import schema
+from shortener.store.types import from_ms
 from tests.click.test_recorder import choose, hit, rows, send
 from tests.conftest import Clock
+from tests.rows import messages_now
 
 
 def record_of(service: Service) -> Record:
@@ -93,9 +101,7 @@ async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: 
 
 
 async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) -> None:
-    """People click in no order: each row would be a page of its own, read, changed, and written twice (decisions/0006)."""
-    if service.database.dialect != "sqlite":
-        pytest.skip("PostgreSQL locks the message, so that a report waits for its click")
+    """People click in no order: each row would be a page of its own, read, changed, and written twice (decisions/0013)."""
     codes = [(await send(service))[0] for _ in range(3)]
     record = record_of(service)
     touched: set[str | None] = set()
@@ -105,6 +111,13 @@ async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) ->
         return sqlite3.SQLITE_OK
 
     def write(connection: Connection, batch: list[Hit]) -> Outcome:
+        if connection.dialect.name == "postgresql":
+            scans = "coalesce(seq_scan, 0) + coalesce(idx_scan, 0)"
+            uses = text(f"SELECT relname, {scans} + n_tup_ins + n_tup_upd FROM pg_stat_xact_user_tables")
+            before = set(connection.execute(uses).all())
+            outcome = record.write(connection, batch)
+            touched.update(name for name, _ in set(connection.execute(uses).all()) - before)
+            return outcome
         driver: Any = connection.connection.driver_connection
         driver.set_authorizer(look)  # asked for whatever a statement touches, when it is prepared, which each is anew
         try:
@@ -116,6 +129,97 @@ async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) ->
     assert (outcome.recorded, outcome.first_clicks) == (4, 3)
     assert {"links", "first_clicks", "hits", "events", "tallies"} <= touched
     assert "messages" not in touched
+
+
+async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_table_was_when_it_was_planned(
+    service: Service,
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite is told the order of the loops, and joins by the key of the row")
+
+    def plan(connection: Connection) -> str:
+        lines = connection.exec_driver_sql("EXPLAIN " + queries._FIND["postgresql"], (["one", "two", "three"],))
+        return "\n".join(line for (line,) in lines)
+
+    assert "Index Scan using first_clicks_pkey" in await service.database.read(plan)
+    assert "Seq Scan on first_clicks" not in await service.database.read(plan)
+
+
+async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(service: Service) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: nobody comes between the look-up and the claim")
+    await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    ours = (message, service.now_ms(), service.ids(), 0b11)
+
+    def claim(connection: Connection, row: dict[str, Any]) -> dict[int, tuple[int, bool]]:
+        connection.execute(schema.first_clicks.delete())
+        connection.execute(schema.first_clicks.insert().values(id=message, **row))
+        return queries.claim(connection, [ours], {})
+
+    # Somebody's first click of the message, on the first link; and what a correction leaves for a moment.
+    at = from_ms(ours[1] - 1)
+    assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b10, False)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.at, now.hit_id, now.links) == (at, 5, 0b11)
+    assert await service.database.write(claim, {"links": 0b01}) == {message: (0b10, False)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.at, now.hit_id, now.links) == (None, None, 0b11), "the correction tells whose click is the first"
+
+
+@contextlib.asynccontextmanager
+async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
+    """Another node, whose transaction has run this statement and goes on."""
+    url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(statement, message)
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
+    """For a lock that the connection holds."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    while not await connection.fetchval(waiting):
+        assert not task.done()
+        await asyncio.sleep(0.01)  # and look again
+
+
+async def test_a_click_waits_for_a_report_that_holds_its_message(service: Service) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    (code,) = await send(service)
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    async with someone_at(service, clicked._MAKE.replace("$1::bigint[]", "ARRAY[$1::bigint]"), message) as report:
+        click = asyncio.create_task(service.recorder.record(hit(service, code)))
+        await until_it_waits(report, click)
+        await report.execute("UPDATE messages SET state = $1", int(State.DELIVERED))
+        await report.execute(clicked._LET_GO, [message])
+    assert (await click).location == b"https://x.example/a"
+    (now,) = await rows(service, messages_now)
+    assert (now.state, now.previous_state) == (State.CLICKTHRU, State.DELIVERED)
+
+
+async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock: Clock) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    await send(service, message_ids=("m-1",))
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    async with someone_at(service, "INSERT INTO first_clicks (id, at, hit_id, links) VALUES ($1, 1, 1, 1)", message) as click:
+        report = asyncio.create_task(service.delivery_reports.take(1, [Report("m-1", State.SENT, clock())]))
+        await until_it_waits(click, report)
+    assert await report == [Taken("m-1", State.CLICKTHRU, changed=True)]
+    (now,) = await rows(service, messages_now)
+    assert (now.state, now.previous_state, now.clicked_links) == (State.CLICKTHRU, State.CREATED, 1)
+
+
+async def test_what_was_held_and_not_clicked_leaves_no_row(service: Service, clock: Clock) -> None:
+    await send(service, message_ids=("m-1",))
+    await service.delivery_reports.take(1, [Report("m-1", State.SENT, clock())])
+    assert await rows(service, schema.first_clicks) == []
 
 
 async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted_as_it_was(service: Service, clock: Clock) -> None:
