@@ -113,7 +113,7 @@ def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, Ta
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
     while claims:
-        new = {row[0] for row in connection.exec_driver_sql(_CLICK_NEW, _columns(claims))}
+        new = {row[0] for row in connection.exec_driver_sql(_CLICK_NEW, direct.of_each(connection, claims))}
         won |= {message: (bits, True) for message, _at, _hit, bits in claims if message in new}
         claims = _claim_more(connection, [claim for claim in claims if claim[0] not in new], won)
     return won
@@ -131,7 +131,7 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
     if more:
-        connection.exec_driver_sql(_CLICK_MORE, _columns(more))
+        connection.exec_driver_sql(_CLICK_MORE, direct.of_each(connection, more))
     return [claim for claim in claims if claim[0] not in stands]
 
 
@@ -157,10 +157,6 @@ def reports_of(connection: Connection, messages: Iterable[int]) -> dict[int, tup
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
     found = select(schema.messages.c.id, *times).join_from(wanted, schema.messages, schema.messages.c.id == wanted.c.id)
     return {row[0]: (row[1], row[2]) for row in connection.execute(found)}
-
-
-def _columns(rows: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:
-    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def _dumps(value: object) -> str:

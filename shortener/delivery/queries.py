@@ -37,12 +37,9 @@ _CALLBACK = (
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-# What `schema.is_untold_click` says of a pending event.
-_UNTOLD = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN {} END"
-_PENDING_COLUMNS = (
-    f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_UNTOLD.format('m.cohort_id')}, "
-    "e.at, m.state, m.created_at, m.sent_at"
-)
+# The cohort of what `schema.is_untold_click` holds for.
+_COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
+_PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at"
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
 _PENDING_EVENTS = {
     "sqlite": f"SELECT json_group_array(json_array({_PENDING_COLUMNS})) "

@@ -1,8 +1,8 @@
 """The event log. One row per thing that happened; `topics` says what it is told as.
 
 A first click is one row that raises STATE and CLICK; a delivery report is one row that raises DELIVERY, and STATE when the
-message moved. `data` holds only what the maker of the event alone knew (previous_state, new_state, report fields); everything
-else is read from the rows that the event points to, once, at fan-out.
+message moved. `data` holds only what the maker of the event alone knew (previous_state and new_state of a report, its fields);
+everything else, also what a message was before its first click, is read from the rows that the event points to, once, at fan-out.
 """
 
 from __future__ import annotations

@@ -202,12 +202,13 @@ messages = Table(
 )
 
 #: What was clicked of a message, for those that were. Not columns of `messages`, whose rows are ten times as large: people click in
-#: no order, and a click would read and write a page of its own there (docs/decisions/0006).
+#: no order, and a click would read and write a page of its own there (docs/decisions/0013).
 first_clicks = Table(
     "first_clicks",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # the message's
-    # NULL in these two: its first click was taken back, and another link's still stands.
+    # NULL in these two: its first click was taken back, and another link's still stands; or nothing was clicked, and the row is a
+    # lock until its transaction ends (log/clicked.py).
     Column("at", Instant),
     Column("hit_id", BigInteger),  # the hit that was the first click of the message
     Column("links", Integer, nullable=False),  # bit n: the link at position n was clicked

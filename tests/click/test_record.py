@@ -18,6 +18,8 @@ from shortener.click import queries
 from shortener.click.correction import Change, attempt
 from shortener.click.landing import Guide, Hit
 from shortener.click.record import Outcome, Record
+from shortener.delivery import queries as to_tell
+from shortener.delivery.fanout import retell
 from shortener.dlr import Report, Taken
 from shortener.log import clicked
 from shortener.log.tallies import QUARTER_MS, time_to_click_bucket, time_to_click_seconds
@@ -82,6 +84,10 @@ async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_h
         (0, "late_hits"): 2,
     }
     await check(service, clock)
+    pending = await service.database.read(to_tell.pending_ids, 1)
+    await service.database.write(lambda connection: to_tell.set_aside(connection, pending[0]))
+    await check(service, clock)
+    assert await retell(service.database) == 1
     await service.fanout.flush()
     assert await counted(service) == {(0, bucket): 3, (1, f"ttc:{time_to_click_bucket(60 + 15 * 60)}"): 1}
     await check(service, clock)
@@ -145,7 +151,9 @@ async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_t
     assert "Seq Scan on first_clicks" not in await service.database.read(plan)
 
 
-async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(service: Service) -> None:
+async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite has one writer: nobody comes between the look-up and the claim")
     await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
@@ -165,6 +173,17 @@ async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again
     assert await service.database.write(claim, {"links": 0b01}) == {message: (0b10, False)}
     (now,) = await rows(service, schema.first_clicks)
     assert (now.at, now.hit_id, now.links) == (None, None, 0b11), "the correction tells whose click is the first"
+
+    def gone(connection: Connection, ids: list[int]) -> dict[int, clicked.Clicked]:
+        connection.execute(schema.first_clicks.delete())
+        return read(connection, ids)
+
+    # And when a correction takes all of it back between the two statements.
+    read = clicked.read
+    monkeypatch.setattr(clicked, "read", gone)
+    assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.hit_id, now.links) == (ours[2], 0b11)
 
 
 @contextlib.asynccontextmanager
