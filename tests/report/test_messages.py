@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, event, insert, select, text
 
 from shortener.model import State
 from shortener.report import messages
@@ -94,6 +94,27 @@ async def test_a_message_that_arrives_between_two_pages_moves_nothing(filled: Da
     first = await filled.read(page, Wanted(1), 4)
     await filled.write(lambda connection: Rows(connection).message(NOON + timedelta(hours=1), message_id="new"))
     assert await listed(filled, below=first.next) == ["m5", "m4", "m3", "m2", "m1", "m0"]
+
+
+async def test_a_clicked_message_is_listed_as_one_and_no_longer_by_what_was_reported(filled: Database) -> None:
+    def click(connection: Connection) -> None:
+        ids = {row.message_id: row.id for row in connection.execute(select(schema.messages.c.message_id, schema.messages.c.id))}
+        rows = Rows(connection)
+        rows.clicked(ids["m6"], NOON + timedelta(hours=1), hit_id=1)
+        rows.clicked(ids["m7"], NOON + timedelta(hours=2), hit_id=2)
+        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))  # its first click was taken back
+
+    await filled.write(click)
+    assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]
+    assert await listed(filled, state=State.DELIVERED) == ["m9", "m3", "m0"]
+    assert await listed(filled, state=State.SENT) == ["m8", "m5", "m4", "m2", "m1"]
+    told = [fields(row) for row in (await filled.read(page, Wanted(1), 4)).rows]
+    assert [(one["message_id"], one["state"], one["clicked_at"]) for one in told] == [
+        ("m9", "DELIVERED", None),
+        ("m8", "SENT", None),
+        ("m7", "CLICKTHRU", "2026-11-20T14:00:00Z"),
+        ("m6", "CLICKTHRU", "2026-11-20T13:00:00Z"),
+    ]
 
 
 CHOSEN: list[tuple[dict[str, Any], str]] = [
