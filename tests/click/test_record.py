@@ -143,12 +143,17 @@ async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_t
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite is told the order of the loops, and joins by the key of the row")
 
-    def plan(connection: Connection) -> str:
-        lines = connection.exec_driver_sql("EXPLAIN " + queries._FIND["postgresql"], (["one", "two", "three"],))
-        return "\n".join(line for (line,) in lines)
+    def plan(connection: Connection, statement: str, wanted: list[Any]) -> str:
+        return "\n".join(line for (line,) in connection.exec_driver_sql(f"EXPLAIN {statement}", (wanted,)))
 
-    assert "Index Scan using first_clicks_pkey" in await service.database.read(plan)
-    assert "Seq Scan on first_clicks" not in await service.database.read(plan)
+    for statement, wanted in (
+        (queries._FIND["postgresql"], ["one", "two", "three"]),
+        (clicked._READ["postgresql"], list(range(30))),
+        (clicked._LET_GO, list(range(30))),
+    ):
+        told = await service.database.read(plan, statement, wanted)
+        assert "first_clicks_pkey" in told
+        assert "Seq Scan on first_clicks" not in told
 
 
 async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(
