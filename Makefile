@@ -25,17 +25,18 @@ lint: setup-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 # Written from the code; tests compare them.
 config: setup
 	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
 	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/settings.md
 
-# Pins everything with hashes; --no-emit-* keeps download addresses out.
-LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --build-deps-for editable
+# Pins every dependency with hashes, for every supported Python; --no-emit-* keeps download addresses out.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
 lock: setup-dev
-	@$(LOCK) --output-file requirements.lock pyproject.toml
+	@echo "setuptools>=80" | $(LOCK) --output-file requirements.lock pyproject.toml -
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 # Speed, as ratios to a bare ASGI application in the same run; needs wrk. OPTIONS="--quick" for a short one.

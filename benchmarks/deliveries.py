@@ -34,14 +34,14 @@ import uvloop
 from sqlalchemy import Connection, insert
 
 from benchmarks.rig import PHONE, free_port, wait_for
-from shortener import accounts
+from shortener.accounts.administration import create_application
+from shortener.container import Service, open_service
 from shortener.delivery.trackers import NewTracker, TrackerChanges
-from shortener.log import events
-from shortener.log.events import Event
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
-from shortener.service import Service, open_service
+from shortener.outbox import events
+from shortener.outbox.events import Event
 from shortener.settings import load
-from shortener.store import schema
+from shortener.storage import schema
 
 LEAST_PER_SECOND = 3000.0
 LEAST_TIMES_HTTPX = 8.0
@@ -217,7 +217,7 @@ async def applications(service: Service, count: int) -> list[int]:
     """The default application, and others."""
     found = [1]
     for number in range(1, count):
-        made = await service.database.write(accounts.create_application, f"application {number}", service.clock())
+        made = await service.database.write(create_application, f"application {number}", service.clock())
         found.append(made.application_id)
     return found
 

@@ -35,23 +35,23 @@ import orjson
 from sqlalchemy import Connection, text
 
 from benchmarks import rig
-from shortener.click import queries
-from shortener.click.landing import Hit
-from shortener.click.spool import Spool
-from shortener.ids import encode, first_id_at, mint_message_id
-from shortener.log.tallies import Cohorts
+from shortener.clicks import queries
+from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.resolver import Hit
+from shortener.container import open_service
+from shortener.ids import encode, first_id_at, new_message_id
+from shortener.messages.codes import Codes
 from shortener.model import DeliveryStatus, HitFlag, State, Topic, Verdict
-from shortener.rewrite.codes import Codes
+from shortener.outbox.count_deltas import Cohorts
+from shortener.redis.client import open_redis
+from shortener.redis.link_cache import CachedLink, RedisLinkCache
 from shortener.secret import Secret
-from shortener.service import open_service
 from shortener.settings import Settings
-from shortener.store import schema
-from shortener.store.bulk import BulkInsert
-from shortener.store.database import Database
-from shortener.store.links import CachedLink, RedisLinkCache
-from shortener.store.open import open_database
-from shortener.store.redis import open_redis
-from shortener.store.types import to_ms
+from shortener.storage import schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.open import open_database
+from shortener.storage.types import to_ms
 from tests.servers import PostgresProcess, RedisProcess
 
 SECRET = "the secret of a benchmark, which nobody needs to keep 0123456789"
@@ -129,7 +129,7 @@ class Rows:
             link, code, to = message + 1, self._mint(), f"+1408{number % 10_000_000:07d}"
             clicked_at = at + chance.randrange(10_000, 40_000_000) if chance.random() < self._clicked else None
             hit = None if clicked_at is None else first_id_at(clicked_at) + number % 1_000_000
-            name, request = mint_message_id(), mint_message_id()
+            name, request = new_message_id(), new_message_id()
             messages.append(
                 (message, 1, cohort, name, request, "", encode(chance.getrandbits(128), 22) + "0123456789", to, "18775550100",
                  "EjihJOXWJE24O", "Gladiator", int(State.DELIVERED), at, at + 800, at + 2300, "GSM-7", 1, "0.0095")
@@ -311,7 +311,7 @@ async def weigh_redis(links: int) -> dict[str, float]:
             )  # fmt: skip
         assert cache.kept == links
         filled = used()
-        spool = Spool(redis, "sms:01234567:", limit=links, now_ms=lambda: now)
+        spool = HitSpool(redis, "sms:01234567:", limit=links, now_ms=lambda: now)
         hits = [
             Hit(first_id_at(now) + number, codes.mint(), None, now, Verdict.HUMAN, "browser", "203.0.113.0", rig.PHONE)
             for number in range(links)

@@ -4,11 +4,12 @@ Measured on agents that nobody here wrote:
 - `fake-useragent`: agents of browsers as seen by many sites' statistics.
 - `device-detector`: the test cases of Matomo's parser, tens of thousands of agents of phones, tablets and desktops, and its own
   list of crawlers. (Its code is not used.)
-- `crawler-user-agents`: the examples of the list that `shortener.click.crawlers` is made from. It knows itself, so this says only
-  that nothing was lost on the way; how many crawlers pass as people is told by the other list, and how many would pass that no list
+- `crawler-user-agents`: the examples of the list that `shortener.clicks.verdicts.crawlers` is made from. It knows itself, so this
+  says only that nothing was lost on the way; how
+  many crawlers pass as people is told by the other list, and how many would pass that no list
   knows is told by these examples when the other rules judge them alone.
 
-Exits with 1 if a target is missed. tests/click/test_verdict.py holds the shares to their targets too.
+Exits with 1 if a target is missed. tests/clicks/verdicts/test_request_rules.py holds the shares to their targets too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from pathlib import Path
 
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
-from shortener.click.verdict import _AGENT_RULES, REMEMBERED_AGENTS, RULES, Judgement, Request, _agent, _judge_agent, judge
+from shortener.clicks.verdicts.request_rules import (
+    _AGENT_RULES,
+    REMEMBERED_AGENTS,
+    RULES,
+    Classification,
+    RequestTraits,
+    _agent,
+    _judge_agent,
+    classify,
+)
 from shortener.model import Verdict
 
 MOST_BROWSERS_SUSPECTED = 0.5  # percent
@@ -118,7 +128,7 @@ def _unquoted(scalar: str) -> str:
 
 def _report(sample: Sample, show: bool) -> bool:
     """Print what the sample was called; whether its target is met."""
-    judged = {agent: judge(Request("GET", agent)) for agent in sample.agents}
+    judged = {agent: classify(RequestTraits("GET", agent)) for agent in sample.agents}
     wrong = {agent: judgement for agent, judgement in judged.items() if judgement.verdict is sample.wrong}
     share = 100 * len(wrong) / len(judged)
     target = f"(target: under {sample.most} %)" if sample.most is not None else ""
@@ -130,7 +140,7 @@ def _report(sample: Sample, show: bool) -> bool:
     return sample.most is None or share < sample.most
 
 
-def _by_rule(judgements: Iterable[Judgement]) -> str:
+def _by_rule(judgements: Iterable[Classification]) -> str:
     counts = Counter(judgement.rule for judgement in judgements)
     return ", ".join(f"{rule} {counts[rule]}" for _, rule in RULES if counts[rule])
 
@@ -156,7 +166,7 @@ def _report_cost(agents: list[str]) -> float:
 def _microseconds(agents: list[str]) -> float:
     began = time.perf_counter()
     for agent in agents:
-        judge(Request("GET", agent))
+        classify(RequestTraits("GET", agent))
     return (time.perf_counter() - began) / len(agents) * 1e6
 
 

@@ -28,7 +28,7 @@ _CHECK_LENGTH = 8  # 47 bits: a guess is right once in 10^14
 _TOPICS = list(Topic)
 
 
-class IdMaker:
+class IdGenerator:
     """Makes row ids that are unique among up to 1,024 nodes and strictly growing within one; safe to call from any thread."""
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
@@ -84,7 +84,7 @@ def decode(text: str) -> int | None:
     return number if number < 1 << 63 else None
 
 
-def mint_message_id() -> str:
+def new_message_id() -> str:
     """22 random base-62 characters, like Syniverse's."""
     return encode(randbits(131), 22)
 
@@ -126,10 +126,10 @@ class ClickIds:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def spell(self, hit: int) -> str:
+    def encode(self, hit: int) -> str:
         return encode(hit) + self._check(hit)
 
-    def read(self, click_id: str) -> int | None:
+    def decode(self, click_id: str) -> int | None:
         """The hit id, or None when this installation did not make the click id."""
         hit = decode(click_id[:_ID_LENGTH])
         if hit is None or not hmac.compare_digest(click_id[_ID_LENGTH:].encode(), self._check(hit).encode()):

@@ -1,7 +1,7 @@
 """Everything that runs in the background, in one table: name, pause, and what it does.
 
 A job is an async function that does one round of work and returns how many things it did; it runs again at once while it
-finds work, else after `every` seconds or when its bell is rung. A round that fails is logged and tried again: an error in the
+finds work, else after `interval` seconds or when its bell is rung. A round that fails is logged and tried again: an error in the
 background never takes the process down.
 """
 
@@ -20,13 +20,13 @@ from shortener.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 
-class Bell:
+class WakeUp:
     """Wakes a job before its pause is over."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
@@ -40,16 +40,17 @@ class Bell:
 
 @dataclass(slots=True)
 class Job:
-    """`every`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did.
+    """`interval`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did.
 
-    `rest`: seconds between two rounds that found something: what comes in meanwhile is done in one go, instead of a commit each."""
+    `min_interval`: seconds between two rounds that found something: what comes in meanwhile is done in one go, instead of a
+    commit each."""
 
     name: str
-    every: float
+    interval: float
     step: Callable[[], Awaitable[int]]
-    bell: Bell = field(default_factory=Bell)
-    rest: float = 0.0
-    rounds: int = 0
+    wake_up: WakeUp = field(default_factory=WakeUp)
+    min_interval: float = 0.0
+    runs: int = 0
     failures: int = 0
     done: int = 0
 
@@ -66,9 +67,9 @@ class Jobs:
     def offer(self, metrics: Metrics) -> None:
         """Show the counts of every job on /metrics."""
         for name, help in (
-            ("rounds", "Rounds of background jobs."),
-            ("failures", "Rounds of background jobs that failed and are tried again."),
-            ("done", "Things that background jobs did."),
+            ("runs", "Runs of background jobs."),
+            ("failures", "Runs of background jobs that failed and are retried."),
+            ("done", "Items that background jobs processed."),
         ):
             metrics.counter(f"shortener_job_{name}", help, partial(self._read, name), "job")
 
@@ -104,8 +105,8 @@ async def _run(job: Job) -> None:
             job.failures += 1
             done = 0
             log.exception("job_failed", job=job.name)
-        job.rounds += 1
+        job.runs += 1
         if done:
-            await asyncio.sleep(job.rest)  # requests get in between two rounds in any case
+            await asyncio.sleep(job.min_interval)  # requests get in between two rounds in any case
         else:
-            await job.bell.wait(job.every)
+            await job.wake_up.wait(job.interval)

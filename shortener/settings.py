@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
         if value:
-            from shortener.store.redis import check_redis_url
+            from shortener.redis.client import check_redis_url
 
             check_redis_url(value)
         return value

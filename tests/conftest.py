@@ -21,13 +21,13 @@ import asyncpg
 import httpx
 import pytest
 
-from shortener.accounts import Credentials
-from shortener.app import App
-from shortener.service import Service, open_service
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service, open_service
+from shortener.server.application import HttpApplication
 from shortener.settings import Settings
-from shortener.store.database import Database
-from shortener.store.migrate import migrate
-from shortener.store.open import open_database
+from shortener.storage.database import Database
+from shortener.storage.migrate import migrate
+from shortener.storage.open import open_database
 from tests.receiver import receiver as receiver  # fixtures of the whole suite, this and the next
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
@@ -161,5 +161,5 @@ async def client(service: Service, credentials: Credentials) -> AsyncIterator[ht
 
 
 def client_of(service: Service, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(App(service), raise_app_exceptions=True)
+    transport = httpx.ASGITransport(HttpApplication(service), raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)

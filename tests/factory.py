@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, FromClause, Row, select
 
-from shortener.ids import IdMaker, encode
-from shortener.log.tallies import Cohorts, Tally
-from shortener.store import schema
-from shortener.store.database import Database
+from shortener.ids import IdGenerator, encode
+from shortener.outbox.count_deltas import Cohorts, CountDelta
+from shortener.storage import schema
+from shortener.storage.database import Database
 from tests.conftest import NOON
 from tests.rows import Rows
 
@@ -29,7 +29,7 @@ class Message:
 def add_message(
     connection: Connection,
     /,
-    ids: IdMaker,
+    ids: IdGenerator,
     message_id: str = "m-1",
     *,
     application_id: int = 1,
@@ -53,7 +53,7 @@ def add_message(
     return Message(row, message_id, cohort, link_ids, codes)
 
 
-def add_hit(connection: Connection, /, ids: IdMaker, link: int, **columns: Any) -> int:
+def add_hit(connection: Connection, /, ids: IdGenerator, link: int, **columns: Any) -> int:
     """A person's hit at NOON; returns its id, which `ClickIds.spell` makes a click id of. The link and message do not change."""
     return Rows(connection, NOON).hit(link, **{"id": ids(), **columns})
 
@@ -66,8 +66,8 @@ async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
 async def tallied(database: Database) -> dict[str, str]:
     """What the tallies not yet folded add up to, by metric."""
     sums: dict[str, Any] = {}
-    for row in await rows(database, schema.tallies):
-        tally = Tally()
+    for row in await rows(database, schema.count_deltas):
+        tally = CountDelta()
         tally.merge(row.data)
         for (_, _, metric), amount in tally.items():
             sums[metric] = sums.get(metric, 0) + amount

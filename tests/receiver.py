@@ -78,13 +78,13 @@ class Listening(ABC):
 
 
 class Receiver(Listening):
-    """Answers with the next of `replies` (a Reply, or just its status), and when there is none with `usual`."""
+    """Answers with the next of `replies` (a Reply, or just its status), and when there is none with `effective_limits`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[Request] = []
         self.replies: list[Reply | int] = []
-        self.usual: Reply | int = 200
+        self.effective_limits: Reply | int = 200
         self.by_path: dict[str, Reply | int] = {}  # wins over both
         self._arrived = asyncio.Event()
 
@@ -120,7 +120,7 @@ class Receiver(Listening):
     def _reply(self, request: Request) -> Reply:
         reply = self.by_path.get(request.target)
         if reply is None:
-            reply = self.replies.pop(0) if self.replies else self.usual
+            reply = self.replies.pop(0) if self.replies else self.effective_limits
         if isinstance(reply, int):
             return Reply(reply, b"" if reply == 204 else b"OK")
         return reply

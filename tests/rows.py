@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Table, func, insert, select
 
 from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, HitFlag, State, Topic, Verdict
-from shortener.store import schema
-from shortener.store.types import to_ms
+from shortener.storage import schema
+from shortener.storage.types import to_ms
 
 KINDS: tuple[Table, ...] = (
     schema.messages,

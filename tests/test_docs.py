@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shortener.accounts import ApplicationSettings
+from shortener.accounts.settings import ApplicationSettings
 from shortener.cli import COMMANDS
-from shortener.click.circumstance import RULES as CIRCUMSTANCES
-from shortener.click.verdict import RULES
+from shortener.clicks.verdicts.contextual_rules import RULES as CIRCUMSTANCES
+from shortener.clicks.verdicts.request_rules import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.ids import ClickIds, IdMaker, decode, encode, event_id, mint_message_id, randbits
+from shortener.ids import ClickIds, IdGenerator, decode, encode, event_id, new_message_id, randbits
 from shortener.model import Topic
-from shortener.store.types import to_ms
+from shortener.storage.types import to_ms
 
 NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
@@ -26,35 +26,35 @@ def test_decoding_never_fails_on_what_strangers_send(text: str) -> None:
 
 def test_ids_grow_even_when_the_clock_stands_still_or_steps_back() -> None:
     times = iter([NOON] * 5000 + [NOON - 3_600_000] * 5000)
-    ids = IdMaker(7, lambda: next(times))
+    ids = IdGenerator(7, lambda: next(times))
     made = [ids() for _ in range(10_000)]
     assert made == sorted(set(made))
     assert all(0 < number < 2**63 for number in made)
 
 
 def test_two_nodes_never_make_the_same_id() -> None:
-    one, two = IdMaker(1, lambda: NOON), IdMaker(2, lambda: NOON)
+    one, two = IdGenerator(1, lambda: NOON), IdGenerator(2, lambda: NOON)
     assert not {one() for _ in range(9000)} & {two() for _ in range(9000)}
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 18), st.sampled_from("0Az"))
 def test_a_click_id_is_ours_only_if_every_character_is(hit: int, place: int, other: str) -> None:
     click_ids = ClickIds(b"k" * 32)
-    click_id = click_ids.spell(hit)
+    click_id = click_ids.encode(hit)
     assert len(click_id) == 19
-    assert click_ids.read(click_id) == hit
+    assert click_ids.decode(click_id) == hit
     changed = click_id[:place] + other + click_id[place + 1 :]
-    assert click_ids.read(changed) == (hit if changed == click_id else None)
-    assert ClickIds(b"x" * 32).read(click_id) is None
+    assert click_ids.decode(changed) == (hit if changed == click_id else None)
+    assert ClickIds(b"x" * 32).decode(click_id) is None
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_click_id_of_nobody(text: str) -> None:
-    assert ClickIds(b"k" * 32).read(text) is None
+    assert ClickIds(b"k" * 32).decode(text) is None
 
 
 def test_message_ids_look_like_those_of_syniverse_and_do_not_repeat() -> None:
-    made = {mint_message_id() for _ in range(1000)}
+    made = {new_message_id() for _ in range(1000)}
     assert len(made) == 1000
     assert {len(one) for one in made} == {22}
     assert all(one.isalnum() for one in made)

@@ -10,7 +10,7 @@ import structlog
 
 from shortener import logs
 from shortener.settings import Settings
-from tests.click.test_recorder import hit, send
+from tests.clicks.test_recorder import hit, send
 from tests.conftest import MakeService, client_of
 
 ADDRESS = "198.51.100.77"

@@ -24,11 +24,11 @@ def applications() -> None:
 @runs
 async def create_application(name: str, domain: str | None, company_id: int | None, as_json: bool) -> None:
     """Make an application; prints its API key and tracker token, this once."""
-    from shortener import accounts
+    from shortener.accounts import administration
     from shortener.model import utcnow
 
     async with open_store() as database:
-        made = await database.write(accounts.create_application, name, utcnow(), domain=domain, company_id=company_id)
+        made = await database.write(administration.create_application, name, utcnow(), domain=domain, company_id=company_id)
     data = {"application_id": made.application_id, "api_key": made.api_key, "tracker_token": made.tracker_token}
 
     def people() -> None:
@@ -45,7 +45,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 @runs
 async def list_applications(as_json: bool) -> None:
     """List all applications."""
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
 
     async with open_store() as database:
         directory = Directory(database)
@@ -60,7 +60,7 @@ async def list_applications(as_json: bool) -> None:
 @runs
 async def show_application(application: int, as_json: bool) -> None:
     """Show one application with its settings."""
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
 
     async with open_store() as database:
         directory = Directory(database)
@@ -98,7 +98,9 @@ async def update_application(
     as_json: bool,
 ) -> None:
     """Change an application."""
-    from shortener import accounts
+    from shortener.accounts import administration
+    from shortener.accounts.directory import Directory
+    from shortener.accounts.settings import ApplicationSettings
     from shortener.model import utcnow
 
     changes: dict[str, Any] = {}
@@ -106,17 +108,17 @@ async def update_application(
         key, sign, value = pair.partition("=")
         if not sign:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
-        default = accounts.ApplicationSettings.model_fields.get(key)
+        default = ApplicationSettings.model_fields.get(key)
         changes[key] = value if value or default is None else default.default
     for key, given in (("name", name), ("company_id", company_id), ("disabled", disable)):
         if given is not None:
             changes[key] = given
     async with open_store() as database:
         if changes:
-            await database.write(accounts.update_application, application, changes, utcnow())
+            await database.write(administration.update_application, application, changes, utcnow())
         if add_domain:
-            await database.write(accounts.add_domain, application, add_domain, utcnow())
-        directory = accounts.Directory(database)
+            await database.write(administration.add_domain, application, add_domain, utcnow())
+        directory = Directory(database)
         await directory.refresh()
     found = directory.application(application)
     if found is None:
@@ -148,12 +150,13 @@ def keys() -> None:
 @runs
 async def create_key(application: int, name: str, permissions: tuple[str, ...], as_json: bool) -> None:
     """Make a key; it is shown this once."""
-    from shortener import accounts
+    from shortener.accounts import credentials
+    from shortener.accounts.settings import PERMISSIONS
     from shortener.model import utcnow
 
-    wanted = permissions or accounts.PERMISSIONS
+    wanted = permissions or PERMISSIONS
     async with open_store() as database:
-        key = await database.write(accounts.create_key, application, name, wanted, utcnow())
+        key = await database.write(credentials.create_key, application, name, wanted, utcnow())
     show({"api_key": key, "permissions": sorted(wanted)}, as_json, lambda: click.echo(key))
 
 
@@ -163,10 +166,11 @@ async def create_key(application: int, name: str, permissions: tuple[str, ...], 
 @runs
 async def list_keys(application: int | None, as_json: bool) -> None:
     """List keys; their secrets are not kept."""
-    from shortener import accounts
+
+    from shortener.accounts import credentials
 
     async with open_store() as database:
-        rows = await database.read(accounts.list_keys, application)
+        rows = await database.read(credentials.list_keys, application)
     show(rows, as_json, lambda: table(rows, "id", "application_id", "name", "hint", "permissions", "created_at", "revoked_at"))
 
 
@@ -176,11 +180,11 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 @runs
 async def revoke_key(key: int, as_json: bool) -> None:
     """Revoke a key; it stops working within a second on every node."""
-    from shortener import accounts
+    from shortener.accounts import credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await database.write(accounts.revoke_key, key, utcnow())
+        await database.write(credentials.revoke_key, key, utcnow())
     show({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} revoked"))
 
 
@@ -213,12 +217,12 @@ class Duration(click.ParamType[timedelta]):
 @runs
 async def rotate_token(application: int, overlap: timedelta, as_json: bool) -> None:
     """Make a new tracker token; the previous one stays valid for the overlap."""
-    from shortener import accounts
+    from shortener.accounts import credentials
     from shortener.model import utcnow
-    from shortener.store.types import to_iso
+    from shortener.storage.types import to_iso
 
     async with open_store() as database:
-        token, until = await database.write(accounts.rotate_token, application, utcnow(), overlap)
+        token, until = await database.write(credentials.rotate_token, application, utcnow(), overlap)
     data = {"tracker_token": token, "previous_valid_until": to_iso(until)}
 
     def people() -> None:

@@ -25,17 +25,19 @@ def clicks() -> None:
 @click.option("--dry-run", is_flag=True, help="Tell what would change, and keep nothing of it.")
 @json_option
 @runs
-async def rejudge(since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool) -> None:
+async def reclassifier(
+    since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool
+) -> None:
     """Judge stored hits again, by today's rules and all that is known now.
 
     Clicks that were told are taken back only where the application has retract_clicks on.
     """
-    from shortener.accounts import Directory
-    from shortener.click.devices import Devices
-    from shortener.click.rejudge import Rejudge
-    from shortener.ids import IdMaker
+    from shortener.accounts.directory import Directory
+    from shortener.clicks.device_counts import DeviceCounter
+    from shortener.clicks.verdicts.reclassify import Reclassifier
+    from shortener.ids import IdGenerator
     from shortener.model import utcnow
-    from shortener.store.types import to_iso
+    from shortener.storage.types import to_iso
 
     def progress(reached: datetime) -> None:
         if sys.stderr.isatty():
@@ -44,9 +46,9 @@ async def rejudge(since: datetime, until: datetime | None, applications: tuple[i
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
-        ids = IdMaker(database.node)
+        ids = IdGenerator(database.node)
         # A server that is running finds the events by itself.
-        part = Rejudge(database, directory, ids, Devices(database, ids), on_events=lambda: None)
+        part = Reclassifier(database, directory, ids, DeviceCounter(database, ids), on_events=lambda: None)
         now = utcnow()
         run = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
     if sys.stderr.isatty():

@@ -18,7 +18,7 @@ from shortener.errors import ApiError, StoreUnavailable
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from shortener.store.links import LinkCache
+    from shortener.redis.link_cache import LinkCache
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def runs(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         from shortener.secret import SecretError
-        from shortener.store.migrate import SchemaMismatch
+        from shortener.storage.migrate import SchemaMismatch
 
         try:
             with asyncio.Runner(loop_factory=_fast_loop if command.__name__ in _SERVERS else None) as runner:
@@ -69,8 +69,8 @@ def runs(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 @asynccontextmanager
 async def open_store() -> AsyncIterator[Any]:
     """The database of the settings, its schema checked, beside a server that may be running."""
-    from shortener.store.migrate import prepare
-    from shortener.store.open import open_database
+    from shortener.storage.migrate import prepare
+    from shortener.storage.open import open_database
 
     settings = load_settings()
     await prepare(settings.store_url)
@@ -84,10 +84,10 @@ async def open_store() -> AsyncIterator[Any]:
 @asynccontextmanager
 async def open_cache() -> AsyncIterator[LinkCache]:
     """The link cache of the settings: for a command that changes links."""
+    from shortener.container import open_link_cache
     from shortener.model import utcnow
     from shortener.secret import open_secret
-    from shortener.service import open_link_cache
-    from shortener.store.types import to_ms
+    from shortener.storage.types import to_ms
 
     settings = load_settings()
     redis, cache = open_link_cache(settings, open_secret(settings.secret, settings.data_dir), lambda: to_ms(utcnow()))

@@ -39,12 +39,12 @@ def messages() -> None:
 @runs
 async def show_message(message_id: str, application: int | None, as_json: bool) -> None:
     """Show what is known of one message: state, times, links, conversions."""
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
     from shortener.cli.listen import pretty
+    from shortener.container import base_url_of
     from shortener.ids import ClickIds
-    from shortener.report.status import Teller, find_status
+    from shortener.reporting.status import MessageStatusReader, find_status
     from shortener.secret import open_secret
-    from shortener.service import base_url_of
 
     settings = load_settings()
     secret = open_secret(settings.secret, settings.data_dir)
@@ -57,7 +57,7 @@ async def show_message(message_id: str, application: int | None, as_json: bool) 
         raise click.ClickException(f"there is no message {message_id!r}")
     if len(found) > 1:
         raise click.ClickException("several applications have a message of this id; name one with --application")
-    told = Teller(base_url_of(settings, directory), ClickIds(secret.key("click ids")).spell).api(found[0])
+    told = MessageStatusReader(base_url_of(settings, directory), ClickIds(secret.key("click ids")).encode).api(found[0])
 
     def people() -> None:
         import orjson
@@ -77,8 +77,8 @@ async def show_message(message_id: str, application: int | None, as_json: bool) 
 async def erase_messages(phone: str | None, message_id: str | None, application: int | None, as_json: bool) -> None:
     """Remove a person's data: number, agents, addresses, metadata. Counts stay right, the links are switched off."""
     from shortener.cli.common import open_cache
-    from shortener.erase import codes_of, erase, erase_message
     from shortener.model import utcnow
+    from shortener.retention.erasure import codes_of, erase, erase_message
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("wants --phone or --message, one of them")
@@ -99,10 +99,10 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
 async def purge(as_json: bool) -> None:
     """Delete what is past its retention, in small batches; a running server does the same by itself."""
     from shortener.model import utcnow
-    from shortener.purge import Purged
-    from shortener.purge import purge as run
+    from shortener.retention.purge import PurgeResult
+    from shortener.retention.purge import purge as run
 
-    def progress(so_far: Purged) -> None:
+    def progress(so_far: PurgeResult) -> None:
         if sys.stderr.isatty():
             click.echo(f"\r{so_far.rows:,} rows deleted", nl=False, err=True)
 
@@ -129,8 +129,8 @@ def _tell_counts(counts: dict[str, int], as_json: bool, nothing: str) -> None:
 async def verify(since: datetime | None, until: datetime | None, as_json: bool) -> None:
     """Count everything again and compare with the kept counts. Exit code 1 when they differ."""
     from shortener.model import utcnow
-    from shortener.report import counts
-    from shortener.store.types import to_iso
+    from shortener.reporting import counts
+    from shortener.storage.types import to_iso
 
     settings = load_settings()
     now = utcnow()
@@ -172,10 +172,10 @@ async def export(
     """Write an application's messages as CSV, newest first. With --json, the number of messages goes to stderr."""
     import orjson
 
-    from shortener.accounts import Directory
-    from shortener.report.export import csv_pages
-    from shortener.report.messages import Wanted
-    from shortener.service import base_url_of
+    from shortener.accounts.directory import Directory
+    from shortener.container import base_url_of
+    from shortener.reporting.export import csv_pages
+    from shortener.reporting.messages import MessageFilter
 
     written = 0
 
@@ -185,7 +185,7 @@ async def export(
         if sys.stderr.isatty() and not as_json:
             click.echo(f"\r{messages:,} messages", nl=False, err=True)
 
-    wanted = Wanted(application, campaign=campaign, source=source, since=since, until=until)
+    wanted = MessageFilter(application, campaign=campaign, source=source, since=since, until=until)
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()

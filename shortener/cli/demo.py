@@ -130,13 +130,13 @@ async def _play(story: _Story, receiver: Any, sink: str, base: str, first: dict[
         story.step("A preview bot opens the link: it is sent on, kept as suspected, and spends nothing")
         await tap(link, PREVIEW)
         story.step("The person taps the link: sent on once the click is durable; the message becomes CLICKTHRU")
-        landing = await tap(link, PHONE)
+        resolution = await tap(link, PHONE)
         await arrived(2)
         story.step("A second tap only redirects")
         await tap(link, PHONE)
 
         story.step("The landing page got a click id; the tracker reports a deposit with it")
-        click_id = httpx.URL(landing.headers["location"]).params["click"]
+        click_id = httpx.URL(resolution.headers["location"]).params["click"]
         report = f"/api/v1/track?click_id={click_id}&action=deposit&value=25.00&currency=EUR&transaction_id=T-1&status=approved"
         await call("GET", report, token)
         await arrived(3)
@@ -155,8 +155,8 @@ _SECRET = "whsec_" + "c2hvcnRlbmVyIGRlbW8gc2VjcmV0IDMyIGJ5dGVzISE="
 async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     import uvicorn
 
+    from shortener.cli.receiver import Receiver
     from shortener.delivery.signatures import parse_secret
-    from shortener.receiver import Receiver
 
     receiver = Receiver(secrets=[parse_secret(_SECRET)])
     port = free_port()

@@ -24,7 +24,7 @@ def links() -> None:
 @runs
 async def show_link(code: str, as_json: bool) -> None:
     """Show a link: where it leads, or why it leads nowhere."""
-    from shortener.click.links import find_link
+    from shortener.clicks.link_admin import find_link
 
     async with open_store() as database:
         await _tell_link(database, await database.read(find_link, code), as_json)
@@ -50,7 +50,7 @@ async def enable_link(code: str, as_json: bool) -> None:
 
 async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
     from shortener.cli.common import open_cache
-    from shortener.click.links import find_link, switch_link
+    from shortener.clicks.link_admin import find_link, switch_link
     from shortener.model import utcnow
 
     async with open_store() as database, open_cache() as cache:
@@ -62,11 +62,11 @@ async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
 
 
 async def _tell_link(database: Any, link: Any, as_json: bool) -> None:
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
     from shortener.cli.common import load_settings
-    from shortener.click.links import link_fields
+    from shortener.clicks.link_admin import link_fields
+    from shortener.container import base_url_of
     from shortener.model import utcnow
-    from shortener.service import base_url_of
 
     directory = Directory(database)
     await directory.refresh()
@@ -97,12 +97,13 @@ _of_application = click.option("--application", type=int, help="For its links on
 @runs
 async def block_host(host: str, application: int | None, as_json: bool) -> None:
     """Block a host, for example shop.example, or *.shop.example for every host under it: links to it answer 410."""
-    from shortener import accounts
+    from shortener.accounts import administration
+    from shortener.accounts.directory import ALL_APPLICATIONS
     from shortener.model import utcnow
 
-    owner = accounts.EVERYBODY if application is None else application
+    owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:
-        spelled = await database.write(accounts.block_host, owner, host, utcnow())
+        spelled = await database.write(administration.block_host, owner, host, utcnow())
     show({"host": spelled, "application_id": application}, as_json, lambda: click.echo(f"{spelled} is blocked"))
 
 
@@ -113,11 +114,12 @@ async def block_host(host: str, application: int | None, as_json: bool) -> None:
 @runs
 async def unblock_host(host: str, application: int | None, as_json: bool) -> None:
     """Let links lead to a host again."""
-    from shortener import accounts
+    from shortener.accounts import administration
+    from shortener.accounts.directory import ALL_APPLICATIONS
 
-    owner = accounts.EVERYBODY if application is None else application
+    owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:
-        spelled = await database.write(accounts.unblock_host, owner, host)
+        spelled = await database.write(administration.unblock_host, owner, host)
     show({"host": spelled, "application_id": application}, as_json, lambda: click.echo(f"{spelled} is not blocked any more"))
 
 
@@ -126,10 +128,10 @@ async def unblock_host(host: str, application: int | None, as_json: bool) -> Non
 @runs
 async def list_hosts(as_json: bool) -> None:
     """List blocked hosts; those without an application are blocked for everybody."""
-    from shortener import accounts
+    from shortener.accounts import administration
 
     async with open_store() as database:
-        found = await database.read(accounts.list_blocked_hosts)
+        found = await database.read(administration.list_blocked_hosts)
     rows = [row | {"application_id": row["application_id"] or None} for row in found]
     show(rows, as_json, lambda: table(rows, "host", "application_id", "created_at"))
 
@@ -145,7 +147,7 @@ def domains() -> None:
 @runs
 async def list_domains(application: int | None, as_json: bool) -> None:
     """List domains. New links of an application are made on its first one that is enabled."""
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
 
     async with open_store() as database:
         directory = Directory(database)
@@ -167,17 +169,17 @@ async def list_domains(application: int | None, as_json: bool) -> None:
 @runs
 async def add_domain(application: int, base_url: str, fallback_url: str | None, as_json: bool) -> None:
     """Give an application one more domain, for example https://go.brand.example."""
-    from shortener import accounts
+    from shortener.accounts import administration
     from shortener.model import utcnow
 
     def add(connection: Any) -> None:
-        accounts.add_domain(connection, application, base_url, utcnow())
+        administration.add_domain(connection, application, base_url, utcnow())
         if fallback_url is not None:
-            accounts.update_domain(connection, accounts.host_of(base_url), {"fallback_url": fallback_url}, utcnow())
+            administration.update_domain(connection, administration.host_of(base_url), {"fallback_url": fallback_url}, utcnow())
 
     async with open_store() as database:
         await database.write(add)
-        await _tell_domain(database, accounts.host_of(base_url), as_json)
+        await _tell_domain(database, administration.host_of(base_url), as_json)
 
 
 @domains.command("update")
@@ -209,16 +211,16 @@ async def enable_domain(host: str, as_json: bool) -> None:
 
 
 async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> None:
-    from shortener import accounts
+    from shortener.accounts import administration
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await database.write(accounts.update_domain, host.lower(), changes, utcnow())
+        await database.write(administration.update_domain, host.lower(), changes, utcnow())
         await _tell_domain(database, host.lower(), as_json)
 
 
 async def _tell_domain(database: Any, host: str, as_json: bool) -> None:
-    from shortener.accounts import Directory
+    from shortener.accounts.directory import Directory
 
     directory = Directory(database)
     await directory.refresh()

@@ -21,8 +21,8 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
     """Print every request that arrives; stop with Ctrl-C."""
     import uvicorn
 
+    from shortener.cli.receiver import Receiver
     from shortener.delivery.signatures import parse_secret
-    from shortener.receiver import Receiver
 
     try:
         secrets = [parse_secret(one) for one in secret]

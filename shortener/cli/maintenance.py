@@ -17,8 +17,8 @@ async def migrate(as_json: bool) -> None:
     """Bring the database's schema to this version; forward only."""
     import sys
 
-    from shortener.store.migrate import Step
-    from shortener.store.migrate import migrate as bring
+    from shortener.storage.migrate import Step
+    from shortener.storage.migrate import migrate as bring
 
     live, told_at = sys.stderr.isatty(), 0.0
 
@@ -48,10 +48,10 @@ async def copy(source: str, target: str, as_json: bool) -> None:
     """Move an installation to another database; goes on where it was cut off. Serve the copy with the same SECRET."""
     import sys
 
-    from shortener.store.copy import CopyError, Progress
-    from shortener.store.copy import copy as move
-    from shortener.store.migrate import check, current_version, prepare
-    from shortener.store.open import open_database
+    from shortener.storage.copy import CopyError, Progress
+    from shortener.storage.copy import copy as move
+    from shortener.storage.migrate import check, current_version, prepare
+    from shortener.storage.open import open_database
 
     for url in (source, target):
         if not url.startswith(("sqlite:///", "postgresql://", "postgres://")):
@@ -89,7 +89,7 @@ async def doctor(as_json: bool) -> None:
     """Check the set-up: settings, secret, store, schema; say what to mend. Exit code 1 when something is wrong."""
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
-    from shortener.store.migrate import SchemaMismatch, check, current_version
+    from shortener.storage.migrate import SchemaMismatch, check, current_version
 
     settings = load_settings()
     findings: list[dict[str, Any]] = []

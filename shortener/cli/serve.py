@@ -17,8 +17,8 @@ from shortener.cli.common import json_option, load_settings, runs
 if TYPE_CHECKING:
     import uvicorn
 
-    from shortener.app import App
-    from shortener.service import Service
+    from shortener.container import Service
+    from shortener.server.application import HttpApplication
     from shortener.settings import Settings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,7 +50,7 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
 async def _serve_one(settings: Settings, as_json: bool) -> None:
     with _starting():
         from shortener import logs
-        from shortener.service import open_service
+        from shortener.container import open_service
 
         logs.configure(settings)
         service = await open_service(settings)
@@ -69,7 +69,7 @@ async def serve_service(service: Service) -> None:
 def _server(service: Service) -> uvicorn.Server:
     import uvicorn
 
-    from shortener.app import App
+    from shortener.server.application import HttpApplication
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -84,7 +84,7 @@ def _server(service: Service) -> uvicorn.Server:
                 for number in STOP_SIGNALS:
                     loop.remove_signal_handler(number)
 
-    return Server(uvicorn_config(App(service), service.settings))
+    return Server(uvicorn_config(HttpApplication(service), service.settings))
 
 
 def _asked_to_stop(service: Service, number: int, end: Callable[[int, None], None]) -> None:
@@ -122,13 +122,13 @@ def _starting() -> Iterator[None]:
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
     import uvicorn
 
-    from shortener.wire import Wire
+    from shortener.server.http_protocol import RedirectProtocol
 
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=Wire,
+        http=RedirectProtocol,
         lifespan="on",
         ws="none",
         access_log=False,
@@ -145,7 +145,7 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
 async def _first_start(settings: Settings, as_json: bool) -> None:
     """Once, before there are several: make the store ready, and say what the very first start has to say."""
     from shortener import logs
-    from shortener.service import open_service
+    from shortener.container import open_service
 
     logs.configure(settings)
     service = await open_service(settings)
@@ -181,7 +181,7 @@ class Worker:
     def __init__(self) -> None:
         from shortener import logs
 
-        self.app: App | None = None
+        self.app: HttpApplication | None = None
         self._settings = load_settings()
         logs.configure(self._settings)
 
@@ -190,13 +190,13 @@ class Worker:
             self.app = await self._open()
         await self.app(scope, receive, send)
 
-    async def _open(self) -> App:
+    async def _open(self) -> HttpApplication:
         with _starting():
-            from shortener.app import App
-            from shortener.service import open_service
+            from shortener.container import open_service
+            from shortener.server.application import HttpApplication
 
             service = await open_service(self._settings)
-            app = App(service)
+            app = HttpApplication(service)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             end: Any = signal.getsignal(number)  # uvicorn's
@@ -241,7 +241,7 @@ async def deliver(as_json: bool) -> None:
         raise click.UsageError("deliver runs beside serve and so needs PostgreSQL; with SQLite, serve delivers by itself")
     with _starting():
         from shortener import logs
-        from shortener.service import open_service
+        from shortener.container import open_service
 
         logs.configure(settings)
         service = await open_service(settings)

@@ -130,7 +130,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
 async def list_trackers(application: int | None, as_json: bool) -> None:
     """List trackers, with the state of their breakers."""
     from shortener.model import utcnow
-    from shortener.store.types import to_ms
+    from shortener.storage.types import to_ms
     from shortener.web.trackers import tracker_fields
 
     async with _open() as (_, parts, settings):
@@ -233,17 +233,17 @@ async def remove_tracker(tracker: int, as_json: bool) -> None:
 @runs
 async def test_tracker(tracker: int, as_json: bool) -> None:
     """Send one test event, now; exit code 1 when it is not taken."""
+    from shortener.container import open_sender
     from shortener.delivery.guard import Guard
-    from shortener.delivery.trial import send_test
-    from shortener.ids import IdMaker, encode
+    from shortener.delivery.sample_delivery import send_test
+    from shortener.ids import IdGenerator, encode
     from shortener.model import utcnow
-    from shortener.service import open_sender
 
     async with (
         _open() as (database, parts, settings),
         open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
     ):
-        ids, allow_http = IdMaker(database.node), settings.allow_http_targets
+        ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
         trial = await send_test(database, parts, sender, ids, utcnow, tracker, allow_http=allow_http)
     data = {
         "delivery_id": encode(trial.delivery_id),
@@ -297,14 +297,14 @@ async def list_deliveries(
     as_json: bool,
 ) -> None:
     """List deliveries, newest first."""
-    from shortener.delivery.deliveries import Deliveries, Wanted
+    from shortener.delivery.deliveries import Deliveries, DeliveryFilter
     from shortener.ids import encode
     from shortener.model import DeliveryStatus
     from shortener.web.trackers import delivery_fields
 
     if tracker is None and application is None:
         raise click.UsageError("say of which: --tracker N or --application N")
-    wanted = Wanted(application, tracker, DeliveryStatus[status.upper()] if status else None, _utc(since), _utc(until))
+    wanted = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, _utc(since), _utc(until))
     async with open_store() as database:
         page = await Deliveries(database).page(wanted, limit, None if below is None else _number(below))
     rows = [delivery_fields(one) for one in page.deliveries]
@@ -353,7 +353,7 @@ async def replay_deliveries(
     delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, as_json: bool
 ) -> None:
     """Give one delivery, or the dead ones of a tracker, all their attempts anew."""
-    from shortener.delivery.deliveries import Deliveries, Wanted
+    from shortener.delivery.deliveries import Deliveries, DeliveryFilter
     from shortener.model import utcnow
 
     if (delivery is None) == (tracker is None):
@@ -365,7 +365,7 @@ async def replay_deliveries(
             count = 1
         else:
             found = await parts.get(tracker or 0)
-            wanted = Wanted(None, found.id, None, _utc(since), _utc(until))
+            wanted = DeliveryFilter(None, found.id, None, _utc(since), _utc(until))
             count, after = await store.replay_dead(wanted, utcnow())
             while after is not None:
                 some, after = await store.replay_dead(wanted, utcnow(), after)
@@ -378,10 +378,10 @@ async def replay_deliveries(
 @runs
 async def retell_events(as_json: bool) -> None:
     """Deliver the events that a fault of the service kept back (event_set_aside in its log), after an upgrade that mends it."""
-    from shortener.delivery.fanout import retell
+    from shortener.delivery.fanout import requeue_events
 
     async with open_store() as database:
-        count = await retell(database)
+        count = await requeue_events(database)
     show({"retold": count}, as_json, lambda: click.echo(f"{count} to be delivered"))
 
 

@@ -19,9 +19,9 @@ from shortener.delivery.queries import RETRIES
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import event_id, first_id_at
 from shortener.model import DeliveryStatus, Topic
-from shortener.store.database import Database
-from shortener.store.schema import attempts, deliveries, events, messages, trackers
-from shortener.store.types import to_ms
+from shortener.storage.database import Database
+from shortener.storage.schema import attempts, deliveries, events, messages, trackers
+from shortener.storage.types import to_ms
 
 WALK = 10_000
 COUNTED = 10_000
@@ -57,7 +57,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class DeliveryAttempt:
     """One request that was made. `answer`: the first KiB of what came back."""
 
     attempt: int
@@ -70,7 +70,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DeliveryFilter:
     """Which deliveries. `since` is included, `until` is not; both are about when the delivery was made."""
 
     application_id: int | None = None
@@ -81,7 +81,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class DeliveryPage:
     """Newest first. `next`: the id that the next page begins below, None when this is the last."""
 
     deliveries: list[Delivery]
@@ -89,7 +89,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class DeliveryBacklog:
     """`pending` and `dead` are counted up to COUNTED. `waiting_since`: when the one that waits longest was due."""
 
     pending: int
@@ -101,10 +101,10 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(self, wanted: Wanted, limit: int, below: int | None = None) -> Page:
+    async def page(self, wanted: DeliveryFilter, limit: int, below: int | None = None) -> DeliveryPage:
         return await self._database.read(_page, wanted, limit, below)
 
-    async def get(self, delivery_id: int, application_id: int | None = None) -> tuple[Delivery, list[Attempt]]:
+    async def get(self, delivery_id: int, application_id: int | None = None) -> tuple[Delivery, list[DeliveryAttempt]]:
         """With its attempts, oldest first. `application_id` None: whosever it is. Raises ApiError NOT_FOUND."""
         return await self._database.read(_get, delivery_id, application_id)
 
@@ -112,7 +112,7 @@ class Deliveries:
         """Raises ApiError NOT_FOUND, CONFLICT: it has not ended, or its tracker is deleted."""
         return await self._database.write(_replay, delivery_id, application_id, now)
 
-    async def replay_dead(self, wanted: Wanted, now: datetime, after: int = 0) -> tuple[int, int | None]:
+    async def replay_dead(self, wanted: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
         """Replay the dead deliveries of a tracker, oldest first, behind the id `after`, up to REPLAYED_AT_MOST.
 
         Returns how many, and the id to go on behind; None when these were all."""
@@ -126,7 +126,7 @@ class Deliveries:
             after = ids[-1]
         return count, after
 
-    async def backlog(self, tracker_id: int, now: datetime) -> Backlog:
+    async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
         return await self._database.read(_backlog, tracker_id, now)
 
 
@@ -165,7 +165,7 @@ def _told(row: Row[Any]) -> Delivery:
     )
 
 
-def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
     """Those that an index knows; times are ranges of the id, which grows with time."""
     columns = deliveries.c
     found: list[ColumnElement[bool]] = []
@@ -180,7 +180,7 @@ def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
     return found
 
 
-def _page(connection: Connection, wanted: Wanted, limit: int, below: int | None) -> Page:
+def _page(connection: Connection, wanted: DeliveryFilter, limit: int, below: int | None) -> DeliveryPage:
     conditions = _conditions(wanted)
     if below is not None:
         conditions.append(deliveries.c.id < below)
@@ -199,8 +199,8 @@ def _page(connection: Connection, wanted: Wanted, limit: int, below: int | None)
             conditions.append(_has(status))
     rows = connection.execute(_SELECT.where(*conditions).order_by(newest).limit(limit + 1)).all()
     if len(rows) > limit:
-        return Page([_told(row) for row in rows[:limit]], rows[limit - 1].id)
-    return Page([_told(row) for row in rows], floor)
+        return DeliveryPage([_told(row) for row in rows[:limit]], rows[limit - 1].id)
+    return DeliveryPage([_told(row) for row in rows], floor)
 
 
 def _has(status: DeliveryStatus) -> ColumnElement[bool]:
@@ -221,12 +221,12 @@ def _find(connection: Connection, delivery_id: int, application_id: int | None) 
     return row
 
 
-def _get(connection: Connection, delivery_id: int, application_id: int | None) -> tuple[Delivery, list[Attempt]]:
+def _get(connection: Connection, delivery_id: int, application_id: int | None) -> tuple[Delivery, list[DeliveryAttempt]]:
     delivery = _told(_find(connection, delivery_id, application_id))
     columns = attempts.c
     names = (columns.attempt, columns.at, columns.milliseconds, columns.status, columns.error, columns.detail, columns.answer)
     newest = select(*names).where(columns.delivery_id == delivery_id).order_by(columns.id.desc()).limit(MOST_ATTEMPTS)
-    return delivery, [Attempt(*row) for row in reversed(connection.execute(newest).all())]
+    return delivery, [DeliveryAttempt(*row) for row in reversed(connection.execute(newest).all())]
 
 
 _ENDED = (DeliveryStatus.DELIVERED.value, DeliveryStatus.DEAD.value)
@@ -244,7 +244,7 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
     return _told(_find(connection, delivery_id, application_id))
 
 
-def _replay_some(connection: Connection, wanted: Wanted, after: int, now: datetime) -> Sequence[int]:
+def _replay_some(connection: Connection, wanted: DeliveryFilter, after: int, now: datetime) -> Sequence[int]:
     columns = deliveries.c
     which = select(columns.id).where(*_conditions(wanted), _IS_DEAD, columns.id > after).order_by(columns.id)
     ids = connection.execute(which.limit(REPLAYED_AT_ONCE)).scalars().all()
@@ -268,7 +268,7 @@ def _renew(connection: Connection, conditions: list[ColumnElement[bool]], now: d
     return connection.execute(update(deliveries).where(*conditions).values(values)).rowcount
 
 
-def _backlog(connection: Connection, tracker_id: int, now: datetime) -> Backlog:
+def _backlog(connection: Connection, tracker_id: int, now: datetime) -> DeliveryBacklog:
     columns = deliveries.c
     in_lane = (columns.lane == f"t{tracker_id}", _IS_PENDING)
 
@@ -282,7 +282,7 @@ def _backlog(connection: Connection, tracker_id: int, now: datetime) -> Backlog:
         ).scalar()
         for queue in (0, RETRIES)
     ]
-    return Backlog(
+    return DeliveryBacklog(
         pending=count(*in_lane),
         dead=count(columns.tracker_id == tracker_id, _IS_DEAD),
         waiting_since=min((at for at in first_due if at is not None and at <= now), default=None),

@@ -9,7 +9,7 @@ Promises
   slot of the sender, the resolver, the peer) is within its deadline, and no attempt begins whose lease has not `LEASE_LEFT` more
   than that left. What a killed process had claimed is due again when the lease ends, with the same event id and the attempt
   spent. An outcome that comes after the lease was lost changes nothing. Leases are compared with `clock`, which processes share
-  (store/clock.py); while theirs differ by less than `LEASE_LEFT` they do not take each other's.
+  (storage/clock.py); while theirs differ by less than `LEASE_LEFT` they do not take each other's.
 - No lane (a tracker, or the host of callbacks) holds up another: a lane gets no more slots than its concurrency, shared out among
   the processes that deliver (DELIVERY_PROCESSES), nor more than are left free, so that some are left for lanes that have none;
   slots are offered to lanes in turn. Within a lane first attempts and retries get half of the slots each, if both are due.
@@ -36,22 +36,22 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, literal_column, or_, select, update
 
 from shortener.delivery import queries
-from shortener.delivery.courtesy import Courtesy
-from shortener.delivery.health import Health
-from shortener.delivery.outcomes import Kind, Outcome, judge, next_delay
-from shortener.delivery.queries import FIRSTS, RETRIES, Claimed, Finish, Lane, TrackerState, Want
-from shortener.delivery.request import Forbidden, Target, callback
-from shortener.delivery.sender import Answer, Sender
+from shortener.delivery.health import TrackerHealth
+from shortener.delivery.outcomes import AttemptOutcome, OutcomeKind, classify_response, next_delay
+from shortener.delivery.queries import FIRSTS, RETRIES, ClaimedDelivery, ClaimRequest, DeliveryQueue, FinishedDelivery, TrackerState
+from shortener.delivery.request import DeliveryTarget, ForbiddenHost, callback
+from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import StoreUnavailable
-from shortener.ids import IdMaker, encode
-from shortener.jobs import Bell
+from shortener.ids import IdGenerator, encode
+from shortener.jobs import WakeUp
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, Topic
 from shortener.settings import Settings
-from shortener.store import schema
-from shortener.store.database import Database
-from shortener.store.types import from_ms, to_ms
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ LONGEST_DETAIL = 500
 
 
 @dataclass(slots=True)
-class Totals:
+class DispatcherTotals:
     """For /metrics, since the process began."""
 
     reasons: Counter[str] = field(default_factory=Counter)  # attempts by row of outcomes.OUTCOME_TABLE
@@ -90,29 +90,29 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    claim: Claimed
-    target: Target | None  # None: it cannot be used
+class _AttemptInFlight:
+    claim: ClaimedDelivery
+    target: DeliveryTarget | None  # None: it cannot be used
     probe: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class _FinishedAttempt:
     """An attempt that has ended, as it is to be written. `outcome` None: handed back."""
 
-    flight: _Flight
-    finish: Finish
+    flight: _AttemptInFlight
+    finish: FinishedDelivery
     attempt_row: tuple[object, ...] | None
-    outcome: Outcome | None
+    outcome: AttemptOutcome | None
     at: int
 
 
 @dataclass(slots=True)
-class _Turn:
+class _DispatchCycle:
     """What a committed turn did."""
 
-    flights: list[_Flight] = field(default_factory=list)
-    targets: dict[int, Target] = field(default_factory=dict)  # those that were read anew
+    flights: list[_AttemptInFlight] = field(default_factory=list)
+    targets: dict[int, DeliveryTarget] = field(default_factory=dict)  # those that were read anew
     after: str = ""  # the lane that the next turn begins behind
     more: bool = False  # there may be due lanes that this turn did not look at
     expired: int = 0
@@ -128,11 +128,11 @@ class Dispatcher:
         database: Database,
         trackers: Trackers,
         sender: Sender,
-        ids: IdMaker,
+        ids: IdGenerator,
         clock: Clock,
         settings: Settings,
         rng: random.Random,
-        courtesy: Courtesy,
+        courtesy: Throttle,
     ) -> None:
         self._database = database
         self._trackers = trackers
@@ -142,12 +142,12 @@ class Dispatcher:
         self._settings = settings
         self._rng = rng
         self._courtesy = courtesy
-        self.bell = Bell()
-        self.totals = Totals()
+        self.wake_up = WakeUp()
+        self.totals = DispatcherTotals()
         self._flights: set[asyncio.Task[None]] = set()
-        self._ended: list[_Ended] = []
+        self._ended: list[_FinishedAttempt] = []
         self._busy: Counter[str] = Counter()  # slots by lane
-        self._targets: dict[int, Target] = {}
+        self._targets: dict[int, DeliveryTarget] = {}
         self._noted: dict[int, int] = {}  # tracker -> when its last success was written
         self._resting: dict[str, int] = {}  # lane -> until when, after a fault of our own
         self._after = ""
@@ -189,7 +189,7 @@ class Dispatcher:
             ended = self._ended[:OUTCOMES]
             if self._stopping and not ended:
                 return 0
-            began, gentle = loop.time(), self._courtesy.is_due
+            began, gentle = loop.time(), self._courtesy.is_busy
             slots = 0 if self._stopping else self._settings.delivery_slots - self.in_flight + len(ended)
             most = min(slots, PIECE) if gentle else slots
             turn = await self._database.write(self._turn, ended, self._busy.copy(), self._after, most)
@@ -238,7 +238,7 @@ class Dispatcher:
 
     # One attempt.
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: _AttemptInFlight) -> None:
         claim, target = flight.claim, flight.target
         began = self._clock()
         deadline = target.timeout if target is not None else 0.0
@@ -246,7 +246,7 @@ class Dispatcher:
             # The commit, or the loop, took so long that another process might begin the same before this one ends.
             log.warning("lease_too_short", delivery=encode(claim.id))
             self._ended.append(self._handed_back(flight, "lease_too_short"))
-            self.bell.ring()
+            self.wake_up.notify()
             return
         try:
             answer = await self._send(claim, target, began)
@@ -255,36 +255,36 @@ class Dispatcher:
         else:
             ended = self._judged(flight, answer, began)
         self._ended.append(ended)
-        self.bell.ring()
+        self.wake_up.notify()
 
-    async def _send(self, claim: Claimed, target: Target | None, at: datetime) -> Answer:
+    async def _send(self, claim: ClaimedDelivery, target: DeliveryTarget | None, at: datetime) -> SendResult:
         if target is None:
-            return Answer(None, b"", "internal_error", "what is stored of the tracker cannot be used", 0, ours=True)
+            return SendResult(None, b"", "internal_error", "what is stored of the tracker cannot be used", 0, ours=True)
         try:
             facts = orjson.loads(claim.facts) if claim.facts else {}
             request = target.request(
                 facts, claim.event, Topic(claim.topic), claim.attempt, at, allow_http=self._settings.allow_http_targets
             )
-        except Forbidden as error:
-            return Answer(None, b"", "blocked_address", str(error), 0)
+        except ForbiddenHost as error:
+            return SendResult(None, b"", "blocked_address", str(error), 0)
         except Exception:
             log.exception("delivery_not_renderable", delivery=encode(claim.id))
-            return Answer(None, b"", "internal_error", "the request could not be made", 0, ours=True)
+            return SendResult(None, b"", "internal_error", "the request could not be made", 0, ours=True)
         return await self._sender.send(request, target.timeout)
 
-    def _judged(self, flight: _Flight, answer: Answer, began: datetime) -> _Ended:
+    def _judged(self, flight: _AttemptInFlight, answer: SendResult, began: datetime) -> _FinishedAttempt:
         claim, target = flight.claim, flight.target
         now = self._clock()
         now_ms = to_ms(now)
         if target is None or answer.ours:
             return self._own_fault(flight, answer, now_ms)
-        outcome = judge(answer, target.success, now)
+        outcome = classify_response(answer, target.success, now)
         self.totals.reasons[outcome.reason] += 1
         spent = claim.attempt - claim.base_attempt
         status, next_at, finished_at = DeliveryStatus.DEAD, claim.lease_until, None
-        if outcome.kind is Kind.DELIVERED:
+        if outcome.kind is OutcomeKind.DELIVERED:
             status = DeliveryStatus.DELIVERED
-        elif outcome.kind is Kind.RETRY and spent < target.max_attempts:
+        elif outcome.kind is OutcomeKind.RETRY and spent < target.max_attempts:
             status = DeliveryStatus.PENDING
             wait = next_delay(spent, target.schedule, self._rng)
             next_at = now_ms + round(wait * 1000)
@@ -293,7 +293,7 @@ class Dispatcher:
         if status is not DeliveryStatus.PENDING:
             finished_at = now_ms
         error = None if status is DeliveryStatus.DELIVERED else answer.error or outcome.reason
-        finish = Finish(
+        finish = FinishedDelivery(
             claim.id,
             claim.attempt,
             claim.lease_until,
@@ -316,9 +316,9 @@ class Dispatcher:
             text_of(answer.detail, LONGEST_DETAIL) or None,
             text_of(answer.excerpt),
         )
-        return _Ended(flight, finish, attempt_row, outcome, now_ms)
+        return _FinishedAttempt(flight, finish, attempt_row, outcome, now_ms)
 
-    def _own_fault(self, flight: _Flight, answer: Answer, now: int) -> _Ended:
+    def _own_fault(self, flight: _AttemptInFlight, answer: SendResult, now: int) -> _FinishedAttempt:
         """The attempt is given back; not logged as one, but visible as the delivery's last error."""
         self.totals.own_faults += 1
         self.totals.reasons["own_fault"] += 1
@@ -328,20 +328,22 @@ class Dispatcher:
         else:
             given_back = self._give_back(flight.claim, now + OWN_FAULT_PAUSE, answer.error)
         self._resting[flight.claim.lane] = now + OWN_FAULT_PAUSE
-        return _Ended(flight, given_back, None, Outcome(Kind.RETRY, "own_fault", charged=False), now)
+        return _FinishedAttempt(flight, given_back, None, AttemptOutcome(OutcomeKind.RETRY, "own_fault", charged=False), now)
 
-    def _handed_back(self, flight: _Flight, why: str) -> _Ended:
+    def _handed_back(self, flight: _AttemptInFlight, why: str) -> _FinishedAttempt:
         now = to_ms(self._clock())
-        return _Ended(flight, self._give_back(flight.claim, now, why), None, None, now)
+        return _FinishedAttempt(flight, self._give_back(flight.claim, now, why), None, None, now)
 
-    def _give_back(self, claim: Claimed, next_at: int, error: str | None) -> Finish:
+    def _give_back(self, claim: ClaimedDelivery, next_at: int, error: str | None) -> FinishedDelivery:
         queue = RETRIES if claim.attempt > 1 else FIRSTS
         pending = int(DeliveryStatus.PENDING)
-        return Finish(claim.id, claim.attempt, claim.lease_until, pending, claim.attempt - 1, queue, next_at, None, None, error)
+        return FinishedDelivery(
+            claim.id, claim.attempt, claim.lease_until, pending, claim.attempt - 1, queue, next_at, None, None, error
+        )
 
     # After a commit.
 
-    def _account(self, turn: _Turn, ended: Sequence[_Ended]) -> None:
+    def _account(self, turn: _DispatchCycle, ended: Sequence[_FinishedAttempt]) -> None:
         totals = self.totals
         totals.turns += 1
         totals.leases_lost += turn.leases_lost
@@ -378,9 +380,11 @@ class Dispatcher:
 
     # In the transaction. Nothing here changes the dispatcher: the transaction may be run again.
 
-    def _turn(self, connection: Connection, ended: Sequence[_Ended], busy: Counter[str], after: str, most: int) -> _Turn:
+    def _turn(
+        self, connection: Connection, ended: Sequence[_FinishedAttempt], busy: Counter[str], after: str, most: int
+    ) -> _DispatchCycle:
         """Write what has ended, and claim up to `most`."""
-        turn = _Turn(after=after)
+        turn = _DispatchCycle(after=after)
         now = to_ms(self._clock())
         if ended:
             self._write_outcomes(connection, turn, ended, now)
@@ -390,11 +394,11 @@ class Dispatcher:
             self._claim(connection, turn, busy, free, most, now)
         return turn
 
-    def _write_outcomes(self, connection: Connection, turn: _Turn, ended: Sequence[_Ended], now: int) -> None:
+    def _write_outcomes(self, connection: Connection, turn: _DispatchCycle, ended: Sequence[_FinishedAttempt], now: int) -> None:
         written = queries.finish(connection, [one.finish for one in ended])
         turn.leases_lost = len(ended) - written
         queries.insert_attempts(connection, [one.attempt_row for one in ended if one.attempt_row is not None])
-        by_tracker: dict[int, list[_Ended]] = {}
+        by_tracker: dict[int, list[_FinishedAttempt]] = {}
         for one in ended:
             if one.flight.claim.tracker_id is not None and (one.outcome is not None or one.flight.probe):
                 by_tracker.setdefault(one.flight.claim.tracker_id, []).append(one)
@@ -404,7 +408,7 @@ class Dispatcher:
             for one in by_tracker[tracker]:
                 health = _after(health, one)
             values: dict[str, Any] = _health_values(health) if health != state.health else {}
-            if state.enabled and any(one.outcome and one.outcome.kind is Kind.DISABLE for one in by_tracker[tracker]):
+            if state.enabled and any(one.outcome and one.outcome.kind is OutcomeKind.DISABLE for one in by_tracker[tracker]):
                 values |= {"enabled": False, "disabled_reason": GONE, "revision": state.revision + 1, "updated_at": from_ms(now)}
                 turn.disabled.append(tracker)
             if values:
@@ -414,7 +418,7 @@ class Dispatcher:
             if health.open_until is None and not health.failures_in_row:
                 turn.noted.append(tracker)  # else the next success has to be written
 
-    def _changes_health(self, tracker: int, ended: Sequence[_Ended], now: int) -> bool:
+    def _changes_health(self, tracker: int, ended: Sequence[_FinishedAttempt], now: int) -> bool:
         """Whether the tracker's row has to be looked at: not for every success of a healthy one."""
         if any(one.flight.probe or one.finish.status != DeliveryStatus.DELIVERED for one in ended):
             self._noted.pop(tracker, None)  # only ever costs a look too many
@@ -422,30 +426,32 @@ class Dispatcher:
         noted = self._noted.get(tracker)
         return noted is None or not noted <= now < noted + SUCCESS_NOTED_EVERY
 
-    def _claim(self, connection: Connection, turn: _Turn, busy: Counter[str], free: int, most: int, now: int) -> None:
+    def _claim(self, connection: Connection, turn: _DispatchCycle, busy: Counter[str], free: int, most: int, now: int) -> None:
         lanes, last = _lanes_in_turn(connection, turn.after)
         due = [lane for lane in lanes if _is_due(lane, now) and self._resting.get(lane.name, 0) <= now]
         states = queries.tracker_states(connection, {tracker for lane in due if (tracker := _tracker_of(lane.name)) is not None})
         targets = self._present_targets(connection, turn, states)
 
-        offers: list[_Offer] = []
-        special: set[int] = set()  # trackers whose breaker has a say
+        offers: list[_Candidate] = []
+        hit_policies: set[int] = set()  # trackers whose breaker has a say
         for lane in due:
             offer = self._offer(connection, turn, lane, states, targets, now)
             if offer is not None and offer.room(busy, free) > 0:
                 offers.append(offer)
                 if offer.state is not None and not offer.state.health.is_plain:
-                    special.add(offer.state.id)
-        if special:
-            held = queries.free_states(connection, special)
-            offers = [offer for offer in offers if offer.state is None or offer.state.id not in special or offer.state.id in held]
+                    hit_policies.add(offer.state.id)
+        if hit_policies:
+            held = queries.free_states(connection, hit_policies)
+            offers = [
+                offer for offer in offers if offer.state is None or offer.state.id not in hit_policies or offer.state.id in held
+            ]
             for offer in offers:
                 if offer.state is not None and offer.state.id in held:
                     offer.state = held[offer.state.id]
 
         share = max(1, most // len(offers)) if offers else 0
-        wants: list[Want] = []
-        taken: list[_Offer] = []
+        wants: list[ClaimRequest] = []
+        taken: list[_Candidate] = []
         for offer in offers:
             if most <= 0:
                 break
@@ -467,29 +473,29 @@ class Dispatcher:
         left = {want.lane for want in wants if count[want.lane, want.queue] == want.most}
         probes: set[int] = set()
         for offer in taken:
-            if offer.state is not None and offer.state.id in special:
+            if offer.state is not None and offer.state.id in hit_policies:
                 name = offer.lane.name
                 if self._note_release(connection, offer, count[name, FIRSTS] + count[name, RETRIES], name in left, now):
                     probes.add(offer.state.id)
         by_lane = {offer.lane.name: offer for offer in taken}
         turn.flights = [
-            _Flight(claim, self._target_of(claim, by_lane[claim.lane]), claim.tracker_id in probes) for claim in claimed
+            _AttemptInFlight(claim, self._target_of(claim, by_lane[claim.lane]), claim.tracker_id in probes) for claim in claimed
         ]
 
     def _offer(
         self,
         connection: Connection,
-        turn: _Turn,
-        lane: Lane,
+        turn: _DispatchCycle,
+        lane: DeliveryQueue,
         states: dict[int, TrackerState],
-        targets: dict[int, Target],
+        targets: dict[int, DeliveryTarget],
         now: int,
-    ) -> _Offer | None:
+    ) -> _Candidate | None:
         """What the lane may be offered; None when its deliveries have to wait, or to end, now."""
         tracker = _tracker_of(lane.name)
         if tracker is None:
             most = self._share(self._settings.delivery_slots_per_tracker)
-            return _Offer(lane, None, None, most, self._settings.delivery_timeout)
+            return _Candidate(lane, None, None, most, self._settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
             turn.expired += _expire(connection, lane.name, "tracker_deleted", now)
@@ -503,14 +509,14 @@ class Dispatcher:
             return None
         target = targets.get(tracker)
         if target is None:
-            return _Offer(lane, state, None, 1, self._settings.delivery_timeout)
-        return _Offer(lane, state, target, self._share(target.concurrency), target.timeout)
+            return _Candidate(lane, state, None, 1, self._settings.delivery_timeout)
+        return _Candidate(lane, state, target, self._share(target.concurrency), target.timeout)
 
     def _share(self, concurrency: int) -> int:
         """This process's part of what a tracker bears at once: its customer knows nothing of our processes."""
         return max(1, concurrency // max(self._settings.delivery_processes, self._settings.workers))
 
-    def _allowed(self, offer: _Offer, busy: Counter[str], now: int) -> int:
+    def _allowed(self, offer: _Candidate, busy: Counter[str], now: int) -> int:
         """What the tracker's breaker lets through."""
         if offer.state is None:
             return self._settings.delivery_slots
@@ -523,7 +529,7 @@ class Dispatcher:
         allowance = health.allowance(now, self._settings.delivery_recovery_rate)
         return self._settings.delivery_slots if allowance is None else allowance
 
-    def _wants(self, offer: _Offer, now: int) -> list[Want]:
+    def _wants(self, offer: _Candidate, now: int) -> list[ClaimRequest]:
         lease_until = now + round(offer.timeout * 1000) + LEASE_MARGIN
         lane = offer.lane
         firsts = lane.first_due is not None and lane.first_due <= now
@@ -534,9 +540,9 @@ class Dispatcher:
             counts = ((FIRSTS, half), (RETRIES, offer.most - half))
         else:
             counts = ((FIRSTS if firsts else RETRIES, offer.most), (RETRIES, 0))
-        return [Want(lane.name, queue, most, lease_until) for queue, most in counts if most]
+        return [ClaimRequest(lane.name, queue, most, lease_until) for queue, most in counts if most]
 
-    def _note_release(self, connection: Connection, offer: _Offer, count: int, more: bool, now: int) -> bool:
+    def _note_release(self, connection: Connection, offer: _Candidate, count: int, more: bool, now: int) -> bool:
         """Write down what the breaker let go, `more` of it being due; True for a probe."""
         assert offer.state is not None
         health = offer.state.health
@@ -553,9 +559,11 @@ class Dispatcher:
             connection.execute(update(schema.trackers).where(where).values(_health_values(health)))
         return probe
 
-    def _present_targets(self, connection: Connection, turn: _Turn, states: dict[int, TrackerState]) -> dict[int, Target]:
+    def _present_targets(
+        self, connection: Connection, turn: _DispatchCycle, states: dict[int, TrackerState]
+    ) -> dict[int, DeliveryTarget]:
         """The targets of these trackers; those that changed since they were read are read again."""
-        found: dict[int, Target] = {}
+        found: dict[int, DeliveryTarget] = {}
         stale = []
         for tracker, state in states.items():
             known = self._targets.get(tracker)
@@ -571,7 +579,7 @@ class Dispatcher:
                     log.exception("tracker_not_usable", tracker=row.id)
         return found
 
-    def _target_of(self, claim: Claimed, offer: _Offer) -> Target | None:
+    def _target_of(self, claim: ClaimedDelivery, offer: _Candidate) -> DeliveryTarget | None:
         if claim.callback_url is None:
             return offer.target
         settings = self._settings
@@ -592,12 +600,12 @@ GONE = "it answered 410 Gone"
 
 
 @dataclass(slots=True)
-class _Offer:
+class _Candidate:
     """A lane that something is due in and that may be served. `state` None: callbacks of a host."""
 
-    lane: Lane
+    lane: DeliveryQueue
     state: TrackerState | None
-    target: Target | None
+    target: DeliveryTarget | None
     concurrency: int
     timeout: float
     most: int = 0
@@ -606,7 +614,7 @@ class _Offer:
         return min(self.concurrency, free) - busy[self.lane.name]
 
 
-def _lanes_in_turn(connection: Connection, after: str) -> tuple[list[Lane], bool]:
+def _lanes_in_turn(connection: Connection, after: str) -> tuple[list[DeliveryQueue], bool]:
     """Up to LANES lanes behind `after` and then from the beginning, and whether the last of all lanes is among them."""
     lanes = queries.lanes(connection, after, LANES)
     last = len(lanes) < LANES
@@ -615,7 +623,7 @@ def _lanes_in_turn(connection: Connection, after: str) -> tuple[list[Lane], bool
     return lanes, last
 
 
-def _is_due(lane: Lane, now: int) -> bool:
+def _is_due(lane: DeliveryQueue, now: int) -> bool:
     return (lane.first_due is not None and lane.first_due <= now) or (lane.retry_due is not None and lane.retry_due <= now)
 
 
@@ -623,19 +631,19 @@ def _tracker_of(lane: str) -> int | None:
     return int(lane[1:]) if lane.startswith("t") else None
 
 
-def _after(health: Health, one: _Ended) -> Health:
+def _after(health: TrackerHealth, one: _FinishedAttempt) -> TrackerHealth:
     outcome, probe = one.outcome, one.flight.probe
     if outcome is None or not outcome.charged:
         # A probe that told nothing: another may go, at once if this one was handed back.
         until = one.at if outcome is None else one.at + OWN_FAULT_PAUSE
         return health.probing(until) if probe and health.open_until is not None else health
-    if outcome.kind is Kind.DELIVERED:
+    if outcome.kind is OutcomeKind.DELIVERED:
         return health.succeeded(one.at)
     quiet_until = None if outcome.not_before is None else to_ms(outcome.not_before)
     return health.failed(one.at, probe=probe, quiet_until=quiet_until)
 
 
-def _health_values(health: Health) -> dict[str, Any]:
+def _health_values(health: TrackerHealth) -> dict[str, Any]:
     times = ("open_until", "recovering_at", "last_success_at", "last_failure_at")
     values: dict[str, Any] = {name: None if (at := getattr(health, name)) is None else from_ms(at) for name in times}
     return values | {"failures_in_row": health.failures_in_row}
@@ -645,7 +653,7 @@ def _health_values(health: Health) -> dict[str, Any]:
 _IS_PENDING = schema.deliveries.c.status == literal_column("0")
 
 
-def _expire_old(connection: Connection, lane: Lane, error: str, now: int, held_for: timedelta) -> int:
+def _expire_old(connection: Connection, lane: DeliveryQueue, error: str, now: int, held_for: timedelta) -> int:
     """End what was due that long ago."""
     before = now - held_for // timedelta(milliseconds=1)
     columns = schema.deliveries.c

@@ -14,7 +14,7 @@ the user clicked the short URL for the first time"), whichever of its links was 
 deliveries too: they wait with the others that are parked.
 
 An event that this version cannot fan out (a fault of ours) is set aside, loudly: the others go on, it stays in the log without
-deliveries, and `retell` makes it pending again when the fault is mended.
+deliveries, and `requeue_events` makes it pending again when the fault is mended.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from shortener.conversion.service import spell
+from shortener.conversions.service import serialize_conversion
 from shortener.delivery import queries
-from shortener.delivery.courtesy import Courtesy
 from shortener.delivery.queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_lane
+from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
-from shortener.ids import ClickIds, IdMaker, encode
-from shortener.log import tallies
-from shortener.log.tallies import Tally, time_to_click
+from shortener.ids import ClickIds, IdGenerator, encode
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
-from shortener.store.database import Database
-from shortener.store.types import from_ms, to_ms
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CountDelta, time_to_click
+from shortener.storage.database import Database
+from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
@@ -58,12 +58,12 @@ class Fanout:
     def __init__(
         self,
         database: Database,
-        ids: IdMaker,
+        ids: IdGenerator,
         click_ids: ClickIds,
         clock: Clock,
         *,
         base_url: str,
-        courtesy: Courtesy,
+        courtesy: Throttle,
         on_deliveries: Callable[[], None],
     ) -> None:
         self._database = database
@@ -73,18 +73,18 @@ class Fanout:
         self._base_url = base_url
         self._courtesy = courtesy
         self._on_deliveries = on_deliveries
-        self.events = self.deliveries = self.set_aside = 0  # since the process began
+        self.events = self.deliveries = self.quarantine = 0  # since the process began
 
     def offer(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         metrics.counter("shortener_events_fanned_out", "Events whose deliveries are made.", lambda: self.events)
         metrics.counter("shortener_deliveries_made", "Deliveries that events made.", lambda: self.deliveries)
-        metrics.counter("shortener_events_set_aside", "Events that a fault of ours keeps from going out.", lambda: self.set_aside)
+        metrics.counter("shortener_events_set_aside", "Events that a fault of ours keeps from going out.", lambda: self.quarantine)
 
     async def step(self) -> int:
         """Fan out one batch; returns the number of its events. Raises StoreUnavailable: then nothing of it was kept."""
         loop = asyncio.get_running_loop()
-        began, gentle = loop.time(), self._courtesy.is_due
+        began, gentle = loop.time(), self._courtesy.is_busy
         limit = PIECE if gentle else BATCH
         try:
             events, deliveries = await self._database.write(self._fan_out, limit)
@@ -116,8 +116,8 @@ class Fanout:
             except Exception as error:
                 if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
                     raise  # the statement is wrong, or the schema: that is not this event's doing
-                await self._database.write(queries.set_aside, event)
-                self.set_aside += 1
+                await self._database.write(queries.quarantine, event)
+                self.quarantine += 1
                 log.error("event_set_aside", event_id=encode(event), mend="shortener deliveries retell", exc_info=error)
                 done, made = 1, 0
             events += done
@@ -134,7 +134,7 @@ class Fanout:
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
-        tally = Tally()
+        tally = CountDelta()
         for event in events:
             facts[event.id] = None
             if event.cohort_id is not None:
@@ -145,7 +145,7 @@ class Fanout:
             wanted = list(dict.fromkeys(row[1] for row in rows))
             facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, wanted).items()}
             queries.insert_deliveries(connection, rows)
-        tallies.append(connection, self._ids(), tally)
+        count_deltas.append(connection, self._ids(), tally)
         queries.mark_fanned_out(connection, facts)
         return len(events), len(rows)
 
@@ -219,7 +219,7 @@ class Fanout:
             }
         if source.click_hit is not None:
             facts |= {
-                "click_id": self._click_ids.spell(source.click_hit),
+                "click_id": self._click_ids.encode(source.click_hit),
                 "verdict": Verdict(source.verdict).word,
                 "verdict_reason": source.rule,
                 "user_agent": source.user_agent,
@@ -229,7 +229,7 @@ class Fanout:
             }
         if source.conversion_id is not None:
             facts |= {
-                "conversion_id": spell(source.conversion_id),
+                "conversion_id": serialize_conversion(source.conversion_id),
                 "action": source.action,
                 "conversion_status": source.conversion_status,
                 "disposition": source.disposition,
@@ -248,10 +248,10 @@ class Fanout:
         return facts
 
 
-async def retell(database: Database) -> int:
+async def requeue_events(database: Database) -> int:
     """Make the events that were set aside pending again; returns how many. Raises StoreUnavailable: some may be done then."""
-    found = await database.read(queries.those_set_aside)
-    return sum([await database.write(queries.bring_back, found[start : start + BATCH]) for start in range(0, len(found), BATCH)])
+    found = await database.read(queries.quarantined_events)
+    return sum([await database.write(queries.requeue, found[start : start + BATCH]) for start in range(0, len(found), BATCH)])
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:

@@ -18,7 +18,7 @@ BURST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class TrackerHealth:
     """`open_until`: the breaker is open, and a probe may go from then on. `recovering_at`: how far the release has come."""
 
     failures_in_row: int = 0
@@ -38,12 +38,12 @@ class Health:
         """Whether any number of deliveries may go."""
         return self.open_until is None and self.recovering_at is None
 
-    def succeeded(self, now: int) -> Health:
+    def succeeded(self, now: int) -> TrackerHealth:
         if self.open_until is not None:
             return dataclasses.replace(self, failures_in_row=0, open_until=None, recovering_at=now, last_success_at=now)
         return dataclasses.replace(self, failures_in_row=0, last_success_at=now)
 
-    def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> Health:
+    def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> TrackerHealth:
         """`probe`: the attempt was the one that an open breaker let through. `quiet_until`: how long the tracker wants no more."""
         failures, open_until = self.failures_in_row, self.open_until
         if open_until is None or probe:  # else it began before the breaker opened
@@ -53,7 +53,7 @@ class Health:
             open_until = max(open_until or 0, min(quiet_until, now + LONGEST_PAUSE))
         return dataclasses.replace(self, failures_in_row=failures, open_until=open_until, last_failure_at=now)
 
-    def probing(self, until: int) -> Health:
+    def probing(self, until: int) -> TrackerHealth:
         """A probe goes; if nothing is heard of it, another may go from `until` on."""
         return dataclasses.replace(self, open_until=until)
 
@@ -63,12 +63,12 @@ class Health:
             return None
         return int((now - max(self.recovering_at, now - BURST)) * rate / 1000)
 
-    def released(self, count: int, now: int, rate: float) -> Health:
+    def released(self, count: int, now: int, rate: float) -> TrackerHealth:
         """After `count` deliveries of the backlog were let go."""
         assert self.recovering_at is not None
         return dataclasses.replace(self, recovering_at=max(self.recovering_at, now - BURST) + round(count * 1000 / rate))
 
-    def recovered(self) -> Health:
+    def recovered(self) -> TrackerHealth:
         """The backlog is gone."""
         return dataclasses.replace(self, recovering_at=None)
 

@@ -27,15 +27,15 @@ RETRY_AFTER_MIN, RETRY_AFTER_MAX = 1.0, 86400.0
 _STATUSES = re.compile(r"([2-5])xx|([2-5][0-9]{2})(?:-([2-5][0-9]{2}))?", re.IGNORECASE)
 
 
-class Kind(enum.Enum):
+class OutcomeKind(enum.Enum):
     DELIVERED = "delivered"
     RETRY = "retry"  # on the schedule; not before the time that the tracker asked for
     FINAL = "final"  # dead now, without the attempts that are left
     DISABLE = "disable"  # dead now, and the tracker is disabled
 
 
-class Reply(Protocol):
-    """The part of `sender.Answer` that an outcome depends on."""
+class ResponseFacts(Protocol):
+    """The part of `sender.SendResult` that an outcome depends on."""
 
     @property
     def status(self) -> int | None: ...
@@ -50,127 +50,127 @@ class Reply(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    kind: Kind
+class AttemptOutcome:
+    kind: OutcomeKind
     reason: str  # a row of the table, by name
     not_before: datetime | None = None
     charged: bool = True  # False: a fault of this host; the attempt does not count
 
 
 @dataclass(frozen=True, slots=True)
-class Success:
+class SuccessCriteria:
     """When a tracker has taken an event: a set of statuses such as `2xx` or `200,202-204`, and a text that the body must hold."""
 
     statuses: str = "2xx"
     body_contains: str | None = None
 
-    def takes(self, status: int | None) -> bool:
+    def matches(self, status: int | None) -> bool:
         return status in _status_set(self.statuses)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OutcomeRule:
     name: str
     when: str  # for people
-    kind: Kind
+    kind: OutcomeKind
     why: str
-    fits: Callable[[Reply, Success], bool]
+    fits: Callable[[ResponseFacts, SuccessCriteria], bool]
 
 
-def _complete(reply: Reply) -> bool:
+def _complete(reply: ResponseFacts) -> bool:
     return reply.error is None
 
 
-def _holds(reply: Reply, success: Success) -> bool:
+def _holds(reply: ResponseFacts, success: SuccessCriteria) -> bool:
     return success.body_contains is None or success.body_contains.encode() in reply.body
 
 
 _FORM_REFUSED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
-    Row(
+    OutcomeRule(
         "own_fault",
         "no answer, and the cause is on this host (resolver down, no sockets left)",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "the tracker did nothing wrong: the attempt is not counted",
         lambda reply, success: reply.ours,
     ),
-    Row(
+    OutcomeRule(
         "success",
         "a status of the tracker's success set, a complete body that holds body_contains",
-        Kind.DELIVERED,
+        OutcomeKind.DELIVERED,
         "default: any 2xx",
-        lambda reply, success: success.takes(reply.status) and _complete(reply) and _holds(reply, success),
+        lambda reply, success: success.matches(reply.status) and _complete(reply) and _holds(reply, success),
     ),
-    Row(
+    OutcomeRule(
         "refused_in_body",
         "a status of the success set, but the body lacks body_contains",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "trackers answer 200 with success=false",
-        lambda reply, success: success.takes(reply.status) and _complete(reply),
+        lambda reply, success: success.matches(reply.status) and _complete(reply),
     ),
-    Row(
+    OutcomeRule(
         "gone",
         "410",
-        Kind.DISABLE,
+        OutcomeKind.DISABLE,
         "Standard Webhooks: the receiver wants no more of this",
         lambda reply, success: reply.status == 410,
     ),
-    Row(
+    OutcomeRule(
         "throttled",
         "429, 503",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "not before Retry-After (seconds or a date, 1 s to 24 h)",
         lambda reply, success: reply.status in (429, 503),
     ),
-    Row(
+    OutcomeRule(
         "form_refused",
         ", ".join(map(str, sorted(_FORM_REFUSED))),
-        Kind.FINAL,
+        OutcomeKind.FINAL,
         "method, size, type or version are refused, and the next attempt has the same",
         lambda reply, success: reply.status in _FORM_REFUSED,
     ),
-    Row(
+    OutcomeRule(
         "incomplete",
         "a status of the success set, then a timeout, a reset or more than 64 KiB of body",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "only a complete answer is a receipt",
-        lambda reply, success: success.takes(reply.status),
+        lambda reply, success: success.matches(reply.status),
     ),
-    Row(
+    OutcomeRule(
         "redirect",
         "any other 3xx",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "redirects are never followed; put the final URL into the tracker",
         lambda reply, success: reply.status is not None and 300 <= reply.status < 400,
     ),
-    Row(
+    OutcomeRule(
         "other_status",
         "any other status, such as 204 where 200 is wanted, 400, 401, 404, 408, 500, 502",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "receivers are mended, configured and redeployed within the schedule",
         lambda reply, success: reply.status is not None,
     ),
-    Row(
+    OutcomeRule(
         "no_answer",
         "no status: timeout, refused, reset, unreachable, DNS, TLS, blocked address, not HTTP",
-        Kind.RETRY,
+        OutcomeKind.RETRY,
         "the tracker may come back",
         lambda reply, success: True,
     ),
 )
 
 
-def judge(answer: Reply, success: Success, now: datetime) -> Outcome:
+def classify_response(answer: ResponseFacts, success: SuccessCriteria, now: datetime) -> AttemptOutcome:
     """What to do after `answer`, which arrived at the aware time `now`."""
     row = next(row for row in OUTCOME_TABLE if row.fits(answer, success))
     not_before = None
     if row.name == "throttled" and answer.retry_after is not None:
         not_before = now + timedelta(seconds=min(max(answer.retry_after, RETRY_AFTER_MIN), RETRY_AFTER_MAX))
-    return Outcome(row.kind, row.name, not_before, charged=not answer.ours)
+    return AttemptOutcome(row.kind, row.name, not_before, charged=not answer.ours)
 
 
-def parse_success(given: Mapping[str, Any] | None) -> Success:
+def parse_success(given: Mapping[str, Any] | None) -> SuccessCriteria:
     """A tracker's `success` field: `statuses` and `body_contains`, both optional. Raises `ValueError` saying what is wrong."""
     given = given or {}
     if unknown := set(given) - {"statuses", "body_contains"}:
@@ -184,7 +184,7 @@ def parse_success(given: Mapping[str, Any] | None) -> Success:
     contains = given.get("body_contains")
     if contains is not None and (not isinstance(contains, str) or not 1 <= len(contains) <= 200):
         raise ValueError("body_contains wants a text of 1 to 200 characters, or null")
-    return Success(statuses, contains)
+    return SuccessCriteria(statuses, contains)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
 """The statements of fan-out and dispatcher, by hand for each engine: they run for every delivery.
 
-Set-based, and on SQLite every result comes as one row of JSON (see click/queries.py). What is due is found by walking the index
+Set-based, and on SQLite every result comes as one row of JSON (see clicks/queries.py). What is due is found by walking the index
 `deliveries_due` from lane to lane, so that a lane costs three seeks however many rows wait in it. Times are ms since 1970.
 """
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import orjson
 from sqlalchemy import Connection, false, select, update
 
-from shortener.delivery.health import Health
-from shortener.store import direct, schema
-from shortener.store.bulk import BulkInsert
+from shortener.delivery.health import TrackerHealth
+from shortener.storage import raw_sql, schema
+from shortener.storage.bulk import BulkInsert
 
 FIRSTS, RETRIES = 0, 1  # deliveries.queue
 
@@ -71,7 +71,7 @@ class PendingEvent(NamedTuple):
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
     """The oldest events that are not fanned out, or one of them; on PostgreSQL locked, and without those that another process has
     locked."""
-    rows = direct.rows(connection, _PENDING, limit) if only is None else direct.rows(connection, _PENDING_ONE, only)
+    rows = raw_sql.rows(connection, _PENDING, limit) if only is None else raw_sql.rows(connection, _PENDING_ONE, only)
     return sorted(PendingEvent._make(row) for row in rows)
 
 
@@ -81,20 +81,20 @@ def pending_ids(connection: Connection, limit: int) -> list[int]:
     return list(connection.scalars(select(columns.id).where(columns.fanned_out == false()).order_by(columns.id).limit(limit)))
 
 
-def set_aside(connection: Connection, event: int) -> None:
-    """Pass over an event that cannot be fanned out; `bring_back` makes it pending again."""
+def quarantine(connection: Connection, event: int) -> None:
+    """Pass over an event that cannot be fanned out; `requeue` makes it pending again."""
     table = schema.events
     statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
     connection.execute(statement.values(fanned_out=True, facts=schema.SET_ASIDE))
 
 
-def those_set_aside(connection: Connection) -> list[int]:
+def quarantined_events(connection: Connection) -> list[int]:
     """Reads the whole log."""
     columns = schema.events.c
     return list(connection.scalars(select(columns.id).where(columns.facts == schema.SET_ASIDE).order_by(columns.id)))
 
 
-def bring_back(connection: Connection, events: Sequence[int]) -> int:
+def requeue(connection: Connection, events: Sequence[int]) -> int:
     """Make events that were set aside pending again; returns how many."""
     table = schema.events
     statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.SET_ASIDE)
@@ -119,7 +119,7 @@ class Subscription(NamedTuple):
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
     """By application: what its trackers subscribed to. Disabled ones too: theirs is parked."""
     found: dict[int, list[Subscription]] = {}
-    for tracker_id, application_id, *wanted in sorted(map(tuple, direct.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
+    for tracker_id, application_id, *wanted in sorted(map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
         found.setdefault(application_id, []).append(Subscription(tracker_id, *wanted))
     return found
 
@@ -209,7 +209,7 @@ _SOURCES = {
 
 
 def sources(connection: Connection, events: list[int]) -> list[Sources]:
-    return [Sources._make(row) for row in direct.rows(connection, _SOURCES, events)]
+    return [Sources._make(row) for row in raw_sql.rows(connection, _SOURCES, events)]
 
 
 COUNTED_CLICKS = 10_000  # a click's number is told up to here: counting further would hold up everything else
@@ -229,7 +229,7 @@ _CLICKS_BEFORE = {
 
 def clicks_before(connection: Connection, link: int, hit: int) -> int:
     """People's hits on a live link before this hit, as far as COUNTED_CLICKS."""
-    count: int = direct.rows(connection, _CLICKS_BEFORE, link, hit)[0][0]
+    count: int = raw_sql.rows(connection, _CLICKS_BEFORE, link, hit)[0][0]
     return count
 
 
@@ -258,13 +258,13 @@ _MARK = {
 
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
     """Events with their facts (JSON), if anybody wanted them."""
-    direct.change(connection, _MARK, list(facts.items()))
+    raw_sql.change(connection, _MARK, list(facts.items()))
 
 
 # Dispatcher.
 
 
-class Lane(NamedTuple):
+class DeliveryQueue(NamedTuple):
     """A lane that has something pending: when the first of each queue is due, None for an empty one."""
 
     name: str
@@ -294,12 +294,12 @@ _LANES = {
 }
 
 
-def lanes(connection: Connection, after: str, limit: int) -> list[Lane]:
+def lanes(connection: Connection, after: str, limit: int) -> list[DeliveryQueue]:
     """The first `limit` lanes behind `after`, in order of their names."""
-    return [Lane._make(row) for row in direct.rows(connection, _LANES, after, limit)]
+    return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _LANES, after, limit)]
 
 
-class Want(NamedTuple):
+class ClaimRequest(NamedTuple):
     """How many of a queue of a lane to claim at most, and until when their lease shall run."""
 
     lane: str
@@ -308,7 +308,7 @@ class Want(NamedTuple):
     lease_until: int
 
 
-class Claimed(NamedTuple):
+class ClaimedDelivery(NamedTuple):
     """A delivery that is ours until `lease_until`; `attempt` is the one that is about to be made."""
 
     id: int
@@ -353,25 +353,25 @@ _CLAIMED = {
 }
 
 
-def claim(connection: Connection, wants: Sequence[Want], now: int) -> list[Claimed]:
+def claim(connection: Connection, wants: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
     """Begin an attempt of what is due, as far as it is wanted; the attempt is spent when this is committed."""
     if not wants:
         return []
     if connection.dialect.name == "sqlite":
         leases: list[tuple[int, int]] = []
         for lane, queue, most, lease_until in wants:
-            picked = orjson.loads(direct.value(connection, _PICK, lane, queue, now, most))
+            picked = orjson.loads(raw_sql.value(connection, _PICK, lane, queue, now, most))
             leases += [(row, lease_until) for row in picked]
         ids = [row for row, _ in leases]
         if ids:
-            direct.execute(connection, _CLAIM_SQLITE, _dumps(leases))
+            raw_sql.execute(connection, _CLAIM_SQLITE, _dumps(leases))
     else:
         columns = tuple(list(column) for column in zip(*wants, strict=True))
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
-    return [Claimed._make(row) for row in direct.rows(connection, _CLAIMED, ids)] if ids else []
+    return [ClaimedDelivery._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
 
 
-class Finish(NamedTuple):
+class FinishedDelivery(NamedTuple):
     """What became of an attempt. The first three say whose attempt it was: nothing is written if the lease was lost meanwhile."""
 
     id: int
@@ -400,9 +400,9 @@ _FINISH = {
 }
 
 
-def finish(connection: Connection, rows: Sequence[Finish]) -> int:
+def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> int:
     """Write outcomes; returns how many deliveries were still ours."""
-    return direct.change(connection, _FINISH, rows)
+    return raw_sql.change(connection, _FINISH, rows)
 
 
 #: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer
@@ -417,7 +417,7 @@ class TrackerState(NamedTuple):
     id: int
     revision: int
     enabled: bool
-    health: Health
+    health: TrackerHealth
 
 
 _STATE_COLUMNS = (
@@ -451,5 +451,6 @@ def _states(connection: Connection, statements: dict[str, str], trackers: Iterab
     if not ids:
         return {}
     return {
-        row[0]: TrackerState(row[0], row[1], bool(row[2]), Health(*row[3:])) for row in direct.rows(connection, statements, ids)
+        row[0]: TrackerState(row[0], row[1], bool(row[2]), TrackerHealth(*row[3:]))
+        for row in raw_sql.rows(connection, statements, ids)
     }

@@ -9,25 +9,25 @@ from datetime import datetime
 from typing import Any
 
 from shortener.delivery.formats import render
-from shortener.delivery.outcomes import Success
+from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import Template, placeholder_values
-from shortener.delivery.sender import Outgoing
+from shortener.delivery.sender import OutgoingRequest
 from shortener.delivery.signatures import sign
 from shortener.ids import event_id
 from shortener.model import Topic
-from shortener.rewrite.destinations import DestinationError, parse_destination
+from shortener.urls import DestinationError, parse_destination
 
 #: Xoxzo: "Callback URL must return http status 200".
-CALLBACK_SUCCESS = Success("200")
-_ANY_2XX = Success()
+CALLBACK_SUCCESS = SuccessCriteria("200")
+_ANY_2XX = SuccessCriteria()
 
 
-class Forbidden(Exception):
+class ForbiddenHost(Exception):
     """The request may not be made; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class DeliveryTarget:
     """A tracker as its deliveries need it, or a message's own callback (`tracker_id` None). `timeout` in seconds.
 
     `secrets` newest first, each with the time until which it signs (None: always)."""
@@ -41,14 +41,14 @@ class Target:
     timeout: float
     concurrency: int
     schedule: tuple[float, ...]
-    success: Success = _ANY_2XX
+    success: SuccessCriteria = _ANY_2XX
     fields: tuple[str, ...] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[tuple[bytes, datetime | None], ...] = ()
 
     def request(
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
-    ) -> Outgoing:
+    ) -> OutgoingRequest:
         """The request of attempt number `attempt` at the time `at`. Raises Forbidden."""
         name = event_id(event, topic)
         facts = {**facts, "event_id": name, "topic": topic.word}
@@ -57,17 +57,17 @@ class Target:
         else:
             url = self.url.expand(placeholder_values(facts) if self.url.placeholders else {})
         if not allow_http and not url.startswith("https:"):
-            raise Forbidden("http:// targets are switched off (ALLOW_HTTP_TARGETS)")
+            raise ForbiddenHost("http:// targets are switched off (ALLOW_HTTP_TARGETS)")
         secrets = [key for key, until in self.secrets if until is None or at < until]
         if self.method == "GET":
-            return Outgoing("GET", url, {**self.headers, **sign(name, at, b"", secrets)})
+            return OutgoingRequest("GET", url, {**self.headers, **sign(name, at, b"", secrets)})
         body, kind = render(self.format, facts, attempt=attempt, fields=self.fields)
-        return Outgoing(self.method, url, {**self.headers, "Content-Type": kind, **sign(name, at, body, secrets)}, body)
+        return OutgoingRequest(self.method, url, {**self.headers, "Content-Type": kind, **sign(name, at, body, secrets)}, body)
 
 
-def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...]) -> Target:
+def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...]) -> DeliveryTarget:
     """The target of a message's `lt_callbackurl`. Raises DestinationError for what the rewrite would have refused."""
-    return Target(
+    return DeliveryTarget(
         tracker_id=None,
         revision=0,
         url=parse_destination(url).location.decode(),

@@ -1,6 +1,7 @@
-"""One attempt to deliver, over HTTP: a request goes out, an `Answer` comes back, within the deadline and in bounded memory.
+"""One attempt to deliver, over HTTP: a request goes out, an `SendResult` comes back, within the deadline and in bounded memory.
 
-Whatever the peer does (hangs, drips, floods, lies, redirects), `Sender.send` returns an `Answer` not later than its deadline; it
+Whatever the peer does (hangs, drips, floods, lies, redirects), `Sender.send` returns an `SendResult` not later than its
+deadline; it
 raises only `CancelledError`, when the caller is cancelled. Redirects are not followed, cookies are not kept, proxies of the
 environment are not used, nothing is decompressed. At most 64 KiB of a body are read. Every address is judged by the guard,
 first when a name is resolved, then again on the socket that is about to connect.
@@ -57,7 +58,7 @@ _ERROR_CLASSES = {
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
-#: What `Answer.error` may say. The last three are faults of this host.
+#: What `SendResult.error` may say. The last three are faults of this host.
 ERRORS = (
     "timeout",
     "dns_error",
@@ -76,7 +77,7 @@ ERRORS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingRequest:
     """One request. `url` is sent as it is and must be ASCII; a GET has no body."""
 
     method: str
@@ -86,7 +87,7 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SendResult:
     """What came of a request. With an `error` the answer is missing (`status` None) or incomplete."""
 
     status: int | None
@@ -150,7 +151,7 @@ class Sender:
         """Drop all connections. Requests under way fail; finish or cancel them first."""
         await self._session.close()
 
-    async def send(self, request: Outgoing, deadline: float) -> Answer:
+    async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
         """Make one attempt within `deadline` seconds, waiting for a free slot included."""
         attempt = _Attempt()
         failure = None
@@ -163,7 +164,7 @@ class Sender:
             failure = self._too_late(request, attempt, began)
         except Exception as error:
             failure = self._explain(request, error, began)
-        return Answer(
+        return SendResult(
             status=attempt.status,
             body=bytes(attempt.body[:BODY_LIMIT]),
             error=failure.error if failure else None,
@@ -173,7 +174,7 @@ class Sender:
             ours=failure is not None and failure.ours,
         )
 
-    async def _exchange(self, request: Outgoing, attempt: _Attempt) -> None:
+    async def _exchange(self, request: OutgoingRequest, attempt: _Attempt) -> None:
         """Send, and read into `attempt` as far as it gets, so that what did come is known if the deadline passes."""
         response = await self._session.request(
             request.method,
@@ -190,12 +191,12 @@ class Sender:
             while chunk := await content.readany():
                 body += chunk
                 if len(body) > BODY_LIMIT:
-                    raise _AnswerTooLarge(f"the body is longer than {BODY_LIMIT} bytes")
+                    raise _ResponseTooLarge(f"the body is longer than {BODY_LIMIT} bytes")
         finally:
             # Gives the connection back if the answer was read to its end, and drops it otherwise.
             response.close()
 
-    def _too_late(self, request: Outgoing, attempt: _Attempt, began: float) -> _Failure:
+    def _too_late(self, request: OutgoingRequest, attempt: _Attempt, began: float) -> _Failure:
         if not attempt.has_slot:
             return _Failure("no_slot", "no slot became free in time", ours=True)
         if attempt.status is not None:
@@ -205,13 +206,13 @@ class Sender:
             return self._unresolved(request, began)
         return _Failure("timeout", "there was no answer in time")
 
-    def _unresolved(self, request: Outgoing, began: float) -> _Failure:
+    def _unresolved(self, request: OutgoingRequest, began: float) -> _Failure:
         """No word from the resolver: its fault, unless it has lately answered for another name."""
         if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE):
             return _Failure("dns_error", "the name servers of the host do not answer")
         return _Failure("resolver_down", "the resolver of this machine does not answer", ours=True)
 
-    def _explain(self, request: Outgoing, error: Exception, began: float) -> _Failure:
+    def _explain(self, request: OutgoingRequest, error: Exception, began: float) -> _Failure:
         """The class of a failure: the one place where aiohttp's exceptions are known."""
         match error:
             case aiohttp.ClientConnectorError(os_error=ForbiddenTarget() as forbidden):
@@ -224,7 +225,7 @@ class Sender:
                 return self._unresolved(request, began)
             case aiohttp.ClientSSLError() | ssl.SSLError():
                 return _Failure("tls_error", str(error))
-            case _AnswerTooLarge():
+            case _ResponseTooLarge():
                 return _Failure("too_large", str(error))
             case aiohttp.ClientResponseError(__cause__=HttpProcessingError() as cause):
                 too_long = isinstance(cause.__cause__ or cause, LineTooLong)
@@ -267,7 +268,7 @@ def _explain_os_error(error: OSError) -> _Failure:
     return _Failure("local_error", str(error), ours=True)
 
 
-class _AnswerTooLarge(aiohttp.ClientPayloadError):
+class _ResponseTooLarge(aiohttp.ClientPayloadError):
     """More came over the wire for one request than any usable answer has."""
 
 
@@ -286,7 +287,7 @@ class _BoundedHandler(ResponseHandler):
         if self._left >= 0:
             super().data_received(data)
             return
-        error = _AnswerTooLarge(f"the answer is longer than {WIRE_LIMIT} bytes")
+        error = _ResponseTooLarge(f"the answer is longer than {WIRE_LIMIT} bytes")
         self.set_exception(error)
         if self._payload is not None:
             self._payload.set_exception(error)

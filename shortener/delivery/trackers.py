@@ -23,21 +23,21 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from shortener.accounts import bump
+from shortener.accounts.directory import increment_version
 from shortener.delivery.formats import check_fields
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
-from shortener.delivery.health import Health
+from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
-from shortener.delivery.request import Target
+from shortener.delivery.request import DeliveryTarget
 from shortener.delivery.signatures import MAX_SECRET_LENGTH, new_secret, parse_secret
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import SUBSCRIBABLE, Clock, Topic
 from shortener.secret import Secret
 from shortener.settings import Settings
-from shortener.store import schema
-from shortener.store.database import Database
-from shortener.store.types import to_ms
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
 
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
@@ -118,7 +118,7 @@ SecretText = Annotated[
     Field(min_length=8, max_length=MAX_SECRET_LENGTH, description="Signing secret; never shown again."),
     AfterValidator(_check_secret),
 ]
-Success = Annotated[
+SuccessCriteria = Annotated[
     dict[str, Any],
     Field(description='{"statuses": "2xx", "body_contains": null}: which answers mean that the event was taken.'),
     AfterValidator(_check_success),
@@ -150,7 +150,7 @@ class NewTracker(BaseModel):
     fields_: Fields | None = Field(None, alias="fields")
     headers: Headers | None = None
     secret: SecretText | None = Field(None, description="Signing secret. Absent: one is made and shown this once; null: unsigned.")
-    success: Success | None = None
+    success: SuccessCriteria | None = None
     max_attempts: Attempts | None = None
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
@@ -184,7 +184,7 @@ class TrackerChanges(BaseModel):
     secret: SecretText | None = Field(None, description="A new signing secret; the present one signs too for the overlap.")
     rotate_secret: bool = Field(False, description="Make a new secret; it is shown this once.")
     secret_overlap: int = Field(86400, ge=0, le=LONGEST_OVERLAP, description="Seconds that the replaced secret goes on signing.")
-    success: Success | None = None
+    success: SuccessCriteria | None = None
     max_attempts: Attempts | None = None
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
@@ -211,7 +211,7 @@ class Tracker:
     secret_set: bool
     previous_secret_until: datetime | None
     success: dict[str, Any]
-    health: Health
+    health: TrackerHealth
     created_at: datetime
     updated_at: datetime
     max_attempts: int | None
@@ -226,7 +226,7 @@ class Tracker:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class TrackerSaveResult:
     """`secret`: the one that was just made, to be shown this once."""
 
     tracker: Tracker
@@ -241,7 +241,7 @@ class Trackers:
         self._settings = settings
         self._clock = clock
 
-    async def create(self, application_id: int, given: NewTracker) -> Saved:
+    async def create(self, application_id: int, given: NewTracker) -> TrackerSaveResult:
         template = await self.check_url(given.url)
         made = new_secret() if "secret" not in given.model_fields_set else None
         signing = made or given.secret
@@ -268,7 +268,7 @@ class Trackers:
             "created_at": now,
             "updated_at": now,
         }
-        return Saved(await self._database.write(_insert, values), made)
+        return TrackerSaveResult(await self._database.write(_insert, values), made)
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
         """`application_id` None: whosever it is (the command line). Raises ApiError NOT_FOUND."""
@@ -278,7 +278,7 @@ class Trackers:
         """In the order in which they were made."""
         return await self._database.read(_all, application_id)
 
-    async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> Saved:
+    async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
         given = {name: getattr(changes, name) for name in changes.model_fields_set}
         made = None
         if "url" in given:
@@ -292,7 +292,7 @@ class Trackers:
         if "headers" in given:
             given["headers"] = self._sealed_headers(given["headers"])
         tracker = await self._database.write(_update, tracker_id, application_id, given, changes.secret_overlap, self._clock())
-        return Saved(tracker, made)
+        return TrackerSaveResult(tracker, made)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
         """What is still to be delivered to it ends dead; the dispatcher sees to that."""
@@ -301,14 +301,14 @@ class Trackers:
     async def conversion_url(self, application_id: int) -> Tracker | None:
         return await self._database.read(_conversion_url, application_id)
 
-    def target(self, row: Row[Any]) -> Target:
+    def target(self, row: Row[Any]) -> DeliveryTarget:
         """A row of the table as the dispatcher needs it. Raises SecretError, TemplateError: what was stored cannot be used."""
         settings = self._settings
         secrets = []
         for sealed, until in ((row.secret, None), (row.previous_secret, row.previous_secret_until)):
             if sealed:
                 secrets.append((parse_secret(self._secret.decrypt(sealed)), until))
-        return Target(
+        return DeliveryTarget(
             tracker_id=row.id,
             revision=row.revision,
             url=parse_template(row.url),
@@ -324,7 +324,7 @@ class Trackers:
             secrets=tuple(secrets),
         )
 
-    async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, Target]:
+    async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
         """Raises ApiError NOT_FOUND."""
         row = await self._database.read(_require, tracker_id, application_id)
         return _told(row), self.target(row)
@@ -349,7 +349,7 @@ class Trackers:
         return self._secret.encrypt(orjson.dumps(headers).decode()) if headers else None
 
 
-def usual(settings: Settings, tracker: Tracker) -> dict[str, Any]:
+def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
     """The four limits as they hold: the tracker's own, else the installation's."""
     return {
         "max_attempts": tracker.max_attempts or settings.delivery_attempts,
@@ -372,9 +372,9 @@ def _refuse(field: str, reason: str) -> ApiError:
 _table = schema.trackers
 
 
-def health_of(row: Row[Any]) -> Health:
+def health_of(row: Row[Any]) -> TrackerHealth:
     times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at)
-    return Health(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
+    return TrackerHealth(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
 
 
 def _told(row: Row[Any]) -> Tracker:
@@ -439,7 +439,7 @@ def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
     if connection.execute(count).scalar_one() >= MOST_TRACKERS:
         raise ApiError(ErrorCode.CONFLICT, f"The application has {MOST_TRACKERS} trackers, the most that there can be.")
     if values.get("with_suspected"):
-        bump(connection)
+        increment_version(connection)
     return _told(connection.execute(insert(_table).values(values).returning(_table)).one())
 
 
@@ -473,7 +473,7 @@ def _update(
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one()
     if row.with_suspected or after.with_suspected:
-        bump(connection)  # whether suspected hits raise events is known to every process
+        increment_version(connection)  # whether suspected hits raise events is known to every process
     return _told(after)
 
 
@@ -486,7 +486,7 @@ def _delete(connection: Connection, tracker_id: int, application_id: int | None)
     row = _require(connection, tracker_id, application_id, lock=True)
     connection.execute(delete(_table).where(_table.c.id == row.id))
     if row.with_suspected:
-        bump(connection)
+        increment_version(connection)
 
 
 def _conversion_row(connection: Connection, application_id: int) -> Row[Any] | None:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection
 
-from shortener import accounts
-from shortener.accounts import ApplicationSettings
+from shortener.accounts.administration import update_application
+from shortener.accounts.settings import ApplicationSettings
 from shortener.delivery.trackers import Fields, Url, write_conversion_url
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.web.endpoint import Answer, Call, Endpoint
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 
 _TAG = "Application"
 
@@ -27,7 +27,7 @@ class ApplicationChanges(ApplicationSettings):
     conversion_fields: Fields | None = Field(None, description="Which fields that JSON holds; a usual set when absent.")
 
 
-class ApplicationFields(Answer, ApplicationSettings):
+class ApplicationFields(ResponseModel, ApplicationSettings):
     application_id: int
     name: str
     company_id: int | None
@@ -37,7 +37,7 @@ class ApplicationFields(Answer, ApplicationSettings):
     conversion_tracker_id: int | None = Field(description="The tracker that conversion_url stands for: its health, its deliveries.")
 
 
-class ApplicationAnswer(ApplicationFields):
+class ApplicationResponse(ApplicationFields):
     """The application as it is now."""
 
     status: Literal[True] = True
@@ -92,7 +92,7 @@ def _write(
     now: datetime,
 ) -> None:
     if settings:
-        accounts.update_application(connection, application_id, settings, now)
+        update_application(connection, application_id, settings, now)
     if conversion is not None:
         write_conversion_url(connection, application_id, *conversion, now)
 
@@ -105,7 +105,7 @@ ENDPOINTS = [
         "Show the application",
         _TAG,
         permission="trackers.write",
-        answer=ApplicationAnswer,
+        answer=ApplicationResponse,
     ),
     Endpoint(
         "PATCH",
@@ -115,7 +115,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=ApplicationChanges,
-        answer=ApplicationAnswer,
+        answer=ApplicationResponse,
         errors=(
             ErrorCode.UNKNOWN_PLACEHOLDER,
             ErrorCode.INVALID_TRACKER_URL,

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from shortener.conversion.intake import Parameters, read
+from shortener.conversions.parsing import Parameters, read
 from shortener.errors import ApiError, ErrorCode
-from shortener.web.endpoint import Answer, Call, Caller, Endpoint, error_response, json_response
+from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel, error_response, json_response
 
 
-class ConversionAnswer(Answer):
+class ConversionResponse(ResponseModel):
     """A repeat answers as the first did, with `duplicate` true."""
 
     status: Literal[True] = True
@@ -24,18 +24,18 @@ class ConversionAnswer(Answer):
     duplicate: bool
 
 
-async def _ingest(call: Call[Any, Any], parameters: Parameters) -> ConversionAnswer:
+async def _ingest(call: Call[Any, Any], parameters: Parameters) -> ConversionResponse:
     if call.request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD records nothing; send GET.")
     recorded = await call.service.conversions.ingest(call.application_id, read(parameters, call.service.clock()))
-    return ConversionAnswer(conversion_id=recorded.conversion_id, message_id=recorded.message_id, duplicate=recorded.duplicate)
+    return ConversionResponse(conversion_id=recorded.conversion_id, message_id=recorded.message_id, duplicate=recorded.duplicate)
 
 
-async def track(call: Call[Parameters, None]) -> ConversionAnswer:
+async def track(call: Call[Parameters, None]) -> ConversionResponse:
     return await _ingest(call, call.query)
 
 
-async def callback(call: Call[None, Parameters]) -> ConversionAnswer:
+async def callback(call: Call[None, Parameters]) -> ConversionResponse:
     return await _ingest(call, call.body)
 
 
@@ -70,7 +70,7 @@ ENDPOINTS = [
         _TAG,
         Caller.TRACKER,
         query=Parameters,
-        answer=ConversionAnswer,
+        answer=ConversionResponse,
         errors=_ERRORS,
         description=_DESCRIPTION,
     ),
@@ -83,7 +83,7 @@ ENDPOINTS = [
         Caller.TRACKER,
         body=Parameters,
         body_forms=True,
-        answer=ConversionAnswer,
+        answer=ConversionResponse,
         errors=_ERRORS,
         description=_DESCRIPTION,
     ),
@@ -95,7 +95,7 @@ ENDPOINTS = [
         _TAG,
         Caller.TRACKER,
         query=Parameters,
-        answer=ConversionAnswer,
+        answer=ConversionResponse,
         errors=_ERRORS,
         deprecated=True,
         description="The same as GET /api/v1/track, with the headers `Deprecation` and `Link` in the answer.",
@@ -109,7 +109,7 @@ ENDPOINTS = [
         Caller.TRACKER,
         body=Parameters,
         body_forms=True,
-        answer=ConversionAnswer,
+        answer=ConversionResponse,
         errors=_ERRORS,
         deprecated=True,
         description="The same as POST /api/v1/callback/action.",

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, field_validator
 
-from shortener.dlr import Report
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State
 from shortener.times import parse_time
-from shortener.web.endpoint import Answer, Call, Endpoint, Model
+from shortener.web.endpoint import Call, Endpoint, Model, ResponseModel
 from shortener.web.fields import Price, Text
 
 
-class DeliveryReport(Model):
+class DeliveryReportBody(Model):
     """What became of one message. Codes and times may also be numbers."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -46,7 +46,7 @@ def _form_of(value: Any) -> str:
 class DeliveryReportRequest(
     RootModel[
         Annotated[
-            Annotated[DeliveryReport, Tag("single")] | Annotated[list[DeliveryReport], Field(min_length=1), Tag("batch")],
+            Annotated[DeliveryReportBody, Tag("single")] | Annotated[list[DeliveryReportBody], Field(min_length=1), Tag("batch")],
             Discriminator(_form_of),
         ]
     ]
@@ -54,22 +54,22 @@ class DeliveryReportRequest(
     """One report, or a list of them."""
 
 
-class ReportAnswer(Answer):
+class DeliveryReportFields(ResponseModel):
     message_id: str
     state: str = Field(description="The message's state after this report.")
     changed: bool = Field(description="False for a report that brought nothing new.")
 
 
-class DeliveryReportAnswer(Answer):
+class DeliveryReportsResponse(ResponseModel):
     """One entry per report, in request order."""
 
     status: Literal[True] = True
-    reports: list[ReportAnswer]
+    reports: list[DeliveryReportFields]
 
 
-async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportAnswer:
+async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResponse:
     given = call.body.root
-    items = [("", given)] if isinstance(given, DeliveryReport) else [(str(index), item) for index, item in enumerate(given)]
+    items = [("", given)] if isinstance(given, DeliveryReportBody) else [(str(index), item) for index, item in enumerate(given)]
     limit = call.service.settings.batch_limit
     if len(items) > limit:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"{len(items)} reports; at most {limit} are taken in one request.")
@@ -82,7 +82,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportAnswe
             wrong.append(Detail(f"{path}.timestamp".lstrip("."), str(error)))
             continue
         reports.append(
-            Report(
+            DeliveryReport(
                 message_id=item.message_id,
                 state=State[item.state],
                 at=at,
@@ -98,8 +98,8 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportAnswe
     if wrong:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=wrong[:100])
     taken = await call.service.delivery_reports.take(call.application_id, reports)
-    return DeliveryReportAnswer(
-        reports=[ReportAnswer(message_id=one.message_id, state=one.state.name, changed=one.changed) for one in taken]
+    return DeliveryReportsResponse(
+        reports=[DeliveryReportFields(message_id=one.message_id, state=one.state.name, changed=one.changed) for one in taken]
     )
 
 
@@ -112,7 +112,7 @@ ENDPOINTS = [
         "Send pipeline",
         permission="sms.send",
         body=DeliveryReportRequest,
-        answer=DeliveryReportAnswer,
+        answer=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
         description="One report or a list of them, all of them kept or none. States only move forward, CREATED < SENT < FAILED, "
         "EXPIRED < DELIVERED < READ < CLICKTHRU; a late report fills in its time and never moves the state back.",

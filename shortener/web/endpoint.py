@@ -22,11 +22,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from shortener.accounts import Permission, Principal
+from shortener.accounts.directory import Principal
+from shortener.accounts.settings import Permission
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 
 if TYPE_CHECKING:
-    from shortener.service import Service
+    from shortener.container import Service
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +48,7 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Base of answer models. A field with a default is sent all the same, and so is required in the document."""
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
@@ -159,7 +160,7 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
         return None
     if endpoint.caller is Caller.TRACKER:
         token = request.headers.get("x-api-token", "")
-        principal = service.directory.by_tracker_token(token, service.clock()) if token else None
+        principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
             raise ApiError(ErrorCode.UNAUTHORIZED, "The X-Api-Token header is missing, unknown or expired.")
         return principal
@@ -175,17 +176,17 @@ def _by_key(service: Service, request: Request) -> Principal | None:
     """X-API-Key (23 Telecom), Bearer (Syniverse), App and Basic (Infobip; the user is the application's number)."""
     key = request.headers.get("x-api-key")
     if key is not None:
-        return service.directory.by_api_key(key)
+        return service.directory.find_by_api_key(key)
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     credential = credential.strip()
     if scheme.lower() in ("bearer", "app"):
-        return service.directory.by_api_key(credential)
+        return service.directory.find_by_api_key(credential)
     if scheme.lower() == "basic":
         try:
             user, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             return None
-        principal = service.directory.by_api_key(password)
+        principal = service.directory.find_by_api_key(password)
         if principal is not None and user == str(principal.application.id):
             return principal
     return None

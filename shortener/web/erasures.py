@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shortener.erase import codes_of, erase, erase_message
 from shortener.errors import ApiError, ErrorCode
-from shortener.web.endpoint import RETRY_AFTER, Answer, Call, Endpoint, Model
+from shortener.retention.erasure import codes_of, erase, erase_message
+from shortener.web.endpoint import RETRY_AFTER, Call, Endpoint, Model, ResponseModel
 from shortener.web.fields import Text
 
 
@@ -28,7 +28,7 @@ class Erasure(Model):
         return self
 
 
-class ErasedRows(Answer):
+class ErasedRows(ResponseModel):
     messages: int
     links: int
     hits: int
@@ -37,7 +37,7 @@ class ErasedRows(Answer):
     attempts: int
 
 
-class ErasureAnswer(Answer):
+class ErasureResponse(ResponseModel):
     """How many rows personal data was removed from."""
 
     status: Literal[True] = True
@@ -67,7 +67,7 @@ ENDPOINTS = [
         "Erasure",
         permission="trackers.write",
         body=Erasure,
-        answer=ErasureAnswer,
+        answer=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
         description="For good: the number, metadata, destinations, addresses and agents of hits, also in events and deliveries. "
         "What was sent, when it was clicked and what it brought stays, without a name, so that statistics stay right. The links "

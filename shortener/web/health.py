@@ -18,23 +18,23 @@ from pydantic import Field
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.store.migrate import version_of
-from shortener.store.migrations import HEAD
-from shortener.web.endpoint import Answer, Call, Caller, Endpoint, Model, json_response
+from shortener.storage.migrate import version_of
+from shortener.storage.migrations import HEAD
+from shortener.web.endpoint import Call, Caller, Endpoint, Model, ResponseModel, json_response
 
 if TYPE_CHECKING:
-    from shortener.service import Service
+    from shortener.container import Service
 
 PATIENCE = 1.0  # seconds that a dependency may take to answer
 
 State = Literal["ok", "failed"]
 
 
-class Health(Answer):
+class LivenessResponse(ResponseModel):
     status: Literal["ok"] = "ok"
 
 
-class Checks(Answer):
+class Checks(ResponseModel):
     process: State = Field(description="Started, and not shutting down.")
     database: State = Field(description=f"Answered within {PATIENCE:g} s.")
     schema_: State = Field(alias="schema", description="The one that this version needs, or a newer one.")
@@ -42,7 +42,7 @@ class Checks(Answer):
     jobs: State = Field(description="Every background job is at work.")
 
 
-class Readiness(Answer):
+class ReadinessResponse(ResponseModel):
     status: Literal["ready", "not ready"]
     checks: Checks
 
@@ -53,12 +53,12 @@ class DomainQuery(Model):
     domain: str = Field(max_length=253, description="A host name, for example go.brand.example.")
 
 
-class KnownDomain(Answer):
+class KnownDomain(ResponseModel):
     domain: str
 
 
-async def healthz(call: Call[None, None]) -> Health:
-    return Health()
+async def healthz(call: Call[None, None]) -> LivenessResponse:
+    return LivenessResponse()
 
 
 async def readyz(call: Call[None, None]) -> Response:
@@ -79,7 +79,7 @@ async def metrics(call: Call[None, None]) -> Response:
     return Response(content, headers={"Content-Type": content_type})
 
 
-async def _readiness(service: Service) -> Readiness:
+async def _readiness(service: Service) -> ReadinessResponse:
     database, version = True, None
     try:
         version = await asyncio.wait_for(service.database.read(version_of), PATIENCE)
@@ -93,7 +93,7 @@ async def _readiness(service: Service) -> Readiness:
     if service.redis is None:
         told["redis"] = "none"
     ready = service.ready and service.jobs.running and (schema if database else redis)
-    return Readiness(status="ready" if ready else "not ready", checks=Checks.model_validate(told))
+    return ReadinessResponse(status="ready" if ready else "not ready", checks=Checks.model_validate(told))
 
 
 _TAG = "Operation"
@@ -106,7 +106,7 @@ ENDPOINTS = [
         "Is the process alive",
         _TAG,
         Caller.ANYONE,
-        answer=Health,
+        answer=LivenessResponse,
         description="Looks at nothing else: restart the process when this does not answer.",
     ),
     Endpoint(
@@ -116,8 +116,8 @@ ENDPOINTS = [
         "May requests be sent here",
         _TAG,
         Caller.ANYONE,
-        answer=Readiness,
-        also={503: Readiness},
+        answer=ReadinessResponse,
+        also={503: ReadinessResponse},
         description="503 while anything that requests depend on is missing, and from the beginning of a shutdown. "
         "A node whose database is away stays ready as long as Redis answers for its links.",
     ),

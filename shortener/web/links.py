@@ -6,31 +6,33 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener import accounts
-from shortener.click.links import OffBy, find_link, link_fields, switch_link
+from shortener.accounts.administration import block_host, list_blocked_hosts, unblock_host
+from shortener.clicks.link_admin import DisabledBy, find_link, link_fields, switch_link
+from shortener.container import base_url_of
 from shortener.errors import ErrorCode
-from shortener.service import base_url_of
-from shortener.store.types import to_iso
-from shortener.web.endpoint import Answer, Call, Endpoint, Model
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, Model, ResponseModel
 from shortener.web.fields import Text
 
 _TAG = "Links"
 
 
-class LinkFields(Answer):
+class LinkFields(ResponseModel):
     code: str
     short_url: str
     url: str = Field(description="The destination; empty when its message was erased.")
     label: str | None
     message_id: str
     state: Literal["live", "expired", "off"]
-    off_by: OffBy | None = Field(description="What is switched off: the link, its domain, its application, its destination's host.")
+    off_by: DisabledBy | None = Field(
+        description="What is switched off: the link, its domain, its application, its destination's host."
+    )
     enabled: bool = Field(description="False: the link itself is switched off.")
     disabled_at: str | None
     expires_at: str
 
 
-class LinkAnswer(Answer):
+class LinkResponse(ResponseModel):
     """The link as it is now."""
 
     status: Literal[True] = True
@@ -43,12 +45,12 @@ class LinkChanges(Model):
     enabled: bool = Field(description="false: it answers 410 from now on, and hits on it are no clicks; true takes that back.")
 
 
-class BlockedHost(Answer):
+class BlockedHost(ResponseModel):
     host: str
     created_at: str
 
 
-class BlockedHostsAnswer(Answer):
+class BlockedHostsResponse(ResponseModel):
     """In alphabetical order."""
 
     status: Literal[True] = True
@@ -63,7 +65,7 @@ class HostToBlock(Model):
     )
 
 
-class BlockedAnswer(Answer):
+class BlockedHostResponse(ResponseModel):
     """The host, as it is kept."""
 
     status: Literal[True] = True
@@ -91,22 +93,22 @@ def _told(call: Call[None, Any], link: Any) -> dict[str, Any]:
 
 
 async def blocked_hosts(call: Call[None, None]) -> dict[str, Any]:
-    rows = await call.service.database.read(accounts.list_blocked_hosts, call.application_id)
+    rows = await call.service.database.read(list_blocked_hosts, call.application_id)
     return {"status": True, "blocked_hosts": [{"host": row["host"], "created_at": to_iso(row["created_at"])} for row in rows]}
 
 
-async def block(call: Call[None, HostToBlock]) -> BlockedAnswer:
+async def block(call: Call[None, HostToBlock]) -> BlockedHostResponse:
     service = call.service
-    host = await service.database.write(accounts.block_host, call.application_id, call.body.host, service.clock())
+    host = await service.database.write(block_host, call.application_id, call.body.host, service.clock())
     await service.directory.refresh()
-    return BlockedAnswer(host=host)
+    return BlockedHostResponse(host=host)
 
 
-async def unblock(call: Call[None, None]) -> BlockedAnswer:
+async def unblock(call: Call[None, None]) -> BlockedHostResponse:
     service = call.service
-    host = await service.database.write(accounts.unblock_host, call.application_id, call.path["host"])
+    host = await service.database.write(unblock_host, call.application_id, call.path["host"])
     await service.directory.refresh()
-    return BlockedAnswer(host=host)
+    return BlockedHostResponse(host=host)
 
 
 ENDPOINTS = [
@@ -117,7 +119,7 @@ ENDPOINTS = [
         "Show a link",
         _TAG,
         permission="sms.read",
-        answer=LinkAnswer,
+        answer=LinkResponse,
         description="Where it leads, or why it leads nowhere.",
     ),
     Endpoint(
@@ -128,7 +130,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=LinkChanges,
-        answer=LinkAnswer,
+        answer=LinkResponse,
         errors=(ErrorCode.CONFLICT,),
         description="At once, on every node. Hits on a link that is off are kept, and are no clicks. A link whose message was "
         "erased cannot be switched on.",
@@ -140,7 +142,7 @@ ENDPOINTS = [
         "List blocked destination hosts",
         _TAG,
         permission="sms.read",
-        answer=BlockedHostsAnswer,
+        answer=BlockedHostsResponse,
         description="Those of the application; the installation may block others.",
     ),
     Endpoint(
@@ -151,7 +153,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=HostToBlock,
-        answer=BlockedAnswer,
+        answer=BlockedHostResponse,
         errors=(ErrorCode.CONFLICT,),
         description="Within a second, on every node, all links of the application that lead there answer 410, and texts with such "
         "links are refused.",
@@ -163,7 +165,7 @@ ENDPOINTS = [
         "Unblock a destination host",
         _TAG,
         permission="trackers.write",
-        answer=BlockedAnswer,
+        answer=BlockedHostResponse,
         errors=(ErrorCode.INVALID_REQUEST,),
     ),
 ]

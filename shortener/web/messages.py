@@ -12,10 +12,10 @@ from starlette.responses import Response, StreamingResponse
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds
 from shortener.model import State
-from shortener.report.export import csv_pages
-from shortener.report.messages import Wanted, fields, page
-from shortener.report.status import Status, find_status
-from shortener.web.endpoint import Answer, Call, Endpoint
+from shortener.reporting.export import csv_pages
+from shortener.reporting.messages import MessageFilter, fields, page
+from shortener.reporting.status import Status, find_status
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.period import Period, end_of, start_of
 
@@ -57,7 +57,7 @@ class ListQuery(ExportQuery):
     cursor: str | None = Field(None, max_length=100, description="`next_cursor` of the page before.")
 
 
-class MessageFields(Answer):
+class MessageFields(ResponseModel):
     message_id: str
     message_request_id: str
     external_message_request_id: str
@@ -85,7 +85,7 @@ class MessageFields(Answer):
     mt_price: str | None = Field(description="Decimal.")
 
 
-class LinkTracking(Answer):
+class LinkTracking(ResponseModel):
     """Xoxzo's: the message's first link."""
 
     link: str
@@ -94,7 +94,7 @@ class LinkTracking(Answer):
     accessed_on: str | None = Field(description="YYYY-MM-DD HH:MM:SS in UTC.")
 
 
-class LinkStatus(Answer):
+class LinkStatus(ResponseModel):
     code: str
     short_url: str
     url: str
@@ -104,7 +104,7 @@ class LinkStatus(Answer):
     accessed_on: str | None = Field(description="When one did first.")
 
 
-class ConversionStatus(Answer):
+class ConversionStatus(ResponseModel):
     conversion_id: str
     click_id: str | None = Field(description="The click that it followed, when the tracker named it.")
     action: str
@@ -117,7 +117,7 @@ class ConversionStatus(Answer):
     metadata: dict[str, Any] | None
 
 
-class StatusAnswer(MessageFields):
+class MessageStatusResponse(MessageFields):
     status: Literal[True] = True
     previous_state: str | None = Field(description="The state before CLICKTHRU.")
     metadata: dict[str, Any] | None
@@ -126,7 +126,7 @@ class StatusAnswer(MessageFields):
     conversions: list[ConversionStatus] = Field(description="Oldest first, at most 1000.")
 
 
-class XoxzoAnswer(Answer):
+class XoxzoStatusResponse(ResponseModel):
     msgid: str
     status: str = Field(description="DELIVERED also when it was read or clicked.")
     sender: str
@@ -138,7 +138,7 @@ class XoxzoAnswer(Answer):
     link_tracking: LinkTracking | None
 
 
-class ListAnswer(Answer):
+class MessagesResponse(ResponseModel):
     """Newest first."""
 
     status: Literal[True] = True
@@ -147,13 +147,13 @@ class ListAnswer(Answer):
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
-    return {"status": True, **call.service.teller.api(await _find(call, call.path["message_id"]))}
+    return {"status": True, **call.service.status_reader.api(await _find(call, call.path["message_id"]))}
 
 
 async def xoxzo_status(call: Call[None, None]) -> Mapping[str, Any]:
     found = await _find(call, call.path["msgid"])
     path = call.request.url.path
-    return call.service.teller.xoxzo(found, f"{call.service.settings.base_url}{path}{'' if path.endswith('/') else '/'}")
+    return call.service.status_reader.xoxzo(found, f"{call.service.settings.base_url}{path}{'' if path.endswith('/') else '/'}")
 
 
 async def _find(call: Call[None, None], message_id: str) -> Status:
@@ -168,20 +168,20 @@ async def messages(call: Call[ListQuery, None]) -> Mapping[str, Any]:
     cursors = ClickIds(call.service.secret.key("cursors"))
     below = None
     if call.query.cursor is not None:
-        below = cursors.read(call.query.cursor)
+        below = cursors.decode(call.query.cursor)
         if below is None:
             raise ApiError(ErrorCode.INVALID_CURSOR)
     found = await call.service.database.read(page, _wanted(call.application_id, call.query), call.query.limit, below)
     return {
         "status": True,
         "messages": [fields(row) for row in found.rows],
-        "next_cursor": None if found.next is None else cursors.spell(found.next),
+        "next_cursor": None if found.next is None else cursors.encode(found.next),
     }
 
 
 async def export(call: Call[ExportQuery, None]) -> Response:
     service = call.service
-    pages = csv_pages(service.database, _wanted(call.application_id, call.query), service.teller.base_url)
+    pages = csv_pages(service.database, _wanted(call.application_id, call.query), service.status_reader.base_url)
     first = await anext(pages)  # what is wrong with the store now still becomes a 503
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 
@@ -194,8 +194,8 @@ async def export(call: Call[ExportQuery, None]) -> Response:
     return StreamingResponse(body(), media_type="text/csv", headers=headers)
 
 
-def _wanted(application_id: int, query: ExportQuery) -> Wanted:
-    return Wanted(
+def _wanted(application_id: int, query: ExportQuery) -> MessageFilter:
+    return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
         to=query.to,
@@ -219,7 +219,7 @@ ENDPOINTS = [
         "What is known of one message",
         _TAG,
         permission="sms.read",
-        answer=StatusAnswer,
+        answer=MessageStatusResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND,),
     ),
     Endpoint(
@@ -229,7 +229,7 @@ ENDPOINTS = [
         "What is known of one message, as Xoxzo tells it",
         _TAG,
         permission="sms.read",
-        answer=XoxzoAnswer,
+        answer=XoxzoStatusResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND,),
     ),
     Endpoint(
@@ -239,7 +239,7 @@ ENDPOINTS = [
         "The same without the last slash",
         _TAG,
         permission="sms.read",
-        answer=XoxzoAnswer,
+        answer=XoxzoStatusResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND,),
     ),
     Endpoint(
@@ -250,7 +250,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=ListQuery,
-        answer=ListAnswer,
+        answer=MessagesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=_PAGES,
     ),
@@ -262,7 +262,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=ListQuery,
-        answer=ListAnswer,
+        answer=MessagesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=_PAGES,
     ),

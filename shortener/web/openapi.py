@@ -86,7 +86,7 @@ _TEXT = {"type": "string"}
 _HTML = {"text/html": {"schema": _TEXT}}
 
 _HANDSET = "Handset"
-#: The redirect is answered before routing; see click/redirect.py.
+#: The redirect is answered before routing; see clicks/redirect.py.
 _REDIRECT: Document = {
     "operationId": "get_code",
     "summary": "Follow a short link",

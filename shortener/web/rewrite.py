@@ -12,14 +12,15 @@ from typing import Annotated, Any
 import orjson
 from pydantic import Discriminator, RootModel, Tag
 
-from shortener.accounts import host_of
+from shortener.accounts.administration import host_of
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.rewrite.service import Outgoing
-from shortener.web import infobip, native, xoxzo
+from shortener.messages.rewriter import RewriteItem
+from shortener.web import rewrite_shapes
 from shortener.web.endpoint import Call, Endpoint
-from shortener.web.infobip import InfobipAnswer, InfobipRequest
-from shortener.web.native import RewriteAnswer, RewriteBatch, RewriteMessage
-from shortener.web.xoxzo import XoxzoMessage, XoxzoSent
+from shortener.web.rewrite_shapes import RewriteBatch, RewriteMessage, RewriteResponse
+from shortener.web.vendors import infobip, xoxzo
+from shortener.web.vendors.infobip import InfobipRequest, InfobipResponse
+from shortener.web.vendors.xoxzo import XoxzoMessage, XoxzoSentResponse
 
 _OF_INFOBIP = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoMessage: "xoxzo", InfobipRequest: "infobip"}
@@ -50,7 +51,7 @@ class RewriteRequest(
     """One message, or `messages`; or a message in Xoxzo's words; or Infobip's request, known by `destinations`."""
 
 
-class RewrittenAnswer(RootModel[RewriteAnswer | InfobipAnswer]):
+class AnyRewriteResponse(RootModel[RewriteResponse | InfobipResponse]):
     """One entry per recipient, in request order. Infobip's request is answered in Infobip's shape."""
 
 
@@ -59,11 +60,11 @@ async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
         case InfobipRequest() as request:
             return await _infobip(call, request)
         case RewriteBatch(messages=messages):
-            items = [native.outgoing(message, f"messages.{index}") for index, message in enumerate(messages)]
+            items = [rewrite_shapes.outgoing(message, f"messages.{index}") for index, message in enumerate(messages)]
         case XoxzoMessage() as message:
             items = [xoxzo.outgoing(message)]
         case message:
-            items = [native.outgoing(message)]
+            items = [rewrite_shapes.outgoing(message)]
     return {"status": True, "messages": await _rewritten(call, items)}
 
 
@@ -82,7 +83,7 @@ async def _infobip(call: Call[None, Any], request: InfobipRequest) -> Mapping[st
     return infobip.answer(request, await _rewritten(call, infobip.outgoing(request, host)))
 
 
-async def _rewritten(call: Call[None, Any], items: Sequence[Outgoing]) -> list[dict[str, Any]]:
+async def _rewritten(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
     key = call.request.headers.get("idempotency-key")
     content = b""
     if key is not None:
@@ -113,7 +114,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.send",
         body=RewriteRequest,
-        answer=RewrittenAnswer,
+        answer=AnyRewriteResponse,
         headers=_HEADERS,
         errors=_ERRORS,
         description="All of it is stored, or nothing; the answer is sent once the links are durable. "
@@ -128,7 +129,7 @@ ENDPOINTS = [
         permission="sms.send",
         body=XoxzoMessage,
         body_forms=True,
-        answer=XoxzoSent,
+        answer=XoxzoSentResponse,
         status=201,
         headers=_HEADERS,
         errors=_ERRORS,
@@ -143,7 +144,7 @@ ENDPOINTS = [
             _TAG,
             permission="sms.send",
             body=InfobipRequest,
-            answer=InfobipAnswer,
+            answer=InfobipResponse,
             headers=_HEADERS,
             errors=_ERRORS,
             description="The same as POST /api/v1/rewrite with this body. Nothing is sent.",

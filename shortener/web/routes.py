@@ -13,7 +13,6 @@ from shortener.web import (
     delivery_reports,
     erasures,
     health,
-    infobip,
     links,
     messages,
     rewrite,
@@ -22,9 +21,10 @@ from shortener.web import (
 )
 from shortener.web.endpoint import Endpoint
 from shortener.web.openapi import describing
+from shortener.web.vendors import infobip
 
 if TYPE_CHECKING:
-    from shortener.service import Service
+    from shortener.container import Service
 
 ENDPOINTS: Sequence[Endpoint] = describing(
     [

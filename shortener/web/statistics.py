@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.report.messages import decimal
-from shortener.report.statistics import LONGEST, Figures, Scope, by_country, daily, totals
-from shortener.store.types import to_iso
-from shortener.web.endpoint import Answer, Call, Endpoint
+from shortener.reporting.messages import decimal
+from shortener.reporting.statistics import LONGEST, Figures, Scope, by_country, daily, totals
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import Source
 from shortener.web.period import Period, end_of, start_of
@@ -50,12 +50,12 @@ def _zone(name: str) -> tzinfo:
         raise ValueError("is not a time zone that this machine knows; wants a name such as Europe/Berlin") from None
 
 
-class TimeToClick(Answer):
+class TimeToClick(ResponseModel):
     within_seconds: int | None = Field(description="From sending to the first click, at most; null: longer than all others.")
     messages: int
 
 
-class FiguresAnswer(Answer):
+class FigureFields(ResponseModel):
     """Each is counted at its own time: a message when it was made, a click when it was clicked."""
 
     messages: int = Field(description="Messages rewritten or registered.")
@@ -81,33 +81,33 @@ class FiguresAnswer(Answer):
     browsers: dict[str, int] = Field(description="Clicks by browser, or app with a browser in it; some minutes behind `clicks`.")
 
 
-class _StatisticsAnswer(Answer):
+class _StatisticsResponse(ResponseModel):
     status: Literal[True] = True
     since: str = Field(description="Counted from here, from the beginning of its quarter of an hour.")
     until: str = Field(description="Counted up to here, to the end of its quarter of an hour.")
     complete: bool = Field(description="False when so much just happened that the newest of it is not counted yet.")
 
 
-class TotalsAnswer(_StatisticsAnswer, FiguresAnswer):
+class TotalsResponse(_StatisticsResponse, FigureFields):
     pass
 
 
-class Day(FiguresAnswer):
+class Day(FigureFields):
     day: str
 
 
-class DailyAnswer(_StatisticsAnswer):
+class DailyResponse(_StatisticsResponse):
     """Every day of the time, oldest first."""
 
     tz: str
     days: list[Day]
 
 
-class Country(FiguresAnswer):
+class Country(FigureFields):
     country: str | None = Field(description="ISO 3166 code; null when the number does not tell.")
 
 
-class CountriesAnswer(_StatisticsAnswer):
+class CountriesResponse(_StatisticsResponse):
     """Countries of the recipients' numbers, most messages first."""
 
     countries: list[Country]
@@ -207,7 +207,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,
-        answer=TotalsAnswer,
+        answer=TotalsResponse,
         description=_DESCRIPTION,
     ),
     Endpoint(
@@ -218,7 +218,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=DailyQuery,
-        answer=DailyAnswer,
+        answer=DailyResponse,
         description=f"{_DESCRIPTION} At most {LONGEST} days.",
     ),
     Endpoint(
@@ -229,7 +229,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,
-        answer=CountriesAnswer,
+        answer=CountriesResponse,
         description=_DESCRIPTION,
     ),
 ]

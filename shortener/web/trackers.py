@@ -6,15 +6,24 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener.delivery.deliveries import Attempt, Backlog, Delivery, StatusName, Wanted
-from shortener.delivery.trackers import EventName, Format, Method, NewTracker, Saved, Tracker, TrackerChanges, usual
-from shortener.delivery.trial import send_test
+from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBacklog, DeliveryFilter, StatusName
+from shortener.delivery.sample_delivery import send_test
+from shortener.delivery.trackers import (
+    EventName,
+    Format,
+    Method,
+    NewTracker,
+    Tracker,
+    TrackerChanges,
+    TrackerSaveResult,
+    effective_limits,
+)
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds, decode, encode
 from shortener.model import Clock, DeliveryStatus
 from shortener.settings import Settings
-from shortener.store.types import from_ms, to_iso, to_ms
-from shortener.web.endpoint import Answer, Call, Endpoint
+from shortener.storage.types import from_ms, to_iso, to_ms
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.period import Period, end_of, start_of
 
 _TAG = "Trackers"
@@ -26,12 +35,12 @@ _WRONG_TRACKER = (
 )
 
 
-class SuccessRule(Answer):
+class SuccessRule(ResponseModel):
     statuses: str = Field(description='A set of statuses such as "2xx" or "200,202-204".')
     body_contains: str | None = Field(description="A text that the body of the answer must hold.")
 
 
-class HealthAnswer(Answer):
+class TrackerHealthFields(ResponseModel):
     """How the tracker is doing. Counts go up to 10,000."""
 
     breaker: Literal["closed", "open", "half_open", "recovering"] = Field(
@@ -47,7 +56,7 @@ class HealthAnswer(Answer):
     waiting_since: str | None = Field(description="When the delivery that has waited longest was due.")
 
 
-class TrackerFields(Answer):
+class TrackerFields(ResponseModel):
     tracker_id: int
     role: Literal["tracker", "conversion_url"] = Field(
         description="conversion_url: it stands for the application's conversion_url and conversion_fields."
@@ -74,33 +83,33 @@ class TrackerFields(Answer):
 
 
 class TrackerWithHealth(TrackerFields):
-    health: HealthAnswer
+    health: TrackerHealthFields
 
 
 class SavedTracker(TrackerFields):
     secret: str | None = Field(description="The signing secret that was just made, shown this once; null when none was.")
 
 
-class TrackerAnswer(TrackerWithHealth):
+class TrackerResponse(TrackerWithHealth):
     """The tracker and how it is doing."""
 
     status: Literal[True] = True
 
 
-class SavedAnswer(SavedTracker):
+class SavedTrackerResponse(SavedTracker):
     """The tracker as it is now."""
 
     status: Literal[True] = True
 
 
-class TrackersAnswer(Answer):
+class TrackersResponse(ResponseModel):
     """All trackers, in the order in which they were made."""
 
     status: Literal[True] = True
     trackers: list[TrackerFields]
 
 
-class DeliveryFields(Answer):
+class DeliveryFields(ResponseModel):
     delivery_id: str
     tracker_id: int | None = Field(description="null: a message's own callback.")
     callback_url: str | None
@@ -116,7 +125,7 @@ class DeliveryFields(Answer):
     last_error: str | None
 
 
-class AttemptFields(Answer):
+class AttemptFields(ResponseModel):
     attempt: int
     at: str
     milliseconds: int
@@ -130,21 +139,21 @@ class DeliveryWithAttempts(DeliveryFields):
     attempts: list[AttemptFields] = Field(description="Oldest first; the last 500.")
 
 
-class DeliveryAnswer(Answer):
+class DeliveryResponse(ResponseModel):
     """The delivery and what was tried."""
 
     status: Literal[True] = True
     delivery: DeliveryWithAttempts
 
 
-class ReplayAnswer(Answer):
+class ReplayResponse(ResponseModel):
     """The delivery, due again."""
 
     status: Literal[True] = True
     delivery: DeliveryFields
 
 
-class DeliveriesAnswer(Answer):
+class DeliveriesResponse(ResponseModel):
     """Newest first."""
 
     status: Literal[True] = True
@@ -152,7 +161,7 @@ class DeliveriesAnswer(Answer):
     next_cursor: str | None = Field(description="For the next page; null on the last one.")
 
 
-class ReplayDeadAnswer(Answer):
+class ReplayDeadResponse(ResponseModel):
     """How many are due again."""
 
     status: Literal[True] = True
@@ -160,7 +169,7 @@ class ReplayDeadAnswer(Answer):
     more: bool = Field(description="At most 10,000 are replayed by one call: call again for the others.")
 
 
-class TrialAnswer(Answer):
+class SampleDeliveryResponse(ResponseModel):
     """What came of the attempt."""
 
     status: Literal[True] = True
@@ -206,14 +215,14 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
         "secret_set": tracker.secret_set,
         "previous_secret_until": to_iso(tracker.previous_secret_until),
         "success": tracker.success,
-        **usual(settings, tracker),
+        **effective_limits(settings, tracker),
         "with_suspected": tracker.with_suspected,
         "created_at": to_iso(tracker.created_at),
         "updated_at": to_iso(tracker.updated_at),
     }
 
 
-def health_fields(tracker: Tracker, backlog: Backlog, clock: Clock) -> dict[str, Any]:
+def health_fields(tracker: Tracker, backlog: DeliveryBacklog, clock: Clock) -> dict[str, Any]:
     health = tracker.health
     return {
         "breaker": health.breaker(to_ms(clock())),
@@ -245,7 +254,7 @@ def delivery_fields(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def attempt_fields(attempt: Attempt) -> dict[str, Any]:
+def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
     return {
         "attempt": attempt.attempt,
         "at": to_iso(attempt.at),
@@ -280,15 +289,15 @@ async def tracker(call: Call[None, None]) -> dict[str, Any]:
 
 async def update(call: Call[None, TrackerChanges]) -> dict[str, Any]:
     saved = await call.service.trackers.update(call.path["tracker_id"], call.body, call.application_id)
-    call.service.dispatcher.bell.ring()  # it may have been enabled
+    call.service.dispatcher.wake_up.notify()  # it may have been enabled
     return _saved(call, saved)
 
 
-def _saved(call: Call[None, Any], saved: Saved) -> dict[str, Any]:
+def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
     return {"status": True, **tracker_fields(call.service.settings, saved.tracker), "secret": saved.secret}
 
 
-class Deleted(Answer):
+class Deleted(ResponseModel):
     """Deleted; what was still to be delivered to it ends dead."""
 
     status: Literal[True] = True
@@ -296,11 +305,11 @@ class Deleted(Answer):
 
 async def remove(call: Call[None, None]) -> Deleted:
     await call.service.trackers.delete(call.path["tracker_id"], call.application_id)
-    call.service.dispatcher.bell.ring()
+    call.service.dispatcher.wake_up.notify()
     return Deleted()
 
 
-async def test(call: Call[None, None]) -> TrialAnswer:
+async def test(call: Call[None, None]) -> SampleDeliveryResponse:
     service = call.service
     trial = await send_test(
         service.database,
@@ -312,7 +321,7 @@ async def test(call: Call[None, None]) -> TrialAnswer:
         allow_http=service.settings.allow_http_targets,
         application_id=call.application_id,
     )
-    return TrialAnswer(
+    return SampleDeliveryResponse(
         delivery_id=encode(trial.delivery_id),
         event_id=trial.event_id,
         delivered=trial.delivered,
@@ -333,7 +342,7 @@ async def deliveries(call: Call[DeliveriesQuery, None]) -> dict[str, Any]:
     cursors = ClickIds(call.service.secret.key("delivery cursors"))  # one that we did not make is told apart
     below = None
     if query.cursor is not None:
-        below = cursors.read(query.cursor)
+        below = cursors.decode(query.cursor)
         if below is None:
             raise ApiError(ErrorCode.INVALID_CURSOR)
     wanted = _wanted(call.application_id, found, query, query.status)
@@ -341,13 +350,13 @@ async def deliveries(call: Call[DeliveriesQuery, None]) -> dict[str, Any]:
     return {
         "status": True,
         "deliveries": [delivery_fields(delivery) for delivery in page.deliveries],
-        "next_cursor": None if page.next is None else cursors.spell(page.next),
+        "next_cursor": None if page.next is None else cursors.encode(page.next),
     }
 
 
-def _wanted(application_id: int, tracker: Tracker | None, period: Period | None, status: str | None) -> Wanted:
+def _wanted(application_id: int, tracker: Tracker | None, period: Period | None, status: str | None) -> DeliveryFilter:
     since, until = (period.since, period.until) if period else (None, None)
-    return Wanted(
+    return DeliveryFilter(
         application_id,
         None if tracker is None else tracker.id,
         None if status is None else DeliveryStatus[status.upper()],
@@ -365,17 +374,17 @@ async def delivery(call: Call[None, None]) -> dict[str, Any]:
 async def replay(call: Call[None, None]) -> dict[str, Any]:
     service = call.service
     replayed = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
-    service.dispatcher.bell.ring()
+    service.dispatcher.wake_up.notify()
     return {"status": True, "delivery": delivery_fields(replayed)}
 
 
-async def replay_dead(call: Call[None, ReplayDead | None]) -> ReplayDeadAnswer:
+async def replay_dead(call: Call[None, ReplayDead | None]) -> ReplayDeadResponse:
     service = call.service
     found = await service.trackers.get(call.path["tracker_id"], call.application_id)
     wanted = _wanted(call.application_id, found, call.body, None)
     replayed, after = await service.deliveries.replay_dead(wanted, service.clock())
-    service.dispatcher.bell.ring()
-    return ReplayDeadAnswer(replayed=replayed, more=after is not None)
+    service.dispatcher.wake_up.notify()
+    return ReplayDeadResponse(replayed=replayed, more=after is not None)
 
 
 def _delivery_id(call: Call[None, None]) -> int:
@@ -398,7 +407,7 @@ ENDPOINTS = [
         "List trackers",
         _TAG,
         permission="trackers.write",
-        answer=TrackersAnswer,
+        answer=TrackersResponse,
     ),
     Endpoint(
         "POST",
@@ -408,7 +417,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=NewTracker,
-        answer=SavedAnswer,
+        answer=SavedTrackerResponse,
         status=201,
         errors=_WRONG_TRACKER,
         description="Events that happen from now on are delivered to it. Without `secret` one is made, shown in this answer only.",
@@ -420,7 +429,7 @@ ENDPOINTS = [
         "Show a tracker and how it is doing",
         _TAG,
         permission="trackers.write",
-        answer=TrackerAnswer,
+        answer=TrackerResponse,
     ),
     Endpoint(
         "PATCH",
@@ -430,7 +439,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=TrackerChanges,
-        answer=SavedAnswer,
+        answer=SavedTrackerResponse,
         errors=_WRONG_TRACKER,
         description="What is absent stays as it is. Disabling parks what is pending and what comes; `enabled: true` lets it go on, "
         "at a bounded rate, and closes an open breaker. A new `secret` signs beside the present one for `secret_overlap` seconds.",
@@ -451,7 +460,7 @@ ENDPOINTS = [
         "Send a test event",
         _TAG,
         permission="trackers.write",
-        answer=TrialAnswer,
+        answer=SampleDeliveryResponse,
         description="One `test` event, one attempt, now, also while the tracker is disabled; the answer tells what came of it.",
     ),
     Endpoint(
@@ -462,7 +471,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         query=DeliveriesQuery,
-        answer=DeliveriesAnswer,
+        answer=DeliveriesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=_PAGES,
     ),
@@ -475,7 +484,7 @@ ENDPOINTS = [
         permission="trackers.write",
         body=ReplayDead,
         body_optional=True,
-        answer=ReplayDeadAnswer,
+        answer=ReplayDeadResponse,
         description="Oldest first. They get all their attempts anew, with the same event ids, at a bounded rate.",
     ),
     Endpoint(
@@ -486,7 +495,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         query=DeliveriesQuery,
-        answer=DeliveriesAnswer,
+        answer=DeliveriesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=f"Those of every tracker, and the callbacks of messages. {_PAGES}",
     ),
@@ -497,7 +506,7 @@ ENDPOINTS = [
         "Show a delivery and its attempts",
         _TAG,
         permission="trackers.write",
-        answer=DeliveryAnswer,
+        answer=DeliveryResponse,
     ),
     Endpoint(
         "POST",
@@ -506,7 +515,7 @@ ENDPOINTS = [
         "Replay a delivery",
         _TAG,
         permission="trackers.write",
-        answer=ReplayAnswer,
+        answer=ReplayResponse,
         errors=(ErrorCode.CONFLICT,),
         description="A dead or a delivered one gets all its attempts anew, with the same event id.",
     ),

@@ -56,10 +56,10 @@ def test_syniverse_a_click_becomes_clickthru_with_every_field_of_the_sample(serv
         f"Hello Kola, thanks for your patronage, please visit us at {short_url} cool information for you for new information"
     )
     report(server, message["message_id"], state="DELIVERED", status="DELIVRD", reason_code="200", reason_description="SUCCESS")
-    landing = tap(server, short_url)
-    assert (landing.status_code, landing.headers["location"]) == (302, "https://shop.example/a?b=1")
-    assert landing.headers["cache-control"] == "private, no-store"
-    assert landing.headers["x-robots-tag"] == "noindex"
+    resolution = tap(server, short_url)
+    assert (resolution.status_code, resolution.headers["location"]) == (302, "https://shop.example/a?b=1")
+    assert resolution.headers["cache-control"] == "private, no-store"
+    assert resolution.headers["x-robots-tag"] == "noindex"
 
     delivered, clicked = endpoint.wait(2)
     assert delivered.json["event"]["fld-val-list"]["new_state"] == "DELIVERED"

@@ -1,4 +1,4 @@
-"""`shortener clicks rejudge`, on a store of yesterday."""
+"""`shortener clicks reclassifier`, on a store of yesterday."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, insert, select
 
 from shortener.model import State, Topic
-from shortener.store import schema
+from shortener.storage import schema
 from tests.cli.here import Here
 from tests.rows import Rows, messages_now
 

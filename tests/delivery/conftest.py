@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert
 
+from shortener.container import Service
 from shortener.delivery.trackers import NewTracker, TrackerChanges
-from shortener.log import events
-from shortener.log.events import Event
 from shortener.model import HitFlag, Topic
-from shortener.service import Service
-from shortener.store import schema
+from shortener.outbox import events
+from shortener.outbox.events import Event
+from shortener.storage import schema
 from tests.factory import Message, add_hit, add_message
 
 #: Makes a tracker of the default application; returns its number.

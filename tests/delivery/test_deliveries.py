@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, update
 
-from shortener import accounts
+from shortener.accounts.administration import create_application
+from shortener.container import Service
 from shortener.delivery import deliveries
-from shortener.delivery.deliveries import Backlog, Wanted
-from shortener.delivery.trial import send_test
+from shortener.delivery.deliveries import DeliveryBacklog, DeliveryFilter
+from shortener.delivery.sample_delivery import send_test
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, Topic
-from shortener.service import Service
-from shortener.store import schema
+from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import rows
@@ -44,7 +44,9 @@ async def fill(service: Service, tracker: int, status: DeliveryStatus, count: in
     return ids
 
 
-async def ids_of(service: Service, wanted: Wanted, limit: int = 100, below: int | None = None) -> tuple[list[int], int | None]:
+async def ids_of(
+    service: Service, wanted: DeliveryFilter, limit: int = 100, below: int | None = None
+) -> tuple[list[int], int | None]:
     page = await service.deliveries.page(wanted, limit, below)
     return [delivery.id for delivery in page.deliveries], page.next
 
@@ -77,12 +79,12 @@ async def test_pages_go_by_key_newest_first(service: Service, make_tracker: Make
     seen: list[int] = []
     below = None
     while True:
-        some, below = await ids_of(service, Wanted(1, tracker), 3, below)
+        some, below = await ids_of(service, DeliveryFilter(1, tracker), 3, below)
         seen += some
         if below is None:
             break
     assert seen == made[::-1]
-    assert len((await ids_of(service, Wanted(1)))[0]) == 10
+    assert len((await ids_of(service, DeliveryFilter(1)))[0]) == 10
 
 
 async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTracker, clock: Clock) -> None:
@@ -92,15 +94,15 @@ async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTr
     delivered = await fill(service, tracker, DELIVERED, 2)
     clock.forward(hours=1)
     pending = await fill(service, tracker, PENDING, 2)
-    by_status = {status: set((await ids_of(service, Wanted(1, tracker, status)))[0]) for status in DeliveryStatus}
+    by_status = {status: set((await ids_of(service, DeliveryFilter(1, tracker, status)))[0]) for status in DeliveryStatus}
     assert by_status == {DEAD: set(dead), DELIVERED: set(delivered), PENDING: set(pending), PARKED: set()}
-    later = Wanted(1, tracker, since=NOON + timedelta(hours=1))
+    later = DeliveryFilter(1, tracker, since=NOON + timedelta(hours=1))
     assert set((await ids_of(service, later))[0]) == {*delivered, *pending}
-    earlier = Wanted(1, tracker, until=NOON + timedelta(hours=1))
+    earlier = DeliveryFilter(1, tracker, until=NOON + timedelta(hours=1))
     assert set((await ids_of(service, earlier))[0]) == set(dead)
     await service.trackers.update(tracker, changes(enabled=False))
-    assert set((await ids_of(service, Wanted(1, tracker, PARKED)))[0]) == set(pending)
-    assert (await ids_of(service, Wanted(1, tracker, PENDING)))[0] == []
+    assert set((await ids_of(service, DeliveryFilter(1, tracker, PARKED)))[0]) == set(pending)
+    assert (await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0] == []
 
 
 async def test_a_filter_that_no_index_knows_looks_only_so_far(
@@ -113,17 +115,17 @@ async def test_a_filter_that_no_index_knows_looks_only_so_far(
     pages = []
     below = None
     for _ in range(3):
-        some, below = await ids_of(service, Wanted(1, tracker, DELIVERED), 10, below)
+        some, below = await ids_of(service, DeliveryFilter(1, tracker, DELIVERED), 10, below)
         pages.append(some)
     assert pages == [[], [], wanted]
     assert below is None
-    assert len((await ids_of(service, Wanted(1, tracker, DEAD), 100))[0]) == 9, "dead ones have an index"
+    assert len((await ids_of(service, DeliveryFilter(1, tracker, DEAD), 100))[0]) == 9, "dead ones have an index"
 
 
 async def test_an_application_does_not_see_the_deliveries_of_another(service: Service, make_tracker: MakeTracker) -> None:
-    other = (await service.database.write(accounts.create_application, "other", NOON)).application_id
+    other = (await service.database.write(create_application, "other", NOON)).application_id
     (mine,) = await fill(service, await make_tracker("https://t.example/"), DEAD, 1)
-    assert (await ids_of(service, Wanted(other)))[0] == []
+    assert (await ids_of(service, DeliveryFilter(other)))[0] == []
     for attempt in (service.deliveries.get(mine, other), service.deliveries.replay(mine, NOON, other)):
         with pytest.raises(ApiError) as caught:
             await attempt
@@ -133,7 +135,7 @@ async def test_an_application_does_not_see_the_deliveries_of_another(service: Se
 async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.usual = 500
+    receiver.effective_limits = 500
     await make_tracker(receiver.url(), format="scg", max_attempts=2, schedule=[1])
     await story.first_click()
     await service.fanout.flush()
@@ -150,7 +152,7 @@ async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
         replayed = await service.deliveries.replay(row.id, clock(), 1)
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
-    receiver.usual = 200
+    receiver.effective_limits = 200
     for _ in range(2):  # a delivered one too
         await service.deliveries.replay(row.id, clock(), 1)
         await until_it_ends()
@@ -185,13 +187,13 @@ async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_boun
     new = await fill(service, tracker, DEAD, 3)
     await fill(service, tracker, DELIVERED, 1)
     await fill(service, other, DEAD, 1)
-    until = Wanted(1, tracker, until=NOON + timedelta(minutes=30))
+    until = DeliveryFilter(1, tracker, until=NOON + timedelta(minutes=30))
     assert await service.deliveries.replay_dead(until, clock()) == (3, None)
-    assert set((await ids_of(service, Wanted(1, tracker, PENDING)))[0]) == set(old)
+    assert set((await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0]) == set(old)
     assert (await service.trackers.get(tracker)).health.breaker(0) == "recovering"
     monkeypatch.setattr(deliveries, "REPLAYED_AT_MOST", 2)
-    assert await service.deliveries.replay_dead(Wanted(1, tracker), clock()) == (2, new[1])
-    assert await service.deliveries.replay_dead(Wanted(1, tracker), clock(), new[1]) == (1, None)
+    assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock()) == (2, new[1])
+    assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock(), new[1]) == (1, None)
     assert (await service.trackers.get(other)).health.recovering_at is None
 
 
@@ -199,16 +201,16 @@ async def test_a_backlog_is_counted_up_to_a_bound(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = await make_tracker("https://t.example/")
-    assert await service.deliveries.backlog(tracker, NOON) == Backlog(0, 0, None)
+    assert await service.deliveries.backlog(tracker, NOON) == DeliveryBacklog(0, 0, None)
     await fill(service, tracker, DEAD, 3)
     await fill(service, tracker, PENDING, 2, next_at=NOON + timedelta(hours=1))
     await fill(service, tracker, PENDING, 2, next_at=NOON + timedelta(minutes=1), queue=1)
     clock.forward(seconds=1)
-    assert await service.deliveries.backlog(tracker, clock()) == Backlog(4, 3, None)
+    assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(4, 3, None)
     clock.forward(hours=2)
-    assert await service.deliveries.backlog(tracker, clock()) == Backlog(4, 3, NOON + timedelta(minutes=1))
+    assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(4, 3, NOON + timedelta(minutes=1))
     monkeypatch.setattr(deliveries, "COUNTED", 2)
-    assert await service.deliveries.backlog(tracker, clock()) == Backlog(2, 2, NOON + timedelta(minutes=1))
+    assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(2, 2, NOON + timedelta(minutes=1))
 
 
 async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
@@ -229,7 +231,7 @@ async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
         )
 
     good = await send()
-    receiver.usual = Reply(410, b"go away")
+    receiver.effective_limits = Reply(410, b"go away")
     bad = await send()
     assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
     assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")
@@ -239,7 +241,7 @@ async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
     assert "webhook-signature" in first.headers
     told = await service.trackers.get(tracker)
     assert (told.disabled_reason, told.health.failures_in_row, told.health.last_success_at) == ("made so", 0, None)
-    page = await service.deliveries.page(Wanted(1, tracker), 10)
+    page = await service.deliveries.page(DeliveryFilter(1, tracker), 10)
     assert [(one.status, one.topic, one.attempt) for one in page.deliveries] == [(DEAD, Topic.TEST, 1), (DELIVERED, Topic.TEST, 1)]
     _, attempts = await service.deliveries.get(bad.delivery_id)
     assert [(one.status, one.answer) for one in attempts] == [(410, "go away")]
@@ -267,5 +269,5 @@ async def test_a_tracker_whose_secret_cannot_be_read_holds_up_no_other(
     await service.fanout.flush()
     await service.dispatcher.flush()
     assert [request.target for request in receiver.requests] == ["/well"]
-    page = await service.deliveries.page(Wanted(1, broken), 10)
+    page = await service.deliveries.page(DeliveryFilter(1, broken), 10)
     assert [(one.status, one.attempt, one.last_error) for one in page.deliveries] == [(PENDING, 0, "internal_error")]

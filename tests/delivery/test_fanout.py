@@ -11,20 +11,20 @@ from sqlalchemy import Connection, insert, text, update
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from shortener import accounts
-from shortener.conversion.intake import Intake
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from shortener.conversions.parsing import ConversionReport
 from shortener.delivery import fanout, queries
-from shortener.delivery.fanout import retell
+from shortener.delivery.fanout import requeue_events
 from shortener.delivery.formats import FACTS, FORMATS
 from shortener.delivery.trackers import NewTracker
-from shortener.dlr import Report
 from shortener.errors import StoreUnavailable
 from shortener.ids import encode, event_id
-from shortener.log import events
-from shortener.log.events import Event
+from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import DeliveryStatus, HitFlag, State, Topic
-from shortener.service import Service
-from shortener.store import schema
+from shortener.outbox import events
+from shortener.outbox.events import Event
+from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story
 from tests.factory import rows
@@ -66,7 +66,7 @@ async def test_an_event_that_nobody_wants_costs_no_facts(service: Service, make_
 
 
 async def test_another_application_is_told_nothing(service: Service, story: Story) -> None:
-    other = await service.database.write(accounts.create_application, "other", NOON)
+    other = await service.database.write(create_application, "other", NOON)
     given = NewTracker.model_validate({"url": URL, "events": ["state", "click"]})
     await service.trackers.create(other.application_id, given)
     await story.first_click()
@@ -112,9 +112,9 @@ async def test_more_events_than_a_batch_holds_are_fanned_out_in_order(
 async def test_new_deliveries_wake_the_dispatcher(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "click")
     await story.first_click()
-    assert not service.dispatcher.bell._event.is_set()
+    assert not service.dispatcher.wake_up._event.is_set()
     await service.fanout.step()
-    assert service.dispatcher.bell._event.is_set()
+    assert service.dispatcher.wake_up._event.is_set()
 
 
 async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTracker, story: Story, clock: Clock) -> None:
@@ -138,7 +138,7 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
     await service.fanout.flush()
     (found,) = await facts(service)
     click_id = found.pop("click_id")
-    assert service.click_ids.read(click_id) == (await rows(service.database, schema.hits))[0].id
+    assert service.click_ids.decode(click_id) == (await rows(service.database, schema.hits))[0].id
     assert found == {
         "timestamp": "2026-11-20T12:00:45.250Z",
         "application_id": 1,
@@ -208,9 +208,9 @@ async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
     hit = await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
     recorded = await service.conversions.ingest(
         1,
-        Intake(
+        ConversionReport(
             NOON,
-            click_id=service.click_ids.spell(hit),
+            click_id=service.click_ids.encode(hit),
             action="deposit",
             value=Decimal("25.50"),
             currency="EUR",
@@ -219,7 +219,7 @@ async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
             metadata={"shop": "x"},
         ),
     )
-    without_click = await service.conversions.ingest(1, Intake(NOON, message_id=message.message_id))
+    without_click = await service.conversions.ingest(1, ConversionReport(NOON, message_id=message.message_id))
     await service.fanout.flush()
     _, found, plain = await facts(service)
     expected = {
@@ -230,7 +230,7 @@ async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
         "currency": "EUR",
         "transaction_id": "T-1",
         "conversion_metadata": {"shop": "x"},
-        "click_id": service.click_ids.spell(hit),
+        "click_id": service.click_ids.encode(hit),
         "url": "https://shop.example/1",
         "message_id": "m-1",
     }
@@ -244,9 +244,9 @@ async def test_a_delivery_report_is_told_in_its_own_words(service: Service, make
     await make_tracker(URL, "delivery")
     message = await story.message()
     await service.delivery_reports.take(
-        1, [Report(message.message_id, State.DELIVERED, NOON, report_status="DELIVRD", reason_code="000")]
+        1, [DeliveryReport(message.message_id, State.DELIVERED, NOON, report_status="DELIVRD", reason_code="000")]
     )
-    await service.delivery_reports.take(1, [Report(message.message_id, State.SENT, NOON, reason_code="7")])
+    await service.delivery_reports.take(1, [DeliveryReport(message.message_id, State.SENT, NOON, reason_code="7")])
     await service.fanout.flush()
     delivered, sent = await facts(service)
     assert (delivered["previous_state"], delivered["new_state"]) == ("CREATED", "DELIVERED")
@@ -296,8 +296,8 @@ async def test_an_event_that_cannot_be_fanned_out_is_set_aside_and_told_when_the
     assert await service.fanout.step() == 0, "it is not tried again and again"
 
     await spoil(service, spoiled, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
-    assert await retell(service.database) == 1
-    assert await retell(service.database) == 0
+    assert await requeue_events(service.database) == 1
+    assert await requeue_events(service.database) == 0
     await service.fanout.flush()
     assert len(await rows(service.database, schema.deliveries)) == 10
 
@@ -314,7 +314,7 @@ async def test_a_batch_of_nothing_but_spoiled_events_does_not_stop_what_is_behin
         await spoil(service, event, "]")
     await service.fanout.flush()
     assert [row.event_id for row in await rows(service.database, schema.deliveries)] == made[4:]
-    assert service.fanout.set_aside == 4
+    assert service.fanout.quarantine == 4
 
 
 async def test_a_store_that_does_not_understand_us_sets_no_event_aside(
@@ -333,7 +333,7 @@ async def test_a_store_that_does_not_understand_us_sets_no_event_aside(
             await service.fanout.step()
     await rename("elsewhere", "disposition")
     await service.fanout.flush()
-    assert (len(await rows(service.database, schema.deliveries)), service.fanout.set_aside) == (1, 0)
+    assert (len(await rows(service.database, schema.deliveries)), service.fanout.quarantine) == (1, 0)
 
 
 async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_200(
@@ -461,6 +461,6 @@ async def test_a_click_that_is_taken_back_is_told_with_its_own_time(
         "seconds_since_delivered": 3,
         "verdict": "suspected",
         "verdict_reason": "many_recipients",
-        "click_id": service.click_ids.spell(hit),
+        "click_id": service.click_ids.encode(hit),
     }
     assert {name: found[name] for name in expected} == expected

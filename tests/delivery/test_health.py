@@ -1,19 +1,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.delivery.health import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Health, pause
+from shortener.delivery.health import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, TrackerHealth, pause
 
 T = 1_800_000_000_000
 
 
-def fail(health: Health, times: int, at: int = T) -> Health:
+def fail(health: TrackerHealth, times: int, at: int = T) -> TrackerHealth:
     for _ in range(times):
         health = health.failed(at)
     return health
 
 
 def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
-    health = fail(Health(), FAILURES - 1)
+    health = fail(TrackerHealth(), FAILURES - 1)
     assert (health.breaker(T), health.last_failure_at) == ("closed", T)
     health = health.failed(T)
     assert health.breaker(T) == health.breaker(T + FIRST_PAUSE - 1) == "open"
@@ -21,17 +21,17 @@ def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
 
 
 def test_a_success_begins_the_count_anew() -> None:
-    health = fail(fail(Health(), FAILURES - 1).succeeded(T), FAILURES - 1)
+    health = fail(fail(TrackerHealth(), FAILURES - 1).succeeded(T), FAILURES - 1)
     assert (health.breaker(T), health.last_success_at) == ("closed", T)
 
 
 def test_attempts_that_began_before_the_breaker_opened_do_not_lengthen_the_pause() -> None:
-    opened = fail(Health(), FAILURES)
+    opened = fail(TrackerHealth(), FAILURES)
     assert fail(opened, 20, T + 5).open_until == opened.open_until
 
 
 def test_a_failed_probe_doubles_the_pause_up_to_the_longest() -> None:
-    health = fail(Health(), FAILURES)
+    health = fail(TrackerHealth(), FAILURES)
     pauses = []
     for _ in range(6):
         at = health.open_until
@@ -43,7 +43,7 @@ def test_a_failed_probe_doubles_the_pause_up_to_the_longest() -> None:
 
 
 def test_a_success_closes_it_and_releases_the_backlog_at_the_rate() -> None:
-    health = fail(Health(), FAILURES).succeeded(T)
+    health = fail(TrackerHealth(), FAILURES).succeeded(T)
     assert health.breaker(T) == "recovering"
     assert health.allowance(T, 10) == 0
     assert health.allowance(T + 500, 10) == 5
@@ -55,14 +55,14 @@ def test_a_success_closes_it_and_releases_the_backlog_at_the_rate() -> None:
 
 
 def test_retry_after_opens_it_for_as_long_as_it_says_and_no_longer_than_the_longest_pause() -> None:
-    assert Health().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
-    assert Health().failed(T, quiet_until=T + 86_400_000).open_until == T + LONGEST_PAUSE
-    assert fail(Health(), FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + FIRST_PAUSE
+    assert TrackerHealth().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
+    assert TrackerHealth().failed(T, quiet_until=T + 86_400_000).open_until == T + LONGEST_PAUSE
+    assert fail(TrackerHealth(), FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + FIRST_PAUSE
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.5, 500))
 def test_a_release_never_exceeds_the_rate(steps: list[int], rate: float) -> None:
-    health, now, released = Health(recovering_at=T), T, 0
+    health, now, released = TrackerHealth(recovering_at=T), T, 0
     for step in steps:
         now += step
         allowed = health.allowance(now, rate)

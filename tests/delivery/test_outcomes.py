@@ -12,94 +12,94 @@ from hypothesis import strategies as st
 from shortener.delivery.outcomes import (
     DEFAULT_SCHEDULE,
     OUTCOME_TABLE,
-    Kind,
-    Success,
-    judge,
+    OutcomeKind,
+    SuccessCriteria,
+    classify_response,
     next_delay,
     parse_retry_after,
     parse_success,
 )
-from shortener.delivery.sender import ERRORS, Answer
+from shortener.delivery.sender import ERRORS, SendResult
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-ANY_2XX = Success()
+ANY_2XX = SuccessCriteria()
 
 
-def replied(status: int | None, body: bytes = b"ok", error: str | None = None, **more: Any) -> Answer:
-    return Answer(status=status, body=body, error=error, detail="", milliseconds=1, **more)
+def replied(status: int | None, body: bytes = b"ok", error: str | None = None, **more: Any) -> SendResult:
+    return SendResult(status=status, body=body, error=error, detail="", milliseconds=1, **more)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_delivers_unless_the_tracker_says_otherwise(status: int) -> None:
-    assert judge(replied(status), ANY_2XX, NOW).kind is Kind.DELIVERED
+    assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.DELIVERED
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
 def test_redirects_are_tried_again_on_the_schedule(status: int) -> None:
-    outcome = judge(replied(status), ANY_2XX, NOW)
-    assert (outcome.kind, outcome.reason, outcome.not_before) == (Kind.RETRY, "redirect", None)
+    outcome = classify_response(replied(status), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason, outcome.not_before) == (OutcomeKind.RETRY, "redirect", None)
 
 
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
 def test_other_failures_are_tried_again(status: int) -> None:
-    outcome = judge(replied(status), ANY_2XX, NOW)
-    assert (outcome.kind, outcome.reason, outcome.charged) == (Kind.RETRY, "other_status", True)
+    outcome = classify_response(replied(status), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason, outcome.charged) == (OutcomeKind.RETRY, "other_status", True)
 
 
 @pytest.mark.parametrize("status", [405, 406, 411, 413, 414, 415, 431, 501, 505])
 def test_a_refusal_of_the_requests_form_is_final(status: int) -> None:
-    assert judge(replied(status), ANY_2XX, NOW).kind is Kind.FINAL
+    assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.FINAL
 
 
 def test_410_disables_the_tracker_even_when_its_body_breaks_off() -> None:
-    assert judge(replied(410), ANY_2XX, NOW).kind is Kind.DISABLE
-    assert judge(replied(410, error="too_large"), ANY_2XX, NOW).kind is Kind.DISABLE
+    assert classify_response(replied(410), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
+    assert classify_response(replied(410, error="too_large"), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_sets_the_earliest_time(status: int) -> None:
-    assert judge(replied(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
-    assert judge(replied(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
-    assert judge(replied(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
-    assert judge(replied(status), ANY_2XX, NOW).not_before is None
-    assert judge(replied(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
+    assert classify_response(replied(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
+    assert classify_response(replied(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
+    assert classify_response(replied(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
+    assert classify_response(replied(status), ANY_2XX, NOW).not_before is None
+    assert classify_response(replied(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
 
 
 def test_retry_after_elsewhere_is_not_listened_to() -> None:
-    assert judge(replied(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
+    assert classify_response(replied(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
 def test_a_success_that_breaks_off_is_no_receipt(error: str) -> None:
-    outcome = judge(replied(200, error=error), ANY_2XX, NOW)
-    assert (outcome.kind, outcome.reason) == (Kind.RETRY, "incomplete")
+    outcome = classify_response(replied(200, error=error), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "incomplete")
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_without_a_status_the_attempt_is_repeated_and_charged_to_whom_it_belongs(error: str) -> None:
     for ours in (True, False):
-        outcome = judge(replied(None, b"", error, ours=ours), ANY_2XX, NOW)
-        assert (outcome.kind, outcome.charged) == (Kind.RETRY, not ours)
+        outcome = classify_response(replied(None, b"", error, ours=ours), ANY_2XX, NOW)
+        assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not ours)
 
 
 def test_exactly_200_may_be_wanted() -> None:
     strict = parse_success({"statuses": "200"})
-    assert judge(replied(200), strict, NOW).kind is Kind.DELIVERED
-    assert judge(replied(204, b""), strict, NOW).kind is Kind.RETRY
-    assert judge(replied(201), strict, NOW).kind is Kind.RETRY
+    assert classify_response(replied(200), strict, NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(replied(204, b""), strict, NOW).kind is OutcomeKind.RETRY
+    assert classify_response(replied(201), strict, NOW).kind is OutcomeKind.RETRY
 
 
 def test_a_text_in_the_body_may_be_wanted() -> None:
     wanting = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
-    assert judge(replied(200, b"success=true;"), wanting, NOW).kind is Kind.DELIVERED
-    refused = judge(replied(200, b"success=false;"), wanting, NOW)
-    assert (refused.kind, refused.reason) == (Kind.RETRY, "refused_in_body")
-    assert judge(replied(500, b"success=true;"), wanting, NOW).kind is Kind.RETRY
+    assert classify_response(replied(200, b"success=true;"), wanting, NOW).kind is OutcomeKind.DELIVERED
+    refused = classify_response(replied(200, b"success=false;"), wanting, NOW)
+    assert (refused.kind, refused.reason) == (OutcomeKind.RETRY, "refused_in_body")
+    assert classify_response(replied(500, b"success=true;"), wanting, NOW).kind is OutcomeKind.RETRY
 
 
 def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewhere() -> None:
-    assert judge(replied(302), parse_success({"statuses": "200,302"}), NOW).kind is Kind.DELIVERED
-    assert judge(replied(410), parse_success({"statuses": "410"}), NOW).kind is Kind.DELIVERED
+    assert classify_response(replied(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(replied(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 
 
 @given(
@@ -112,9 +112,9 @@ def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewher
 def test_every_answer_has_an_outcome_of_the_table(
     status: int | None, body: bytes, error: str | None, retry_after: float | None, ours: bool
 ) -> None:
-    outcome = judge(replied(status, body, error, retry_after=retry_after, ours=ours), Success("2xx", "ok"), NOW)
+    outcome = classify_response(replied(status, body, error, retry_after=retry_after, ours=ours), SuccessCriteria("2xx", "ok"), NOW)
     assert (outcome.reason, outcome.kind) in {(row.name, row.kind) for row in OUTCOME_TABLE}
-    assert (outcome.kind is Kind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
+    assert (outcome.kind is OutcomeKind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
 
 
 def test_the_rows_of_the_table_have_names_and_words_of_their_own() -> None:
@@ -139,13 +139,13 @@ def test_the_rows_of_the_table_have_names_and_words_of_their_own() -> None:
 )
 def test_status_sets_are_read(text: str, inside: list[int], outside: list[int]) -> None:
     success = parse_success({"statuses": text})
-    assert all(success.takes(status) for status in inside)
-    assert not any(success.takes(status) for status in [*outside, None])
+    assert all(success.matches(status) for status in inside)
+    assert not any(success.matches(status) for status in [*outside, None])
 
 
 @pytest.mark.parametrize("given_success", [None, {}, {"statuses": None, "body_contains": None}])
 def test_success_is_2xx_by_default(given_success: dict[str, Any] | None) -> None:
-    assert parse_success(given_success) == Success("2xx", None)
+    assert parse_success(given_success) == SuccessCriteria("2xx", None)
 
 
 @pytest.mark.parametrize(

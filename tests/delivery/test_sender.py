@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, Answer, Outgoing, Sender
+from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, OutgoingRequest, Sender, SendResult
 from tests.delivery.receiver import Behaviour, Receiver, answer, drip, flood, hang, hang_up, receiver, reset, say, then
 from tests.servers import self_signed, tls_context
 
@@ -40,11 +40,11 @@ async def sender() -> AsyncIterator[Sender]:
         yield made
 
 
-async def post(sender: Sender, url: str, deadline: float = PLENTY) -> Answer:
-    return await sender.send(Outgoing("POST", url, {"Content-Type": "application/json"}, b'{"a":1}'), deadline)
+async def post(sender: Sender, url: str, deadline: float = PLENTY) -> SendResult:
+    return await sender.send(OutgoingRequest("POST", url, {"Content-Type": "application/json"}, b'{"a":1}'), deadline)
 
 
-async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> tuple[Answer, Receiver]:
+async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> tuple[SendResult, Receiver]:
     """One attempt against a receiver, which must end in time."""
     async with receiver(behaviour) as peer:
         began = time.monotonic()
@@ -190,7 +190,7 @@ async def test_a_connection_is_not_used_again_after_an_incomplete_answer(sender:
 async def test_the_request_goes_out_as_it_was_made(sender: Sender) -> None:
     path = "/a//b/../%2e%2F/[x];y=1?phone=%2B1415&u[0]=%41&empty=&q=a+b?c/d'(e)*!"
     async with receiver(answer(200)) as peer:
-        request = Outgoing("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
+        request = OutgoingRequest("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
         await sender.send(request, PLENTY)
     head, body = peer.requests[0]
     lines = head.split(b"\r\n")
@@ -201,7 +201,7 @@ async def test_the_request_goes_out_as_it_was_made(sender: Sender) -> None:
 
 async def test_a_get_carries_no_body(sender: Sender) -> None:
     async with receiver(answer(200)) as peer:
-        await sender.send(Outgoing("GET", peer.url("/x?a=1"), {}, b"ignored"), PLENTY)
+        await sender.send(OutgoingRequest("GET", peer.url("/x?a=1"), {}, b"ignored"), PLENTY)
     head, body = peer.requests[0]
     assert head.startswith(b"GET /x?a=1 HTTP/1.1\r\n")
     assert (body, b"content-length" in head.lower()) == (b"", False)
@@ -338,7 +338,7 @@ async def test_waiting_for_a_slot_is_a_fault_of_ours_and_ends_in_time() -> None:
 
 async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender) -> None:
     async with receiver(answer(200)) as peer:
-        result = await sender.send(Outgoing("POST", peer.url(), {"X-A": "b\r\nX-C: d"}, b""), PLENTY)
+        result = await sender.send(OutgoingRequest("POST", peer.url(), {"X-A": "b\r\nX-C: d"}, b""), PLENTY)
         assert (result.status, result.error, result.ours) == (None, "internal_error", False)
         assert peer.requests == []
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from shortener import accounts
+from shortener.accounts.administration import create_application
+from shortener.container import Service
 from shortener.delivery import trackers
 from shortener.delivery.guard import Guard
 from shortener.delivery.trackers import NewTracker, Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
-from shortener.service import Service
-from shortener.store import schema
+from shortener.storage import schema
 from shortener.web.endpoint import validate
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, changes
@@ -66,7 +66,7 @@ async def test_what_is_left_out_is_as_the_installation_is_set(make_service: Make
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, given())
     assert saved.tracker.name == "tracker.example"
-    assert trackers.usual(service.settings, saved.tracker) == {
+    assert trackers.effective_limits(service.settings, saved.tracker) == {
         "max_attempts": 7,
         "timeout": 2.5,
         "concurrency": 3,
@@ -199,7 +199,7 @@ async def test_an_application_has_only_so_many_trackers(service: Service, monkey
 
 
 async def test_an_application_does_not_see_the_trackers_of_another(service: Service, make_tracker: MakeTracker) -> None:
-    other = (await service.database.write(accounts.create_application, "other", NOON)).application_id
+    other = (await service.database.write(create_application, "other", NOON)).application_id
     tracker = await make_tracker(URL)
     assert await service.trackers.all(other) == []
     for attempt in (

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from sqlalchemy import Connection, func, select
 
-from shortener import accounts
-from shortener.accounts import Credentials
-from shortener.service import Service
-from shortener.store import schema
+from shortener.accounts.administration import update_application
+from shortener.accounts.credentials import Credentials, create_key, revoke_key, rotate_token
+from shortener.container import Service
+from shortener.storage import schema
 from tests.conftest import Clock, client_of
 
 BODY = {"to": "+14085550100", "body": "x"}
@@ -66,7 +66,7 @@ async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Se
 
 
 async def test_a_key_without_the_permission_is_403(service: Service, credentials: Credentials, clock: Clock) -> None:
-    reader = await service.database.write(accounts.create_key, credentials.application_id, "reader", ["sms.read"], clock())
+    reader = await service.database.write(create_key, credentials.application_id, "reader", ["sms.read"], clock())
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": reader}) as client:
         answer = await client.post("/api/v1/rewrite", json=BODY)
@@ -77,35 +77,35 @@ async def test_a_key_without_the_permission_is_403(service: Service, credentials
 async def test_a_revoked_key_and_a_disabled_application_no_longer_count(
     service: Service, credentials: Credentials, clock: Clock
 ) -> None:
-    second = await service.database.write(accounts.create_key, credentials.application_id, "second", ["sms.send"], clock())
-    await service.database.write(accounts.revoke_key, 2, clock())
+    second = await service.database.write(create_key, credentials.application_id, "second", ["sms.send"], clock())
+    await service.database.write(revoke_key, 2, clock())
     await service.directory.refresh()
-    assert service.directory.by_api_key(second) is None
-    assert service.directory.by_api_key(credentials.api_key) is not None
-    await service.database.write(accounts.update_application, credentials.application_id, {"disabled": True}, clock())
+    assert service.directory.find_by_api_key(second) is None
+    assert service.directory.find_by_api_key(credentials.api_key) is not None
+    await service.database.write(update_application, credentials.application_id, {"disabled": True}, clock())
     await service.directory.refresh()
-    assert service.directory.by_api_key(credentials.api_key) is None
+    assert service.directory.find_by_api_key(credentials.api_key) is None
 
 
 async def test_a_rotated_token_counts_until_its_overlap_is_over(service: Service, credentials: Credentials, clock: Clock) -> None:
     application = credentials.application_id
     first = credentials.tracker_token
-    second, until = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
+    second, until = await service.database.write(rotate_token, application, clock(), timedelta(hours=24))
     await service.directory.refresh()
     assert until == clock() + timedelta(hours=24)
-    assert service.directory.by_tracker_token(first, clock()) is not None
-    assert service.directory.by_tracker_token(second, clock()) is not None
+    assert service.directory.find_by_tracker_token(first, clock()) is not None
+    assert service.directory.find_by_tracker_token(second, clock()) is not None
     clock.forward(hours=23, minutes=59)
-    assert service.directory.by_tracker_token(first, clock()) is not None
+    assert service.directory.find_by_tracker_token(first, clock()) is not None
     clock.forward(minutes=1)
-    assert service.directory.by_tracker_token(first, clock()) is None
-    assert service.directory.by_tracker_token(second, clock()) is not None
-    third, _ = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
-    fourth, _ = await service.database.write(accounts.rotate_token, application, clock(), timedelta(hours=24))
+    assert service.directory.find_by_tracker_token(first, clock()) is None
+    assert service.directory.find_by_tracker_token(second, clock()) is not None
+    third, _ = await service.database.write(rotate_token, application, clock(), timedelta(hours=24))
+    fourth, _ = await service.database.write(rotate_token, application, clock(), timedelta(hours=24))
     await service.directory.refresh()
-    assert service.directory.by_tracker_token(second, clock()) is None, "one previous token, not all of them"
-    assert service.directory.by_tracker_token(third, clock()) is not None
-    assert service.directory.by_tracker_token(fourth, clock()) is not None
+    assert service.directory.find_by_tracker_token(second, clock()) is None, "one previous token, not all of them"
+    assert service.directory.find_by_tracker_token(third, clock()) is not None
+    assert service.directory.find_by_tracker_token(fourth, clock()) is not None
 
 
 async def test_credentials_are_stored_hashed(service: Service, credentials: Credentials) -> None:

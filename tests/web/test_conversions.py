@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import Connection, func, select
 from structlog.testing import capture_logs
 
-from shortener import accounts
-from shortener.accounts import Credentials
+from shortener.accounts.administration import create_application
+from shortener.accounts.credentials import Credentials, rotate_token
+from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
-from shortener.service import Service
-from shortener.store import schema
+from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import Message, add_hit, add_message, rows, tallied
 from tests.receiver import Receiver
@@ -48,7 +48,7 @@ async def test_a_conversion_is_reported_by_click_and_answered_to_the_letter(
     service: Service, tracker: httpx.AsyncClient, message: Message
 ) -> None:
     hit = await service.database.write(add_hit, service.ids, message.links[0])
-    parameters = {"click_id": service.click_ids.spell(hit), "action": "sale", "value": "12.50", "currency": "EUR"}
+    parameters = {"click_id": service.click_ids.encode(hit), "action": "sale", "value": "12.50", "currency": "EUR"}
     response = await tracker.get("/api/v1/track", params=parameters)
     assert response.status_code == 200
     (stored,) = await rows(service.database, schema.conversions)
@@ -208,7 +208,7 @@ async def test_an_api_key_is_no_tracker_token(service: Service, client: httpx.As
 
 
 async def test_the_previous_token_works_until_its_overlap_ends(service: Service, tracker: httpx.AsyncClient, clock: Clock) -> None:
-    token, _ = await service.database.write(accounts.rotate_token, 1, NOON, timedelta(hours=24))
+    token, _ = await service.database.write(rotate_token, 1, NOON, timedelta(hours=24))
     await service.directory.refresh()
     clock.forward(hours=23)
     assert (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200
@@ -219,7 +219,7 @@ async def test_the_previous_token_works_until_its_overlap_ends(service: Service,
 
 
 async def test_another_applications_token_finds_nothing(service: Service) -> None:
-    other = await service.database.write(accounts.create_application, "other", NOON)
+    other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-Api-Token": other.tracker_token}) as client:
         assert await code_of(client, message_id="m-1") == (404, "MESSAGE_NOT_FOUND")

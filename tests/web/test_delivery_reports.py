@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from shortener import accounts
-from shortener.service import Service
-from shortener.store import schema
+from shortener.accounts.administration import create_application
+from shortener.accounts.credentials import create_key
+from shortener.container import Service
+from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import Message, add_message, rows
 
@@ -103,7 +104,7 @@ async def test_a_batch_is_capped(service: Service, client: httpx.AsyncClient) ->
 
 
 async def test_reports_want_the_permission_to_send(service: Service, client: httpx.AsyncClient) -> None:
-    reader = await service.database.write(accounts.create_key, 1, "reader", ["sms.read"], NOON)
+    reader = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
     await service.directory.refresh()
     report = {"message_id": "m-1", "state": "SENT"}
     for headers, status in (({"X-API-Key": reader}, 403), ({"X-API-Key": "sk_wrong"}, 401), ({}, 401)):
@@ -113,7 +114,7 @@ async def test_reports_want_the_permission_to_send(service: Service, client: htt
 
 
 async def test_another_applications_messages_are_unknown(service: Service) -> None:
-    other = await service.database.write(accounts.create_application, "other", NOON)
+    other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": other.api_key}) as client:
         assert (await client.post(PATH, json={"message_id": "m-1", "state": "SENT"})).status_code == 404

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from shortener import accounts
-from shortener.report.counts import verify
-from shortener.service import Service
-from shortener.store.links import NoLinkCache
-from tests.click.test_redirect import PHONE, link
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from shortener.redis.link_cache import NoLinkCache
+from shortener.reporting.counts import verify
+from tests.clicks.test_redirect import PHONE, link
 from tests.conftest import NOON, Clock, client_of
 from tests.rows import KINDS
 
@@ -69,7 +69,7 @@ async def test_what_cannot_be_erased_is_refused(client: httpx.AsyncClient, body:
 
 async def test_another_applications_messages_stay(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     await link(client, message_id="m-1")
-    made = await service.database.write(accounts.create_application, "other", clock())
+    made = await service.database.write(create_application, "other", clock())
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": made.api_key}) as other:
         assert (await other.post("/api/v1/erasures", json={"phone": "+14085550100"})).json()["erased"]["messages"] == 0

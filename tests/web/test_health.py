@@ -9,11 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import text, update
 
-from shortener import accounts
+from shortener.accounts.administration import add_domain
+from shortener.accounts.directory import increment_version
+from shortener.container import Service
 from shortener.errors import StoreUnavailable
-from shortener.service import Service
-from shortener.store import schema
-from shortener.store.migrations import HEAD
+from shortener.storage import schema
+from shortener.storage.migrations import HEAD
 from shortener.web import health
 from tests.conftest import MakeService, client_of
 from tests.servers import RedisProcess
@@ -142,7 +143,7 @@ async def test_metrics_tell_of_every_job_and_read_no_table(service: Service, mon
         told = await numbers(client)
         monkeypatch.undo()
     for name in service.jobs.table:
-        assert told[f'shortener_job_rounds_total{{job="{name}"}}'] == 0
+        assert told[f'shortener_job_runs_total{{job="{name}"}}'] == 0
     assert told['shortener_purged_rows_total{kind="messages"}'] == 0
     assert told["process_resident_memory_bytes"] > 0
 
@@ -156,7 +157,7 @@ async def test_metrics_come_in_openmetrics_for_a_scraper_that_asks(client: httpx
 async def test_a_proxy_is_told_which_domains_are_ours(service: Service) -> None:
     now = service.clock()
     application = service.directory.applications()[0].id
-    await service.database.write(accounts.add_domain, application, "https://go.brand.example", now)
+    await service.database.write(add_domain, application, "https://go.brand.example", now)
     await service.directory.refresh()
 
     async def known(domain: str, host: str = "node1:8000") -> int:
@@ -171,6 +172,6 @@ async def test_a_proxy_is_told_which_domains_are_ours(service: Service) -> None:
     assert await known("") == 404
     assert await known("go.brand.example", host="go.brand.example") == 404, "not on a domain that links are on"
     await service.database.write(lambda c: c.execute(update(schema.domains).values(disabled_at=now)))
-    await service.database.write(accounts.bump)
+    await service.database.write(increment_version)
     await service.directory.refresh()
     assert await known("go.brand.example") == 404

@@ -5,11 +5,13 @@ from typing import Any
 import httpx
 import pytest
 
-from shortener import accounts
-from shortener.erase import erase_message
-from shortener.service import Service
-from shortener.store.links import NoLinkCache
-from tests.click.test_redirect import PHONE, link
+from shortener.accounts.administration import add_domain, create_application, update_domain
+from shortener.accounts.credentials import create_key
+from shortener.accounts.settings import PERMISSIONS
+from shortener.container import Service
+from shortener.redis.link_cache import NoLinkCache
+from shortener.retention.erasure import erase_message
+from tests.clicks.test_redirect import PHONE, link
 from tests.conftest import Clock, client_of
 
 NOON = "2026-11-20T12:00:00Z"
@@ -51,16 +53,16 @@ async def test_a_link_is_switched_off_at_once_and_on_again(client: httpx.AsyncCl
 
 
 async def test_a_link_tells_why_it_leads_nowhere(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
-    await service.database.write(accounts.add_domain, 1, "https://go.brand.example", clock())
+    await service.database.write(add_domain, 1, "https://go.brand.example", clock())
     await service.directory.refresh()
     path = await link(client, expires_in=60)
     await client.post("/api/v1/blocked-hosts", json={"host": "*.example"})
     assert (await shown(client, path))["off_by"] == "host"
-    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": True}, clock())
+    await service.database.write(update_domain, "go.brand.example", {"disabled": True}, clock())
     await service.directory.refresh()
     assert (await shown(client, path))["off_by"] == "domain"
     await client.delete("/api/v1/blocked-hosts/*.example")
-    await service.database.write(accounts.update_domain, "go.brand.example", {"disabled": False}, clock())
+    await service.database.write(update_domain, "go.brand.example", {"disabled": False}, clock())
     await service.directory.refresh()
     clock.forward(minutes=2)
     told = await shown(client, path)
@@ -113,7 +115,7 @@ async def test_what_is_no_host_is_refused(client: httpx.AsyncClient, body: dict[
 async def test_another_applications_links_and_hosts_do_not_exist(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     path = await link(client)
     await client.post("/api/v1/blocked-hosts", json={"host": "other.example"})
-    made = await service.database.write(accounts.create_application, "other", clock())
+    made = await service.database.write(create_application, "other", clock())
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": made.api_key}) as other:
         assert (await other.get(f"/api/v1/links{path}")).status_code == 404
@@ -137,9 +139,9 @@ async def test_another_applications_links_and_hosts_do_not_exist(client: httpx.A
 async def test_each_call_wants_its_permission(
     service: Service, clock: Clock, method: str, path: str, body: Any, permission: str
 ) -> None:
-    others = [name for name in accounts.PERMISSIONS if name != permission]
-    right = await service.database.write(accounts.create_key, 1, "right", [permission], clock())
-    wrong = await service.database.write(accounts.create_key, 1, "wrong", others, clock())
+    others = [name for name in PERMISSIONS if name != permission]
+    right = await service.database.write(create_key, 1, "right", [permission], clock())
+    wrong = await service.database.write(create_key, 1, "wrong", others, clock())
     await service.directory.refresh()
     for key, refused in ((right, False), (wrong, True)):
         async with client_of(service, {"X-API-Key": key}) as client:

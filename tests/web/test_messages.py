@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
-from shortener import accounts
-from shortener.accounts import Credentials
-from shortener.service import Service
-from shortener.web.messages import ListAnswer, StatusAnswer, XoxzoAnswer
+from shortener.accounts.administration import create_application
+from shortener.accounts.credentials import Credentials, create_key
+from shortener.container import Service
+from shortener.web.messages import MessagesResponse, MessageStatusResponse, XoxzoStatusResponse
 from tests.conftest import Clock, client_of
 
 TO = "+14085550100"
@@ -62,7 +62,7 @@ async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
     answer = await client.get("/api/v1/sms/status/m1")
     assert answer.status_code == 200
     told = answer.json()
-    StatusAnswer.model_validate(told)
+    MessageStatusResponse.model_validate(told)
     assert (told["status"], told["state"], told["previous_state"]) == (True, "CLICKTHRU", "DELIVERED")
     assert (told["to"], told["from"], told["campaign"], told["country"]) == (TO, "Gladiator", "spring", "US")
     assert (told["created_at"], told["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01Z")
@@ -85,7 +85,7 @@ async def test_xoxzo_finds_its_shape_with_and_without_the_last_slash(client: htt
     message = await rewrite(client, "m1", mt_price=0.5)
     for path in ("/sms/messages/m1/", "/sms/messages/m1"):
         told = (await client.get(path)).json()
-        XoxzoAnswer.model_validate(told)
+        XoxzoStatusResponse.model_validate(told)
         assert told["link_tracking"]["accessed"] is False
         assert told["link_tracking"]["accessed_on"] is None
         assert (told["msgid"], told["status"], told["recipient"], told["cost"]) == ("m1", "CREATED", TO, 0.5)
@@ -112,8 +112,8 @@ async def test_another_application_and_a_key_without_sms_read_see_nothing(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await rewrite(client, "m1")
-    other = await service.database.write(accounts.create_application, "other", clock.now)
-    sender = await service.database.write(accounts.create_key, credentials.application_id, "pipeline", ("sms.send",), clock.now)
+    other = await service.database.write(create_application, "other", clock.now)
+    sender = await service.database.write(create_key, credentials.application_id, "pipeline", ("sms.send",), clock.now)
     await service.directory.refresh()
     paths = (
         "/api/v1/sms/status/m1",
@@ -141,7 +141,7 @@ async def test_lists_come_in_pages_newest_first(client: httpx.AsyncClient, clock
         await rewrite(client, f"m{number}", source="campaign" if number == 2 else "api", campaign="spring" if number < 3 else "")
         clock.forward(minutes=1)
     first = (await client.get("/api/v1/sms/messages", params={"limit": 2})).json()
-    ListAnswer.model_validate(first)
+    MessagesResponse.model_validate(first)
     assert [message["message_id"] for message in first["messages"]] == ["m4", "m3"]
     cursor = first["next_cursor"]
     second = (await client.get("/api/v1/sms/messages", params={"limit": 3, "cursor": cursor})).json()

@@ -13,10 +13,10 @@ import pytest
 from pydantic import Field
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-from shortener.accounts import Credentials
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
 from shortener.errors import ErrorCode
-from shortener.service import Service
-from shortener.web.endpoint import Answer, Call, Caller, Endpoint, Model
+from shortener.web.endpoint import Call, Caller, Endpoint, Model, ResponseModel
 from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
 from tests.conftest import client_of
@@ -138,7 +138,7 @@ class Thing(Model):
     name: str
 
 
-class ThingAnswer(Answer):
+class ThingAnswer(ResponseModel):
     status: bool = True
     name: str
 

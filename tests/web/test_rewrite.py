@@ -7,8 +7,8 @@ import httpx
 import pytest
 from sqlalchemy import Connection, func, select
 
-from shortener.service import Service
-from shortener.store import schema
+from shortener.container import Service
+from shortener.storage import schema
 from tests.conftest import Clock
 
 TO = "+14085550100"

@@ -26,8 +26,8 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from shortener.app import App
-from shortener.service import Service, open_service
+from shortener.container import Service, open_service
+from shortener.server.application import HttpApplication
 from shortener.settings import Settings
 from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
     """Tells when it listens."""
 
     def __init__(self, service: Service, up: Future[Served]) -> None:
-        super().__init__(uvicorn.Config(App(service), port=0, lifespan="off", log_config=None))
+        super().__init__(uvicorn.Config(HttpApplication(service), port=0, lifespan="off", log_config=None))
         self._credentials = service.first_credentials
         self._up = up
 

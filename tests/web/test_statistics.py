@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from shortener.accounts import Credentials
-from shortener.service import Service
-from shortener.web.statistics import CountriesAnswer, DailyAnswer, TotalsAnswer
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.web.statistics import CountriesResponse, DailyResponse, TotalsResponse
 from tests.conftest import Clock
 from tests.web.test_messages import click, convert, report, rewrite
 
@@ -46,7 +46,7 @@ async def test_totals_rates_and_times(client: httpx.AsyncClient, service: Servic
     await live(client, service, credentials, clock)
     for _ in range(2):
         told = await ask(client)
-        TotalsAnswer.model_validate(told)
+        TotalsResponse.model_validate(told)
         expected = {
             "messages": 4,
             "segments": 4,
@@ -84,7 +84,7 @@ async def test_days_are_cut_in_the_callers_time_zone(
 ) -> None:
     await live(client, service, credentials, clock)
     told = await ask(client, "/daily")
-    DailyAnswer.model_validate(told)
+    DailyResponse.model_validate(told)
     assert (told["tz"], len(told["days"]), told["days"][0]["day"]) == ("UTC", 30, "2026-10-23")
     friday, saturday = told["days"][-2:]
     assert (friday["day"], friday["messages"], friday["clicks"]) == ("2026-11-20", 4, 0)
@@ -101,7 +101,7 @@ async def test_countries_come_with_the_most_messages_first(
 ) -> None:
     await live(client, service, credentials, clock)
     told = await ask(client, "/by-country")
-    CountriesAnswer.model_validate(told)
+    CountriesResponse.model_validate(told)
     assert [(country["country"], country["messages"], country["clicks"]) for country in told["countries"]] == [
         ("US", 3, 3),
         ("DE", 1, 0),

@@ -5,8 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
-from shortener import accounts
-from shortener.service import Service
+from shortener.accounts.credentials import create_key
+from shortener.container import Service
 from tests.conftest import NOON, Clock, client_of
 from tests.delivery.conftest import Story
 from tests.receiver import Receiver
@@ -111,7 +111,7 @@ async def test_what_is_wrong_is_told_by_field_and_nothing_is_kept(client: httpx.
 
 
 async def test_everything_wants_the_permission(service: Service) -> None:
-    key = await service.database.write(accounts.create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
+    key = await service.database.write(create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": key}) as client:
         for method, path in (
@@ -137,7 +137,7 @@ async def test_everything_wants_the_permission(service: Service) -> None:
 async def test_deliveries_are_listed_shown_and_replayed(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.usual = 500
+    receiver.effective_limits = 500
     tracker = await make(client, receiver.url("/hook"), max_attempts=1)
     path = f"{PATH}/{tracker['tracker_id']}"
     for _ in range(3):
@@ -179,7 +179,7 @@ async def test_deliveries_are_listed_shown_and_replayed(
     assert (health["dead"], health["pending"], health["failures_in_row"]) == (3, 0, 3)
     assert health["last_failure_at"] == "2026-11-20T12:00:00Z"
 
-    receiver.usual = 200
+    receiver.effective_limits = 200
     replayed = (await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")).json()["delivery"]
     assert (replayed["status"], replayed["next_at"]) == ("pending", "2026-11-20T12:00:00Z")
     again = await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")

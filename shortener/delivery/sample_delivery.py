@@ -1,0 +1,155 @@
+"""The test send: one `test` event to one tracker, now, made and signed like any other, whether the tracker is enabled or not.
+
+One attempt and no more; it is written down as a delivery that ended, with its event and attempt, and touches neither the breaker
+nor the queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert
+
+from shortener.delivery.dispatcher import text_of
+from shortener.delivery.fanout import iso
+from shortener.delivery.outcomes import OutcomeKind, classify_response
+from shortener.delivery.request import ForbiddenHost
+from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.trackers import Trackers
+from shortener.ids import IdGenerator, event_id
+from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDelivery:
+    """What came of it. `reason`: a row of outcomes.OUTCOME_TABLE; `answer`: the first KiB of what came back."""
+
+    delivery_id: int
+    event_id: str
+    delivered: bool
+    reason: str
+    http_status: int | None
+    error: str | None
+    detail: str
+    milliseconds: int
+    answer: str
+
+
+def sample_facts(application_id: int, at: datetime) -> dict[str, Any]:
+    """Facts such as a first click has, of a message that nobody sent."""
+    phone = "+14085550100"
+    now = iso(to_ms(at))
+    return {
+        "timestamp": now,
+        "application_id": application_id,
+        "company_id": None,
+        "message_id": "test",
+        "message_request_id": "test",
+        "external_message_request_id": "",
+        "to_address": phone,
+        "phone_sha256": hashlib.sha256(phone.encode()).hexdigest(),
+        "from_address": "test",
+        "sender_id_id": "",
+        "sender_id_alias": "",
+        "previous_state": "DELIVERED",
+        "new_state": "CLICKTHRU",
+        "fragments_count": 1,
+        "mt_price": "0.0095",
+        "has_attachment": False,
+        "url": "https://example.com/",
+        "clicked_at": now,
+    }
+
+
+async def send_test(
+    database: Database,
+    trackers: Trackers,
+    sender: Sender,
+    ids: IdGenerator,
+    clock: Clock,
+    tracker_id: int,
+    *,
+    allow_http: bool,
+    application_id: int | None = None,
+) -> SampleDelivery:
+    """Raises ApiError NOT_FOUND, StoreUnavailable."""
+    tracker, target = await trackers.load(tracker_id, application_id)
+    event, at = ids(), clock()
+    facts = sample_facts(tracker.application_id, at)
+    try:
+        request = target.request(facts, event, Topic.TEST, 1, at, allow_http=allow_http)
+    except ForbiddenHost as error:
+        answer = SendResult(None, b"", "blocked_address", str(error), 0)
+    else:
+        answer = await sender.send(request, target.timeout)
+    outcome = classify_response(answer, target.success, clock())
+    delivered = outcome.kind is OutcomeKind.DELIVERED
+    trial = SampleDelivery(
+        delivery_id=ids(),
+        event_id=event_id(event, Topic.TEST),
+        delivered=delivered,
+        reason=outcome.reason,
+        http_status=answer.status,
+        error=None if delivered else answer.error or outcome.reason,
+        detail=text_of(answer.detail),
+        milliseconds=answer.milliseconds,
+        answer=text_of(answer.excerpt),
+    )
+    await database.write(_record, trial, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
+    return trial
+
+
+def _record(
+    connection: Connection,
+    trial: SampleDelivery,
+    event: int,
+    application_id: int,
+    tracker_id: int,
+    facts: Mapping[str, Any],
+    at: datetime,
+    finished_at: datetime,
+    attempt_id: int,
+) -> None:
+    connection.execute(
+        insert(schema.events).values(
+            id=event, application_id=application_id, topics=Topic.TEST.value, at=at, facts=facts, fanned_out=True
+        )
+    )
+    status = DeliveryStatus.DELIVERED if trial.delivered else DeliveryStatus.DEAD
+    connection.execute(
+        insert(schema.deliveries).values(
+            id=trial.delivery_id,
+            event_id=event,
+            topic=Topic.TEST.value,
+            application_id=application_id,
+            tracker_id=tracker_id,
+            lane=f"t{tracker_id}",
+            status=status.value,
+            attempt=1,
+            next_at=at,
+            created_at=at,
+            finished_at=finished_at,
+            last_status=trial.http_status,
+            last_error=trial.error,
+        )
+    )
+    connection.execute(
+        insert(schema.attempts).values(
+            id=attempt_id,
+            delivery_id=trial.delivery_id,
+            attempt=1,
+            at=at,
+            milliseconds=trial.milliseconds,
+            status=trial.http_status,
+            error=trial.error,
+            detail=trial.detail or None,
+            answer=trial.answer,
+        )
+    )

@@ -1,0 +1,147 @@
+"""What is known of one message: its state and times, its links and who followed them, its conversions.
+
+Two questions to the store, each answered from an index. Told in our own shape and in Xoxzo's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select, text
+
+from shortener.conversions.service import serialize_conversion
+from shortener.model import HitFlag, State
+from shortener.reporting.messages import COLUMNS, decimal, fields
+from shortener.reporting.queries import AnyRow
+from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
+from shortener.storage.types import to_iso
+
+MOST_CONVERSIONS = 1000  # told of one message; the first ones
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    message: AnyRow
+    links: Sequence[AnyRow]
+    conversions: Sequence[AnyRow]
+
+
+_first, _other = hits.alias("first"), hits.alias("other")
+_LINK = (
+    links.c.code,
+    links.c.domain_id,
+    links.c.url,
+    links.c.label,
+    links.c.expires_at,
+    # The first click on a link is the first click of its message, or else stands among the other hits of the link.
+    func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
+)
+
+
+def find_status(connection: Connection, application_id: int, message_id: str) -> Status | None:
+    """None when the application has no such message."""
+    statement = (
+        select(*COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
+        .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+        .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
+        .outerjoin(links, links.c.message_id == messages.c.id)
+        .outerjoin(_first, and_(_first.c.id == first_clicks.c.hit_id, _first.c.link_id == links.c.id))
+        .outerjoin(
+            _other,
+            and_(_other.c.link_id == links.c.id, other_hits("other"), text(f"other.flags & {int(HitFlag.FIRST_FOR_LINK)} <> 0")),
+        )
+        .where(messages.c.application_id == application_id, messages.c.message_id == message_id)
+        .order_by(links.c.position)
+    )
+    rows = connection.execute(statement).all()
+    if not rows:
+        return None
+    c = conversions.c
+    converted = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MOST_CONVERSIONS)
+    return Status(rows[0], [row for row in rows if row.code is not None], connection.execute(converted).all())
+
+
+@dataclass(frozen=True, slots=True)
+class MessageStatusReader:
+    """Spells a status. `base_url`: the prefix of the short links of a domain; `click_id`: a hit as destinations carry it."""
+
+    base_url: Callable[[int], str]
+    click_id: Callable[[int], str]
+
+    def api(self, status: Status) -> dict[str, Any]:
+        """Our shape (contract, section 7)."""
+        message = status.message
+        return {
+            **fields(message),
+            "previous_state": None if message.previous_state is None else State(message.previous_state).name,
+            "metadata": message.metadata,
+            "link_tracking": self._link_tracking(status),
+            "links": [self._link(link) for link in status.links],
+            "conversions": [self._conversion(conversion) for conversion in status.conversions],
+        }
+
+    def xoxzo(self, status: Status, url: str) -> dict[str, Any]:
+        """Xoxzo's shape; `url` is where the status is asked for.
+
+        A message that was read or clicked is DELIVERED: Xoxzo tells the click in `link_tracking` only."""
+        message = status.message
+        state = State(message.state)
+        return {
+            "msgid": message.message_id,
+            "status": (State.DELIVERED if state > State.DELIVERED else state).name,
+            "sender": message.from_address,
+            "recipient": message.to_address,
+            "url": url,
+            "sent_time": xoxzo_time(message.sent_at or message.created_at),
+            "cost": None if message.mt_price is None else float(message.mt_price),  # a number there; shown, never calculated with
+            "tags": [message.campaign] if message.campaign else [],
+            "link_tracking": self._link_tracking(status),
+        }
+
+    def _link_tracking(self, status: Status) -> dict[str, Any] | None:
+        """Xoxzo tracks one link: the first."""
+        if not status.links:
+            return None
+        link = status.links[0]
+        return {
+            "link": link.url,
+            "shortlink": self._short_url(link),
+            "accessed": link.accessed_on is not None,
+            "accessed_on": xoxzo_time(link.accessed_on),
+        }
+
+    def _link(self, link: AnyRow) -> dict[str, Any]:
+        return {
+            "code": link.code,
+            "short_url": self._short_url(link),
+            "url": link.url,
+            "label": link.label,
+            "expires_at": to_iso(link.expires_at),
+            "accessed": link.accessed_on is not None,
+            "accessed_on": to_iso(link.accessed_on),
+        }
+
+    def _short_url(self, link: AnyRow) -> str:
+        return f"{self.base_url(link.domain_id)}/{link.code}"
+
+    def _conversion(self, row: AnyRow) -> dict[str, Any]:
+        return {
+            "conversion_id": serialize_conversion(row.id),
+            "click_id": None if row.hit_id is None else self.click_id(row.hit_id),
+            "action": row.action,
+            "transaction_id": row.transaction_id or None,
+            "status": row.status,
+            "disposition": row.disposition,
+            "value": decimal(row.value),
+            "currency": row.currency,
+            "timestamp": to_iso(row.at),
+            "metadata": row.metadata,
+        }
+
+
+def xoxzo_time(at: datetime | None) -> str | None:
+    """YYYY-MM-DD HH:MM:SS, in UTC."""
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,181 @@
+"""SQLite: one writer thread that owns the only writing connection, and read-only connections over aiosqlite.
+
+Why not one aiosqlite connection for all: each of its calls is a hop to another thread, and a transaction makes many; here a
+whole transaction is one hop (docs/decisions/0002). Every transaction is BEGIN IMMEDIATE, because a deferred one that reads
+first and then writes fails with SQLITE_BUSY at once, ignoring the timeout. WAL with synchronous=FULL: what was committed
+survives a power cut. Only the process that serves checkpoints (checkpoint.py), and it holds a lock beside the file, so that a
+second server on the same file refuses to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, Row, create_engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql import Executable
+
+from shortener.errors import StoreUnavailable
+from shortener.ids import NODES
+from shortener.storage import raw_sql
+from shortener.storage.checkpoint import Checkpointer
+from shortener.storage.database import store_errors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 1000
+_WRITER_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    # 8 MiB, and no more: when a transaction ends that reordered the pages of an index, as every other one does, SQLite looks
+    # through the whole cache (docs/decisions/0006). What is not in it is in the operating system's.
+    "PRAGMA cache_size=-8192",
+    "PRAGMA temp_store=MEMORY",
+    "PRAGMA wal_autocheckpoint=0",  # see checkpoint.py
+)
+_READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-4096")
+
+
+class SqliteDatabase:
+    dialect: Literal["sqlite"] = "sqlite"
+
+    def __init__(self, path: Path, *, owner: bool) -> None:
+        """Open the file, made with its folder if absent. `owner`: this process serves from it, alone."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._lock = _take_ownership(path) if owner else None
+        self.node = 0 if owner else 1 + secrets.randbelow(NODES - 1)
+        self._engine = create_engine(
+            f"sqlite:///{path}",
+            poolclass=StaticPool,
+            isolation_level="AUTOCOMMIT",  # `_transact` begins and commits
+            connect_args={"isolation_level": None, "check_same_thread": False, "cached_statements": 1024},
+            hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
+        )
+        _prepare(self._engine, _WRITER_PRAGMAS)
+        with store_errors():
+            self._writer = self._engine.connect()
+            self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection below it
+        # uri=true: a read-only connection cannot write whatever a statement says.
+        self._readers: AsyncEngine = create_async_engine(
+            f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true",
+            connect_args={"isolation_level": None},
+            pool_size=4,
+            hide_parameters=True,
+        )
+        _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+        self._checkpointer = Checkpointer(path) if owner else None
+        self._closed = False
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            try:
+                with store_errors():
+                    result = self._transact(transact, *args, **kwargs)
+            except BaseException as error:
+                outcome, value = future.set_exception, error
+                loop.call_soon_threadsafe(_settle, future, outcome, value)
+            else:
+                loop.call_soon_threadsafe(_settle, future, future.set_result, result)
+                if self._checkpointer is not None:
+                    self._checkpointer.committed(self._driver)
+
+        self._work.put(job)
+        return await future
+
+    def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """BEGIN, the function, COMMIT: past SQLAlchemy, whose part in them takes longer than a short transaction."""
+        raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
+        try:
+            result = transact(self._writer, *args, **kwargs)
+            raw_sql.execute(self._writer, "COMMIT")
+        except BaseException:
+            if self._driver.in_transaction:
+                self._driver.rollback()
+            raise
+        finally:
+            if self._writer.in_transaction():  # in its own eyes, since its first statement
+                self._writer.rollback()
+        return result
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with store_errors():
+            async with self._readers.connect() as connection:
+                return await connection.run_sync(query, *args, **kwargs)
+
+    async def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
+        with store_errors():
+            async with self._readers.connect() as connection:
+                result = await connection.stream(statement)
+                async for rows in result.partitions(size):
+                    yield rows
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._readers.dispose()
+        if self._checkpointer is not None:
+            await asyncio.to_thread(self._checkpointer.stop)
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._writer.close()
+        self._engine.dispose()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        if self._lock:
+            self._lock.close()
+
+    def _run(self) -> None:
+        while (job := self._work.get()) is not None:
+            job()
+
+
+def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
+    if not future.done():  # the waiter may have been cancelled; the transaction stands all the same
+        outcome(value)
+
+
+def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(pragma)
+        cursor.close()
+
+    if begin is not None:
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+
+def _take_ownership(path: Path) -> IO[str]:
+    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - held until close()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StoreUnavailable(
+            f"another process serves from {path}: SQLite belongs to one process, several need PostgreSQL"
+        ) from None
+    return lock

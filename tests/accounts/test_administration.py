@@ -1,0 +1,204 @@
+"""Applications, domains and blocked hosts: what may be set, and what every process knows of it."""
+
+from typing import Any
+
+import pytest
+
+from shortener.accounts.administration import (
+    add_domain,
+    block_host,
+    list_blocked_hosts,
+    unblock_host,
+    update_application,
+    update_domain,
+)
+from shortener.accounts.directory import ALL_APPLICATIONS, Directory, HitPolicies
+from shortener.accounts.settings import ApplicationSettings
+from shortener.container import Service
+from shortener.delivery.trackers import NewTracker
+from shortener.errors import ApiError, ErrorCode
+from tests.conftest import NOON
+from tests.delivery.conftest import changes
+
+
+def chosen(**settings: Any) -> ApplicationSettings:
+    return ApplicationSettings(**settings)
+
+
+async def change(service: Service, **settings: Any) -> None:
+    await service.database.write(update_application, 1, settings, NOON)
+    await service.directory.refresh()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_seconds_after_sent": 0},
+        {"min_seconds_after_sent": -1},
+        {"min_seconds_after_delivered": float("nan")},
+        {"min_seconds_after_delivered": 1e9},
+        {"max_recipients_per_address_minute": 0},
+        {"max_recipients_per_address_minute": 1.5},
+        {"all_links_within_second": "perhaps"},
+        {"retract_clicks": 7},
+        {"ip_privacy": "half"},
+    ],
+)
+async def test_settings_that_make_no_sense_are_refused(service: Service, settings: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as caught:
+        await change(service, **settings)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert [detail.field for detail in caught.value.details] == list(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "judges"),
+    [
+        ({}, False),
+        ({"retract_clicks": True}, False),
+        ({"min_seconds_after_sent": 2}, True),
+        ({"min_seconds_after_delivered": 0.5}, True),
+        ({"max_recipients_per_address_minute": 1}, True),
+        ({"all_links_within_second": True}, True),
+    ],
+)
+def test_an_application_judges_by_circumstance_when_one_of_the_rules_is_on(settings: dict[str, Any], judges: bool) -> None:
+    assert chosen(**settings).uses_contextual_rules is judges
+
+
+async def test_what_no_application_asks_for_is_empty(service: Service) -> None:
+    assert service.directory.hit_policies == HitPolicies()
+
+
+async def test_what_one_asks_for_is_known_by_its_number(service: Service) -> None:
+    await change(service, min_seconds_after_sent=2, ip_privacy="none")
+    await service.database.write(block_host, ALL_APPLICATIONS, "evil.example", NOON)
+    await service.database.write(block_host, 1, "Shop.Example", NOON)
+    await service.directory.refresh()
+    hit_policies = service.directory.hit_policies
+    assert hit_policies.contextual_rules == {1: chosen(min_seconds_after_sent=2, ip_privacy="none")}
+    assert hit_policies.ip_privacy == {1: "none"}
+    assert hit_policies.blocked_hosts == {ALL_APPLICATIONS: {"evil.example"}, 1: {"shop.example"}}
+    assert hit_policies.with_suspected == frozenset()
+    assert hit_policies.disabled_applications == hit_policies.disabled_domains == frozenset()
+
+
+async def test_what_is_switched_off_is_known_by_its_number(service: Service) -> None:
+    domain_id = await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+    await service.database.write(update_domain, "go.brand.example", {"disabled": True}, NOON)
+    await service.directory.refresh()
+    assert service.directory.hit_policies == HitPolicies(disabled_domains=frozenset({domain_id}))
+    await change(service, disabled=True)
+    await service.database.write(update_domain, "go.brand.example", {"disabled": False}, NOON)
+    await service.directory.refresh()
+    assert service.directory.hit_policies == HitPolicies(disabled_applications=frozenset({1}))
+
+
+async def test_every_process_learns_which_applications_want_suspected_hits(service: Service) -> None:
+    other = Directory(service.database)
+    await other.refresh()
+    asking = {"url": "https://t.example/", "events": ["click"], "with_suspected": True}
+    tracker = (await service.trackers.create(1, NewTracker.model_validate(asking))).tracker
+    assert await other.refresh()
+    assert other.hit_policies.with_suspected == {1}
+    for given, wanted in (
+        ({"events": ["state"]}, set()),
+        ({"events": ["click"]}, {1}),
+        ({"with_suspected": False}, set()),
+        ({"with_suspected": True}, {1}),
+        ({"enabled": False}, {1}),  # what is parked goes on one day
+    ):
+        await service.trackers.update(tracker.id, changes(**given))
+        await other.refresh()
+        assert other.hit_policies.with_suspected == wanted, given
+    await service.trackers.delete(tracker.id)
+    await other.refresh()
+    assert other.hit_policies.with_suspected == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("blocked", "url", "hit"),
+    [
+        ("evil.example", "https://evil.example/x", True),
+        ("evil.example", "http://evil.example:8080?x", True),
+        ("evil.example", "https://evil.example", True),
+        ("evil.example", "https://www.evil.example/", False),
+        ("evil.example", "https://evil.example.net/", False),
+        ("evil.example", "https://x.example/?u=https://evil.example/", False),
+        ("*.evil.example", "https://a.b.evil.example/#f", True),
+        ("*.evil.example", "https://evil.example/", False),
+        ("*.evil.example", "https://notevil.example/", False),
+        ("2001:db8::1", "https://[2001:db8::1]:8443/x", True),
+        ("192.0.2.1", "http://192.0.2.1/", True),
+    ],
+)
+def test_a_host_is_blocked_exactly_or_with_everything_under_it(blocked: str, url: str, hit: bool) -> None:
+    for owner, application, expected in ((ALL_APPLICATIONS, 7, hit), (7, 7, hit), (8, 7, False)):
+        hit_policies = HitPolicies(blocked_hosts={owner: frozenset({blocked})})
+        assert hit_policies.blocks(application, url) is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        ("Evil.Example", "evil.example"),
+        ("*.Evil.example", "*.evil.example"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("[2001:DB8::1]", "2001:db8::1"),
+        ("2001:DB8::1", "2001:db8::1"),
+    ],
+)
+async def test_a_host_is_kept_as_destinations_spell_it(service: Service, given: str, spelled: str) -> None:
+    for _ in range(2):
+        assert await service.database.write(block_host, 1, given, NOON) == spelled
+    (row,) = await service.database.read(list_blocked_hosts, 1)
+    assert row == {"application_id": 1, "host": spelled, "created_at": NOON}
+    assert await service.database.write(unblock_host, 1, given) == spelled
+    assert await service.database.read(list_blocked_hosts) == []
+
+
+@pytest.mark.parametrize(
+    "host", ["", "*.", "https://evil.example", "evil.example/x", "evil.example:80", "u@evil.example", "evil.example?", "a b"]
+)
+async def test_what_is_no_host_cannot_be_blocked(service: Service, host: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        await service.database.write(block_host, 1, host, NOON)
+    assert [detail.field for detail in caught.value.details] == ["host"]
+
+
+async def test_only_so_many_hosts_are_blocked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortener.accounts.administration.MAX_BLOCKED_HOSTS", 2)
+    for number in range(2):
+        await service.database.write(block_host, 1, f"x{number}.example", NOON)
+    with pytest.raises(ApiError) as caught:
+        await service.database.write(block_host, 1, "x3.example", NOON)
+    assert caught.value.code is ErrorCode.CONFLICT
+    await service.database.write(block_host, ALL_APPLICATIONS, "x3.example", NOON)
+
+
+async def test_what_is_not_there_cannot_be_changed(service: Service) -> None:
+    for transact, arguments in (
+        (unblock_host, (1, "evil.example")),
+        (block_host, (7, "evil.example", NOON)),
+        (update_domain, ("nosuch.example", {"disabled": True}, NOON)),
+    ):
+        with pytest.raises(ApiError) as caught:
+            await service.database.write(transact, *arguments)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_a_domain_is_switched_off_and_on_and_its_fallback_changed(service: Service) -> None:
+    await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+    for given, disabled, fallback in (
+        ({"disabled": True}, True, None),
+        ({"fallback_url": "https://über.example/"}, True, "https://xn--ber-goa.example/"),
+        ({"disabled": False, "fallback_url": None}, False, None),
+    ):
+        await service.database.write(update_domain, "go.brand.example", given, NOON)
+        await service.directory.refresh()
+        domain = service.directory.domain("go.brand.example")
+        assert domain is not None
+        assert (domain.disabled, domain.fallback_url) == (disabled, fallback)
+    with pytest.raises(ApiError) as caught:
+        await service.database.write(update_domain, "go.brand.example", {"fallback_url": "ftp://x"}, NOON)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST

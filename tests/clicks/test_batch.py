@@ -1,0 +1,280 @@
+"""One transaction of hits, on both engines: what it counts, and what it leaves out when it is repeated."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, make_url, text
+
+from shortener.clicks import queries
+from shortener.clicks.batch import BatchResult, HitBatchWriter
+from shortener.clicks.resolver import Hit, LinkResolver
+from shortener.clicks.verdicts.correction import VerdictChange, attempt
+from shortener.container import Service, places_of
+from shortener.delivery import queries as to_tell
+from shortener.delivery.fanout import requeue_events
+from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportResult
+from shortener.model import State, Verdict
+from shortener.outbox import first_clicks
+from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
+from shortener.reporting.counts import verify
+from shortener.storage import schema
+from shortener.storage.types import from_ms
+from tests.clicks.test_recorder import choose, hit, rows, send
+from tests.conftest import Clock
+from tests.rows import messages_now
+
+
+def record_of(service: Service) -> HitBatchWriter:
+    places = places_of(service.directory)
+    return HitBatchWriter(service.ids, LinkResolver(places, service.click_ids), places.hit_policies)
+
+
+async def counted(service: Service) -> dict[tuple[int, str], int]:
+    """What the last transaction counted, by quarter, from the beginning of the test's hour, and metric."""
+    noon = service.now_ms() // (4 * TIME_SLOT_MS) * 4
+    tally = (await rows(service, schema.count_deltas))[-1]
+    assert len({(quarter, metric) for _, quarter, metric, _ in tally.data}) == len(tally.data)
+    return {(quarter - noon, metric): int(amount) for _, quarter, metric, amount in tally.data}
+
+
+async def check(service: Service, clock: Clock) -> None:
+    """The counts are what counting again says."""
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_how_soon_first_clicks_came(
+    service: Service, clock: Clock
+) -> None:
+    codes = [(await send(service))[0] for _ in range(3)]
+    both = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    (soon,) = await send(service, expires_in=30)
+    clock.forward(seconds=60)
+    now, bucket = service.now_ms(), f"ttc:{time_to_click_bucket(60)}"
+    batch = [
+        hit(service, codes[0]),
+        hit(service, codes[1]),
+        hit(service, codes[0]),
+        hit(service, codes[2], at=now + TIME_SLOT_MS),
+        *(hit(service, code) for code in both),
+        hit(service, codes[2], Verdict.SUSPECTED),
+        hit(service, codes[2], Verdict.IGNORED),
+        hit(service, soon),
+        hit(service, soon, Verdict.SUSPECTED),
+        hit(service, "doesnotexist"),
+    ]
+    outcome = await service.database.write(record_of(service).write, batch)
+    assert (outcome.recorded, outcome.first_clicks, outcome.events) == (10, 4, 6)
+    assert [bool(resolution.location) for resolution in outcome.resolutions] == [True] * 8 + [False] * 3
+    assert await counted(service) == {
+        (0, "clicks"): 5,
+        (0, "clicked_messages"): 3,
+        (1, "clicks"): 1,
+        (1, "clicked_messages"): 1,
+        (0, "suspected_hits"): 1,
+        (0, "ignored_hits"): 1,
+        (0, "late_hits"): 2,
+    }
+    await check(service, clock)
+    pending = await service.database.read(to_tell.pending_ids, 1)
+    await service.database.write(lambda connection: to_tell.quarantine(connection, pending[0]))
+    await check(service, clock)
+    assert await requeue_events(service.database) == 1
+    await service.fanout.flush()
+    assert await counted(service) == {(0, bucket): 3, (1, f"ttc:{time_to_click_bucket(60 + 15 * 60)}"): 1}
+    await check(service, clock)
+
+
+async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: Service, clock: Clock) -> None:
+    codes = [(await send(service))[0] for _ in range(2)]
+    record = record_of(service)
+    first = [hit(service, code) for code in codes]
+    await service.database.write(record.write, first)
+    more = [*first, hit(service, codes[0])]
+    outcome = await service.database.write(record.write, more, True)
+    assert (outcome.recorded, outcome.first_clicks, outcome.events) == (1, 0, 0)
+    assert [resolution.location for resolution in outcome.resolutions] == [b"https://x.example/a"] * 3
+    assert Counter(one.id for one in await rows(service, schema.hits)) == Counter(one.id for one in more)
+    await check(service, clock)
+
+
+async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) -> None:
+    """People click in no order: each row would be a page of its own, read, changed, and written twice (decisions/0013)."""
+    codes = [(await send(service))[0] for _ in range(3)]
+    record = record_of(service)
+    touched: set[str | None] = set()
+
+    def look(action: int, table: str | None, *_: str | None) -> int:
+        touched.add(table)
+        return sqlite3.SQLITE_OK
+
+    def write(connection: Connection, batch: list[Hit]) -> BatchResult:
+        if connection.dialect.name == "postgresql":
+            scans = "coalesce(seq_scan, 0) + coalesce(idx_scan, 0)"
+            uses = text(f"SELECT relname, {scans} + n_tup_ins + n_tup_upd FROM pg_stat_xact_user_tables")
+            before = set(connection.execute(uses).all())
+            outcome = record.write(connection, batch)
+            touched.update(name for name, _ in set(connection.execute(uses).all()) - before)
+            return outcome
+        driver: Any = connection.connection.driver_connection
+        driver.set_authorizer(look)  # asked for whatever a statement touches, when it is prepared, which each is anew
+        try:
+            return record.write(connection, batch)
+        finally:
+            driver.set_authorizer(None)
+
+    outcome = await service.database.write(write, [hit(service, code) for code in (*codes, codes[0])])
+    assert (outcome.recorded, outcome.first_clicks) == (4, 3)
+    assert {"links", "first_clicks", "hits", "events", "tallies"} <= touched
+    assert "messages" not in touched
+
+
+async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_table_was_when_it_was_planned(
+    service: Service,
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite is told the order of the loops, and joins by the key of the row")
+
+    def plan(connection: Connection, statement: str, wanted: list[Any]) -> str:
+        return "\n".join(line for (line,) in connection.exec_driver_sql(f"EXPLAIN {statement}", (wanted,)))
+
+    for statement, wanted in (
+        (queries._FIND["postgresql"], ["one", "two", "three"]),
+        (first_clicks._READ["postgresql"], list(range(30))),
+        (first_clicks._LET_GO, list(range(30))),
+    ):
+        told = await service.database.read(plan, statement, wanted)
+        assert "first_clicks_pkey" in told
+        assert "Seq Scan on first_clicks" not in told
+
+
+async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: nobody comes between the look-up and the claim")
+    await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    ours = (message, service.now_ms(), service.ids(), 0b11)
+
+    def claim(connection: Connection, row: dict[str, Any]) -> dict[int, tuple[int, bool]]:
+        connection.execute(schema.first_clicks.delete())
+        connection.execute(schema.first_clicks.insert().values(id=message, **row))
+        return queries.claim(connection, [ours], {})
+
+    # Somebody's first click of the message, on the first link; and what a correction leaves for a moment.
+    at = from_ms(ours[1] - 1)
+    assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b10, False)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.at, now.hit_id, now.links) == (at, 5, 0b11)
+    assert await service.database.write(claim, {"links": 0b01}) == {message: (0b10, False)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.at, now.hit_id, now.links) == (None, None, 0b11), "the correction tells whose click is the first"
+
+    def gone(connection: Connection, ids: list[int]) -> dict[int, first_clicks.FirstClick]:
+        connection.execute(schema.first_clicks.delete())
+        return read(connection, ids)
+
+    # And when a correction takes all of it back between the two statements.
+    read = first_clicks.read
+    monkeypatch.setattr(first_clicks, "read", gone)
+    assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}
+    (now,) = await rows(service, schema.first_clicks)
+    assert (now.hit_id, now.links) == (ours[2], 0b11)
+
+
+@contextlib.asynccontextmanager
+async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
+    """Another node, whose transaction has run this statement and goes on."""
+    url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(statement, message)
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
+    """For a lock that the connection holds."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    while not await connection.fetchval(waiting):
+        assert not task.done()
+        await asyncio.sleep(0.01)  # and look again
+
+
+async def test_a_click_waits_for_a_report_that_holds_its_message(service: Service) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    (code,) = await send(service)
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    async with someone_at(service, first_clicks._MAKE.replace("$1::bigint[]", "ARRAY[$1::bigint]"), message) as report:
+        click = asyncio.create_task(service.recorder.record(hit(service, code)))
+        await until_it_waits(report, click)
+        await report.execute("UPDATE messages SET state = $1", int(State.DELIVERED))
+        await report.execute(first_clicks._LET_GO, [message])
+    assert (await click).location == b"https://x.example/a"
+    (now,) = await rows(service, messages_now)
+    assert (now.state, now.previous_state) == (State.CLICKTHRU, State.DELIVERED)
+
+
+async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock: Clock) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    await send(service, message_ids=("m-1",))
+    (message,) = [one.id for one in await rows(service, messages_now)]
+    async with someone_at(service, "INSERT INTO first_clicks (id, at, hit_id, links) VALUES ($1, 1, 1, 1)", message) as click:
+        report = asyncio.create_task(service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())]))
+        await until_it_waits(click, report)
+    assert await report == [DeliveryReportResult("m-1", State.CLICKTHRU, changed=True)]
+    (now,) = await rows(service, messages_now)
+    assert (now.state, now.previous_state, now.clicked_links) == (State.CLICKTHRU, State.CREATED, 1)
+
+
+async def test_what_was_held_and_not_clicked_leaves_no_row(service: Service, clock: Clock) -> None:
+    await send(service, message_ids=("m-1",))
+    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())])
+    assert await rows(service, schema.first_clicks) == []
+
+
+async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted_as_it_was(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, message_ids=("m-1",))
+    await choose(service, retract_clicks=True)
+    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())])
+    clock.forward(seconds=90)
+    machine = hit(service, code)
+    await service.database.write(record_of(service).write, [machine])
+    (link,) = await rows(service, schema.links)
+    change = VerdictChange(machine.id, link.message_id, Verdict.HUMAN, Verdict.SUSPECTED, "test", True)
+    later = clock.forward(minutes=5)
+    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, later)])
+    await service.devices.catch_up(service.now_ms())
+    assert (await attempt(service.database, [change], service.ids, later)).retracted_messages == 1
+    await check(service, clock)
+    await service.fanout.flush()
+    first = next(event for event in await rows(service, schema.events) if event.id == machine.id)
+    assert first.data == {"previous_state": "SENT", "new_state": "CLICKTHRU"}
+    assert not {
+        metric for tally in await rows(service, schema.count_deltas) for _, _, metric, _ in tally.data if metric.startswith("ttc")
+    }
+    await check(service, clock)
+
+
+@pytest.mark.parametrize(("seconds", "bucket"), [(-5, 0), (0, 0), (1, 0), (1.01, 1), (1.06, 2)])
+def test_the_first_bucket_ends_after_a_second_and_the_next_ones_grow(seconds: float, bucket: int) -> None:
+    assert time_to_click_bucket(seconds) == bucket
+
+
+@given(st.floats(1, 1e8, exclude_min=True))
+def test_the_middle_of_a_bucket_is_within_two_and_a_half_percent_of_what_is_in_it(seconds: float) -> None:
+    middle = time_to_click_seconds(time_to_click_bucket(seconds))
+    assert abs(middle / seconds - 1) < 0.025

@@ -1,0 +1,418 @@
+"""An outage of the database, with a real Redis: what the spool takes, who is answered how, and what is drained."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+from sqlalchemy import update
+
+from shortener.accounts.administration import update_application
+from shortener.clicks.hit_spool import HitSpool, SpoolState
+from shortener.clicks.recorder import Recorder
+from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.model import HitFlag, Topic, Verdict
+from shortener.outbox.count_deltas import CountDelta
+from shortener.storage import schema
+from tests.clicks.test_recorder import Unwilling, clickthru_events, hit, rows, send, unwilling
+from tests.conftest import Clock, MakeService
+from tests.rows import messages_now
+from tests.servers import PATIENCE, RedisProcess
+
+LOCATION = b"https://x.example/a"
+
+
+class Reluctant(Unwilling):
+    """As unwilling; and it can hang: a write begins, and ends only when it is let go."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        await self.go.wait()
+        return await super().write(transact, *args, **kwargs)
+
+
+class Node:
+    """A recorder with its drainer on a store that can be taken away, and the Redis of the service."""
+
+    def __init__(self, service: Service, **more: Any) -> None:
+        from shortener.container import places_of
+
+        assert service.redis is not None
+        self.service = service
+        self.store = Reluctant(service)
+        self.spool = HitSpool(service.redis, "sms:test:", limit=more.pop("limit", 1000), now_ms=service.now_ms)
+        self.rung = 0
+        values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._ring, "cache": service.cache} | more
+        places = places_of(service.directory)
+        self.recorder = Recorder(self.store, service.ids, service.click_ids, places, spool=self.spool, **values)
+        self.drainer = SpoolDrainer(self.spool, self.recorder, self.store)
+        self.recorder.start()
+
+    def _ring(self) -> None:
+        self.rung += 1
+
+    def take_away(self) -> None:
+        self.store.refuse_writes = self.store.refuse_reads = True
+
+    def requeue(self) -> None:
+        self.store.refuse_writes = self.store.refuse_reads = False
+
+    async def click(self, code: str, **more: Any) -> bytes | None:
+        return (await self.recorder.record(hit(self.service, code, **more))).location
+
+    async def drained(self) -> None:
+        """Drain until the outage is over."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.drainer.step() or self.recorder.outage:
+                pass
+
+
+@pytest.fixture
+async def service(make_service: MakeService, redis_server: RedisProcess) -> Service:
+    return await make_service(redis_url=redis_server.url, redis_timeout=0.5)
+
+
+MakeNode = Callable[..., Node]
+
+
+@pytest.fixture
+async def make_node(service: Service) -> AsyncIterator[MakeNode]:
+    nodes: list[Node] = []
+
+    def make(**more: Any) -> Node:
+        nodes.append(Node(service, **more))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        await node.recorder.stop(1)
+
+
+@pytest.fixture
+async def node(make_node: MakeNode) -> Node:
+    return make_node()
+
+
+async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_with_its_own_times(
+    service: Service, node: Node, clock: Clock
+) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    began = time.monotonic()
+    times = []
+    for _ in range(5):
+        times.append(clock.forward(seconds=1))
+        assert await node.click(code) == LOCATION
+    assert time.monotonic() - began < 1, "nobody waits for a store that is known to be away"
+    assert node.recorder.outage
+    assert node.recorder.unrecorded == 0
+    assert (await node.spool.look()).depth == 5
+    assert await rows(service, schema.hits) == []
+
+    clock.forward(minutes=1)
+    node.requeue()
+    await node.drained()
+    hits = await rows(service, schema.hits)
+    assert [kept.at for kept in hits] == times
+    assert [bool(kept.flags & HitFlag.FIRST_FOR_MESSAGE) for kept in hits] == [True, False, False, False, False]
+    (event,) = await rows(service, schema.events)
+    assert (event.topics, event.at, event.hit_id) == (Topic.STATE | Topic.CLICK, times[0], hits[0].id)
+    assert (await rows(service, messages_now))[0].clicked_at == times[0]
+    assert node.rung == 1
+    assert await node.spool.look() == SpoolState(0)
+    assert (node.recorder.totals.spooled, node.recorder.totals.drained) == (5, 5)
+
+    assert await node.click(code) == LOCATION
+    assert len(await rows(service, schema.hits)) == 6, "and hits go to the database again"
+
+
+async def test_the_earliest_click_in_the_spool_is_the_first_whoever_brought_it_there_first(
+    service: Service, make_node: MakeNode, clock: Clock
+) -> None:
+    (code,) = await send(service)
+    one, two = make_node(), make_node()
+    one.take_away()
+    two.take_away()
+    at = service.now_ms()
+    for node, later in ((one, 500), (two, 200), (one, 300), (two, 100), (one, 400)):
+        assert await node.click(code, at=at + later) == LOCATION
+    one.requeue()
+    two.requeue()
+    await asyncio.gather(one.drained(), two.drained())
+    firsts = [kept.at for kept in await rows(service, schema.hits) if kept.flags & HitFlag.FIRST_FOR_MESSAGE]
+    assert firsts == [clock.forward(milliseconds=100)]
+    assert sum((await clickthru_events(service)).values()) == 1
+    assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "one drains at a time"
+
+
+async def test_a_click_that_was_committed_stays_the_first(service: Service, node: Node, make_node: MakeNode) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    at = service.now_ms()
+    assert await node.click(code, at=at) == LOCATION
+    other = make_node()  # has not noticed the outage
+    live = service.ids()
+    assert await other.click(code, at=at + 1000, id=live) == LOCATION
+    node.requeue()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 2
+    assert (await rows(service, messages_now))[0].click_hit_id == live
+    assert sum((await clickthru_events(service)).values()) == 1
+
+
+async def test_a_store_that_hangs_is_left_after_the_deadline_and_what_it_took_after_all_counts_once(
+    service: Service, node: Node
+) -> None:
+    codes = [(await send(service))[0] for _ in range(3)]
+    await service.database.write(lambda connection: connection.execute(schema.count_deltas.delete()))
+    node.store.go.clear()
+    began = time.monotonic()
+    resolutions = await asyncio.gather(*(node.click(code) for code in codes))
+    assert resolutions == [LOCATION] * 3
+    assert 0.1 <= time.monotonic() - began < 1
+    again = time.monotonic()
+    assert await node.click(codes[0]) == LOCATION
+    assert time.monotonic() - again < 0.1, "those who come later do not wait"
+    node.store.go.set()  # the first batch is committed, and is in the stream as well
+    await node.recorder.flush()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 4
+    assert sorted((await clickthru_events(service)).values()) == [1, 1, 1]
+    added = CountDelta()
+    for tally in await rows(service, schema.count_deltas):
+        added.merge(tally.data)
+    assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 4
+
+
+async def test_hits_that_another_process_drained_do_not_hold_up_the_batch_that_hung(
+    service: Service, node: Node, make_node: MakeNode
+) -> None:
+    codes = [(await send(service))[0] for _ in range(3)]
+    node.store.go.clear()
+    await asyncio.gather(*(node.click(code) for code in codes))
+    await make_node().drained()
+    assert len(await rows(service, schema.hits)) == 3
+    node.store.go.set()
+    await node.recorder.flush()
+    assert len(await rows(service, schema.hits)) == 3
+    assert node.recorder.totals.dropped == 0
+
+
+async def test_a_commit_whose_answer_was_lost_and_whose_hits_were_spooled_counts_once(service: Service, node: Node) -> None:
+    (code,) = await send(service)
+    node.store.lose_answers = 1
+    assert await node.click(code) == LOCATION
+    assert (await node.spool.look()).depth == 1
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 1
+    assert sum((await clickthru_events(service)).values()) == 1
+
+
+async def test_a_drainer_that_was_killed_after_its_commit_repeats_nothing(service: Service, node: Node) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    for _ in range(3):
+        await node.click(code)
+    node.requeue()
+    entries = await node.spool.read(10)
+    await node.recorder.write_late([kept for _, kept in entries if kept is not None])  # and then it is killed, before it deletes
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 3
+    assert len(await rows(service, schema.events)) == 1
+
+
+async def test_machines_and_late_clicks_are_what_they_were_when_they_came(service: Service, node: Node, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    node.take_away()
+    await node.click(code, verdict=Verdict.SUSPECTED)
+    clock.forward(seconds=59)
+    await node.click(code)
+    clock.forward(hours=1)
+    node.requeue()
+    await node.drained()
+    assert [(kept.verdict, kept.flags) for kept in await rows(service, schema.hits)] == [
+        (Verdict.SUSPECTED, 0),
+        (Verdict.HUMAN, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE),
+    ]
+
+
+async def test_no_more_of_an_address_is_spooled_than_the_application_lets_be_kept(
+    service: Service, node: Node, clock: Clock, redis_server: RedisProcess
+) -> None:
+    await service.database.write(update_application, 1, {"ip_privacy": "none"}, clock())
+    await service.directory.refresh()
+    (code,) = await send(service)
+    node.take_away()
+    assert await node.click(code, address="198.51.100.0") == LOCATION
+    with contextlib.closing(redis_server.client()) as client:
+        ((_, entry),) = client.xrange("sms:test:spool:hits")
+    assert orjson.loads(entry["h"])["address"] == ""
+    node.requeue()
+    await node.drained()
+    assert [one.address for one in await rows(service, schema.hits)] == [""]
+
+
+async def test_what_is_switched_off_is_off_in_the_cache_too(service: Service, node: Node, clock: Clock) -> None:
+    (code,) = await send(service)
+    (other,) = await send(service)
+    await service.cache.forget([other])
+    table = schema.applications
+    await service.database.write(lambda connection: connection.execute(update(table).values(disabled_at=clock())))
+    from shortener.accounts.directory import increment_version
+
+    await service.database.write(increment_version)
+    await service.directory.refresh()
+    node.take_away()
+    resolution = await node.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone) == (None, True)
+    with pytest.raises(StoreUnavailable):
+        await node.click(other)
+
+
+async def test_a_link_that_the_cache_does_not_know_is_read_and_its_hit_spooled(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    with contextlib.closing(redis_server.client()) as client:
+        client.flushall()
+    node.store.refuse_writes = True  # a standby: it answers, and takes nothing
+    assert await node.click(code) == LOCATION
+    assert (await node.spool.look()).depth == 1
+    assert (await node.recorder.record(hit(service, "unknowncod"))).gone is False
+    assert (await node.spool.look()).depth == 1, "what is no link is not spooled"
+    node.requeue()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 1
+
+
+async def test_with_both_away_the_caller_is_told_at_once_and_nothing_is_kept(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    redis_server.kill()
+    for _ in range(3):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await node.click(code)
+        assert time.monotonic() - began < 1
+    node.requeue()
+    await node.drained()
+    assert await node.click(code) == LOCATION
+    assert len(await rows(service, schema.hits)) == 1
+
+
+async def out_of_memory(redis_server: RedisProcess) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+
+
+async def full(redis_server: RedisProcess) -> None:
+    """Nothing to do to Redis: the limit of the spool is set."""
+
+
+@pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
+async def test_hits_that_the_spool_does_not_take_wait_in_memory(
+    service: Service,
+    make_node: MakeNode,
+    redis_server: RedisProcess,
+    trouble: Callable[[RedisProcess], Awaitable[None]],
+    limit: int,
+) -> None:
+    (code,) = await send(service)
+    node = make_node(limit=limit, waiting_limit=3)
+    await trouble(redis_server)
+    node.take_away()
+    for _ in range(5):
+        assert await node.click(code) == LOCATION
+    assert node.recorder.unrecorded == 3
+    assert node.recorder.totals.dropped == 2
+    node.requeue()
+    await node.drained()
+    await node.recorder.flush()
+    assert node.recorder.unrecorded == 0
+    assert len(await rows(service, schema.hits)) == 3
+    assert sum((await clickthru_events(service)).values()) == 1
+
+
+async def test_what_redis_acknowledged_survives_its_kill_nine(service: Service, node: Node, redis_server: RedisProcess) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    await asyncio.gather(*(node.click(code) for _ in range(20)))
+    redis_server.kill()
+    redis_server.start()
+    node.requeue()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 20
+
+
+async def test_a_redis_that_was_wiped_during_the_outage_loses_its_hits_and_nothing_else(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    await node.click(code)
+    with contextlib.closing(redis_server.client()) as client:
+        client.flushall()
+    with pytest.raises(StoreUnavailable):
+        await node.click(code)
+    node.requeue()
+    await node.drained()
+    assert await node.click(code) == LOCATION
+    (fresh,) = await send(service)
+    node.take_away()
+    assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
+
+
+async def test_an_entry_that_is_no_hit_is_let_go_loudly(service: Service, node: Node, redis_server: RedisProcess) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    await node.click(code)
+    newer = orjson.dumps({**orjson.loads(orjson.dumps(hit(service, code))), "of_a_newer_version": 1})
+    with contextlib.closing(redis_server.client()) as client:
+        for fields in ({"h": "not JSON"}, {"h": '{"id": 1}'}, {"x": "y"}, {"h": newer}):
+            client.xadd("sms:test:spool:hits", fields)
+    node.requeue()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 2
+    assert node.recorder.totals.dropped == 3
+    assert await node.spool.look() == SpoolState(0)
+
+
+@pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])  # what the database refuses, and what not even JSON can hold
+async def test_one_hit_of_an_outage_that_cannot_be_written_does_not_hold_up_the_others(
+    service: Service, node: Node, fault: dict[str, Any]
+) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    for _ in range(3):
+        await node.click(code)
+    await node.click(code, **fault)
+    node.requeue()
+    await node.drained()
+    await node.recorder.flush()
+    assert len(await rows(service, schema.hits)) == 3
+    assert node.recorder.totals.dropped == 1
+    assert await node.spool.look() == SpoolState(0)
+
+
+async def test_without_redis_nothing_changes(make_service: MakeService) -> None:
+    service = await make_service()
+    (code,) = await send(service)
+    store, recorder = await unwilling(service)
+    store.refuse_writes = True
+    assert (await recorder.record(hit(service, code))).location == LOCATION
+    assert not recorder.outage
+    assert recorder.unrecorded == 1
+    store.refuse_writes = False
+    await recorder.stop(1)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.clicks.pages import expired_page, killed_page, unavailable_page, unknown_page
+
+NAMED = (expired_page, killed_page)
+PAGES = [*(page("ACME & Söhne") for page in NAMED), *(page("") for page in NAMED), unknown_page(), unavailable_page()]
+
+#: Elements that fetch and run nothing.
+HARMLESS = {"html", "head", "meta", "title", "style", "body", "main", "svg", "path", "circle", "h1", "p", "b", "bdi", "a"}
+
+
+class Document(HTMLParser):
+    """The elements of a page, the words that a reader sees, and whether all that was opened was closed."""
+
+    VOID = frozenset({"meta", "path", "circle"})
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.open: list[str] = []
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words += data
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_small_stands_alone_and_is_not_indexed(page: bytes) -> None:
+    assert len(page) < 4096
+    document = Document(page)
+    assert document.open == []
+    assert {tag for tag, _ in document.elements} <= HARMLESS
+    assert not any(name.startswith("on") or name == "src" for _, attributes in document.elements for name in attributes)
+    assert ("html", {"lang": "en"}) in document.elements
+    assert ("meta", {"name": "robots", "content": "noindex"}) in document.elements
+    assert any(attributes.get("name") == "viewport" for _, attributes in document.elements)
+    assert b"prefers-color-scheme: dark" in page
+    assert b"url(" not in page
+
+
+@pytest.mark.parametrize("page", NAMED)
+@given(name=st.text(max_size=300))
+def test_a_name_is_shown_and_never_becomes_markup(page: Callable[[str], bytes], name: str) -> None:
+    built = page(name)
+    assert len(built) < 4096
+    document = Document(built)
+    plain = Document(page("Somebody"))
+    if name.strip():
+        assert document.elements == plain.elements
+    assert document.open == []
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_an_application_is_named_to_the_reader(page: Callable[[str], bytes]) -> None:
+    assert "<ACME> & Söhne" in Document(page("<ACME> & Söhne")).words
+    assert "the sender" in Document(page("")).words
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_a_very_long_name_is_cut(page: Callable[[str], bytes]) -> None:
+    assert len(page("&" * 10_000)) < 4096
+    assert "…" in Document(page("x" * 81)).words
+    assert "…" not in Document(page("x" * 80)).words
+
+
+def test_a_page_is_built_once() -> None:
+    assert expired_page("ACME") is expired_page("ACME")
+    assert unknown_page() is unknown_page()

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import re
+import string
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.clicks.path import LONGEST, SHORTEST, code_of
+
+CODES = st.text(string.ascii_letters + string.digits, min_size=SHORTEST, max_size=LONGEST)
+SIGNS = st.text(".,)!?;:'\"”“’‘»…。", max_size=8)
+
+
+@given(CODES)
+def test_a_plain_code_is_read_as_it_is(code: str) -> None:
+    assert code_of(f"/{code}") == code_of(f"/{code}".encode()) == code
+
+
+@given(CODES, SIGNS)
+def test_punctuation_behind_a_code_is_forgiven_plain_and_encoded(code: str, signs: str) -> None:
+    encoded = quote(signs, safe="")
+    for behind in (signs, encoded, encoded.lower(), "".join(f"%{byte:02X}" for byte in signs.encode())):
+        assert code_of(f"/{code}{behind}") == code
+        assert code_of(f"/{code}{behind}".encode()) == code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/Ab3xK9Qr.",
+        "/Ab3xK9Qr).",
+        "/Ab3xK9Qr%22",
+        "/Ab3xK9Qr%27",
+        "/Ab3xK9Qr%E2%80%9D",
+        "/Ab3xK9Qr%e2%80%99",
+        "/Ab3xK9Qr%2E%29",
+        "/Ab3xK9Qr”!",
+        "/Ab3xK9Qr…",
+        "/Ab3xK9Qr。",
+        "/Ab3xK9Qr.%22",
+    ],
+)
+def test_what_linkifiers_take_along_is_forgiven(path: str) -> None:
+    assert code_of(path) == code_of(path.encode()) == "Ab3xK9Qr"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "Ab3xK9Qr",
+        "//Ab3xK9Qr",
+        "/Ab3xK9Qr/",
+        "/Ab3xK9Qr/x",
+        "/abc",
+        "/" + "a" * 33,
+        "/favicon.ico",
+        "/robots.txt",
+        "/index.php",
+        "/.well-known/x",
+        "/Ab3x.K9Qr",
+        "/.Ab3xK9Qr",
+        "/Ab3xK9Qr%",
+        "/Ab3xK9Qr%20",
+        "/Ab3xK9Qr%00",
+        "/Ab3xK9Qr\x00",
+        "/Ab3xK9Qr\n",
+        "/Ab3xK9Qr\r\nSet-Cookie:",
+        "/Ab3xK9Qr%0d%0a",
+        "/Ab3xK9Qr😀",
+        "/Ab3xK9Q\u0660",  # an Arabic digit
+        "/Ab3x-K9Qr",
+        "/Ab3xK9Qr" + "." * 9,
+        "/Ab3xK9Qr" + "." * 100_000 + "/",
+        "/Ab3xK9Qr\ud800",
+    ],
+)
+def test_what_is_no_code_has_none(path: str) -> None:
+    assert code_of(path) is None
+    assert code_of(path.encode(errors="surrogatepass")) is None
+
+
+@given(st.binary() | st.text())
+def test_nothing_but_a_code_ever_comes_out(path: bytes | str) -> None:
+    code = code_of(path)
+    assert code is None or re.fullmatch(r"[A-Za-z0-9]{4,32}", code)

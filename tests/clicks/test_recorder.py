@@ -1,0 +1,509 @@
+"""Group commit and the first click, on both engines; and what happens while the store is away."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from shortener.accounts.administration import block_host, create_application, unblock_host, update_application
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.clicks.recorder import Recorder, RecorderTotals
+from shortener.clicks.resolver import Hit, Resolution
+from shortener.container import Service
+from shortener.delivery.trackers import NewTracker
+from shortener.errors import ApiError, StoreUnavailable
+from shortener.messages.delivery_reports import DeliveryReport
+from shortener.messages.rewriter import MAX_LINKS, RewriteItem
+from shortener.model import HitFlag, State, Topic, Verdict
+from shortener.reporting.counts import verify
+from shortener.retention.erasure import erase_message
+from shortener.storage import schema
+from shortener.storage.types import to_ms
+from tests.conftest import Clock, MakeService, client_of
+from tests.rows import messages_now
+
+TO = "+14085550100"
+
+
+async def send(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
+    """The codes of one rewritten message."""
+    application = service.directory.applications()[0]
+    answers = await service.rewriter.rewrite(application, [RewriteItem((TO,), body, **more)])
+    return [link["code"] for link in answers[0]["links"]]
+
+
+def hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
+    values: dict[str, Any] = {
+        "id": service.ids(),
+        "code": code,
+        "domain_id": None,
+        "at": service.now_ms(),
+        "verdict": verdict,
+        "rule": "test",
+        "address": "192.0.2.0",
+        "user_agent": "Phone",
+    }
+    return Hit(**values | more)
+
+
+async def rows(service: Service, table: Any) -> list[Any]:
+    return list(await service.database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
+
+
+async def clickthru_events(service: Service) -> Counter[int]:
+    """How many state events each message (row id) has."""
+    return Counter(event.message_id for event in await rows(service, schema.events) if event.topics & Topic.STATE)
+
+
+async def test_the_first_click_moves_the_message_and_raises_one_event(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    clock.forward(seconds=42)
+    resolution = await service.recorder.record(hit(service, code))
+    assert resolution.location == b"https://x.example/a"
+    message, link = (await rows(service, messages_now))[0], (await rows(service, schema.links))[0]
+    assert (message.state, message.previous_state, message.clicked_at) == (50, 0, clock())
+    assert message.clicked_links == 1 << link.position
+    (event,) = await rows(service, schema.events)
+    assert event.topics == Topic.STATE | Topic.CLICK
+    assert event.data is None, "the fan-out finds out what the message was before"
+    (kept,) = await rows(service, schema.hits)
+    assert kept.flags == HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
+    assert message.click_hit_id == kept.id
+    assert (event.hit_id, event.link_id, event.message_id, event.at) == (kept.id, link.id, message.id, clock())
+
+
+async def test_later_clicks_only_redirect(service: Service) -> None:
+    (code,) = await send(service)
+    for _ in range(3):
+        assert (await service.recorder.record(hit(service, code))).location == b"https://x.example/a"
+    assert len(await rows(service, schema.hits)) == 3
+    assert len(await rows(service, schema.events)) == 1
+
+
+async def test_five_hundred_racing_clicks_on_ten_links_are_ten_first_clicks(service: Service) -> None:
+    codes = [(await send(service))[0] for _ in range(10)]
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 50))
+    assert len(await rows(service, schema.hits)) == 500
+    assert sorted((await clickthru_events(service)).values()) == [1] * 10
+    assert service.recorder.totals.batches < 50, "hits that arrive during a commit share the next one"
+
+
+async def test_two_recorders_on_one_store_agree_on_the_first_click(make_service: MakeService) -> None:
+    one = await make_service()
+    if one.database.dialect == "sqlite":
+        pytest.skip("SQLite belongs to one process; two nodes need PostgreSQL")
+    two = await make_service()
+    codes = [(await send(one))[0] for _ in range(20)]
+    clicks = [node.recorder.record(hit(node, code)) for code in codes for node in (one, two) for _ in range(5)]
+    await asyncio.gather(*clicks)
+    assert len(await rows(one, schema.hits)) == 200
+    assert sorted((await clickthru_events(one)).values()) == [1] * 20
+
+
+async def test_two_links_of_one_message_are_one_clickthru_and_two_clicks(service: Service) -> None:
+    codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 2))
+    events = await rows(service, schema.events)
+    assert sorted(event.topics for event in events) == [Topic.CLICK, Topic.STATE | Topic.CLICK]
+
+
+async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_click_of_its_own(service: Service) -> None:
+    """A bit of `first_clicks.links`, a signed column of 32, stands for each; the recorder relies on MAX_LINKS for that."""
+    assert 1 << MAX_LINKS <= 2**31 - 1
+    body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
+    codes = await send(service, body, track="all_urls")
+    assert len(codes) == MAX_LINKS
+    for code in codes * 2:
+        await service.recorder.record(hit(service, code))
+    assert set((await clickthru_events(service)).values()) == {1}
+    assert len(await rows(service, schema.events)) == MAX_LINKS
+    (message,) = await rows(service, messages_now)
+    assert message.clicked_links == (1 << MAX_LINKS) - 1
+    with pytest.raises(ApiError):
+        await send(service, body + " https://x.example/one-more", track="all_urls")
+
+
+async def test_a_labelled_link_raises_an_event_on_every_click(service: Service) -> None:
+    (code,) = await send(service, '#trackurl("https://x.example/1","offer")')
+    for _ in range(3):
+        await service.recorder.record(hit(service, code))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.STATE | Topic.CLICK, Topic.CLICK, Topic.CLICK]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SUSPECTED, Verdict.IGNORED])
+async def test_machines_are_redirected_and_kept_but_spend_nothing(service: Service, verdict: Verdict) -> None:
+    (code,) = await send(service)
+    for _ in range(20):
+        assert (await service.recorder.record(hit(service, code, verdict))).location
+    assert len(await rows(service, schema.hits)) == 20
+    assert await rows(service, schema.events) == []
+    await service.recorder.record(hit(service, code))
+    assert len(await rows(service, schema.events)) == 1
+
+
+async def test_an_unknown_code_is_not_found_and_leaves_nothing(service: Service) -> None:
+    resolution = await service.recorder.record(hit(service, "doesnotexist"))
+    assert resolution == Resolution(None)
+    assert await rows(service, schema.hits) == []
+    assert await rows(service, schema.count_deltas) == []
+
+
+async def test_a_late_hit_is_recorded_and_told_but_never_a_clickthru(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    clock.forward(seconds=60)
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone) == (None, True)
+    (event,) = await rows(service, schema.events)
+    assert event.topics == Topic.LATE_CLICK
+    (kept,) = await rows(service, schema.hits)
+    assert kept.flags == HitFlag.LATE
+    assert (await rows(service, messages_now))[0].state == 0
+
+
+async def test_the_last_millisecond_of_a_link_counts(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    clock.forward(milliseconds=59_999)
+    assert (await service.recorder.record(hit(service, code))).location
+    assert len(await clickthru_events(service)) == 1
+
+
+async def test_an_expired_link_leads_to_its_fallback(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60, fallback_url="https://x.example/over")
+    clock.forward(minutes=2)
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone) == (b"https://x.example/over", True)
+
+
+async def test_a_link_that_was_switched_off_is_gone_and_tells_nobody(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(update(schema.links).values(disabled_at=clock())))
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone) == (None, True)
+    assert len(await rows(service, schema.hits)) == 1
+    assert await rows(service, schema.events) == []
+
+
+async def test_placeholders_of_a_destination_are_filled_in(service: Service) -> None:
+    body = '#track("https://x.example/{code}?m={message_id}&c={click_id}&g={campaign}&p={phone_sha256}&x={other}#f")'
+    (code,) = await send(service, body, message_ids=("m 1",), campaign="a&b")
+    mine = hit(service, code)
+    resolution = await service.recorder.record(mine)
+    click_id = service.click_ids.encode(mine.id)
+    digest = "87b2af1f8ee5ef4a4d19d4e8b3e4a0b4a1ccc3b7c6d0bd2a0f4a2ccb4a8f5e1d"
+    expected = f"https://x.example/{code}?m=m%201&c={click_id}&g=a%26b&p={digest}&x={{other}}#f"
+    import hashlib
+
+    assert resolution.location == expected.replace(digest, hashlib.sha256(TO.encode()).hexdigest()).encode()
+
+
+async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
+    clock.forward(seconds=100)
+    for verdict in (Verdict.SUSPECTED, Verdict.HUMAN, Verdict.HUMAN, Verdict.IGNORED):
+        await service.recorder.record(hit(service, code, verdict))
+    await service.fanout.flush()
+    added: Counter[str] = Counter()
+    for tally in await rows(service, schema.count_deltas):
+        for _, _, metric, amount in tally.data:
+            added[metric] += int(amount)
+    ttc = {metric: amount for metric, amount in added.items() if metric.startswith("ttc:")}
+    assert list(ttc.values()) == [1]
+    assert {m: a for m, a in added.items() if m not in ttc} == {
+        "suspected_hits": 1,
+        "clicks": 2,
+        "clicked_messages": 1,
+        "ignored_hits": 1,
+    }
+
+
+# What only some applications ask for.
+
+
+async def choose(service: Service, **settings: Any) -> None:
+    await service.database.write(update_application, 1, settings, service.clock())
+    await service.directory.refresh()
+
+
+async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+    codes = [(await send(service, message_ids=(f"m-{n}",)))[0] for n in range(2)]
+    await service.delivery_reports.take(1, [DeliveryReport(f"m-{n}", State.SENT, clock()) for n in range(2)])
+    clock.forward(seconds=1)
+    await service.recorder.record(hit(service, codes[0]))
+    await choose(service, min_seconds_after_sent=2)
+    await service.recorder.record(hit(service, codes[1]))
+    assert [(one.verdict, one.rule) for one in await rows(service, schema.hits)] == [(0, "test"), (1, "soon_after_sent")]
+    messages = await rows(service, messages_now)
+    assert [message.state for message in messages] == [State.CLICKTHRU, State.SENT]
+    clock.forward(seconds=1)
+    assert (await service.recorder.record(hit(service, codes[1]))).location == b"https://x.example/a"
+    assert (await rows(service, messages_now))[1].state == State.CLICKTHRU
+
+
+async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+    await choose(service, min_seconds_after_delivered=1.5)
+    (code,) = await send(service, message_ids=("m-1",))
+    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, clock())])
+    clock.forward(seconds=1.4)
+    await service.recorder.record(hit(service, code))
+    clock.forward(seconds=0.1)
+    await service.recorder.record(hit(service, code))
+    assert [one.rule for one in await rows(service, schema.hits)] == ["soon_after_delivered", "test"]
+
+
+async def test_an_address_that_opens_too_many_recipients_links_is_suspected_from_then_on(service: Service, clock: Clock) -> None:
+    await choose(service, max_recipients_per_address_minute=2)
+    codes = [(await send(service))[0] for _ in range(4)]
+    for code in codes[:3]:
+        await service.recorder.record(hit(service, code, origin=1))
+    await service.recorder.record(hit(service, codes[3], origin=2))
+    await service.recorder.record(hit(service, codes[3], origin=0))  # an address that is not known
+    clock.forward(minutes=1)
+    await service.recorder.record(hit(service, codes[3], origin=1))
+    rules = [one.rule for one in await rows(service, schema.hits)]
+    assert rules == ["test", "test", "many_recipients", "test", "test", "test"]
+
+
+async def test_links_of_a_message_that_are_all_opened_at_once_are_suspected(service: Service, clock: Clock) -> None:
+    await choose(service, all_links_within_second=True)
+    codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
+    (only,) = await send(service)
+    await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in [*codes, only]))
+    found = {(one.link_id, one.rule) for one in await rows(service, schema.hits)}
+    assert sorted(rule for _, rule in found) == ["all_links_at_once", "all_links_at_once", "test"]
+    assert len(await clickthru_events(service)) == 1
+
+
+async def test_what_one_application_suspects_is_nothing_to_another(service: Service, clock: Clock) -> None:
+    await service.database.write(create_application, "other", clock())
+    await service.database.write(update_application, 2, {"max_recipients_per_address_minute": 1}, clock())
+    await service.directory.refresh()
+    for _ in range(3):
+        await service.recorder.record(hit(service, (await send(service))[0], origin=1))
+    assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
+
+
+async def test_a_machine_by_its_request_is_not_judged_by_circumstance(service: Service, clock: Clock) -> None:
+    await choose(service, max_recipients_per_address_minute=1)
+    for _ in range(3):
+        await service.recorder.record(hit(service, (await send(service))[0], Verdict.SUSPECTED, origin=1))
+    assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
+
+
+async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(service: Service) -> None:
+    (code,) = await send(service)
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    asking = {"url": "https://t.example/", "events": ["click"], "with_suspected": True}
+    tracker = (await service.trackers.create(1, NewTracker.model_validate(asking))).tracker
+    await service.directory.refresh()
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    await service.recorder.record(hit(service, code, Verdict.IGNORED))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.CLICK | Topic.SUSPECTED]
+    assert (await rows(service, messages_now))[0].state == 0
+    await service.trackers.delete(tracker.id)
+    await service.directory.refresh()
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    assert len(await rows(service, schema.events)) == 1
+    await service.recorder.record(hit(service, code))
+    assert len(await clickthru_events(service)) == 1
+
+
+@pytest.mark.parametrize(
+    ("installation", "application", "kept"),
+    [
+        ("full", None, "198.51.100.77"),
+        ("full", "short", "198.51.100.0"),
+        ("full", "none", ""),
+        ("short", "full", "198.51.100.0"),
+        ("short", "none", ""),
+        ("none", "full", ""),
+    ],
+)
+async def test_of_the_installation_and_the_application_the_stricter_one_says_how_much_of_an_address_is_kept(
+    make_service: MakeService, installation: str, application: str | None, kept: str
+) -> None:
+    service = await make_service(ip_privacy=installation, trusted_proxies="127.0.0.0/8")
+    await choose(service, ip_privacy=application)
+    (code,) = await send(service)
+    async with client_of(service, {"X-Forwarded-For": "198.51.100.77"}) as client:
+        await client.get(f"/{code}")
+    (one,) = await rows(service, schema.hits)
+    assert one.address == kept
+
+
+async def test_of_a_hit_on_a_link_of_an_erased_message_nothing_personal_is_kept(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, message_ids=("m-1",))
+    await service.recorder.record(hit(service, code))
+    await service.database.write(erase_message, 1, "m-1", clock())
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.off) == (None, True)
+    assert [(one.address, one.user_agent) for one in await rows(service, schema.hits)] == [("", ""), ("", "")]
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60)
+    await service.database.write(block_host, ALL_APPLICATIONS, "x.example", clock())
+    await service.directory.refresh()
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone, resolution.off) == (None, True, True)
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    clock.forward(minutes=2)
+    await service.recorder.record(hit(service, code))
+    flags = [one.flags for one in await rows(service, schema.hits)]
+    assert flags == [HitFlag.OFF, HitFlag.OFF, HitFlag.OFF | HitFlag.LATE]
+    assert await rows(service, schema.events) == []
+    await service.database.write(unblock_host, ALL_APPLICATIONS, "x.example")
+    await service.directory.refresh()
+    assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("blocked", "application_id", "off"),
+    [
+        ("x.example", 1, True),
+        ("x.example", 0, True),
+        ("x.example", 2, False),
+        ("*.example", 1, True),
+        ("*.x.example", 1, False),
+        ("other.example", 1, False),
+    ],
+)
+async def test_links_to_a_blocked_host_are_gone(
+    service: Service, clock: Clock, blocked: str, application_id: int, off: bool
+) -> None:
+    await service.database.write(create_application, "other", clock())
+    (code,) = await send(service)
+    await service.database.write(block_host, application_id, blocked, clock())
+    await service.directory.refresh()
+    assert (await service.recorder.record(hit(service, code))).off is off
+
+
+async def test_a_fallback_on_a_blocked_host_is_not_led_to(service: Service, clock: Clock) -> None:
+    (code,) = await send(service, expires_in=60, fallback_url="https://over.example/")
+    await service.database.write(block_host, 1, "over.example", clock())
+    await service.directory.refresh()
+    clock.forward(minutes=2)
+    resolution = await service.recorder.record(hit(service, code))
+    assert (resolution.location, resolution.gone, resolution.off) == (None, True, False)
+
+
+def test_every_rule_is_counted_by_name_from_the_start() -> None:
+    names = {name for _, name in RecorderTotals().verdicts}
+    assert {"method", "prefetch", "crawler", "browser", "soon_after_sent", "many_recipients"} < names
+    assert set(RecorderTotals().verdicts.values()) == {0}
+
+
+# While the store is away.
+
+
+class Unwilling:
+    """The real store, which refuses or holds up writes (and reads) as long as it is told to."""
+
+    def __init__(self, service: Service) -> None:
+        self._database = service.database
+        self.refuse_writes = False
+        self.refuse_reads = False
+        self.lose_answers = 0
+        self.writes = 0
+
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.writes += 1
+        if self.refuse_writes:
+            raise StoreUnavailable("told to")
+        result = await self._database.write(transact, *args, **kwargs)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise StoreUnavailable("the connection went away after the commit")
+        return result
+
+    async def read(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.refuse_reads:
+            raise StoreUnavailable("told to")
+        return await self._database.read(query, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]:
+    from shortener.container import places_of
+
+    store = Unwilling(service)
+    values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
+    recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), **values)
+    recorder.start()
+    return store, recorder
+
+
+async def test_redirects_go_on_after_the_deadline_and_the_hits_are_written_when_the_store_is_back(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service)
+    store.refuse_writes = True
+    resolutions = await asyncio.gather(*(recorder.record(hit(service, code)) for _ in range(5)))
+    assert {resolution.location for resolution in resolutions} == {b"https://x.example/a"}
+    assert recorder.unrecorded == 5
+    assert await rows(service, schema.hits) == []
+    store.refuse_writes = False
+    await recorder.flush()
+    assert recorder.unrecorded == 0
+    assert len(await rows(service, schema.hits)) == 5
+    assert len(await clickthru_events(service)) == 1
+    await recorder.stop(1)
+
+
+async def test_a_commit_whose_answer_was_lost_counts_once(service: Service) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
+    store, recorder = await unwilling(service)
+    store.lose_answers = 2
+    await recorder.record(hit(service, code))
+    await recorder.flush()
+    assert store.writes == 3
+    assert len(await rows(service, schema.hits)) == 1
+    assert list((await clickthru_events(service)).values()) == [1]
+    assert len(await rows(service, schema.count_deltas)) == 1
+    await recorder.stop(1)
+
+
+async def test_when_not_even_reading_works_the_caller_is_told_and_the_hit_not_kept(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service)
+    store.refuse_writes = store.refuse_reads = True
+    with pytest.raises(StoreUnavailable):
+        await recorder.record(hit(service, code))
+    store.refuse_writes = store.refuse_reads = False
+    await recorder.flush()
+    assert await rows(service, schema.hits) == []
+    await recorder.stop(1)
+
+
+async def test_only_so_many_hits_wait(service: Service) -> None:
+    (code,) = await send(service)
+    store, recorder = await unwilling(service, waiting_limit=3)
+    store.refuse_writes = True
+    resolutions = await asyncio.gather(*(recorder.record(hit(service, code)) for _ in range(10)))
+    assert {resolution.location for resolution in resolutions} == {b"https://x.example/a"}
+    assert recorder.totals.dropped == 7
+    store.refuse_writes = False
+    await recorder.flush()
+    assert await service.database.read(lambda c: c.execute(select(func.count()).select_from(schema.hits)).scalar_one()) == 3
+    await recorder.stop(1)
+
+
+async def test_one_hit_that_cannot_be_written_does_not_hold_up_the_others(service: Service) -> None:
+    (code,) = await send(service)
+    good = [hit(service, code) for _ in range(3)]
+    twin = hit(service, code, id=good[0].id)  # a key that is taken: no other fault of ours can be made to order
+    resolutions = await asyncio.gather(*(service.recorder.record(one) for one in [*good, twin]))
+    assert {resolution.location for resolution in resolutions} == {b"https://x.example/a"}
+    assert len(await rows(service, schema.hits)) == 3
+    assert service.recorder.totals.dropped == 1
+
+
+def test_the_time_of_a_hit_is_milliseconds(clock: Clock) -> None:
+    assert to_ms(clock()) == 1_795_176_000_000

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.clicks.user_agents import OTHER, Device, browser_name, device_of
+
+
+@pytest.mark.parametrize(
+    ("device", "agent"),
+    [
+        (
+            Device("phone", "iOS", "Mobile Safari"),
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 18_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+            "Version/26.6.1 Mobile/15E148 Safari/604.1",
+        ),
+        (
+            Device("phone", "Android", "Chrome Mobile"),
+            "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36",
+        ),
+        (
+            Device("phone", "KaiOS", "Firefox Mobile"),
+            "Mozilla/5.0 (Mobile; Nokia_2780_Flip; rv:84.0) Gecko/84.0 Firefox/84.0 KAIOS/3.1",
+        ),
+        (
+            Device("tablet", "iOS", "Mobile Safari"),
+            "Mozilla/5.0 (iPad; CPU OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+            "Version/17.5 Mobile/15E148 Safari/604.1",
+        ),
+        (
+            Device("tablet", "Android", "Chrome"),
+            "Mozilla/5.0 (Linux; Android 13; SM-X900) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/112.0.0.0 Safari/537.36",
+        ),
+        (
+            Device("tablet", "Android", "Amazon Silk"),
+            "Mozilla/5.0 (Linux; Android 12; KFTRWI) AppleWebKit/537.36 (KHTML, like Gecko) "
+            "Silk/108.4.6 like Chrome/108.0.5359.220 Safari/537.36",
+        ),
+        (
+            Device("desktop", "Windows", "Edge"),
+            "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
+        ),
+        (
+            Device("desktop", "Mac OS X", "Safari"),
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 Safari/605.1.15",
+        ),
+        (Device("desktop", "Linux", "Firefox"), "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+        (
+            Device("desktop", "Chrome OS", "Chrome"),
+            "Mozilla/5.0 (X11; CrOS x86_64 14541.0.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+        ),
+        (Device("bot", "Other", "Googlebot"), "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"),
+        (Device("other", "Other", "Other"), ""),
+        (Device("other", "Other", "Other"), "something else"),
+    ],
+)
+def test_the_device_and_the_families_of_an_agent_are_told(device: Device, agent: str) -> None:
+    assert device_of(agent) == device
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent"),
+    [
+        ("phone", "Nokia6280/2.0 (03.60) Profile/MIDP-2.0 Configuration/CLDC-1.1"),
+        ("phone", "Opera/9.80 (Android; Opera Mini/36.2.2254/191.303; U; en) Presto/2.12.423 Version/12.16 Mobi"),
+        (
+            "phone",
+            "Mozilla/5.0 (Linux; Android 6.0.1; STV100-4) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/56.0 Mobile Safari/537.36",
+        ),
+        ("other", "Mozilla/5.0 (Web0S; Linux/SmartTV) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/68.0.3440.106 Safari/537.36"),
+        (
+            "other",
+            "Mozilla/5.0 (Linux; Android 11; Arcelik UHD TV) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/90.0 Safari/537.36",
+        ),
+    ],
+)
+def test_simple_phones_and_televisions_are_told_apart(kind: str, agent: str) -> None:
+    assert device_of(agent).kind == kind
+
+
+@given(st.text())
+def test_no_agent_makes_it_fail(agent: str) -> None:
+    assert device_of(agent).kind in ("phone", "tablet", "desktop", "bot", "other")
+
+
+def test_a_long_agent_is_cut_and_remembered_once() -> None:
+    assert device_of("x" * 512 + "y" * 100_000) is device_of("x" * 512 + "z" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("Mobile Safari", "Safari"),
+        ("Chrome Mobile iOS", "Chrome"),
+        ("Samsung Internet", "Samsung Internet"),
+        ("Chrome Mobile WebView", "another app"),
+        ("Facebook", "Facebook"),
+        ("Netscape", OTHER),
+        ("", OTHER),
+    ],
+)
+def test_browsers_have_a_few_names(family: str, name: str) -> None:
+    assert browser_name(family) == name
+
+
+@given(st.text())
+def test_whatever_an_agent_says_its_browser_has_one_of_those_names(agent: str) -> None:
+    assert len(browser_name(device_of(agent).browser)) < 20

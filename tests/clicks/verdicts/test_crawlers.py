@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
+
+from shortener.clicks.verdicts.crawlers import NOT_CRAWLERS, compile_list, find_crawler
+
+EXAMPLES = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
+PATTERNS = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
+
+
+def test_the_compiled_list_matches_what_the_package_matches() -> None:
+    words, expressions = compile_list(PATTERNS)
+    # Agents that the package knows, and the same ones cut and changed so that it may not.
+    agents = [*EXAMPLES, *(agent[1:] for agent in EXAMPLES), *(agent[:-1] for agent in EXAMPLES), *map(str.swapcase, EXAMPLES)]
+    for agent in agents[::3]:
+        text = f"\n{agent}\n"
+        assert bool(words.search(text) or expressions.search(text)) == is_crawler(agent), agent
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches", "misses"),
+    [
+        ("^curl", "curl/8.5.0", "libcurl"),
+        (r"[wW]get", "a wget b", "WGET"),
+        (r"Ahrefs(Bot|SiteAudit)", "x AhrefsSiteAudit/1", "Ahrefs"),
+        (r"(^| )sentry\/", "sentry/9", "insentry/9"),
+        ("Service$", "GoogleAssociationService", "Service/2"),
+        (r"Netumo|netumo", "netumo", "Netum"),
+        (r"Bot\/\d\.\d", "Bot/1.2", "Bot/x.y"),
+        (r"AdsBot([^-]|$)", "AdsBot", "AdsBot-Mobile"),
+    ],
+)
+def test_each_kind_of_pattern_keeps_its_meaning(pattern: str, matches: str, misses: str) -> None:
+    words, expressions = compile_list([pattern])
+
+    def found(agent: str) -> bool:
+        return any(compiled.search(f"\n{agent}\n") for compiled in (words, expressions))
+
+    assert (found(matches), found(misses)) == (True, False)
+
+
+def test_the_words_that_matched_are_told() -> None:
+    assert find_crawler("python-requests/2.32.3") == "python-requests"
+    assert find_crawler("curl/8.5.0") == "curl"
+    assert find_crawler("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0") is None
+
+
+def test_every_pattern_that_is_left_out_is_still_in_the_list() -> None:
+    assert set(PATTERNS) >= NOT_CRAWLERS

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import pytest
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.verdicts import MOST_CRAWLERS_HUMAN, Sample, samples_of_strangers
+from shortener.clicks.verdicts.request_rules import LONGEST_AGENT, PREVIEWS, RULES, RequestTraits, _judge_agent, classify
+from shortener.model import Verdict
+
+IPHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/26.6.1 Mobile/15E148 Safari/604.1"
+)
+
+
+def android(system: str, more: str = "") -> str:
+    return (
+        f"Mozilla/5.0 (Linux; Android {system}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36{more}"
+    )
+
+
+def rule(agent: str) -> str:
+    return classify(RequestTraits("GET", agent)).rule
+
+
+def test_a_browsers_plain_get_is_a_persons() -> None:
+    judgement = classify(RequestTraits("GET", IPHONE))
+    assert (judgement.verdict, judgement.rule) == (Verdict.HUMAN, "browser")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
+def test_what_is_not_a_get_is_ignored_whatever_its_agent(method: str) -> None:
+    # X sends HEAD with the agents of ordinary iPhones.
+    judgement = classify(RequestTraits(method, IPHONE))
+    assert (judgement.verdict, judgement.rule) == (Verdict.IGNORED, "method")
+    assert method in judgement.reason
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_purpose": "prefetch"},
+        {"sec_purpose": "prefetch;prerender"},
+        {"sec_purpose": "prefetch;anonymous-client-ip"},
+        {"purpose": "prefetch"},
+        {"purpose": "Preview"},
+        {"x_purpose": "preview"},
+        {"x_moz": "prefetch"},
+    ],
+)
+def test_a_browser_that_looks_ahead_is_ignored(headers: dict[str, str]) -> None:
+    judgement = classify(RequestTraits("GET", IPHONE, **headers))
+    assert (judgement.verdict, judgement.rule) == (Verdict.IGNORED, "prefetch")
+
+
+def test_a_purpose_that_is_not_to_look_ahead_is_no_reason() -> None:
+    assert classify(RequestTraits("GET", IPHONE, purpose="navigate", x_purpose="")).verdict is Verdict.HUMAN
+
+
+@pytest.mark.parametrize("agent", ["", " ", "\t "])
+def test_an_empty_agent_is_suspected(agent: str) -> None:
+    judgement = classify(RequestTraits("GET", agent))
+    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "empty_agent")
+
+
+@pytest.mark.parametrize(
+    ("whose", "agent"),
+    [
+        (
+            "iMessage",
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_11_1) AppleWebKit/601.2.4 (KHTML, like Gecko) Version/9.0.1 Safari/601.2.4 "
+            "facebookexternalhit/1.1 Facebot Twitterbot/1.0",
+        ),
+        (
+            "Google Messages",
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/56.0.2924.87 Safari/537.36 "
+            "Google-PageRenderer Google (+https://developers.google.com/+/web/snippet/)",
+        ),
+        ("Google Messages", "GoogleMessages"),
+        ("WhatsApp or Signal", "WhatsApp/2.23.20.0 A"),
+        ("WhatsApp or Signal", "WhatsApp/2"),
+        ("WhatsApp or Signal", "WhatsApp"),
+        ("Telegram", "TelegramBot (like TwitterBot)"),
+        ("Viber", "Viber/12.8.0.1 CFNetwork/1121.2.2 Darwin/19.3.0"),
+        ("KakaoTalk", "facebookexternalhit/1.1; kakaotalk-scrap/1.0; +https://devtalk.kakao.com/t/scrap/33984"),
+        ("LINE", "facebookexternalhit/1.1;line-poker/1.0"),
+        ("Facebook", "facebookexternalhit/1.1 (+http://www.facebook.com/externalhit_uatext.php)"),
+        ("X", "Twitterbot/1.0"),
+        ("Slack", "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)"),
+        ("Slack", "Slack-ImgProxy (+https://api.slack.com/robots)"),
+        ("Discord", "Mozilla/5.0 (compatible; Discordbot/2.0; +https://discordapp.com)"),
+        ("Skype or Teams", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5"),
+        ("LinkedIn", "LinkedInBot/1.0 (compatible; Mozilla/5.0; Apache-HttpClient +http://www.linkedin.com)"),
+        ("Snapchat", "Mozilla/5.0 (X11; Linux x86_64) Snap URL Preview Service; bot; snapchat; https://developers.snap.com/robots"),
+        ("VK", "Mozilla/5.0 (compatible; vkShare; +http://vk.com/dev/Share)"),
+        ("Matrix", "Synapse (bot; +https://github.com/matrix-org/synapse)"),
+    ],
+)
+def test_the_link_preview_of_an_app_is_suspected_and_named(whose: str, agent: str) -> None:
+    judgement = classify(RequestTraits("GET", agent))
+    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "link_preview")
+    assert judgement.reason == f"link preview of {whose}"
+
+
+def test_the_names_of_the_previewing_apps_are_unique() -> None:
+    names = [name for name, _ in PREVIEWS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "curl/8.5.0",
+        "Wget/1.21.4",
+        "python-requests/2.32.3",
+        "Go-http-client/2.0",
+        "okhttp/4.12.0",
+        "Mozilla/5.0 (compatible; bingbot/2.0; +http://www.bing.com/bingbot.htm)",
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) HeadlessChrome/142.0.0.0 Safari/537.36",
+        "Mozilla/5.0 (Linux; Android 6.0.1; Nexus 5X Build/MMB29P) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/114.0.5735.179 "
+        "Mobile Safari/537.36 (compatible; Google-Safety; +http://www.google.com/bot.html)",
+        "Mozilla/5.0 (Linux; Android 8.0; Pixel 2 Build/OPD3.170816.012; Storebot-Google/1.0) AppleWebKit/537.36 "
+        "(KHTML, like Gecko) Chrome/81.0.4044.138 Mobile Safari/537.36",
+    ],
+)
+def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
+    judgement = classify(RequestTraits("GET", agent))
+    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "crawler")
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Mozilla/5.0 (compatible; Unheard-Of/1.0)",
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko; Unheard-Of/1.0) Chrome/142.0.0.0 Safari/537.36",
+        android("10; K", " (+https://scanner.example/)"),
+        android("10; K", " security@scanner.example"),
+        android("10; K", " UnheardOfBot/1.0"),
+        android("10; K; UnheardOfCrawler"),
+        android("10; http://scanner.example"),
+        android("10; K", " (via images.unheard-of.com ImageProxy)"),
+        android("10; K", " Looked at by unheard-of.net"),
+        android("10; K", " UnheardOfHttpAgent"),
+        "Mozilla/5.0 (X11; U; Linux i686; en-US; rv:1.9.1.3; unheard-of-agent) Gecko/20090824 Firefox/3.5.3",
+        "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
+    ],
+)
+def test_a_program_that_says_so_is_suspected_without_being_listed(agent: str) -> None:
+    assert rule(agent) == "program"
+
+
+def test_no_address_out_of_an_agent_gets_into_the_reason() -> None:
+    assert "jane" not in classify(RequestTraits("GET", "Mozilla/5.0 (jane@mail.example)")).reason
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Dalvik/2.1.0 (Linux; U; Android 14; SM-S918B Build/UP1A.231005.007)",
+        "MyApp/17 CFNetwork/1494.0.7 Darwin/23.4.0",
+        "com.apple.WebKit.Networking/8613.3.9.0.16 CFNetwork/1335.0.3 Darwin/21.6.0",
+        "Mozilla/5.0",
+        "Mozilla/5.0 (check)",
+        "x",
+    ],
+)
+def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
+    assert rule(agent) in ("no_browser", "crawler")
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        # Phones that are called what robots are called.
+        android("10; CUBOT J9"),
+        android("8.1.0; CUBOT_POWER"),
+        android(
+            "6.0; CUBOT NOTE S Build/MRA58K; wv", " Instagram 12.0.0.7.91 Android (23/6.0; 320dpi; 720x1280; CUBOT; NOTE S; mt6735)"
+        ),
+        android("7.0; M bot 60 Build/NRD90M"),
+        android("7.0; ID bot 53+ Build/NRD90M"),
+        android("4.4.2; GLX Spider1S Build/KOT49H"),
+        android("13; Spider 8"),
+        android("4.4.2; ViewSonic V500 Build/KVT49L"),
+        android("8.0.0; Expanse"),
+        android("8.1.0; Fever_Plus_J"),
+        "Mozilla/5.0 (Linux; U; Android 4.3; en-us; HTC_Butterfly Build/JSS15J) AppleWebKit/534.30 (KHTML, like Gecko) "
+        "Version/4.0 Mobile Safari/534.30",
+        # A build of Android that the list of crawlers holds against a million phones.
+        android("15; CPH2581 Build/AP3A.240617.008"),
+        # Browsers inside apps.
+        android(
+            "14; Pixel 7 Build/UQ1A.240205.002; wv",
+            " Instagram 320.0.0.42.101 Android (34/14; 420dpi; 1080x2209; Google/google; Pixel 7)",
+        ),
+        android("16; Pixel 10 Pro XL Build/CP1A.260305.018; wv", " MetaIAB Facebook"),
+        android("12; SM-G991B Build/SP1A.210812.016; wv", " [FB_IAB/FB4A;FBAV/407.0.0.30.97;]"),
+        IPHONE.removesuffix(" Version/26.6.1 Mobile/15E148 Safari/604.1")
+        + " Mobile/15E148 [FBAN/FBIOS;FBAV/239.0.0.52.149;FBDV/iPhone12,3;FBCR/Vodafone.de;FBLC/de_DE]",
+        android("16; SM-F966N; BP2A.250605.031.A3; wv", " Viber/27.4.0.0"),
+        android("13; SM-A536B; wv", " WhatsApp/2.24.1.78"),
+        android("13; SM-A536B; wv", " Line/13.21.0/IAB"),
+        android("13; SM-N986N; wv", ";KAKAOTALK 2410460"),
+        android("13; V2164A; wv", " XWEB/1160065 MMWEBSDK/20231202 MicroMessenger/8.0.47.2560(0x28002F51) WeChat/arm64"),
+        android("13; SM-A536B; wv", " musical_ly_2023304030 BytedanceWebview/d8a21c6"),
+        android("13; SM-A536B", " Telegram-Android/11.3.3 (Samsung SM-A536B; Android 13; SDK 33; HIGH)"),
+        android("13; 2201116SI Build/TKQ1.221114.001; wv", " CamScanner/4.5.0.2305051722"),
+        android("13; SM-A536B; wv", " Unheard-Of.com/132.0"),
+        android("13; SM-A536B; wv", " com.unheard.app/17 [FBAN/FB4A;FBCR/mobile.com]"),
+        "User-Agent: " + android("13; SM-A536B"),
+        android("13; I2208; wv", " csh-store-checkout d2c-back-supported"),
+        # Browsers of the less common kinds.
+        android("10; K", " (Ecosia android@143.0.0.0)"),
+        android("7.0; SM-G930F", " SogouMSE,SogouMobileBrowser/5.23.53"),
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) GSA/317.0.634488990 "
+        "Mobile/15E148 Safari/604.1",
+        "Mozilla/5.0 (Mobile; Nokia_2780_Flip; rv:84.0) Gecko/84.0 Firefox/84.0 KAIOS/3.1",
+        "Opera/9.80 (Android; Opera Mini/36.2.2254/191.303; U; en) Presto/2.12.423 Version/12.16",
+        "UCWEB/2.0 (Java; U; MIDP-2.0; en-US; Nokia501) U2/1.0.0 UCBrowser/9.5.0.449 U2/1.0.0 Mobile",
+        "Nokia6280/2.0 (03.60) Profile/MIDP-2.0 Configuration/CLDC-1.1",
+        "SAMSUNG-SGH-E330C",
+        "Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 5.1; Trident/4.0; .NET CLR 2.0.50727)",
+        "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+        "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
+    ],
+)
+def test_a_person_with_an_odd_agent_is_still_a_person(agent: str) -> None:
+    judgement = classify(RequestTraits("GET", agent))
+    assert judgement.verdict is Verdict.HUMAN, judgement
+
+
+def test_a_phones_odd_name_hides_no_robot_behind_it() -> None:
+    assert rule(android("10; CUBOT J9", " (compatible; Googlebot/2.1; +http://www.google.com/bot.html)")) == "crawler"
+
+
+def test_of_the_listed_crawlers_only_browsers_inside_apps_pass() -> None:
+    examples = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
+    people = [agent for agent in examples if classify(RequestTraits("GET", agent)).verdict is Verdict.HUMAN]
+    assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)  # on purpose
+
+
+@pytest.mark.parametrize("sample", list(samples_of_strangers()), ids=lambda sample: sample.name)
+def test_agents_that_nobody_here_wrote_are_judged_rightly_but_for_a_share(sample: Sample) -> None:
+    wrong = sum(classify(RequestTraits("GET", agent)).verdict is sample.wrong for agent in sample.agents)
+    assert len(sample.agents) > 500
+    assert 100 * wrong / len(sample.agents) < (MOST_CRAWLERS_HUMAN if sample.most is None else sample.most)
+
+
+@given(
+    st.builds(
+        RequestTraits,
+        st.sampled_from(["GET", "HEAD", "OPTIONS"]),
+        st.text(st.characters(max_codepoint=255))
+        | st.sampled_from([IPHONE, android("(" * 90), android("10;" * 80), "Android " * 64]),
+        st.text(),
+        st.text(),
+    )
+)
+def test_every_request_gets_one_verdict_of_a_named_rule(request: RequestTraits) -> None:
+    judgement = classify(request)
+    assert (judgement.verdict, judgement.rule) in RULES
+    assert judgement.reason
+    assert classify(request) == judgement
+
+
+def test_a_rule_gives_one_verdict() -> None:
+    names = [name for _, name in RULES]
+    assert names == ["method", "prefetch", "empty_agent", "link_preview", "crawler", "program", "no_browser", "browser"]
+
+
+def test_a_seen_agent_is_not_looked_at_again() -> None:
+    agent = android("10; K", " not seen before")
+    classify(RequestTraits("GET", agent))
+    before = _judge_agent.cache_info()
+    assert classify(RequestTraits("GET", agent)) is classify(RequestTraits("GET", agent))
+    after = _judge_agent.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
+
+
+def test_what_is_remembered_of_agents_is_bounded() -> None:
+    assert _judge_agent.cache_info().maxsize is not None
+    before = _judge_agent.cache_info().misses
+    classify(RequestTraits("GET", android("10; K").ljust(LONGEST_AGENT, "x") + "y" * 100_000))
+    classify(RequestTraits("GET", android("10; K").ljust(LONGEST_AGENT, "x") + "z" * 100_000))
+    assert _judge_agent.cache_info().misses == before + 1

@@ -1,0 +1,82 @@
+import random
+
+from sqlalchemy import func, select
+
+from shortener.container import Service
+from shortener.delivery.dispatcher import PIECE, Dispatcher
+from shortener.delivery.fanout import PIECE as FANOUT_PIECE
+from shortener.delivery.fanout import Fanout
+from shortener.delivery.throttle import FLOOD, LONGEST_REST, MANY, OVER, Throttle
+from shortener.storage import schema
+from tests.delivery.conftest import MakeTracker, Story
+from tests.receiver import Receiver
+
+
+class Hits:
+    """So many hits, so much time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.now = 0.0
+        self.courtesy = Throttle(lambda: self.count, lambda: self.now)
+
+    def come(self, count: float, seconds: float = OVER) -> bool:
+        self.count += int(count)
+        self.now += seconds
+        return self.courtesy.is_busy
+
+
+def test_it_is_due_while_many_hits_come_in() -> None:
+    hits = Hits()
+    assert not hits.courtesy.is_busy
+    assert not hits.come(MANY * OVER - 1)
+    assert hits.come(MANY * OVER)
+    assert hits.come(0, OVER / 2), "until there were none for a while"
+    assert not hits.come(0)
+    assert not hits.come(MANY * OVER, 10), "over a long time they are few"
+
+
+def test_a_flood_is_left_more_and_more_of_the_time() -> None:
+    hits = Hits()
+    assert hits.courtesy.rest(0.004) == 0
+    hits.come(FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == 2 * 0.004
+    hits.come(2 * FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == 4 * 0.004
+    hits.come(20 * FLOOD * OVER)
+    assert hits.courtesy.rest(0.004) == LONGEST_REST
+    assert hits.courtesy.rest(1.0) == 1.0
+
+
+async def test_while_it_is_due_deliveries_go_in_small_pieces(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    hits = Hits()
+    hits.come(1000)
+    await make_tracker(receiver.url(), concurrency=64)
+    for _ in range(FANOUT_PIECE + 1):
+        await story.first_click()
+    fanout = Fanout(
+        service.database,
+        service.ids,
+        service.click_ids,
+        service.clock,
+        base_url="http://127.0.0.1:8000",
+        courtesy=hits.courtesy,
+        on_deliveries=lambda: None,
+    )
+    assert await fanout.step() == FANOUT_PIECE
+    dispatcher = Dispatcher(
+        service.database,
+        service.trackers,
+        service.sender,
+        service.ids,
+        service.clock,
+        service.settings,
+        random.Random(1),
+        hits.courtesy,
+    )
+    assert await dispatcher.step() == PIECE
+    await dispatcher.flush()
+    delivered = select(func.count()).where(schema.deliveries.c.status == 1)
+    assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == FANOUT_PIECE

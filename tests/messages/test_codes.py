@@ -1,0 +1,56 @@
+import random
+
+import pytest
+from hashids import Hashids
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.messages.codes import CODE_PATTERN, MAX_BITS, MIN_BITS, Codes, code_length
+
+SALT = "q8Zp3vKs0LmXw7Rt"
+
+
+def test_a_code_of_48_bits_has_ten_characters_of_base_62() -> None:
+    codes = Codes(SALT)
+    minted = {codes.mint() for _ in range(1000)}
+    assert len(minted) == 1000
+    assert all(len(code) == codes.length == 10 and code.isascii() and code.isalnum() for code in minted)
+
+
+@given(st.integers(MIN_BITS, MAX_BITS), st.text(min_size=1, max_size=40), st.data())
+def test_every_code_is_what_hashids_spells_and_as_long_as_the_others(bits: int, salt: str, data: st.DataObject) -> None:
+    number = data.draw(st.integers(0, (1 << bits) - 1) | st.sampled_from([0, 1, 43, 44, (1 << bits) - 1]))
+    salt += SALT
+    codes = Codes(salt, bits, randbits=lambda wanted: number if wanted == bits else -1)
+    code = codes.mint()
+    hashids = Hashids(salt, code_length(bits))
+    assert code == hashids.encode(number)
+    assert hashids.decode(code) == (number,)
+    assert len(code) == code_length(bits)
+    assert CODE_PATTERN.match(code)
+
+
+def test_the_random_source_is_handed_in() -> None:
+    first, second = (Codes(SALT, randbits=random.Random(7).getrandbits) for _ in range(2))
+    assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
+
+
+def test_another_salt_spells_another_code() -> None:
+    assert Codes(SALT, randbits=lambda _: 12345).mint() != Codes(SALT[::-1], randbits=lambda _: 12345).mint()
+
+
+@pytest.mark.parametrize("salt", ["", "short", "this is my salt", SALT[:15], "a" * 40, "changemechangeme", "0123" * 10])
+def test_an_empty_short_or_placeholder_salt_is_refused(salt: str) -> None:
+    with pytest.raises(ValueError, match="salt"):
+        Codes(salt)
+
+
+@pytest.mark.parametrize("bits", [0, MIN_BITS - 1, MAX_BITS + 1])
+def test_too_few_or_too_many_bits_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="bits"):
+        Codes(SALT, bits)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 6, "a" * 26, "8kVnq2LmR-", "8kVnq2LmRd\n", "8kVnq2LmRé", "8kVnq2Lm٣٣", "../8kVnq2L"])
+def test_the_pattern_matches_nothing_but_codes(text: str) -> None:
+    assert CODE_PATTERN.search(text) is None

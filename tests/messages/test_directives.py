@@ -1,0 +1,215 @@
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.messages.directives import MAX_DIRECTIVES, MAX_LABEL, Directive, DirectiveError, find_directives, render
+
+URL = "https://shop.example/a?b=1"
+
+
+def only(body: str) -> Directive:
+    (directive,) = find_directives(body)
+    return directive
+
+
+def error(body: str) -> DirectiveError:
+    with pytest.raises(DirectiveError) as caught:
+        find_directives(body)
+    return caught.value
+
+
+def test_a_track_directive_gives_its_url_and_its_place() -> None:
+    body = f'Hello Kola, visit us at #track("{URL}") for more'
+    directive = only(body)
+    assert directive == Directive(24, 24 + len(f'#track("{URL}")'), URL, None, "track")
+    assert body[directive.start : directive.end] == f'#track("{URL}")'
+
+
+def test_a_trackurl_directive_carries_a_label() -> None:
+    assert only(f'#trackurl("{URL}","spring sale")') == Directive(0, 53, URL, "spring sale", "trackurl")
+
+
+@pytest.mark.parametrize(("opening", "closing"), ['""', "''", "“”", "””", "„“", "‘’", "’’"])
+def test_quotes_may_be_straight_single_or_curly(opening: str, closing: str) -> None:
+    assert only(f"#track({opening}{URL}{closing})").url == URL
+    assert only(f"#trackurl({opening}{URL}{closing},{opening}x{closing})").label == "x"
+
+
+def test_each_argument_has_quotes_of_its_own_kind() -> None:
+    assert only(f'#trackurl("{URL}",\'say "hi"\')').label == 'say "hi"'
+    assert only(f'#trackurl(“{URL}”,"don’t")').label == "don’t"
+
+
+@pytest.mark.parametrize("body", [rf"#track(\"{URL}\")", rf"#track(\\\"{URL}\\\")", rf'#track(\"{URL}")', rf"#track(\'{URL}\')"])
+def test_quotes_escaped_as_in_a_json_sample_are_taken(body: str) -> None:
+    assert only(body) == Directive(0, len(body), URL, None, "track")
+
+
+def test_an_escaped_sample_may_hold_a_label_and_escaped_slashes() -> None:
+    directive = only(r"#trackurl(\"https:\/\/shop.example\/a\", \"sale\")")
+    assert (directive.url, directive.label) == ("https://shop.example/a", "sale")
+
+
+def test_white_space_between_the_signs_is_ignored() -> None:
+    assert only(f'#trackurl(\t"{URL}" ,\r\n "x"\u00a0)').label == "x"
+
+
+def test_white_space_within_the_quotes_is_kept() -> None:
+    assert only('#track(" u ")').url == " u "
+
+
+@pytest.mark.parametrize("url", ["u)", "u,v", "it's", "u#track(", "u%22", "u(", '#track("', "{message_id}"])
+def test_signs_of_the_syntax_within_a_url_belong_to_it(url: str) -> None:
+    quote = "'" if '"' in url else '"'
+    body = f"#track({quote}{url}{quote}) and #track('v')"
+    assert [directive.url for directive in find_directives(body)] == [url, "v"]
+
+
+def test_backslashes_within_an_argument_escape_quotes_slashes_and_themselves_only() -> None:
+    assert only(r'#track("a\"b\'c\\d\/e\nf")').url == "a\"b'c\\d/e\\nf"
+
+
+@pytest.mark.parametrize("name", ["#Track", "#TRACK", "#tRaCk"])
+def test_case_does_not_matter(name: str) -> None:
+    assert only(f'{name}("{URL}")').kind == "track"
+    assert only(f'{name}URL("{URL}","x")').kind == "trackurl"
+
+
+@pytest.mark.parametrize("before", ["", " ", "(", ":", "é", "は", "👍", "\u202e", "\r\n", "\0", "."])
+def test_a_directive_may_follow_anything_but_a_word(before: str) -> None:
+    assert only(f'{before}#track("{URL}")glued').start == len(before)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "no directive",
+        "#track",
+        "#track me",
+        "#tracker",
+        '#tracker("x")',
+        '#tracking("x")',
+        '#trackurls("x","y")',
+        'foo#track("x")',
+        '_#track("x")',
+        '1#track("x")',
+        '##track("x")',
+        '# track("x")',
+        "#track (see below)",
+        "#track\n(“x”)",
+        'track("x")',
+        '#trac\u212a("x")',
+        "",
+    ],
+)
+def test_what_only_looks_like_a_directive_is_plain_text(body: str) -> None:
+    assert find_directives(body) == []
+
+
+def test_a_blank_before_the_parenthesis_is_forgiven_when_a_quote_follows() -> None:
+    assert only(f'#track ("{URL}")').url == URL
+    assert only(rf"#track ( \"{URL}\")").url == URL
+
+
+@pytest.mark.parametrize(
+    ("body", "position", "reason"),
+    [
+        ('x #track("u)', 9, 'the quote " is never closed'),
+        ('x #track("u\\")', 9, 'the quote " is never closed'),
+        ('#track(“u")', 7, "the quote “ is never closed"),
+        ('#track("u"', 0, "the parenthesis is never closed"),
+        ('#trackurl("u","l"  ', 0, "the parenthesis is never closed"),
+        ('#track("u" x)', 11, "expected \")\", found 'x'"),
+        ("#track(u)", 7, "expected a URL in quotes, found 'u'"),
+        ("#track()", 7, "expected a URL in quotes, found ')'"),
+        ("#track(", 7, "expected a URL in quotes, found the end of the text"),
+        ('#track("")', 0, "the URL is empty"),
+        (r"#track(\"\")", 0, "the URL is empty"),
+        ('#track("u","l")', 10, "#track takes a URL and nothing else; #trackurl takes a label as well"),
+        ('#trackurl("u")', 13, '#trackurl wants a label after the URL: #trackurl("url","label")'),
+        ('#trackurl("u",)', 14, "expected a label in quotes, found ')'"),
+        ('#trackurl("u" "l")', 14, 'expected "," and a label, found \'"\''),
+        ('#trackurl("u","")', 14, "the label is empty"),
+        ('#trackurl("u"," ")', 14, "the label is empty"),
+        ('#trackurl("u","a\0b")', 14, "the label holds a control character"),
+        ('#trackurl("u","a\ud800b")', 14, "the label holds a control character"),
+        (f'#trackurl("u","{"x" * (MAX_LABEL + 1)}")', 14, f"the label is longer than {MAX_LABEL} characters"),
+        ('#trackurl("u","l","m")', 17, "expected \")\", found ','"),
+        ('👍 #track("fine") #track(', 24, "expected a URL in quotes, found the end of the text"),
+    ],
+)
+def test_a_malformed_directive_is_refused_with_its_place_and_reason(body: str, position: int, reason: str) -> None:
+    refused = error(body)
+    assert (refused.position, refused.reason) == (position, reason)
+
+
+def test_several_directives_come_in_the_order_of_the_text() -> None:
+    body = '👍 #track("a") b #trackurl("a","x")\r\n#track("c")'
+    directives = find_directives(body)
+    assert [directive.url for directive in directives] == ["a", "a", "c"]
+    assert [body[d.start : d.end][:6] for d in directives] == ["#track"] * 3
+
+
+def test_the_number_of_directives_is_capped() -> None:
+    body = '#track("u") ' * MAX_DIRECTIVES
+    assert len(find_directives(body)) == MAX_DIRECTIVES
+    refused = error(body + '#track("u")')
+    assert (refused.position, refused.reason) == (len(body), f"more than {MAX_DIRECTIVES} directives in one message")
+
+
+def test_rendering_replaces_in_one_pass() -> None:
+    body = 'a #track("u") b #track("v")c'
+    assert render(body, find_directives(body), ['#track("w")', "2"]) == 'a #track("w") b 2c'
+    assert render("x\r\n\0", [], []) == "x\r\n\0"
+
+
+def test_rendering_wants_a_replacement_for_each_directive() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        render('#track("u")', find_directives('#track("u")'), [])
+
+
+@pytest.mark.parametrize(
+    "body", ['#track("' + "\\" * 50_000, r"#track(\"" + "\\" * 50_000, "#track (" * 10_000, "#track" + " " * 50_000]
+)
+def test_a_hostile_text_is_read_in_one_go(body: str) -> None:
+    with contextlib.suppress(DirectiveError):
+        assert find_directives(body) == []
+
+
+PIECES = st.sampled_from(
+    ['#track("', '")', "#trackurl(", '"', "'", "“", "”", ",", "(", ")", "\\", '\\"', " ", "u", "#Track", "é", "👍", "\0"]
+)
+
+
+@given(st.lists(PIECES, max_size=30).map("".join))
+def test_any_text_is_understood_whole_or_refused_inside_it(body: str) -> None:
+    try:
+        directives = find_directives(body)
+    except DirectiveError:
+        assert 0 <= error(body).position <= len(body)
+        return
+    ends = [0]
+    for directive in directives:
+        assert ends[-1] <= directive.start < directive.end <= len(body)
+        assert body[directive.start] == "#"
+        assert body[directive.end - 1] == ")"
+        assert directive.url
+        assert (directive.label is None) == (directive.kind == "track")
+        ends.append(directive.end)
+    kept = [body[d.start : d.end] for d in directives]
+    assert render(body, directives, kept) == body
+
+
+@given(
+    before=st.text(st.characters(exclude_characters="#")),
+    url=st.text(st.characters(codec="utf-8"), min_size=1),
+    label=st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=MAX_LABEL).filter(str.strip),
+)
+def test_any_escaped_url_and_label_come_back_as_they_were(before: str, url: str, label: str) -> None:
+    def quoted(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    directive = only(f"{before} #trackurl({quoted(url)},{quoted(label)}){before}")
+    assert (directive.url, directive.label, directive.start) == (url, label, len(before) + 1)

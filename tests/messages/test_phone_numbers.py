@@ -1,0 +1,151 @@
+import phonenumbers
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from shortener.messages.phone_numbers import Number, NumberError, check_sender, parse_number
+
+
+@pytest.mark.parametrize(
+    ("to", "country"),
+    [
+        ("+14155550100", "US"),
+        ("+14165550100", "CA"),
+        ("+18765550100", "JM"),
+        ("+447400123456", "GB"),
+        ("+447624012345", "IM"),
+        ("+491701234567", "DE"),
+        ("+79161234567", "RU"),
+        ("+77011234567", "KZ"),
+        ("+390669812345", "VA"),
+        ("+61891620123", "CC"),
+        ("+8613812345678", "CN"),
+        ("+870773111632", None),  # a satellite phone
+        ("+9991234567", None),  # no such code
+        ("+14085555", None),
+    ],
+)
+def test_a_number_is_kept_and_its_country_known(to: str, country: str | None) -> None:
+    assert parse_number(to) == Number(to, country)
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "",
+        "+",
+        "14155550100",
+        "0014155550100",
+        "+04155550100",
+        "+1 415 555 0100",
+        "+1-415-555-0100",
+        "+1408555XXXX",
+        "+1415555010٠",
+        "+１４１５５５５０１００",
+        "+123456",
+        "+1234567890123456",
+        "tel:+14155550100",
+        "+14155550100;ext=1",
+        "+14155550100\n",
+        " +14155550100",
+        "+" + "1" * 10_000,
+    ],
+)
+def test_what_is_no_e164_number_is_refused(to: str) -> None:
+    with pytest.raises(NumberError, match=r"is not an E\.164 number") as caught:
+        parse_number(to)
+    assert len(caught.value.reason) < 150
+
+
+def phonenumbers_country(number: str) -> str | None:
+    try:
+        region: str | None = phonenumbers.region_code_for_number(phonenumbers.parse(number))
+    except phonenumbers.NumberParseException:
+        return None
+    return None if region == "001" else region
+
+
+CALLING_CODES = sorted(phonenumbers.COUNTRY_CODE_TO_REGION_CODE)
+SHARED_CODES = [code for code in CALLING_CODES if len(phonenumbers.COUNTRY_CODE_TO_REGION_CODE[code]) > 1]
+EXAMPLES = [
+    phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    for code in SHARED_CODES
+    for region in phonenumbers.COUNTRY_CODE_TO_REGION_CODE[code]
+    for kind in phonenumbers.PhoneNumberType.values()
+    if (number := phonenumbers.example_number_for_type(region, kind)) is not None
+]
+
+
+@st.composite
+def variations(draw: st.DrawFn) -> str:
+    """A real number of a shared code, its last digits exchanged."""
+    number = draw(st.sampled_from(EXAMPLES))
+    kept = draw(st.integers(3, len(number)))
+    rest = len(number) - kept
+    return number[:kept] + draw(st.text("0123456789", min_size=rest, max_size=rest))
+
+
+@given(
+    st.one_of(
+        variations(),
+        st.builds("+{}{}".format, st.sampled_from(SHARED_CODES), st.text("0123456789", min_size=10, max_size=10)),
+        st.builds("+{}{}".format, st.sampled_from(CALLING_CODES), st.text("0123456789", min_size=6, max_size=11)),
+        st.from_regex(r"\+[1-9][0-9]{6,14}", fullmatch=True),
+    )
+)
+@settings(max_examples=1000)
+@example("+448001111")
+@example("+448001112")
+@example("+440146051234")
+@example("+440146059234")
+@example("+61851181234")
+@example("+61851182234")
+def test_the_country_is_the_one_that_phonenumbers_names(number: str) -> None:
+    # Twice: from the tables, then from the cache.
+    try:
+        assert parse_number(number).country == phonenumbers_country(number)
+    except NumberError:
+        return
+    assert parse_number(number).country == phonenumbers_country(number)
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "123",
+        "72345",
+        "18775550100",
+        "+18775550100",
+        "ABC",
+        "InfoSMS",
+        "Gladiator1",
+        "a2345678901",
+        "channel:Bxn9SHBYhl89KnXXXXXXXX",
+        "sender_id:EjihJOXWJE24O",
+    ],
+)
+def test_numbers_names_and_references_are_senders(sender: str) -> None:
+    assert check_sender(sender) is None
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "",
+        "12",
+        "+12",
+        "1234567890123456",
+        "AB",
+        "1Shop",
+        "My Shop",
+        "Shöp",
+        "Shop\n",
+        "ABCDEFGHIJKL",
+        "٣٣٣",
+        "channel:",
+        "channel: x",
+        "x:1",
+    ],
+)
+def test_anything_else_is_no_sender(sender: str) -> None:
+    assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits beginning with a letter"

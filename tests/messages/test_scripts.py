@@ -1,0 +1,61 @@
+"""Hosts that mix scripts."""
+
+from __future__ import annotations
+
+import idna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.messages.scripts import mixed_scripts
+from shortener.urls import DestinationError, parse_destination
+
+
+def spelled(host: str) -> str:
+    return idna.encode(host, uts46=True).decode()
+
+
+@pytest.mark.parametrize(
+    ("host", "scripts"),
+    [
+        ("аpple.example", ("Cyrillic", "Latin")),
+        ("www.pаypal.example", ("Cyrillic", "Latin")),
+        ("gοοgle.example", ("Greek", "Latin")),
+        ("аβ.example", ("Cyrillic", "Greek")),
+        ("яндекc.example", ("Cyrillic", "Latin")),
+    ],
+)
+def test_a_host_that_mixes_scripts_is_noticed(host: str, scripts: tuple[str, ...]) -> None:
+    assert mixed_scripts(spelled(host)) == scripts
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "shop.example",
+        "münchen.example",
+        "пример.рф",
+        "пример.example",  # the labels of a host may be of different scripts
+        "москва-24.example",
+        "ελλάδα.example",
+        "ドメインー名例abc.example",
+        "お名前.example",
+        "中文網站.example",
+        "한국어abc.example",
+        "परीक्षा.example",
+        "مثال.example",
+        "xn--e1afmkfd.xn--p1ai",
+    ],
+)
+def test_what_languages_mix_passes(host: str) -> None:
+    assert mixed_scripts(spelled(host)) == ()
+
+
+@given(st.text(st.characters(categories=["L", "M", "N"]), min_size=1, max_size=12))
+def test_whatever_is_a_destination_can_be_looked_at(label: str) -> None:
+    try:
+        host = parse_destination(f"https://{label}.example/").host
+    except DestinationError:
+        return
+    scripts = mixed_scripts(host)
+    assert not scripts or len(scripts) > 1

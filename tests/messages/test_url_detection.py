@@ -1,0 +1,190 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortener.messages.url_detection import FoundUrl, find_urls
+from shortener.urls import parse_destination
+
+
+def found(body: str) -> list[str]:
+    """The URLs as they stand in the text."""
+    urls = find_urls(body)
+    for url in urls:
+        assert url.url in (body[url.start : url.end], "http://" + body[url.start : url.end])
+    return [body[url.start : url.end] for url in urls]
+
+
+def test_a_url_is_found_with_its_place() -> None:
+    assert find_urls("See https://shop.example/a?b=1, or www.x.co.uk.") == [
+        FoundUrl(4, 30, "https://shop.example/a?b=1"),
+        FoundUrl(35, 46, "http://www.x.co.uk"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://shop.example",
+        "https://shop.example/",
+        "hTTps://Shop.Example/A",
+        "https://shop.example:8443/a?b=c&d#e",
+        "https://shop.example?b",
+        "https://shop.example#b",
+        "https://shop.example/a,b;c:d!e'f(g)h",
+        "https://shop.example/a_(b)",
+        "https://shop.example/?m={message_id}",
+        "https://shop.example/?u=https://other.example/x",
+        "https://shop.example/ä/Москва",
+        "https://例え.example/",
+        "http://127.0.0.1:8000/a",
+        "http://[::1]:8000/a",
+        "http://localhost:8000",
+        "www.x.co.uk",
+        "WWW.SHOP.COM",
+        "www.gov.uk",
+        "www.party.us",
+        "www.bücher.de/ä",
+        "x.com",
+        "x.com/y?z",
+        "x.com:8080",
+        "x.com:80/y",
+        "x.com?id=QJKGIG",
+        "my-tone.com/enjoy",
+        "club4mobiles.com",
+        "PocketBabe.co.uk",
+        "SHOUT2SMS.COM",
+        "o2.co.uk/games",
+        "Yahoo.Com",
+        "magic.blogspot.com",
+        "80488.biz",
+        "acme.com.au",
+        "amazon.de",
+        "Telekom.de/x",
+        "bücher.fr",
+        "пример.рф",
+        "bit.ly/3xYz",
+        "t.me/shop",
+        "ACME.IO/A",
+        "gov.uk/tax",
+        "staff.uni.edu.sg/~me",
+    ],
+)
+@pytest.mark.parametrize(
+    "around",
+    ["{}", "go to {} now", "({})", "“{}”", "'{}'", '"{}"', "<{}>", "see {}.", "{}, or", "{}!?", "*{}*", "info:{}...", "👍{}\n"],
+)
+def test_a_link_is_found_whatever_the_sentence_around_it(url: str, around: str) -> None:
+    assert found(around.format(url)) == [url]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "no link at all",
+        "hi.how are you",
+        "Ok.so what",
+        "lar.i know",
+        "r u going or u.no",
+        "love it.it was fun",
+        "Thanks.me too.in a min.at home.be good.is it.to go.my dear.us all",
+        "come home.info follows.now.live.shop.today.club.help",
+        "Lost.Net was torn",
+        "fuera.De nada",
+        "Si.como no. bien.es verdad, ok.eu vou",
+        "CALL NOW.UK RESIDENTS ONLY",
+        "Yes.No/maybe",
+        "B.Com/M.Com, B.Sc/M.Sc",
+        "ok..come",
+        "me@x.com",
+        "first.last@shop.co.uk, info.de@x.com",
+        "me@www.shop.com/a",
+        "me@ shop.edu",
+        "@x.com #x.com $x.com",
+        "£1.50, $9.99, 1.50p/msg, 10.99/month",
+        "7.30pm, 10.am/11.am, 20.11.2026",
+        "v1.2.3, 10.0.0.1, 1.2.3.4/a",
+        "readme.md index.html photo.zip song.mov main.rs node.js run.sh",
+        "e.g. this, i.e. that, a.m./p.m., U.S.A., Ph.D.",
+        "co.uk",
+        "www.com www. www.x www.shop.invalid",
+        "http://wap. rest",
+        "http://intranet/a",
+        "https://",
+        "http//www.x.com",
+        "a_b.com",
+        "x.com_ x.com-based x.com=1 x.com+1",
+        "x.com?yes",
+        "www.shop.com1win150age16",
+        "http://user:pw@x.com/",
+        "http://x.com:99999/",
+        "http://x.com\\@evil.example",
+        "http://x.com./a",
+        "http://127.1/",
+        "http://a..b/",
+        "привет.как дела",
+    ],
+)
+def test_what_is_no_link_is_left_alone(body: str) -> None:
+    assert found(body) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "urls"),
+    [
+        (
+            "http://a.example,http://b.example;https://c.example/x,y",
+            ["http://a.example", "http://b.example", "https://c.example/x,y"],
+        ),
+        ("x.com,y.com", ["x.com", "y.com"]),
+        ("Visit us.http://x.com", ["http://x.com"]),
+        ("experiencehttp://www.x.com/a.asp", ["http://www.x.com/a.asp"]),
+        ("詳細はhttps://xoxzo.comへ", ["https://xoxzo.com"]),
+        ("詳細はwww.xoxzo.jpへ", ["www.xoxzo.jp"]),
+        ("詳細は xoxzo.com へ", ["xoxzo.com"]),
+        ("请点击https://t.cn/abc。谢谢", ["https://t.cn/abc"]),
+        ("https://x.com/a\u200b b", ["https://x.com/a"]),
+        ("\u200fx.com/a\u200f", ["x.com/a"]),
+        ("https://x.com/a|b", ["https://x.com/a"]),
+        ("[(https://x.com/a_(b)c)].", ["https://x.com/a_(b)c"]),
+        ("(x.com/(a)", ["x.com/(a)"]),
+        ("https://x.com/{code}}", ["https://x.com/{code}"]),
+        (r"{\"text\":\"https://x.com/a\"}", ["https://x.com/a"]),
+        ("x.com?", ["x.com"]),
+        ("x.com- ok", ["x.com"]),
+        ("x.com:30 days", ["x.com"]),
+        ("a.com a.com", ["a.com", "a.com"]),
+    ],
+)
+def test_a_link_ends_where_the_sentence_goes_on(body: str, urls: list[str]) -> None:
+    assert found(body) == urls
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a." * 9999,
+        "a-" * 9999,
+        "http://a" * 9999,
+        "www." * 9999,
+        "x.com/" + "(!)" * 9999,
+        "https://" + "a" * 9999 + "@",
+        "a.b?" * 9999,
+    ],
+)
+def test_a_hostile_text_is_read_in_one_go(body: str) -> None:
+    assert found(body) == []
+
+
+SIGNS = list("./?#@:-_() ,!'\"\\%üへ👍\u200b\ud800\0İ")
+PIECES = st.sampled_from(["http://", "https://", "www.", "x", "shop", ".com", ".de", ".so", "a=b", "80", "{code}", "xn--", *SIGNS])
+
+
+@given(st.lists(PIECES, max_size=14).map("".join) | st.text(max_size=30))
+def test_every_found_url_can_be_a_destination(body: str) -> None:
+    end = 0
+    for url in find_urls(body):
+        assert end <= url.start < url.end <= len(body)
+        assert url.url in (body[url.start : url.end], "http://" + body[url.start : url.end])
+        parse_destination(url.url)
+        end = url.end

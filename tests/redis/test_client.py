@@ -1,0 +1,226 @@
+"""A Redis that is refused, frozen, slow, restarted; and the ways to reach one. All of them real."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import pytest
+
+from shortener.redis.client import Client, RedisServer, RedisUnavailable, check_redis_url, open_redis
+from tests.servers import PATIENCE, Proxy, RedisProcess, free_port, tls_context
+
+
+async def ping(client: Client) -> bool:
+    answer: bool = await client.ping()
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, timeout: float = 0.1) -> AsyncIterator[RedisServer]:
+    server = open_redis(url, timeout=timeout)
+    yield server
+    await server.close()
+
+
+async def seconds_of(call: Awaitable[object]) -> float:
+    """How long it took to be told that Redis is unavailable."""
+    began = time.monotonic()
+    with pytest.raises(RedisUnavailable):
+        await call
+    return time.monotonic() - began
+
+
+async def until_up(server: RedisServer) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not server.up:
+            await asyncio.sleep(0.01)  # and look again
+
+
+async def test_a_refused_redis_is_noticed_once_and_its_return_by_itself(redis_server: RedisProcess) -> None:
+    async with opened(redis_server.url) as server:
+        assert await server.run(ping)
+        redis_server.kill()
+        assert await seconds_of(server.run(ping)) < 0.3
+        calls = server.calls
+        for _ in range(1000):
+            assert await seconds_of(server.run(ping)) < 0.05
+        assert server.calls == calls, "nothing was sent to a Redis that is known to be down"
+        assert not server.up
+        redis_server.start()
+        await until_up(server)
+        assert await server.run(ping)
+
+
+async def test_a_frozen_redis_costs_its_time_limit_once(redis_server: RedisProcess) -> None:
+    async with opened(redis_server.url) as server:
+        assert await server.run(ping)
+        redis_server.freeze()
+        together = await asyncio.gather(*(seconds_of(server.run(ping)) for _ in range(10)))
+        assert max(together) < 0.45, "the limit of the call, and that of the ping"
+        assert await seconds_of(server.run(ping)) < 0.05
+        redis_server.thaw()
+        await until_up(server)
+        assert await server.run(ping)
+
+
+async def test_a_slow_redis_counts_as_down_until_it_is_quick_again(redis_server: RedisProcess) -> None:
+    async with Proxy(redis_server.port).running() as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as server:
+        assert await server.run(ping)
+        proxy.delay = 0.2
+        await seconds_of(server.run(ping))
+        assert await seconds_of(server.run(ping)) < 0.05
+        assert await server.run(ping, insist=True), "whoever insists waits for it"
+        proxy.delay = 0.0
+        await until_up(server)
+
+
+async def test_a_connection_that_a_restart_cut_is_nobodys_fault(redis_server: RedisProcess) -> None:
+    async with opened(redis_server.url) as server:
+        assert await server.run(ping)
+        redis_server.kill()
+        redis_server.start()
+        assert await server.run(ping)
+        assert server.up
+
+
+async def test_a_refusal_is_an_answer(redis_server: RedisProcess) -> None:
+    async def wrong(client: Client) -> None:
+        await client.execute_command("NOSUCHCOMMAND")
+
+    async with opened(redis_server.url) as server:
+        with pytest.raises(RedisUnavailable, match="unknown command"):
+            await server.run(wrong)
+        assert server.up
+
+
+# Ways to reach one.
+
+
+async def keep(client: Client) -> list[bytes | None]:
+    pipe = client.pipeline(transaction=False)
+    for number in range(20):
+        pipe.set(f"key{number}", str(number))
+    await pipe.execute()
+    pipe = client.pipeline(transaction=False)
+    for number in range(20):
+        pipe.get(f"key{number}")
+    kept: list[bytes | None] = await pipe.execute()
+    return kept
+
+
+KEPT = [str(number).encode() for number in range(20)]
+
+
+async def test_by_the_socket_of_a_file(tmp_path: Path) -> None:
+    server = RedisProcess(tmp_path, "--unixsocket", str(tmp_path / "s"))
+    server.start()
+    async with opened(f"unix://{tmp_path}/s") as by_socket:
+        assert await by_socket.run(keep) == KEPT
+    server.kill()
+
+
+async def test_with_a_password_and_a_database(redis_server: RedisProcess) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        client.acl_setuser("me", enabled=True, passwords=["+pass@word"], keys=["*"], categories=["+@all"])
+    async with opened(f"redis://me:pass%40word@127.0.0.1:{redis_server.port}/3") as database:
+        assert await database.run(keep) == KEPT
+    async with opened(f"redis://me:wrong@127.0.0.1:{redis_server.port}/3") as stranger:
+        await seconds_of(stranger.run(ping))
+
+
+async def test_over_tls_and_not_to_a_stranger(redis_server: RedisProcess, certificate: Path) -> None:
+    async with Proxy(redis_server.port, tls=tls_context(certificate)).running() as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}/0"
+        async with opened(f"{url}?ssl_ca_certs={certificate}", timeout=1) as trusted:
+            assert await trusted.run(keep) == KEPT
+        async with opened(url, timeout=1) as unknown:
+            await seconds_of(unknown.run(ping))
+
+
+async def test_by_sentinels_and_on_to_the_next_primary(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "sentinel")]
+    for folder in folders:
+        folder.mkdir()
+    one, two = RedisProcess(folders[0]), RedisProcess(folders[1])
+    one.start()
+    two._options = ("--replicaof", "127.0.0.1", str(one.port))
+    two.start()
+    port = free_port()
+    configuration = folders[2] / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor main 127.0.0.1 {one.port} 1\nsentinel down-after-milliseconds main 300\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    sentinel = RedisProcess(folders[2], str(configuration), port=port, mode="sentinel")
+    sentinel.start()
+    try:
+        with contextlib.closing(two.client()) as replica:
+            async with asyncio.timeout(PATIENCE):
+                while replica.info("replication")["master_link_status"] != "up":
+                    await asyncio.sleep(0.05)  # and look again
+        async with opened(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main/0", timeout=0.5) as server:
+            assert await server.run(keep) == KEPT
+            with contextlib.closing(sentinel.client()) as client:
+                async with asyncio.timeout(PATIENCE):
+                    while client.sentinel_master("main")["num-slaves"] != 1:
+                        await asyncio.sleep(0.05)  # and look again
+            one.kill()
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    with contextlib.suppress(RedisUnavailable):
+                        assert await server.run(keep) == KEPT
+                        break
+                    await asyncio.sleep(0.1)  # and try again
+    finally:
+        for process in (sentinel, two, one):
+            process.kill()
+
+
+async def test_a_cluster(tmp_path: Path) -> None:
+    nodes = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        port = next(port for _ in range(100) if (port := free_port()) < 55_000)  # nodes also listen 10,000 above it
+        nodes.append(RedisProcess(folder, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", port=port))
+        nodes[-1].start()
+    try:
+        half = 16384 // 2
+        for node, slots in zip(nodes, (range(half), range(half, 16384)), strict=True):
+            with contextlib.closing(node.client()) as client:
+                client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", str(node.port))
+        with contextlib.closing(nodes[0].client()) as client:
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port)
+        for node in nodes:
+            with contextlib.closing(node.client()) as client:
+                async with asyncio.timeout(PATIENCE):
+                    while "cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                        await asyncio.sleep(0.05)  # and look again
+        async with opened(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{nodes[0].port}", timeout=0.5) as server:
+            assert await server.run(keep) == KEPT
+            sizes = []
+            for node in nodes:
+                with contextlib.closing(node.client()) as client:
+                    sizes.append(client.dbsize())
+            assert sum(sizes) == 20
+            assert min(sizes) > 0, "the keys are spread"
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://x", "wants one of"),
+        ("redis+sentinel://h:1", "names no service"),
+        ("redis+cluster://", "names no host"),
+        ("localhost:6379", "wants one of"),
+    ],
+)
+def test_an_unusable_url_is_told(url: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_redis_url(url)

@@ -1,0 +1,95 @@
+"""What the link cache keeps, for how long, and what it no longer answers for."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from shortener.redis.client import open_redis
+from shortener.redis.link_cache import CachedLink, NoLinkCache, RedisLinkCache
+from tests.servers import RedisProcess
+
+NOW = 1_795_176_000_000
+
+
+def link(code: str, **more: Any) -> CachedLink:
+    values: dict[str, Any] = {
+        "code": code,
+        "link_id": 2**62 + 1,
+        "message": 7,
+        "application_id": 1,
+        "domain_id": 0,
+        "flags": 1,
+        "url": "https://x.example/ä?b=1",
+        "fallback_url": None,
+        "expires_at": NOW + 60_000,
+    }
+    return CachedLink(**values | more)
+
+
+@pytest.fixture
+async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
+    redis = open_redis(redis_server.url, timeout=0.5)
+    yield RedisLinkCache(redis, "sms:test:", lambda: NOW)
+    await redis.close()
+
+
+async def test_a_link_comes_back_as_it_was_and_lives_as_long_as_the_link(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+    kept = link("abc", fallback_url="https://x.example/over")
+    await cache.put([kept])
+    assert await cache.find(["abc", "unknown"]) == {"abc": kept}
+    with contextlib.closing(redis_server.client()) as client:
+        assert 59_000 < client.pttl("sms:test:abc") <= 60_000
+    assert (cache.kept, cache.found, cache.missed) == (1, 1, 1)
+
+
+async def test_what_another_version_wrote_is_not_known(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        client.set("sms:test:abc", "not JSON")
+        client.set("sms:test:def", "[1, 2]")
+    assert await cache.find(["abc", "def"]) == {}
+
+
+async def test_many_that_arrive_together_share_round_trips(cache: RedisLinkCache) -> None:
+    await asyncio.gather(*(cache.put([link(f"c{number}"), link(f"d{number}")]) for number in range(2000)))
+    assert len(await cache.find([f"c{number}" for number in range(2000)])) == 2000
+    assert cache._redis.calls < 12
+
+
+async def test_what_was_forgotten_is_not_brought_back_by_a_rewrite_under_way(cache: RedisLinkCache) -> None:
+    await cache.put([link("abc")])
+    await cache.forget(["abc"])
+    await cache.put([link("abc")])
+    assert await cache.find(["abc"]) == {}
+
+
+async def test_a_redis_that_is_away_knows_nothing_and_holds_nobody_up(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+    await cache.put([link("abc")])
+    redis_server.kill()
+    await cache.put([link("def")])
+    assert await cache.find(["abc"]) == {}
+    assert not await cache.forget(["abc"])
+    assert cache.failures == 2
+    redis_server.start()
+    assert set(await cache.find(["abc", "def"])) == {"abc"}
+
+
+async def test_a_change_that_redis_could_not_be_told_of_is_told_when_it_is_back(
+    cache: RedisLinkCache, redis_server: RedisProcess
+) -> None:
+    await cache.put([link("abc")])
+    redis_server.kill()
+    assert not await cache.forget(["abc"])
+    redis_server.start()
+    assert await cache.settle() == 1
+    assert await cache.settle() == 0
+    assert await cache.find(["abc"]) == {}
+
+
+async def test_without_redis_there_is_no_cache() -> None:
+    cache = NoLinkCache()
+    await cache.put([link("abc")])
+    assert await cache.find(["abc"]) == {}
+    assert await cache.forget(["abc"])

@@ -1,0 +1,120 @@
+"""Conversion rates of processes, from counts and from what is not yet folded into them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, insert
+
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CountDelta
+from shortener.reporting.conversion_processes import MOST_INTERVALS, Granulation, Rate, conversion_rates, cut
+from shortener.reporting.counts import fold, quarters
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+from tests.reporting.plans import plans, scanned
+
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+PROCESS, OTHER = 7, 8
+
+
+def happen(connection: Connection) -> None:
+    """Two countries and two campaigns of one process, and another process."""
+    names = ("id", "application_id", "campaign", "source", "country", "process_id")
+    cohorts = [
+        (1, 1, "", "api", "US", PROCESS),
+        (2, 1, "spring", "api", "US", PROCESS),
+        (3, 1, "", "api", "", PROCESS),
+        (4, 1, "", "api", "US", OTHER),
+    ]
+    connection.execute(insert(schema.cohorts), [dict(zip(names, cohort, strict=True)) for cohort in cohorts])
+    tally = CountDelta()
+    for cohort, at, metric, amount in (
+        (1, NOON, "messages", 10),
+        (1, NOON, "segments", 20),
+        (1, NOON + timedelta(minutes=14, seconds=59), "ends", 4),
+        (1, NOON + HOUR, "ends", 1),
+        (2, NOON + HOUR, "messages", 2),
+        (3, NOON + HOUR, "messages", 3),
+        (3, NOON + HOUR, "conversions", 3),
+        (4, NOON, "messages", 100),
+        (4, NOON, "ends", 100),
+    ):
+        tally.add(cohort, to_ms(at), metric, amount)
+    count_deltas.append(connection, 1, tally)
+
+
+HOURS = [quarters(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number in range(-1, 2)]
+EXPECTED = [{}, {"US": Rate(10, 4)}, {"US": Rate(2, 1), "": Rate(3, 0)}]
+
+
+async def test_starts_and_ends_are_told_by_interval_and_country_folded_or_not(database: Database) -> None:
+    await database.write(happen)
+    assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
+    assert await database.write(fold) == 1
+    assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
+    assert await database.read(conversion_rates, PROCESS, [quarters(NOON, NOON + 2 * HOUR)]) == [
+        {"US": Rate(12, 5), "": Rate(3, 0)}
+    ]
+    assert await database.read(conversion_rates, PROCESS, []) == []
+    assert await database.read(conversion_rates, 9, HOURS) == [{}, {}, {}]
+
+
+async def test_a_rate_is_searches_in_indexes_and_reads_no_message(sqlite: Database) -> None:
+    await sqlite.write(happen)
+
+    def ask(connection: Connection) -> list[str]:
+        return plans(connection, lambda: conversion_rates(connection, PROCESS, HOURS[:1]))
+
+    found = await sqlite.read(ask)
+    assert len(found) == 3
+    for plan in found:
+        assert scanned(plan, "cohorts", "counts", "tallies") == []
+        assert not any(table in plan for table in ("messages", "conversions"))
+    assert "SEARCH counts USING" in found[0]
+    assert "(cohort_id=? AND quarter>? AND quarter<?)" in found[0]
+
+
+def test_a_rate_of_nothing_is_nothing() -> None:
+    assert Rate().conversion_rate == 0
+    assert Rate(3, 1).conversion_rate == 0.333333
+    assert Rate.total([Rate(3, 1), Rate(2, 2)]) == Rate(5, 3)
+
+
+def begins(since: datetime, until: datetime, granulation: Granulation | None) -> list[str]:
+    return [f"{at:%m-%d %H:%M}" for at, _ in cut(since, until, granulation)]
+
+
+def test_intervals_begin_with_the_hour_the_day_the_week_and_the_month() -> None:
+    friday = NOON + timedelta(minutes=20)
+    assert begins(friday, friday + 2 * HOUR, None) == ["11-20 12:20"]
+    assert begins(friday, NOON + HOUR, "MINUTE") == ["11-20 12:20", "11-20 12:30", "11-20 12:45"]
+    assert begins(friday, friday + 2 * HOUR, "HOUR") == ["11-20 12:20", "11-20 13:00", "11-20 14:00"]
+    assert begins(friday, friday + timedelta(days=2), "DAY") == ["11-20 12:20", "11-21 00:00", "11-22 00:00"]
+    assert begins(friday, friday + timedelta(days=14), "WEEK") == ["11-20 12:20", "11-23 00:00", "11-30 00:00"]
+    assert begins(friday, friday + timedelta(days=60), "MONTH") == ["11-20 12:20", "12-01 00:00", "01-01 00:00"]
+    assert cut(friday, friday, "HOUR") == cut(friday, NOON, None) == []
+
+
+def test_there_are_not_more_intervals_than_a_question_may_cost() -> None:
+    assert len(cut(NOON, NOON + MOST_INTERVALS * HOUR, "HOUR")) == MOST_INTERVALS
+    with pytest.raises(ValueError, match="more than 750"):
+        cut(NOON, NOON + (MOST_INTERVALS + 1) * HOUR, "HOUR")
+
+
+@given(
+    st.timedeltas(timedelta(days=-2000), timedelta(days=2000)).map(lambda away: NOON + away),
+    st.timedeltas(timedelta(), timedelta(days=7)),
+    st.sampled_from(["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]),
+)
+def test_intervals_share_no_quarter_and_leave_none_out(since: datetime, length: timedelta, granulation: Granulation) -> None:
+    intervals = cut(since, since + length, granulation)
+    within = [quarter for _, part in intervals for quarter in part]
+    assert within == list(quarters(since, since + length)) if length else not within
+    assert all(before < after for (before, _), (after, _) in pairwise(intervals))

@@ -1,0 +1,179 @@
+"""The CSV: what is in it, that it is safe in a spreadsheet, and that it takes constant memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, insert
+
+from shortener.errors import StoreUnavailable
+from shortener.model import State
+from shortener.reporting import export
+from shortener.reporting.export import HEADER, csv_pages, defuse
+from shortener.reporting.messages import MessageFilter
+from shortener.storage import schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+from tests.rows import Rows
+
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+
+def base_url(domain: int) -> str:
+    return f"https://d{domain}.example"
+
+
+def cohorts(connection: Connection, campaign: str = "") -> None:
+    values = {"id": 1, "application_id": 1, "campaign": campaign, "source": "api", "country": "US"}
+    connection.execute(insert(schema.cohorts).values(values))
+
+
+EVERYTHING = MessageFilter(1)
+
+
+async def exported(database: Database, wanted: MessageFilter = EVERYTHING) -> list[dict[str, str]]:
+    pieces = [piece async for piece in csv_pages(database, wanted, base_url)]
+    return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
+
+
+async def test_a_message_is_a_line(database: Database) -> None:
+    def fill(connection: Connection) -> None:
+        cohorts(connection, "Grüße 春")
+        rows = Rows(connection)
+        message = rows.message(
+            NOON,
+            message_id="m",
+            from_address='Shop, "Ltd"',
+            state=int(State.DELIVERED),
+            delivered_at=NOON + timedelta(seconds=4),
+            mt_price=Decimal("0.0095"),
+        )
+        rows.link(message, position=1, code="BBB")
+        rows.link(message, position=0, code="AAA", url="https://shop.example/?a=1,2", domain_id=3)
+
+    await database.write(fill)
+    (line,) = await exported(database)
+    assert tuple(line) == HEADER
+    assert line["message_id"] == "m"
+    assert line["to"] == "+14085550100"  # a plain number: nothing to defuse
+    assert line["from"] == 'Shop, "Ltd"'
+    assert line["campaign"] == "Grüße 春"
+    assert (line["state"], line["delivered_at"], line["sent_at"]) == ("DELIVERED", "2026-11-20T12:00:04Z", "")
+    assert (line["mt_price"], line["segments"], line["fragments_count"]) == ("0.0095", "1", "")
+    assert (line["short_url"], line["url"]) == ("https://d3.example/AAA", "https://shop.example/?a=1,2")
+
+
+async def test_without_messages_there_is_a_header(database: Database) -> None:
+    pieces = [piece async for piece in csv_pages(database, EVERYTHING, base_url)]
+    assert pieces == [(",".join(HEADER) + "\r\n").encode()]
+
+
+async def test_cells_that_would_run_as_formulas_are_defused(database: Database) -> None:
+    def fill(connection: Connection) -> None:
+        cohorts(connection, "=cmd|' /C calc'!A0")
+        Rows(connection).message(NOON, message_id="@SUM(1)", from_address="+1-2", reason_description='-2+3;=HYPERLINK("x")')
+
+    await database.write(fill)
+    (line,) = await exported(database)
+    assert line["campaign"] == "'=cmd|' /C calc'!A0"
+    assert (line["message_id"], line["from"]) == ("'@SUM(1)", "'+1-2")
+    assert line["reason_description"] == "'-2+3;'=HYPERLINK(\"x\")"
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("+14085550100", "+14085550100"),
+        ("-5.25", "-5.25"),
+        ("+1+1", "'+1+1"),
+        ("  =1", "'  =1"),
+        ("\t=1", "'\t'=1"),
+        ("\rx", "'\rx"),
+        ("\nx", "'\nx"),
+        (" \rx", "' \rx"),
+        ("two\r\nlines", "two\r\nlines"),
+        ("＝1", "'＝1"),
+        ("＠x", "'＠x"),
+        ("a; =b", "a;' =b"),
+        ("a\n=b", "a\n'=b"),
+        ("https://shop.example/?a=1&b=-1", "https://shop.example/?a=1&b=-1"),
+        ("+١٢", "'+١٢"),
+    ],
+)
+def test_defused(text: str, safe: str) -> None:
+    assert defuse(text) == safe
+
+
+@given(st.text(alphabet=st.sampled_from("=+-@＝＋－＠\t\r\n ;|'\"a1.")))
+def test_nothing_defused_begins_like_a_formula(text: str) -> None:
+    safe = defuse(text)
+    assert defuse(safe) == safe
+    assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
+    if safe.lstrip(" ").startswith(("+", "-")):
+        Decimal(safe)  # a plain number, or this raises
+
+
+def many(connection: Connection, count: int) -> None:
+    cohorts(connection)
+    columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
+    put = BulkInsert(schema.messages, *columns, "encoding", "segments")
+    at = to_ms(NOON)
+    put(connection, [(i + 1, 1, 1, f"m{i}", "r", "", "+14085550100", 0, at, "GSM-7", 1) for i in range(count)])
+
+
+async def test_an_export_of_any_length_takes_the_memory_of_a_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "PAGE", 100)
+    await database.write(many, 5000)
+    lines, most = 0, 0
+    reports: list[int] = []
+    tracemalloc.start()
+    try:
+        before = 0
+        async for piece in csv_pages(database, EVERYTHING, base_url, progress=reports.append):
+            lines += piece.count(b"\r\n")
+            now, peak = tracemalloc.get_traced_memory()
+            before = before or now  # after the first page, with every cache warm
+            most = max(most, peak - before)
+            tracemalloc.reset_peak()
+    finally:
+        tracemalloc.stop()
+    assert lines == 5001
+    assert reports == list(range(100, 5001, 100))
+    assert most < 1_500_000  # all 5000 rows at once take some 10 MB
+
+
+async def test_filters_choose_what_is_exported(database: Database) -> None:
+    def fill(connection: Connection) -> None:
+        cohorts(connection, "spring")
+        rows = Rows(connection)
+        for minute in range(3):
+            rows.message(NOON + timedelta(minutes=minute), message_id=f"m{minute}")
+
+    await database.write(fill)
+    found = await exported(database, MessageFilter(1, campaign="spring", since=NOON + timedelta(minutes=1)))
+    assert [line["message_id"] for line in found] == ["m2", "m1"]
+    assert await exported(database, MessageFilter(2)) == []
+
+
+async def test_a_store_that_goes_away_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "PAGE", 2)
+    await database.write(many, 5)
+    pages = csv_pages(database, EVERYTHING, base_url)
+    await anext(pages)
+
+    async def away(*arguments: object) -> None:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(database, "read", away)
+    with pytest.raises(StoreUnavailable):
+        await anext(pages)

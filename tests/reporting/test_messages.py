@@ -1,0 +1,238 @@
+"""Lists of messages: order, pages, filters, and that none of them reads more than it shows."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, insert, select, text
+
+from shortener.model import State
+from shortener.reporting import messages
+from shortener.reporting.messages import MessageFilter, MessagePage, fields, page
+from shortener.storage import schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.open import open_database
+from shortener.storage.types import to_ms
+from tests.conftest import new_postgresql_database
+from tests.reporting.plans import plans, scanned
+from tests.rows import Rows
+
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def cohort(
+    connection: Connection, number: int, campaign: str = "", source: str = "api", country: str = "US", owner: int = 1
+) -> None:
+    values = {"id": number, "application_id": owner, "campaign": campaign, "source": source, "country": country}
+    connection.execute(insert(schema.cohorts).values(values))
+
+
+def fill(connection: Connection) -> None:
+    """Ten messages a minute apart, m0 to m9; the even ones are of the campaign "spring", every third was delivered."""
+    cohort(connection, 1)
+    cohort(connection, 2, "spring", "campaign", "US")
+    cohort(connection, 3, "spring", "campaign", "DE")
+    cohort(connection, 4, owner=2)
+    rows = Rows(connection)
+    for number in range(10):
+        state = State.DELIVERED if number % 3 == 0 else State.SENT
+        kept = 1 if number % 2 else 2 + (number % 4 == 0)
+        to = "+491701234567" if kept == 3 else "+14085550100"
+        rows.message(NOON + number * MINUTE, message_id=f"m{number}", cohort_id=kept, state=int(state), to_address=to)
+    rows.message(NOON, message_id="of another application", application_id=2, cohort_id=4)
+
+
+def names(found: MessagePage) -> list[str]:
+    return [row.message_id for row in found.rows]
+
+
+async def listed(database: Database, limit: int = 100, below: int | None = None, **wanted: Any) -> list[str]:
+    return names(await database.read(page, MessageFilter(1, **wanted), limit, below))
+
+
+@pytest.fixture
+async def filled(database: Database) -> Database:
+    await database.write(fill)
+    return database
+
+
+async def test_the_newest_message_comes_first_and_those_of_others_never(filled: Database) -> None:
+    assert await listed(filled) == [f"m{number}" for number in range(9, -1, -1)]
+    assert names(await filled.read(page, MessageFilter(2), 100)) == ["of another application"]
+    assert names(await filled.read(page, MessageFilter(3), 100)) == []
+
+
+async def collect(database: Database, limit: int, **wanted: Any) -> list[list[str]]:
+    """Every page."""
+    pages: list[list[str]] = []
+    below = None
+    while True:
+        found = await database.read(page, MessageFilter(1, **wanted), limit, below)
+        pages.append(names(found))
+        below = found.next
+        if below is None:
+            return pages
+
+
+async def test_pages_put_together_are_the_whole_list(filled: Database) -> None:
+    for wanted in ({}, {"campaign": "spring"}, {"state": State.SENT}, {"to": "+14085550100"}):
+        whole = await listed(filled, **wanted)
+        assert whole
+        for limit in (1, 2, 3, 100):
+            pages = await collect(filled, limit, **wanted)
+            assert [name for each in pages for name in each] == whole
+            assert all(len(each) == limit for each in pages[:-1])
+
+
+async def test_a_message_that_arrives_between_two_pages_moves_nothing(filled: Database) -> None:
+    first = await filled.read(page, MessageFilter(1), 4)
+    await filled.write(lambda connection: Rows(connection).message(NOON + timedelta(hours=1), message_id="new"))
+    assert await listed(filled, below=first.next) == ["m5", "m4", "m3", "m2", "m1", "m0"]
+
+
+async def test_a_clicked_message_is_listed_as_one_and_no_longer_by_what_was_reported(filled: Database) -> None:
+    def click(connection: Connection) -> None:
+        ids = {row.message_id: row.id for row in connection.execute(select(schema.messages.c.message_id, schema.messages.c.id))}
+        rows = Rows(connection)
+        rows.clicked(ids["m6"], NOON + timedelta(hours=1), hit_id=1)
+        rows.clicked(ids["m7"], NOON + timedelta(hours=2), hit_id=2)
+        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))  # its first click was taken back
+
+    await filled.write(click)
+    assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]
+    assert await listed(filled, state=State.DELIVERED) == ["m9", "m3", "m0"]
+    assert await listed(filled, state=State.SENT) == ["m8", "m5", "m4", "m2", "m1"]
+    told = [fields(row) for row in (await filled.read(page, MessageFilter(1), 4)).rows]
+    assert [(one["message_id"], one["state"], one["clicked_at"]) for one in told] == [
+        ("m9", "DELIVERED", None),
+        ("m8", "SENT", None),
+        ("m7", "CLICKTHRU", "2026-11-20T14:00:00Z"),
+        ("m6", "CLICKTHRU", "2026-11-20T13:00:00Z"),
+    ]
+
+
+CHOSEN: list[tuple[dict[str, Any], str]] = [
+    ({"state": State.DELIVERED}, "9 6 3 0"),
+    ({"to": "+491701234567"}, "8 4 0"),
+    ({"campaign": "spring"}, "8 6 4 2 0"),
+    ({"campaign": ""}, "9 7 5 3 1"),
+    ({"campaign": "autumn"}, ""),
+    ({"source": "api"}, "9 7 5 3 1"),
+    ({"source": "campaign"}, "8 6 4 2 0"),
+    ({"campaign": "spring", "source": "api"}, ""),
+    ({"campaign": "spring", "state": State.DELIVERED}, "6 0"),
+    ({"campaign": "spring", "to": "+14085550100"}, "6 2"),
+    ({"since": NOON + 7 * MINUTE}, "9 8 7"),
+    ({"until": NOON + 2 * MINUTE}, "1 0"),
+    ({"since": NOON + 2 * MINUTE, "until": NOON + 6 * MINUTE, "campaign": "spring"}, "4 2"),
+]
+
+
+async def test_filters_choose(filled: Database) -> None:
+    for wanted, expected in CHOSEN:
+        assert await listed(filled, **wanted) == [f"m{number}" for number in expected.split()], wanted
+
+
+async def test_a_rare_state_is_looked_for_piece_by_piece_and_nothing_is_missed(
+    filled: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "WALK", 2)
+    for wanted, expected in CHOSEN:
+        pages = await collect(filled, 100, **wanted)
+        assert [name for each in pages for name in each] == [f"m{number}" for number in expected.split()], wanted
+        if "state" in wanted:
+            assert len(pages) > 1
+
+
+async def test_a_campaign_of_more_cohorts_than_can_be_walked_side_by_side_is_found_all_the_same(
+    filled: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MOST_COHORTS", 1)
+    assert await listed(filled, campaign="spring") == ["m8", "m6", "m4", "m2", "m0"]
+
+
+async def test_a_campaign_in_hundreds_of_cohorts_is_one_statement(filled: Database) -> None:
+    def more(connection: Connection) -> None:
+        for number in range(messages.MOST_COHORTS - 2):
+            cohort(connection, 100 + number, "spring", country=f"X{number}")
+
+    await filled.write(more)
+    assert await listed(filled, limit=2, campaign="spring") == ["m8", "m6"]
+
+
+async def test_a_row_is_told_in_the_words_of_the_api(database: Database) -> None:
+    def put(connection: Connection) -> None:
+        cohort(connection, 1, country="")
+        sent_at = NOON + timedelta(milliseconds=1500)
+        Rows(connection).message(NOON, mt_price=Decimal("0.00950"), sent_at=sent_at, from_address="Gladiator")
+
+    await database.write(put)
+    told = fields((await database.read(page, MessageFilter(1), 1)).rows[0])
+    assert (told["to"], told["from"], told["state"], told["country"]) == ("+14085550100", "Gladiator", "CREATED", None)
+    assert (told["created_at"], told["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01.500Z")
+    assert told["mt_price"] == "0.00950"
+
+
+WALKED: list[tuple[dict[str, Any], str]] = [
+    ({}, "messages_by_application"),
+    ({"state": State.SENT}, "messages_by_application"),
+    ({"source": "api"}, "messages_by_application"),
+    ({"to": "+14085550100"}, "messages_by_recipient"),
+    ({"to": "+14085550100", "campaign": "spring", "state": State.SENT}, "messages_by_recipient"),
+    ({"campaign": "spring"}, "messages_by_cohort"),
+    ({"campaign": "spring", "state": State.SENT}, "messages_by_cohort"),
+    ({"since": NOON, "until": NOON + MINUTE}, "messages_by_application"),
+]
+
+
+async def test_every_list_walks_an_index(sqlite: Database) -> None:
+    await sqlite.write(fill)
+
+    def look(connection: Connection, wanted: dict[str, Any], below: int | None) -> list[str]:
+        return plans(connection, lambda: page(connection, MessageFilter(1, **wanted), 10, below))
+
+    for wanted, index in WALKED:
+        for below in (None, 1 << 62):
+            found = await sqlite.read(look, wanted, below)
+            # Both columns are searched: a page begins where it begins, not at the newest message.
+            assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), wanted
+            assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), wanted
+            if not wanted.keys() - {"to", "since", "until"}:
+                assert len(found) == 1, wanted
+
+
+async def test_postgresql_walks_the_index_of_an_old_campaign_too(postgresql: str, postgresql_template: str) -> None:
+    """Left to itself it goes backwards through every newer message."""
+    database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
+    columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
+    put = BulkInsert(schema.messages, *columns, "encoding", "segments")
+
+    def fill(connection: Connection) -> None:
+        for number in range(1, 4):
+            cohort(connection, number, "autumn" if number == 1 else "spring", country=f"X{number}")
+        at = to_ms(NOON)
+        rows = [(i + 1, 1, 1 + (i >= 1000) + (i >= 2000), f"m{i}", "", "", "+14085550100", 0, at, "GSM-7", 1) for i in range(3000)]
+        put(connection, rows)
+        connection.execute(text("ANALYZE"))
+
+    def look(connection: Connection) -> str:
+        ran: list[tuple[str, Any]] = []
+        event.listen(connection, "before_cursor_execute", lambda *called: ran.append((called[2], called[3])))
+        assert len(page(connection, MessageFilter(1, campaign="autumn"), 100).rows) == 100
+        statement, parameters = ran[-1]
+        return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+
+    try:
+        await database.write(fill)
+        plan = await database.read(look)
+    finally:
+        await database.close()
+    assert "messages_by_cohort" in plan
+    assert "Backward using messages_pkey" not in plan
+    assert "Seq Scan on messages" not in plan

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Row, Table, insert, select, text
+
+from shortener.delivery.deliveries import Deliveries
+from shortener.delivery.formats import FACTS
+from shortener.errors import ApiError, ErrorCode
+from shortener.model import DeliveryStatus
+from shortener.retention import erasure as erasing
+from shortener.retention.erasure import ERASED, PERSONAL, ErasureResult, codes_of, erase, erase_message, erase_number
+from shortener.storage import schema
+from shortener.storage.database import Database
+from tests.conftest import NOON
+from tests.rows import KINDS, Rows, count
+
+PHONE = "+14085550100"
+OTHER = "+14085550199"
+NAME = "Kola Adeyemi"  # stands wherever something personal can
+SENT = NOON - timedelta(hours=2)
+
+
+def a_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any) -> int:
+    message = rows.message(
+        SENT,
+        message_id=message_id,
+        to_address=to,
+        content_hash="0123456789",
+        metadata={"name": NAME},
+        callback_url=f"https://xoxzo.example/?who={NAME}",
+        reason_description=f"handset of {NAME} was off",
+        telecom_message_id=NAME,
+        from_address="18775550100",
+        **more,
+    )
+    link = rows.link(
+        message,
+        url=f"https://shop.example/?name={NAME}",
+        location=f"https://shop.example/?name={NAME}&phone={to}",
+        fallback_url=f"https://shop.example/bye?{NAME}",
+        label=f"for {NAME}",
+    )
+    rows.hit(link, user_agent=f"{NAME}'s preview", address="203.0.113.9")
+    hit = rows.first_click(message, link, user_agent=f"{NAME}'s phone", address="203.0.113.9")
+    rows.conversion(message, hit_id=hit, metadata={"name": NAME}, transaction_id="T-1")
+    event = rows.event(
+        message,
+        link_id=link,
+        hit_id=hit,
+        data={"previous_state": "SENT", "reason_description": NAME},
+        facts={"to_address": to, "metadata": {"name": NAME}, "url": f"https://shop.example/{NAME}", "mt_price": "0.0095"},
+    )
+    rows.attempt(rows.delivery(event), answer=f"hello {NAME}", detail=f"https://customer.example/?{to}")
+    rows.attempt(
+        rows.delivery(event, tracker_id=None, callback_url=f"https://xoxzo.example/?who={NAME}", lane="cxoxzo.example"),
+        answer=NAME,
+    )
+    rows.answer(SENT, f"key of {message_id}", answer=[{"to": to, "body": NAME}], **more)
+    return message
+
+
+def build(connection: Connection) -> None:
+    rows = Rows(connection)
+    for application in (1, 2):
+        values: dict[str, Any] = {"id": application, "name": f"application {application}", "settings": {}, "created_at": SENT}
+        connection.execute(insert(schema.applications).values(values))
+    a_personal_message(rows, "one")
+    a_personal_message(rows, "two", application_id=2)
+    a_personal_message(rows, "other", OTHER)
+
+
+def everything(connection: Connection) -> str:
+    """All rows of all kinds as one text."""
+    return "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
+
+
+def rows_of(connection: Connection, table: Table) -> list[Row[Any]]:
+    return list(connection.execute(select(table).order_by(table.c.id)))
+
+
+async def test_nothing_personal_is_left_of_a_number(database: Database) -> None:
+    await database.write(build)
+    before = await database.read(count)
+    assert await erase(database, None, OTHER, NOON) == ErasureResult(
+        messages=1, links=1, hits=2, conversions=1, events=1, attempts=2
+    )
+    assert await erase(database, None, PHONE, NOON) == ErasureResult(
+        messages=2, links=2, hits=4, conversions=2, events=2, attempts=4
+    )
+    left = await database.read(everything)
+    for personal in (NAME, PHONE, OTHER, "203.0.113.9", "0123456789"):
+        assert personal not in left
+    assert await database.read(count) == before | {"idempotency": 0}
+
+
+async def test_what_can_be_counted_stays(database: Database) -> None:
+    await database.write(build)
+    await database.write(erase_message, 1, "one", NOON)
+    message = (await database.read(rows_of, schema.messages))[0]
+    assert (message.to_address, message.message_id, message.segments, message.from_address) == ("", "one", 1, "18775550100")
+    hit = (await database.read(rows_of, schema.hits))[0]
+    assert (hit.rule, hit.at) == ("person", SENT)
+    conversion = (await database.read(rows_of, schema.conversions))[0]
+    assert conversion.transaction_id == "T-1"
+    event = (await database.read(rows_of, schema.events))[0]
+    assert event.data == {"previous_state": "SENT"}
+    assert event.facts == {"mt_price": "0.0095"}
+
+
+async def test_other_messages_are_left_alone(database: Database) -> None:
+    await database.write(build)
+    await database.write(erase_message, 1, "one", NOON)
+    assert [m.to_address for m in await database.read(rows_of, schema.messages)] == ["", PHONE, OTHER]
+    assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [NOON, None, None]
+    assert [event.facts.get("to_address") for event in await database.read(rows_of, schema.events)] == [None, PHONE, OTHER]
+
+
+async def test_a_number_is_erased_for_one_application_alone(database: Database) -> None:
+    await database.write(build)
+    assert (await erase(database, 2, PHONE, NOON)).messages == 1
+    assert [m.to_address for m in await database.read(rows_of, schema.messages)] == [PHONE, "", OTHER]
+
+
+async def test_a_number_with_many_messages_goes_in_pieces(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasing, "MESSAGES_AT_ONCE", 3)
+
+    def many(connection: Connection) -> None:
+        rows = Rows(connection)
+        for n in range(7):
+            rows.whole_message(SENT + timedelta(seconds=n), to_address=PHONE)
+
+    await database.write(many)
+    assert (await database.write(erase_number, None, PHONE, NOON)).messages == 3
+    assert (await erase(database, None, PHONE, NOON)).messages == 4
+    assert await erase(database, None, PHONE, NOON) == ErasureResult()
+
+
+async def test_a_callback_to_be_made_is_given_up_and_trackers_are_told_what_is_left(database: Database) -> None:
+    pending = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
+
+    def waiting(connection: Connection) -> None:
+        rows = Rows(connection)
+        event = rows.event(rows.message(SENT, message_id="one"))
+        rows.delivery(event, **pending)
+        rows.delivery(event, tracker_id=None, callback_url="https://xoxzo.example/", lane="cxoxzo.example", **pending)
+
+    await database.write(waiting)
+    await database.write(erase_message, 1, "one", NOON)
+    to_tracker, callback = await database.read(rows_of, schema.deliveries)
+    assert to_tracker.status == DeliveryStatus.PENDING
+    assert (callback.status, callback.finished_at, callback.last_error) == (DeliveryStatus.DEAD, NOON, ERASED)
+    assert callback.callback_url is None
+    with pytest.raises(ApiError, match="erased"):
+        await Deliveries(database).replay(callback.id, NOON)
+
+
+async def test_a_link_that_was_off_keeps_its_time(database: Database) -> None:
+    def off(connection: Connection) -> None:
+        rows = Rows(connection)
+        rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)
+
+    await database.write(off)
+    await database.write(erase_message, 1, "one", NOON)
+    assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [SENT]
+
+
+async def test_an_unknown_or_ambiguous_message_is_refused(database: Database) -> None:
+    await database.write(build)
+    await database.write(lambda connection: a_personal_message(Rows(connection), "one", application_id=2))
+    before = await database.read(everything)
+    for application, message_id, code in (
+        (1, "nobody", ErrorCode.MESSAGE_NOT_FOUND),
+        (1, "two", ErrorCode.MESSAGE_NOT_FOUND),
+        (None, "one", ErrorCode.CONFLICT),
+    ):
+        with pytest.raises(ApiError) as refused:
+            await database.write(erase_message, application, message_id, NOON)
+        assert refused.value.code is code
+    assert await database.read(everything) == before
+    assert (await database.write(erase_message, None, "two", NOON)).messages == 1
+
+
+async def test_what_is_not_a_number_erases_nothing(database: Database) -> None:
+    await database.write(build)
+    before = await database.read(everything)
+    for phone in ("", "4085550100", "+140855", "+1408555010O", "%", "+14085550100 "):
+        with pytest.raises(ApiError) as refused:
+            await erase(database, None, phone, NOON)
+        assert refused.value.code is ErrorCode.INVALID_RECIPIENT
+    assert await database.read(everything) == before
+
+
+def test_every_fact_is_known_to_be_personal_or_not() -> None:
+    """A new fact must be put into one of the two sets by somebody who thinks about it."""
+    harmless = """
+        event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
+        from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price
+        has_attachment campaign source country click_id code short_url verdict verdict_reason first_for_message first_for_link
+        click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
+        conversion_status disposition value currency transaction_id process_key
+    """
+    assert set(FACTS) == PERSONAL | set(harmless.split())
+
+
+async def test_the_link_cache_can_be_told_which_links_go(database: Database) -> None:
+    await database.write(build)
+    codes = {link.message_id: link.code for link in await database.read(rows_of, schema.links)}
+    ids = {message.message_id: message.id for message in await database.read(rows_of, schema.messages)}
+    assert set(await database.read(codes_of, None, phone=PHONE)) == {codes[ids["one"]], codes[ids["two"]]}
+    assert await database.read(codes_of, 2, phone=PHONE) == [codes[ids["two"]]]
+    assert await database.read(codes_of, None, message_id="other") == [codes[ids["other"]]]

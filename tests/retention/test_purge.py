@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection, Table, event, select, update
+
+from shortener.container import Service
+from shortener.ids import IdGenerator, first_id_at
+from shortener.model import DeliveryStatus, HitFlag, Verdict
+from shortener.reporting.status import MessageStatusReader, find_status
+from shortener.retention.purge import _KINDS, FROM_THE_START_EVERY, REST, Purge, PurgeResult, _delete_batch, purge
+from shortener.settings import Settings
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.migrate import migrate
+from shortener.storage.sqlite import SqliteDatabase
+from shortener.storage.types import to_ms
+from tests.conftest import NOON, Clock
+from tests.rows import KINDS, Rows, count
+
+T = TypeVar("T")
+
+DAY = timedelta(days=1)
+WHOLE = 8  # rows of `Rows.whole_message`
+NOW = NOON + 800 * DAY  # ids begin in 2026; this leaves years to lie behind
+LONG_AGO = NOW - 400 * DAY
+#: The days are all different, so that a test sees which one counts.
+_CHOSEN: dict[str, Any] = {
+    "message_retention_days": 365,
+    "hit_retention_days": 200,
+    "event_retention_days": 90,
+    "purge_batch": 10,
+}
+SETTINGS = Settings(**_CHOSEN)
+PENDING: dict[str, Any] = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
+
+
+def put(connection: Connection, build: Callable[[Rows], T]) -> T:
+    return build(Rows(connection))
+
+
+def left_of(connection: Connection, table: Table) -> set[int]:
+    return set(connection.execute(select(table.c.id)).scalars())
+
+
+def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
+    at = to_ms(NOON)
+    just_before, then = IdGenerator(1023, lambda: at - 1), IdGenerator(0, lambda: at)
+    older = [just_before() for _ in range(4096)]
+    assert max(older) < first_id_at(at) <= then()
+    assert first_id_at(0) == 0
+    assert first_id_at(to_ms(datetime.max.replace(tzinfo=UTC))) == 2**63 - 1
+
+
+async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO), rows.whole_message(NOW - 10 * DAY)])
+    purged = await purge(database, SETTINGS, NOW)
+    assert purged == PurgeResult(messages=1, links=1, first_clicks=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
+    rest = await database.read(count)
+    assert rest == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
+
+
+async def test_a_first_click_and_other_hits_go_with_their_message(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        message = rows.message(LONG_AGO)
+        link = rows.link(message)
+        rows.first_click(message, link, NOW - DAY)
+        rows.hit(link, NOW - DAY)
+        kept = rows.message(NOW - DAY)
+        return rows.first_click(kept, rows.link(kept))
+
+    kept = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=1, first_clicks=1, hits=2)
+    assert await database.read(left_of, schema.hits) == {kept}
+
+
+async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO + n * DAY) for n in range(20)])
+    every = sorted(await database.read(left_of, schema.messages))
+    total = 0
+    async for batch in Purge(database, SETTINGS).batches(NOW):
+        assert batch.rows <= SETTINGS.purge_batch
+        total += batch.rows
+        left = sorted(await database.read(left_of, schema.messages))
+        assert left == every[len(every) - len(left) :]
+    assert total == 20 * WHOLE
+    assert await database.read(count) == {table.name: 0 for table in KINDS}
+
+
+async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(4)])
+    took: list[float] = []
+    rests: list[float] = []
+    write, sleep = database.write, asyncio.sleep
+
+    async def timed(*arguments: Any) -> Any:
+        began = time.monotonic()
+        result = await write(*arguments)
+        took.append(time.monotonic() - began)
+        return result
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(database, "write", timed)
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    batches = [batch async for batch in Purge(database, SETTINGS).batches(NOW)]
+    monkeypatch.undo()
+    assert len(batches) == len(took) == len(rests) > len(KINDS)
+    assert all(rest >= REST * seconds for seconds, rest in zip(took, rests, strict=True))
+
+
+async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(3)])
+    told: list[int] = []
+    purged = await purge(database, SETTINGS, NOW, lambda so_far: told.append(so_far.rows))
+    assert told == sorted(told)
+    assert told[-1] == purged.rows == 3 * WHOLE
+
+
+async def test_a_message_with_more_rows_than_a_batch_goes_in_several(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        message = rows.message(LONG_AGO)
+        for _ in range(3):
+            link = rows.link(message)
+            for _ in range(12):
+                rows.hit(link, NOW - DAY)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=3, hits=36)
+
+
+async def test_a_message_stays_while_one_of_its_links_is_alive(database: Database) -> None:
+    def build(rows: Rows) -> tuple[int, int]:
+        alive, off = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.link(alive, expires_at=LONG_AGO + DAY)
+        rows.link(alive, expires_at=NOW + DAY)
+        rows.link(off, expires_at=NOW + DAY, disabled_at=NOW - DAY)
+        return alive, off
+
+    alive, _ = await database.write(put, build)
+    assert (await purge(database, SETTINGS, NOW)).messages == 1
+    assert await database.read(left_of, schema.messages) == {alive}
+    assert (await purge(database, SETTINGS, NOW + DAY)).links == 2
+
+
+async def test_an_expired_link_stays_readable_until_its_message_goes(database: Database) -> None:
+    await database.write(put, lambda rows: rows.link(rows.message(NOW - 364 * DAY), expires_at=NOW - 274 * DAY))
+    assert await purge(database, SETTINGS, NOW) == PurgeResult()
+    assert await purge(database, SETTINGS, NOW + 2 * DAY) == PurgeResult(messages=1, links=1)
+
+
+async def test_hits_go_by_their_own_age(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        link = rows.link(rows.message(NOW - 300 * DAY))
+        for age in (299, 250, 201):
+            rows.hit(link, NOW - age * DAY)
+        return rows.hit(link, NOW - 199 * DAY)
+
+    young = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=3)
+    assert await database.read(left_of, schema.hits) == {young}
+
+
+async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_kept(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        cohort = {"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": "US"}
+        rows.connection.execute(schema.cohorts.insert().values(cohort))
+        message = rows.message(NOW - 300 * DAY, message_id="m")
+        first, second = rows.link(message), rows.link(message, position=1)
+        rows.hit(first, NOW - 300 * DAY, verdict=Verdict.SUSPECTED.value)
+        rows.first_click(message, first, NOW - 299 * DAY)
+        rows.hit(second, NOW - 298 * DAY, flags=HitFlag.FIRST_FOR_LINK.value)
+        rows.hit(second, NOW - 297 * DAY)
+
+    def told(connection: Connection) -> dict[str, Any]:
+        found = find_status(connection, 1, "m")
+        assert found is not None
+        return MessageStatusReader(str, str).api(found)
+
+    await database.write(put, build)
+    before = await database.read(told)
+    assert [link["accessed"] for link in before["links"]] == [True, True]
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=2, emptied_hits=2)
+    assert await database.read(told) == before
+    kept = await database.read(lambda c: c.execute(select(schema.hits)).all())
+    assert {(hit.address, hit.user_agent) for hit in kept} == {("", "")}
+    assert await purge(database, SETTINGS, NOW) == PurgeResult()
+    assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == PurgeResult(messages=1, links=2, first_clicks=1, hits=2)
+
+
+async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        message = rows.message(NOW - 300 * DAY)
+        hit = rows.hit(rows.link(message), NOW - 299 * DAY)
+        rows.event(message, hit_id=hit, fanned_out=False)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult()
+    await database.write(lambda c: c.execute(update(schema.events).values(fanned_out=True)))
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=1, events=1)
+
+
+async def test_events_go_when_their_last_delivery_ended_long_ago(database: Database) -> None:
+    def build(rows: Rows) -> list[int]:
+        message = rows.message(NOW - 200 * DAY)
+
+        def one(**delivery: Any) -> int:
+            event = rows.event(message, NOW - 100 * DAY)
+            rows.attempt(rows.delivery(event))
+            if delivery:
+                rows.attempt(rows.delivery(event, **{"tracker_id": 3, **delivery}))
+            return event
+
+        gone = {"finished_at": NOW - 91 * DAY}
+        one()
+        one(status=DeliveryStatus.DEAD.value, **gone)
+        rows.tracker(2, enabled=False)
+        one(tracker_id=2, **PENDING)
+        return [
+            one(**PENDING),
+            one(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
+            rows.event(message, NOW - 100 * DAY, fanned_out=False),
+            rows.event(message, NOW - 89 * DAY),
+        ]
+
+    staying = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(events=3, deliveries=5, attempts=5)
+    assert await database.read(left_of, schema.events) == set(staying)
+
+
+async def test_nothing_pending_goes_with_its_message(database: Database) -> None:
+    def build(rows: Rows) -> set[int]:
+        to_be_told, to_be_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.event(to_be_told, NOW - DAY, fanned_out=False)
+        rows.delivery(rows.event(to_be_sent), **PENDING)
+        parked = rows.message(LONG_AGO)
+        rows.tracker(2, enabled=False)
+        rows.delivery(rows.event(parked, NOW - DAY), tracker_id=2, **PENDING)
+        return {to_be_told, to_be_sent}
+
+    waiting = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, events=1, deliveries=1)
+    assert await database.read(left_of, schema.messages) == waiting
+
+
+async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        for hours in range(48):
+            rows.answer(NOW - timedelta(hours=hours), str(hours))
+        rows.answer(NOW - timedelta(hours=30), "30", application_id=2)
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(idempotency=24)
+    assert (await database.read(count))["idempotency"] == 25
+
+
+async def test_counts_stay(database: Database) -> None:
+    def build(rows: Rows) -> None:
+        rows.whole_message(LONG_AGO)
+        values = {"cohort_id": 1, "quarter": 1, "metric": "clicks", "amount": 1}
+        rows.connection.execute(schema.counts.insert().values(values))
+
+    await database.write(put, build)
+    await purge(database, SETTINGS, NOW)
+    assert len(await database.read(lambda c: c.execute(select(schema.counts)).all())) == 1
+
+
+async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        held = rows.message(LONG_AGO)
+        delivery = rows.delivery(rows.event(held), **PENDING)
+        rows.message(LONG_AGO + DAY)
+        return delivery
+
+    await database.write(put, build)
+    job = Purge(database, SETTINGS)
+    assert await job.step(NOW) == 1
+    finished = update(schema.deliveries).values(status=DeliveryStatus.DELIVERED.value, finished_at=LONG_AGO)
+    await database.write(lambda c: c.execute(finished))
+    assert await job.step(NOW + timedelta(hours=1)) == 0
+    assert await job.step(NOW + FROM_THE_START_EVERY) == 3
+    assert job.total == PurgeResult(messages=2, events=1, deliveries=1)
+
+
+async def test_the_service_purges_in_the_background(service: Service, clock: Clock) -> None:
+    await service.database.write(put, lambda rows: rows.whole_message(NOON))
+    job = service.jobs.table["purge"]
+    assert job.interval == service.settings.purge_interval
+    assert await job.step() == 0
+    clock.now = NOON + timedelta(days=service.settings.message_retention_days + 1)
+    assert await job.step() == WHOLE
+
+
+async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
+    """SQLite's planner is asked about each statement that a purge with work of every kind runs."""
+    await migrate(f"sqlite:///{tmp_path / 'shortener.db'}")
+    database = SqliteDatabase(tmp_path / "shortener.db", owner=True)
+    seen: dict[str, Any] = {}
+
+    def build(rows: Rows) -> None:
+        for n in range(3):
+            rows.whole_message(LONG_AGO + n * DAY)
+            rows.whole_message(NOW - 201 * DAY)
+            rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
+            rows.answer(LONG_AGO, str(n))
+
+    def explain(connection: Connection) -> list[tuple[str, str]]:
+        steps = []
+        for statement, parameters in seen.items():
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters):
+                steps.append((row.detail, statement))
+        return steps
+
+    def note(c: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: Any) -> None:
+        if not statement.startswith(("BEGIN", "EXPLAIN")):
+            seen.setdefault(statement, parameters)
+
+    try:
+        await database.write(put, build)
+        writer = await database.write(lambda connection: connection.engine)
+        event.listen(writer, "before_cursor_execute", note)
+        purged = await purge(database, SETTINGS, NOW)
+        event.remove(writer, "before_cursor_execute", note)
+        assert all(dataclasses.asdict(purged).values()), purged
+        steps = await database.write(explain)
+    finally:
+        await database.close()
+    tables = {*(table.name for table in KINDS), "trackers"}
+    used = Counter(detail.split()[0] for detail, _ in steps)
+    assert used["SEARCH"] > 20
+    scans = [step for step in steps if step[0].startswith("SCAN") and step[0].split()[1] in tables]
+    assert [step for step in scans if "USING COVERING INDEX events_pending" not in step[0]] == []
+
+
+async def test_two_processes_purge_beside_each_other(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(10)])
+    one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
+    assert one.rows + two.rows == 10 * WHOLE
+
+
+async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: Database) -> None:
+    """PostgreSQL's planner is asked about each statement, with rows enough to make a difference.
+
+    On PostgreSQL only: SQLite has a test of its own above."""
+    if database.dialect == "sqlite":
+        pytest.skip("it looks into plans of PostgreSQL; SQLite has a test of its own")
+    many = 20_000
+    first = first_id_at(to_ms(LONG_AGO))
+    messages_of_old = (
+        "INSERT INTO messages (id, application_id, cohort_id, message_id, request_id, content_hash, to_address, state, "
+        f"created_at, encoding, segments) SELECT {first} + i, 1, 1, i::text, '', '', '', 0, 0, '', 1 "
+    )
+    fills = [
+        messages_of_old,
+        f"INSERT INTO first_clicks (id, at, hit_id, links) SELECT {first} + i, 0, {first} + i, 1 ",
+        f"INSERT INTO links (id, code, message_id, application_id, cohort_id, domain_id, position, flags, url, expires_at) "
+        f"SELECT {first} + i, i::text, {first} + i, 1, 1, 0, 0, 0, '', i ",
+        f"INSERT INTO hits (id, link_id, at, verdict, rule, flags, address, user_agent) "
+        f"SELECT {first} + i, {first} + i, i, 0, '', 3, '', '' ",
+        f"INSERT INTO events (id, application_id, topics, at, message_id, hit_id, fanned_out) "
+        f"SELECT {first} + i, 1, 3, i, {first} + i, {first} + i, true ",
+        f"INSERT INTO deliveries (id, event_id, topic, application_id, tracker_id, lane, status, attempt, next_at, created_at, "
+        f"finished_at) SELECT {first} + i, {first} + i, 1, 1, 1, 't1', 1, 1, i, i, i ",
+        f"INSERT INTO attempts (id, delivery_id, attempt, at, milliseconds) SELECT {first} + i, {first} + i, 1, i, 1 ",
+    ]
+    plans: list[str] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if not statement.startswith("EXPLAIN"):
+            lines = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars()
+            plans.append("\n".join((statement, *lines)))
+
+    def fill(connection: Connection) -> None:
+        for statement in fills:
+            connection.exec_driver_sql(f"{statement} FROM generate_series(1, {many}) AS i")
+        connection.exec_driver_sql("ANALYZE")
+
+    def one_batch(connection: Connection, kind: str) -> None:
+        event.listen(connection, "before_cursor_execute", note)
+        try:
+            _delete_batch(connection, _KINDS[kind], SETTINGS.model_copy(update={"purge_batch": 100}), NOW, 0)
+        finally:
+            event.remove(connection, "before_cursor_execute", note)
+
+    await database.write(fill)
+    for kind in ("events", "messages"):
+        await database.write(one_batch, kind)
+    assert len(plans) > 8
+    for plan in plans:
+        for table in ("messages", "links", "hits", "events", "deliveries", "attempts"):
+            assert f"Seq Scan on {table}" not in plan, plan
+        assert "hashed SubPlan" not in plan, plan

@@ -1,0 +1,77 @@
+"""One clock for all processes. On PostgreSQL only: SQLite belongs to one process."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from shortener.container import open_service
+from shortener.errors import StoreUnavailable
+from shortener.model import utcnow
+from shortener.settings import Settings
+from shortener.storage.clock import TOLERATED, SharedClock
+from shortener.storage.database import Database
+from shortener.storage.migrate import migrate
+from shortener.storage.open import open_database
+from tests.conftest import Clock, new_postgresql_database
+from tests.servers import PostgresProcess
+
+
+@pytest.fixture
+async def database(database: Database) -> Database:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite belongs to one process, on one machine with one clock")
+    return database
+
+
+def off_by(**units: float) -> Clock:
+    """A machine's clock that goes, and is wrong."""
+
+    class Wrong(Clock):
+        def __call__(self) -> datetime:
+            return datetime.now(UTC) + timedelta(**units)
+
+    return Wrong()
+
+
+async def test_clocks_that_are_hours_apart_tell_the_same_time(database: Database) -> None:
+    ahead, behind, right = (SharedClock(database, off_by(hours=hours)) for hours in (3, -3, 0))
+    for clock in (ahead, behind, right):
+        assert await clock.step() == 0
+    assert abs(ahead() - behind()) < 4 * TOLERATED
+    assert abs(ahead() - datetime.now(UTC)) < 4 * TOLERATED
+
+
+async def test_clocks_that_agree_are_left_alone(database: Database) -> None:
+    clock = SharedClock(database, off_by(milliseconds=20))
+    await clock.step()
+    assert clock.offset == timedelta()
+
+
+async def test_while_the_database_is_away_the_last_correction_stands(postgres_server: PostgresProcess) -> None:
+    url = await new_postgresql_database(postgres_server.url, None)
+    await migrate(url)
+    database = await open_database(url, owner=True)
+    try:
+        clock = SharedClock(database, off_by(hours=1))
+        await clock.step()
+        correction = clock.offset
+        await asyncio.to_thread(postgres_server.stop)
+        with pytest.raises(StoreUnavailable):
+            await clock.step()
+        assert clock.offset == correction
+        await asyncio.to_thread(postgres_server.start)
+        await clock.step()
+    finally:
+        await database.close()
+
+
+async def test_a_service_of_one_process_has_the_clock_of_its_machine(store_url: str, tmp_path: Path) -> None:
+    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url))
+    try:
+        assert (service.clock is utcnow) == (service.database.dialect == "sqlite")
+    finally:
+        await service.close(grace=1)

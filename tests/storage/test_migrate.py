@@ -1,0 +1,309 @@
+"""The schema in steps: an empty store is made ready, an old or unknown one is refused, the steps bring data to schema.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import BigInteger, Connection, func, inspect, select, text, type_coerce, update
+
+from shortener.container import open_service
+from shortener.model import Topic
+from shortener.retention.purge import purge
+from shortener.settings import Settings
+from shortener.storage import migrate as module
+from shortener.storage import schema
+from shortener.storage.migrate import SchemaMismatch, Step, current_version, migrate, prepare, steps, upgrade
+from shortener.storage.migrations import HEAD
+from shortener.storage.open import open_database
+from shortener.storage.schema import metadata
+from tests.acceptance.process import PHONE
+from tests.conftest import NOON, Clock, client_of, new_postgresql_database
+from tests.rows import messages_now
+from tests.servers import PATIENCE
+
+# Of the installation whose rows are in schema_0001.sql.
+OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
+OLD_SECRET = "the secret of the installation that this was written by 0123456789"
+OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"
+OLD_TOKEN = "tt_n_0mk1bxJz8tImJIRVUnuCTYnqY2KMYty2aI5m3VfGM"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store with nothing in it, on both engines in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new' / 'shortener.db'}"
+    return await new_postgresql_database(request.getfixturevalue("postgresql"), None)
+
+
+@pytest.fixture
+async def old_url(empty_url: str) -> str:
+    """A store at the first schema with rows in every table, as the first version left them."""
+
+    def fill(connection: Connection) -> None:
+        upgrade(connection, "0001")
+        for statement in OLD_ROWS.read_text().splitlines():
+            if not statement.startswith("--"):
+                connection.exec_driver_sql(statement)
+        if connection.dialect.name == "postgresql":
+            for table in ("applications", "cohorts", "trackers", "domains"):
+                connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 1000)")
+
+    await module._on(empty_url, fill)
+    return empty_url
+
+
+def difference(connection: Connection) -> list[object]:
+    """Between what is there and what the code knows."""
+    context = MigrationContext.configure(connection, opts={"compare_type": False})
+    return list(compare_metadata(context, metadata))
+
+
+def conditions(connection: Connection) -> dict[str, str]:
+    """Each index of the store as the engine spells it: comparing metadata leaves conditions out."""
+    if connection.dialect.name == "sqlite":
+        found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
+    else:
+        found = connection.execute(text("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"))
+    return {name: re.sub(r"\s+", " ", definition) for name, definition in found}
+
+
+async def test_the_migrations_arrive_at_the_schema_that_the_code_knows(empty_url: str) -> None:
+    await migrate(empty_url)
+    assert await module._on(empty_url, difference) == []
+    by_steps = await module._on(empty_url, conditions)
+    await module._on(empty_url, metadata.drop_all)
+    await module._on(empty_url, metadata.create_all)
+    assert by_steps == await module._on(empty_url, conditions)
+
+
+async def test_an_empty_store_is_made_ready_and_a_ready_one_left_alone(empty_url: str) -> None:
+    assert await current_version(empty_url) is None
+    await prepare(empty_url)
+    assert await current_version(empty_url) == HEAD
+    await prepare(empty_url)
+    assert await migrate(empty_url) == (HEAD, HEAD)
+
+
+def counted(connection: Connection) -> dict[str, int]:
+    """Rows of each table that is there."""
+    there = inspect(connection).get_table_names()
+    tables = {name: table for name, table in metadata.tables.items() if name in there}
+    return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables.items()}
+
+
+def told_of_clicks(connection: Connection) -> list[tuple[Any, ...]]:
+    """What each message tells: its state, the one before its click, when that was, by which hit, on which links."""
+    if "clicked_at" in {column["name"] for column in inspect(connection).get_columns("messages")}:
+        columns = "message_id, state, previous_state, clicked_at, click_hit_id, clicked_links"
+        return [tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM messages ORDER BY message_id"))]
+    now = messages_now.c
+    columns_now = (now.message_id, now.state, now.previous_state, type_coerce(now.clicked_at, BigInteger), now.click_hit_id)
+    return [tuple(row) for row in connection.execute(select(*columns_now, now.clicked_links).order_by(now.message_id))]
+
+
+async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and_lives_on(
+    old_url: str, tmp_path: Path, clock: Clock
+) -> None:
+    rows = await module._on(old_url, counted)
+    assert rows.pop("first_clicks", None) is None
+    assert min(rows.values()) > 0, "there is something in every table"
+    with pytest.raises(SchemaMismatch, match=r"at schema 0001, this version needs .*: run `shortener migrate`"):
+        await prepare(old_url)
+
+    before = await module._on(old_url, told_of_clicks)
+    told: list[Step] = []
+    assert await migrate(old_url, told.append) == ("0001", HEAD)
+    begun = [step.revision for step in told if not step.seconds]
+    assert begun == [step.revision for step in told if step.done] == [revision for revision, _ in steps("0001")]
+    assert await module._on(old_url, counted) == rows | {"first_clicks": 2}
+    assert await module._on(old_url, difference) == []
+    assert await module._on(old_url, told_of_clicks) == before, "what was clicked is told as before"
+
+    clock.forward(minutes=1)
+    settings = Settings(data_dir=tmp_path, database_url=old_url, secret=OLD_SECRET, allow_private_targets=True)
+    service = await open_service(settings, clock=clock)
+    try:
+        service.recorder.start()
+        assert service.first_credentials is None
+        async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": OLD_KEY}) as pipeline:
+            fresh, again = [await phone.get(f"/{code}") for code in ("GaLLwBkLqG", "NPB4r5Gjvl")]
+            assert (fresh.headers["Location"], again.headers["Location"]) == (
+                "https://shop.example/d",
+                "https://shop.example/a?b=1",
+            )
+            states = {
+                name: (await pipeline.get(f"/api/v1/sms/status/{name}")).json()["state"] for name in ("fresh", "clicked", "waiting")
+            }
+            assert set(states.values()) == {"CLICKTHRU"}
+            repeat = {"to": "+14085550100", "message_id": "fresh", "body": 'c #track("https://shop.example/d")'}
+            answer = (await pipeline.post("/api/v1/rewrite", json=repeat)).json()
+            assert answer["messages"][0]["links"][0]["code"] == "GaLLwBkLqG", "a repeat is still known as one"
+        async with client_of(service, {"X-Api-Token": OLD_TOKEN}) as tracker:
+            told_twice = {
+                "message_id": "clicked",
+                "action": "deposit",
+                "value": "25.00",
+                "currency": "EUR",
+                "transaction_id": "t1",
+            }
+            assert (await tracker.get("/api/v1/track", params=told_twice)).json()["duplicate"]
+        while await service.fanout.step():
+            pass
+
+        def clickthrus(connection: Connection) -> list[str]:
+            events, messages = schema.events, schema.messages
+            asked = select(messages.c.message_id).join_from(events, messages, events.c.message_id == messages.c.id)
+            return list(connection.scalars(asked.where(events.c.topics.op("&")(int(Topic.STATE | Topic.CLICK)) == 3)))
+
+        assert sorted(await service.database.read(clickthrus)) == ["clicked", "fresh", "waiting"], "once each, old and new"
+        tracker_id = schema.trackers.c.id
+        secret, headers = await service.database.read(
+            lambda c: c.execute(select(schema.trackers.c.secret, schema.trackers.c.headers).where(tracker_id == 1)).one()
+        )
+        assert service.secret.decrypt(secret).startswith("whsec_")
+        assert "Bearer of the old tracker" in service.secret.decrypt(headers)
+
+        deliveries = schema.deliveries
+        await service.database.write(lambda c: c.execute(update(deliveries).values(status=1, finished_at=clock())))
+        await purge(service.database, settings, NOON + timedelta(days=500))
+        left = await service.database.read(counted)
+        assert {name for name, number in left.items() if number == 0} >= {
+            "messages", "links", "hits", "events", "deliveries", "attempts", "conversions", "idempotency"
+        }  # fmt: skip
+    finally:
+        await service.close(grace=1)
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        ("0001", "run `shortener migrate`"),
+        ("9999", "does not know.*upgrade the service"),
+        ("0001a", "does not know.*upgrade the service"),
+    ],
+)
+async def test_a_schema_that_the_code_does_not_know_is_refused(store_url: str, version: str, says: str) -> None:
+    database = await open_database(store_url, owner=True)
+    await database.write(lambda connection: connection.execute(text(f"UPDATE alembic_version SET version_num = '{version}'")))
+    await database.close()
+    with pytest.raises(SchemaMismatch, match=says):
+        await prepare(store_url)
+    if version != "0001":
+        with pytest.raises(SchemaMismatch, match=says):
+            await migrate(store_url)
+
+
+async def test_tables_of_another_program_are_not_touched(empty_url: str) -> None:
+    await module._on(empty_url, lambda connection: connection.exec_driver_sql("CREATE TABLE messages (mine int)"))
+    for bring in (prepare, migrate):
+        with pytest.raises(SchemaMismatch, match=r"did not make \(messages\).*a database of its own"):
+            await bring(empty_url)
+    assert await module._on(empty_url, lambda connection: connection.exec_driver_sql("SELECT * FROM messages").all()) == []
+
+
+async def test_several_at_once_make_one_schema(postgresql: str) -> None:
+    """On PostgreSQL only: SQLite belongs to one process."""
+    for bring in (prepare, migrate):
+        url = await new_postgresql_database(postgresql, None)
+        await asyncio.gather(*(bring(url) for _ in range(4)))
+        assert await module._on(url, difference) == []
+    url = await new_postgresql_database(postgresql, None)
+    await module._on(url, partial(upgrade, revision="0001"))
+    await asyncio.gather(*(migrate(url) for _ in range(4)))
+    assert await current_version(url) == HEAD
+
+
+# The command, as a process of its own.
+
+
+def environment(url: str, folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    return kept | {"SHORTENER_DATABASE_URL": url, "SHORTENER_DATA_DIR": str(folder), "SHORTENER_SECRET": OLD_SECRET}
+
+
+async def test_a_server_refuses_an_old_schema_names_the_command_and_starts_after_it(old_url: str, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shortener", *words]
+        return subprocess.run(command, env=environment(old_url, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
+
+    refused = await asyncio.to_thread(run, "serve", "--port", "0")
+    assert refused.returncode == 1
+    assert "run `shortener migrate`" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = await asyncio.to_thread(run, "migrate")
+    assert done.returncode == 0
+    assert f"schema 0001 -> {HEAD}" in done.stdout
+    for revision, what in steps("0001"):
+        assert re.search(rf"^{revision}  {what} \.\.\.\n(.*\n)*?{revision}  {what} done in \d+\.\d s", done.stderr, re.M), (
+            done.stderr
+        )
+    assert (await asyncio.to_thread(run, "verify")).returncode == 0
+
+
+#: Rows enough for a step to take well over TOLD_EVERY on a fast machine.
+BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
+_FILL = {
+    "sqlite": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
+    f"WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {BIG['sqlite']}) "
+    "SELECT i, 1, 3, i, (i * 7919) % 1000003, true FROM n",
+    "postgresql": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
+    f"SELECT i, 1, 3, i, (i * 7919) % 1000003, true FROM generate_series(1::bigint, {BIG['postgresql']}) AS i",
+}
+
+
+async def test_a_long_step_shows_how_far_it_is(empty_url: str, tmp_path: Path) -> None:
+    def fill(connection: Connection) -> None:
+        upgrade(connection, "0001")
+        engine = connection.dialect.name
+        # The rows come before their index is dropped and made again, as they do in an installation; here without it, for speed.
+        connection.exec_driver_sql("DROP INDEX events_by_message")
+        connection.exec_driver_sql(_FILL[engine])
+        connection.exec_driver_sql("CREATE INDEX events_by_message ON events (application_id) WHERE message_id < 0")
+
+    await module._on(empty_url, fill)
+    if empty_url.startswith("postgresql"):  # little memory and one process: it takes as long as ten times the rows elsewhere
+        connection = await asyncpg.connect(empty_url)
+        name = await connection.fetchval("SELECT current_database()")
+        for setting in ("maintenance_work_mem = '1MB'", "max_parallel_maintenance_workers = 0"):
+            await connection.execute(f"ALTER DATABASE {name} SET {setting}")
+        await connection.close()
+
+    def run() -> str:
+        """On a terminal of its own; what it wrote there."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "shortener", "migrate"]
+        process = subprocess.Popen(command, env=environment(empty_url, tmp_path), stdout=subprocess.DEVNULL, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # how a terminal says that nobody writes to it any more
+            pass
+        os.close(ours)
+        assert process.wait(PATIENCE) == 0, shown
+        return shown.decode()
+
+    shown = await asyncio.to_thread(run)
+    states = [part.strip().removesuffix("\x1b[K") for part in shown.split("\r") if part.startswith("0002")]
+    assert states[0].endswith("...")
+    assert re.search(r"done in \d+\.\d s", shown)
+    between = [state for state in states if re.search(r"\.\.\. \d+ s", state)]
+    assert between, shown
+    if empty_url.startswith("postgresql"):
+        assert any(re.search(r"building index: .* \d+ %", state) for state in between), shown
+    assert await module._on(empty_url, difference) == []

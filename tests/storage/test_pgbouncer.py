@@ -1,0 +1,124 @@
+"""PgBouncer in transaction mode, where there is one on this machine: each transaction may run on another server connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from sqlalchemy import Connection, insert, select
+
+from shortener.container import open_notifier
+from shortener.errors import StoreUnavailable
+from shortener.settings import Settings
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.open import open_database
+from shortener.storage.postgres import split_url
+from tests.conftest import new_postgresql_database
+from tests.servers import PATIENCE, free_port
+
+PGBOUNCER = shutil.which("pgbouncer")
+
+
+@pytest.fixture
+def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
+    """A database behind a pool of two connections."""
+    if PGBOUNCER is None:
+        pytest.skip("there is no pgbouncer on this machine")
+    direct = asyncio.run(new_postgresql_database(postgresql, postgresql_template))
+    name, _, host = direct.partition("?host=")
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="shortener-pgbouncer-"))
+    configuration = folder / "pgbouncer.ini"
+    configuration.write_text(
+        f"[databases]\n* = host={host} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
+    )
+    command = [PGBOUNCER, "-q", str(configuration)]
+    if os.geteuid() == 0:  # which it refuses to run as; the other one is whom PostgreSQL runs as
+        folder.chmod(0o755)
+        command[1:1] = ["-u", "pgserver"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"postgresql://postgres@127.0.0.1:{port}/{name.rpartition('/')[2]}"
+    try:
+        asyncio.run(_until_it_answers(url))
+        yield url
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+        shutil.rmtree(folder)
+
+
+async def _until_it_answers(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection = await asyncpg.connect(url, statement_cache_size=0)
+        except OSError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)  # and try again
+        else:
+            await connection.close()
+            return
+
+
+def work(connection: Connection, number: int) -> int:
+    connection.execute(insert(schema.installation).values(name=f"n{number}", value="x"))
+    return len(connection.execute(select(schema.installation)).all())
+
+
+async def test_many_transactions_share_two_connections(pooled_url: str) -> None:
+    databases = [await open_database(pooled_url + "?prepared_statements=off", owner=True) for _ in range(3)]
+    try:
+        await asyncio.gather(*(databases[number % 3].write(work, number) for number in range(300)))
+        rows = await asyncio.gather(
+            *(databases[number % 3].read(lambda c: len(c.execute(select(schema.installation)).all())) for number in range(100))
+        )
+        assert set(rows) == {300}
+        streamed = [len(piece) async for piece in databases[0].stream(select(schema.installation), size=100)]
+        assert streamed == [100, 100, 100]
+    finally:
+        for database in databases:
+            await database.close()
+
+
+async def test_prepared_statements_would_not_survive_it(pooled_url: str) -> None:
+    """Why there is a parameter: if this fails, PgBouncer has learned to pass them on, as newer ones do when they are told to."""
+    databases: list[Database] = []
+    with pytest.raises(StoreUnavailable, match="prepared statement"):
+        await _work_with(3, pooled_url, databases)
+    for database in databases:
+        await database.close()
+
+
+async def _work_with(nodes: int, url: str, databases: list[Database]) -> None:
+    for node in range(nodes):
+        databases.append(await open_database(url, owner=True))
+        writes = (databases[-1].write(work, 100 * node + number) for number in range(50))
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # none is left under way
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+def test_our_parameter_is_not_the_servers() -> None:
+    assert split_url("postgresql://u:p@h/d?sslmode=require&prepared_statements=off") == (
+        "postgresql://u:p@h/d?sslmode=require",
+        False,
+    )
+    assert split_url("postgresql://u:p@h/d?prepared_statements=on") == ("postgresql://u:p@h/d", True)
+    assert split_url("postgresql://u:p%40@h1:1,h2:2/d?a=%20b") == ("postgresql://u:p%40@h1:1,h2:2/d?a=%20b", True)
+
+
+def test_bells_want_a_connection_that_stays() -> None:
+    assert open_notifier(Settings(database_url="postgresql://h/d?prepared_statements=off")) is None
+    assert open_notifier(Settings(database_url="postgresql://h/d")) is not None
+    assert open_notifier(Settings()) is None

@@ -1,0 +1,160 @@
+"""What only PostgreSQL has: connections that are cut, statements that hang, several hosts, TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, insert, select, text
+
+from shortener.errors import StoreUnavailable
+from shortener.storage import schema
+from shortener.storage.migrate import migrate
+from shortener.storage.notifier import PostgresNotifier
+from shortener.storage.postgres import PostgresDatabase
+from tests.conftest import new_postgresql_database
+from tests.servers import PATIENCE, PostgresProcess, Proxy, tls_context
+
+
+@pytest.fixture
+async def database(postgres_server: PostgresProcess) -> AsyncIterator[PostgresDatabase]:
+    url = await new_postgresql_database(postgres_server.url, None)
+    await migrate(url)
+    database = await PostgresDatabase.open(url, pool_size=4, timeout=0.5)
+    yield database
+    await database.close()
+
+
+def add(connection: Connection, name: str) -> None:
+    connection.execute(insert(schema.installation).values(name=name, value="x"))
+
+
+def names(connection: Connection) -> set[str]:
+    return set(connection.execute(select(schema.installation.c.name)).scalars())
+
+
+async def use_all_connections(database: PostgresDatabase) -> None:
+    await asyncio.gather(*(database.read(names) for _ in range(8)))
+
+
+async def test_a_restart_is_seen_by_nobody_who_comes_after_it(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
+    await use_all_connections(database)
+    await asyncio.to_thread(postgres_server.stop)
+    await asyncio.to_thread(postgres_server.start)
+    await database.write(add, "a")
+    assert await database.read(names) == {"a"}
+    await use_all_connections(database)
+    await asyncio.to_thread(postgres_server.kill)
+    await asyncio.to_thread(postgres_server.start)
+    assert await database.read(names) == {"a"}
+    await database.write(add, "b")
+    assert [len(rows) async for rows in database.stream(select(schema.installation))] == [2]
+
+
+async def test_while_it_is_stopped_it_is_unavailable_at_once(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
+    await database.read(names)
+    await asyncio.to_thread(postgres_server.stop)
+    try:
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await database.write(add, "a")
+            with pytest.raises(StoreUnavailable):
+                await database.read(names)
+        assert time.monotonic() - began < 1
+    finally:
+        await asyncio.to_thread(postgres_server.start)
+
+
+async def test_a_statement_that_hangs_is_given_up_and_its_connection_with_it(database: PostgresDatabase) -> None:
+    def hang(connection: Connection) -> None:
+        add(connection, "never")
+        connection.execute(text("SELECT pg_sleep(10)"))
+
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await database.write(hang)
+    assert time.monotonic() - began < 2
+    await database.write(add, "a")
+    assert await database.read(names) == {"a"}
+
+
+async def test_a_frozen_server_costs_its_time_limit_and_comes_back(
+    database: PostgresDatabase, postgres_server: PostgresProcess
+) -> None:
+    await use_all_connections(database)
+    postgres_server.freeze()
+    try:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await database.write(add, "a")
+        assert time.monotonic() - began < 2
+    finally:
+        postgres_server.thaw()
+    await database.write(add, "b")
+    assert "b" in await database.read(names)
+
+
+async def test_of_several_hosts_the_one_that_answers_is_taken(postgres_server: PostgresProcess, tmp_path: Path) -> None:
+    url = await new_postgresql_database(postgres_server.url, None)
+    await migrate(url)
+    several = url.replace("?host=", f"?target_session_attrs=read-write&host={tmp_path},")
+    database = await PostgresDatabase.open(several, pool_size=1)
+    await database.write(add, "a")
+    await database.close()
+
+
+async def test_whoever_asks_for_tls_sends_nothing_without_it() -> None:
+    received, done = bytearray(), asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.extend(await reader.read(1024))
+        writer.write(b"N")
+        received.extend(await reader.read())
+        writer.close()
+        done.set()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(StoreUnavailable, match="rejected SSL"):
+        await PostgresDatabase.open(f"postgresql://me:password@127.0.0.1:{port}/d?sslmode=require")
+    await asyncio.wait_for(done.wait(), PATIENCE)
+    server.close()
+    assert bytes(received) == bytes.fromhex("0000000804d2162f"), "SSLRequest, and then good-bye"
+
+
+@pytest.fixture
+async def behind_tls(postgres_server: PostgresProcess, certificate: Path) -> AsyncIterator[str]:
+    """A database of a real server, by TCP and TLS only: the packaged server is built without TLS, so a door before it does that."""
+    url = await new_postgresql_database(postgres_server.url, None)
+    await migrate(url)
+    user_and_name, _, folder = url.partition("?host=")
+    async with Proxy(Path(folder) / ".s.PGSQL.5432", tls=tls_context(certificate), like_postgresql=True).running() as door:
+        yield f"postgresql://postgres@127.0.0.1:{door.port}/{user_and_name.rpartition('/')[2]}"
+
+
+async def test_over_tls_to_whom_the_certificate_names_and_to_nobody_else(behind_tls: str, certificate: Path) -> None:
+    database = await PostgresDatabase.open(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}", pool_size=2)
+    try:
+        await database.write(add, "a")
+        assert await database.read(names) == {"a"}
+    finally:
+        await database.close()
+    with pytest.raises(StoreUnavailable, match="certificate"):
+        await PostgresDatabase.open(f"{behind_tls.replace('127.0.0.1', 'localhost')}?sslmode=verify-full&sslrootcert={certificate}")
+    with pytest.raises(StoreUnavailable):
+        await PostgresDatabase.open(f"{behind_tls}?sslmode=disable")
+
+
+async def test_bells_ring_over_tls_too(behind_tls: str, certificate: Path) -> None:
+    notifier = PostgresNotifier(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}")
+    notifier.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not notifier.connected:
+                await asyncio.sleep(0.01)  # and look again
+    finally:
+        await notifier.stop()

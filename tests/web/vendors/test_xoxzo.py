@@ -1,0 +1,91 @@
+"""Xoxzo's words over HTTP, on both engines: its send call, and its names under ours."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.storage import schema
+from shortener.web.vendors.xoxzo import XoxzoSentResponse
+from tests.factory import rows
+
+SAMPLE = {
+    "sender": "Sender",
+    "message": "test link tracking https://www.xoxzo.com/en/",
+    "recipient": "+818012345678",
+    "track_link": "true",
+}
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_the_documented_request_is_answered_with_a_msgid_and_the_text(client: httpx.AsyncClient, form: bool) -> None:
+    answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
+    assert answer.status_code == 201
+    told = answer.json()
+    XoxzoSentResponse.model_validate(told)
+    (link,) = told["links"]
+    assert (told["message"], link["url"]) == (f"test link tracking {link['short_url']}", "https://www.xoxzo.com/en/")
+    status = (await client.get(f"/sms/messages/{told['msgid']}/")).json()
+    assert status == {
+        "msgid": told["msgid"],
+        "status": "CREATED",
+        "sender": "Sender",
+        "recipient": "+818012345678",
+        "url": f"http://127.0.0.1:8000/sms/messages/{told['msgid']}/",
+        "sent_time": "2026-11-20 12:00:00",
+        "cost": None,
+        "tags": [],
+        "link_tracking": {
+            "link": "https://www.xoxzo.com/en/",
+            "shortlink": link["short_url"],
+            "accessed": False,
+            "accessed_on": None,
+        },
+    }
+
+
+async def test_its_names_work_under_our_call_which_answers_in_our_shape(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/rewrite", json={**SAMPLE, "campaign": "spring", "message_id": "m-1"})
+    assert answer.status_code == 200
+    (message,) = answer.json()["messages"]
+    assert (message["to"], message["message_id"]) == (SAMPLE["recipient"], "m-1")
+    assert message["body"] == f"test link tracking {message['links'][0]['short_url']}"
+    status = (await client.get("/api/v1/sms/status/m-1")).json()
+    assert (status["from"], status["campaign"]) == ("Sender", "spring")
+
+
+@pytest.mark.parametrize("name", ["lt_callbackurl", "lt_callbackur"])
+async def test_both_spellings_of_the_callback_are_taken(client: httpx.AsyncClient, service: Service, name: str) -> None:
+    answer = await client.post("/sms/messages/", json={**SAMPLE, name: "https://customer.example/cb"})
+    assert answer.status_code == 201
+    (message,) = await rows(service.database, schema.messages)
+    assert message.callback_url == "https://customer.example/cb"
+
+
+async def test_without_track_link_the_text_stays(client: httpx.AsyncClient) -> None:
+    for more in ({"track_link": "false"}, {"track_link": False}, {"track_link": None}):
+        told = (await client.post("/sms/messages/", json=SAMPLE | more)).json()
+        assert (told["message"], told["links"]) == (SAMPLE["message"], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"recipient": "08012345678"}, "INVALID_RECIPIENT", "recipient"),
+        ({"recipient": ["+818012345678"]}, "INVALID_REQUEST", "recipient"),
+        ({"message": '#track("")'}, "INVALID_TRACK_DIRECTIVE", "message"),
+        ({"message": None}, "INVALID_REQUEST", "message"),
+        ({"track_link": "yes please"}, "INVALID_REQUEST", "track_link"),
+        ({"lt_callbackurl": "ftp://x.example/"}, "INVALID_REQUEST", "lt_callbackurl"),
+        ({"text": "x"}, "INVALID_REQUEST", "text"),
+    ],
+)
+async def test_what_is_wrong_is_named_in_its_words(
+    client: httpx.AsyncClient, service: Service, change: dict[str, Any], code: str, field: str
+) -> None:
+    for path in ("/sms/messages/", "/api/v1/rewrite"):
+        answer = await client.post(path, json={**SAMPLE, **change})
+        assert (answer.status_code, answer.json()["error_code"]) == (400, code)
+        assert [detail["field"] for detail in answer.json()["details"]] == [field]
+    assert await rows(service.database, schema.messages) == []
