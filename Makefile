@@ -30,7 +30,7 @@ lint: setup-dev
 # Written from the code; tests compare them.
 config: setup
 	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
-	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/settings.md
+	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
 
 # Pins every dependency with hashes, for every supported Python; --no-emit-* keeps download addresses out.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

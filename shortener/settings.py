@@ -238,7 +238,7 @@ def as_toml() -> str:
 
 
 def as_markdown() -> str:
-    """`docs/settings.md`."""
+    """`docs/reference/settings.md`."""
     lines = [
         "# Settings",
         "",

@@ -1,4 +1,4 @@
-"""docs/compatibility.md against the code: what it names exists, and what the four systems document is named there.
+"""docs/reference/compatibility.md against the code: what it names exists, and what the four systems document is named there.
 
 A table is known by the header of its first column, `Syniverse's event field`; every row is compared by the kind of thing it is.
 """
@@ -20,7 +20,7 @@ from shortener.errors import ErrorCode
 from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
 KINDS = ("call", "request field", "answer field", "event field", "placeholder", "header", "error", "rule")
 DOCUMENT = document(ENDPOINTS)

@@ -68,7 +68,7 @@ def test_nothing_names_a_registry_or_a_path_of_this_machine() -> None:
 
 
 def outcomes() -> str:
-    """The table of docs/delivery.md, from the code that decides."""
+    """The table of docs/reference/delivery.md, from the code that decides."""
     rows = ["| answer | what follows | why |", "|---|---|---|"]
     return "\n".join([*rows, *(f"| {row.when} | {row.kind.name.lower()} | {row.why} |" for row in OUTCOME_TABLE)])
 
@@ -79,7 +79,7 @@ def placeholders() -> str:
 
 
 def test_every_rule_and_the_setting_that_switches_it_on_is_told() -> None:
-    text = (ROOT / "docs" / "verdicts.md").read_text()
+    text = (ROOT / "docs" / "reference" / "verdicts.md").read_text()
     for verdict, name in RULES:
         assert f"| `{name}` | {verdict.word} |" in text, name
     told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
@@ -88,6 +88,6 @@ def test_every_rule_and_the_setting_that_switches_it_on_is_told() -> None:
 
 
 def test_the_tables_of_delivery_are_those_of_the_code() -> None:
-    text = (ROOT / "docs" / "delivery.md").read_text()
+    text = (ROOT / "docs" / "reference" / "delivery.md").read_text()
     assert outcomes() in text, outcomes()
     assert placeholders() in text, placeholders()

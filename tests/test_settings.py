@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_shipped_configuration_holds_every_setting_with_its_default() -> None:
     assert (ROOT / "config" / "shortener.toml").read_text() == as_toml(), "run `make config`"
-    assert (ROOT / "docs" / "settings.md").read_text() == as_markdown(), "run `make config`"
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text() == as_markdown(), "run `make config`"
 
 
 def test_the_shipped_configuration_changes_nothing() -> None:

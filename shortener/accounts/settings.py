@@ -28,7 +28,7 @@ class ApplicationSettings(BaseModel):
     link_ttl_days: int | None = Field(None, ge=1, le=3650, description="Longest life of a link in days; caps expires_in.")
     ip_privacy: Privacy | None = Field(None, description="How much of handsets' addresses is kept, if less than IP_PRIVACY says.")
 
-    # Who is no person by the circumstances of a hit (clicks/verdicts/contextual_rules.py); docs/verdicts.md has the price of each.
+    # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md states what each rule costs.
     min_seconds_after_sent: float | None = Field(
         None, gt=0, le=3600, allow_inf_nan=False, description="Suspect hits sooner than that after SENT. Off: null."
     )
