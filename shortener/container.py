@@ -268,10 +268,10 @@ async def _build(
     jobs.add(Job("dispatcher", DELIVERY_EVERY, dispatcher.step, dispatcher.wake_up))
     metrics = Metrics()
     for part in (recorder, reclassifier, jobs, purge, fanout, dispatcher):
-        part.offer(metrics)
+        part.register_metrics(metrics)
     for optional in (redis, cache, spool, clock):
         if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
-            optional.offer(metrics)
+            optional.register_metrics(metrics)
     return Service(
         settings=settings,
         clock=clock,

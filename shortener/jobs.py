@@ -64,7 +64,7 @@ class Jobs:
         self.table[job.name] = job
         return job
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the counts of every job on /metrics."""
         for name, help in (
             ("runs", "Runs of background jobs."),

@@ -44,7 +44,7 @@ class HitSpool:
         self.depth = 0
         self.oldest_at: int | None = None  # ms since 1970
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show how full it is on /metrics."""
         metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as of the last look.", lambda: self.depth)
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)

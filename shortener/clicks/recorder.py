@@ -128,7 +128,7 @@ class Recorder:
         """Hits in memory that no commit holds yet."""
         return len(self._rounds) + len(self._aside) + len(self._going)
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         totals = self.totals
         metrics.counter(

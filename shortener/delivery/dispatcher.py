@@ -154,7 +154,7 @@ class Dispatcher:
         self._turning = asyncio.Lock()
         self._stopping = False
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         totals = self.totals
         metrics.counter(

@@ -75,7 +75,7 @@ class Fanout:
         self._on_deliveries = on_deliveries
         self.events = self.deliveries = self.quarantine = 0  # since the process began
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         metrics.counter("shortener_events_fanned_out", "Events whose deliveries are made.", lambda: self.events)
         metrics.counter("shortener_deliveries_made", "Deliveries that events made.", lambda: self.deliveries)

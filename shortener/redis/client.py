@@ -56,7 +56,7 @@ class RedisServer:
         """Whether it answered when it was last asked."""
         return self._doubt is None or not self._doubt.done() or self._doubt.result()
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         metrics.gauge("shortener_redis_up", "1 unless Redis was down or slow when it was last asked.", lambda: self.up)
         metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)

@@ -116,7 +116,7 @@ class RedisLinkCache:
         self._writing: asyncio.Task[None] | None = None
         self.kept = self.found = self.missed = self.failures = 0
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         metrics.counter("shortener_cache_links", "Links that were written to the cache.", lambda: self.kept)
         metrics.counter("shortener_cache_found", "Links that the cache answered for.", lambda: self.found)

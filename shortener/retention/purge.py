@@ -125,7 +125,7 @@ class Purge:
         self._started_at: datetime | None = None
         self.total = PurgeResult()
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the total on /metrics."""
         metrics.counter(
             "shortener_purged_rows",

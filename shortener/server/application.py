@@ -27,7 +27,7 @@ from shortener.clicks.redirect import Redirect
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.web.endpoint import error_response
-from shortener.web.routes import FIXED, routes
+from shortener.web.routes import FIXED_PATH_ENDPOINTS, routes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -88,8 +88,8 @@ class HttpApplication:
             else:
                 await _page(send, 404, unknown_page())
             return
-        if (endpoint := FIXED.get((scope["method"], path))) is not None:
-            answer = await endpoint.answer_to(Request(scope, receive), self.service)
+        if (endpoint := FIXED_PATH_ENDPOINTS.get((scope["method"], path))) is not None:
+            answer = await endpoint.respond(Request(scope, receive), self.service)
             await answer(scope, receive, send)
         else:
             await self._starlette(scope, receive, send)

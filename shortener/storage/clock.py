@@ -36,7 +36,7 @@ class SharedClock:
     def __call__(self) -> datetime:
         return self._own() + self.offset
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the correction on /metrics."""
         metrics.gauge(
             "shortener_clock_offset_seconds",

@@ -105,7 +105,7 @@ ENDPOINTS = [
         "Show the application",
         _TAG,
         permission="trackers.write",
-        answer=ApplicationResponse,
+        response=ApplicationResponse,
     ),
     Endpoint(
         "PATCH",
@@ -115,7 +115,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=ApplicationChanges,
-        answer=ApplicationResponse,
+        response=ApplicationResponse,
         errors=(
             ErrorCode.UNKNOWN_PLACEHOLDER,
             ErrorCode.INVALID_TRACKER_URL,

@@ -112,7 +112,7 @@ ENDPOINTS = [
         "Send pipeline",
         permission="sms.send",
         body=DeliveryReportRequest,
-        answer=DeliveryReportsResponse,
+        response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
         description="One report or a list of them, all of them kept or none. States only move forward, CREATED < SENT < FAILED, "
         "EXPIRED < DELIVERED < READ < CLICKTHRU; a late report fills in its time and never moves the state back.",

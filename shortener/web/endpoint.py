@@ -97,7 +97,7 @@ class Endpoint:
     body: type[BaseModel] | None = None
     body_forms: bool = False
     body_optional: bool = False
-    answer: type[BaseModel] | None = None
+    response: type[BaseModel] | None = None
     media_type: str = "application/json"
     status: int = 200
     errors: Sequence[ErrorCode] = field(default=())
@@ -106,13 +106,13 @@ class Endpoint:
     description: str = ""
     deprecated: bool = False
 
-    async def answer_to(self, request: Request, service: Service) -> Response:
+    async def respond(self, request: Request, service: Service) -> Response:
         """Everything that can go wrong is an answer; only a client that left raises."""
         return await _run(self, service, request)
 
     def route(self, service: Service) -> Route:
         async def run(request: Request) -> Response:
-            return await self.answer_to(request, service)
+            return await self.respond(request, service)
 
         return Route(self.path, run, methods=[self.method], name=f"{self.method} {self.path}")
 

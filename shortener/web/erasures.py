@@ -67,7 +67,7 @@ ENDPOINTS = [
         "Erasure",
         permission="trackers.write",
         body=Erasure,
-        answer=ErasureResponse,
+        response=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
         description="For good: the number, metadata, destinations, addresses and agents of hits, also in events and deliveries. "
         "What was sent, when it was clicked and what it brought stays, without a name, so that statistics stay right. The links "

@@ -106,7 +106,7 @@ ENDPOINTS = [
         "Is the process alive",
         _TAG,
         Caller.ANYONE,
-        answer=LivenessResponse,
+        response=LivenessResponse,
         description="Looks at nothing else: restart the process when this does not answer.",
     ),
     Endpoint(
@@ -116,7 +116,7 @@ ENDPOINTS = [
         "May requests be sent here",
         _TAG,
         Caller.ANYONE,
-        answer=ReadinessResponse,
+        response=ReadinessResponse,
         also={503: ReadinessResponse},
         description="503 while anything that requests depend on is missing, and from the beginning of a shutdown. "
         "A node whose database is away stays ready as long as Redis answers for its links.",
@@ -139,7 +139,7 @@ ENDPOINTS = [
         _TAG,
         Caller.ANYONE,
         query=DomainQuery,
-        answer=KnownDomain,
+        response=KnownDomain,
         errors=(ErrorCode.NOT_FOUND,),
         description="For a reverse proxy with certificates on demand (Caddy's `ask`): 200 for a domain of an application that is "
         "not disabled, and for the host of BASE_URL. Keep /internal/ inside.",

@@ -119,7 +119,7 @@ ENDPOINTS = [
         "Show a link",
         _TAG,
         permission="sms.read",
-        answer=LinkResponse,
+        response=LinkResponse,
         description="Where it leads, or why it leads nowhere.",
     ),
     Endpoint(
@@ -130,7 +130,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=LinkChanges,
-        answer=LinkResponse,
+        response=LinkResponse,
         errors=(ErrorCode.CONFLICT,),
         description="At once, on every node. Hits on a link that is off are kept, and are no clicks. A link whose message was "
         "erased cannot be switched on.",
@@ -142,7 +142,7 @@ ENDPOINTS = [
         "List blocked destination hosts",
         _TAG,
         permission="sms.read",
-        answer=BlockedHostsResponse,
+        response=BlockedHostsResponse,
         description="Those of the application; the installation may block others.",
     ),
     Endpoint(
@@ -153,7 +153,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=HostToBlock,
-        answer=BlockedHostResponse,
+        response=BlockedHostResponse,
         errors=(ErrorCode.CONFLICT,),
         description="Within a second, on every node, all links of the application that lead there answer 410, and texts with such "
         "links are refused.",
@@ -165,7 +165,7 @@ ENDPOINTS = [
         "Unblock a destination host",
         _TAG,
         permission="trackers.write",
-        answer=BlockedHostResponse,
+        response=BlockedHostResponse,
         errors=(ErrorCode.INVALID_REQUEST,),
     ),
 ]

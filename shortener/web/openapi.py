@@ -155,7 +155,7 @@ def document(endpoints: Sequence[Endpoint]) -> Document:
     return made
 
 
-def describing(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
     """`endpoints` and the two that show them all."""
 
     @cache
@@ -217,7 +217,7 @@ def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel],
         for model in (endpoint.query, endpoint.body):
             if model:
                 yield model, "validation"
-        for model in (endpoint.answer, *endpoint.also.values()):
+        for model in (endpoint.response, *endpoint.also.values()):
             if model:
                 yield model, "serialization"
 
@@ -335,7 +335,7 @@ def _without_null(field: Mapping[str, Any]) -> Document:
 
 
 def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool) -> Document:
-    answers: dict[int, Document] = {endpoint.status: _answer(endpoint, endpoint.answer, schemas)}
+    answers: dict[int, Document] = {endpoint.status: _answer(endpoint, endpoint.response, schemas)}
     for status, model in endpoint.also.items():
         answers[status] = _answer(endpoint, model, schemas)
     by_status: dict[int, list[ErrorCode]] = {}

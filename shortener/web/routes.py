@@ -20,13 +20,13 @@ from shortener.web import (
     trackers,
 )
 from shortener.web.endpoint import Endpoint
-from shortener.web.openapi import describing
+from shortener.web.openapi import with_documentation
 from shortener.web.vendors import infobip
 
 if TYPE_CHECKING:
     from shortener.container import Service
 
-ENDPOINTS: Sequence[Endpoint] = describing(
+ENDPOINTS: Sequence[Endpoint] = with_documentation(
     [
         *rewrite.ENDPOINTS,
         *delivery_reports.ENDPOINTS,
@@ -44,7 +44,7 @@ ENDPOINTS: Sequence[Endpoint] = describing(
 
 
 #: Those whose path has no parameter, by method and path: they need no search.
-FIXED: Mapping[tuple[str, str], Endpoint] = {
+FIXED_PATH_ENDPOINTS: Mapping[tuple[str, str], Endpoint] = {
     (endpoint.method, endpoint.path): endpoint for endpoint in ENDPOINTS if "{" not in endpoint.path
 }
 

@@ -207,7 +207,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,
-        answer=TotalsResponse,
+        response=TotalsResponse,
         description=_DESCRIPTION,
     ),
     Endpoint(
@@ -218,7 +218,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=DailyQuery,
-        answer=DailyResponse,
+        response=DailyResponse,
         description=f"{_DESCRIPTION} At most {LONGEST} days.",
     ),
     Endpoint(
@@ -229,7 +229,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,
-        answer=CountriesResponse,
+        response=CountriesResponse,
         description=_DESCRIPTION,
     ),
 ]

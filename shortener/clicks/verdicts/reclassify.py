@@ -79,7 +79,7 @@ class Reclassifier:
         self._on_events = on_events
         self.total = CorrectionResult()
 
-    def offer(self, metrics: Metrics) -> None:
+    def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
         total = self.total
         metrics.counter(

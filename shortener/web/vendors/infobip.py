@@ -294,7 +294,7 @@ ENDPOINTS = [
         "Report the end of a message's conversion process (Infobip)",
         _TAG,
         permission="sms.send",
-        answer=ConversionEndResponse,
+        response=ConversionEndResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
         description=f"Records a conversion of the action `{END_ACTION}`, once; a repeat answers the same. Messages rewritten with "
         "the same `tracking` share a process, and so do all those without `tracking`.",
@@ -307,7 +307,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         query=ConversionRateQuery,
-        answer=ConversionRateResponse,
+        response=ConversionRateResponse,
         description="From counts that are kept as things happen. A start is counted when the message is rewritten, an end when it "
         "is reported; the quarters of an hour that `since` and `until` lie in are counted as a whole.",
     ),
