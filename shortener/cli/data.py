@@ -78,12 +78,12 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     """Remove a person's data: number, agents, addresses, metadata. Counts stay right, the links are switched off."""
     from shortener.cli.common import open_cache
     from shortener.model import utcnow
-    from shortener.retention.erasure import codes_of, erase, erase_message
+    from shortener.retention.erasure import erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("wants --phone or --message, one of them")
     async with open_store() as database, open_cache() as cache:
-        codes = await database.read(codes_of, application, phone=phone or "", message_id=message_id or "")
+        codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
         if not await cache.forget(codes):
             raise click.ClickException("nothing is erased: Redis is away, and may hold the destinations; try again when it is back")
         if phone is not None:

@@ -4,7 +4,7 @@ Empty parameters count as absent: trackers send those that they have no value fo
 (`{click_id}`) is refused, because as a transaction id it would make every conversion a repeat of the first. Amounts are exact
 decimals. What is not a parameter of ours is kept as metadata.
 
-`read` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST and names every parameter that is wrong.
+`parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST and names every parameter that is wrong.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from shortener.times import parse_time
 DEFAULT_ACTION = "conversion"
 #: Under this action, without a transaction_id, stands the end of a message's conversion process (Infobip): one for each message.
 END_ACTION = "end"
-METADATA_LIMIT = 4096  # bytes of JSON
+MAX_METADATA_BYTES = 4096  # bytes of JSON
 _EXACT_DIGITS = 15  # a float gives back any decimal of so many digits
 
-Word = Annotated[str, Field(max_length=64), WithJsonSchema({"type": ["string", "number"], "maxLength": 64})]
-Id = Annotated[str, Field(max_length=255), WithJsonSchema({"type": ["string", "number"], "maxLength": 255})]
+ShortText = Annotated[str, Field(max_length=64), WithJsonSchema({"type": ["string", "number"], "maxLength": 64})]
+Identifier = Annotated[str, Field(max_length=255), WithJsonSchema({"type": ["string", "number"], "maxLength": 255})]
 
 
-class Parameters(BaseModel):
+class ConversionParameters(BaseModel):
     """A conversion as a tracker reports it. `message_id` or `click_id` is required; other parameters are kept as metadata."""
 
     model_config = ConfigDict(extra="allow")
 
-    message_id: Id | None = Field(None, description="The message that the conversion belongs to.")
-    click_id: Id | None = Field(None, description="The click, as {click_id} put it into the destination.")
-    action: Word | None = Field(None, description=f"What happened, for example sale or reply; {DEFAULT_ACTION} when absent.")
-    status: Word | None = Field(None, description="The tracker's own word, for example approved; kept as it is.")
-    disposition: Word | None = Field(None, description="positive or negative (Syniverse).")
-    value: Word | None = Field(None, description="Decimal such as 12.50, at most 18.6 digits; negative for a refund.")
-    currency: Word | None = Field(None, description="ISO 4217 code such as EUR.")
-    transaction_id: Id | None = Field(None, description="Tells conversions of the same message and action apart.")
-    timestamp: Word | None = Field(
+    message_id: Identifier | None = Field(None, description="The message that the conversion belongs to.")
+    click_id: Identifier | None = Field(None, description="The click, as {click_id} put it into the destination.")
+    action: ShortText | None = Field(None, description=f"What happened, for example sale or reply; {DEFAULT_ACTION} when absent.")
+    status: ShortText | None = Field(None, description="The tracker's own word, for example approved; kept as it is.")
+    disposition: ShortText | None = Field(None, description="positive or negative (Syniverse).")
+    value: ShortText | None = Field(None, description="Decimal such as 12.50, at most 18.6 digits; negative for a refund.")
+    currency: ShortText | None = Field(None, description="ISO 4217 code such as EUR.")
+    transaction_id: Identifier | None = Field(None, description="Tells conversions of the same message and action apart.")
+    timestamp: ShortText | None = Field(
         None, description="ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970; now when absent."
     )
 
@@ -88,9 +88,9 @@ class ConversionReport:
 T = TypeVar("T")
 
 
-def read(parameters: Parameters, now: datetime) -> ConversionReport:
+def parse_conversion(parameters: ConversionParameters, now: datetime) -> ConversionReport:
     """Raises ApiError UNEXPANDED_PLACEHOLDER, INVALID_REQUEST."""
-    known: dict[str, str | None] = {name: getattr(parameters, name) for name in Parameters.model_fields}
+    known: dict[str, str | None] = {name: getattr(parameters, name) for name in ConversionParameters.model_fields}
     metadata = parameters.model_extra or {}
     unexpanded = [name for name, text in known.items() if text is not None and is_unexpanded(text)]
     unexpanded += [name for name, value in metadata.items() if isinstance(value, str) and _IN_BRACES.fullmatch(value.strip())]
@@ -186,6 +186,6 @@ def _refuse_metadata(metadata: Mapping[str, Any]) -> str | None:
         packed = orjson.dumps(metadata)
     except TypeError:
         return "is nested too deeply"
-    if len(packed) > METADATA_LIMIT:
-        return f"is {len(packed)} bytes of JSON, at most {METADATA_LIMIT} are kept"
+    if len(packed) > MAX_METADATA_BYTES:
+        return f"is {len(packed)} bytes of JSON, at most {MAX_METADATA_BYTES} are kept"
     return "cannot hold the character NUL" if b"\\u0000" in packed else None

@@ -153,7 +153,7 @@ class DeliveryReports:
             database, self._take, limit=REQUESTS, after=on_events
         )
 
-    async def take(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult]:
+    async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult]:
         """Keep the reports, all of them or none; one answer for each, in their order. Durable when it returns.
 
         Several for one message are taken in their order. Raises ApiError MESSAGE_NOT_FOUND naming each unknown message,

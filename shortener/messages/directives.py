@@ -27,7 +27,7 @@ from typing import Literal, NoReturn
 #: Directives in one message; beyond this it is a mistake (a 1,600-character message holds 50 short links and nothing else).
 MAX_DIRECTIVES = 20
 #: Characters of a label.
-MAX_LABEL = 100
+MAX_LABEL_CHARACTERS = 100
 
 _QUOTES = "\"'“”„‘’‚"
 _START = re.compile(rf"(?<![A-Za-z0-9_#])#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*[{_QUOTES}]))", re.IGNORECASE | re.ASCII)
@@ -104,8 +104,8 @@ def _parse(body: str, start: re.Match[str]) -> Directive:
     label, position = _argument(body, label_at, "a label in quotes")
     if not label.strip():
         raise DirectiveError(label_at, "the label is empty")
-    if len(label) > MAX_LABEL:
-        raise DirectiveError(label_at, f"the label is longer than {MAX_LABEL} characters")
+    if len(label) > MAX_LABEL_CHARACTERS:
+        raise DirectiveError(label_at, f"the label is longer than {MAX_LABEL_CHARACTERS} characters")
     if _UNPRINTABLE.search(label):
         raise DirectiveError(label_at, "the label holds a control character")
     return Directive(start.start(), _closed(body, position, start.start()), url, label, "trackurl")

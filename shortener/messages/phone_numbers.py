@@ -1,7 +1,7 @@
 """Numbers: who a message goes to and who it comes from.
 
 A recipient is an E.164 number by its form; whether a subscriber has it is for the carrier to say. Its country is that of
-phonenumbers' tables, asked as seldom as possible. Fails with `NumberError` for a recipient; a sender is only judged.
+phonenumbers' tables, asked as seldom as possible. Fails with `PhoneNumberError` for a recipient; a sender is only judged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
 _REGIONS = {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items() if regions != ("001",)}
 
 
-class NumberError(Exception):
+class PhoneNumberError(Exception):
     """A recipient is not an E.164 number."""
 
     def __init__(self, reason: str) -> None:
@@ -30,18 +30,18 @@ class NumberError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class PhoneNumber:
     """`country` is the ISO 3166 code of two letters, or None for a number of no country or in no plan."""
 
     e164: str
     country: str | None
 
 
-def parse_number(to: str) -> Number:
+def parse_number(to: str) -> PhoneNumber:
     """Raises NumberError unless `to` is `+`, a digit from 1 to 9 and 6 to 14 digits more, without spaces or signs."""
     if _E164.fullmatch(to) is None:
-        raise NumberError(f"{to[:32]!r} is not an E.164 number: + and 7 to 15 digits, as in +14155550100")
-    return Number(to, _country(to))
+        raise PhoneNumberError(f"{to[:32]!r} is not an E.164 number: + and 7 to 15 digits, as in +14155550100")
+    return PhoneNumber(to, _country(to))
 
 
 def check_sender(sender: str) -> str | None:

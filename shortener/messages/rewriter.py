@@ -27,7 +27,7 @@ from shortener.ids import IdGenerator, new_message_id
 from shortener.messages import queries
 from shortener.messages.codes import Codes
 from shortener.messages.directives import DirectiveError, find_directives
-from shortener.messages.phone_numbers import Number, NumberError, check_sender, parse_number
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
 from shortener.messages.scripts import mixed_scripts
 from shortener.messages.segments import count_segments
 from shortener.messages.url_detection import find_urls
@@ -52,13 +52,13 @@ _SHOWN = 100  # details of one refusal
 
 @dataclass(frozen=True, slots=True)
 class RewriteItem:
-    """One message as the pipeline hands it over, for one recipient or several. `place` is where a field of ours stands in the
+    """One message as the pipeline hands it over, for one recipient or several. `field_path` is where a field of ours stands in the
     request, in the words of whoever sent it; of a recipient if its place among them is given."""
 
     to: tuple[str, ...]
     body: str
     message_ids: tuple[str | None, ...] | None = None  # None among them: to be minted
-    place: Callable[[str, int | None], str] = lambda name, recipient: name
+    field_path: Callable[[str, int | None], str] = lambda name, recipient: name
     track: TrackMode = "directives"
     from_address: str = ""
     sender_id_id: str = ""
@@ -93,7 +93,7 @@ class _PlannedMessage:
 
     item: RewriteItem
     recipient: int
-    number: Number
+    number: PhoneNumber
     message_id: str
     given: bool  # the pipeline chose the message_id
     request_id: str
@@ -241,16 +241,16 @@ class Rewriter:
         problems: list[tuple[ErrorCode, Detail]],
     ) -> list[_PlannedMessage]:
         def refuse(code: ErrorCode, name: str, reason: str, position: int | None = None, recipient: int | None = None) -> None:
-            problems.append((code, Detail(item.place(name, recipient), reason, position)))
+            problems.append((code, Detail(item.field_path(name, recipient), reason, position)))
 
         before = len(problems)
         if not item.to:
             refuse(ErrorCode.INVALID_RECIPIENT, "to", "wants one recipient or more")
-        numbers: list[Number] = []
+        numbers: list[PhoneNumber] = []
         for index, to in enumerate(item.to):
             try:
                 numbers.append(parse_number(to))
-            except NumberError as error:
+            except PhoneNumberError as error:
                 refuse(ErrorCode.INVALID_RECIPIENT, "to", error.reason, recipient=index)
         if item.message_ids is not None:
             if len(item.message_ids) != len(item.to):
@@ -364,7 +364,9 @@ class Rewriter:
                     results.append(kept_answer[1] if same else ApiError(ErrorCode.IDEMPOTENCY_CONFLICT))
                     continue
             conflicts = [
-                Detail(message.item.place("message_id", message.recipient), f"{message.message_id!r} is used for other content")
+                Detail(
+                    message.item.field_path("message_id", message.recipient), f"{message.message_id!r} is used for other content"
+                )
                 for message in request.messages
                 if message.given
                 and (before := known.get((application_id, message.message_id))) is not None

@@ -68,7 +68,7 @@ _PUNCTUATION = ".,;:!?'*~¡¿"
 
 
 @dataclass(frozen=True, slots=True)
-class FoundUrl:
+class DetectedUrl:
     """`text[start:end]` is the URL as it stands in the text; `url` has a scheme: `http://` if it had none."""
 
     start: int
@@ -76,7 +76,7 @@ class FoundUrl:
     url: str
 
 
-def find_urls(body: str) -> list[FoundUrl]:
+def find_urls(body: str) -> list[DetectedUrl]:
     """The URLs in the order of the text, none overlapping. Never fails."""
     if _HINT.search(body) is None:
         return []
@@ -90,7 +90,7 @@ def find_urls(body: str) -> list[FoundUrl]:
             parse_destination(url)
         except DestinationError:
             continue
-        found.append(FoundUrl(match.start(), match.start() + len(text), url))
+        found.append(DetectedUrl(match.start(), match.start() + len(text), url))
     return found
 
 

@@ -10,7 +10,7 @@ before, so that no copy is left there. Events still to be delivered go out with 
 is left; a callback of the message itself (Xoxzo) is given up. The erased message's id cannot be used again for another message.
 What was delivered to trackers, backups and logs of others are beyond reach.
 
-One transaction for a message; a number is erased `MESSAGES_AT_ONCE` messages at a time, and a run that is cut off is repeated.
+One transaction for a message; a number is erased `MAX_MESSAGES_PER_BATCH` messages at a time, and a run that is cut off is repeated.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from shortener.storage.schema import (
     other_hits,
 )
 
-MESSAGES_AT_ONCE = 100
+MAX_MESSAGES_PER_BATCH = 100
 ERASED = "erased"  # `last_error` of a delivery that was given up
 
 #: What an event may hold about a person, by name (delivery.formats.FACTS and what the makers of events add).
-PERSONAL = frozenset(
+PERSONAL_FIELDS = frozenset(
     {
         "to_address",
         "phone_sha256",
@@ -81,16 +81,16 @@ class ErasureResult:
 async def erase(database: Database, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
     """Erase every message to a number, of one application or of all. Raises ApiError INVALID_RECIPIENT, StoreUnavailable."""
     total = ErasureResult()
-    while (piece := await database.write(erase_number, application_id, phone, now)).messages:
+    while (piece := await database.write(erase_phone_number, application_id, phone, now)).messages:
         total.add(piece)
     return total
 
 
-def erase_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
-    """Erase the `MESSAGES_AT_ONCE` oldest messages to a number; call it until it finds none. Raises ApiError INVALID_RECIPIENT."""
+def erase_phone_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
+    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number; call it until it finds none. Raises ApiError INVALID_RECIPIENT."""
     if not _PHONE.fullmatch(phone):
         raise ApiError(ErrorCode.INVALID_RECIPIENT)
-    found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MESSAGES_AT_ONCE)
+    found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MAX_MESSAGES_PER_BATCH)
     if application_id is not None:
         found = found.where(messages.c.application_id == application_id)
     return _erase(connection, list(connection.execute(found).scalars()), now)
@@ -108,7 +108,7 @@ def erase_message(connection: Connection, application_id: int | None, message_id
     return _erase(connection, ids, now)
 
 
-def codes_of(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
+def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
     """The codes of the links that erasing this number, or this message, switches off: for the link cache, to forget them first."""
     which = messages.c.to_address == phone if phone else messages.c.message_id == message_id
     found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(which)
@@ -187,7 +187,7 @@ def _scrub_events(connection: Connection, ids: list[int]) -> int:
 def _scrub(value: Any) -> Any:
     """`value` without what is personal, at any depth: bodies are rendered from facts that may be absent."""
     if isinstance(value, dict):
-        return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL}
+        return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
     if isinstance(value, list):
         return [_scrub(one) for one in value]
     return value

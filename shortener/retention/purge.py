@@ -71,10 +71,10 @@ from shortener.storage.schema import (
 from shortener.storage.types import Instant, to_ms
 
 #: A batch is followed by a rest so many times as long, in which clicks have the store to themselves.
-REST = 9
-IDEMPOTENCY_KEPT = timedelta(hours=24)
+PAUSE_FACTOR = 9
+IDEMPOTENCY_RETENTION = timedelta(hours=24)
 #: A pass of the job starts where the last one ended; as often as this it looks again at what could not go then.
-FROM_THE_START_EVERY = timedelta(days=1)
+RESTART_INTERVAL = timedelta(days=1)
 #: How many rows go with one of these, roughly: so many fewer are looked at in one batch.
 _ROWS_PER_MESSAGE, _ROWS_PER_EVENT = 8, 4
 _ADVISORY_LOCK = 7_305_469_221  # any number that nothing else locks
@@ -136,7 +136,7 @@ class Purge:
 
     async def step(self, now: datetime) -> int:
         """One pass over what came of age since the last one; returns the number of rows deleted."""
-        if self._started_at is None or now - self._started_at >= FROM_THE_START_EVERY:
+        if self._started_at is None or now - self._started_at >= RESTART_INTERVAL:
             self._started_at = now
             self._reached.clear()
         before = self.total.rows
@@ -155,7 +155,7 @@ class Purge:
                 )
                 took = time.monotonic() - began
                 yield purged
-                await asyncio.sleep(REST * took)  # clicks have the store meanwhile
+                await asyncio.sleep(PAUSE_FACTOR * took)  # clicks have the store meanwhile
 
 
 # The statements, made once: making one takes longer than running it, and the writer of SQLite would wait for that too.
@@ -285,7 +285,7 @@ def _delete_batch(
 
 
 def _delete_answers(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, not batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_KEPT)
+    return after, not batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_RETENTION)
 
 
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from shortener.conversions.parsing import Parameters, read
+from shortener.conversions.parsing import ConversionParameters, parse_conversion
 from shortener.errors import ApiError, ErrorCode
 from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel, error_response, json_response
 
@@ -24,18 +24,18 @@ class ConversionResponse(ResponseModel):
     duplicate: bool
 
 
-async def _ingest(call: Call[Any, Any], parameters: Parameters) -> ConversionResponse:
+async def _ingest(call: Call[Any, Any], parameters: ConversionParameters) -> ConversionResponse:
     if call.request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD records nothing; send GET.")
-    recorded = await call.service.conversions.ingest(call.application_id, read(parameters, call.service.clock()))
+    recorded = await call.service.conversions.ingest(call.application_id, parse_conversion(parameters, call.service.clock()))
     return ConversionResponse(conversion_id=recorded.conversion_id, message_id=recorded.message_id, duplicate=recorded.duplicate)
 
 
-async def track(call: Call[Parameters, None]) -> ConversionResponse:
+async def track(call: Call[ConversionParameters, None]) -> ConversionResponse:
     return await _ingest(call, call.query)
 
 
-async def callback(call: Call[None, Parameters]) -> ConversionResponse:
+async def callback(call: Call[None, ConversionParameters]) -> ConversionResponse:
     return await _ingest(call, call.body)
 
 
@@ -43,7 +43,7 @@ async def callback(call: Call[None, Parameters]) -> ConversionResponse:
 _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
 
 
-async def deprecated_track(call: Call[Parameters, None]) -> Response:
+async def deprecated_track(call: Call[ConversionParameters, None]) -> Response:
     try:
         response = json_response(await _ingest(call, call.query))
     except ApiError as error:
@@ -69,7 +69,7 @@ ENDPOINTS = [
         "Report a conversion",
         _TAG,
         Caller.TRACKER,
-        query=Parameters,
+        query=ConversionParameters,
         response=ConversionResponse,
         errors=_ERRORS,
         description=_DESCRIPTION,
@@ -81,7 +81,7 @@ ENDPOINTS = [
         "Report a conversion as JSON or a form",
         _TAG,
         Caller.TRACKER,
-        body=Parameters,
+        body=ConversionParameters,
         body_forms=True,
         response=ConversionResponse,
         errors=_ERRORS,
@@ -94,7 +94,7 @@ ENDPOINTS = [
         "Report a conversion (deprecated: call /api/v1/track)",
         _TAG,
         Caller.TRACKER,
-        query=Parameters,
+        query=ConversionParameters,
         response=ConversionResponse,
         errors=_ERRORS,
         deprecated=True,
@@ -107,7 +107,7 @@ ENDPOINTS = [
         "Report a conversion (legacy: call /api/v1/callback/action)",
         _TAG,
         Caller.TRACKER,
-        body=Parameters,
+        body=ConversionParameters,
         body_forms=True,
         response=ConversionResponse,
         errors=_ERRORS,

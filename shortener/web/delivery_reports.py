@@ -97,7 +97,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
         )
     if wrong:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=wrong[:100])
-    taken = await call.service.delivery_reports.take(call.application_id, reports)
+    taken = await call.service.delivery_reports.record(call.application_id, reports)
     return DeliveryReportsResponse(
         reports=[DeliveryReportFields(message_id=one.message_id, state=one.state.name, changed=one.changed) for one in taken]
     )

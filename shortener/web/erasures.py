@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.retention.erasure import codes_of, erase, erase_message
+from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import RETRY_AFTER, Call, Endpoint, Model, ResponseModel
 from shortener.web.fields import Text
 
@@ -48,7 +48,7 @@ async def create(call: Call[None, Erasure]) -> dict[str, Any]:
     service, given = call.service, call.body
     mine = call.application_id
     which = {"phone": given.phone or "", "message_id": given.message_id or ""}
-    if not await service.cache.forget(await service.database.read(codes_of, mine, **which)):
+    if not await service.cache.forget(await service.database.read(find_codes, mine, **which)):
         # The cache holds destinations, which may be personal.
         raise ApiError(ErrorCode.UNAVAILABLE, "Nothing is erased: the link cache is away.", retry_after=RETRY_AFTER)
     if given.message_id is not None:

@@ -113,7 +113,7 @@ def outgoing(message: RewriteMessage, path: str = "") -> RewriteItem:
     """`path`: where the message stands in the request, such as `messages.3`."""
     to, ids = message.to, message.message_id
 
-    def place(name: str, recipient: int | None) -> str:
+    def field_path(name: str, recipient: int | None) -> str:
         several = {"to": to, "message_id": ids}.get(name)
         parts = [path, name, str(recipient) if isinstance(several, list) and recipient is not None else ""]
         return ".".join(part for part in parts if part)
@@ -124,7 +124,7 @@ def outgoing(message: RewriteMessage, path: str = "") -> RewriteItem:
         body=message.body,
         sender=message.from_,
         message_ids=None if ids is None else (ids,) if isinstance(ids, str) else tuple(ids),
-        place=place,
+        field_path=field_path,
     )
 
 
@@ -135,7 +135,7 @@ def with_options(
     body: str,
     sender: str,
     message_ids: tuple[str | None, ...] | None,
-    place: Callable[[str, int | None], str],
+    field_path: Callable[[str, int | None], str],
 ) -> RewriteItem:
     track = options.track
     if track == "directives" and options.track_link:
@@ -144,7 +144,7 @@ def with_options(
         to=to,
         body=body,
         message_ids=message_ids,
-        place=place,
+        field_path=field_path,
         track=track,
         from_address=sender,
         sender_id_id=options.sender_id_id or (sender.removeprefix("sender_id:") if sender.startswith("sender_id:") else ""),

@@ -233,7 +233,7 @@ async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock
     await send(service, message_ids=("m-1",))
     (message,) = [one.id for one in await rows(service, messages_now)]
     async with someone_at(service, "INSERT INTO first_clicks (id, at, hit_id, links) VALUES ($1, 1, 1, 1)", message) as click:
-        report = asyncio.create_task(service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())]))
+        report = asyncio.create_task(service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())]))
         await until_it_waits(click, report)
     assert await report == [DeliveryReportResult("m-1", State.CLICKTHRU, changed=True)]
     (now,) = await rows(service, messages_now)
@@ -242,21 +242,21 @@ async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock
 
 async def test_what_was_held_and_not_clicked_leaves_no_row(service: Service, clock: Clock) -> None:
     await send(service, message_ids=("m-1",))
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
     assert await rows(service, schema.first_clicks) == []
 
 
 async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted_as_it_was(service: Service, clock: Clock) -> None:
     (code,) = await send(service, message_ids=("m-1",))
     await choose(service, retract_clicks=True)
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
     clock.forward(seconds=90)
     machine = hit(service, code)
     await service.database.write(record_of(service).write, [machine])
     (link,) = await rows(service, schema.links)
     change = VerdictChange(machine.id, link.message_id, Verdict.HUMAN, Verdict.SUSPECTED, "test", True)
     later = clock.forward(minutes=5)
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, later)])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, later)])
     await service.devices.catch_up(service.now_ms())
     assert (await attempt(service.database, [change], service.ids, later)).retracted_messages == 1
     await check(service, clock)

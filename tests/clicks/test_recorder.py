@@ -231,7 +231,7 @@ async def choose(service: Service, **settings: Any) -> None:
 
 async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
     codes = [(await send(service, message_ids=(f"m-{n}",)))[0] for n in range(2)]
-    await service.delivery_reports.take(1, [DeliveryReport(f"m-{n}", State.SENT, clock()) for n in range(2)])
+    await service.delivery_reports.record(1, [DeliveryReport(f"m-{n}", State.SENT, clock()) for n in range(2)])
     clock.forward(seconds=1)
     await service.recorder.record(hit(service, codes[0]))
     await choose(service, min_seconds_after_sent=2)
@@ -247,7 +247,7 @@ async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service:
 async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
     await choose(service, min_seconds_after_delivered=1.5)
     (code,) = await send(service, message_ids=("m-1",))
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, clock())])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, clock())])
     clock.forward(seconds=1.4)
     await service.recorder.record(hit(service, code))
     clock.forward(seconds=0.1)

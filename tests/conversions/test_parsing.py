@@ -10,19 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shortener.conversions.parsing import METADATA_LIMIT, ConversionReport, Parameters, is_unexpanded, parse_amount, read
+from shortener.conversions.parsing import (
+    MAX_METADATA_BYTES,
+    ConversionParameters,
+    ConversionReport,
+    is_unexpanded,
+    parse_amount,
+    parse_conversion,
+)
 from shortener.errors import ApiError, ErrorCode
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
 def taken(**parameters: Any) -> ConversionReport:
-    return read(Parameters.model_validate(parameters), NOW)
+    return parse_conversion(ConversionParameters.model_validate(parameters), NOW)
 
 
 def refused(**parameters: Any) -> ApiError:
     with pytest.raises(ApiError) as raised:
-        read(Parameters.model_validate(parameters), NOW)
+        parse_conversion(ConversionParameters.model_validate(parameters), NOW)
     return raised.value
 
 
@@ -53,7 +60,7 @@ def test_everything_a_tracker_can_say() -> None:
 
 
 def test_empty_parameters_are_absent() -> None:
-    empty = {name: " " for name in Parameters.model_fields if name != "message_id"}
+    empty = {name: " " for name in ConversionParameters.model_fields if name != "message_id"}
     assert taken(message_id="m", **empty) == taken(message_id="m") == ConversionReport(at=NOW, message_id="m", action="conversion")
 
 
@@ -154,7 +161,7 @@ def test_what_only_looks_like_a_placeholder_is_none(text: str) -> None:
     assert not is_unexpanded(text)
 
 
-@pytest.mark.parametrize("name", [name for name in Parameters.model_fields if name != "message_id"])
+@pytest.mark.parametrize("name", [name for name in ConversionParameters.model_fields if name != "message_id"])
 def test_no_parameter_may_hold_a_placeholder(name: str) -> None:
     error = refused(**{"message_id": "m", name: "%7Bfoo%7D"})
     assert (error.code, [detail.field for detail in error.details]) == (ErrorCode.UNEXPANDED_PLACEHOLDER, [name])
@@ -174,7 +181,7 @@ def test_metadata_is_kept_as_it_came() -> None:
 
 
 def test_metadata_is_capped_at_4_kib_of_json() -> None:
-    fits = "x" * (METADATA_LIMIT - len('{"a":""}'))
+    fits = "x" * (MAX_METADATA_BYTES - len('{"a":""}'))
     assert taken(message_id="m", a=fits).metadata == {"a": fits}
     assert refused(message_id="m", a=fits + "x").details[0].field == "metadata"
 
@@ -187,7 +194,7 @@ def test_metadata_holds_no_nul_and_is_not_bottomless() -> None:
         assert refused(message_id="m", **metadata).details[0].field == "metadata"
 
 
-@given(st.dictionaries(st.sampled_from([*Parameters.model_fields, "sub1"]), st.text(max_size=30)))
+@given(st.dictionaries(st.sampled_from([*ConversionParameters.model_fields, "sub1"]), st.text(max_size=30)))
 def test_any_text_is_taken_or_refused_by_name(parameters: dict[str, str]) -> None:
     with contextlib.suppress(ValidationError, ApiError):
         intake = taken(**parameters)

@@ -243,10 +243,10 @@ async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
 async def test_a_delivery_report_is_told_in_its_own_words(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "delivery")
     message = await story.message()
-    await service.delivery_reports.take(
+    await service.delivery_reports.record(
         1, [DeliveryReport(message.message_id, State.DELIVERED, NOON, report_status="DELIVRD", reason_code="000")]
     )
-    await service.delivery_reports.take(1, [DeliveryReport(message.message_id, State.SENT, NOON, reason_code="7")])
+    await service.delivery_reports.record(1, [DeliveryReport(message.message_id, State.SENT, NOON, reason_code="7")])
     await service.fanout.flush()
     delivered, sent = await facts(service)
     assert (delivered["previous_state"], delivered["new_state"]) == ("CREATED", "DELIVERED")

@@ -35,7 +35,7 @@ async def message(service: Service) -> Message:
 
 
 async def take(service: Service, *reports: DeliveryReport) -> list[DeliveryReportResult]:
-    return await service.delivery_reports.take(1, reports)
+    return await service.delivery_reports.record(1, reports)
 
 
 async def stored(service: Service) -> Row[Any]:

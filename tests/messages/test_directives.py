@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.messages.directives import MAX_DIRECTIVES, MAX_LABEL, Directive, DirectiveError, find_directives, render
+from shortener.messages.directives import MAX_DIRECTIVES, MAX_LABEL_CHARACTERS, Directive, DirectiveError, find_directives, render
 
 URL = "https://shop.example/a?b=1"
 
@@ -135,7 +135,7 @@ def test_a_blank_before_the_parenthesis_is_forgiven_when_a_quote_follows() -> No
         ('#trackurl("u"," ")', 14, "the label is empty"),
         ('#trackurl("u","a\0b")', 14, "the label holds a control character"),
         ('#trackurl("u","a\ud800b")', 14, "the label holds a control character"),
-        (f'#trackurl("u","{"x" * (MAX_LABEL + 1)}")', 14, f"the label is longer than {MAX_LABEL} characters"),
+        (f'#trackurl("u","{"x" * (MAX_LABEL_CHARACTERS + 1)}")', 14, f"the label is longer than {MAX_LABEL_CHARACTERS} characters"),
         ('#trackurl("u","l","m")', 17, "expected \")\", found ','"),
         ('👍 #track("fine") #track(', 24, "expected a URL in quotes, found the end of the text"),
     ],
@@ -205,7 +205,9 @@ def test_any_text_is_understood_whole_or_refused_inside_it(body: str) -> None:
 @given(
     before=st.text(st.characters(exclude_characters="#")),
     url=st.text(st.characters(codec="utf-8"), min_size=1),
-    label=st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=MAX_LABEL).filter(str.strip),
+    label=st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=MAX_LABEL_CHARACTERS).filter(
+        str.strip
+    ),
 )
 def test_any_escaped_url_and_label_come_back_as_they_were(before: str, url: str, label: str) -> None:
     def quoted(text: str) -> str:

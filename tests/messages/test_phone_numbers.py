@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shortener.messages.phone_numbers import Number, NumberError, check_sender, parse_number
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from shortener.messages.phone_numbers import Number, NumberError, check_sender, 
     ],
 )
 def test_a_number_is_kept_and_its_country_known(to: str, country: str | None) -> None:
-    assert parse_number(to) == Number(to, country)
+    assert parse_number(to) == PhoneNumber(to, country)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_number_is_kept_and_its_country_known(to: str, country: str | None) ->
     ],
 )
 def test_what_is_no_e164_number_is_refused(to: str) -> None:
-    with pytest.raises(NumberError, match=r"is not an E\.164 number") as caught:
+    with pytest.raises(PhoneNumberError, match=r"is not an E\.164 number") as caught:
         parse_number(to)
     assert len(caught.value.reason) < 150
 
@@ -104,7 +104,7 @@ def test_the_country_is_the_one_that_phonenumbers_names(number: str) -> None:
     # Twice: from the tables, then from the cache.
     try:
         assert parse_number(number).country == phonenumbers_country(number)
-    except NumberError:
+    except PhoneNumberError:
         return
     assert parse_number(number).country == phonenumbers_country(number)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.messages.url_detection import FoundUrl, find_urls
+from shortener.messages.url_detection import DetectedUrl, find_urls
 from shortener.urls import parse_destination
 
 
@@ -16,8 +16,8 @@ def found(body: str) -> list[str]:
 
 def test_a_url_is_found_with_its_place() -> None:
     assert find_urls("See https://shop.example/a?b=1, or www.x.co.uk.") == [
-        FoundUrl(4, 30, "https://shop.example/a?b=1"),
-        FoundUrl(35, 46, "http://www.x.co.uk"),
+        DetectedUrl(4, 30, "https://shop.example/a?b=1"),
+        DetectedUrl(35, 46, "http://www.x.co.uk"),
     ]
 
 

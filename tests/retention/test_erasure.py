@@ -11,7 +11,7 @@ from shortener.delivery.formats import FACTS
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
 from shortener.retention import erasure as erasing
-from shortener.retention.erasure import ERASED, PERSONAL, ErasureResult, codes_of, erase, erase_message, erase_number
+from shortener.retention.erasure import ERASED, PERSONAL_FIELDS, ErasureResult, erase, erase_message, erase_phone_number, find_codes
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.conftest import NOON
@@ -133,7 +133,7 @@ async def test_a_number_with_many_messages_goes_in_pieces(database: Database, mo
             rows.whole_message(SENT + timedelta(seconds=n), to_address=PHONE)
 
     await database.write(many)
-    assert (await database.write(erase_number, None, PHONE, NOON)).messages == 3
+    assert (await database.write(erase_phone_number, None, PHONE, NOON)).messages == 3
     assert (await erase(database, None, PHONE, NOON)).messages == 4
     assert await erase(database, None, PHONE, NOON) == ErasureResult()
 
@@ -202,13 +202,13 @@ def test_every_fact_is_known_to_be_personal_or_not() -> None:
         click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
         conversion_status disposition value currency transaction_id process_key
     """
-    assert set(FACTS) == PERSONAL | set(harmless.split())
+    assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 
 
 async def test_the_link_cache_can_be_told_which_links_go(database: Database) -> None:
     await database.write(build)
     codes = {link.message_id: link.code for link in await database.read(rows_of, schema.links)}
     ids = {message.message_id: message.id for message in await database.read(rows_of, schema.messages)}
-    assert set(await database.read(codes_of, None, phone=PHONE)) == {codes[ids["one"]], codes[ids["two"]]}
-    assert await database.read(codes_of, 2, phone=PHONE) == [codes[ids["two"]]]
-    assert await database.read(codes_of, None, message_id="other") == [codes[ids["other"]]]
+    assert set(await database.read(find_codes, None, phone=PHONE)) == {codes[ids["one"]], codes[ids["two"]]}
+    assert await database.read(find_codes, 2, phone=PHONE) == [codes[ids["two"]]]
+    assert await database.read(find_codes, None, message_id="other") == [codes[ids["other"]]]

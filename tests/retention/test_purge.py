@@ -16,7 +16,7 @@ from shortener.container import Service
 from shortener.ids import IdGenerator, first_id_at
 from shortener.model import DeliveryStatus, HitFlag, Verdict
 from shortener.reporting.status import MessageStatusReader, find_status
-from shortener.retention.purge import _KINDS, FROM_THE_START_EVERY, REST, Purge, PurgeResult, _delete_batch, purge
+from shortener.retention.purge import _KINDS, PAUSE_FACTOR, RESTART_INTERVAL, Purge, PurgeResult, _delete_batch, purge
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -116,7 +116,7 @@ async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: D
     batches = [batch async for batch in Purge(database, SETTINGS).batches(NOW)]
     monkeypatch.undo()
     assert len(batches) == len(took) == len(rests) > len(KINDS)
-    assert all(rest >= REST * seconds for seconds, rest in zip(took, rests, strict=True))
+    assert all(rest >= PAUSE_FACTOR * seconds for seconds, rest in zip(took, rests, strict=True))
 
 
 async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:
@@ -288,7 +288,7 @@ async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database
     finished = update(schema.deliveries).values(status=DeliveryStatus.DELIVERED.value, finished_at=LONG_AGO)
     await database.write(lambda c: c.execute(finished))
     assert await job.step(NOW + timedelta(hours=1)) == 0
-    assert await job.step(NOW + FROM_THE_START_EVERY) == 3
+    assert await job.step(NOW + RESTART_INTERVAL) == 3
     assert job.total == PurgeResult(messages=2, events=1, deliveries=1)
 
 

@@ -139,7 +139,7 @@ def outgoing(request: InfobipRequest, host: str) -> list[RewriteItem]:
             to=tuple(_with_plus(destination.to) for destination in message.destinations),
             body=message.text,
             message_ids=tuple(destination.message_id for destination in message.destinations),
-            place=_Place(f"messages.{index}"),
+            field_path=_Place(f"messages.{index}"),
             track=track,
             from_address=message.from_,
             request_id=bulk_id,

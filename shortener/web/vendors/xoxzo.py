@@ -48,7 +48,7 @@ def outgoing(message: XoxzoMessage) -> RewriteItem:
         body=message.message,
         sender=message.sender,
         message_ids=None if message.message_id is None else (message.message_id,),
-        place=lambda name, recipient: _NAMES.get(name, name),
+        field_path=lambda name, recipient: _NAMES.get(name, name),
     )
 
 

@@ -268,9 +268,9 @@ async def test_on_a_link_that_tells_every_click_each_one_is_taken_back(retractin
 async def test_a_report_that_came_since_tells_the_state_that_the_message_goes_back_to(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await send(service, message_ids=("m-1",))
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock())])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
     await click(service, code, SCANNER)
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, clock.forward(seconds=5))])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, clock.forward(seconds=5))])
     await judge_again(service)
     now = await message(service)
     assert (now.state, now.previous_state) == (State.DELIVERED, None)
@@ -484,7 +484,7 @@ async def test_a_delivery_report_that_came_late_calls_a_click_back(service: Serv
     await choose(service, min_seconds_after_delivered=3, retract_clicks=True)
     (code,) = await send(service, message_ids=("m-1",))
     await click(service, code)
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.DELIVERED, NOON - timedelta(seconds=1))])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, NOON - timedelta(seconds=1))])
     run = await judge_again(service)
     assert run.done.retracted_messages == 1
     assert (await message(service)).state == State.DELIVERED
@@ -495,7 +495,7 @@ async def test_a_sent_that_was_written_down_after_the_click_calls_nothing_back(s
     await choose(service, min_seconds_after_sent=3, retract_clicks=True)
     (code,) = await send(service, message_ids=("m-1",))
     await click(service, code)
-    await service.delivery_reports.take(1, [DeliveryReport("m-1", State.SENT, clock.forward(seconds=1))])
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(seconds=1))])
     assert (await judge_again(service)).done.to_suspected == 0
 
 
