@@ -10,7 +10,7 @@ before, so that no copy is left there. Events still to be delivered go out with 
 is left; a callback of the message itself (Xoxzo) is given up. The erased message's id cannot be used again for another message.
 What was delivered to trackers, backups and logs of others are beyond reach.
 
-One transaction for a message; a number is erased `MAX_MESSAGES_PER_BATCH` messages at a time, and a run that is cut off is repeated.
+One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; repeat an interrupted run.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ async def erase(database: Database, application_id: int | None, phone: str, now:
 
 
 def erase_phone_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
-    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number; call it until it finds none. Raises ApiError INVALID_RECIPIENT."""
+    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until it finds none.
+
+    Raises ApiError INVALID_RECIPIENT."""
     if not _PHONE.fullmatch(phone):
         raise ApiError(ErrorCode.INVALID_RECIPIENT)
     found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MAX_MESSAGES_PER_BATCH)
