@@ -19,7 +19,6 @@ from shortener.accounts.directory import Directory
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.recorder import Recorder
-from shortener.clicks.resolver import Places
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.clicks.verdicts.reclassify import EVERY as REJUDGE_EVERY
 from shortener.clicks.verdicts.reclassify import Reclassifier
@@ -227,7 +226,7 @@ async def _build(
         database,
         ids,
         click_ids,
-        places_of(directory),
+        directory,
         deadline=settings.hit_deadline,
         waiting_limit=settings.hits_waiting,
         on_events=notify_events,
@@ -372,17 +371,3 @@ async def _fold(database: Database) -> int:
     """Goes on at once only after a full batch: under load one commit a second folds what many transactions left."""
     folded = await database.write(counts.fold)
     return folded if folded >= counts.FOLD_LIMIT else 0
-
-
-def places_of(directory: Directory) -> Places:
-    def fallback(application_id: int, domain_id: int) -> str | None:
-        domain = directory.domain_by_id(domain_id)
-        application = directory.application(application_id)
-        own = domain.fallback_url if domain else None
-        return own or (application.settings.fallback_url if application else None)
-
-    def click_id_param(application_id: int) -> str | None:
-        application = directory.application(application_id)
-        return application.settings.click_id_param if application else None
-
-    return Places(fallback, click_id_param, lambda: directory.hit_policies)

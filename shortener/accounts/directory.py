@@ -143,6 +143,18 @@ class Directory:
     def domain_by_id(self, domain_id: int) -> Domain | None:
         return self._now.domains_by_id.get(domain_id)
 
+    def fallback_url(self, application_id: int, domain_id: int) -> str | None:
+        """The destination of expired links without a fallback URL of their own: the domain's, or else the application's."""
+        domain = self.domain_by_id(domain_id)
+        application = self.application(application_id)
+        of_domain = domain.fallback_url if domain else None
+        return of_domain or (application.settings.fallback_url if application else None)
+
+    def click_id_param(self, application_id: int) -> str | None:
+        """The query parameter that carries click ids to the application's destinations; None if it has none."""
+        application = self.application(application_id)
+        return application.settings.click_id_param if application else None
+
     def find_by_api_key(self, key: str) -> Principal | None:
         found = self._now.keys.get(hash_credential(key))
         if found is None:

@@ -14,18 +14,17 @@ what they saw, and a hit keeps the verdict that it was given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import HitPolicies
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE, count_late
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
-from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkResolver, Resolution
+from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import AddressWatch, HitContext, LinkWatch, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
@@ -59,18 +58,18 @@ _Real = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
-    """`hit_policies`: what the places say when a batch begins."""
+    """Writes batches of hits. Reads the hit policies of `directory` once per batch."""
 
-    def __init__(self, ids: IdGenerator, guide: LinkResolver, hit_policies: Callable[[], HitPolicies]) -> None:
+    def __init__(self, ids: IdGenerator, resolver: LinkResolver, directory: LinkDirectory) -> None:
         self._ids = ids
-        self._guide = guide
-        self._special = hit_policies
+        self._resolver = resolver
+        self._directory = directory
         self._addresses = AddressWatch()
         self._links = LinkWatch()
 
     def write(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> BatchResult:
         """Write the hits, of which there are some, in order of arrival. `again`: some may be stored already."""
-        hit_policies = self._special()
+        hit_policies = self._directory.hit_policies
         late = hits[0].id < self._ids() - LATE
         targets = queries.find(connection, {hit.code for hit in hits})
         known = queries.known_hits(connection, [hit.id for hit in hits]) if again else set()
@@ -78,7 +77,7 @@ class HitBatchWriter:
         real: list[_Real] = []
         for hit in hits:
             target = targets.get(hit.code)
-            resolution = self._guide.resolution(hit, target, hit_policies)
+            resolution = self._resolver.resolve(hit, target, hit_policies)
             outcome.resolutions.append(resolution)
             if target is not None and resolution is not UNKNOWN_LINK and hit.id not in known:
                 real.append((hit, target, resolution.off))

@@ -30,7 +30,7 @@ from sqlalchemy.exc import IntegrityError
 from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.client_address import shorten_address
-from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkResolver, Places, Resolution
+from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import RULES as CIRCUMSTANCES
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.errors import StoreUnavailable
@@ -94,7 +94,7 @@ class Recorder:
         database: Database,
         ids: IdGenerator,
         click_ids: ClickIds,
-        places: Places,
+        directory: LinkDirectory,
         *,
         deadline: float,
         waiting_limit: int,
@@ -103,9 +103,9 @@ class Recorder:
         spool: HitSpool | None = None,
     ) -> None:
         self._database = database
-        self._guide = LinkResolver(places, click_ids)
-        self._special = places.hit_policies
-        self._record = HitBatchWriter(ids, self._guide, places.hit_policies)
+        self._directory = directory
+        self._resolver = LinkResolver(directory, click_ids)
+        self._record = HitBatchWriter(ids, self._resolver, directory)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
         self._on_events = on_events
@@ -343,8 +343,8 @@ class Recorder:
         cached = await self._cache.find({one.hit.code for one in waiting})
         known = [one for one in waiting if one.hit.code in cached]
         if known:
-            hit_policies = self._special()
-            await self._go_on(known, [self._guide.resolution(one.hit, cached[one.hit.code], hit_policies) for one in known], keep)
+            hit_policies = self._directory.hit_policies
+            await self._go_on(known, [self._resolver.resolve(one.hit, cached[one.hit.code], hit_policies) for one in known], keep)
         if len(known) < len(waiting):
             # Not waited for: a database that hangs must not hold up those that are known.
             self._spawn(self._read_and_go_on([one for one in waiting if one.hit.code not in cached], keep))
@@ -360,7 +360,7 @@ class Recorder:
         await self._go_on(waiting, resolutions, keep)
 
     async def _go_on(self, waiting: Sequence[_WaitingHit], resolutions: Sequence[Resolution], keep: bool) -> None:
-        stricter = self._special().ip_privacy
+        stricter = self._directory.hit_policies.ip_privacy
         hits: list[Hit] = []
         for one, resolution in zip(waiting, resolutions, strict=True):
             if resolution is not UNKNOWN_LINK:
@@ -394,8 +394,8 @@ class Recorder:
 
     async def _read(self, hits: Sequence[Hit]) -> list[Resolution]:
         targets = await self._database.read(queries.find, {hit.code for hit in hits})
-        hit_policies = self._special()
-        return [self._guide.resolution(hit, targets.get(hit.code), hit_policies) for hit in hits]
+        hit_policies = self._directory.hit_policies
+        return [self._resolver.resolve(hit, targets.get(hit.code), hit_policies) for hit in hits]
 
     def _record_batch(self, connection: Connection, batch: list[_WaitingHit], again: bool) -> BatchResult:
         """In the transaction."""

@@ -1,15 +1,15 @@
-"""Hits and where they lead: what a request for a code is, and what it is answered with.
+"""Hits, and the resolution of a hit: where its link leads.
 
-A landing is made from what is known of the link, whether the database or the cache told it, and of its application and domain. A
-code that no link has, and one that was asked for on another application's domain, is `UNKNOWN_LINK`. A link that was switched off,
-itself or with its domain, its application or the host of its destination, leads nowhere, also when it has a fallback.
+A resolution depends on the link, its application and its domain. The link may come from the database or from the link cache.
+A code that no link has, and a code that was requested on another application's domain, give `UNKNOWN_LINK`. A link is switched
+off if the link itself, its domain, its application or the host of its destination is switched off. Such a link has no
+destination, even if it has a fallback URL.
 
-Nothing is looked up here and nothing waits: what a landing needs is in memory when it is made. Raises nothing.
+This module does no I/O and raises nothing: all data that a resolution needs is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,13 +18,18 @@ from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict
 from shortener.urls import append_param, fill
 
-# Plain numbers: flags of the enum module cost microseconds each, on every hit.
+# Plain integers: an operation on enum flags costs microseconds, and every hit needs several.
 _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
 
 
 @dataclass(slots=True)
 class Hit:
-    """One request for a code. `domain_id` None: came on the default host, where every code counts. `at`: ms since 1970."""
+    """One request for a code.
+
+    `domain_id`: None if the request came to the default host, where the codes of all domains are valid. `at`: milliseconds
+    since 1970. `address`: the client's address as stored, shortened by the installation's privacy setting. `origin`: a hash of
+    the full address, valid only within this process; 0 if the address is unknown.
+    """
 
     id: int
     code: str
@@ -34,23 +39,23 @@ class Hit:
     rule: str
     address: str
     user_agent: str
-    origin: int = 0  # tells addresses apart in the memory of this process; means nothing outside of it
+    origin: int = 0
 
 
 class Resolution(NamedTuple):
-    """Where a hit leads: a `location` (302), or none of it and the reason why."""
+    """Where a hit leads: a `location` (302), or None and the reason."""
 
     location: bytes | None
     application_id: int = 0
-    gone: bool = False  # expired or switched off: 410, or 302 when there is a fallback
-    off: bool = False  # switched off
+    gone: bool = False  # the link expired or is switched off: 410, or 302 to a fallback URL
+    off: bool = False  # the link is switched off
 
 
 UNKNOWN_LINK = Resolution(None)
 
 
 class LinkRecord(Protocol):
-    """What is known of a link, wherever it was read: as much as a landing needs."""
+    """The properties of a link that a resolution needs, from the database or the link cache. Times are ms since 1970."""
 
     @property
     def application_id(self) -> int: ...
@@ -70,50 +75,49 @@ class LinkRecord(Protocol):
     def disabled_at(self) -> int | None: ...
 
 
-class Places:
-    """What a landing and a record need to know of applications and domains; `accounts.Directory` behind three questions."""
+class LinkDirectory(Protocol):
+    """The part of `accounts.directory.Directory` that resolving and recording hits need."""
 
-    def __init__(
-        self,
-        fallback: Callable[[int, int], str | None],
-        click_id_param: Callable[[int], str | None],
-        hit_policies: Callable[[], HitPolicies],
-    ) -> None:
-        self.fallback = fallback  # (application, domain) -> URL for expired links
-        self.click_id_param = click_id_param  # application -> parameter name
-        self.hit_policies = hit_policies
+    @property
+    def hit_policies(self) -> HitPolicies: ...
+    def fallback_url(self, application_id: int, domain_id: int) -> str | None: ...
+    def click_id_param(self, application_id: int) -> str | None: ...
 
 
 class LinkResolver:
-    """Tells where hits lead. `click_ids`: spells the id of a hit for the destination that wants it."""
+    """Resolves hits. `click_ids` encodes the id of a hit for destinations that receive it."""
 
-    def __init__(self, places: Places, click_ids: ClickIds) -> None:
-        self._places = places
+    def __init__(self, directory: LinkDirectory, click_ids: ClickIds) -> None:
+        self._directory = directory
         self._click_ids = click_ids
 
-    def resolution(self, hit: Hit, target: LinkRecord | None, hit_policies: HitPolicies) -> Resolution:
-        """`target`: what the hit's code leads to, None when no link has it; `hit_policies`: what the places say now."""
-        if target is None or (hit.domain_id is not None and hit.domain_id != target.domain_id):
+    def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:
+        """Return where `hit` leads.
+
+        `link`: the link with the hit's code, None if no link has it. `policies`: the directory's current `hit_policies`; the caller
+        reads them once per batch.
+        """
+        if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
             return UNKNOWN_LINK
-        application_id = target.application_id
+        application_id = link.application_id
         if (
-            target.disabled_at is not None
-            or application_id in hit_policies.disabled_applications
-            or target.domain_id in hit_policies.disabled_domains
-            or (hit_policies.blocked_hosts and hit_policies.blocks(application_id, target.location or target.url))
+            link.disabled_at is not None
+            or application_id in policies.disabled_applications
+            or link.domain_id in policies.disabled_domains
+            or (policies.blocked_hosts and policies.blocks(application_id, link.location or link.url))
         ):
             return Resolution(None, application_id, gone=True, off=True)
-        if hit.at >= target.expires_at:
-            fallback = target.fallback_url or self._places.fallback(application_id, target.domain_id)
-            if fallback and hit_policies.blocks(application_id, fallback):
+        if hit.at >= link.expires_at:
+            fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
+            if fallback and policies.blocks(application_id, fallback):
                 fallback = None
             return Resolution(fallback.encode() if fallback else None, application_id, gone=True)
-        location = (target.location or target.url).encode()
-        flags = target.flags
+        location = (link.location or link.url).encode()
+        flags = link.flags
         if flags & _FILL:
             location = fill(location, {"click_id": self._click_ids.encode(hit.id)})
         if flags & _APPEND:
-            name = self._places.click_id_param(application_id)
+            name = self._directory.click_id_param(application_id)
             if name:
                 location = append_param(location, name, self._click_ids.encode(hit.id))
         return Resolution(location, application_id)

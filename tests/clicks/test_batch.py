@@ -18,7 +18,7 @@ from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.resolver import Hit, LinkResolver
 from shortener.clicks.verdicts.correction import VerdictChange, attempt
-from shortener.container import Service, places_of
+from shortener.container import Service
 from shortener.delivery import queries as to_tell
 from shortener.delivery.fanout import requeue_events
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportResult
@@ -34,8 +34,7 @@ from tests.rows import messages_now
 
 
 def record_of(service: Service) -> HitBatchWriter:
-    places = places_of(service.directory)
-    return HitBatchWriter(service.ids, LinkResolver(places, service.click_ids), places.hit_policies)
+    return HitBatchWriter(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
 
 
 async def counted(service: Service) -> dict[tuple[int, str], int]:

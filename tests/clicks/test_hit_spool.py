@@ -44,16 +44,13 @@ class Node:
     """A recorder with its drainer on a store that can be taken away, and the Redis of the service."""
 
     def __init__(self, service: Service, **more: Any) -> None:
-        from shortener.container import places_of
-
         assert service.redis is not None
         self.service = service
         self.store = Reluctant(service)
         self.spool = HitSpool(service.redis, "sms:test:", limit=more.pop("limit", 1000), now_ms=service.now_ms)
         self.rung = 0
         values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._ring, "cache": service.cache} | more
-        places = places_of(service.directory)
-        self.recorder = Recorder(self.store, service.ids, service.click_ids, places, spool=self.spool, **values)
+        self.recorder = Recorder(self.store, service.ids, service.click_ids, service.directory, spool=self.spool, **values)
         self.drainer = SpoolDrainer(self.spool, self.recorder, self.store)
         self.recorder.start()
 

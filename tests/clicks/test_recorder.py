@@ -431,11 +431,9 @@ class Unwilling:
 
 
 async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]:
-    from shortener.container import places_of
-
     store = Unwilling(service)
     values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
-    recorder = Recorder(store, service.ids, service.click_ids, places_of(service.directory), **values)
+    recorder = Recorder(store, service.ids, service.click_ids, service.directory, **values)
     recorder.start()
     return store, recorder
 
