@@ -196,7 +196,7 @@ async def fill(url: str, folder: Path, links: int, days: int, clicked: float, fo
     database = await open_database(url, owner=True)
     try:
         key = (1, "spring", "api", "US", 0)
-        cohort = (await database.write(lambda connection: Cohorts().number(connection, {key})))[key]
+        cohort = (await database.write(lambda connection: Cohorts().get_ids(connection, {key})))[key]
         began = to_ms(datetime.now(UTC) - timedelta(days=days, hours=12))
         rows = Rows(began, days * DAY_MS / links, clicked, cohort)
         started = time.perf_counter()

@@ -132,7 +132,7 @@ def _report(sample: Sample, show: bool) -> bool:
     wrong = {agent: judgement for agent, judgement in judged.items() if judgement.verdict is sample.wrong}
     share = 100 * len(wrong) / len(judged)
     target = f"(target: under {sample.most} %)" if sample.most is not None else ""
-    print(f"{sample.name}: {len(judged)} agents, {len(wrong)} called {sample.wrong.word}: {share:.2f} % {target}")
+    print(f"{sample.name}: {len(judged)} agents, {len(wrong)} called {sample.wrong.api_name}: {share:.2f} % {target}")
     print(f"    {_by_rule(judged.values())}")
     if show:
         for agent, judgement in sorted(wrong.items()):

@@ -234,7 +234,7 @@ async def _build(
         spool=spool,
     )
     if isinstance(cache, RedisLinkCache):
-        jobs.add(Job("cache", SPOOL_EVERY, cache.settle))
+        jobs.add(Job("cache", SPOOL_EVERY, cache.retry_invalidations))
     if spool is not None:
         jobs.add(Job("spool", SPOOL_EVERY, SpoolDrainer(spool, recorder, database).step))
     devices = DeviceCounter(database, ids)

@@ -15,25 +15,22 @@ import threading
 import time
 from collections.abc import Callable
 
-from shortener.model import Topic
-
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUES = {character: value for value, character in enumerate(ALPHABET)}
 _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 _EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 _NODE_BITS, _COUNTER_BITS = 10, 12
-NODES = 1 << _NODE_BITS
+MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # 62 ** 11 > 2 ** 63
 _CHECK_LENGTH = 8  # 47 bits: a guess is right once in 10^14
-_TOPICS = list(Topic)
 
 
 class IdGenerator:
     """Makes row ids that are unique among up to 1,024 nodes and strictly growing within one; safe to call from any thread."""
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
-        if not 0 <= node < NODES:
-            raise ValueError(f"node must be from 0 to {NODES - 1}")
+        if not 0 <= node < MAX_NODES:
+            raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         self._node = node << _COUNTER_BITS
         self._now_ms = now_ms
         self._tick = 0  # milliseconds since the epoch of ids, then the counter
@@ -54,7 +51,7 @@ def first_id_at(ms: int) -> int:
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
 
 
-def ids_in(ms: int) -> int:
+def id_span(ms: int) -> int:
     """By how much two ids differ that were made so many milliseconds apart, give or take those of other nodes."""
     return ms << (_NODE_BITS + _COUNTER_BITS)
 
@@ -113,11 +110,6 @@ class _Randomness:
 
 
 randbits = _Randomness()
-
-
-def event_id(row: int, topic: Topic) -> str:
-    """What a customer knows an event by: the row of the event log and what it is told as. Stable over attempts and replays."""
-    return f"evt_{encode(row)}{ALPHABET[_TOPICS.index(topic)]}"
 
 
 class ClickIds:

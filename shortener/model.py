@@ -38,7 +38,7 @@ class Verdict(enum.IntEnum):
     IGNORED = 2
 
     @property
-    def word(self) -> str:
+    def api_name(self) -> str:
         return self.name.lower()
 
 
@@ -55,7 +55,7 @@ class Topic(enum.IntFlag):
     SUSPECTED = 128  # beside CLICK: not a person's, and told as a click only where that was asked for
 
     @property
-    def word(self) -> str:
+    def api_name(self) -> str:
         assert self.name is not None
         return self.name.lower()
 
@@ -81,7 +81,7 @@ class HitFlag(enum.IntFlag):
     FIRST_FOR_MESSAGE = 2
     LATE = 4  # the link had expired
     RETRACTED = 8  # a later verdict took back that it was a first click
-    OFF = 16  # the link, its destination's host, its domain or its application was switched off
+    DISABLED = 16  # the link, its destination's host, its domain or its application was switched off
 
 
 class DeliveryStatus(enum.IntEnum):
@@ -93,7 +93,7 @@ class DeliveryStatus(enum.IntEnum):
     PARKED = 3  # told, not stored: PENDING, and its tracker is disabled; goes on when the tracker is enabled again
 
     @property
-    def word(self) -> str:
+    def api_name(self) -> str:
         return self.name.lower()
 
 

@@ -42,7 +42,7 @@ def add_message(
 ) -> Message:
     """A message of NOON with so many links; `columns` are others of its row."""
     key = (application_id, campaign, source, country, process_id)
-    cohort = Cohorts().number(connection, {key})[key]
+    cohort = Cohorts().get_ids(connection, {key})[key]
     owned: dict[str, Any] = {"application_id": application_id, "cohort_id": cohort}
     put = Rows(connection)
     row = put.message(NOON, id=ids(), message_id=message_id, request_id=f"request of {message_id}", **owned, **columns)

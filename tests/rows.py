@@ -32,7 +32,7 @@ KINDS: tuple[Table, ...] = (
 messages_now = (
     select(
         *(column for column in schema.messages.columns if column.name != "state"),
-        schema.state_now.label("state"),
+        schema.current_state.label("state"),
         schema.previous_state.label("previous_state"),
         schema.first_clicks.c.at.label("clicked_at"),
         schema.first_clicks.c.hit_id.label("click_hit_id"),

@@ -81,7 +81,7 @@ def placeholders() -> str:
 def test_every_rule_and_the_setting_that_switches_it_on_is_told() -> None:
     text = (ROOT / "docs" / "reference" / "verdicts.md").read_text()
     for verdict, name in RULES:
-        assert f"| `{name}` | {verdict.word} |" in text, name
+        assert f"| `{name}` | {verdict.api_name} |" in text, name
     told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
     assert [rule for _, rule in told] == list(CIRCUMSTANCES)
     assert all(setting in ApplicationSettings.model_fields for setting, _ in told)

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.ids import ClickIds, IdGenerator, decode, encode, event_id, new_message_id, randbits
-from shortener.model import Topic
+from shortener.ids import ClickIds, IdGenerator, decode, encode, new_message_id, randbits
 from shortener.storage.types import to_ms
 
 NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
@@ -58,12 +57,6 @@ def test_message_ids_look_like_those_of_syniverse_and_do_not_repeat() -> None:
     assert len(made) == 1000
     assert {len(one) for one in made} == {22}
     assert all(one.isalnum() for one in made)
-
-
-def test_an_event_is_known_by_its_row_and_what_it_is_told_as() -> None:
-    told = {event_id(12345, topic) for topic in Topic}
-    assert len(told) == len(Topic)
-    assert not any("." in one for one in told)  # Standard Webhooks sign "id.timestamp.body"
 
 
 def test_random_numbers_have_their_bits_and_none_comes_twice() -> None:

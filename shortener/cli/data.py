@@ -84,7 +84,7 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
         raise click.UsageError("wants --phone or --message, one of them")
     async with open_store() as database, open_cache() as cache:
         codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
-        if not await cache.forget(codes):
+        if not await cache.invalidate(codes):
             raise click.ClickException("nothing is erased: Redis is away, and may hold the destinations; try again when it is back")
         if phone is not None:
             erased = await erase(database, application, phone, utcnow())

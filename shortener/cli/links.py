@@ -55,7 +55,7 @@ async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
 
     async with open_store() as database, open_cache() as cache:
         await database.read(find_link, code)
-        told = await cache.forget([code])
+        told = await cache.invalidate([code])
         await _tell_link(database, await database.write(switch_link, code, utcnow(), enabled=enabled), as_json)
     if not told:
         raise click.ClickException("Redis is away: should the database go away too, it may answer for the link as it was")

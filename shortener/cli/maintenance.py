@@ -17,12 +17,12 @@ async def migrate(as_json: bool) -> None:
     """Bring the database's schema to this version; forward only."""
     import sys
 
-    from shortener.storage.migrate import Step
+    from shortener.storage.migrate import MigrationStep
     from shortener.storage.migrate import migrate as bring
 
     live, told_at = sys.stderr.isatty(), 0.0
 
-    def progress(step: Step) -> None:
+    def progress(step: MigrationStep) -> None:
         """On a terminal one line a step, always of now; in a log a line when it begins, every ten seconds and when it is done."""
         nonlocal told_at
         if not live and step.seconds and not step.done and step.seconds - told_at < 10:

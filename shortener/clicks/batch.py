@@ -35,7 +35,7 @@ from shortener.storage.types import from_ms
 
 # Plain numbers: flags of the enum module cost microseconds each, on every hit.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
-_LATE, _OFF = int(HitFlag.LATE), int(HitFlag.OFF)
+_LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK = int(LinkFlag.EVERY_CLICK)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Connection, Select, func, literal_column, select, text, type_coerce, update
 
 from shortener.clicks.user_agents import browser_name, device_of
-from shortener.ids import IdGenerator, first_id_at, ids_in
+from shortener.ids import IdGenerator, first_id_at, id_span
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
@@ -26,7 +26,7 @@ from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
 LAG = 120_000  # milliseconds that the job stays behind
-LATE = ids_in(30_000)  # a hit whose id is so much older than its transaction is late
+LATE = id_span(30_000)  # a hit whose id is so much older than its transaction is late
 PAGE = 5000  # hits of one round
 _PARSED_AT_ONCE = 16  # agents, each some tens of microseconds, before requests get their turn
 
@@ -34,7 +34,7 @@ _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 #: A person's hit on a link that was alive: what `clicks` counts.
-IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(int(HitFlag.LATE | HitFlag.OFF)) == 0)
+IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(int(HitFlag.LATE | HitFlag.DISABLED)) == 0)
 
 
 def metrics_of(user_agent: str) -> tuple[str, str]:

@@ -61,7 +61,7 @@ class HitSpool:
             await pipe.execute()
 
         try:
-            await self._redis.run(ask, insist=True)
+            await self._redis.run(ask, force=True)
         except RedisUnavailable:
             return False
         self.depth += len(hits)
@@ -102,7 +102,7 @@ class HitSpool:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, count=count)
             return entries
 
-        return [(entry, _hit(fields)) for entry, fields in await self._redis.run(ask, insist=True)]
+        return [(entry, _hit(fields)) for entry, fields in await self._redis.run(ask, force=True)]
 
     async def delete(self, entries: Sequence[bytes]) -> None:
         """Raises RedisUnavailable."""
@@ -110,7 +110,7 @@ class HitSpool:
         async def ask(client: Client) -> None:
             await client.xdel(self._stream, *entries)
 
-        await self._redis.run(ask, insist=True)
+        await self._redis.run(ask, force=True)
         self.depth = max(self.depth - len(entries), 0)
 
     def _age(self) -> float:

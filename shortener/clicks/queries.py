@@ -114,7 +114,7 @@ def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, Li
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
     while claims:
-        new = {row[0] for row in connection.exec_driver_sql(_CLICK_NEW, raw_sql.execute_bulk(connection, claims))}
+        new = {row[0] for row in connection.exec_driver_sql(_CLICK_NEW, raw_sql.bulk_parameters(connection, claims))}
         won |= {message: (bits, True) for message, _at, _hit, bits in claims if message in new}
         claims = _claim_more(connection, [claim for claim in claims if claim[0] not in new], won)
     return won
@@ -132,7 +132,7 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
     if more:
-        connection.exec_driver_sql(_CLICK_MORE, raw_sql.execute_bulk(connection, more))
+        connection.exec_driver_sql(_CLICK_MORE, raw_sql.bulk_parameters(connection, more))
     return [claim for claim in claims if claim[0] not in stands]
 
 

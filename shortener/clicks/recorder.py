@@ -140,7 +140,7 @@ class Recorder:
         metrics.counter(
             "shortener_hits",
             "Hits on links, by verdict and the rule that gave it.",
-            lambda: {(verdict.word, rule): count for (verdict, rule), count in totals.verdicts.items()},
+            lambda: {(verdict.api_name, rule): count for (verdict, rule), count in totals.verdicts.items()},
             "verdict",
             "rule",
         )

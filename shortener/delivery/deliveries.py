@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_colum
 
 from shortener.delivery.queries import RETRIES
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import event_id, first_id_at
+from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic
+from shortener.outbox.events import encode_event_id
 from shortener.storage.database import Database
 from shortener.storage.schema import attempts, deliveries, events, messages, trackers
 from shortener.storage.types import to_ms
@@ -29,7 +30,7 @@ REPLAYED_AT_ONCE, REPLAYED_AT_MOST = 500, 10_000  # in one transaction, by one c
 MOST_ATTEMPTS = 500  # of one delivery that are told
 
 StatusName = Literal["pending", "parked", "delivered", "dead"]
-assert set(get_args(StatusName)) == {status.word for status in DeliveryStatus}
+assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatus}
 
 # Written into the statement: with a parameter, a partial index cannot be used.
 _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
@@ -152,7 +153,7 @@ def _told(row: Row[Any]) -> Delivery:
         application_id=row.application_id,
         tracker_id=row.tracker_id,
         callback_url=row.callback_url,
-        event_id=event_id(row.event_id, topic),
+        event_id=encode_event_id(row.event_id, topic),
         topic=topic,
         message_id=row.message_name,
         status=status,

@@ -220,7 +220,7 @@ class Fanout:
         if source.click_hit is not None:
             facts |= {
                 "click_id": self._click_ids.encode(source.click_hit),
-                "verdict": Verdict(source.verdict).word,
+                "verdict": Verdict(source.verdict).api_name,
                 "verdict_reason": source.rule,
                 "user_agent": source.user_agent,
                 "first_for_link": bool(source.flags & HitFlag.FIRST_FOR_LINK),

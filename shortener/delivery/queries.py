@@ -37,7 +37,7 @@ _CALLBACK = (
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-# The cohort of what `schema.is_untold_click` holds for.
+# The cohort of what `schema.is_pending_click` holds for.
 _COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
 _PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at"
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
@@ -85,19 +85,19 @@ def quarantine(connection: Connection, event: int) -> None:
     """Pass over an event that cannot be fanned out; `requeue` makes it pending again."""
     table = schema.events
     statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
-    connection.execute(statement.values(fanned_out=True, facts=schema.SET_ASIDE))
+    connection.execute(statement.values(fanned_out=True, facts=schema.QUARANTINED))
 
 
 def quarantined_events(connection: Connection) -> list[int]:
     """Reads the whole log."""
     columns = schema.events.c
-    return list(connection.scalars(select(columns.id).where(columns.facts == schema.SET_ASIDE).order_by(columns.id)))
+    return list(connection.scalars(select(columns.id).where(columns.facts == schema.QUARANTINED).order_by(columns.id)))
 
 
 def requeue(connection: Connection, events: Sequence[int]) -> int:
     """Make events that were set aside pending again; returns how many."""
     table = schema.events
-    statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.SET_ASIDE)
+    statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.QUARANTINED)
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
 
 
@@ -258,7 +258,7 @@ _MARK = {
 
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
     """Events with their facts (JSON), if anybody wanted them."""
-    raw_sql.change(connection, _MARK, list(facts.items()))
+    raw_sql.execute_bulk(connection, _MARK, list(facts.items()))
 
 
 # Dispatcher.
@@ -402,7 +402,7 @@ _FINISH = {
 
 def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> int:
     """Write outcomes; returns how many deliveries were still ours."""
-    return raw_sql.change(connection, _FINISH, rows)
+    return raw_sql.execute_bulk(connection, _FINISH, rows)
 
 
 #: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer

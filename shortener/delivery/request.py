@@ -13,8 +13,8 @@ from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import Template, placeholder_values
 from shortener.delivery.sender import OutgoingRequest
 from shortener.delivery.signatures import sign
-from shortener.ids import event_id
 from shortener.model import Topic
+from shortener.outbox.events import encode_event_id
 from shortener.urls import DestinationError, parse_destination
 
 #: Xoxzo: "Callback URL must return http status 200".
@@ -50,8 +50,8 @@ class DeliveryTarget:
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
     ) -> OutgoingRequest:
         """The request of attempt number `attempt` at the time `at`. Raises Forbidden."""
-        name = event_id(event, topic)
-        facts = {**facts, "event_id": name, "topic": topic.word}
+        name = encode_event_id(event, topic)
+        facts = {**facts, "event_id": name, "topic": topic.api_name}
         if isinstance(self.url, str):
             url = self.url
         else:

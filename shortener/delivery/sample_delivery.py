@@ -20,8 +20,9 @@ from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
 from shortener.delivery.trackers import Trackers
-from shortener.ids import IdGenerator, event_id
+from shortener.ids import IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -93,7 +94,7 @@ async def send_test(
     delivered = outcome.kind is OutcomeKind.DELIVERED
     trial = SampleDelivery(
         delivery_id=ids(),
-        event_id=event_id(event, Topic.TEST),
+        event_id=encode_event_id(event, Topic.TEST),
         delivered=delivered,
         reason=outcome.reason,
         http_status=answer.status,

@@ -47,7 +47,7 @@ MOST_HEADERS, LONGEST_HEADER = 20, 2000
 LONGEST_OVERLAP = 7 * 86400
 
 EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
-assert set(get_args(EventName)) == {topic.word for topic in SUBSCRIBABLE}
+assert set(get_args(EventName)) == {topic.api_name for topic in SUBSCRIBABLE}
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -222,7 +222,7 @@ class Tracker:
 
     @property
     def events(self) -> list[str]:
-        return [topic.word for topic in SUBSCRIBABLE if topic & self.topics]
+        return [topic.api_name for topic in SUBSCRIBABLE if topic & self.topics]
 
 
 @dataclass(frozen=True, slots=True)

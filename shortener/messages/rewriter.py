@@ -349,9 +349,9 @@ class Rewriter:
         given = {(r.application.id, m.message_id) for r in requests for m in r.messages if m.given}
         known = queries.find_messages(connection, given) if given else {}
         known_links = queries.find_links(connection, [message.row for message in known.values()]) if known else {}
-        processes = self._processes.number(connection, {_process(r.application.id, m) for r in requests for m in r.messages})
+        processes = self._processes.get_ids(connection, {_process(r.application.id, m) for r in requests for m in r.messages})
         cohort_keys = {_cohort(r.application.id, m, processes) for r in requests for m in r.messages}
-        cohorts = self._cohorts.number(connection, cohort_keys)
+        cohorts = self._cohorts.get_ids(connection, cohort_keys)
 
         results: list[list[dict[str, Any]] | Exception] = []
         rows = _Rows(self._ids, self._codes)
@@ -409,8 +409,8 @@ class Rewriter:
 
     def _committed(self) -> None:
         cohorts, processes, links = self._fresh
-        self._cohorts.confirm(cohorts)
-        self._processes.confirm(processes)
+        self._cohorts.remember(cohorts)
+        self._processes.remember(processes)
         if links:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(links))
 

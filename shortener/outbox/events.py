@@ -15,11 +15,19 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
+from shortener.ids import ALPHABET, encode
 from shortener.model import Topic
 from shortener.outbox import count_deltas
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert, insert_all
 from shortener.storage.types import to_ms
+
+_TOPICS = list(Topic)
+
+
+def encode_event_id(row: int, topic: Topic) -> str:
+    """Return the public id of an event row under one topic, such as `evt_0Kq3...2`. It stays the same over attempts and replays."""
+    return f"evt_{encode(row)}{ALPHABET[_TOPICS.index(topic)]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class FirstClick(NamedTuple):
     links: int = 0
 
 
-NOTHING = FirstClick()
+NO_CLICK = FirstClick()
 
 _MAKE = "INSERT INTO first_clicks (id, links) SELECT id, 0 FROM unnest($1::bigint[]) AS m(id) ORDER BY id ON CONFLICT DO NOTHING"
 _READ = {
@@ -44,7 +44,7 @@ def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstCl
         return {}
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(_MAKE, (ids,))
-    return dict.fromkeys(ids, NOTHING) | read(connection, ids)
+    return dict.fromkeys(ids, NO_CLICK) | read(connection, ids)
 
 
 def read(connection: Connection, ids: list[int]) -> dict[int, FirstClick]:

@@ -62,17 +62,17 @@ class RedisServer:
         metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)
         metrics.counter("shortener_redis_failures", "Calls of Redis that it did not answer, or refused.", lambda: self.failures)
 
-    async def run(self, ask: Callable[[Client], Awaitable[T]], *, insist: bool = False) -> T:
-        """What `ask(client)` answers; it may be asked twice. `insist`: ask a Redis that seems to be down, and for longer.
+    async def run(self, ask: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
+        """What `ask(client)` answers; it may be asked twice. `force`: ask a Redis that seems to be down, and for longer.
 
         Raises RedisUnavailable."""
         fault: Exception | None = None
         for _ in range(2):
-            if self._doubt is not None and not insist and not await asyncio.shield(self._doubt):
+            if self._doubt is not None and not force and not await asyncio.shield(self._doubt):
                 break
             self.calls += 1
             try:
-                async with asyncio.timeout(LAST_RESORT if insist else self._timeout):
+                async with asyncio.timeout(LAST_RESORT if force else self._timeout):
                     return await ask(self._client)
             except ResponseError as error:
                 self.failures += 1

@@ -82,7 +82,7 @@ class LinkCache(Protocol):
         """Those that are kept."""
         ...
 
-    async def forget(self, codes: Collection[str]) -> bool:
+    async def invalidate(self, codes: Collection[str]) -> bool:
         """Answer for these no more: they changed. False: Redis is away, and may answer for them until it is told."""
         ...
 
@@ -94,7 +94,7 @@ class NoLinkCache:
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
         return {}
 
-    async def forget(self, codes: Collection[str]) -> bool:
+    async def invalidate(self, codes: Collection[str]) -> bool:
         return True
 
 
@@ -147,7 +147,7 @@ class RedisLinkCache:
             return values
 
         try:
-            values = await self._redis.run(ask, insist=True)
+            values = await self._redis.run(ask, force=True)
         except RedisUnavailable:
             return {}
         links = [CachedLink.loads(code, value) for code, value in zip(wanted, values, strict=True) if value]
@@ -156,7 +156,7 @@ class RedisLinkCache:
         self.missed += len(wanted) - len(found)
         return found
 
-    async def forget(self, codes: Collection[str]) -> bool:
+    async def invalidate(self, codes: Collection[str]) -> bool:
         async def ask(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
             for code in codes:
@@ -166,7 +166,7 @@ class RedisLinkCache:
         if not codes:
             return True
         try:
-            await self._redis.run(ask, insist=True)
+            await self._redis.run(ask, force=True)
         except RedisUnavailable:
             self.failures += len(codes)
             self._owed.update(codes)
@@ -174,10 +174,10 @@ class RedisLinkCache:
         self._owed.difference_update(codes)
         return True
 
-    async def settle(self) -> int:
+    async def retry_invalidations(self) -> int:
         """Forget what could not be forgotten; returns how many that were."""
         owed = list(self._owed)[:_PIECE] if self._redis.up else []
-        return len(owed) if owed and await self.forget(owed) else 0
+        return len(owed) if owed and await self.invalidate(owed) else 0
 
     async def _write(self) -> None:
         while self._next is not None:

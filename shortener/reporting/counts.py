@@ -41,7 +41,7 @@ from shortener.conversions.parsing import END_ACTION
 from shortener.model import HitFlag, Verdict
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.storage import raw_sql
-from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_untold_click, links, messages
+from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
@@ -69,14 +69,14 @@ def fold(connection: Connection, limit: int = FOLD_LIMIT) -> int:
     ids, sums = unfolded(connection, limit)
     if not ids:
         return 0
-    add(sums, raw_sql.rows(connection, _STANDING, *raw_sql.execute_bulk(connection, list(sums))))
-    raw_sql.change(connection, _SET, [(*key, format(amount, "f")) for key, amount in sums.items()])
-    raw_sql.change(connection, _FORGET, [(row_id,) for row_id in ids])
+    add(sums, raw_sql.rows(connection, _STANDING, *raw_sql.bulk_parameters(connection, list(sums))))
+    raw_sql.execute_bulk(connection, _SET, [(*key, format(amount, "f")) for key, amount in sums.items()])
+    raw_sql.execute_bulk(connection, _FORGET, [(row_id,) for row_id in ids])
     return len(ids)
 
 
 # By hand: SQLAlchemy takes longer to make these statements than they take to run, and the one writer of SQLite would wait for
-# both. Each takes `direct.execute_bulk`, but for the first.
+# both. Each takes `direct.bulk_parameters`, but for the first.
 
 _OLDEST = {
     "sqlite": "SELECT json_group_array(json_array(id, data)) FROM (SELECT id, data FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
@@ -214,7 +214,7 @@ def _untold(connection: Connection, within: range) -> Iterator[Select[Any]]:
     joined = join(events, messages, messages.c.id == events.c.message_id)
     for piece in _pieces(connection, events):
         each = _per_quarter(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
-        yield each.select_from(joined).where(piece, is_untold_click())
+        yield each.select_from(joined).where(piece, is_pending_click())
 
 
 def _without_bucket(metric: str) -> str:
@@ -286,7 +286,7 @@ _METRIC_OF_HIT = case(
     (hits.c.flags.bitwise_and(int(HitFlag.LATE)) != 0, "late_hits"),
     (hits.c.verdict == int(Verdict.SUSPECTED), "suspected_hits"),
     (hits.c.verdict == int(Verdict.IGNORED), "ignored_hits"),
-    (hits.c.flags.bitwise_and(int(HitFlag.OFF)) != 0, None),
+    (hits.c.flags.bitwise_and(int(HitFlag.DISABLED)) != 0, None),
     else_="clicks",
 )
 

@@ -19,7 +19,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, func, literal,
 from shortener.ids import first_id_at
 from shortener.model import State
 from shortener.reporting.queries import AnyRow
-from shortener.storage.schema import cohorts, first_clicks, is_clicked, messages, state_now
+from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
 WALK = 10_000  # messages among which a page looks for those that no index finds
@@ -62,7 +62,7 @@ COLUMNS = (
     cohorts.c.campaign,
     cohorts.c.source,
     cohorts.c.country,
-    state_now.label("state"),
+    current_state.label("state"),
     messages.c.report_status,
     messages.c.reason_code,
     messages.c.reason_description,

@@ -29,7 +29,7 @@ _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 
 
 #: Rows of one statement of SQLite, which is prepared for each number of them and kept.
-AT_ONCE = 128
+MAX_ROWS_PER_STATEMENT = 128
 
 
 class BulkInsert:
@@ -51,8 +51,8 @@ class BulkInsert:
         if connection.dialect.name == "postgresql":
             return connection.exec_driver_sql(self._postgresql, _columns(rows)).rowcount
         written = 0
-        for start in range(0, len(rows), AT_ONCE):
-            piece = rows[start : start + AT_ONCE]
+        for start in range(0, len(rows), MAX_ROWS_PER_STATEMENT):
+            piece = rows[start : start + MAX_ROWS_PER_STATEMENT]
             written += raw_sql.execute(connection, self._values(len(piece)), *chain.from_iterable(piece)).rowcount
         return written
 

@@ -26,7 +26,7 @@ class KeyTable:
         self._more = more
         self._known: dict[Key, int] = {}
 
-    def number(self, connection: Connection, keys: set[Any]) -> dict[Any, int]:
+    def get_ids(self, connection: Connection, keys: set[Any]) -> dict[Any, int]:
         """The number of each key, inserting new ones."""
         found = {key: self._known[key] for key in keys if key in self._known}
         # In order, so that two processes that insert the same keys cannot deadlock.
@@ -34,7 +34,7 @@ class KeyTable:
             found[key] = self._find(connection, key) or self._make(connection, key)
         return found
 
-    def confirm(self, found: dict[Any, int]) -> None:
+    def remember(self, found: dict[Any, int]) -> None:
         """Remember what a transaction got; call it when it has been committed."""
         if len(self._known) > self.LIMIT:
             self._known.clear()

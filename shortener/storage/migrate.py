@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOCK = 7_305_469_222  # any number that nothing else locks
-TOLD_EVERY = 0.25  # seconds between two words of how far a step is
+PROGRESS_INTERVAL_SECONDS = 0.25  # seconds between two words of how far a step is
 
 
 class SchemaMismatch(Exception):
@@ -39,7 +39,7 @@ class SchemaMismatch(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MigrationStep:
     """Where a step is. `seconds`: since it began; `detail`: what the engine tells of it, if it does; `done`: it is committed."""
 
     revision: str
@@ -83,7 +83,7 @@ async def prepare(url: str) -> None:
         check(version)
 
 
-async def migrate(url: str, progress: Callable[[Step], None] = lambda step: None) -> tuple[str | None, str]:
+async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda step: None) -> tuple[str | None, str]:
     """Bring the schema to HEAD; returns the revisions before and after. `progress`: told when a step begins, every TOLD_EVERY
     seconds while it runs, and when it is done. Raises SchemaMismatch, StoreUnavailable."""
     before = await _on(url, version_of)
@@ -94,17 +94,17 @@ async def migrate(url: str, progress: Callable[[Step], None] = lambda step: None
             check(before)
         left = left[known.index(before) + 1 :]
     for revision, what in left:
-        await _take(url, Step(revision, what), progress)
+        await _take(url, MigrationStep(revision, what), progress)
     return before, HEAD
 
 
-async def _take(url: str, step: Step, progress: Callable[[Step], None]) -> None:
+async def _take(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None]) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     progress(step)
     running = loop.create_task(_on(url, functools.partial(upgrade, revision=step.revision)))
     try:
-        while not (await asyncio.wait([running], timeout=TOLD_EVERY))[0]:
+        while not (await asyncio.wait([running], timeout=PROGRESS_INTERVAL_SECONDS))[0]:
             progress(replace(step, seconds=loop.time() - began, detail=await _detail(url)))
     finally:
         running.cancel()

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, ExceptionContext, Row, event, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
-from shortener.ids import NODES
+from shortener.ids import MAX_NODES
 from shortener.storage.database import store_errors
 
 P = ParamSpec("P")
@@ -50,7 +50,7 @@ class PostgresDatabase:
         with store_errors():
             async with engine.begin() as connection:
                 number: int = (await connection.execute(text("SELECT nextval('nodes')"))).scalar_one()
-        return cls(engine, number % NODES)
+        return cls(engine, number % MAX_NODES)
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():

@@ -47,7 +47,7 @@ def rows(connection: Connection, statements: Mapping[str, str], *values: object)
     return connection.exec_driver_sql(statements["postgresql"], values).all()
 
 
-def execute_bulk(connection: Connection, of_rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
+def bulk_parameters(connection: Connection, of_rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
     """Rows that the caller has in hand, some at least, as parameters: one JSON text of them all on SQLite, an array for each of
     their columns on PostgreSQL."""
     if connection.dialect.name == "sqlite":
@@ -55,11 +55,11 @@ def execute_bulk(connection: Connection, of_rows: Sequence[Sequence[object]]) ->
     return tuple(list(column) for column in zip(*of_rows, strict=True))
 
 
-def change(connection: Connection, statements: Mapping[str, str], of_rows: Sequence[Sequence[object]]) -> int:
-    """Run a statement that is written for each engine and takes `execute_bulk`; returns how many rows it changed."""
+def execute_bulk(connection: Connection, statements: Mapping[str, str], of_rows: Sequence[Sequence[object]]) -> int:
+    """Run a statement that is written for each engine and takes `bulk_parameters`; returns how many rows it changed."""
     if not of_rows:
         return 0
-    values = execute_bulk(connection, of_rows)
+    values = bulk_parameters(connection, of_rows)
     if connection.dialect.name == "sqlite":
         return execute(connection, statements["sqlite"], *values).rowcount
     return connection.exec_driver_sql(statements["postgresql"], values).rowcount

@@ -178,7 +178,7 @@ messages = Table(
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
     Column("sender_id_alias", Text, nullable=False, server_default=""),
-    # What was reported of it; a click stands in `first_clicks` and leaves this as it was just before (`state_now`).
+    # What was reported of it; a click stands in `first_clicks` and leaves this as it was just before (`current_state`).
     Column("state", SmallInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("sent_at", Instant),
@@ -221,7 +221,7 @@ def is_clicked() -> ColumnElement[bool]:
 
 
 #: Of a query that joins `first_clicks` to `messages` from outside: the state of a message, and the one before CLICKTHRU.
-state_now: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
+current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
 previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
 
 links = Table(
@@ -275,7 +275,7 @@ hits = Table(
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
 #: What stands in the place of facts that could not be made. No delivery points to such an event.
-SET_ASIDE = {"set_aside": True}
+QUARANTINED = {"set_aside": True}
 
 #: The event log. `topics` are the bits of model.Topic that the row is told as, `data` what only the maker of the event knew,
 #: `facts` the snapshot that bodies are rendered from, made at fan-out when somebody wants the event.
@@ -298,10 +298,10 @@ events = Table(
 )
 
 
-def is_untold_click() -> ColumnElement[bool]:
+def is_pending_click() -> ColumnElement[bool]:
     """Events of messages' first clicks, as the recorder leaves them: the fan-out finds out what the message was before, and counts
     how soon the click came."""
-    pending = or_(events.c.fanned_out == false(), events.c.facts == SET_ASIDE)
+    pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
     return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import Executable
 
 from shortener.errors import StoreUnavailable
-from shortener.ids import NODES
+from shortener.ids import MAX_NODES
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
@@ -54,7 +54,7 @@ class SqliteDatabase:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
-        self.node = 0 if owner else 1 + secrets.randbelow(NODES - 1)
+        self.node = 0 if owner else 1 + secrets.randbelow(MAX_NODES - 1)
         self._engine = create_engine(
             f"sqlite:///{path}",
             poolclass=StaticPool,

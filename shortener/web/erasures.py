@@ -48,7 +48,7 @@ async def create(call: Call[None, Erasure]) -> dict[str, Any]:
     service, given = call.service, call.body
     mine = call.application_id
     which = {"phone": given.phone or "", "message_id": given.message_id or ""}
-    if not await service.cache.forget(await service.database.read(find_codes, mine, **which)):
+    if not await service.cache.invalidate(await service.database.read(find_codes, mine, **which)):
         # The cache holds destinations, which may be personal.
         raise ApiError(ErrorCode.UNAVAILABLE, "Nothing is erased: the link cache is away.", retry_after=RETRY_AFTER)
     if given.message_id is not None:

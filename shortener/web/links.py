@@ -79,7 +79,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def change(call: Call[None, LinkChanges]) -> dict[str, Any]:
     service, code = call.service, call.path["code"]
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.forget([code])  # when Redis is away, it is told as soon as it is back
+    await service.cache.invalidate([code])  # when Redis is away, it is told as soon as it is back
     link = await service.database.write(
         switch_link, code, service.clock(), enabled=call.body.enabled, application_id=call.application_id
     )

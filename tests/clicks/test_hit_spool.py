@@ -261,7 +261,7 @@ async def test_no_more_of_an_address_is_spooled_than_the_application_lets_be_kep
 async def test_what_is_switched_off_is_off_in_the_cache_too(service: Service, node: Node, clock: Clock) -> None:
     (code,) = await send(service)
     (other,) = await send(service)
-    await service.cache.forget([other])
+    await service.cache.invalidate([other])
     table = schema.applications
     await service.database.write(lambda connection: connection.execute(update(table).values(disabled_at=clock())))
     from shortener.accounts.directory import increment_version

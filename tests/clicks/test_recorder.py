@@ -355,7 +355,7 @@ async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service
     clock.forward(minutes=2)
     await service.recorder.record(hit(service, code))
     flags = [one.flags for one in await rows(service, schema.hits)]
-    assert flags == [HitFlag.OFF, HitFlag.OFF, HitFlag.OFF | HitFlag.LATE]
+    assert flags == [HitFlag.DISABLED, HitFlag.DISABLED, HitFlag.DISABLED | HitFlag.LATE]
     assert await rows(service, schema.events) == []
     await service.database.write(unblock_host, ALL_APPLICATIONS, "x.example")
     await service.directory.refresh()

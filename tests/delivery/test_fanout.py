@@ -19,11 +19,11 @@ from shortener.delivery.fanout import requeue_events
 from shortener.delivery.formats import FACTS, FORMATS
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
-from shortener.ids import encode, event_id
+from shortener.ids import encode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import DeliveryStatus, HitFlag, State, Topic
 from shortener.outbox import events
-from shortener.outbox.events import Event
+from shortener.outbox.events import Event, encode_event_id
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story
@@ -357,7 +357,7 @@ async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_20
     assert (first.method, first.target) == ("POST", "/callback?a=b%20c")
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     event = next(row.id for row in await rows(service.database, schema.events) if row.facts is not None)
-    assert first.headers["webhook-id"] == event_id(event, Topic.CLICK)
+    assert first.headers["webhook-id"] == encode_event_id(event, Topic.CLICK)
     body = second.json
     assert (body["msgid"], body["recipient"], body["sender"]) == ("m-1", "+14085550100", "Sender")
     assert body["link_tracking"] == {

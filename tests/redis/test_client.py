@@ -71,7 +71,7 @@ async def test_a_slow_redis_counts_as_down_until_it_is_quick_again(redis_server:
         proxy.delay = 0.2
         await seconds_of(server.run(ping))
         assert await seconds_of(server.run(ping)) < 0.05
-        assert await server.run(ping, insist=True), "whoever insists waits for it"
+        assert await server.run(ping, force=True), "whoever insists waits for it"
         proxy.delay = 0.0
         await until_up(server)
 

@@ -60,7 +60,7 @@ async def test_many_that_arrive_together_share_round_trips(cache: RedisLinkCache
 
 async def test_what_was_forgotten_is_not_brought_back_by_a_rewrite_under_way(cache: RedisLinkCache) -> None:
     await cache.put([link("abc")])
-    await cache.forget(["abc"])
+    await cache.invalidate(["abc"])
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}
 
@@ -70,7 +70,7 @@ async def test_a_redis_that_is_away_knows_nothing_and_holds_nobody_up(cache: Red
     redis_server.kill()
     await cache.put([link("def")])
     assert await cache.find(["abc"]) == {}
-    assert not await cache.forget(["abc"])
+    assert not await cache.invalidate(["abc"])
     assert cache.failures == 2
     redis_server.start()
     assert set(await cache.find(["abc", "def"])) == {"abc"}
@@ -81,10 +81,10 @@ async def test_a_change_that_redis_could_not_be_told_of_is_told_when_it_is_back(
 ) -> None:
     await cache.put([link("abc")])
     redis_server.kill()
-    assert not await cache.forget(["abc"])
+    assert not await cache.invalidate(["abc"])
     redis_server.start()
-    assert await cache.settle() == 1
-    assert await cache.settle() == 0
+    assert await cache.retry_invalidations() == 1
+    assert await cache.retry_invalidations() == 0
     assert await cache.find(["abc"]) == {}
 
 
@@ -92,4 +92,4 @@ async def test_without_redis_there_is_no_cache() -> None:
     cache = NoLinkCache()
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}
-    assert await cache.forget(["abc"])
+    assert await cache.invalidate(["abc"])

@@ -240,7 +240,7 @@ def happen(connection: Connection) -> None:
     rows.hit(link, NOON + 3 * DAY, flags=int(HitFlag.LATE))
     rows.hit(link, NOON + 3 * DAY, flags=int(HitFlag.LATE), verdict=int(Verdict.SUSPECTED))
     rows.hit(off, NOON + timedelta(minutes=45))
-    rows.hit(off, NOON + timedelta(minutes=55), flags=int(HitFlag.OFF))  # no click
+    rows.hit(off, NOON + timedelta(minutes=55), flags=int(HitFlag.DISABLED))  # no click
     rows.conversion(first, value=Decimal("12.50"), currency="EUR", at=clicked)
     rows.conversion(first, value=Decimal("-2.5"), currency="EUR", at=clicked, action="refund")
     rows.conversion(first, value=Decimal("1"), at=clicked, action="points")

@@ -5,7 +5,7 @@ from sqlalchemy import Connection, event, select
 from sqlalchemy.exc import IntegrityError
 
 from shortener.storage import schema
-from shortener.storage.bulk import AT_ONCE, BulkInsert, insert_all
+from shortener.storage.bulk import MAX_ROWS_PER_STATEMENT, BulkInsert, insert_all
 from shortener.storage.database import Database
 
 insert_tallies = BulkInsert(schema.count_deltas, "id", "data")
@@ -70,6 +70,6 @@ async def test_postgresql_is_asked_once(database: Database) -> None:
 
 
 async def test_more_rows_than_a_statement_takes_are_written_too(database: Database) -> None:
-    hits = [(number, *HITS[0][1:]) for number in range(2 * AT_ONCE + 1)]
+    hits = [(number, *HITS[0][1:]) for number in range(2 * MAX_ROWS_PER_STATEMENT + 1)]
     assert await database.write(insert_hits, hits) == len(hits)
     assert await database.read(stored) == (len(hits), 0, 0)

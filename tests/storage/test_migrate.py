@@ -25,7 +25,7 @@ from shortener.retention.purge import purge
 from shortener.settings import Settings
 from shortener.storage import migrate as module
 from shortener.storage import schema
-from shortener.storage.migrate import SchemaMismatch, Step, current_version, migrate, prepare, steps, upgrade
+from shortener.storage.migrate import MigrationStep, SchemaMismatch, current_version, migrate, prepare, steps, upgrade
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import open_database
 from shortener.storage.schema import metadata
@@ -125,7 +125,7 @@ async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and
         await prepare(old_url)
 
     before = await module._on(old_url, told_of_clicks)
-    told: list[Step] = []
+    told: list[MigrationStep] = []
     assert await migrate(old_url, told.append) == ("0001", HEAD)
     begun = [step.revision for step in told if not step.seconds]
     assert begun == [step.revision for step in told if step.done] == [revision for revision, _ in steps("0001")]

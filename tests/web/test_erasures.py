@@ -81,7 +81,7 @@ async def test_nothing_is_erased_while_the_link_cache_cannot_forget(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Away(NoLinkCache):
-        async def forget(self, codes: Collection[str]) -> bool:
+        async def invalidate(self, codes: Collection[str]) -> bool:
             return not codes
 
     await link(client, message_id="m-1")

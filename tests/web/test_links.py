@@ -83,7 +83,7 @@ async def test_the_link_cache_is_told_of_a_switch(
     forgotten: list[str] = []
 
     class Away(NoLinkCache):
-        async def forget(self, codes: Any) -> bool:
+        async def invalidate(self, codes: Any) -> bool:
             forgotten.extend(codes)
             return False
 

@@ -25,7 +25,7 @@ from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta, time_to_click
 from shortener.outbox.events import Event
-from shortener.outbox.first_clicks import NOTHING, FirstClick, lock, release
+from shortener.outbox.first_clicks import NO_CLICK, FirstClick, lock, release
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import first_clicks, hits, links, messages, other_hits
@@ -71,8 +71,8 @@ def metric_of(verdict: Verdict, flags: int) -> str | None:
     if flags & HitFlag.LATE:
         return "late_hits"
     if verdict is not Verdict.HUMAN:
-        return f"{verdict.word}_hits"
-    return None if flags & HitFlag.OFF else "clicks"
+        return f"{verdict.api_name}_hits"
+    return None if flags & HitFlag.DISABLED else "clicks"
 
 
 def correct(connection: Connection, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime) -> CorrectionResult:
@@ -183,7 +183,7 @@ class _LockedMessage:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    before: tuple[int, FirstClick] = (0, NOTHING)
+    before: tuple[int, FirstClick] = (0, NO_CLICK)
 
     @property
     def click(self) -> FirstClick:
@@ -257,7 +257,7 @@ def _untold(connection: Connection, wanted: Iterable[int]) -> set[int]:
     """Of these hits the first clicks of messages whose event the fan-out has not seen; it will not before this transaction ends."""
     chosen = values_table(connection, [(hit,) for hit in wanted], id=BigInteger)
     statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
-    return set(connection.scalars(statement.where(schema.is_untold_click()).with_for_update(of=schema.events)))
+    return set(connection.scalars(statement.where(schema.is_pending_click()).with_for_update(of=schema.events)))
 
 
 def _hits(connection: Connection, wanted: Sequence[int]) -> dict[int, _LockedHit]:
@@ -340,7 +340,7 @@ def _save_messages(connection: Connection, locked: Collection[_LockedMessage]) -
     if moved:
         statement = update(messages).where(messages.c.id == bindparam("row"))
         connection.execute(statement.values(state=bindparam("new_state")), moved)
-    if gone := [message.id for message in changed if message.click == NOTHING]:
+    if gone := [message.id for message in changed if message.click == NO_CLICK]:
         connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(gone)))
     rows = [
         {
@@ -350,7 +350,7 @@ def _save_messages(connection: Connection, locked: Collection[_LockedMessage]) -
             "links": message.clicked_links,
         }
         for message in changed
-        if message.click != NOTHING
+        if message.click != NO_CLICK
     ]
     if rows:
         row = upsert(connection, first_clicks)

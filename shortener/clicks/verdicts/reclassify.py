@@ -280,7 +280,7 @@ class _Walk:
         if judgement.verdict != hit.verdict:
             retracts = settings.retract_clicks
             return (VerdictChange(hit.id, hit.message, Verdict(hit.verdict), judgement.verdict, judgement.rule, retracts),)
-        is_click = judgement.verdict is Verdict.HUMAN and not hit.flags & (HitFlag.LATE | HitFlag.OFF)
+        is_click = judgement.verdict is Verdict.HUMAN and not hit.flags & (HitFlag.LATE | HitFlag.DISABLED)
         if settings.retract_clicks and is_click and not hit.clicked_links & 1 << hit.position:
             self.unsettled.append(hit.message)
         return ()
