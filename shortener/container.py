@@ -1,4 +1,11 @@
-"""The one place that wires the parts together. The web, the portal and the command line hold a `Service` and nothing else."""
+"""Construction of the whole service: the one place that builds the parts and passes them to each other.
+
+`open_service` opens the database and builds the parts in the order of their dependencies, one function per group:
+`Foundation`, then `ClickParts`, `MessageParts` and `DeliveryParts`. Each group receives only what it depends on. The web layer
+and the command line use a `Service`; no other module builds parts for them.
+
+If a step fails, everything that was opened before it is closed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -20,7 +27,7 @@ from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
-from shortener.clicks.verdicts.reclassify import EVERY as REJUDGE_EVERY
+from shortener.clicks.verdicts.reclassify import EVERY as RECLASSIFY_INTERVAL
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.conversions.service import Conversions
 from shortener.delivery.deliveries import Deliveries
@@ -58,58 +65,129 @@ from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)
 
-FANOUT_REST = 0.02  # seconds; a lone event goes out at once, under load a round takes what 20 ms brought
-DIRECTORY_EVERY = 0.5  # seconds between two looks at the version of the accounts
-CLOCK_EVERY = 10.0  # seconds between two looks at the database's clock
-DELIVERY_EVERY = 0.5  # seconds between two looks for events and due deliveries, when no bell rings
-TEST_SLOTS = 16  # test sends under way at once, beside the dispatcher's slots
-SPOOL_EVERY = 0.5  # seconds between two looks for spooled hits, and whether the database is back
-COUNTS_EVERY = 1.0  # seconds after which what happened is folded into the counts
-LETTING_GO = 0.5  # seconds of a stop that are kept for letting go of connections
-DEVICES_EVERY = 10.0  # seconds between two looks for clicks that are old enough to be counted by device
+# Pauses of background jobs. A job waits this long after a run that found nothing to do.
+DIRECTORY_INTERVAL_SECONDS = 0.5  # reload of applications, keys and domains, if their version changed
+CLOCK_INTERVAL_SECONDS = 10.0  # comparison with the clock of PostgreSQL
+DELIVERY_INTERVAL_SECONDS = 0.5  # search for new events and due deliveries, if no wake-up event arrives
+SPOOL_INTERVAL_SECONDS = 0.5  # search for spooled hits, and check whether the database is back
+COUNTS_INTERVAL_SECONDS = 1.0  # folding of count deltas into the counts
+DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
+
+#: Minimum pause between two runs of the fan-out. A single event is delivered at once; under load one run handles 20 ms of events.
+FANOUT_MIN_INTERVAL_SECONDS = 0.02
+#: Connections for test deliveries, in addition to those of the dispatcher.
+TEST_DELIVERY_SLOTS = 16
+#: The last part of a stop, reserved for closing connections.
+CLOSE_SECONDS = 0.5
 
 
-@dataclass(slots=True)
-class Service:
-    """All parts, ready. `first_credentials` is set only by the very first start."""
+@dataclass(frozen=True)
+class Foundation:
+    """What every other part depends on: settings, clock, secret, database, Redis, accounts and ids."""
 
     settings: Settings
     clock: Clock
     secret: Secret
     database: Database
-    cache: LinkCache  # tell it of links that change
+    redis: RedisServer | None
+    cache: LinkCache
+    notifier: PostgresNotifier | None
     directory: Directory
     ids: IdGenerator
     click_ids: ClickIds
+    events_wake_up: WakeUp  # set after a transaction that wrote events
+    notify_events: Callable[[], None]  # sets `events_wake_up` in every process
+
+    def now_ms(self) -> int:
+        """Return the current time in milliseconds since 1970, UTC."""
+        return to_ms(self.clock())
+
+
+@dataclass(frozen=True)
+class ClickParts:
+    """The parts that record and classify hits."""
+
+    recorder: Recorder
+    spool: HitSpool | None
+    spool_drainer: SpoolDrainer | None
+    devices: DeviceCounter
+    reclassifier: Reclassifier
+
+
+@dataclass(frozen=True)
+class MessageParts:
+    """The parts that rewrite messages, accept reports about them and return their status."""
+
     codes: Codes
     cohorts: Cohorts
     rewriter: Rewriter
-    recorder: Recorder
-    devices: DeviceCounter
-    reclassifier: Reclassifier
-    status_reader: MessageStatusReader
-    conversions: Conversions
     delivery_reports: DeliveryReports
+    conversions: Conversions
+    status_reader: MessageStatusReader
+
+
+@dataclass(frozen=True)
+class DeliveryParts:
+    """The parts that deliver events to trackers."""
+
     trackers: Trackers
     deliveries: Deliveries
     sender: Sender
     fanout: Fanout
     dispatcher: Dispatcher
-    events_wake_up: WakeUp  # rung when a transaction wrote events
-    jobs: Jobs
-    metrics: Metrics
-    redis: RedisServer | None = None
-    notifier: PostgresNotifier | None = None
-    first_credentials: Credentials | None = None
-    ready: bool = field(default=False)
-    _stop_by: float = field(default=0.0, init=False)  # loop time
-    _delivering_ends: asyncio.Task[None] | None = field(default=None, init=False)
 
-    def now_ms(self) -> int:
-        return to_ms(self.clock())
+
+class Service:
+    """All parts, grouped by dependency; the parts that other modules use also have short names here.
+
+    `first_credentials` is set only by the very first start of an installation.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        clicks: ClickParts,
+        messages: MessageParts,
+        delivery: DeliveryParts,
+        jobs: Jobs,
+        metrics: Metrics,
+        first_credentials: Credentials | None,
+    ) -> None:
+        self.settings = foundation.settings
+        self.clock = foundation.clock
+        self.now_ms = foundation.now_ms
+        self.secret = foundation.secret
+        self.database = foundation.database
+        self.redis = foundation.redis
+        self.notifier = foundation.notifier
+        self.cache = foundation.cache
+        self.directory = foundation.directory
+        self.ids = foundation.ids
+        self.click_ids = foundation.click_ids
+        self.events_wake_up = foundation.events_wake_up
+        self.recorder = clicks.recorder
+        self.devices = clicks.devices
+        self.reclassifier = clicks.reclassifier
+        self.codes = messages.codes
+        self.cohorts = messages.cohorts
+        self.rewriter = messages.rewriter
+        self.delivery_reports = messages.delivery_reports
+        self.conversions = messages.conversions
+        self.status_reader = messages.status_reader
+        self.trackers = delivery.trackers
+        self.deliveries = delivery.deliveries
+        self.sender = delivery.sender
+        self.fanout = delivery.fanout
+        self.dispatcher = delivery.dispatcher
+        self.jobs = jobs
+        self.metrics = metrics
+        self.first_credentials = first_credentials
+        self.ready = False
+        self._stop_deadline = 0.0  # loop time
+        self._dispatcher_stop: asyncio.Task[None] | None = None
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
-        """Begin the background work; needs a running loop."""
+        """Start the background work. Requires a running event loop."""
         if web:
             self.recorder.start()
         self.jobs.start(without=() if deliver else ("fanout", "dispatcher"))
@@ -119,46 +197,55 @@ class Service:
 
     @property
     def is_stopping(self) -> bool:
-        return self._delivering_ends is not None
+        """Whether `begin_stop` was called."""
+        return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:
-        """Be ready no more, begin no delivery; requests and clicks are still answered. `close` is to be done in `within` seconds.
+        """Report "not ready" and start no more deliveries; requests and clicks still get responses.
 
-        Deliveries under way end, or are handed back, beside the requests, not after them. A second call changes nothing."""
-        if self._delivering_ends is None:
+        `close` must finish within `within` seconds from now. Deliveries in flight finish, or are handed back, while requests are
+        still being answered. A second call has no effect.
+        """
+        if self._dispatcher_stop is None:
             self.ready = False
             loop = asyncio.get_running_loop()
-            self._stop_by = loop.time() + within
-            self._delivering_ends = loop.create_task(self.dispatcher.stop(max(within - LETTING_GO, 0.1)))
+            self._stop_deadline = loop.time() + within
+            self._dispatcher_stop = loop.create_task(self.dispatcher.stop(max(within - CLOSE_SECONDS, 0.1)))
 
     async def close(self, grace: float = 8.0) -> None:
-        """Write what waits, stop the background work, let go of the store: in `grace` seconds, or as `begin_stop` said."""
-        self.begin_stop(grace)
-        assert self._delivering_ends is not None
-        left = self._stop_by - LETTING_GO - asyncio.get_running_loop().time()
-        await asyncio.gather(self.recorder.stop(max(left, 0.1)), self._delivering_ends)
-        await self._let_go("jobs", self.jobs.stop())
-        if self.notifier is not None:
-            await self._let_go("bells", self.notifier.stop())
-        if self.redis is not None:
-            await self._let_go("redis", self.redis.close())
-        await self._let_go("sender", self.sender.close())
-        await self._let_go("store", self.database.close())
+        """Write the waiting hits, stop the background work and close all connections.
 
-    async def _let_go(self, name: str, closing: Awaitable[None]) -> None:
-        """A server that does not answer holds up no stop: what it was to be told last is safe already."""
-        left = self._stop_by - asyncio.get_running_loop().time()
+        This takes at most `grace` seconds, or the time that an earlier `begin_stop` allowed.
+        """
+        self.begin_stop(grace)
+        assert self._dispatcher_stop is not None
+        remaining = self._stop_deadline - CLOSE_SECONDS - asyncio.get_running_loop().time()
+        await asyncio.gather(self.recorder.stop(max(remaining, 0.1)), self._dispatcher_stop)
+        await self._close_part("jobs", self.jobs.stop())
+        if self.notifier is not None:
+            await self._close_part("notifier", self.notifier.stop())
+        if self.redis is not None:
+            await self._close_part("redis", self.redis.close())
+        await self._close_part("sender", self.sender.close())
+        await self._close_part("database", self.database.close())
+
+    async def _close_part(self, name: str, closing: Awaitable[None]) -> None:
+        """Close one part. A server that does not respond must not delay the stop; nothing is lost, because all data is written."""
+        remaining = self._stop_deadline - asyncio.get_running_loop().time()
         try:
-            await asyncio.wait_for(closing, max(left, LETTING_GO / 5))
+            await asyncio.wait_for(closing, max(remaining, CLOSE_SECONDS / 5))
         except TimeoutError:
             log.error("not_closed_in_time", part=name)
 
 
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
-    """Open the store (made ready on the very first start) and build every part. `clock`: of tests; without one it is the one that
-    all processes of the installation share.
+    """Open the database and build every part. The very first start also creates the database and the default application.
 
-    Raises StoreUnavailable, SchemaMismatch, SecretError."""
+    `clock` replaces the clock in tests; by default all processes of an installation share one. `owner`: this process is the one
+    that may write to an SQLite database.
+
+    Raises StoreUnavailable, SchemaMismatch, SecretError.
+    """
     secret = open_secret(settings.secret, settings.data_dir)
     await prepare(settings.store_url)
     database = await open_database(
@@ -167,80 +254,121 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     async with AsyncExitStack() as opened:
         opened.push_async_callback(database.close)
         if await database.read(is_unfinished):
-            raise SchemaMismatch("a copy into this database did not come to its end: run `shortener copy` again")
-        kept = await database.write(get_or_set, "secret", secret.fingerprint)
-        if kept != secret.fingerprint:
-            raise SecretError("this database belongs to an installation with another SECRET: codes and secrets would not fit")
+            raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
+        stored_fingerprint = await database.write(get_or_set, "secret", secret.fingerprint)
+        if stored_fingerprint != secret.fingerprint:
+            raise SecretError(
+                "this database belongs to an installation with another SECRET: its links and encrypted secrets would not work"
+            )
         if clock is None:
-            clock = await _shared_clock(database)
-        first = await _ensure_default(database, clock)
-        service = await _build(settings, clock, secret, database, first, opened)
-        opened.pop_all()  # from here on `Service.close` does it
+            clock = await _open_clock(database)
+        first_credentials = await _ensure_default_application(database, clock)
+        service = await _build_service(settings, clock, secret, database, first_credentials, opened)
+        opened.pop_all()  # from now on `Service.close` closes everything
         return service
 
 
-async def _shared_clock(database: Database) -> Clock:
+async def _open_clock(database: Database) -> Clock:
     if database.dialect == "sqlite":
-        return utcnow  # belongs to one process
+        return utcnow  # one process only
     clock = SharedClock(database)
     await clock.step()
     return clock
 
 
-async def _ensure_default(database: Database, clock: Clock) -> Credentials | None:
+async def _ensure_default_application(database: Database, clock: Clock) -> Credentials | None:
     try:
         return await database.write(ensure_default, clock())
-    except (IntegrityError, ApiError):  # another node of a first start was faster
+    except (IntegrityError, ApiError):  # another node did the first start at the same time
         return await database.write(ensure_default, clock())
 
 
-async def _build(
-    settings: Settings, clock: Clock, secret: Secret, database: Database, first: Credentials | None, opened: AsyncExitStack
+async def _build_service(
+    settings: Settings,
+    clock: Clock,
+    secret: Secret,
+    database: Database,
+    first_credentials: Credentials | None,
+    opened: AsyncExitStack,
 ) -> Service:
-    """`opened` closes what was opened, if the rest cannot be built."""
+    """Build all groups. `opened` closes what was opened if a later step fails."""
+    foundation = await _build_foundation(settings, clock, secret, database, opened)
+    clicks = _build_clicks(foundation)
+    messages = _build_messages(foundation)
+    delivery = _build_delivery(foundation, clicks.recorder, opened)
+    purge = Purge(database, settings)
+    jobs = _build_jobs(foundation, clicks, delivery, purge)
+    metrics = Metrics()
+    for part in (clicks.recorder, clicks.reclassifier, jobs, purge, delivery.fanout, delivery.dispatcher):
+        part.register_metrics(metrics)
+    for optional in (foundation.redis, foundation.cache, clicks.spool, clock):
+        if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
+            optional.register_metrics(metrics)
+    return Service(foundation, clicks, messages, delivery, jobs, metrics, first_credentials)
+
+
+async def _build_foundation(
+    settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack
+) -> Foundation:
     directory = Directory(database)
     await directory.refresh()
 
     def now_ms() -> int:
         return to_ms(clock())
 
-    ids = IdGenerator(database.node, now_ms)
-    click_ids = ClickIds(secret.key("click ids"))
-    events_wake_up = WakeUp()
-    notifier = open_notifier(settings)
-    notify_events = notify_everywhere(notifier, "events", events_wake_up)
     redis, cache = open_link_cache(settings, secret, now_ms)
     if redis is not None:
         opened.push_async_callback(redis.close)
-    spool = HitSpool(redis, key_prefix(secret), limit=settings.spool_limit, now_ms=now_ms) if redis else None
-    cohorts = Cohorts()
-    codes = Codes(secret.code_salt, settings.code_bits)
-    jobs = Jobs()
-    jobs.add(Job("directory", DIRECTORY_EVERY, lambda: _refresh(directory)))
-    jobs.add(Job("counts", COUNTS_EVERY, lambda: _fold(database)))
-    if isinstance(clock, SharedClock):
-        jobs.add(Job("clock", CLOCK_EVERY, clock.step))
-    purge = Purge(database, settings)
-    jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
+    notifier = open_notifier(settings)
+    events_wake_up = WakeUp()
+    return Foundation(
+        settings=settings,
+        clock=clock,
+        secret=secret,
+        database=database,
+        redis=redis,
+        cache=cache,
+        notifier=notifier,
+        directory=directory,
+        ids=IdGenerator(database.node, now_ms),
+        click_ids=ClickIds(secret.key("click ids")),
+        events_wake_up=events_wake_up,
+        notify_events=notify_everywhere(notifier, "events", events_wake_up),
+    )
+
+
+def _build_clicks(foundation: Foundation) -> ClickParts:
+    settings, database, ids = foundation.settings, foundation.database, foundation.ids
+    spool = None
+    if foundation.redis is not None:
+        prefix = key_prefix(foundation.secret)
+        spool = HitSpool(foundation.redis, prefix, limit=settings.spool_limit, now_ms=foundation.now_ms)
     recorder = Recorder(
         database,
         ids,
-        click_ids,
-        directory,
+        foundation.click_ids,
+        foundation.directory,
         deadline=settings.hit_deadline,
         waiting_limit=settings.hits_waiting,
-        on_events=notify_events,
-        cache=cache,
+        on_events=foundation.notify_events,
+        cache=foundation.cache,
         spool=spool,
     )
-    if isinstance(cache, RedisLinkCache):
-        jobs.add(Job("cache", SPOOL_EVERY, cache.retry_invalidations))
-    if spool is not None:
-        jobs.add(Job("spool", SPOOL_EVERY, SpoolDrainer(spool, recorder, database).step))
     devices = DeviceCounter(database, ids)
-    jobs.add(Job("devices", DEVICES_EVERY, lambda: devices.step(now_ms())))
-    reclassifier = Reclassifier(database, directory, ids, devices, on_events=notify_events)
-    jobs.add(Job("rejudge", REJUDGE_EVERY.total_seconds(), lambda: reclassifier.step(clock())))
+    return ClickParts(
+        recorder=recorder,
+        spool=spool,
+        spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
+        devices=devices,
+        reclassifier=Reclassifier(database, foundation.directory, ids, devices, on_events=foundation.notify_events),
+    )
+
+
+def _build_messages(foundation: Foundation) -> MessageParts:
+    settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
+    directory = foundation.directory
+    codes = Codes(foundation.secret.code_salt, settings.code_bits)
+    cohorts = Cohorts()
     rewriter = Rewriter(
         database,
         ids,
@@ -252,64 +380,76 @@ async def _build(
         is_blocked=lambda application_id, host: directory.hit_policies.blocks_host(application_id, host),
         link_ttl=timedelta(days=settings.link_ttl_days),
         batch_limit=settings.batch_limit,
-        cache=cache,
+        cache=foundation.cache,
     )
-    guard = Guard(settings.allow_private_targets)
-    trackers = Trackers(database, secret, guard, settings, clock)
-    sender = open_sender(guard, settings, clock)
-    opened.push_async_callback(sender.close)
-    rng = random.Random()  # noqa: S311 - jitter keeps retries apart; nobody gains by guessing it
-    courtesy = Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)
-    dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, courtesy)
-    notify_deliveries = notify_everywhere(notifier, "deliveries", dispatcher.wake_up)
-    fanout = Fanout(database, ids, click_ids, clock, base_url=settings.base_url, courtesy=courtesy, on_deliveries=notify_deliveries)
-    jobs.add(Job("fanout", DELIVERY_EVERY, fanout.step, events_wake_up, min_interval=FANOUT_REST))
-    jobs.add(Job("dispatcher", DELIVERY_EVERY, dispatcher.step, dispatcher.wake_up))
-    metrics = Metrics()
-    for part in (recorder, reclassifier, jobs, purge, fanout, dispatcher):
-        part.register_metrics(metrics)
-    for optional in (redis, cache, spool, clock):
-        if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
-            optional.register_metrics(metrics)
-    return Service(
-        settings=settings,
-        clock=clock,
-        secret=secret,
-        database=database,
-        cache=cache,
-        directory=directory,
-        ids=ids,
-        click_ids=click_ids,
+    return MessageParts(
         codes=codes,
         cohorts=cohorts,
         rewriter=rewriter,
-        recorder=recorder,
-        devices=devices,
-        reclassifier=reclassifier,
-        status_reader=MessageStatusReader(base_url_of(settings, directory), click_ids.encode),
-        conversions=Conversions(database, ids, click_ids, clock, on_events=notify_events),
-        delivery_reports=DeliveryReports(database, ids, on_events=notify_events),
-        trackers=trackers,
-        deliveries=Deliveries(database),
-        sender=sender,
-        fanout=fanout,
-        dispatcher=dispatcher,
-        events_wake_up=events_wake_up,
-        jobs=jobs,
-        metrics=metrics,
-        redis=redis,
-        notifier=notifier,
-        first_credentials=first,
+        delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events),
+        conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
+        status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
     )
 
 
+def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExitStack) -> DeliveryParts:
+    settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
+    guard = Guard(settings.allow_private_targets)
+    trackers = Trackers(database, foundation.secret, guard, settings, clock)
+    sender = open_sender(guard, settings, clock)
+    opened.push_async_callback(sender.close)
+    throttle = Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)
+    rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
+    dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
+    fanout = Fanout(
+        database,
+        ids,
+        foundation.click_ids,
+        clock,
+        base_url=settings.base_url,
+        courtesy=throttle,
+        on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
+    )
+    return DeliveryParts(trackers, Deliveries(database), sender, fanout, dispatcher)
+
+
+def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
+    """All background jobs, in one table."""
+    database, clock, settings = foundation.database, foundation.clock, foundation.settings
+    jobs = Jobs()
+    jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
+    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
+    if isinstance(clock, SharedClock):
+        jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
+    jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
+    if isinstance(foundation.cache, RedisLinkCache):
+        jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))
+    if clicks.spool_drainer is not None:
+        jobs.add(Job("spool", SPOOL_INTERVAL_SECONDS, clicks.spool_drainer.step))
+    jobs.add(Job("devices", DEVICES_INTERVAL_SECONDS, lambda: clicks.devices.step(foundation.now_ms())))
+    jobs.add(Job("reclassify", RECLASSIFY_INTERVAL.total_seconds(), lambda: clicks.reclassifier.step(clock())))
+    jobs.add(
+        Job(
+            "fanout",
+            DELIVERY_INTERVAL_SECONDS,
+            delivery.fanout.step,
+            foundation.events_wake_up,
+            min_interval=FANOUT_MIN_INTERVAL_SECONDS,
+        )
+    )
+    jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
+    return jobs
+
+
 def open_sender(guard: Guard, settings: Settings, clock: Clock) -> Sender:
-    """Needs a running loop; close it."""
-    return Sender(guard, user_agent=f"sms-shortener/{__version__}", limit=settings.delivery_slots + TEST_SLOTS, clock=clock)
+    """Return a sender of HTTP requests to trackers. Requires a running event loop; the caller must close the sender."""
+    return Sender(
+        guard, user_agent=f"sms-shortener/{__version__}", limit=settings.delivery_slots + TEST_DELIVERY_SLOTS, clock=clock
+    )
 
 
 def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
-    """Redis, if there is one, and what keeps links in it. Close the first."""
+    """Return the Redis client, or None without REDIS_URL, and the link cache on it. The caller must close the client."""
     if not settings.redis_url:
         return None, NoLinkCache()
     redis = open_redis(settings.redis_url, timeout=settings.redis_timeout, connections=settings.redis_connections)
@@ -317,20 +457,23 @@ def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int
 
 
 def key_prefix(secret: Secret) -> str:
-    """What the keys of an installation begin with: several may share a Redis."""
+    """Return the prefix of all Redis keys of this installation, so that several installations can share one Redis."""
     return f"sms:{secret.fingerprint[:8]}:"
 
 
 def open_notifier(settings: Settings) -> PostgresNotifier | None:
-    """Bells that ring in other processes; None where there are none, or where no connection stays with one server."""
+    """Return a notifier for wake-up events in other processes.
+
+    Return None with SQLite, and behind a connection pooler that does not keep a session on one server connection.
+    """
     if not settings.is_postgresql:
         return None
-    dsn, stays = split_url(settings.database_url)
-    return PostgresNotifier(dsn) if stays else None
+    dsn, has_session = split_url(settings.database_url)
+    return PostgresNotifier(dsn) if has_session else None
 
 
 def notify_everywhere(notifier: PostgresNotifier | None, name: str, wake_up: WakeUp) -> Callable[[], None]:
-    """What rings `wake_up` here, and the one of this name elsewhere."""
+    """Return a function that sets `wake_up` in this process and the wake-up event called `name` in all other processes."""
     if notifier is None:
         return wake_up.notify
     notifier.on(name, wake_up.notify)
@@ -343,7 +486,7 @@ def notify_everywhere(notifier: PostgresNotifier | None, name: str, wake_up: Wak
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """The prefix of the short links of a domain, by its number; 0 is BASE_URL."""
+    """Return a function from a domain's id to the prefix of its short links; the id 0 stands for BASE_URL."""
 
     def base_url(domain_id: int) -> str:
         domain = directory.domain_by_id(domain_id)
@@ -367,7 +510,7 @@ async def _refresh(directory: Directory) -> int:
     return 0
 
 
-async def _fold(database: Database) -> int:
-    """Goes on at once only after a full batch: under load one commit a second folds what many transactions left."""
+async def _fold_counts(database: Database) -> int:
+    """Fold count deltas into the counts. Return 0 after a partial batch, so that one commit a second folds many deltas."""
     folded = await database.write(counts.fold)
     return folded if folded >= counts.FOLD_LIMIT else 0

@@ -501,7 +501,7 @@ async def test_a_sent_that_was_written_down_after_the_click_calls_nothing_back(s
 
 async def test_the_job_judges_what_has_become_old_enough_and_nothing_twice(service: Service, clock: Clock) -> None:
     await choose(service, max_recipients_per_address_minute=1, retract_clicks=True)
-    step = service.jobs.table["rejudge"].step
+    step = service.jobs.table["reclassify"].step
     assert await step() == 0  # from here on
     for _ in range(3):
         await click(service, (await send(service))[0], origin=7)
@@ -516,7 +516,7 @@ async def test_the_job_judges_what_has_become_old_enough_and_nothing_twice(servi
 
 async def test_the_job_looks_at_applications_only_that_asked_for_it(service: Service, clock: Clock) -> None:
     await choose(service, max_recipients_per_address_minute=1)
-    step = service.jobs.table["rejudge"].step
+    step = service.jobs.table["reclassify"].step
     await step()
     for _ in range(3):
         await click(service, (await send(service))[0], origin=7)
@@ -527,7 +527,7 @@ async def test_the_job_looks_at_applications_only_that_asked_for_it(service: Ser
 
 async def test_a_persons_click_that_nobody_counted_as_a_first_one_is_found_by_the_job(retracting: Service, clock: Clock) -> None:
     service = retracting
-    step = service.jobs.table["rejudge"].step
+    step = service.jobs.table["reclassify"].step
     await step()
     (code,) = await send(service)
     person = await click(service, code)
