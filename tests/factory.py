@@ -1,4 +1,4 @@
-"""Messages, links and hits of a service straight into its tables, for tests of what comes after them."""
+"""Insert messages, links and hits directly into the tables, for tests of the steps that follow a click."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.rows import Rows
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Row ids, and what the outside knows: `message_id`, `codes`."""
+    """An inserted message: its row id, its public `message_id`, and the row ids and codes of its links."""
 
     row: int
     message_id: str
@@ -40,35 +40,35 @@ def add_message(
     process_id: int = 0,
     **columns: Any,
 ) -> Message:
-    """A message of NOON with so many links; `columns` are others of its row."""
+    """Insert a message created at NOON with `links` links. `columns` are further columns of the message row."""
     key = (application_id, campaign, source, country, process_id)
     cohort = Cohorts().get_ids(connection, {key})[key]
     owned: dict[str, Any] = {"application_id": application_id, "cohort_id": cohort}
-    put = Rows(connection)
-    row = put.message(NOON, id=ids(), message_id=message_id, request_id=f"request of {message_id}", **owned, **columns)
+    inserter = Rows(connection)
+    row = inserter.message(NOON, id=ids(), message_id=message_id, request_id=f"request of {message_id}", **owned, **columns)
     link_ids = tuple(ids() for _ in range(links))
     codes = tuple(encode(link) for link in link_ids)
     for position, (link, code) in enumerate(zip(link_ids, codes, strict=True)):
-        put.link(row, id=link, code=code, position=position, url=f"https://shop.example/{position}", **owned)
+        inserter.link(row, id=link, code=code, position=position, url=f"https://shop.example/{position}", **owned)
     return Message(row, message_id, cohort, link_ids, codes)
 
 
 def add_hit(connection: Connection, /, ids: IdGenerator, link: int, **columns: Any) -> int:
-    """A person's hit at NOON; returns its id, which `ClickIds.spell` makes a click id of. The link and message do not change."""
+    """Insert a human hit at NOON and return its id. The rows of the link and of the message do not change."""
     return Rows(connection, NOON).hit(link, **{"id": ids(), **columns})
 
 
 async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
-    """All rows of a table, in the order of their ids."""
+    """Return all rows of a table in the order of their ids."""
     return list(await database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
 
 
-async def tallied(database: Database) -> dict[str, str]:
-    """What the tallies not yet folded add up to, by metric."""
+async def count_delta_sums(database: Database) -> dict[str, str]:
+    """Return the sums of the count deltas that are not merged into the counts yet, by metric."""
     sums: dict[str, Any] = {}
     for row in await rows(database, schema.count_deltas):
-        tally = CountDelta()
-        tally.merge(row.data)
-        for (_, _, metric), amount in tally.items():
+        delta = CountDelta()
+        delta.merge(row.data)
+        for (_, _, metric), amount in delta.items():
             sums[metric] = sums.get(metric, 0) + amount
     return {metric: str(amount) for metric, amount in sums.items()}

@@ -1,4 +1,4 @@
-"""A customer's endpoint on loopback: keeps what it is sent and answers as a test tells it."""
+"""An HTTP receiver on loopback that records each request and returns the reply that the test selects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`headers` by lower-case name."""
+    """One received request. `headers` are keyed by their lower-case name."""
 
     method: str
     target: str
@@ -30,7 +30,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`hang`: it never comes."""
+    """The response to one request. With `hang` the receiver never responds."""
 
     status: int = 200
     body: bytes = b"OK"
@@ -38,8 +38,8 @@ class Reply:
     hang: bool = False
 
 
-class Listening(ABC):
-    """A server of one's own on loopback, which says to each connection what `talk` says until the other end goes away."""
+class LoopbackServer(ABC):
+    """A TCP server on loopback that runs `handle` for each connection and counts the connections."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -47,10 +47,12 @@ class Listening(ABC):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until the client closes it."""
 
     @asynccontextmanager
-    async def listening(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    async def listen(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+        """Accept connections on a free port, stored in `port`, until the context ends."""
         server = await asyncio.start_server(self._serve, host, 0, ssl=tls, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -68,7 +70,7 @@ class Listening(ABC):
         assert task is not None
         self._tasks.add(task)
         try:
-            await self.talk(reader, writer)
+            await self.handle(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
             pass
         finally:
@@ -77,34 +79,38 @@ class Listening(ABC):
                 writer.transport.abort()
 
 
-class Receiver(Listening):
-    """Answers with the next of `replies` (a Reply, or just its status), and when there is none with `effective_limits`."""
+class Receiver(LoopbackServer):
+    """Records requests and returns replies.
+
+    A reply is a `Reply` or a status. The receiver uses `by_path` of the request target first, then the next entry of `replies`,
+    and then `default_reply`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[Request] = []
         self.replies: list[Reply | int] = []
-        self.effective_limits: Reply | int = 200
-        self.by_path: dict[str, Reply | int] = {}  # wins over both
+        self.default_reply: Reply | int = 200
+        self.by_path: dict[str, Reply | int] = {}
         self._arrived = asyncio.Event()
 
     def url(self, path: str = "/") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def take(self) -> list[Request]:
-        """The requests since the last `take`."""
+        """Return the requests received since the previous `take`."""
         taken, self.requests = self.requests, []
         return taken
 
     async def wait_for(self, number: int) -> list[Request]:
-        """All requests, once there are so many. Raises TimeoutError."""
-        async with asyncio.timeout(10):
+        """Return all requests as soon as there are `number` of them. Raise TimeoutError after 30 seconds."""
+        async with asyncio.timeout(30):
             while len(self.requests) < number:
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.requests
 
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             request = await _read(reader)
             self.requests.append(request)
@@ -114,13 +120,13 @@ class Receiver(Listening):
                 await asyncio.Event().wait()
             headers = {"content-length": str(len(reply.body)), **reply.headers}
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            writer.write(f"HTTP/1.1 {reply.status} told\r\n{lines}\r\n".encode() + reply.body)
+            writer.write(f"HTTP/1.1 {reply.status} Reply\r\n{lines}\r\n".encode() + reply.body)
             await writer.drain()
 
     def _reply(self, request: Request) -> Reply:
         reply = self.by_path.get(request.target)
         if reply is None:
-            reply = self.replies.pop(0) if self.replies else self.effective_limits
+            reply = self.replies.pop(0) if self.replies else self.default_reply
         if isinstance(reply, int):
             return Reply(reply, b"" if reply == 204 else b"OK")
         return reply
@@ -136,6 +142,6 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    made = Receiver()
-    async with made.listening():
-        yield made
+    receiver = Receiver()
+    async with receiver.listen():
+        yield receiver

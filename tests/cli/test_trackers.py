@@ -91,7 +91,7 @@ async def test_a_tracker_is_changed_tested_and_removed(
     assert rotated["previous_secret_until"] is not None
     tested = await run("trackers", "test", number)
     assert (tested["delivered"], tested["http_status"], receiver.requests[0].target) == (True, 200, "/new")
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     failed = await invoke("trackers", "test", number)
     assert (failed.exit_code, "NOT taken" in failed.output) == (1, True)
     assert await run("trackers", "remove", number) == {"tracker_id": made["tracker_id"], "deleted": True}
@@ -103,7 +103,7 @@ async def test_a_tracker_is_changed_tested_and_removed(
 async def test_deliveries_are_listed_shown_and_replayed(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     made = await run("trackers", "add", "1", receiver.url(), "--event", "click", "--max-attempts", "1")
     number = str(made["tracker_id"])
     story = Story(service)

@@ -20,7 +20,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import from_ms, to_ms
 from tests.conftest import NOON, Clock
-from tests.factory import Message, add_hit, add_message, rows, tallied
+from tests.factory import Message, add_hit, add_message, count_delta_sums, rows
 
 SALE = ConversionReport(at=NOON, message_id="m-1", action="sale", transaction_id="t-1", value=Decimal("12.50"), currency="EUR")
 
@@ -70,7 +70,7 @@ async def test_a_conversion_is_recorded_with_its_event_and_its_counts(
     assert (event.topics, event.at, event.application_id) == (Topic.CONVERSION, NOON, 1)
     assert (event.conversion_id, event.message_id) == (stored.id, message.row)
     assert (event.link_id, event.hit_id) == (message.links[0], hit)
-    assert await tallied(service.database) == {"conversions": "1", "value:EUR": "12.50"}
+    assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "12.50"}
     (tally,) = await rows(service.database, schema.count_deltas)
     assert {(cohort, from_ms(quarter * 15 * 60_000)) for cohort, quarter, _, _ in tally.data} == {(message.cohort_id, NOON)}
 
@@ -83,7 +83,7 @@ async def test_a_repeat_answers_as_the_first_did_and_fires_nothing(service: Serv
         assert await service.conversions.ingest(1, repeat) == replace(first, duplicate=True)
     assert len(await rows(service.database, schema.conversions)) == 1
     assert len(await rows(service.database, schema.events)) == 1
-    assert await tallied(service.database) == {"conversions": "1", "value:EUR": "12.50"}
+    assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "12.50"}
 
 
 @pytest.mark.usefixtures("message")
@@ -104,7 +104,7 @@ async def test_another_action_or_transaction_is_a_conversion_of_its_own_and_a_re
     recorded = [await service.conversions.ingest(1, intake) for intake in (SALE, refund, chargeback, without, plain)]
     assert not any(one.duplicate for one in recorded)
     assert len({one.conversion_id for one in recorded}) == 5
-    assert await tallied(service.database) == {"conversions": "5", "value:EUR": "-0.25", "value:": "1"}
+    assert await count_delta_sums(service.database) == {"conversions": "5", "value:EUR": "-0.25", "value:": "1"}
 
 
 async def test_same_keys_of_different_messages_do_not_meet(service: Service, message: Message) -> None:
@@ -119,7 +119,7 @@ async def test_a_hundred_reports_at_once_of_one_conversion_record_it_once(servic
     assert [one.duplicate for one in recorded].count(False) == 1
     assert len({one.conversion_id for one in recorded}) == 1
     assert len(await rows(service.database, schema.events)) == 1
-    assert await tallied(service.database) == {"conversions": "1", "value:EUR": "12.50"}
+    assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "12.50"}
 
 
 async def test_in_one_batch_each_report_has_its_own_answer(service: Service, message: Message) -> None:
@@ -209,7 +209,7 @@ async def test_two_processes_record_a_conversion_once(database: Database, clock:
     recorded = await asyncio.gather(*jobs)
     assert [one.duplicate for one in recorded].count(False) == 20
     assert len(await rows(database, schema.conversions)) == len(await rows(database, schema.events)) == 20
-    assert await tallied(database) == {"conversions": "20", "value:EUR": "250.00"}
+    assert await count_delta_sums(database) == {"conversions": "20", "value:EUR": "250.00"}
     assert rings
 
 

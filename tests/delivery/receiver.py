@@ -9,12 +9,12 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from tests.receiver import Listening
+from tests.receiver import LoopbackServer
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Receiver(Listening):
+class Receiver(LoopbackServer):
     """Counts connections, keeps requests as (head, body), and answers each request with `behaviour`."""
 
     def __init__(self, behaviour: Behaviour, scheme: str = "http") -> None:
@@ -27,7 +27,7 @@ class Receiver(Listening):
     def url(self, path: str = "/") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
 
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():
             head = await reader.readuntil(b"\r\n\r\n")
             length = 0
@@ -42,7 +42,7 @@ class Receiver(Listening):
 @asynccontextmanager
 async def receiver(behaviour: Behaviour, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
     made = Receiver(behaviour, "https" if tls else "http")
-    async with made.listening(host, tls):
+    async with made.listen(host, tls):
         yield made
 
 

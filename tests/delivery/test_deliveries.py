@@ -135,7 +135,7 @@ async def test_an_application_does_not_see_the_deliveries_of_another(service: Se
 async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     await make_tracker(receiver.url(), format="scg", max_attempts=2, schedule=[1])
     await story.first_click()
     await service.fanout.flush()
@@ -152,7 +152,7 @@ async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
         replayed = await service.deliveries.replay(row.id, clock(), 1)
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
-    receiver.effective_limits = 200
+    receiver.default_reply = 200
     for _ in range(2):  # a delivered one too
         await service.deliveries.replay(row.id, clock(), 1)
         await until_it_ends()
@@ -231,7 +231,7 @@ async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
         )
 
     good = await send()
-    receiver.effective_limits = Reply(410, b"go away")
+    receiver.default_reply = Reply(410, b"go away")
     bad = await send()
     assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
     assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")

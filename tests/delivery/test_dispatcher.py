@@ -85,7 +85,7 @@ def kill(dispatcher: Dispatcher) -> None:
 async def test_a_delivery_is_recorded_with_its_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
-    receiver.effective_limits = Reply(202, b"thanks")
+    receiver.default_reply = Reply(202, b"thanks")
     tracker = await make_tracker(receiver.url("/hook?m={message_id}"))
     await story.first_click()
     await deliver(service)
@@ -103,7 +103,7 @@ async def test_a_delivery_is_recorded_with_its_attempt(
 async def test_the_attempt_is_spent_and_durable_before_the_request_is_answered(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
-    receiver.effective_limits = Reply(hang=True)
+    receiver.default_reply = Reply(hang=True)
     await make_tracker(receiver.url(), timeout=5)
     await story.first_click()
     await service.fanout.flush()
@@ -201,7 +201,7 @@ async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
         released.wait(10)
         return ["127.0.0.1"]
 
-    receiver.effective_limits = Reply(hang=True)
+    receiver.default_reply = Reply(hang=True)
     await make_tracker("http://silent.example/", timeout=0.3)
     await make_tracker(receiver.url(), timeout=0.3)
     await story.first_click()
@@ -222,7 +222,7 @@ async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
 async def test_ten_attempts_in_all_on_the_schedule_and_then_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     await make_tracker(receiver.url(), format="scg")
     await story.first_click()
     await deliver(service)
@@ -251,7 +251,7 @@ async def test_ten_attempts_in_all_on_the_schedule_and_then_dead(
 async def test_a_tracker_has_a_schedule_and_a_number_of_attempts_of_its_own(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 503
+    receiver.default_reply = 503
     await make_tracker(receiver.url(), schedule=[60], max_attempts=3)
     await story.first_click()
     await deliver(service)
@@ -442,7 +442,7 @@ async def test_the_breaker_opens_sends_one_probe_and_releases_the_backlog_at_a_b
     given = {"url": receiver.url(), "events": ["click"], "secret": None, "concurrency": 4, "schedule": [1]}
     tracker = (await service.trackers.create(1, NewTracker.model_validate(given))).tracker.id
     story = Story(service)
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     for _ in range(40):
         await story.first_click()
     await deliver(service)
@@ -459,7 +459,7 @@ async def test_the_breaker_opens_sends_one_probe_and_releases_the_backlog_at_a_b
     await service.dispatcher.flush()
     assert receiver.take() == [], "the pause is twice as long"
 
-    receiver.effective_limits = 200
+    receiver.default_reply = 200
     clock.forward(seconds=1)
     await service.dispatcher.flush()
     assert len(receiver.take()) == 1, "the probe succeeds"
@@ -493,7 +493,7 @@ async def test_a_success_between_failures_keeps_the_breaker_closed(
 async def test_what_an_open_breaker_keeps_too_long_ends_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     await make_tracker(receiver.url(), concurrency=1)
     for _ in range(FAILURES + 5):
         await story.first_click()
@@ -540,7 +540,7 @@ async def test_a_trackers_slots_are_shared_out_among_the_processes_that_deliver(
 ) -> None:
     service = await make_service(delivery_processes=processes, delivery_slots_per_tracker=concurrency)
     story = story_of(service)
-    receiver.effective_limits = Reply(hang=True)
+    receiver.default_reply = Reply(hang=True)
     given = {"url": receiver.url(), "events": ["click"], "concurrency": concurrency}
     await service.trackers.create(1, NewTracker.model_validate(given))
     for number in range(10):
@@ -708,19 +708,19 @@ async def test_stop_hands_back_what_cannot_end_in_time(
 async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     await make_tracker(receiver.url(), concurrency=1)
     for _ in range(FAILURES + 2):
         await story.first_click()
     await deliver(service)
     receiver.take()
     clock.forward(seconds=30)
-    receiver.effective_limits = Reply(hang=True)
+    receiver.default_reply = Reply(hang=True)
     stopped = other_dispatcher(service)
     await flying(stopped, receiver, 1)
     await stopped.stop(0.1)
     receiver.take()
-    receiver.effective_limits = 200
+    receiver.default_reply = 200
     await service.dispatcher.flush()
     assert len(receiver.requests) == 1
     assert statuses(await deliveries(service))[DELIVERED] == 1
@@ -788,7 +788,7 @@ async def test_of_several_processes_one_sends_the_probe(
 ) -> None:
     services = [await make_service() for _ in range(3)]
     story = story_of(services[0])
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "timeout": 5}
     tracker = (await services[0].trackers.create(1, NewTracker.model_validate(given))).tracker.id
     for _ in range(FAILURES + 10):
@@ -796,7 +796,7 @@ async def test_of_several_processes_one_sends_the_probe(
     await deliver(services[0])
     assert len(receiver.take()) == FAILURES
     clock.forward(seconds=30)
-    receiver.effective_limits = Reply(hang=True)
+    receiver.default_reply = Reply(hang=True)
     for _ in range(3):
         await asyncio.gather(*(service.dispatcher.step() for service in services))
     await receiver.wait_for(1)
@@ -812,14 +812,14 @@ async def test_several_processes_release_a_backlog_at_one_rate(
 ) -> None:
     services = [await make_service(delivery_recovery_rate=10) for _ in range(3)]
     story = story_of(services[0])
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "schedule": [1]}
     await services[0].trackers.create(1, NewTracker.model_validate(given))
     for _ in range(FAILURES + 30):
         await story.first_click()
     await deliver(services[0])
     clock.forward(seconds=30)
-    receiver.effective_limits = 200
+    receiver.default_reply = 200
     receiver.take()
     await services[0].dispatcher.flush()
     assert len(receiver.take()) == 1, "the probe"

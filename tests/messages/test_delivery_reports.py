@@ -19,7 +19,7 @@ from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportRe
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
 from tests.conftest import NOON
-from tests.factory import Message, add_message, rows, tallied
+from tests.factory import Message, add_message, count_delta_sums, rows
 from tests.rows import messages_now
 
 SENT = DeliveryReport("m-1", State.SENT, NOON + timedelta(seconds=1))
@@ -66,7 +66,7 @@ async def test_a_report_moves_the_message_and_raises_delivery_and_state(service:
         "reason_code": "000",
         "reason_description": "ok",
     }
-    assert await tallied(service.database) == {"delivered": "1"}
+    assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
 async def test_a_repeat_raises_nothing(service: Service, message: Message) -> None:
@@ -75,7 +75,7 @@ async def test_a_repeat_raises_nothing(service: Service, message: Message) -> No
     assert await take(service, DELIVERED, later, SENT) == [DeliveryReportResult("m-1", State.DELIVERED, changed=False)] * 3
     assert (await stored(service)).delivered_at == DELIVERED.at
     assert len(await rows(service.database, schema.events)) == 2
-    assert await tallied(service.database) == {"sent": "1", "delivered": "1"}
+    assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
 
 
 async def test_a_late_report_fills_in_its_time_and_does_not_move_the_message_back(service: Service, message: Message) -> None:
@@ -102,7 +102,7 @@ async def test_reports_of_one_message_in_one_batch_may_come_in_any_order(service
     assert (row.state, row.sent_at, row.delivered_at, row.read_at) == (State.READ, SENT.at, DELIVERED.at, READ.at)
     events = await rows(service.database, schema.events)
     assert [event.data.get("previous_state") for event in events] == ["CREATED", None, "DELIVERED"]
-    assert await tallied(service.database) == {"sent": "1", "delivered": "1", "read": "1"}
+    assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1", "read": "1"}
 
 
 async def test_a_failed_message_may_still_be_delivered_and_keeps_no_reason_of_the_failure(
@@ -119,7 +119,7 @@ async def test_a_delivered_message_never_fails(service: Service, message: Messag
     assert [one.state for one in await take(service, DELIVERED, FAILED, EXPIRED)] == [State.DELIVERED] * 3
     row = await stored(service)
     assert (row.state, row.failed_at, row.reason_code) == (State.DELIVERED, FAILED.at, "000")
-    assert await tallied(service.database) == {"delivered": "1", "failed": "1"}
+    assert await count_delta_sums(service.database) == {"delivered": "1", "failed": "1"}
 
 
 async def test_a_report_of_the_newest_state_may_add_and_correct_facts(service: Service, message: Message) -> None:
@@ -176,7 +176,7 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
         assert (path[-1], follows) == ("CLICKTHRU", {})
     await service.fanout.flush()
     metrics = ["sent", "delivered", "read", "clicks", "clicked_messages", "ttc:0"]
-    assert await tallied(service.database) == dict.fromkeys(metrics, "30")
+    assert await count_delta_sums(service.database) == dict.fromkeys(metrics, "30")
 
 
 # All or nothing
@@ -192,7 +192,7 @@ async def test_a_batch_with_unknown_messages_keeps_nothing_and_names_them(servic
     assert [detail.field for detail in raised.value.details] == ["1.message_id", "3.message_id"]
     assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED}
     assert await rows(service.database, schema.events) == []
-    assert await tallied(service.database) == {}
+    assert await count_delta_sums(service.database) == {}
 
 
 async def test_a_bad_request_does_not_hold_up_those_that_share_its_commit(service: Service, message: Message) -> None:

@@ -58,7 +58,7 @@ def a_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any
         rows.delivery(event, tracker_id=None, callback_url=f"https://xoxzo.example/?who={NAME}", lane="cxoxzo.example"),
         answer=NAME,
     )
-    rows.answer(SENT, f"key of {message_id}", answer=[{"to": to, "body": NAME}], **more)
+    rows.idempotent_response(SENT, f"key of {message_id}", answer=[{"to": to, "body": NAME}], **more)
     return message
 
 
@@ -130,7 +130,7 @@ async def test_a_number_with_many_messages_goes_in_pieces(database: Database, mo
     def many(connection: Connection) -> None:
         rows = Rows(connection)
         for n in range(7):
-            rows.whole_message(SENT + timedelta(seconds=n), to_address=PHONE)
+            rows.complete_message(SENT + timedelta(seconds=n), to_address=PHONE)
 
     await database.write(many)
     assert (await database.write(erase_phone_number, None, PHONE, NOON)).messages == 3

@@ -29,7 +29,7 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-WHOLE = 8  # rows of `Rows.whole_message`
+WHOLE = 8  # rows of `Rows.complete_message`
 NOW = NOON + 800 * DAY  # ids begin in 2026; this leaves years to lie behind
 LONG_AGO = NOW - 400 * DAY
 #: The days are all different, so that a test sees which one counts.
@@ -61,7 +61,7 @@ def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
 
 
 async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
-    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO), rows.whole_message(NOW - 10 * DAY)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO), rows.complete_message(NOW - 10 * DAY)])
     purged = await purge(database, SETTINGS, NOW)
     assert purged == PurgeResult(messages=1, links=1, first_clicks=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
     rest = await database.read(count)
@@ -83,7 +83,7 @@ async def test_a_first_click_and_other_hits_go_with_their_message(database: Data
 
 
 async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: Database) -> None:
-    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO + n * DAY) for n in range(20)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO + n * DAY) for n in range(20)])
     every = sorted(await database.read(left_of, schema.messages))
     total = 0
     async for batch in Purge(database, SETTINGS).batches(NOW):
@@ -96,7 +96,7 @@ async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: 
 
 
 async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(4)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(4)])
     took: list[float] = []
     rests: list[float] = []
     write, sleep = database.write, asyncio.sleep
@@ -120,7 +120,7 @@ async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: D
 
 
 async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:
-    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(3)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(3)])
     told: list[int] = []
     purged = await purge(database, SETTINGS, NOW, lambda so_far: told.append(so_far.rows))
     assert told == sorted(told)
@@ -256,8 +256,8 @@ async def test_nothing_pending_goes_with_its_message(database: Database) -> None
 async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> None:
     def build(rows: Rows) -> None:
         for hours in range(48):
-            rows.answer(NOW - timedelta(hours=hours), str(hours))
-        rows.answer(NOW - timedelta(hours=30), "30", application_id=2)
+            rows.idempotent_response(NOW - timedelta(hours=hours), str(hours))
+        rows.idempotent_response(NOW - timedelta(hours=30), "30", application_id=2)
 
     await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(idempotency=24)
@@ -266,7 +266,7 @@ async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> 
 
 async def test_counts_stay(database: Database) -> None:
     def build(rows: Rows) -> None:
-        rows.whole_message(LONG_AGO)
+        rows.complete_message(LONG_AGO)
         values = {"cohort_id": 1, "quarter": 1, "metric": "clicks", "amount": 1}
         rows.connection.execute(schema.counts.insert().values(values))
 
@@ -293,7 +293,7 @@ async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database
 
 
 async def test_the_service_purges_in_the_background(service: Service, clock: Clock) -> None:
-    await service.database.write(put, lambda rows: rows.whole_message(NOON))
+    await service.database.write(put, lambda rows: rows.complete_message(NOON))
     job = service.jobs.table["purge"]
     assert job.interval == service.settings.purge_interval
     assert await job.step() == 0
@@ -309,10 +309,10 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
 
     def build(rows: Rows) -> None:
         for n in range(3):
-            rows.whole_message(LONG_AGO + n * DAY)
-            rows.whole_message(NOW - 201 * DAY)
+            rows.complete_message(LONG_AGO + n * DAY)
+            rows.complete_message(NOW - 201 * DAY)
             rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
-            rows.answer(LONG_AGO, str(n))
+            rows.idempotent_response(LONG_AGO, str(n))
 
     def explain(connection: Connection) -> list[tuple[str, str]]:
         steps = []
@@ -343,7 +343,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
 
 
 async def test_two_processes_purge_beside_each_other(database: Database) -> None:
-    await database.write(put, lambda rows: [rows.whole_message(LONG_AGO) for _ in range(10)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(10)])
     one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
     assert one.rows + two.rows == 10 * WHOLE
 

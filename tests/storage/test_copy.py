@@ -44,7 +44,7 @@ async def lived(service: Service) -> None:
 
 def many(connection: Connection, application: int) -> None:
     rows = Rows(connection)
-    rows.whole_message(NOON - timedelta(days=1), application_id=application)
+    rows.complete_message(NOON - timedelta(days=1), application_id=application)
     connection.execute(insert(schema.messages), [message(number, application) for number in range(MESSAGES)])
 
 

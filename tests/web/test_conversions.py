@@ -15,7 +15,7 @@ from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
-from tests.factory import Message, add_hit, add_message, rows, tallied
+from tests.factory import Message, add_hit, add_message, count_delta_sums, rows
 from tests.receiver import Receiver
 
 CALLS = ["GET /api/v1/track", "GET /api/v1/action/track", "POST /api/v1/callback/action", "POST /action"]
@@ -76,7 +76,7 @@ async def test_query_form_and_json_are_one_conversion(service: Service, tracker:
     (stored,) = await rows(service.database, schema.conversions)
     assert (stored.transaction_id, stored.metadata) == ("t 1&ü", {"sub1": "blue"})
     assert len(await rows(service.database, schema.events)) == 1
-    assert await tallied(service.database) == {"conversions": "1", "value:EUR": "-12.50"}
+    assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "-12.50"}
 
 
 async def test_json_takes_numbers_where_a_query_has_text(tracker: httpx.AsyncClient) -> None:

@@ -137,7 +137,7 @@ async def test_everything_wants_the_permission(service: Service) -> None:
 async def test_deliveries_are_listed_shown_and_replayed(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.effective_limits = 500
+    receiver.default_reply = 500
     tracker = await make(client, receiver.url("/hook"), max_attempts=1)
     path = f"{PATH}/{tracker['tracker_id']}"
     for _ in range(3):
@@ -179,7 +179,7 @@ async def test_deliveries_are_listed_shown_and_replayed(
     assert (health["dead"], health["pending"], health["failures_in_row"]) == (3, 0, 3)
     assert health["last_failure_at"] == "2026-11-20T12:00:00Z"
 
-    receiver.effective_limits = 200
+    receiver.default_reply = 200
     replayed = (await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")).json()["delivery"]
     assert (replayed["status"], replayed["next_at"]) == ("pending", "2026-11-20T12:00:00Z")
     again = await client.post(f"/api/v1/deliveries/{last['delivery_id']}/replay")
