@@ -1,8 +1,9 @@
-"""Codes: the random names of short links, spelled by hashids.
+"""Random codes of short links, encoded by hashids.
 
-The secrecy of a code is its random number, 48 bits by default; hashids over the installation's salt only spells that number in
-base 62 and keeps English curse words out of a text. Every code of one installation has the same length. Codes may clash (with
-100 million live links, one new code in three million): the store's unique index decides, and the caller mints again.
+A code is secret because its number is random (48 bits by default). hashids, with the installation's salt, only encodes the number
+in base 62 and avoids English curse words. All codes of one installation have the same length. Two codes can be equal (with
+100 million live links, one new code in three million). The unique index of the database rejects the second one, and the caller
+mints another code.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from hashids import Hashids, _reorder
+from hashids import Hashids
 
 from shortener.ids import randbits
 
 MIN_BITS, MAX_BITS = 32, 128
-_MIN_SALT = 16  # characters
-_MIN_SALT_VARIETY = 8  # distinct characters: "changemechangeme" has 7, a random salt of 16 has more than 10
+_MIN_SALT_CHARACTERS = 16
+_MIN_DISTINCT_SALT_CHARACTERS = 8  # "changemechangeme" has 7; a random salt of 16 characters has more than 10
 
-# What hashids leaves of its 62 characters for digits, once separators and guards are taken out; the same for every salt.
-_BASE = len(Hashids()._alphabet)
+# Digits that hashids uses; it reserves its other characters. It is the first number whose code has two digits after its first
+# character, which selects the alphabet; equal for every salt.
+_BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
+# hashids chooses the alphabet of a number by this remainder (the algorithm of hashids, part of its compatibility promise).
+_ALPHABETS = 100
 
 
 def code_length(bits: int) -> int:
-    """Characters of a code that spells `bits` random bits: one that picks the alphabet, and digits for the largest number."""
+    """Return the length of a code with `bits` random bits: one character for the alphabet, and the digits of the largest number."""
     largest, length = (1 << bits) - 1, 1
     while largest:
         largest //= _BASE
@@ -31,43 +35,54 @@ def code_length(bits: int) -> int:
     return length
 
 
-#: What a code of any installation may look like, whatever bits it was minted with.
+#: Matches the codes of any installation, for any permitted number of bits.
 CODE_PATTERN = re.compile(rf"\A[A-Za-z0-9]{{{code_length(MIN_BITS)},{code_length(MAX_BITS)}}}\Z")
 
 
 class Codes:
-    """Mints the codes of one installation. `randbits` gives a random number of that many bits.
+    """Generator of the codes of one installation. `randbits(bits)` returns a random number of that many bits.
 
-    Raises ValueError for a salt that is empty, short or a placeholder, and for bits out of MIN_BITS..MAX_BITS."""
+    Raises ValueError if the salt is empty, short or a placeholder, or if `bits` is not in MIN_BITS..MAX_BITS."""
 
     def __init__(self, salt: str, bits: int = 48, *, randbits: Callable[[int], int] = randbits) -> None:
-        if len(salt) < _MIN_SALT or len(set(salt)) < _MIN_SALT_VARIETY:
-            raise ValueError(f"the salt of codes must be random and at least {_MIN_SALT} characters long")
+        if len(salt) < _MIN_SALT_CHARACTERS or len(set(salt)) < _MIN_DISTINCT_SALT_CHARACTERS:
+            raise ValueError(f"the salt of codes must be random and at least {_MIN_SALT_CHARACTERS} characters long")
         if not MIN_BITS <= bits <= MAX_BITS:
             raise ValueError(f"codes must have from {MIN_BITS} to {MAX_BITS} bits")
         self.bits = bits
         self.length = code_length(bits)
         self._randbits = randbits
         self._hashids = Hashids(salt, self.length)
-        # What hashids shuffles anew for each number depends on the first character alone: one alphabet for each.
-        letters: str = self._hashids._alphabet
-        self._first = [letters[rest % len(letters)] for rest in range(100)]
-        self._alphabets = [_reorder(letters, (first + salt + letters)[: len(letters)]) for first in self._first]
+        self._alphabets = _read_alphabets(Hashids(salt))
 
     def mint(self) -> str:
-        """A new code; unique only as far as chance goes."""
-        return self._spell(self._randbits(self.bits))
+        """Return a new random code. It is unique only with high probability."""
+        return self._encode(self._randbits(self.bits))
 
-    def _spell(self, number: int) -> str:
-        """What `Hashids(salt, length).encode(number)` answers, in a fifth of the time."""
-        rest = number % 100
-        alphabet = self._alphabets[rest]
-        code = ""
-        left = number
-        while left:
-            left, digit = divmod(left, _BASE)
-            code = alphabet[digit] + code
-        if len(code) + 1 < self.length:
+    def _encode(self, number: int) -> str:
+        """Return the same text as `Hashids(salt, length).encode(number)`, in a fifth of the time."""
+        first, alphabet = self._alphabets[number % _ALPHABETS]
+        digits = ""
+        remaining = number
+        while remaining:
+            remaining, digit = divmod(remaining, _BASE)
+            digits = alphabet[digit] + digits
+        if len(digits) + 1 < self.length:
             padded: str = self._hashids.encode(number)
             return padded
-        return self._first[rest] + code
+        return first + digits
+
+
+def _read_alphabets(hashids: Hashids) -> list[tuple[str, str]]:
+    """Return the first character of a code and its digits in order of value, for each remainder of a number.
+
+    They are read from the codes of numbers that contain every digit, because hashids has no public access to its alphabets."""
+    every_digit = 0
+    for digit in reversed(range(_BASE)):
+        every_digit = every_digit * _BASE + digit
+    every_digit *= _BASE**2  # leaves two digits to choose the remainder
+    alphabets = []
+    for remainder in range(_ALPHABETS):
+        code: str = hashids.encode(every_digit + (remainder - every_digit) % _ALPHABETS)
+        alphabets.append((code[0], code[_BASE:0:-1]))
+    return alphabets

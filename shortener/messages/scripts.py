@@ -1,8 +1,8 @@
-"""Hosts that mix scripts, as look-alikes do: the first letter of `аpple.example` is Cyrillic.
+"""Detection of host names that mix scripts, as look-alike hosts do: the first letter of `аpple.example` is Cyrillic.
 
-A mixed host is no fault of itself, and real ones exist, so it is told and not refused. A letter's script is read from its Unicode
-name. Scripts that languages do mix pass: Japanese, Chinese and Korean, each with Latin beside it (Unicode TR 39, "highly
-restrictive"). A whole word in another script that looks like Latin (`сосо`) is not noticed: nothing about it is mixed.
+Real hosts with mixed scripts exist, so callers warn about such a host and do not reject it. The Unicode name of a letter states its
+script. Combinations of scripts that languages use are accepted: Japanese, Chinese and Korean, each together with Latin (Unicode
+TR 39, "highly restrictive"). A word that is completely in another script and looks like Latin (`сосо`) is not detected.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import unicodedata
 
 import idna
 
-_LANGUAGES = (
+_PERMITTED_COMBINATIONS = (
     frozenset({"LATIN", "CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC"}),
     frozenset({"LATIN", "CJK", "BOPOMOFO"}),
     frozenset({"LATIN", "CJK", "HANGUL"}),
 )
-_OF_KANA = "KATAKANA-HIRAGANA"  # the mark of a long vowel
+_KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both scripts
 
 
 def mixed_scripts(host: str) -> tuple[str, ...]:
-    """The scripts of the first label of `host` (lower case, punycode) that no language mixes; empty when there is no such label."""
+    """Return the scripts of the first label of `host` that mixes scripts in a way that no language does; () if no label does.
+
+    `host` is in lower case and punycode."""
     if "xn--" not in host:
         return ()
     for label in host.split("."):
         if label.startswith("xn--"):
-            scripts = {_script(character) for character in idna.ulabel(label) if character.isalpha()} - {_OF_KANA}
-            if len(scripts) > 1 and not any(scripts <= language for language in _LANGUAGES):
+            scripts = {_script(character) for character in idna.ulabel(label) if character.isalpha()} - {_KANA_VOWEL_MARK}
+            if len(scripts) > 1 and not any(scripts <= permitted for permitted in _PERMITTED_COMBINATIONS):
                 return tuple(sorted(script.capitalize() for script in scripts))
     return ()
 

@@ -1,7 +1,8 @@
-"""Segments: how many SMS a text is sent as, and in which encoding (3GPP TS 23.038 and 23.040).
+"""Counter of SMS segments: the encoding of a text and the number of SMS that carry it (3GPP TS 23.038 and 23.040).
 
-A text is GSM-7 if every character is in the default alphabet or its extension table, else the whole text is UCS-2. National
-language tables are not used: gateways do not unless asked. Never fails; half a surrogate pair counts as one UCS-2 unit.
+A text is GSM-7 if every character is in the default alphabet or its extension table. Otherwise the whole text is UCS-2. National
+language tables are not used, because gateways use them only on request. Nothing here raises. A lone surrogate counts as one UCS-2
+unit.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ _BASIC = (
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
 _EXTENSION = "\f^{}\\[~]|€"
-_GSM_ONE, _GSM_MANY = 160, 153  # septets in a single segment, and in each of several
-_UCS_ONE, _UCS_MANY = 70, 67  # UTF-16 units
+_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # septets in a single segment, and in each of several segments
+_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # UTF-16 units, likewise
 
-# A one-byte encoding of our own, so that C code does the looking up: NUL for NUL (the builder of the map wants it), then the basic
-# characters, then the extension characters. What is in neither table cannot be encoded.
+# A private one-byte encoding, so that C code performs the look-up: NUL as 0 (charmap_build requires it), then the basic characters,
+# then the extension characters. A character in neither table raises UnicodeEncodeError.
 _TABLE = "\0" + _BASIC + _EXTENSION
 _MAP = codecs.charmap_build(_TABLE.ljust(256, "\ufffe"))
 _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
-# Tables that mark with 1 what opens a pair: an extension character (its escape septet), and the high byte of a high surrogate.
-_GSM_OPENS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
-_UCS_OPENS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
+# Translation tables with a 1 for each byte that starts a pair: an extension character (escape septet and character), and the high
+# byte of a high surrogate.
+_GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
+_UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """`units`: septets for GSM-7, of which an extension character takes two; UTF-16 units for UCS-2."""
+    """The size of a text. `units` are septets for GSM-7 (an extension character takes two) and UTF-16 units for UCS-2."""
 
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
@@ -38,39 +40,39 @@ class Segments:
 
 
 def count_segments(text: str) -> Segments:
-    """An empty text is one segment of no units: it is sent, and paid for, as one SMS.
+    """Return the encoding and size of a text. An empty text is one segment, because a carrier sends and bills it as one SMS.
 
-    A pair (extension character, surrogate pair) that the end of a segment would split begins the next one, as TS 23.040 says."""
+    A pair (an extension character or a surrogate pair) is never split: it moves to the next segment (TS 23.040)."""
     try:
         encoded, length = codecs.charmap_encode(text, "strict", _MAP)
     except UnicodeEncodeError:
         return _count_ucs2(text)
-    if b"\0" in encoded:  # NUL, which GSM-7 lacks
+    if b"\0" in encoded:  # the text contains NUL, which GSM-7 does not have
         return _count_ucs2(text)
     basic = len(encoded.translate(None, _EXTENSION_BYTES))
     units = 2 * length - basic
-    if units <= _GSM_ONE:
+    if units <= _MAX_GSM_SINGLE:
         return Segments("GSM-7", 1, units)
     if basic == length:
-        return Segments("GSM-7", -(-units // _GSM_MANY), units)
-    opens = encoded.translate(_GSM_OPENS).replace(b"\1", b"\1\0")
-    return Segments("GSM-7", _split(opens, _GSM_MANY), units)
+        return Segments("GSM-7", -(-units // _MAX_GSM_MULTI), units)
+    pair_starts = encoded.translate(_GSM_PAIR_STARTS).replace(b"\1", b"\1\0")
+    return Segments("GSM-7", _count_unsplit(pair_starts, _MAX_GSM_MULTI), units)
 
 
 def _count_ucs2(text: str) -> Segments:
     encoded = text.encode("utf-16-be", "surrogatepass")
     units = len(encoded) // 2
-    if units <= _UCS_ONE:
+    if units <= _MAX_UCS2_SINGLE:
         return Segments("UCS-2", 1, units)
-    return Segments("UCS-2", _split(encoded[::2].translate(_UCS_OPENS), _UCS_MANY), units)
+    return Segments("UCS-2", _count_unsplit(encoded[::2].translate(_UCS2_PAIR_STARTS), _MAX_UCS2_MULTI), units)
 
 
-def _split(opens: bytes, size: int) -> int:
-    """How many segments of `size` units; a unit that is marked in `opens` stays with the next one."""
+def _count_unsplit(pair_starts: bytes, size: int) -> int:
+    """Return the number of segments of `size` units. `pair_starts` has one byte per unit: 1 if a pair starts there, else 0."""
     segments = position = 0
-    while position < len(opens):
+    while position < len(pair_starts):
         position += size
-        if opens[position - 1 : position] == b"\1":
+        if pair_starts[position - 1 : position] == b"\1":
             position -= 1
         segments += 1
     return segments

@@ -18,10 +18,10 @@ def test_a_code_of_48_bits_has_ten_characters_of_base_62() -> None:
 
 
 @given(st.integers(MIN_BITS, MAX_BITS), st.text(min_size=1, max_size=40), st.data())
-def test_every_code_is_what_hashids_spells_and_as_long_as_the_others(bits: int, salt: str, data: st.DataObject) -> None:
+def test_every_code_equals_the_encoding_of_hashids_and_all_have_one_length(bits: int, salt: str, data: st.DataObject) -> None:
     number = data.draw(st.integers(0, (1 << bits) - 1) | st.sampled_from([0, 1, 43, 44, (1 << bits) - 1]))
     salt += SALT
-    codes = Codes(salt, bits, randbits=lambda wanted: number if wanted == bits else -1)
+    codes = Codes(salt, bits, randbits=lambda requested: number if requested == bits else -1)
     code = codes.mint()
     hashids = Hashids(salt, code_length(bits))
     assert code == hashids.encode(number)
@@ -30,27 +30,27 @@ def test_every_code_is_what_hashids_spells_and_as_long_as_the_others(bits: int, 
     assert CODE_PATTERN.match(code)
 
 
-def test_the_random_source_is_handed_in() -> None:
+def test_the_same_random_source_produces_the_same_codes() -> None:
     first, second = (Codes(SALT, randbits=random.Random(7).getrandbits) for _ in range(2))
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 
 
-def test_another_salt_spells_another_code() -> None:
+def test_another_salt_encodes_the_same_number_differently() -> None:
     assert Codes(SALT, randbits=lambda _: 12345).mint() != Codes(SALT[::-1], randbits=lambda _: 12345).mint()
 
 
 @pytest.mark.parametrize("salt", ["", "short", "this is my salt", SALT[:15], "a" * 40, "changemechangeme", "0123" * 10])
-def test_an_empty_short_or_placeholder_salt_is_refused(salt: str) -> None:
+def test_an_empty_short_or_placeholder_salt_is_rejected(salt: str) -> None:
     with pytest.raises(ValueError, match="salt"):
         Codes(salt)
 
 
 @pytest.mark.parametrize("bits", [0, MIN_BITS - 1, MAX_BITS + 1])
-def test_too_few_or_too_many_bits_are_refused(bits: int) -> None:
+def test_too_few_or_too_many_bits_are_rejected(bits: int) -> None:
     with pytest.raises(ValueError, match="bits"):
         Codes(SALT, bits)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 6, "a" * 26, "8kVnq2LmR-", "8kVnq2LmRd\n", "8kVnq2LmRé", "8kVnq2Lm٣٣", "../8kVnq2L"])
-def test_the_pattern_matches_nothing_but_codes(text: str) -> None:
+def test_the_code_pattern_matches_only_codes(text: str) -> None:
     assert CODE_PATTERN.search(text) is None

@@ -25,7 +25,7 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, chec
         ("+14085555", None),
     ],
 )
-def test_a_number_is_kept_and_its_country_known(to: str, country: str | None) -> None:
+def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country: str | None) -> None:
     assert parse_number(to) == PhoneNumber(to, country)
 
 
@@ -51,7 +51,7 @@ def test_a_number_is_kept_and_its_country_known(to: str, country: str | None) ->
         "+" + "1" * 10_000,
     ],
 )
-def test_what_is_no_e164_number_is_refused(to: str) -> None:
+def test_a_text_that_is_not_an_e164_number_is_rejected_with_a_short_reason(to: str) -> None:
     with pytest.raises(PhoneNumberError, match=r"is not an E\.164 number") as caught:
         parse_number(to)
     assert len(caught.value.reason) < 150
@@ -78,11 +78,11 @@ EXAMPLES = [
 
 @st.composite
 def variations(draw: st.DrawFn) -> str:
-    """A real number of a shared code, its last digits exchanged."""
+    """Real numbers of a calling code that several countries share, with random last digits."""
     number = draw(st.sampled_from(EXAMPLES))
-    kept = draw(st.integers(3, len(number)))
-    rest = len(number) - kept
-    return number[:kept] + draw(st.text("0123456789", min_size=rest, max_size=rest))
+    prefix = draw(st.integers(3, len(number)))
+    suffix = len(number) - prefix
+    return number[:prefix] + draw(st.text("0123456789", min_size=suffix, max_size=suffix))
 
 
 @given(
@@ -100,8 +100,8 @@ def variations(draw: st.DrawFn) -> str:
 @example("+440146059234")
 @example("+61851181234")
 @example("+61851182234")
-def test_the_country_is_the_one_that_phonenumbers_names(number: str) -> None:
-    # Twice: from the tables, then from the cache.
+def test_the_country_equals_the_one_that_phonenumbers_returns(number: str) -> None:
+    # Twice: the first call fills the cache, the second reads it.
     try:
         assert parse_number(number).country == phonenumbers_country(number)
     except PhoneNumberError:
@@ -124,7 +124,7 @@ def test_the_country_is_the_one_that_phonenumbers_names(number: str) -> None:
         "sender_id:EjihJOXWJE24O",
     ],
 )
-def test_numbers_names_and_references_are_senders(sender: str) -> None:
+def test_usual_sender_ids_are_accepted(sender: str) -> None:
     assert check_sender(sender) is None
 
 
@@ -147,5 +147,5 @@ def test_numbers_names_and_references_are_senders(sender: str) -> None:
         "x:1",
     ],
 )
-def test_anything_else_is_no_sender(sender: str) -> None:
-    assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits beginning with a letter"
+def test_unusual_sender_ids_are_reported(sender: str) -> None:
+    assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"

@@ -1,5 +1,3 @@
-"""Hosts that mix scripts."""
-
 from __future__ import annotations
 
 import idna
@@ -11,7 +9,7 @@ from shortener.messages.scripts import mixed_scripts
 from shortener.urls import DestinationError, parse_destination
 
 
-def spelled(host: str) -> str:
+def punycode(host: str) -> str:
     return idna.encode(host, uts46=True).decode()
 
 
@@ -25,8 +23,8 @@ def spelled(host: str) -> str:
         ("яндекc.example", ("Cyrillic", "Latin")),
     ],
 )
-def test_a_host_that_mixes_scripts_is_noticed(host: str, scripts: tuple[str, ...]) -> None:
-    assert mixed_scripts(spelled(host)) == scripts
+def test_a_host_that_mixes_scripts_is_detected(host: str, scripts: tuple[str, ...]) -> None:
+    assert mixed_scripts(punycode(host)) == scripts
 
 
 @pytest.mark.parametrize(
@@ -35,7 +33,7 @@ def test_a_host_that_mixes_scripts_is_noticed(host: str, scripts: tuple[str, ...
         "shop.example",
         "münchen.example",
         "пример.рф",
-        "пример.example",  # the labels of a host may be of different scripts
+        "пример.example",  # different labels of a host may use different scripts
         "москва-24.example",
         "ελλάδα.example",
         "ドメインー名例abc.example",
@@ -47,12 +45,12 @@ def test_a_host_that_mixes_scripts_is_noticed(host: str, scripts: tuple[str, ...
         "xn--e1afmkfd.xn--p1ai",
     ],
 )
-def test_what_languages_mix_passes(host: str) -> None:
-    assert mixed_scripts(spelled(host)) == ()
+def test_scripts_that_a_language_combines_are_accepted(host: str) -> None:
+    assert mixed_scripts(punycode(host)) == ()
 
 
 @given(st.text(st.characters(categories=["L", "M", "N"]), min_size=1, max_size=12))
-def test_whatever_is_a_destination_can_be_looked_at(label: str) -> None:
+def test_every_valid_destination_host_can_be_checked(label: str) -> None:
     try:
         host = parse_destination(f"https://{label}.example/").host
     except DestinationError:

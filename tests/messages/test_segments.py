@@ -11,8 +11,8 @@ BASIC = (
 EXTENSION = "\f^{}\\[~]|€"
 
 
-def by_hand(text: str) -> Segments:
-    """The rule written down as slowly as it reads: one unit after the other is put into the segment that is open."""
+def count_slowly(text: str) -> Segments:
+    """Return the expected result: put one character after the other into the current segment, as TS 23.040 describes it."""
     gsm = all(character in BASIC + EXTENSION for character in text)
     sizes = [(2 if c in EXTENSION else 1) if gsm else (2 if ord(c) > 0xFFFF else 1) for c in text]
     units = sum(sizes)
@@ -26,15 +26,15 @@ def by_hand(text: str) -> Segments:
     return Segments("GSM-7" if gsm else "UCS-2", segments, units)
 
 
-def test_the_alphabets_are_complete() -> None:
-    assert len(BASIC) == 127  # and the escape septet
+def test_gsm7_contains_its_basic_and_extension_characters_and_no_others() -> None:
+    assert len(BASIC) == 127  # the 128th is the escape septet
     assert count_segments(BASIC) == Segments("GSM-7", 1, 127)
     assert count_segments(EXTENSION) == Segments("GSM-7", 1, 20)
     assert sum(count_segments(chr(code)).encoding == "GSM-7" for code in range(0x10000)) == 137
 
 
 @pytest.mark.parametrize("character", ["`", "ç", "ê", "\t", "\0", "\x1b", "’", "“", "–", "…", "\u00a0", "Α", "👍", "\ud800"])
-def test_one_character_outside_the_alphabet_makes_the_text_ucs2(character: str) -> None:
+def test_one_character_outside_gsm7_makes_the_whole_text_ucs2(character: str) -> None:
     assert count_segments("hello " + character).encoding == "UCS-2"
 
 
@@ -48,7 +48,7 @@ def test_one_character_outside_the_alphabet_makes_the_text_ucs2(character: str) 
         ("a" * 307, "GSM-7", 3, 307),
         ("a" * 158 + "€", "GSM-7", 1, 160),
         ("a" * 159 + "€", "GSM-7", 2, 161),
-        ("a" * 152 + "€" + "a" * 152, "GSM-7", 3, 306),  # the pair begins the second segment, which then lacks a place
+        ("a" * 152 + "€" + "a" * 152, "GSM-7", 3, 306),  # the pair moves to the second segment, which then overflows
         ("a" * 151 + "€" + "a" * 153, "GSM-7", 2, 306),
         ("é" * 70, "GSM-7", 1, 70),
         ("ê" * 70, "UCS-2", 1, 70),
@@ -57,11 +57,11 @@ def test_one_character_outside_the_alphabet_makes_the_text_ucs2(character: str) 
         ("ê" * 135, "UCS-2", 3, 135),
         ("👍" * 35, "UCS-2", 1, 70),
         ("👍" * 36, "UCS-2", 2, 72),
-        ("👍" * 66, "UCS-2", 2, 132),  # 33 pairs a segment: one of its 67 units stays empty
+        ("👍" * 66, "UCS-2", 2, 132),  # 33 pairs per segment; one of its 67 units stays empty
         ("👍" * 67, "UCS-2", 3, 134),
     ],
 )
-def test_segments_are_counted_at_their_boundaries(text: str, encoding: str, segments: int, units: int) -> None:
+def test_segments_are_counted_correctly_at_their_boundaries(text: str, encoding: str, segments: int, units: int) -> None:
     counted = count_segments(text)
     assert (counted.encoding, counted.segments, counted.units) == (encoding, segments, units)
 
@@ -73,5 +73,5 @@ def test_segments_are_counted_at_their_boundaries(text: str, encoding: str, segm
         st.text(st.characters(codec="utf-8"), max_size=400),
     )
 )
-def test_counting_agrees_with_the_rule_written_down(text: str) -> None:
-    assert count_segments(text) == by_hand(text)
+def test_the_fast_count_equals_a_slow_count_character_by_character(text: str) -> None:
+    assert count_segments(text) == count_slowly(text)
