@@ -110,8 +110,8 @@ def trackers() -> None:
 @runs
 async def add_tracker(application: int, url: str, secret: str | None, unsigned: bool, as_json: bool, **options: Any) -> None:
     """Deliver events of an application to a URL; it may hold placeholders such as {phone}."""
-    from shortener.delivery.trackers import NewTracker
-    from shortener.web.trackers import tracker_fields
+    from shortener.delivery.tracker_presenter import tracker_fields
+    from shortener.web.tracker_requests import TrackerCreateRequest
 
     if secret and unsigned:
         raise click.UsageError("--secret and --unsigned exclude each other")
@@ -119,7 +119,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
     if secret or unsigned:
         data["secret"] = secret
     async with _open() as (_, parts, settings):
-        saved = await parts.create(application, _validate(NewTracker, data))
+        saved = await parts.create(application, _validate(TrackerCreateRequest, data).to_tracker())
     _show_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -129,9 +129,9 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
 @runs
 async def list_trackers(application: int | None, as_json: bool) -> None:
     """List trackers, with the state of their breakers."""
+    from shortener.delivery.tracker_presenter import tracker_fields
     from shortener.model import utcnow
     from shortener.storage.types import to_ms
-    from shortener.web.trackers import tracker_fields
 
     async with _open() as (_, parts, settings):
         found = await parts.all(application)
@@ -151,14 +151,14 @@ async def list_trackers(application: int | None, as_json: bool) -> None:
 async def show_tracker(tracker: int, as_json: bool) -> None:
     """Show one tracker and how it is doing: breaker, last success and failure, what is pending and what is dead."""
     from shortener.delivery.deliveries import Deliveries
+    from shortener.delivery.tracker_presenter import health_fields, tracker_fields
     from shortener.model import utcnow
-    from shortener.web.trackers import health_fields, tracker_fields
 
     async with _open() as (database, parts, settings):
         found = await parts.get(tracker)
         backlog = await Deliveries(database).backlog(found.id, utcnow())
     fields = tracker_fields(settings, found)
-    health = health_fields(found, backlog, utcnow)
+    health = health_fields(found, backlog, utcnow())
 
     def people() -> None:
         for name, value in (fields | health).items():
@@ -188,8 +188,8 @@ async def update_tracker(
     **options: Any,
 ) -> None:
     """Change a tracker; what is not given stays."""
-    from shortener.delivery.trackers import TrackerChanges
-    from shortener.web.trackers import tracker_fields
+    from shortener.delivery.tracker_presenter import tracker_fields
+    from shortener.web.tracker_requests import TrackerUpdateRequest
 
     data = _given(options) | {"secret_overlap": int(overlap.total_seconds())}
     if url is not None:
@@ -201,7 +201,7 @@ async def update_tracker(
     if disable is not None:
         data["enabled"] = not disable
     async with _open() as (_, parts, settings):
-        saved = await parts.update(tracker, _validate(TrackerChanges, data))
+        saved = await parts.update(tracker, _validate(TrackerUpdateRequest, data).to_changes())
     _show_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -236,7 +236,8 @@ async def test_tracker(tracker: int, as_json: bool) -> None:
     from shortener.container import open_sender
     from shortener.delivery.guard import Guard
     from shortener.delivery.sample_delivery import send_test
-    from shortener.ids import IdGenerator, encode
+    from shortener.delivery.tracker_presenter import sample_delivery_fields
+    from shortener.ids import IdGenerator
     from shortener.model import utcnow
 
     async with (
@@ -244,27 +245,16 @@ async def test_tracker(tracker: int, as_json: bool) -> None:
         open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
     ):
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
-        trial = await send_test(database, parts, sender, ids, utcnow, tracker, allow_http=allow_http)
-    data = {
-        "delivery_id": encode(trial.delivery_id),
-        "event_id": trial.event_id,
-        "delivered": trial.delivered,
-        "reason": trial.reason,
-        "http_status": trial.http_status,
-        "error": trial.error,
-        "detail": trial.detail,
-        "milliseconds": trial.milliseconds,
-        "answer": trial.answer,
-    }
+        sample = await send_test(database, parts, sender, ids, utcnow, tracker, allow_http=allow_http)
 
     def people() -> None:
-        told = "taken" if trial.delivered else f"NOT taken: {trial.error}"
-        click.echo(f"{told} (HTTP {trial.http_status or '-'}, {trial.milliseconds} ms) {trial.detail}".rstrip())
-        if trial.answer:
-            click.echo(trial.answer)
+        result = "taken" if sample.delivered else f"NOT taken: {sample.error}"
+        click.echo(f"{result} (HTTP {sample.http_status or '-'}, {sample.milliseconds} ms) {sample.detail}".rstrip())
+        if sample.answer:
+            click.echo(sample.answer)
 
-    show(data, as_json, people)
-    if not trial.delivered:
+    show(sample_delivery_fields(sample), as_json, people)
+    if not sample.delivered:
         raise click.exceptions.Exit(1)
 
 
@@ -298,9 +288,9 @@ async def list_deliveries(
 ) -> None:
     """List deliveries, newest first."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
+    from shortener.delivery.tracker_presenter import delivery_fields
     from shortener.ids import encode
     from shortener.model import DeliveryStatus
-    from shortener.web.trackers import delivery_fields
 
     if tracker is None and application is None:
         raise click.UsageError("say of which: --tracker N or --application N")
@@ -327,7 +317,7 @@ async def list_deliveries(
 async def show_delivery(delivery: str, as_json: bool) -> None:
     """Show one delivery and its attempts."""
     from shortener.delivery.deliveries import Deliveries
-    from shortener.web.trackers import attempt_fields, delivery_fields
+    from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
 
     async with open_store() as database:
         found, attempts = await Deliveries(database).get(_number(delivery))

@@ -12,25 +12,22 @@ Raises ApiError INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBI
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.directory import increment_version
-from shortener.delivery.formats import check_fields
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget
-from shortener.delivery.signatures import MAX_SECRET_LENGTH, new_secret, parse_secret
+from shortener.delivery.signatures import new_secret, parse_secret
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import SUBSCRIBABLE, Clock, Topic
 from shortener.secret import Secret
@@ -42,154 +39,58 @@ from shortener.storage.types import to_ms
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
 #: Every event may make a delivery for each of them.
-MOST_TRACKERS = 100
-MOST_HEADERS, LONGEST_HEADER = 20, 2000
-LONGEST_OVERLAP = 7 * 86400
-
-EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
-assert set(get_args(EventName)) == {topic.api_name for topic in SUBSCRIBABLE}
-
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-_VALUE = re.compile(r"[\x20-\x7e]*")
-#: Headers that belong to the connection, to the body that we make, or to the signature.
-_RESERVED = frozenset(
-    {
-        *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "expect"),
-        *("connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "te", "trailer", "upgrade"),
-        *("webhook-id", "webhook-timestamp", "webhook-signature", "x-webhook-timestamp", "x-webhook-signature", "cookie"),
-    }
-)
+MAX_TRACKERS = 100
+DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 
 
-def _check_text(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("cannot hold the character NUL")
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTracker:
+    """The values of a tracker to create, already validated (the API and the command line use web/tracker_requests.py).
 
+    `events` are names of events. `secret` None: the service generates a signing secret, unless `signed` is False.
+    `name` None: the host of the URL. `timeout` and the delays of `schedule` are seconds."""
 
-def _check_headers(headers: dict[str, str]) -> dict[str, str]:
-    if len(headers) > MOST_HEADERS:
-        raise ValueError(f"holds more than {MOST_HEADERS} headers")
-    if len({name.lower() for name in headers}) < len(headers):
-        raise ValueError("names a header twice")
-    for name, value in headers.items():
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name[:100]!r} is not the name of a header")
-        if name.lower() in _RESERVED:
-            raise ValueError(f"{name} cannot be set: it belongs to the connection, the body or the signature")
-        if len(value) > LONGEST_HEADER or not _VALUE.fullmatch(value) or value != value.strip():
-            raise ValueError(f"the value of {name} wants up to {LONGEST_HEADER} printable ASCII characters without blanks around")
-    return headers
-
-
-def _check_success(value: dict[str, Any]) -> dict[str, Any]:
-    success = parse_success(value)
-    return {"statuses": success.statuses, "body_contains": success.body_contains}
-
-
-def _check_names(value: list[str]) -> list[str]:
-    if unknown := check_fields(value):
-        raise ValueError(f"unknown: {', '.join(name[:50] for name in unknown[:5])}")
-    return list(dict.fromkeys(value))
-
-
-def _check_secret(value: str) -> str:
-    parse_secret(_check_text(value))
-    return value
-
-
-def _check_events(value: list[EventName]) -> list[EventName]:
-    return list(dict.fromkeys(value))
-
-
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
-Url = Annotated[str, Field(max_length=10_000, description="http(s) URL; may hold placeholders such as {phone} in path and query.")]
-Events = Annotated[list[EventName], Field(min_length=1), AfterValidator(_check_events)]
-Method = Literal["POST", "GET"]
-Format = Literal["scg", "json", "xoxzo", "infobip"]
-Fields = Annotated[
-    list[str],
-    Field(min_length=1, max_length=100, description="What the `json` body holds; a usual set when absent."),
-    AfterValidator(_check_names),
-]
-Headers = Annotated[dict[str, str], Field(description="Static headers; never shown again."), AfterValidator(_check_headers)]
-SecretText = Annotated[
-    str,
-    Field(min_length=8, max_length=MAX_SECRET_LENGTH, description="Signing secret; never shown again."),
-    AfterValidator(_check_secret),
-]
-SuccessCriteria = Annotated[
-    dict[str, Any],
-    Field(description='{"statuses": "2xx", "body_contains": null}: which answers mean that the event was taken.'),
-    AfterValidator(_check_success),
-]
-Attempts = Annotated[int, Field(ge=1, le=50, description="Attempts in all, the first one included.")]
-Timeout = Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False, description="Seconds that one attempt may take in total.")]
-Concurrency = Annotated[int, Field(ge=1, le=256, description="Attempts under way at once, of all processes (DELIVERY_PROCESSES).")]
-WithSuspected = Annotated[
-    bool,
-    Field(description="Click events also of hits that are suspected to be no person's; `verdict` and `verdict_reason` tell them."),
-]
-Schedule = Annotated[
-    list[Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]],
-    Field(min_length=1, max_length=49, description="Seconds between attempts; the last one repeats."),
-]
-
-
-class NewTracker(BaseModel):
-    """A tracker to make."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    url: Url
-    events: Events
-    name: Name | None = Field(None, description="For people; the host of the URL when absent.")
+    url: str
+    events: Sequence[str]
+    name: str | None = None
     enabled: bool = True
-    method: Method = "POST"
-    format: Format = "scg"
-    fields_: Fields | None = Field(None, alias="fields")
-    headers: Headers | None = None
-    secret: SecretText | None = Field(None, description="Signing secret. Absent: one is made and shown this once; null: unsigned.")
-    success: SuccessCriteria | None = None
-    max_attempts: Attempts | None = None
-    timeout: Timeout | None = None
-    concurrency: Concurrency | None = None
-    schedule: Schedule | None = None
-    with_suspected: WithSuspected = False
+    method: str = "POST"
+    format: str = "scg"
+    fields: list[str] | None = None
+    headers: Mapping[str, str] | None = None
+    secret: str | None = None
+    signed: bool = True
+    success: Mapping[str, Any] | None = None
+    max_attempts: int | None = None
+    timeout: float | None = None
+    concurrency: int | None = None
+    schedule: list[float] | None = None
+    with_suspected: bool = False
 
 
-def _drop_default(field: dict[str, Any]) -> None:
-    field.pop("default", None)
+class TrackerChanges(TypedDict, total=False):
+    """The values of a tracker to change, already validated. A key that is absent leaves its value unchanged.
 
+    None removes the value of `fields`, `headers`, `secret`, `success`, `max_attempts`, `timeout`, `concurrency` or `schedule`.
+    `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds."""
 
-def _unchanged() -> Any:
-    """The default of a field that may be absent but not null."""
-    return Field(None, json_schema_extra=_drop_default)
-
-
-class TrackerChanges(BaseModel):
-    """What to change of a tracker; what is absent stays. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
-    `timeout`, `concurrency` and `schedule` takes back what was set."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    url: Url = _unchanged()
-    events: Events = _unchanged()
-    name: Name = _unchanged()
-    enabled: bool = _unchanged()
-    method: Method = _unchanged()
-    format: Format = _unchanged()
-    fields_: Fields | None = Field(None, alias="fields")
-    headers: Headers | None = None
-    secret: SecretText | None = Field(None, description="A new signing secret; the present one signs too for the overlap.")
-    rotate_secret: bool = Field(False, description="Make a new secret; it is shown this once.")
-    secret_overlap: int = Field(86400, ge=0, le=LONGEST_OVERLAP, description="Seconds that the replaced secret goes on signing.")
-    success: SuccessCriteria | None = None
-    max_attempts: Attempts | None = None
-    timeout: Timeout | None = None
-    concurrency: Concurrency | None = None
-    schedule: Schedule | None = None
-    with_suspected: WithSuspected = _unchanged()
+    url: str
+    events: Sequence[str]
+    name: str
+    enabled: bool
+    method: str
+    format: str
+    fields: list[str] | None
+    headers: Mapping[str, str] | None
+    secret: str | None
+    rotate_secret: bool
+    secret_overlap: int
+    success: Mapping[str, Any] | None
+    max_attempts: int | None
+    timeout: float | None
+    concurrency: int | None
+    schedule: list[float] | None
+    with_suspected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,34 +142,34 @@ class Trackers:
         self._settings = settings
         self._clock = clock
 
-    async def create(self, application_id: int, given: NewTracker) -> TrackerSaveResult:
-        template = await self.check_url(given.url)
-        made = new_secret() if "secret" not in given.model_fields_set else None
-        signing = made or given.secret
+    async def create(self, application_id: int, new: NewTracker) -> TrackerSaveResult:
+        template = await self.check_url(new.url)
+        generated = new_secret() if new.signed and new.secret is None else None
+        secret = generated or new.secret
         now = self._clock()
         values = {
             "application_id": application_id,
             "role": TRACKER,
-            "name": given.name or template.host,
-            "enabled": given.enabled,
-            "disabled_reason": None if given.enabled else "made so",
-            "url": given.url,
-            "topics": _topics(given.events),
-            "method": given.method,
-            "format": given.format,
-            "fields": given.fields_,
-            "headers": self._sealed_headers(given.headers),
-            "secret": self._secret.encrypt(signing) if signing else None,
-            "success": given.success or _check_success({}),
-            "max_attempts": given.max_attempts,
-            "timeout": given.timeout,
-            "concurrency": given.concurrency,
-            "schedule": given.schedule,
-            "with_suspected": given.with_suspected,
+            "name": new.name or template.host,
+            "enabled": new.enabled,
+            "disabled_reason": None if new.enabled else "made so",
+            "url": new.url,
+            "topics": _topics(new.events),
+            "method": new.method,
+            "format": new.format,
+            "fields": new.fields,
+            "headers": self._sealed_headers(new.headers),
+            "secret": self._secret.encrypt(secret) if secret else None,
+            "success": _success_fields(new.success),
+            "max_attempts": new.max_attempts,
+            "timeout": new.timeout,
+            "concurrency": new.concurrency,
+            "schedule": new.schedule,
+            "with_suspected": new.with_suspected,
             "created_at": now,
             "updated_at": now,
         }
-        return TrackerSaveResult(await self._database.write(_insert, values), made)
+        return TrackerSaveResult(await self._database.write(_insert, values), generated)
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
         """`application_id` None: whosever it is (the command line). Raises ApiError NOT_FOUND."""
@@ -279,20 +180,22 @@ class Trackers:
         return await self._database.read(_all, application_id)
 
     async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
-        given = {name: getattr(changes, name) for name in changes.model_fields_set}
-        made = None
-        if "url" in given:
-            await self.check_url(changes.url)
-        if changes.rotate_secret:
-            if "secret" in given:
-                raise _refuse("rotate_secret", "stands beside secret; one of them, not both")
-            given["secret"] = made = new_secret()
-        if "secret" in given:
-            given["secret"] = self._secret.encrypt(given["secret"]) if given["secret"] else None
-        if "headers" in given:
-            given["headers"] = self._sealed_headers(given["headers"])
-        tracker = await self._database.write(_update, tracker_id, application_id, given, changes.secret_overlap, self._clock())
-        return TrackerSaveResult(tracker, made)
+        """Raise ApiError NOT_FOUND, and what `check_url` raises; INVALID_REQUEST if `changes` contradict each other."""
+        values: dict[str, Any] = {**changes}
+        overlap = values.pop("secret_overlap", DEFAULT_SECRET_OVERLAP_SECONDS)
+        generated = None
+        if "url" in changes:
+            await self.check_url(changes["url"])
+        if values.pop("rotate_secret", False):
+            if "secret" in values:
+                raise _refuse("rotate_secret", "must not be combined with secret")
+            values["secret"] = generated = new_secret()
+        if "secret" in values:
+            values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
+        if "headers" in values:
+            values["headers"] = self._sealed_headers(values["headers"])
+        tracker = await self._database.write(_update, tracker_id, application_id, values, overlap, self._clock())
+        return TrackerSaveResult(tracker, generated)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
         """What is still to be delivered to it ends dead; the dispatcher sees to that."""
@@ -359,8 +262,13 @@ def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def _topics(events: list[EventName]) -> int:
-    return sum(Topic[name.upper()].value for name in events)
+def _topics(events: Iterable[str]) -> int:
+    return sum({Topic[name.upper()].value for name in events})
+
+
+def _success_fields(success: Mapping[str, Any] | None) -> dict[str, Any]:
+    criteria = parse_success(success)
+    return {"statuses": criteria.statuses, "body_contains": criteria.body_contains}
 
 
 def _refuse(field: str, reason: str) -> ApiError:
@@ -436,8 +344,8 @@ def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
     if connection.execute(known).first() is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
     count = select(func.count()).where(_table.c.application_id == application_id)
-    if connection.execute(count).scalar_one() >= MOST_TRACKERS:
-        raise ApiError(ErrorCode.CONFLICT, f"The application has {MOST_TRACKERS} trackers, the most that there can be.")
+    if connection.execute(count).scalar_one() >= MAX_TRACKERS:
+        raise ApiError(ErrorCode.CONFLICT, f"The application has {MAX_TRACKERS} trackers, the most that there can be.")
     if values.get("with_suspected"):
         increment_version(connection)
     return _told(connection.execute(insert(_table).values(values).returning(_table)).one())
@@ -449,14 +357,13 @@ def _update(
     row = _require(connection, tracker_id, application_id, lock=True)
     if row.role == CONVERSION_URL and (fixed := {"events", "format"} & given.keys()):
         raise _refuse(min(fixed), "belongs to the application's conversion_url and cannot be changed")
-    plain = ("url", "name", "method", "format", "headers", "max_attempts", "timeout", "concurrency", "schedule", "with_suspected")
-    values: dict[str, Any] = {name: given[name] for name in plain if name in given}
-    if "fields_" in given:
-        values["fields"] = given["fields_"]
+    values: dict[str, Any] = {
+        name: value for name, value in given.items() if name not in ("events", "success", "secret", "enabled")
+    }
     if "events" in given:
         values["topics"] = _topics(given["events"])
     if "success" in given:
-        values["success"] = given["success"] or _check_success({})
+        values["success"] = _success_fields(given["success"])
     if "secret" in given:
         keep = row.secret is not None and given["secret"] is not None and overlap > 0
         values["secret"] = given["secret"]
@@ -531,7 +438,7 @@ def write_conversion_url(
             "method": "POST",
             "format": "json",
             "fields": fields,
-            "success": _check_success({}),
+            "success": _success_fields(None),
             "created_at": now,
             "updated_at": now,
         },

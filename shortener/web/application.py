@@ -11,9 +11,10 @@ from sqlalchemy import Connection
 
 from shortener.accounts.administration import update_application
 from shortener.accounts.settings import ApplicationSettings
-from shortener.delivery.trackers import Fields, Url, write_conversion_url
+from shortener.delivery.trackers import write_conversion_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.tracker_requests import BodyFields, TrackerUrl
 
 _TAG = "Application"
 
@@ -21,10 +22,10 @@ _TAG = "Application"
 class ApplicationChanges(ApplicationSettings):
     """What to change; what is absent stays. null takes back what was set."""
 
-    conversion_url: Url | None = Field(
+    conversion_url: TrackerUrl | None = Field(
         None, description="Where conversions are POSTed to as flat JSON; may hold placeholders. null or empty removes it."
     )
-    conversion_fields: Fields | None = Field(None, description="Which fields that JSON holds; a usual set when absent.")
+    conversion_fields: BodyFields | None = Field(None, description="Which fields that JSON holds; a usual set when absent.")
 
 
 class ApplicationFields(ResponseModel, ApplicationSettings):

@@ -6,25 +6,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBacklog, DeliveryFilter, StatusName
+from shortener.delivery.deliveries import DeliveryFilter, StatusName
 from shortener.delivery.sample_delivery import send_test
-from shortener.delivery.trackers import (
-    EventName,
-    Format,
-    Method,
-    NewTracker,
-    Tracker,
-    TrackerChanges,
-    TrackerSaveResult,
-    effective_limits,
+from shortener.delivery.tracker_presenter import (
+    attempt_fields,
+    delivery_fields,
+    health_fields,
+    sample_delivery_fields,
+    tracker_fields,
 )
+from shortener.delivery.trackers import Tracker, TrackerSaveResult
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import ClickIds, decode, encode
-from shortener.model import Clock, DeliveryStatus
-from shortener.settings import Settings
-from shortener.storage.types import from_ms, to_iso, to_ms
+from shortener.ids import ClickIds, decode
+from shortener.model import DeliveryStatus
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.period import Period, end_of, start_of
+from shortener.web.tracker_requests import EventName, Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
 _TAG = "Trackers"
 _WRONG_TRACKER = (
@@ -198,97 +195,25 @@ class ReplayDead(Period):
     status: Literal["dead"] = "dead"
 
 
-def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """A tracker as the API and the command line tell it."""
-    return {
-        "tracker_id": tracker.id,
-        "role": tracker.role,
-        "name": tracker.name,
-        "enabled": tracker.enabled,
-        "disabled_reason": tracker.disabled_reason,
-        "url": tracker.url,
-        "events": tracker.events,
-        "method": tracker.method,
-        "format": tracker.format,
-        "fields": tracker.fields,
-        "headers_set": tracker.headers_set,
-        "secret_set": tracker.secret_set,
-        "previous_secret_until": to_iso(tracker.previous_secret_until),
-        "success": tracker.success,
-        **effective_limits(settings, tracker),
-        "with_suspected": tracker.with_suspected,
-        "created_at": to_iso(tracker.created_at),
-        "updated_at": to_iso(tracker.updated_at),
-    }
-
-
-def health_fields(tracker: Tracker, backlog: DeliveryBacklog, clock: Clock) -> dict[str, Any]:
-    health = tracker.health
-    return {
-        "breaker": health.breaker(to_ms(clock())),
-        "open_until": _iso(health.open_until),
-        "failures_in_row": health.failures_in_row,
-        "last_success_at": _iso(health.last_success_at),
-        "last_failure_at": _iso(health.last_failure_at),
-        "pending": backlog.pending,
-        "dead": backlog.dead,
-        "waiting_since": to_iso(backlog.waiting_since),
-    }
-
-
-def delivery_fields(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "delivery_id": encode(delivery.id),
-        "tracker_id": delivery.tracker_id,
-        "callback_url": delivery.callback_url,
-        "event_id": delivery.event_id,
-        "event": delivery.topic.api_name,
-        "message_id": delivery.message_id,
-        "status": delivery.status.api_name,
-        "attempt": delivery.attempt,
-        "next_at": to_iso(delivery.next_at),
-        "created_at": to_iso(delivery.created_at),
-        "finished_at": to_iso(delivery.finished_at),
-        "last_status": delivery.last_status,
-        "last_error": delivery.last_error,
-    }
-
-
-def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
-    return {
-        "attempt": attempt.attempt,
-        "at": to_iso(attempt.at),
-        "milliseconds": attempt.milliseconds,
-        "status": attempt.status,
-        "error": attempt.error,
-        "detail": attempt.detail,
-        "answer": attempt.answer,
-    }
-
-
-def _iso(ms: int | None) -> str | None:
-    return None if ms is None else to_iso(from_ms(ms))
-
-
 async def trackers(call: Call[None, None]) -> dict[str, Any]:
     found = await call.service.trackers.all(call.application_id)
     return {"status": True, "trackers": [tracker_fields(call.service.settings, tracker) for tracker in found]}
 
 
-async def create(call: Call[None, NewTracker]) -> dict[str, Any]:
-    return _saved(call, await call.service.trackers.create(call.application_id, call.body))
+async def create(call: Call[None, TrackerCreateRequest]) -> dict[str, Any]:
+    return _saved(call, await call.service.trackers.create(call.application_id, call.body.to_tracker()))
 
 
 async def tracker(call: Call[None, None]) -> dict[str, Any]:
     service = call.service
     found = await service.trackers.get(call.path["tracker_id"], call.application_id)
     backlog = await service.deliveries.backlog(found.id, service.clock())
-    health = health_fields(found, backlog, service.clock)
+    health = health_fields(found, backlog, service.clock())
     return {"status": True, **tracker_fields(service.settings, found), "health": health}
 
 
-async def update(call: Call[None, TrackerChanges]) -> dict[str, Any]:
-    saved = await call.service.trackers.update(call.path["tracker_id"], call.body, call.application_id)
+async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
+    saved = await call.service.trackers.update(call.path["tracker_id"], call.body.to_changes(), call.application_id)
     call.service.dispatcher.wake_up.notify()  # it may have been enabled
     return _saved(call, saved)
 
@@ -309,9 +234,9 @@ async def remove(call: Call[None, None]) -> Deleted:
     return Deleted()
 
 
-async def test(call: Call[None, None]) -> SampleDeliveryResponse:
+async def test(call: Call[None, None]) -> dict[str, Any]:
     service = call.service
-    trial = await send_test(
+    sample = await send_test(
         service.database,
         service.trackers,
         service.sender,
@@ -321,17 +246,7 @@ async def test(call: Call[None, None]) -> SampleDeliveryResponse:
         allow_http=service.settings.allow_http_targets,
         application_id=call.application_id,
     )
-    return SampleDeliveryResponse(
-        delivery_id=encode(trial.delivery_id),
-        event_id=trial.event_id,
-        delivered=trial.delivered,
-        reason=trial.reason,
-        http_status=trial.http_status,
-        error=trial.error,
-        detail=trial.detail,
-        milliseconds=trial.milliseconds,
-        answer=trial.answer,
-    )
+    return {"status": True, **sample_delivery_fields(sample)}
 
 
 async def deliveries(call: Call[DeliveriesQuery, None]) -> dict[str, Any]:
@@ -416,7 +331,7 @@ ENDPOINTS = [
         "Make a tracker",
         _TAG,
         permission="trackers.write",
-        body=NewTracker,
+        body=TrackerCreateRequest,
         response=SavedTrackerResponse,
         status=201,
         errors=_WRONG_TRACKER,
@@ -438,7 +353,7 @@ ENDPOINTS = [
         "Change a tracker",
         _TAG,
         permission="trackers.write",
-        body=TrackerChanges,
+        body=TrackerUpdateRequest,
         response=SavedTrackerResponse,
         errors=_WRONG_TRACKER,
         description="What is absent stays as it is. Disabling parks what is pending and what comes; `enabled: true` lets it go on, "

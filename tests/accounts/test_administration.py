@@ -97,8 +97,9 @@ async def test_what_is_switched_off_is_known_by_its_number(service: Service) -> 
 async def test_every_process_learns_which_applications_want_suspected_hits(service: Service) -> None:
     other = Directory(service.database)
     await other.refresh()
-    asking = {"url": "https://t.example/", "events": ["click"], "with_suspected": True}
-    tracker = (await service.trackers.create(1, NewTracker.model_validate(asking))).tracker
+    tracker = (
+        await service.trackers.create(1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
+    ).tracker
     assert await other.refresh()
     assert other.hit_policies.with_suspected == {1}
     for given, wanted in (

@@ -297,8 +297,9 @@ async def test_a_machine_by_its_request_is_not_judged_by_circumstance(service: S
 async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(service: Service) -> None:
     (code,) = await send(service)
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
-    asking = {"url": "https://t.example/", "events": ["click"], "with_suspected": True}
-    tracker = (await service.trackers.create(1, NewTracker.model_validate(asking))).tracker
+    tracker = (
+        await service.trackers.create(1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
+    ).tracker
     await service.directory.refresh()
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     await service.recorder.record(hit(service, code, Verdict.IGNORED))

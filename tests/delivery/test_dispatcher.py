@@ -439,8 +439,11 @@ async def test_the_breaker_opens_sends_one_probe_and_releases_the_backlog_at_a_b
     make_service: MakeService, receiver: Receiver, clock: Clock
 ) -> None:
     service = await make_service(delivery_recovery_rate=10)
-    given = {"url": receiver.url(), "events": ["click"], "secret": None, "concurrency": 4, "schedule": [1]}
-    tracker = (await service.trackers.create(1, NewTracker.model_validate(given))).tracker.id
+    tracker = (
+        await service.trackers.create(
+            1, NewTracker(url=receiver.url(), events=["click"], signed=False, concurrency=4, schedule=[1])
+        )
+    ).tracker.id
     story = Story(service)
     receiver.default_reply = 500
     for _ in range(40):
@@ -515,8 +518,7 @@ async def test_a_hanging_tracker_holds_only_its_own_slots(
     story = story_of(service)
     receiver.by_path = {"/hang": Reply(hang=True)}
     for path in ("/hang", "/well"):
-        given = {"url": receiver.url(path), "events": ["click"], "timeout": 5}
-        await service.trackers.create(1, NewTracker.model_validate(given))
+        await service.trackers.create(1, NewTracker(url=receiver.url(path), events=["click"], timeout=5))
     for _ in range(60):
         await story.first_click()
     await service.fanout.flush()
@@ -541,8 +543,7 @@ async def test_a_trackers_slots_are_shared_out_among_the_processes_that_deliver(
     service = await make_service(delivery_processes=processes, delivery_slots_per_tracker=concurrency)
     story = story_of(service)
     receiver.default_reply = Reply(hang=True)
-    given = {"url": receiver.url(), "events": ["click"], "concurrency": concurrency}
-    await service.trackers.create(1, NewTracker.model_validate(given))
+    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=concurrency))
     for number in range(10):
         await story.first_click(await story.message(callback_url=f"http://127.0.0.1:{receiver.port}/{number}"))
     await service.fanout.flush()
@@ -564,16 +565,14 @@ async def test_many_hanging_trackers_leave_slots_for_others(
     story = story_of(service)
     receiver.by_path = {"/hang": Reply(hang=True)}
     for _ in range(10):
-        given = {"url": receiver.url("/hang"), "events": ["click"], "timeout": 5}
-        await service.trackers.create(1, NewTracker.model_validate(given))
+        await service.trackers.create(1, NewTracker(url=receiver.url("/hang"), events=["click"], timeout=5))
     for _ in range(10):
         await story.first_click()
     await service.fanout.flush()
     while await service.dispatcher.step():
         pass
     assert 10 <= service.dispatcher.in_flight < 16
-    given = {"url": receiver.url("/well"), "events": ["click"]}
-    await service.trackers.create(1, NewTracker.model_validate(given))
+    await service.trackers.create(1, NewTracker(url=receiver.url("/well"), events=["click"]))
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
@@ -771,8 +770,7 @@ async def test_processes_that_share_a_store_never_claim_the_same_delivery(
 ) -> None:
     first, second = await make_service(), await make_service()
     story = story_of(first)
-    given = {"url": receiver.url(), "events": ["click"], "concurrency": 8, "secret": None}
-    await first.trackers.create(1, NewTracker.model_validate(given))
+    await first.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=8, signed=False))
     for _ in range(100):
         await story.first_click()
     await asyncio.gather(first.fanout.flush(), second.fanout.flush())
@@ -789,8 +787,11 @@ async def test_of_several_processes_one_sends_the_probe(
     services = [await make_service() for _ in range(3)]
     story = story_of(services[0])
     receiver.default_reply = 500
-    given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "timeout": 5}
-    tracker = (await services[0].trackers.create(1, NewTracker.model_validate(given))).tracker.id
+    tracker = (
+        await services[0].trackers.create(
+            1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, timeout=5)
+        )
+    ).tracker.id
     for _ in range(FAILURES + 10):
         await story.first_click()
     await deliver(services[0])
@@ -813,8 +814,9 @@ async def test_several_processes_release_a_backlog_at_one_rate(
     services = [await make_service(delivery_recovery_rate=10) for _ in range(3)]
     story = story_of(services[0])
     receiver.default_reply = 500
-    given = {"url": receiver.url(), "events": ["click"], "concurrency": 1, "secret": None, "schedule": [1]}
-    await services[0].trackers.create(1, NewTracker.model_validate(given))
+    await services[0].trackers.create(
+        1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, schedule=[1])
+    )
     for _ in range(FAILURES + 30):
         await story.first_click()
     await deliver(services[0])
@@ -894,7 +896,7 @@ async def test_no_request_reaches_an_address_that_became_forbidden(
     open_service = await make_service()
     story = story_of(open_service)
     for url in (receiver.url("/literal"), f"http://localhost:{receiver.port}/name"):
-        await open_service.trackers.create(1, NewTracker.model_validate({"url": url, "events": ["click"]}))
+        await open_service.trackers.create(1, NewTracker(url=url, events=["click"]))
     await story.first_click(await story.message(callback_url=receiver.url("/callback")))
     await open_service.fanout.flush()
     async with open_sender(Guard(), open_service.settings, open_service.clock) as guarded:
@@ -918,7 +920,7 @@ async def test_a_running_service_delivers_by_itself_and_stops_cleanly(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(start=True)
-    await service.trackers.create(1, NewTracker.model_validate({"url": receiver.url(), "events": ["click"]}))
+    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click"]))
     await story_of(service).first_click()
     service.events_wake_up.notify()
     await receiver.wait_for(1)

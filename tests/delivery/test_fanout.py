@@ -67,7 +67,7 @@ async def test_an_event_that_nobody_wants_costs_no_facts(service: Service, make_
 
 async def test_another_application_is_told_nothing(service: Service, story: Story) -> None:
     other = await service.database.write(create_application, "other", NOON)
-    given = NewTracker.model_validate({"url": URL, "events": ["state", "click"]})
+    given = NewTracker(url=URL, events=["state", "click"])
     await service.trackers.create(other.application_id, given)
     await story.first_click()
     await service.fanout.flush()

@@ -172,7 +172,7 @@ async def test_a_missing_or_wrong_token_is_401_before_any_side_effect(
 ) -> None:
     """Not even the parameters are looked at; a right token anywhere but in its header is none. No row of any table, no delivery and
     no line of a log comes of it, where the right token brings all but the last."""
-    tracker = NewTracker.model_validate({"url": receiver.url(), "events": ["conversion"]})
+    tracker = NewTracker(url=receiver.url(), events=["conversion"])
     await service.trackers.create(credentials.application_id, tracker)
     before = await service.database.read(row_counts)
     token = credentials.tracker_token

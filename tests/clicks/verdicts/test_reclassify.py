@@ -548,8 +548,7 @@ async def test_a_tracker_that_asks_is_told_of_a_click_that_is_taken_back(
     retracting: Service, clock: Clock, receiver: Receiver
 ) -> None:
     service = retracting
-    asking = {"url": receiver.url(), "events": ["click", "click_retracted"], "secret": None}
-    await service.trackers.create(1, NewTracker.model_validate(asking))
+    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click", "click_retracted"], secret=None))
     (code,) = await send(service, message_ids=("m-1",))
     clock.forward(seconds=7)
     machine = await click(service, code, SCANNER)

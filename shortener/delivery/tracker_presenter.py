@@ -1,0 +1,106 @@
+"""JSON fields of trackers, deliveries, attempts and test deliveries, as the HTTP API and the command line show them.
+
+Times become ISO 8601 texts in UTC. No I/O.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBacklog
+from shortener.delivery.sample_delivery import SampleDelivery
+from shortener.delivery.trackers import Tracker, effective_limits
+from shortener.ids import encode
+from shortener.settings import Settings
+from shortener.storage.types import from_ms, to_iso, to_ms
+
+
+def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
+    """Return a tracker with the limits that apply to it. Secrets and headers are not included."""
+    return {
+        "tracker_id": tracker.id,
+        "role": tracker.role,
+        "name": tracker.name,
+        "enabled": tracker.enabled,
+        "disabled_reason": tracker.disabled_reason,
+        "url": tracker.url,
+        "events": tracker.events,
+        "method": tracker.method,
+        "format": tracker.format,
+        "fields": tracker.fields,
+        "headers_set": tracker.headers_set,
+        "secret_set": tracker.secret_set,
+        "previous_secret_until": to_iso(tracker.previous_secret_until),
+        "success": tracker.success,
+        **effective_limits(settings, tracker),
+        "with_suspected": tracker.with_suspected,
+        "created_at": to_iso(tracker.created_at),
+        "updated_at": to_iso(tracker.updated_at),
+    }
+
+
+def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> dict[str, Any]:
+    """Return the state of the breaker and the backlog of a tracker at the time `now`."""
+    health = tracker.health
+    return {
+        "breaker": health.breaker(to_ms(now)),
+        "open_until": _iso(health.open_until),
+        "failures_in_row": health.failures_in_row,
+        "last_success_at": _iso(health.last_success_at),
+        "last_failure_at": _iso(health.last_failure_at),
+        "pending": backlog.pending,
+        "dead": backlog.dead,
+        "waiting_since": to_iso(backlog.waiting_since),
+    }
+
+
+def delivery_fields(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery without its attempts."""
+    return {
+        "delivery_id": encode(delivery.id),
+        "tracker_id": delivery.tracker_id,
+        "callback_url": delivery.callback_url,
+        "event_id": delivery.event_id,
+        "event": delivery.topic.api_name,
+        "message_id": delivery.message_id,
+        "status": delivery.status.api_name,
+        "attempt": delivery.attempt,
+        "next_at": to_iso(delivery.next_at),
+        "created_at": to_iso(delivery.created_at),
+        "finished_at": to_iso(delivery.finished_at),
+        "last_status": delivery.last_status,
+        "last_error": delivery.last_error,
+    }
+
+
+def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
+    """Return one attempt of a delivery. `milliseconds` is its duration."""
+    return {
+        "attempt": attempt.attempt,
+        "at": to_iso(attempt.at),
+        "milliseconds": attempt.milliseconds,
+        "status": attempt.status,
+        "error": attempt.error,
+        "detail": attempt.detail,
+        "answer": attempt.answer,
+    }
+
+
+def sample_delivery_fields(sample: SampleDelivery) -> dict[str, Any]:
+    """Return the result of a test delivery."""
+    return {
+        "delivery_id": encode(sample.delivery_id),
+        "event_id": sample.event_id,
+        "delivered": sample.delivered,
+        "reason": sample.reason,
+        "http_status": sample.http_status,
+        "error": sample.error,
+        "detail": sample.detail,
+        "milliseconds": sample.milliseconds,
+        "answer": sample.answer,
+    }
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else to_iso(from_ms(ms))

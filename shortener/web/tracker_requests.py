@@ -1,0 +1,207 @@
+"""Request bodies that create or change a tracker, used by the HTTP API and the command line.
+
+The models check everything that needs no network: names, headers, secrets, success criteria and limits. delivery/trackers.py checks
+the URL.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from shortener.delivery.formats import check_fields
+from shortener.delivery.outcomes import parse_success
+from shortener.delivery.signatures import MAX_SECRET_LENGTH, parse_secret
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
+from shortener.model import SUBSCRIBABLE
+
+MAX_HEADERS = 20
+MAX_HEADER_VALUE_LENGTH = 2000
+MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
+
+EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
+assert set(get_args(EventName)) == {topic.api_name for topic in SUBSCRIBABLE}
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+#: The connection, the body or the signature determines these headers.
+_RESERVED_HEADERS = frozenset(
+    {
+        *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "expect"),
+        *("connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "te", "trailer", "upgrade"),
+        *("webhook-id", "webhook-timestamp", "webhook-signature", "x-webhook-timestamp", "x-webhook-signature", "cookie"),
+    }
+)
+
+
+def _check_text(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the character NUL")
+    return value
+
+
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
+    if len(headers) > MAX_HEADERS:
+        raise ValueError(f"must not contain more than {MAX_HEADERS} headers")
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("must not contain a header twice (names ignore case)")
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is not a valid header name")
+        if name.lower() in _RESERVED_HEADERS:
+            raise ValueError(f"{name} is reserved: the service sets it")
+        if len(value) > MAX_HEADER_VALUE_LENGTH or not _HEADER_VALUE.fullmatch(value) or value != value.strip():
+            raise ValueError(
+                f"the value of {name} must be at most {MAX_HEADER_VALUE_LENGTH} printable ASCII characters "
+                "without leading or trailing spaces"
+            )
+    return headers
+
+
+def _check_success(value: dict[str, Any]) -> dict[str, Any]:
+    success = parse_success(value)
+    return {"statuses": success.statuses, "body_contains": success.body_contains}
+
+
+def _check_field_names(value: list[str]) -> list[str]:
+    if unknown := check_fields(value):
+        raise ValueError(f"unknown fields: {', '.join(name[:50] for name in unknown[:5])}")
+    return list(dict.fromkeys(value))
+
+
+def _check_secret(value: str) -> str:
+    parse_secret(_check_text(value))
+    return value
+
+
+def _remove_duplicates(value: list[EventName]) -> list[EventName]:
+    return list(dict.fromkeys(value))
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
+TrackerUrl = Annotated[
+    str,
+    Field(
+        max_length=10_000,
+        description="http or https URL. Its path and query may contain placeholders, for example {phone}.",
+    ),
+]
+Events = Annotated[
+    list[EventName], Field(min_length=1, description="Events that the tracker receives."), AfterValidator(_remove_duplicates)
+]
+Method = Literal["POST", "GET"]
+Format = Literal["scg", "json", "xoxzo", "infobip"]
+BodyFields = Annotated[
+    list[str],
+    Field(min_length=1, max_length=100, description="Fields of the body in the `json` format. Default: a standard set."),
+    AfterValidator(_check_field_names),
+]
+Headers = Annotated[
+    dict[str, str],
+    Field(description="Static headers that are sent with each request. No response shows them."),
+    AfterValidator(_check_headers),
+]
+SecretText = Annotated[str, Field(min_length=8, max_length=MAX_SECRET_LENGTH), AfterValidator(_check_secret)]
+Success = Annotated[
+    dict[str, Any],
+    Field(
+        description="Which responses count as success: `statuses` (default 2xx) and optionally `body_contains`, a text that the "
+        'response body must contain. Example: {"statuses": "200,202-204", "body_contains": "ok"}.'
+    ),
+    AfterValidator(_check_success),
+]
+MaxAttempts = Annotated[int, Field(ge=1, le=50, description="Maximum number of attempts per delivery, including the first.")]
+Timeout = Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False, description="Total time limit of one attempt, in seconds.")]
+Concurrency = Annotated[
+    int,
+    Field(ge=1, le=256, description="Maximum number of simultaneous attempts, shared by all processes (DELIVERY_PROCESSES)."),
+]
+WithSuspected = Annotated[
+    bool,
+    Field(
+        description="Also send click events for hits that probably come from a program, not a person. "
+        "Their `verdict` is `suspected`, and `verdict_reason` names the rule."
+    ),
+]
+Schedule = Annotated[
+    list[Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]],
+    Field(min_length=1, max_length=49, description="Seconds between attempts. The last value repeats."),
+]
+
+
+class TrackerCreateRequest(BaseModel):
+    """A tracker (the endpoint that receives events) to create."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: TrackerUrl
+    events: Events
+    name: Name | None = Field(None, description="A name for people. Default: the host of the URL.")
+    enabled: bool = True
+    method: Method = "POST"
+    format: Format = "scg"
+    fields_: BodyFields | None = Field(None, alias="fields")
+    headers: Headers | None = None
+    secret: SecretText | None = Field(
+        None,
+        description="Signing secret. Absent: the service generates one and returns it once. null: requests are not signed.",
+    )
+    success: Success | None = None
+    max_attempts: MaxAttempts | None = None
+    timeout: Timeout | None = None
+    concurrency: Concurrency | None = None
+    schedule: Schedule | None = None
+    with_suspected: WithSuspected = False
+
+    def to_tracker(self) -> NewTracker:
+        values = {name.rstrip("_"): getattr(self, name) for name in type(self).model_fields}
+        return NewTracker(**values, signed=self.secret is not None or "secret" not in self.model_fields_set)
+
+
+def _drop_default(field: dict[str, Any]) -> None:
+    field.pop("default", None)
+
+
+def _optional_not_null() -> Any:
+    """Return the default of a field that may be absent but must not be null."""
+    return Field(None, json_schema_extra=_drop_default)
+
+
+class TrackerUpdateRequest(BaseModel):
+    """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
+    `timeout`, `concurrency` or `schedule` removes the value."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: TrackerUrl = _optional_not_null()
+    events: Events = _optional_not_null()
+    name: Name = _optional_not_null()
+    enabled: bool = _optional_not_null()
+    method: Method = _optional_not_null()
+    format: Format = _optional_not_null()
+    fields_: BodyFields | None = Field(None, alias="fields")
+    headers: Headers | None = None
+    secret: SecretText | None = Field(
+        None, description="New signing secret. The replaced secret also signs for `secret_overlap` seconds. null: no signature."
+    )
+    rotate_secret: bool = Field(False, description="Generate a new signing secret. The response returns it once.")
+    secret_overlap: int = Field(
+        DEFAULT_SECRET_OVERLAP_SECONDS,
+        ge=0,
+        le=MAX_SECRET_OVERLAP_SECONDS,
+        description="How long the replaced secret also signs, in seconds.",
+    )
+    success: Success | None = None
+    max_attempts: MaxAttempts | None = None
+    timeout: Timeout | None = None
+    concurrency: Concurrency | None = None
+    schedule: Schedule | None = None
+    with_suspected: WithSuspected = _optional_not_null()
+
+    def to_changes(self) -> TrackerChanges:
+        """Return the fields that are set; fields that are absent from the request are absent from the result."""
+        values: Any = {name.rstrip("_"): getattr(self, name) for name in self.model_fields_set}
+        changes: TrackerChanges = values
+        return changes

@@ -1,0 +1,81 @@
+"""Validation of the request bodies that create and change trackers."""
+
+from typing import Any
+
+import pytest
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.web.endpoint import validate
+from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
+
+BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]}
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"events": []}, "events"),
+        ({"events": ["test"]}, "events.0"),
+        ({"events": "state"}, "events"),
+        ({"name": ""}, "name"),
+        ({"name": "a\x00b"}, "name"),
+        ({"method": "PUT"}, "method"),
+        ({"format": "xml"}, "format"),
+        ({"fields": ["phone", "nonsense"]}, "fields"),
+        ({"fields": []}, "fields"),
+        ({"headers": {"X-A": "1\r\nX-B: 2"}}, "headers"),
+        ({"headers": {"X-A": "1\n"}}, "headers"),
+        ({"headers": {"X\r\nB": "2"}}, "headers"),
+        ({"headers": {"X A": "1"}}, "headers"),
+        ({"headers": {"": "1"}}, "headers"),
+        ({"headers": {"X-A": "é"}}, "headers"),
+        ({"headers": {"X-A": "x" * 2001}}, "headers"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "headers"),
+        ({"headers": {f"X-{n}": "1" for n in range(21)}}, "headers"),
+        *(({"headers": {name: "x"}}, "headers") for name in ("Host", "content-length", "Connection", "TE", "Transfer-Encoding")),
+        *(({"headers": {name: "x"}}, "headers") for name in ("Content-Type", "Expect", "webhook-id", "X-Webhook-Signature")),
+        ({"secret": "short"}, "secret"),
+        ({"secret": "x" * 600}, "secret"),
+        ({"secret": "whsec_not base64!"}, "secret"),
+        ({"success": {"statuses": "20x"}}, "success"),
+        ({"success": {"statuses": "2xx", "more": 1}}, "success"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"max_attempts": 51}, "max_attempts"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": 61}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"schedule": []}, "schedule"),
+        ({"schedule": [-1]}, "schedule.0"),
+        ({"schedule": [float("inf")]}, "schedule.0"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_an_invalid_field_of_a_new_tracker_is_rejected_by_name(extra: dict[str, Any], field: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(TrackerCreateRequest, BODY | extra)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert field in [detail.field for detail in caught.value.details]
+
+
+@pytest.mark.parametrize("field", ["url", "events", "name", "enabled", "method", "format"])
+def test_null_is_rejected_for_a_field_that_cannot_be_removed(field: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(TrackerUpdateRequest, {field: None})
+    assert [detail.field for detail in caught.value.details] == [field]
+
+
+def test_duplicate_events_and_fields_are_removed() -> None:
+    body = BODY | {"events": ["click", "state", "click"], "fields": ["phone", "status", "phone"]}
+    tracker = validate(TrackerCreateRequest, body).to_tracker()
+    assert (tracker.events, tracker.fields) == (["click", "state"], ["phone", "status"])
+
+
+def test_a_null_secret_means_unsigned_and_an_absent_secret_is_generated() -> None:
+    assert validate(TrackerCreateRequest, BODY | {"secret": None}).to_tracker().signed is False
+    assert validate(TrackerCreateRequest, BODY).to_tracker().signed is True
+
+
+def test_an_update_contains_only_the_fields_of_the_request() -> None:
+    changes = validate(TrackerUpdateRequest, {"fields": None, "timeout": 2}).to_changes()
+    assert changes == {"fields": None, "timeout": 2.0}
