@@ -38,8 +38,8 @@ from shortener.ids import ClickIds, IdGenerator
 from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.link_cache import LinkCache, NoLinkCache
-from shortener.storage.batcher import Rounds
 from shortener.storage.database import Database
+from shortener.storage.rounds import Rounds
 
 if TYPE_CHECKING:
     from shortener.clicks.hit_spool import HitSpool

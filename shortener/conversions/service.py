@@ -26,8 +26,8 @@ from shortener.model import Clock, Topic
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
+from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
-from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import to_ms
 
 
@@ -59,7 +59,8 @@ class Conversions:
         self._ids = ids
         self._click_ids = click_ids
         self._clock = clock
-        self._group: GroupCommit[_Item, ConversionResult] = GroupCommit(database, self._record, after=on_events)
+        self._on_events = on_events
+        self._group: GroupCommit[_Item, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
 
     async def ingest(self, application_id: int, intake: ConversionReport) -> ConversionResult:
         """Record the conversion, or find that it was. Durable when it returns.
@@ -72,9 +73,14 @@ class Conversions:
                 raise _unknown("click_id")
         return await self._group.submit(_Item(application_id, intake, hit))
 
+    def _committed(self, events: int) -> None:
+        if events:
+            self._on_events()
+
     # In the transaction.
 
-    def _record(self, connection: Connection, items: Sequence[_Item]) -> list[ConversionResult | Exception]:
+    def _record(self, connection: Connection, items: Sequence[_Item]) -> tuple[list[ConversionResult | Exception], int]:
+        """Return one result for each item, and the number of events."""
         targets = _find_targets(connection, items)
         received_at = to_ms(self._clock())
         firsts: dict[Key, _Item] = {}
@@ -108,7 +114,7 @@ class Conversions:
             else:
                 results.append(_conflict(serialize_conversion(stands.id)))
         events.append(connection, new, count_deltas.rows(self._ids(), tally))
-        return results
+        return results, len(new)
 
     def _event(self, conversion: int, item: _Item, target: ConversionTarget) -> Event:
         return Event(

@@ -30,8 +30,8 @@ from shortener.outbox import count_deltas, events, first_clicks
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
 from shortener.storage import schema
+from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
-from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 
@@ -149,8 +149,9 @@ _Request = tuple[int, Sequence[DeliveryReport]]  # application, its reports
 class DeliveryReports:
     def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None]) -> None:
         self._ids = ids
-        self._group: GroupCommit[_Request, list[DeliveryReportResult]] = GroupCommit(
-            database, self._take, limit=REQUESTS, after=on_events
+        self._on_events = on_events
+        self._group: GroupCommit[_Request, list[DeliveryReportResult], int] = GroupCommit(
+            database, self._take, max_items=REQUESTS, after=self._committed
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult]:
@@ -160,9 +161,16 @@ class DeliveryReports:
         StoreUnavailable."""
         return await self._group.submit((application_id, reports))
 
+    def _committed(self, events: int) -> None:
+        if events:
+            self._on_events()
+
     # In the transaction.
 
-    def _take(self, connection: Connection, requests: Sequence[_Request]) -> list[list[DeliveryReportResult] | Exception]:
+    def _take(
+        self, connection: Connection, requests: Sequence[_Request]
+    ) -> tuple[list[list[DeliveryReportResult] | Exception], int]:
+        """Return one result for each request, and the number of events."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
         results: list[list[DeliveryReportResult] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}
@@ -191,7 +199,7 @@ class DeliveryReports:
             connection.execute(_save, [changed[row].values() for row in sorted(changed)])
         events.append(connection, told, count_deltas.rows(self._ids(), tally))
         first_clicks.release(connection, [message.id for message in messages.values()])
-        return results
+        return results, len(told)
 
     def _event(self, application: int, message: _ReportedMessage, report: DeliveryReport, before: State) -> Event:
         topics = Topic.DELIVERY

@@ -36,9 +36,9 @@ from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CohortKey, Cohorts, CountDelta
 from shortener.redis.link_cache import CachedLink, LinkCache, NoLinkCache
 from shortener.storage import schema
+from shortener.storage.batcher import GroupCommit
 from shortener.storage.bulk import insert_all
 from shortener.storage.database import Database
-from shortener.storage.group_commit import GroupCommit
 from shortener.storage.key_table import Key, KeyTable
 from shortener.storage.types import from_ms, to_iso, to_ms
 from shortener.urls import Destination, DestinationError, fill, parse_destination
@@ -111,6 +111,15 @@ class _PlannedRequest:
     idempotency_key: str | None
     content_hash: str
     now: int  # ms
+
+
+@dataclass(frozen=True, slots=True)
+class _NewRows:
+    """What one transaction inserted; the rewriter remembers and caches it after the commit."""
+
+    cohorts: dict[CohortKey, int]
+    processes: dict[ProcessKey, int]
+    links: list[CachedLink]
 
 
 @dataclass(slots=True)
@@ -189,9 +198,8 @@ class Rewriter:
         self._cache = cache or NoLinkCache()
         self._caching: asyncio.Task[None] | None = None
         self._processes = KeyTable(schema.processes, ("application_id", "track", "type"), self._new_process)
-        self._fresh: tuple[dict[CohortKey, int], dict[ProcessKey, int], list[CachedLink]] = ({}, {}, [])
-        self._commits: GroupCommit[_PlannedRequest, list[dict[str, Any]]] = GroupCommit(
-            database, self._apply, limit=64, after=self._committed
+        self._commits: GroupCommit[_PlannedRequest, list[dict[str, Any]], _NewRows] = GroupCommit(
+            database, self._apply, max_items=64, after=self._committed
         )
 
     async def rewrite(
@@ -343,7 +351,9 @@ class Rewriter:
 
     # In the transaction that several requests share.
 
-    def _apply(self, connection: Connection, requests: Sequence[_PlannedRequest]) -> list[list[dict[str, Any]] | Exception]:
+    def _apply(
+        self, connection: Connection, requests: Sequence[_PlannedRequest]
+    ) -> tuple[list[list[dict[str, Any]] | Exception], _NewRows]:
         kept = {(r.application.id, r.idempotency_key) for r in requests if r.idempotency_key is not None}
         answers = queries.find_answers(connection, [(a, k) for a, k in kept if k is not None]) if kept else {}
         given = {(r.application.id, m.message_id) for r in requests for m in r.messages if m.given}
@@ -404,15 +414,13 @@ class Rewriter:
                 )
             results.append(result)
         rows.insert(connection)
-        self._fresh = (cohorts, processes, rows.cached)
-        return results
+        return results, _NewRows(cohorts, processes, rows.cached)
 
-    def _committed(self) -> None:
-        cohorts, processes, links = self._fresh
-        self._cohorts.remember(cohorts)
-        self._processes.remember(processes)
-        if links:
-            self._caching = asyncio.get_running_loop().create_task(self._cache.put(links))
+    def _committed(self, new: _NewRows) -> None:
+        self._cohorts.remember(new.cohorts)
+        self._processes.remember(new.processes)
+        if new.links:
+            self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))
 
 
 class _Rows:

@@ -1,12 +1,21 @@
-"""What waits for the store goes there in rounds: each takes what is there when its transaction begins.
+"""Batching: items that arrive while a transaction runs are written together in the next transaction.
 
-Not before. Two rounds are under way at a time. On SQLite the second waits for the one writer, and what comes meanwhile goes with
-it: the writer goes from one commit to the next, and never stands still while the event loop hands out results and gathers the next
-batch. On PostgreSQL the second has a connection of its own and runs beside the first, as those of two nodes do: while one waits for
-an answer of the server, the other is worked on. Two things that come within milliseconds may so be committed the other way round.
+`Batcher` queues items and writes them in batches. `GroupCommit` builds on it for requests that wait for their own result.
 
-Of what is there a round takes no more than two thirds, counting those that get their results just now: while these are committed,
-the others come again. If all went at once, the store and the event loop would take turns at standing still.
+Two batches are in flight at a time, and each has an explicit state:
+
+    OPEN ──(its transaction begins)──> TAKEN ──> COMMITTED
+      └──(the database refused)───────> TAKEN ──> FAILED
+
+A batch takes its items when its transaction begins, not before. On SQLite the second batch waits for the writer thread, and items
+that arrive meanwhile join it: the writer never waits for the event loop. On PostgreSQL the second batch has its own connection.
+Two items that arrive within milliseconds may therefore be committed in the reverse order.
+
+A batch takes at most two thirds of the items that wait or were in the previous batch. If one batch took everything, the database
+and the event loop would wait for each other in turns.
+
+The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An attempt
+that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
 """
 
 from __future__ import annotations
@@ -14,121 +23,340 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from shortener.errors import StoreUnavailable
+from shortener.storage.database import Database
+
+log = structlog.get_logger(__name__)
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
 
-AT_ONCE = 2  # rounds
+MAX_IN_FLIGHT = 2  # batches
+MAX_CLASHES = 5  # attempts of a group commit that a unique index rejects
+MIN_GROUP_ITEMS = 8  # a group commit takes at least so many requests, if they wait
+FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # pause before a batch is retried
 
 
-class Rounds(Generic[Item]):
-    """`work(batch)` brings one batch to its end; the transaction in it calls `take(batch)` while the batch is empty. A round takes
-    `least` items or two thirds of what is there, whichever is more, and `limit` at most. `idle` is called when nothing is left."""
+class BatchState(Enum):
+    OPEN = "open"  # the batch has no items yet; it takes them when its transaction begins
+    TAKEN = "taken"  # the batch has its items; its transaction runs or is retried
+    COMMITTED = "committed"
+    FAILED = "failed"  # the handler gave up the items
+
+
+class Batch(Generic[Item]):
+    """The items of one transaction. Only the batch's own transaction and task change it."""
+
+    __slots__ = ("has_begun", "is_uncertain", "items", "state")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.state = BatchState.OPEN
+        self.has_begun = False  # the current attempt reached its transaction function
+        self.is_uncertain = False  # an earlier attempt may have been committed although it raised StoreUnavailable
+
+
+class BatchHandler(Protocol[Item, Result]):
+    """What a user of the batcher does with a batch. Only `apply` may run in another thread."""
+
+    def apply(self, connection: Connection, items: Sequence[Item], is_uncertain: bool) -> Result:
+        """Write the items, at least one, in the transaction. `is_uncertain`: some of them may be stored already."""
+        ...
+
+    def committed(self, items: Sequence[Item], result: Result) -> None:
+        """Handle the result of `apply`, which is durable now."""
+        ...
+
+    async def unavailable(self, items: Sequence[Item], error: StoreUnavailable) -> Sequence[Item]:
+        """Return the items to retry after a pause. The database could not write them."""
+        ...
+
+    async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
+        """Return the items to retry after a pause. Each failed alone; `stored` other items of their batch were committed."""
+        ...
+
+
+class Batcher(Generic[Item, Result]):
+    """Queues items and writes them in batches, one transaction each.
+
+    A batch has at least `min_items`, if they wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times
+    before its items are written one by one."""
 
     def __init__(
-        self,
-        work: Callable[[list[Item]], Coroutine[None, None, None]],
-        *,
-        least: int,
-        limit: int,
-        idle: Callable[[], None] = lambda: None,
+        self, database: Database, handler: BatchHandler[Item, Result], *, min_items: int, max_items: int, max_clashes: int = 1
     ) -> None:
-        self._work = work
-        self._least = least
-        self._limit = limit
-        self._idle = idle
+        self._database = database
+        self._handler = handler
+        self._min_items = min_items
+        self._max_items = max_items
+        self._max_clashes = max_clashes
         self._waiting: deque[Item] = deque()
-        self._batches: list[list[Item]] = []
+        self._batches: list[Batch[Item]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_open = False  # a round is to come that will take what waits
-        self._last = 0  # items of the last round
-        self._taking = threading.Lock()  # a batch is taken in the thread of its transaction
+        self._open: Batch[Item] | None = None  # the batch that will take what waits
+        self._last_size = 0  # items of the previous batch
+        self._taking = threading.Lock()  # a batch takes its items in the thread of its transaction
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_held = False
+        self._is_paused = False
+        self._became_idle = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Items that no round has taken."""
+        """Number of items that no batch has taken."""
         return len(self._waiting)
 
     @property
-    def batches(self) -> int:
-        """Rounds under way."""
+    def in_flight(self) -> int:
+        """Number of batches that are not finished."""
         return len(self._batches)
 
     def __len__(self) -> int:
-        return sum(map(len, (self._waiting, *self._batches)))
+        return sum((len(batch.items) for batch in self._batches), len(self._waiting))
 
-    def hold(self) -> None:
-        """Take nothing before `start`."""
-        self._is_held = True
+    def pause(self) -> None:
+        """Begin no batch until `resume`."""
+        self._is_paused = True
 
-    def start(self) -> None:
-        """Take what was put before."""
-        self._is_held = False
-        self.begin()
+    def resume(self) -> None:
+        """Begin batches again."""
+        self._is_paused = False
+        self._begin()
 
-    def put(self, items: Iterable[Item]) -> None:
-        self._waiting.extend(items)
-        self.begin()
-
-    def put_one(self, item: Item) -> None:
+    def put(self, item: Item) -> None:
+        """Queue one item."""
         self._waiting.append(item)
-        if not self._is_open:
-            self.begin()
+        if self._open is None:
+            self._begin()
 
-    def begin(self) -> None:
-        """See to it that what waits is taken, unless a round is to come that will, or enough of them are under way."""
-        if self._waiting and not self._is_open and len(self._batches) < AT_ONCE and not self._is_held:
-            if self._loop is None:
-                self._loop = asyncio.get_running_loop()
-            self._is_open = True
-            batch: list[Item] = []
-            self._batches.append(batch)
-            task = self._loop.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def put_all(self, items: Iterable[Item]) -> None:
+        """Queue several items."""
+        self._waiting.extend(items)
+        self._begin()
 
-    def take(self, batch: list[Item]) -> None:
-        """Fill an empty batch, in whatever thread."""
+    def taken_items(self) -> list[Item]:
+        """Return the items of all batches in flight."""
         with self._taking:
-            self._is_open = False
-            here = len(self._waiting)
-            most = min(max((here + self._last) * 2 // 3, self._least), self._limit, here)
-            batch.extend(self._waiting.popleft() for _ in range(most))
-            self._last = most
-            if self._waiting and self._loop is not None:
-                self._loop.call_soon_threadsafe(self.begin)
+            return [item for batch in self._batches for item in batch.items]
 
-    def all(self) -> list[Item]:
-        """Everything that is not done with, in order."""
+    def withdraw(self, matches: Callable[[Item], bool]) -> list[Item]:
+        """Remove the matching items that no batch has taken, and return them in order."""
         with self._taking:
-            return [item for batch in (*self._batches, self._waiting) for item in batch]
-
-    def taken(self) -> list[Item]:
-        with self._taking:
-            return [item for batch in self._batches for item in batch]
-
-    def withdraw(self, which: Callable[[Item], bool]) -> list[Item]:
-        """Take these back from what no round has taken yet."""
-        with self._taking:
-            withdrawn = [item for item in self._waiting if which(item)]
-            self._waiting = deque(item for item in self._waiting if not which(item))
+            withdrawn = [item for item in self._waiting if matches(item)]
+            self._waiting = deque(item for item in self._waiting if not matches(item))
         return withdrawn
 
+    async def flush(self) -> None:
+        """Return when no item waits and no batch is in flight."""
+        while self._waiting or self._batches:
+            self._became_idle.clear()
+            await self._became_idle.wait()
+
     async def stop(self) -> None:
-        """Leave everything where it is."""
-        self._is_held = True
+        """Cancel the batches in flight and begin no other. Items that are not committed stay in memory."""
+        self._is_paused = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, batch: list[Item]) -> None:
+    def _begin(self) -> None:
+        """Begin a batch if items wait, no open batch will take them, and not too many batches are in flight."""
+        if self._waiting and self._open is None and len(self._batches) < MAX_IN_FLIGHT and not self._is_paused:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._open = batch = Batch[Item]()
+            self._batches.append(batch)
+            task = self._loop.create_task(self._process(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _take(self, batch: Batch[Item]) -> None:
+        """Move waiting items into the open batch. Runs in the thread of the batch's transaction."""
+        with self._taking:
+            self._open = None
+            batch.state = BatchState.TAKEN
+            available = len(self._waiting)
+            size = min(max((available + self._last_size) * 2 // 3, self._min_items), self._max_items, available)
+            batch.items.extend(self._waiting.popleft() for _ in range(size))
+            self._last_size = size
+            if self._waiting and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._begin)
+
+    async def _process(self, batch: Batch[Item]) -> None:
         try:
-            await self._work(batch)
+            await self._write_until_done(batch)
+        except Exception:  # a fault in the handler: these items are lost, later ones are not
+            batch.state = BatchState.FAILED
+            log.exception("batch_handler_failed", items=len(batch.items))
         finally:
-            self._batches = [one for one in self._batches if one is not batch]
-        self.begin()
+            self._batches = [other for other in self._batches if other is not batch]
+            if self._open is batch:  # cancelled before it began
+                self._open = None
+        self._begin()
         if not self._waiting and not self._batches:
-            self._idle()
+            self._became_idle.set()
+
+    async def _write_until_done(self, batch: Batch[Item]) -> None:
+        """Write the batch; retry what the handler returns until nothing is left."""
+        pause = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                result = await self._write(batch, batch.items)
+            except StoreUnavailable as error:
+                batch.items = list(await self._handler.unavailable(batch.items, error))
+            except Exception as error:
+                batch.items = list(await self._isolate(batch, error))
+            else:
+                batch.state = BatchState.COMMITTED
+                if result is not None:
+                    self._handler.committed(batch.items, result)
+                return
+            if not batch.items:
+                batch.state = BatchState.FAILED
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_RETRY_SECONDS)
+
+    async def _isolate(self, batch: Batch[Item], error: Exception) -> Sequence[Item]:
+        """Write each item of a rejected batch alone. Return the items to retry."""
+        items = batch.items
+        if len(items) == 1:
+            return await self._handler.rejected([(items[0], error)], 0)
+        failures: list[tuple[Item, Exception]] = []
+        stored = 0
+        for index, item in enumerate(items):
+            try:
+                result = await self._write(batch, [item])
+            except StoreUnavailable as unavailable:
+                rest = [*(failed for failed, _ in failures), *items[index:]]
+                return await self._handler.unavailable(rest, unavailable)
+            except Exception as own_error:
+                failures.append((item, own_error))
+            else:
+                stored += 1
+                if result is not None:
+                    self._handler.committed([item], result)
+        return await self._handler.rejected(failures, stored) if failures else []
+
+    async def _write(self, batch: Batch[Item], items: list[Item]) -> Result | None:
+        """Run one transaction. Return None if there was nothing to write. Raises what the database or the handler raises."""
+        for clashes_left in reversed(range(self._max_clashes)):
+            batch.has_begun = False
+            try:
+                return await self._database.write(self._transact, batch, items)
+            except StoreUnavailable:
+                if batch.state is BatchState.OPEN:
+                    self._take(batch)
+                batch.is_uncertain = True
+                raise
+            except Exception as error:
+                if not batch.has_begun:  # for example, the server refused the connection
+                    if batch.state is BatchState.OPEN:
+                        self._take(batch)
+                    log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+                    raise StoreUnavailable(str(error)) from error
+                if not (isinstance(error, IntegrityError) and clashes_left):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _transact(self, connection: Connection, batch: Batch[Item], items: list[Item]) -> Result | None:
+        batch.has_begun = True
+        if batch.state is BatchState.OPEN:
+            self._take(batch)
+        return self._handler.apply(connection, items, batch.is_uncertain) if items else None
+
+
+Request = tuple[Item, asyncio.Future[Result]]
+
+
+class GroupCommit(Generic[Item, Result, Value]):
+    """One transaction for many requests, each of which waits for its own result.
+
+    `apply(connection, items)` returns one result for each item, and a value for the batch. An exception among the results belongs
+    to that item alone. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another process),
+    and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was committed,
+    before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit` raises
+    StoreUnavailable at once."""
+
+    def __init__(
+        self,
+        database: Database,
+        apply: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]],
+        *,
+        max_items: int = 256,
+        max_waiting: int = 10_000,
+        after: Callable[[Value], None] = lambda value: None,
+    ) -> None:
+        handler = _RequestHandler(apply, after)
+        self._max_waiting = max_waiting
+        self._batcher: Batcher[Request[Item, Result], tuple[Sequence[Result | Exception], Value]] = Batcher(
+            database, handler, min_items=MIN_GROUP_ITEMS, max_items=max_items, max_clashes=MAX_CLASHES
+        )
+
+    async def submit(self, item: Item) -> Result:
+        """Return the item's result once it is durable.
+
+        Raises the exception that `apply` returned for it, or StoreUnavailable."""
+        if self._batcher.waiting >= self._max_waiting:
+            raise StoreUnavailable("too many requests wait for the store")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._batcher.put((item, future))
+        return await future
+
+    async def flush(self) -> None:
+        """Return when no request waits and no batch is in flight."""
+        await self._batcher.flush()
+
+
+class _RequestHandler(Generic[Item, Result, Value]):
+    """Gives each request of a batch its result or its exception."""
+
+    def __init__(
+        self,
+        apply: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]],
+        after: Callable[[Value], None],
+    ) -> None:
+        self._apply = apply
+        self._after = after
+
+    def apply(
+        self, connection: Connection, items: Sequence[Request[Item, Result]], is_uncertain: bool
+    ) -> tuple[Sequence[Result | Exception], Value]:
+        return self._apply(connection, [item for item, _ in items])
+
+    def committed(self, items: Sequence[Request[Item, Result]], result: tuple[Sequence[Result | Exception], Value]) -> None:
+        results, value = result
+        try:
+            self._after(value)
+        except Exception:  # the batch is durable all the same
+            log.exception("after_commit_failed")
+        for (_, future), own_result in zip(items, results, strict=True):
+            if isinstance(own_result, Exception):
+                _fail(future, own_result)
+            elif not future.done():
+                future.set_result(own_result)
+
+    async def unavailable(self, items: Sequence[Request[Item, Result]], error: StoreUnavailable) -> Sequence[Request[Item, Result]]:
+        for _, future in items:
+            _fail(future, StoreUnavailable(str(error)))
+        return []
+
+    async def rejected(
+        self, failures: Sequence[tuple[Request[Item, Result], Exception]], stored: int
+    ) -> Sequence[Request[Item, Result]]:
+        for (_, future), error in failures:
+            _fail(future, error)
+        return []
+
+
+def _fail(future: asyncio.Future[Result], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

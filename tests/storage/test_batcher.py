@@ -1,0 +1,346 @@
+"""Tests of the batcher and of group commits, on both engines."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+from shortener.errors import StoreUnavailable
+from shortener.storage import schema
+from shortener.storage.batcher import MAX_CLASHES, Batcher, GroupCommit
+from shortener.storage.database import Database
+
+
+class Names:
+    """The `apply` of a group commit that inserts names. It records the size of each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def __call__(self, connection: Connection, items: Sequence[str]) -> tuple[list[str | Exception], list[str]]:
+        self.batches.append(list(items))
+        results: list[str | Exception] = []
+        for item in items:
+            if item == "refused":
+                results.append(ValueError(item))
+            elif item == "poison":
+                raise RuntimeError(item)
+            else:
+                connection.execute(insert(schema.installation).values(name=item, value="x"))
+                results.append(item.upper())
+        return results, list(items)
+
+
+class FlakyDatabase:
+    """The real database, of which some writes fail.
+
+    `before`: an exception for each next write, raised before its transaction begins; None lets the write pass.
+    `at_commit`: the same, but raised after the transaction function ran; nothing is committed.
+    `after`: the same, but raised after the commit."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.before: list[Exception | None] = []
+        self.at_commit: list[Exception | None] = []
+        self.after: list[Exception | None] = []
+
+    async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+        before = self.before.pop(0) if self.before else None
+        at_commit = self.at_commit.pop(0) if self.at_commit else None
+        after = self.after.pop(0) if self.after else None
+        if before is not None:
+            raise before
+
+        def run(connection: Connection) -> Any:
+            result = transact(connection, *args)
+            if at_commit is not None:
+                raise at_commit
+            return result
+
+        result = await self._database.write(run)
+        if after is not None:
+            raise after
+        return result
+
+
+def programming_error() -> ProgrammingError:
+    """What PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
+    return ProgrammingError("", None, Exception("permission denied for database"))
+
+
+async def stored(database: Database) -> set[str]:
+    return set(await database.read(lambda connection: connection.execute(select(schema.installation.c.name)).scalars().all()))
+
+
+async def within(seconds: float, awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def test_requests_that_arrive_during_a_commit_share_the_next_one(database: Database) -> None:
+    names = Names()
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names)
+    wanted = [f"n{number}" for number in range(50)]
+    assert await asyncio.gather(*map(commits.submit, wanted)) == [name.upper() for name in wanted]
+    assert await stored(database) == set(wanted)
+    assert sum(map(len, names.batches)) == 50
+    assert len(names.batches) < 10
+
+
+async def test_an_exception_among_the_results_fails_one_request_only(database: Database) -> None:
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
+    results = await asyncio.gather(*map(commits.submit, ["a", "refused", "b"]), return_exceptions=True)
+    assert results[0] == "A"
+    assert isinstance(results[1], ValueError)
+    assert results[2] == "B"
+    assert await stored(database) == {"a", "b"}
+
+
+async def test_a_request_that_breaks_its_batch_fails_alone(database: Database) -> None:
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
+    results = await asyncio.gather(*map(commits.submit, ["a", "b", "poison", "c"]), return_exceptions=True)
+    assert [result for result in results if isinstance(result, str)] == ["A", "B", "C"]
+    assert isinstance(results[2], RuntimeError)
+    assert await stored(database) == {"a", "b", "c"}
+
+
+async def test_a_batch_that_a_unique_index_rejects_runs_again(database: Database) -> None:
+    tries: list[str] = []
+
+    def mint(connection: Connection, items: Sequence[str]) -> tuple[list[str], None]:
+        name = "taken" if len(tries) < 2 else "free"
+        tries.append(name)
+        connection.execute(insert(schema.installation).values(name=name, value="x"))
+        return [name for _ in items], None
+
+    await database.write(Names(), ["taken"])
+    commits: GroupCommit[str, str, None] = GroupCommit(database, mint)
+    assert await commits.submit("one") == "free"
+    assert tries == ["taken", "taken", "free"]
+
+
+async def test_a_clash_in_every_attempt_raises_integrity_error(database: Database) -> None:
+    names = Names()
+    await database.write(names, ["a"])
+    names.batches.clear()
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names)
+    with pytest.raises(IntegrityError):
+        await commits.submit("a")
+    assert len(names.batches) == MAX_CLASHES
+
+
+async def test_an_unavailable_store_fails_the_request_and_leaves_nothing_waiting(database: Database) -> None:
+    def unavailable(connection: Connection, items: Sequence[str]) -> tuple[list[str], None]:
+        raise StoreUnavailable("gone")
+
+    commits: GroupCommit[str, str, None] = GroupCommit(database, unavailable)
+    with pytest.raises(StoreUnavailable):
+        await commits.submit("a")
+    await within(5, commits.flush())
+
+
+async def test_submit_raises_store_unavailable_above_max_waiting(database: Database) -> None:
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names(), max_waiting=2)
+    results = await asyncio.gather(*map(commits.submit, ["a", "b", "c"]), return_exceptions=True)
+    assert isinstance(results[2], StoreUnavailable)
+    assert await stored(database) == {"a", "b"}
+
+
+async def test_a_batch_has_at_most_max_items(database: Database) -> None:
+    names = Names()
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, max_items=4)
+    await asyncio.gather(*(commits.submit(f"n{number}") for number in range(30)))
+    assert max(map(len, names.batches)) == 4
+
+
+async def test_after_gets_the_value_of_its_own_batch_with_two_batches_in_flight(database: Database) -> None:
+    names = Names()
+    after: list[list[str]] = []
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, after=after.append)
+
+    async def client(number: int) -> None:
+        for turn in range(10):
+            await commits.submit(f"{number}/{turn}")
+
+    await asyncio.gather(*map(client, range(20)))
+    assert sorted(name for batch in after for name in batch) == sorted(await stored(database))
+    assert sorted(after) == sorted(names.batches)
+
+
+async def test_two_batches_in_flight_keep_their_results_and_a_rolled_back_batch_has_no_after(database: Database) -> None:
+    """Both transaction functions have run before either result is known; the second batch is rolled back."""
+    both_ran = asyncio.Event()
+    values: list[list[str]] = []
+    order: list[list[str]] = []
+
+    class Gate:
+        async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+            position = len(order)
+            order.append([])
+
+            def run(connection: Connection) -> Any:
+                result = transact(connection, *args)
+                if position == 1:
+                    raise StoreUnavailable("cut at COMMIT")
+                return result
+
+            try:
+                return await database.write(run)
+            finally:
+                if position == 1:
+                    both_ran.set()
+                else:
+                    await both_ran.wait()
+
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(Gate(), Names(), max_items=1, after=values.append)  # type: ignore[arg-type]
+    results = await asyncio.gather(*map(commits.submit, ["first", "second"]), return_exceptions=True)
+    assert results[0] == "FIRST"
+    assert isinstance(results[1], StoreUnavailable)
+    assert values == [["first"]]
+    assert await stored(database) == {"first"}
+
+
+async def test_an_exception_of_after_does_not_fail_the_requests_or_the_next_batch(database: Database) -> None:
+    def broken(value: list[str]) -> None:
+        raise RuntimeError("after")
+
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names(), after=broken)
+    assert await within(5, commits.submit("a")) == "A"
+    assert await within(5, commits.submit("b")) == "B"
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("down"), programming_error(), RuntimeError("odd")])
+async def test_a_write_that_fails_before_its_transaction_begins_stops_nothing(database: Database, error: Exception) -> None:
+    flaky = FlakyDatabase(database)
+    flaky.before = [error, error]
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, Names())  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        with pytest.raises(StoreUnavailable):
+            await within(5, commits.submit(name))
+    assert await within(5, commits.submit("three")) == "THREE"
+    await within(5, commits.flush())
+
+
+async def test_a_commit_that_fails_after_another_one_succeeded_fails_its_own_requests_only(database: Database) -> None:
+    flaky = FlakyDatabase(database)
+    flaky.at_commit = [None, StoreUnavailable("cut")]
+    values: list[list[str]] = []
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, Names(), after=values.append)  # type: ignore[arg-type]
+    assert await commits.submit("a") == "A"
+    with pytest.raises(StoreUnavailable):
+        await commits.submit("b")
+    assert await commits.submit("c") == "C"
+    assert values == [["a"], ["c"]]
+    assert await stored(database) == {"a", "c"}
+
+
+class Recording:
+    """A batch handler that retries everything that the database could not write."""
+
+    def __init__(self) -> None:
+        self.stored: list[str] = []
+        self.uncertain: list[bool] = []
+        self.failures: list[tuple[str, int]] = []
+        self.threads: set[int] = set()
+
+    def apply(self, connection: Connection, items: Sequence[str], is_uncertain: bool) -> str:
+        self.uncertain.append(is_uncertain)
+        self.threads.add(threading.get_ident())
+        for item in items:
+            if item == "poison":
+                raise RuntimeError(item)
+            connection.execute(insert(schema.installation).values(name=item, value="x"))
+        return ",".join(items)
+
+    def committed(self, items: Sequence[str], result: str) -> None:
+        assert result == ",".join(items)
+        self.stored += items
+
+    async def unavailable(self, items: Sequence[str], error: StoreUnavailable) -> Sequence[str]:
+        return items
+
+    async def rejected(self, failures: Sequence[tuple[str, Exception]], stored: int) -> Sequence[str]:
+        self.failures += [(item, stored) for item, _ in failures]
+        return []
+
+
+def recording_batcher(database: Any, handler: Recording) -> Batcher[str, str]:
+    return Batcher(database, handler, min_items=2, max_items=8)
+
+
+async def test_a_batch_is_retried_until_the_database_takes_it(database: Database) -> None:
+    flaky = FlakyDatabase(database)
+    flaky.before = [programming_error(), StoreUnavailable("down")]
+    handler = Recording()
+    batcher = recording_batcher(flaky, handler)
+    batcher.put("a")
+    await within(5, batcher.flush())
+    assert handler.stored == ["a"]
+    assert handler.uncertain == [True]
+    assert len(batcher) == 0
+
+
+async def test_a_rejected_item_is_isolated_and_the_others_are_stored(database: Database) -> None:
+    handler = Recording()
+    batcher = recording_batcher(database, handler)
+    batcher.put_all(["a", "poison", "b", "c"])
+    await within(5, batcher.flush())
+    assert sorted(handler.stored) == ["a", "b", "c"]
+    assert [item for item, _ in handler.failures] == ["poison"]
+
+
+async def test_an_unavailable_store_during_isolation_retries_the_remaining_items(database: Database) -> None:
+    flaky = FlakyDatabase(database)
+    flaky.before = [None, None, StoreUnavailable("down")]  # the batch, the first item, the second item
+    handler = Recording()
+    batcher = recording_batcher(flaky, handler)
+    batcher.pause()
+    batcher.put_all(["a", "b", "poison"])
+    batcher.resume()
+    await within(5, batcher.flush())
+    assert sorted(handler.stored) == ["a", "b"]
+    assert [item for item, _ in handler.failures] == ["poison"]
+
+
+async def test_a_handler_that_raises_loses_its_batch_but_not_the_next_one(database: Database) -> None:
+    class Broken(Recording):
+        def committed(self, items: Sequence[str], result: str) -> None:
+            super().committed(items, result)
+            if "a" in items:
+                raise RuntimeError("handler")
+
+    handler = Broken()
+    batcher = recording_batcher(database, handler)
+    batcher.put("a")
+    await within(5, batcher.flush())
+    batcher.put("b")
+    await within(5, batcher.flush())
+    assert handler.stored == ["a", "b"]
+
+
+async def test_a_paused_batcher_keeps_its_items_until_it_resumes(database: Database) -> None:
+    handler = Recording()
+    batcher = recording_batcher(database, handler)
+    batcher.pause()
+    batcher.put_all(["a", "b", "c"])
+    assert (batcher.waiting, batcher.in_flight) == (3, 0)
+    assert batcher.withdraw(lambda item: item == "b") == ["b"]
+    batcher.resume()
+    await within(5, batcher.flush())
+    assert handler.stored == ["a", "c"]
+
+
+async def test_stop_cancels_a_batch_in_retry_and_keeps_its_items(database: Database) -> None:
+    flaky = FlakyDatabase(database)
+    flaky.before = [StoreUnavailable("down")] * 1000
+    handler = Recording()
+    batcher = recording_batcher(flaky, handler)
+    batcher.put("a")
+    while not batcher.taken_items():
+        await asyncio.sleep(0)
+    await within(5, batcher.stop())
+    assert handler.stored == []
+    assert batcher.in_flight == 0
