@@ -1,1 +1,1 @@
-"""Conversions: what trackers report back. Their parameters are checked, and each is recorded once, with its event."""
+"""Conversions that trackers report: their parameters are validated, and each conversion is recorded once, with its event."""

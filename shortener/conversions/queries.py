@@ -1,4 +1,4 @@
-"""The statements of a batch of conversions: whose they are, writing those that are new, reading what stands."""
+"""SQL statements for a batch of conversions: find their messages, insert new conversions, read existing ones."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from shortener.storage.values_table import values_table
 
 
 class ConversionTarget(NamedTuple):
-    """The message that a conversion belongs to, and the click that it follows if that is known. `row`, `link`, `hit`: row ids."""
+    """The message of a conversion, and its click if the click is known. `row_id`, `link_id` and `hit_id` are row ids."""
 
     application_id: int
-    row: int
+    row_id: int
     message_id: str
     cohort_id: int
-    link: int | None = None
-    hit: int | None = None
+    link_id: int | None = None
+    hit_id: int | None = None
 
 
-#: message (row id), action, transaction_id
-Key = tuple[int, str, str]
+#: Identity of a conversion: message (row id), action, transaction_id.
+ConversionKey = tuple[int, str, str]
 
 
 class StoredConversion(NamedTuple):
-    """What stands under a key."""
+    """An existing conversion. `id` is its row id."""
 
     id: int
     value: Decimal | None
     currency: str | None
 
 
-#: Columns as they are stored; rows whose key is taken are left out.
-insert_new = BulkInsert(
+#: Inserts rows with stored column values. It skips a row if a conversion with its key exists, and returns the number of new rows.
+insert_new_conversions = BulkInsert(
     schema.conversions,
     "id",
     "application_id",
@@ -56,14 +56,14 @@ insert_new = BulkInsert(
 )
 
 
-def by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, ConversionTarget]:
-    """The targets of these hits, as far as they are stored."""
-    wanted = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
+def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, ConversionTarget]:
+    """Return the targets of these hits (row ids). Hits that are not stored are missing in the result."""
+    requested = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
     h, li, m = schema.hits.c, schema.links.c, schema.messages.c
     statement = (
         select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id)
-        .select_from(wanted)
-        .join(schema.hits, h.id == wanted.c.id)
+        .select_from(requested)
+        .join(schema.hits, h.id == requested.c.id)
         .join(schema.links, li.id == h.link_id)
         .join(schema.messages, m.id == li.message_id)
     )
@@ -79,24 +79,26 @@ _BY_MESSAGE_ID = {
 }
 
 
-def by_message_id(connection: Connection, ids: Iterable[tuple[int, str]]) -> Mapping[tuple[int, str], ConversionTarget]:
-    """The targets by (application, message_id)."""
-    wanted = list(ids)
-    values = [wanted] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*wanted, strict=True)]
+def find_targets_by_message_id(
+    connection: Connection, ids: Iterable[tuple[int, str]]
+) -> Mapping[tuple[int, str], ConversionTarget]:
+    """Return the targets of these (application_id, message_id). Unknown messages are missing in the result."""
+    requested = list(ids)
+    values = [requested] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*requested, strict=True)]
     return {(row[0], row[2]): ConversionTarget(*row) for row in raw_sql.rows(connection, _BY_MESSAGE_ID, *values)}
 
 
-def stored(connection: Connection, keys: Iterable[Key]) -> Mapping[Key, StoredConversion]:
-    """The conversions that stand under these keys."""
-    wanted = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
+def find_conversions(connection: Connection, keys: Iterable[ConversionKey]) -> Mapping[ConversionKey, StoredConversion]:
+    """Return the existing conversions with these keys."""
+    requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id, c.id, c.value, c.currency).join_from(
-        wanted,
+        requested,
         schema.conversions,
         and_(
-            c.message_id == wanted.c.message,
-            c.action == wanted.c.action,
-            c.transaction_id == wanted.c.transaction_id,
+            c.message_id == requested.c.message,
+            c.action == requested.c.action,
+            c.transaction_id == requested.c.transaction_id,
         ),
     )
     return {(row[0], row[1], row[2]): StoredConversion(*row[3:]) for row in connection.execute(statement)}

@@ -1,11 +1,11 @@
-"""Recording conversions: each once, with its event and its counts, in a transaction that many requests share.
+"""Service that records each conversion once, with its event and its counts. Many requests share a transaction.
 
-A conversion is told apart by message, action and transaction_id; a unique index decides which of several reports is the first,
-in one process or many. A repeat answers as the first did and raises nothing; a repeat with another value or currency (none is
-another than some) is CONVERSION_CONFLICT. A refund is a conversion of its own, under another action or transaction_id.
+Message, action and transaction_id identify a conversion. A unique index decides which of several reports is the first, in one
+process or in many. A repeat returns the result of the first report and raises no event. A repeat with another value or currency
+(also with one instead of none) is a CONVERSION_CONFLICT. A refund is a separate conversion, with another action or transaction_id.
 
-A conversion may come before the click, without one, or long after the link expired. Raises StoreUnavailable when nothing was
-kept; repeating a request whose answer was lost is safe.
+A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
+was stored. A caller may safely repeat a request if it lost the response.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from shortener.conversions import queries
 from shortener.conversions.parsing import ConversionReport
-from shortener.conversions.queries import ConversionTarget, Key
+from shortener.conversions.queries import ConversionKey, ConversionTarget
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import ClickIds, IdGenerator, encode
 from shortener.model import Clock, Topic
@@ -33,7 +33,7 @@ from shortener.storage.types import to_ms
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """The answer to an intake. `duplicate`: it had been recorded before."""
+    """The result of a report. `duplicate` is true if the conversion was already recorded."""
 
     conversion_id: str
     message_id: str
@@ -41,18 +41,22 @@ class ConversionResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class _Submission:
+    """A report to record, with the hit (row id) that its click_id contains."""
+
     application_id: int
-    intake: ConversionReport
-    hit: int | None
+    report: ConversionReport
+    hit_id: int | None
 
 
-def serialize_conversion(conversion: int) -> str:
-    """The conversion_id of a row id."""
+def encode_conversion_id(conversion: int) -> str:
+    """Return the public conversion_id of a row id, such as `cnv_0Kq3...`."""
     return f"cnv_{encode(conversion)}"
 
 
 class Conversions:
+    """Records conversions. `on_events` is called after each commit that wrote events."""
+
     def __init__(
         self, database: Database, ids: IdGenerator, click_ids: ClickIds, clock: Clock, on_events: Callable[[], None]
     ) -> None:
@@ -60,137 +64,139 @@ class Conversions:
         self._click_ids = click_ids
         self._clock = clock
         self._on_events = on_events
-        self._group: GroupCommit[_Item, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
+        self._group: GroupCommit[_Submission, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
 
-    async def ingest(self, application_id: int, intake: ConversionReport) -> ConversionResult:
-        """Record the conversion, or find that it was. Durable when it returns.
+    async def ingest(self, application_id: int, report: ConversionReport) -> ConversionResult:
+        """Record a conversion unless it is already recorded. Return after the commit.
 
-        Raises ApiError MESSAGE_NOT_FOUND, CONVERSION_CONFLICT, INVALID_REQUEST (message_id and click_id disagree)."""
-        hit = None
-        if intake.click_id is not None:
-            hit = self._click_ids.decode(intake.click_id)
-            if hit is None:
-                raise _unknown("click_id")
-        return await self._group.submit(_Item(application_id, intake, hit))
+        Raise ApiError MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not match), or
+        StoreUnavailable."""
+        hit_id = None
+        if report.click_id is not None:
+            hit_id = self._click_ids.decode(report.click_id)
+            if hit_id is None:
+                raise _unknown_target("click_id")
+        return await self._group.submit(_Submission(application_id, report, hit_id))
 
     def _committed(self, events: int) -> None:
         if events:
             self._on_events()
 
-    # In the transaction.
+    # Runs in the transaction.
 
-    def _record(self, connection: Connection, items: Sequence[_Item]) -> tuple[list[ConversionResult | Exception], int]:
+    def _record(self, connection: Connection, items: Sequence[_Submission]) -> tuple[list[ConversionResult | Exception], int]:
         """Return one result for each item, and the number of events."""
         targets = _find_targets(connection, items)
         received_at = to_ms(self._clock())
-        firsts: dict[Key, _Item] = {}
-        rows: dict[Key, tuple[Any, ...]] = {}
+        firsts: dict[ConversionKey, _Submission] = {}
+        rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for item, target in zip(items, targets, strict=True):
             if isinstance(target, ConversionTarget) and (key := _key(item, target)) not in rows:
                 firsts[key] = item
                 rows[key] = _row(self._ids(), item, target, received_at)
-        # In order, so that two processes with the same keys cannot deadlock.
-        written = queries.insert_new(connection, [rows[key] for key in sorted(rows)])
-        # What stands must be read only where a key was taken.
-        stored = queries.stored(connection, rows) if written < len(rows) else {}
+        # Sorted, so that two processes that insert the same keys cannot deadlock.
+        inserted = queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)])
+        # Existing conversions are read only if the insert skipped a row.
+        stored = queries.find_conversions(connection, rows) if inserted < len(rows) else {}
 
         results: list[ConversionResult | Exception] = []
-        new: list[Event] = []
-        tally = CountDelta()
+        new_events: list[Event] = []
+        counted = CountDelta()
         for item, target in zip(items, targets, strict=True):
             if isinstance(target, ApiError):
                 results.append(target)
                 continue
-            intake, key = item.intake, _key(item, target)
+            report, key = item.report, _key(item, target)
             first = firsts[key]
-            mine: int = rows[key][0]
-            stands = stored.get(key) or queries.StoredConversion(mine, first.intake.value, first.intake.currency)
-            if first is item and stands.id == mine:
-                results.append(ConversionResult(serialize_conversion(mine), target.message_id, duplicate=False))
-                new.append(self._event(mine, item, target))
-                _count(tally, target.cohort_id, intake)
-            elif (stands.value, stands.currency) == (intake.value, intake.currency):
-                results.append(ConversionResult(serialize_conversion(stands.id), target.message_id, duplicate=True))
+            new_id: int = rows[key][0]
+            existing = stored.get(key) or queries.StoredConversion(new_id, first.report.value, first.report.currency)
+            if first is item and existing.id == new_id:
+                results.append(ConversionResult(encode_conversion_id(new_id), target.message_id, duplicate=False))
+                new_events.append(self._event(new_id, item, target))
+                _count(counted, target.cohort_id, report)
+            elif (existing.value, existing.currency) == (report.value, report.currency):
+                results.append(ConversionResult(encode_conversion_id(existing.id), target.message_id, duplicate=True))
             else:
-                results.append(_conflict(serialize_conversion(stands.id)))
-        events.append(connection, new, count_deltas.rows(self._ids(), tally))
-        return results, len(new)
+                results.append(_conflict(encode_conversion_id(existing.id)))
+        events.append(connection, new_events, count_deltas.rows(self._ids(), counted))
+        return results, len(new_events)
 
-    def _event(self, conversion: int, item: _Item, target: ConversionTarget) -> Event:
+    def _event(self, conversion_id: int, item: _Submission, target: ConversionTarget) -> Event:
         return Event(
             id=self._ids(),
             application_id=item.application_id,
             topics=Topic.CONVERSION,
-            at=item.intake.at,
-            message_id=target.row,
-            link_id=target.link,
-            hit_id=target.hit,
-            conversion_id=conversion,
+            at=item.report.at,
+            message_id=target.row_id,
+            link_id=target.link_id,
+            hit_id=target.hit_id,
+            conversion_id=conversion_id,
         )
 
 
-def _row(conversion: int, item: _Item, target: ConversionTarget, received_at: int) -> tuple[Any, ...]:
-    intake = item.intake
+def _row(conversion_id: int, item: _Submission, target: ConversionTarget, received_at: int) -> tuple[Any, ...]:
+    report = item.report
     return (
-        conversion,
+        conversion_id,
         item.application_id,
-        target.row,
-        target.hit,
-        intake.action,
-        intake.transaction_id,
-        intake.status,
-        intake.disposition,
-        None if intake.value is None else format(intake.value, "f"),
-        intake.currency,
-        to_ms(intake.at),
+        target.row_id,
+        target.hit_id,
+        report.action,
+        report.transaction_id,
+        report.status,
+        report.disposition,
+        None if report.value is None else format(report.value, "f"),
+        report.currency,
+        to_ms(report.at),
         received_at,
-        None if intake.metadata is None else orjson.dumps(intake.metadata).decode(),
+        None if report.metadata is None else orjson.dumps(report.metadata).decode(),
     )
 
 
-def _find_targets(connection: Connection, items: Sequence[_Item]) -> list[ConversionTarget | ApiError]:
-    hits = {item.hit for item in items if item.hit is not None}
-    names = {(item.application_id, item.intake.message_id) for item in items if item.intake.message_id is not None}
-    by_hit = queries.by_hit(connection, hits) if hits else {}
-    by_name = queries.by_message_id(connection, names) if names else {}
-    return [_target_of(item, by_hit, by_name) for item in items]
+def _find_targets(connection: Connection, items: Sequence[_Submission]) -> list[ConversionTarget | ApiError]:
+    hits = {item.hit_id for item in items if item.hit_id is not None}
+    message_ids = {(item.application_id, item.report.message_id) for item in items if item.report.message_id is not None}
+    by_hit = queries.find_targets_by_hit(connection, hits) if hits else {}
+    by_message_id = queries.find_targets_by_message_id(connection, message_ids) if message_ids else {}
+    return [_target_of(item, by_hit, by_message_id) for item in items]
 
 
 def _target_of(
-    item: _Item, by_hit: Mapping[int, ConversionTarget], by_name: Mapping[tuple[int, str], ConversionTarget]
+    item: _Submission, by_hit: Mapping[int, ConversionTarget], by_message_id: Mapping[tuple[int, str], ConversionTarget]
 ) -> ConversionTarget | ApiError:
-    message_id = item.intake.message_id
-    clicked = None if item.hit is None else by_hit.get(item.hit)
-    if clicked is not None:
-        if clicked.application_id != item.application_id:
-            return _unknown("click_id")
-        if message_id not in (None, clicked.message_id):
-            detail = Detail("click_id", "is of a click on another message than message_id")
+    message_id = item.report.message_id
+    target = None if item.hit_id is None else by_hit.get(item.hit_id)
+    if target is not None:
+        if target.application_id != item.application_id:
+            return _unknown_target("click_id")
+        if message_id not in (None, target.message_id):
+            detail = Detail("click_id", "belongs to a click on another message than message_id")
             return ApiError(ErrorCode.INVALID_REQUEST, details=[detail])
-        return clicked
+        return target
     if message_id is None:
-        return _unknown("click_id")
-    # A click id of ours whose hit is gone (purged), or not written yet: the message_id is enough.
-    return by_name.get((item.application_id, message_id)) or _unknown("message_id")
+        return _unknown_target("click_id")
+    # The hit of a valid click id may be purged or not written yet. Then the message_id is sufficient.
+    return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 
-def _key(item: _Item, target: ConversionTarget) -> Key:
-    return (target.row, item.intake.action, item.intake.transaction_id)
+def _key(item: _Submission, target: ConversionTarget) -> ConversionKey:
+    return (target.row_id, item.report.action, item.report.transaction_id)
 
 
-def _count(tally: CountDelta, cohort: int, intake: ConversionReport) -> None:
-    """Actions are the tracker's own words, without number, so they are not counted apart, save the end of a process (`ends`).
-    No currency: the metric `value:`."""
-    at = to_ms(intake.at)
-    tally.add(cohort, at, "conversions")
-    if intake.ends_process:
-        tally.add(cohort, at, "ends")
-    if intake.value is not None:
-        tally.add(cohort, at, f"value:{intake.currency or ''}", intake.value)
+def _count(counted: CountDelta, cohort: int, report: ConversionReport) -> None:
+    """Add a conversion to the counts: `conversions`, `ends`, and `value:` with the currency (empty if there is none).
+
+    Actions have no counts of their own, because a tracker may use any number of them. Only the end of a process has (`ends`)."""
+    at = to_ms(report.at)
+    counted.add(cohort, at, "conversions")
+    if report.ends_process:
+        counted.add(cohort, at, "ends")
+    if report.value is not None:
+        counted.add(cohort, at, f"value:{report.currency or ''}", report.value)
 
 
-def _unknown(field: str) -> ApiError:
-    return ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=[Detail(field, "does not lead to a message of this application")])
+def _unknown_target(field: str) -> ApiError:
+    return ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=[Detail(field, "does not belong to a message of this application")])
 
 
 def _conflict(conversion_id: str) -> ApiError:

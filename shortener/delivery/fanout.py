@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from shortener.conversions.service import serialize_conversion
+from shortener.conversions.service import encode_conversion_id
 from shortener.delivery import queries
 from shortener.delivery.queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_lane
@@ -229,7 +229,7 @@ class Fanout:
             }
         if source.conversion_id is not None:
             facts |= {
-                "conversion_id": serialize_conversion(source.conversion_id),
+                "conversion_id": encode_conversion_id(source.conversion_id),
                 "action": source.action,
                 "conversion_status": source.conversion_status,
                 "disposition": source.disposition,

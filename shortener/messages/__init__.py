@@ -1,1 +1,1 @@
-"""The way in: the pipeline's texts are checked, their URLs found and exchanged for short links."""
+"""Messages of the send pipeline: validation, URL detection, rewriting with short links, and delivery reports."""

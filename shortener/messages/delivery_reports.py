@@ -1,16 +1,18 @@
-"""Delivery reports: what the send pipeline learns of a message on its way to the handset.
+"""Delivery reports: the send pipeline reports the progress of a message to the handset.
 
-A request is all or nothing: an unknown message in it, and none of its reports is kept. The messages, and what was clicked of them,
-are locked in the order of their ids while they are read and written, so a click that comes at the same moment waits for its turn or
-goes first: the state before it is the one that the report left, or found.
+A request is atomic: if one of its messages is unknown, no report of the request is stored. The transaction locks the messages and
+their first clicks in the order of their ids. A concurrent click therefore runs completely before or after the reports, and its
+previous state is exact.
 
-States only move forward. A report that comes late still fills in its time, if that is not known, and what is missing of the facts
-of the message (telecom_message_id, mt_price, fragments_count); reports of the newest state so far also correct them. The words of
-the carrier (status, reason_code, reason_description) are always those of the newest state reported: a late SENT does not put its
-own in their place, and a DELIVERED does not keep those of a FAILED before it. A click does not count here: a DELIVERED that comes
-after CLICKTHRU brings its words, and the state stays.
+The state of a message only moves forward:
 
-A report that brings something new raises `delivery`, and `state` when the message moved; a repeat raises nothing.
+- A late report (of an earlier state) still stores its time if none is stored, and adds missing facts (telecom_message_id, mt_price,
+  fragments_count). A report of the newest reported state also corrects these facts.
+- The carrier's texts (status, reason_code, reason_description) belong to the newest reported state. A late SENT does not replace
+  them. A DELIVERED after a FAILED replaces all of them, even with null.
+- A click is not a report. A DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
+
+A report that changes the message raises a `delivery` event, and a `state` event if the state changed. A repeat raises none.
 """
 
 from __future__ import annotations
@@ -35,29 +37,29 @@ from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 
-REQUESTS = 64  # that share a transaction; each may hold BATCH_LIMIT reports
-_SHOWN = 100  # details of one refusal
+MAX_REQUESTS_PER_TRANSACTION = 64  # each may contain BATCH_LIMIT reports
+_MAX_DETAILS = 100  # details of one rejection
 
-#: The column that each state fills with its time, and the metric that counts it.
-_TIMES = {
+#: For each reported state: the column that stores its time, and the metric that counts it.
+_TIME_COLUMNS = {
     State.SENT: ("sent_at", "sent"),
     State.FAILED: ("failed_at", "failed"),
     State.EXPIRED: ("failed_at", "failed"),
     State.DELIVERED: ("delivered_at", "delivered"),
     State.READ: ("read_at", "read"),
 }
-_WORDS = ("report_status", "reason_code", "reason_description")
+_CARRIER_TEXTS = ("report_status", "reason_code", "reason_description")
 _FACTS = ("telecom_message_id", "mt_price", "fragments_count")
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """What the pipeline says of a message. `state`: SENT to READ; `at`: when that was; `path`: where it stands in the request."""
+    """A report of one message. `state` is SENT to READ, reached at `at`. `path` locates the report in the request, for errors."""
 
     message_id: str
     state: State
     at: datetime
-    report_status: str | None = None  # the carrier's own word, for example DELIVRD
+    report_status: str | None = None  # the carrier's name of the state, for example DELIVRD
     reason_code: str | None = None
     reason_description: str | None = None
     telecom_message_id: str | None = None
@@ -68,7 +70,7 @@ class DeliveryReport:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReportResult:
-    """What became of a report. `state`: the message's, after it; `changed`: it brought something new."""
+    """The result of one report: the state of the message after it, and whether the report changed anything."""
 
     message_id: str
     state: State
@@ -77,11 +79,11 @@ class DeliveryReportResult:
 
 @dataclass(slots=True)
 class _ReportedMessage:
-    """A message's row while its reports are read, in the order that they came in."""
+    """A message's row in memory, while reports are applied to it in request order."""
 
     id: int
     cohort_id: int
-    reported_state: State  # or the one before its click: from then on it stays
+    reported_state: State  # does not change any more once the message is clicked
     sent_at: datetime | None
     failed_at: datetime | None
     delivered_at: datetime | None
@@ -99,26 +101,26 @@ class _ReportedMessage:
         return State.CLICKTHRU if self.is_clicked else self.reported_state
 
     @property
-    def reported(self) -> State:
-        """The newest state that a report told of; a click is none."""
-        states = (state for state, (column, _) in _TIMES.items() if getattr(self, column) is not None)
+    def newest_report(self) -> State:
+        """The newest state that a report has stored a time for; a click is not a report."""
+        states = (state for state, (column, _) in _TIME_COLUMNS.items() if getattr(self, column) is not None)
         return max(states, default=State.CREATED)
 
-    def take(self, report: DeliveryReport) -> bool:
-        """Take in what the report brings; whether that was anything."""
-        reported = self.reported
-        later = report.state.may_follow(reported)
-        late = reported.may_follow(report.state)
+    def apply(self, report: DeliveryReport) -> bool:
+        """Apply a report. Return whether it changed anything."""
+        newest = self.newest_report
+        is_newer = report.state.may_follow(newest)
+        is_late = newest.may_follow(report.state)
         new: dict[str, Any] = {}
-        for name in _WORDS:
+        for name in _CARRIER_TEXTS:
             value = getattr(report, name)
-            if later or (value is not None and not late):
+            if is_newer or (value is not None and not is_late):
                 new[name] = value
         for name in _FACTS:
             value = getattr(report, name)
-            if value is not None and (not late or getattr(self, name) is None):
+            if value is not None and (not is_late or getattr(self, name) is None):
                 new[name] = value
-        column, _ = _TIMES[report.state]
+        column, _ = _TIME_COLUMNS[report.state]
         if getattr(self, column) is None:
             new[column] = report.at
         if report.state.may_follow(self.state):
@@ -137,69 +139,71 @@ class _ReportedMessage:
 _COLUMNS = tuple(
     field.name for field in fields(_ReportedMessage) if field.name not in ("id", "cohort_id", "reported_state", "is_clicked")
 )
-_save = (
+_update_message = (
     update(schema.messages)
     .where(schema.messages.c.id == bindparam("row"))
     .values({name: bindparam(name) for name in _COLUMNS} | {"state": bindparam("reported_state")})
 )
 
-_Request = tuple[int, Sequence[DeliveryReport]]  # application, its reports
+_Request = tuple[int, Sequence[DeliveryReport]]  # application_id, reports
 
 
 class DeliveryReports:
+    """Stores delivery reports. `on_events` is called after each commit that wrote events."""
+
     def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None]) -> None:
         self._ids = ids
         self._on_events = on_events
         self._group: GroupCommit[_Request, list[DeliveryReportResult], int] = GroupCommit(
-            database, self._take, max_items=REQUESTS, after=self._committed
+            database, self._apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult]:
-        """Keep the reports, all of them or none; one answer for each, in their order. Durable when it returns.
+        """Store all reports or none. Return one result per report, in request order, after the commit.
 
-        Several for one message are taken in their order. Raises ApiError MESSAGE_NOT_FOUND naming each unknown message,
-        StoreUnavailable."""
+        Several reports of one message are applied in request order. Raise ApiError MESSAGE_NOT_FOUND, with a detail for each
+        unknown message, or StoreUnavailable."""
         return await self._group.submit((application_id, reports))
 
     def _committed(self, events: int) -> None:
         if events:
             self._on_events()
 
-    # In the transaction.
+    # Runs in the transaction.
 
-    def _take(
+    def _apply(
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[list[list[DeliveryReportResult] | Exception], int]:
         """Return one result for each request, and the number of events."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
         results: list[list[DeliveryReportResult] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}
-        told: list[Event] = []
-        tally = CountDelta()
+        new_events: list[Event] = []
+        counted = CountDelta()
         for application, reports in requests:
             unknown = [report for report in reports if (application, report.message_id) not in messages]
             if unknown:
-                results.append(_unknown(unknown))
+                results.append(_unknown_messages(unknown))
                 continue
-            taken = []
+            applied = []
             for report in reports:
                 message = messages[application, report.message_id]
                 before = message.state
-                column, metric = _TIMES[report.state]
-                first = getattr(message, column) is None
-                new = message.take(report)
-                if new:
+                column, metric = _TIME_COLUMNS[report.state]
+                is_first = getattr(message, column) is None
+                is_changed = message.apply(report)
+                if is_changed:
                     changed[message.id] = message
-                    told.append(self._event(application, message, report, before))
-                if first:
-                    tally.add(message.cohort_id, to_ms(report.at), metric)
-                taken.append(DeliveryReportResult(report.message_id, message.state, new))
-            results.append(taken)
+                    new_events.append(self._event(application, message, report, before))
+                if is_first:
+                    counted.add(message.cohort_id, to_ms(report.at), metric)
+                applied.append(DeliveryReportResult(report.message_id, message.state, is_changed))
+            results.append(applied)
         if changed:
-            connection.execute(_save, [changed[row].values() for row in sorted(changed)])
-        events.append(connection, told, count_deltas.rows(self._ids(), tally))
+            connection.execute(_update_message, [changed[row].values() for row in sorted(changed)])
+        events.append(connection, new_events, count_deltas.rows(self._ids(), counted))
         first_clicks.release(connection, [message.id for message in messages.values()])
-        return results, len(told)
+        return results, len(new_events)
 
     def _event(self, application: int, message: _ReportedMessage, report: DeliveryReport, before: State) -> Event:
         topics = Topic.DELIVERY
@@ -216,24 +220,27 @@ class DeliveryReports:
 
 
 def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, str], _ReportedMessage]:
-    """The messages by (application, message_id), theirs alone to this transaction until it ends."""
+    """Lock the messages and their first clicks until the transaction ends; return them by (application_id, message_id)."""
     m = schema.messages.c
-    wanted = values_table(connection, ids, application_id=Integer, message_id=Text)
+    requested = values_table(connection, ids, application_id=Integer, message_id=Text)
     statement = (
         select(m.application_id, m.message_id, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS))
-        .join_from(wanted, schema.messages, and_(m.application_id == wanted.c.application_id, m.message_id == wanted.c.message_id))
+        .join_from(
+            requested, schema.messages, and_(m.application_id == requested.c.application_id, m.message_id == requested.c.message_id)
+        )
         .order_by(m.id)
         .with_for_update(of=schema.messages)
     )
     rows = connection.execute(statement).all()
     clicks = first_clicks.lock(connection, [row.id for row in rows])
-    found = {}
-    for application, message_id, row, cohort, state, *rest in rows:
-        found[application, message_id] = message = _ReportedMessage(row, cohort, State(state), *rest)
+    messages = {}
+    for application, message_id, row, cohort, state, *columns in rows:
+        messages[application, message_id] = message = _ReportedMessage(row, cohort, State(state), *columns)
         message.is_clicked = clicks[row].at is not None
-    return found
+    return messages
 
 
-def _unknown(reports: Sequence[DeliveryReport]) -> ApiError:
-    details = [Detail(f"{report.path}.message_id".lstrip("."), "is of no message of this application") for report in reports]
-    return ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=details[:_SHOWN])
+def _unknown_messages(reports: Sequence[DeliveryReport]) -> ApiError:
+    reason = "is not the id of a message of this application"
+    details = [Detail(f"{report.path}.message_id".lstrip("."), reason) for report in reports]
+    return ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=details[:_MAX_DETAILS])

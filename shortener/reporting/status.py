@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, text
 
-from shortener.conversions.service import serialize_conversion
+from shortener.conversions.service import encode_conversion_id
 from shortener.model import HitFlag, State
 from shortener.reporting.messages import COLUMNS, decimal, fields
 from shortener.reporting.queries import AnyRow
@@ -129,7 +129,7 @@ class MessageStatusReader:
 
     def _conversion(self, row: AnyRow) -> dict[str, Any]:
         return {
-            "conversion_id": serialize_conversion(row.id),
+            "conversion_id": encode_conversion_id(row.id),
             "click_id": None if row.hit_id is None else self.click_id(row.hit_id),
             "action": row.action,
             "transaction_id": row.transaction_id or None,

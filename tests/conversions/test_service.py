@@ -1,5 +1,3 @@
-"""Recording conversions: each once, on both engines."""
-
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
@@ -35,9 +33,9 @@ async def hit(service: Service, message: Message) -> int:
     return await service.database.write(add_hit, service.ids, message.links[0])
 
 
-async def refused(service: Service, intake: ConversionReport, application_id: int = 1) -> ErrorCode:
+async def rejection(service: Service, report: ConversionReport, application_id: int = 1) -> ErrorCode:
     with pytest.raises(ApiError) as raised:
-        await service.conversions.ingest(application_id, intake)
+        await service.conversions.ingest(application_id, report)
     return raised.value.code
 
 
@@ -46,8 +44,8 @@ async def test_a_conversion_is_recorded_with_its_event_and_its_counts(
 ) -> None:
     clock.forward(hours=1)
     click_id = service.click_ids.encode(hit)
-    intake = replace(SALE, message_id=None, click_id=click_id, status="ok", disposition="positive", metadata={"sub1": "ü\x01"})
-    recorded = await service.conversions.ingest(1, intake)
+    report = replace(SALE, message_id=None, click_id=click_id, status="ok", disposition="positive", metadata={"sub1": "ü\x01"})
+    recorded = await service.conversions.ingest(1, report)
     (stored,) = await rows(service.database, schema.conversions)
     assert recorded == ConversionResult(recorded.conversion_id, "m-1", duplicate=False)
     assert recorded.conversion_id.startswith("cnv_")
@@ -71,13 +69,13 @@ async def test_a_conversion_is_recorded_with_its_event_and_its_counts(
     assert (event.conversion_id, event.message_id) == (stored.id, message.row)
     assert (event.link_id, event.hit_id) == (message.links[0], hit)
     assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "12.50"}
-    (tally,) = await rows(service.database, schema.count_deltas)
-    assert {(cohort, from_ms(quarter * 15 * 60_000)) for cohort, quarter, _, _ in tally.data} == {(message.cohort_id, NOON)}
+    (delta,) = await rows(service.database, schema.count_deltas)
+    assert {(cohort, from_ms(time_slot * 15 * 60_000)) for cohort, time_slot, _, _ in delta.data} == {(message.cohort_id, NOON)}
 
 
-async def test_a_repeat_answers_as_the_first_did_and_fires_nothing(service: Service, message: Message, hit: int) -> None:
+async def test_a_repeat_returns_the_first_result_and_raises_no_event(service: Service, message: Message, hit: int) -> None:
     first = await service.conversions.ingest(1, SALE)
-    # By the click instead of the message, with other words and another spelling of the value.
+    # The same conversion, identified by its click, with another status and another notation of the value.
     by_click = replace(SALE, click_id=service.click_ids.encode(hit), value=Decimal("12.5"), status="again", at=NOON + timedelta(1))
     for repeat in (SALE, by_click, replace(by_click, message_id=None)):
         assert await service.conversions.ingest(1, repeat) == replace(first, duplicate=True)
@@ -91,30 +89,30 @@ async def test_a_repeat_with_another_value_or_currency_is_a_conflict(service: Se
     await service.conversions.ingest(1, SALE)
     others: list[dict[str, Any]] = [{"value": Decimal("13")}, {"value": None}, {"currency": "USD"}, {"currency": None}]
     for other in others:
-        assert await refused(service, replace(SALE, **other)) is ErrorCode.CONVERSION_CONFLICT
+        assert await rejection(service, replace(SALE, **other)) is ErrorCode.CONVERSION_CONFLICT
     assert len(await rows(service.database, schema.events)) == 1
 
 
 @pytest.mark.usefixtures("message")
-async def test_another_action_or_transaction_is_a_conversion_of_its_own_and_a_refund_is_one(service: Service) -> None:
+async def test_another_action_or_transaction_id_is_a_separate_conversion_for_example_a_refund(service: Service) -> None:
     refund = replace(SALE, action="refund", value=Decimal("-12.50"))
     chargeback = replace(SALE, transaction_id="t-1-back", value=Decimal("-0.25"))
     without = replace(SALE, transaction_id="", value=Decimal("1"), currency=None)
     plain = ConversionReport(at=NOON, message_id="m-1")
-    recorded = [await service.conversions.ingest(1, intake) for intake in (SALE, refund, chargeback, without, plain)]
+    recorded = [await service.conversions.ingest(1, report) for report in (SALE, refund, chargeback, without, plain)]
     assert not any(one.duplicate for one in recorded)
     assert len({one.conversion_id for one in recorded}) == 5
     assert await count_delta_sums(service.database) == {"conversions": "5", "value:EUR": "-0.25", "value:": "1"}
 
 
-async def test_same_keys_of_different_messages_do_not_meet(service: Service, message: Message) -> None:
+async def test_the_same_transaction_id_in_two_messages_is_two_conversions(service: Service, message: Message) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     first = await service.conversions.ingest(1, SALE)
     second = await service.conversions.ingest(1, replace(SALE, message_id="m-2", value=Decimal("99")))
     assert (first.message_id, second.message_id, second.duplicate) == ("m-1", "m-2", False)
 
 
-async def test_a_hundred_reports_at_once_of_one_conversion_record_it_once(service: Service, message: Message) -> None:
+async def test_a_hundred_concurrent_reports_of_one_conversion_record_it_once(service: Service, message: Message) -> None:
     recorded = await asyncio.gather(*(service.conversions.ingest(1, SALE) for _ in range(100)))
     assert [one.duplicate for one in recorded].count(False) == 1
     assert len({one.conversion_id for one in recorded}) == 1
@@ -122,17 +120,17 @@ async def test_a_hundred_reports_at_once_of_one_conversion_record_it_once(servic
     assert await count_delta_sums(service.database) == {"conversions": "1", "value:EUR": "12.50"}
 
 
-async def test_in_one_batch_each_report_has_its_own_answer(service: Service, message: Message) -> None:
-    intakes = [
+async def test_each_report_of_a_batch_has_its_own_result(service: Service, message: Message) -> None:
+    reports = [
         SALE,
         replace(SALE, value=Decimal("1")),
-        replace(SALE, message_id="nobody's"),
+        replace(SALE, message_id="unknown"),
         replace(SALE, transaction_id="t-2"),
         SALE,
-        replace(SALE, click_id="made up"),
+        replace(SALE, click_id="invalid"),
     ]
-    answers = await asyncio.gather(*(service.conversions.ingest(1, one) for one in intakes), return_exceptions=True)
-    assert [getattr(answer, "code", None) or getattr(answer, "duplicate", None) for answer in answers] == [
+    results = await asyncio.gather(*(service.conversions.ingest(1, one) for one in reports), return_exceptions=True)
+    assert [getattr(result, "code", None) or getattr(result, "duplicate", None) for result in results] == [
         False,
         ErrorCode.CONVERSION_CONFLICT,
         ErrorCode.MESSAGE_NOT_FOUND,
@@ -142,22 +140,22 @@ async def test_in_one_batch_each_report_has_its_own_answer(service: Service, mes
     ]
 
 
-# Which message
+# The message of a conversion
 
 
-async def test_a_click_id_of_another_message_of_the_application_contradicts_the_message_id(service: Service, hit: int) -> None:
+async def test_a_click_id_of_another_message_of_the_application_is_rejected(service: Service, hit: int) -> None:
     await service.database.write(add_message, service.ids, "m-2")
-    for message_id in ("m-2", "nobody's"):
-        intake = replace(SALE, message_id=message_id, click_id=service.click_ids.encode(hit))
-        assert await refused(service, intake) is ErrorCode.INVALID_REQUEST
+    for message_id in ("m-2", "unknown"):
+        report = replace(SALE, message_id=message_id, click_id=service.click_ids.encode(hit))
+        assert await rejection(service, report) is ErrorCode.INVALID_REQUEST
 
 
 async def test_another_applications_messages_and_clicks_are_unknown(service: Service, hit: int) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
-    await service.database.write(add_message, service.ids, "theirs", application_id=other)
+    await service.database.write(add_message, service.ids, "other", application_id=other)
     click_id = service.click_ids.encode(hit)
-    for intake in (SALE, ConversionReport(NOON, click_id=click_id), ConversionReport(NOON, message_id="theirs", click_id=click_id)):
-        assert await refused(service, intake, other) is ErrorCode.MESSAGE_NOT_FOUND
+    for report in (SALE, ConversionReport(NOON, click_id=click_id), ConversionReport(NOON, message_id="other", click_id=click_id)):
+        assert await rejection(service, report, other) is ErrorCode.MESSAGE_NOT_FOUND
     assert await rows(service.database, schema.conversions) == []
 
 
@@ -170,30 +168,32 @@ async def test_the_same_message_id_in_two_applications_is_two_messages(service: 
 
 
 @pytest.mark.usefixtures("message")
-async def test_a_made_up_click_id_is_unknown_whatever_the_message_id(service: Service) -> None:
-    for click_id in ("made up", "", "00000000001" + "0" * 8, "ü" * 19):
-        assert await refused(service, replace(SALE, click_id=click_id)) is ErrorCode.MESSAGE_NOT_FOUND
+async def test_an_invalid_click_id_is_rejected_even_with_a_valid_message_id(service: Service) -> None:
+    for click_id in ("invalid", "", "00000000001" + "0" * 8, "ü" * 19):
+        assert await rejection(service, replace(SALE, click_id=click_id)) is ErrorCode.MESSAGE_NOT_FOUND
 
 
-async def test_a_click_whose_hit_is_gone_leaves_the_message_id(service: Service, message: Message) -> None:
-    gone = service.click_ids.encode(service.ids())
-    assert await refused(service, ConversionReport(NOON, click_id=gone)) is ErrorCode.MESSAGE_NOT_FOUND
-    await service.conversions.ingest(1, replace(SALE, click_id=gone))
+async def test_the_message_id_is_sufficient_if_the_hit_of_the_click_id_is_purged(service: Service, message: Message) -> None:
+    purged = service.click_ids.encode(service.ids())
+    assert await rejection(service, ConversionReport(NOON, click_id=purged)) is ErrorCode.MESSAGE_NOT_FOUND
+    await service.conversions.ingest(1, replace(SALE, click_id=purged))
     (stored,) = await rows(service.database, schema.conversions)
     assert (stored.message_id, stored.hit_id) == (message.row, None)
 
 
-async def test_a_conversion_counts_long_after_the_link_expired(service: Service, message: Message, hit: int, clock: Clock) -> None:
+async def test_a_conversion_is_recorded_long_after_the_link_expired(
+    service: Service, message: Message, hit: int, clock: Clock
+) -> None:
     clock.forward(days=200)
-    intake = ConversionReport(clock(), click_id=service.click_ids.encode(hit))
-    assert not (await service.conversions.ingest(1, intake)).duplicate
+    report = ConversionReport(clock(), click_id=service.click_ids.encode(hit))
+    assert not (await service.conversions.ingest(1, report)).duplicate
 
 
-# Several processes, and the bell
+# Several processes, and events
 
 
 async def test_two_processes_record_a_conversion_once(database: Database, clock: Clock) -> None:
-    """Two groups on one store: on PostgreSQL their transactions truly overlap."""
+    """Two services use one database; on PostgreSQL their transactions overlap."""
     ids, click_ids = IdGenerator(database.node, lambda: to_ms(clock())), ClickIds(b"key")
     names = [f"m-{number}" for number in range(20)]
 
@@ -202,18 +202,18 @@ async def test_two_processes_record_a_conversion_once(database: Database, clock:
             add_message(connection, ids, name)
 
     await database.write(prepare)
-    rings: list[int] = []
-    processes = [Conversions(database, ids, click_ids, clock, lambda: rings.append(1)) for _ in range(2)]
-    forwards = [replace(SALE, message_id=name) for name in names]
-    jobs = [processes[0].ingest(1, intake) for intake in forwards] + [processes[1].ingest(1, intake) for intake in forwards[::-1]]
+    notifications: list[int] = []
+    processes = [Conversions(database, ids, click_ids, clock, lambda: notifications.append(1)) for _ in range(2)]
+    reports = [replace(SALE, message_id=name) for name in names]
+    jobs = [processes[0].ingest(1, report) for report in reports] + [processes[1].ingest(1, report) for report in reports[::-1]]
     recorded = await asyncio.gather(*jobs)
     assert [one.duplicate for one in recorded].count(False) == 20
     assert len(await rows(database, schema.conversions)) == len(await rows(database, schema.events)) == 20
     assert await count_delta_sums(database) == {"conversions": "20", "value:EUR": "250.00"}
-    assert rings
+    assert notifications
 
 
-async def test_nothing_is_kept_of_a_conversion_whose_event_cannot_be_written(
+async def test_a_conversion_is_not_stored_if_its_event_cannot_be_written(
     service: Service, message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:

@@ -1,5 +1,3 @@
-"""Delivery reports, on both engines: forward only, all or nothing, and no click lost to them."""
-
 import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -34,7 +32,7 @@ async def message(service: Service) -> Message:
     return await service.database.write(add_message, service.ids)
 
 
-async def take(service: Service, *reports: DeliveryReport) -> list[DeliveryReportResult]:
+async def record(service: Service, *reports: DeliveryReport) -> list[DeliveryReportResult]:
     return await service.delivery_reports.record(1, reports)
 
 
@@ -47,10 +45,10 @@ async def click(service: Service, message: Message, seconds: float = 0) -> None:
     await service.recorder.record(Hit(service.ids(), message.codes[0], None, at, Verdict.HUMAN, "test", "", "Phone"))
 
 
-async def test_a_report_moves_the_message_and_raises_delivery_and_state(service: Service, message: Message) -> None:
+async def test_a_report_changes_the_state_and_raises_delivery_and_state_events(service: Service, message: Message) -> None:
     facts: dict[str, Any] = {"telecom_message_id": "tm-1", "mt_price": Decimal("0.0095"), "fragments_count": 2}
-    report = replace(DELIVERED, reason_description="ok", **facts)
-    assert await take(service, report) == [DeliveryReportResult("m-1", State.DELIVERED, changed=True)]
+    delivered = replace(DELIVERED, reason_description="ok", **facts)
+    assert await record(service, delivered) == [DeliveryReportResult("m-1", State.DELIVERED, changed=True)]
     row = await stored(service)
     assert (row.state, row.delivered_at, row.sent_at) == (State.DELIVERED, DELIVERED.at, None)
     assert (row.report_status, row.reason_code, row.reason_description) == ("DELIVRD", "000", "ok")
@@ -69,19 +67,19 @@ async def test_a_report_moves_the_message_and_raises_delivery_and_state(service:
     assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
-async def test_a_repeat_raises_nothing(service: Service, message: Message) -> None:
-    await take(service, SENT, DELIVERED)
+async def test_a_repeated_report_raises_no_event(service: Service, message: Message) -> None:
+    await record(service, SENT, DELIVERED)
     later = replace(DELIVERED, at=DELIVERED.at + timedelta(hours=1))
-    assert await take(service, DELIVERED, later, SENT) == [DeliveryReportResult("m-1", State.DELIVERED, changed=False)] * 3
+    assert await record(service, DELIVERED, later, SENT) == [DeliveryReportResult("m-1", State.DELIVERED, changed=False)] * 3
     assert (await stored(service)).delivered_at == DELIVERED.at
     assert len(await rows(service.database, schema.events)) == 2
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
 
 
-async def test_a_late_report_fills_in_its_time_and_does_not_move_the_message_back(service: Service, message: Message) -> None:
-    await take(service, replace(READ, telecom_message_id="new"))
+async def test_a_late_report_stores_its_time_and_does_not_move_the_state_back(service: Service, message: Message) -> None:
+    await record(service, replace(READ, telecom_message_id="new"))
     late = replace(SENT, report_status="ENROUTE", telecom_message_id="old", mt_price=Decimal("0.01"))
-    assert await take(service, late) == [DeliveryReportResult("m-1", State.READ, changed=True)]
+    assert await record(service, late) == [DeliveryReportResult("m-1", State.READ, changed=True)]
     row = await stored(service)
     assert (row.state, row.read_at, row.sent_at, row.delivered_at) == (State.READ, READ.at, SENT.at, None)
     assert (row.report_status, row.telecom_message_id, row.mt_price) == (None, "new", Decimal("0.01"))
@@ -90,9 +88,9 @@ async def test_a_late_report_fills_in_its_time_and_does_not_move_the_message_bac
     assert event.data == {"state": "SENT", "status": "ENROUTE", "reason_code": None, "reason_description": None}
 
 
-async def test_reports_of_one_message_in_one_batch_may_come_in_any_order(service: Service, message: Message) -> None:
-    taken = await take(service, DELIVERED, SENT, READ, SENT)
-    assert [(one.state.name, one.changed) for one in taken] == [
+async def test_reports_of_one_message_in_one_batch_may_have_any_order(service: Service, message: Message) -> None:
+    results = await record(service, DELIVERED, SENT, READ, SENT)
+    assert [(one.state.name, one.changed) for one in results] == [
         ("DELIVERED", True),
         ("DELIVERED", True),
         ("READ", True),
@@ -105,40 +103,38 @@ async def test_reports_of_one_message_in_one_batch_may_come_in_any_order(service
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1", "read": "1"}
 
 
-async def test_a_failed_message_may_still_be_delivered_and_keeps_no_reason_of_the_failure(
-    service: Service, message: Message
-) -> None:
-    await take(service, FAILED)
+async def test_a_delivery_after_a_failure_removes_the_reason_of_the_failure(service: Service, message: Message) -> None:
+    await record(service, FAILED)
     assert ((await stored(service)).state, (await stored(service)).failed_at) == (State.FAILED, FAILED.at)
-    await take(service, DeliveryReport("m-1", State.DELIVERED, NOON))
+    await record(service, DeliveryReport("m-1", State.DELIVERED, NOON))
     row = await stored(service)
     assert (row.state, row.reason_code, row.reason_description) == (State.DELIVERED, None, None)
 
 
-async def test_a_delivered_message_never_fails(service: Service, message: Message) -> None:
-    assert [one.state for one in await take(service, DELIVERED, FAILED, EXPIRED)] == [State.DELIVERED] * 3
+async def test_a_failure_after_a_delivery_does_not_change_the_state(service: Service, message: Message) -> None:
+    assert [one.state for one in await record(service, DELIVERED, FAILED, EXPIRED)] == [State.DELIVERED] * 3
     row = await stored(service)
     assert (row.state, row.failed_at, row.reason_code) == (State.DELIVERED, FAILED.at, "000")
     assert await count_delta_sums(service.database) == {"delivered": "1", "failed": "1"}
 
 
-async def test_a_report_of_the_newest_state_may_add_and_correct_facts(service: Service, message: Message) -> None:
-    await take(service, DELIVERED)
-    (taken,) = await take(service, replace(DELIVERED, reason_code="001", mt_price=Decimal("0.02"), report_status=None))
-    assert taken.changed
+async def test_a_second_report_of_the_newest_state_adds_and_corrects_facts(service: Service, message: Message) -> None:
+    await record(service, DELIVERED)
+    (result,) = await record(service, replace(DELIVERED, reason_code="001", mt_price=Decimal("0.02"), report_status=None))
+    assert result.changed
     row = await stored(service)
     assert (row.report_status, row.reason_code, row.mt_price) == ("DELIVRD", "001", Decimal("0.02"))
-    (same,) = await take(service, replace(DELIVERED, reason_code="001", mt_price=Decimal("0.0200")))
+    (same,) = await record(service, replace(DELIVERED, reason_code="001", mt_price=Decimal("0.0200")))
     assert not same.changed
 
 
 # Clicks
 
 
-async def test_a_delivery_after_the_click_fills_in_everything_but_the_state(service: Service, message: Message) -> None:
-    await take(service, SENT)
+async def test_a_delivery_after_the_click_stores_everything_except_the_state(service: Service, message: Message) -> None:
+    await record(service, SENT)
     await click(service, message, seconds=5)
-    assert await take(service, DELIVERED) == [DeliveryReportResult("m-1", State.CLICKTHRU, changed=True)]
+    assert await record(service, DELIVERED) == [DeliveryReportResult("m-1", State.CLICKTHRU, changed=True)]
     row = await stored(service)
     assert (row.state, row.previous_state, row.delivered_at) == (State.CLICKTHRU, State.SENT, DELIVERED.at)
     assert (row.report_status, row.reason_code) == ("DELIVRD", "000")
@@ -152,23 +148,23 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
     messages = await service.database.write(prepare)
     reports = [replace(report, message_id=one.message_id) for one in messages for report in (SENT, DELIVERED)]
     await asyncio.gather(
-        *(take(service, report) for report in reports),
+        *(record(service, report) for report in reports),
         *(click(service, one) for one in messages),
-        take(service, *(replace(READ, message_id=one.message_id) for one in reversed(messages))),
+        record(service, *(replace(READ, message_id=one.message_id) for one in reversed(messages))),
     )
     before = {}
     for row in (await rows(service.database, messages_now))[1:]:
         before[row.id] = State(row.previous_state).name
         assert (row.state, row.clicked_at is not None) == (State.CLICKTHRU, True)
         assert (row.sent_at, row.delivered_at, row.read_at) == (SENT.at, DELIVERED.at, READ.at)
-    told = await rows(service.database, schema.events)
+    stored_events = await rows(service.database, schema.events)
     for one in messages:
         moves = [
             event.data or {"previous_state": before[one.row], "new_state": "CLICKTHRU"}
-            for event in told
+            for event in stored_events
             if event.message_id == one.row and event.topics & Topic.STATE
         ]
-        # A click's event has the id that its hit got when it arrived: what happened meanwhile may stand behind it.
+        # The event of a click has the id of its hit, which is older than events that other transactions wrote meanwhile.
         follows = {move["previous_state"]: move["new_state"] for move in moves}
         path = ["CREATED"]
         while path[-1] in follows:
@@ -179,15 +175,15 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
     assert await count_delta_sums(service.database) == dict.fromkeys(metrics, "30")
 
 
-# All or nothing
+# Atomic requests
 
 
-async def test_a_batch_with_unknown_messages_keeps_nothing_and_names_them(service: Service, message: Message) -> None:
+async def test_a_batch_with_unknown_messages_stores_nothing_and_names_them(service: Service, message: Message) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
-    await service.database.write(add_message, service.ids, "theirs", application_id=other)
-    names = ["m-1", "nobody's", "m-1", "theirs"]
+    await service.database.write(add_message, service.ids, "other", application_id=other)
+    names = ["m-1", "unknown", "m-1", "other"]
     with pytest.raises(ApiError) as raised:
-        await take(service, *(replace(SENT, message_id=name, path=str(index)) for index, name in enumerate(names)))
+        await record(service, *(replace(SENT, message_id=name, path=str(index)) for index, name in enumerate(names)))
     assert raised.value.code is ErrorCode.MESSAGE_NOT_FOUND
     assert [detail.field for detail in raised.value.details] == ["1.message_id", "3.message_id"]
     assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED}
@@ -195,36 +191,36 @@ async def test_a_batch_with_unknown_messages_keeps_nothing_and_names_them(servic
     assert await count_delta_sums(service.database) == {}
 
 
-async def test_a_bad_request_does_not_hold_up_those_that_share_its_commit(service: Service, message: Message) -> None:
+async def test_a_rejected_request_does_not_affect_requests_in_the_same_commit(service: Service, message: Message) -> None:
     results = await asyncio.gather(
-        take(service, SENT),
-        take(service, replace(SENT, message_id="nobody's")),
-        take(service, DELIVERED),
+        record(service, SENT),
+        record(service, replace(SENT, message_id="unknown")),
+        record(service, DELIVERED),
         return_exceptions=True,
     )
     assert [isinstance(result, ApiError) for result in results] == [False, True, False]
     assert (await stored(service)).state == State.DELIVERED
 
 
-# Any order
+# Property test of the order
 
 
-def blank(state: State = State.CREATED, is_clicked: bool = False) -> _ReportedMessage:
+def unreported(state: State = State.CREATED, is_clicked: bool = False) -> _ReportedMessage:
     return _ReportedMessage(1, 1, state, None, None, None, None, None, None, None, None, None, None, is_clicked)
 
 
 @given(st.lists(st.sampled_from([SENT, DELIVERED, READ, FAILED, EXPIRED]), max_size=8))
-def test_in_any_order_the_newest_state_wins_and_every_first_time_stays(reports: list[DeliveryReport]) -> None:
-    message, clicked = blank(), blank(is_clicked=True)
+def test_in_any_order_the_newest_state_wins_and_the_first_time_of_each_state_stays(reports: list[DeliveryReport]) -> None:
+    message, clicked = unreported(), unreported(is_clicked=True)
     rank = 0
     first: dict[State, datetime] = {}
     for report in reports:
-        message.take(report)
-        clicked.take(report)
+        message.apply(report)
+        clicked.apply(report)
         assert message.state // 10 >= rank
         rank = message.state // 10
         first.setdefault(State.FAILED if report.state is State.EXPIRED else report.state, report.at)
-        assert not message.take(report)
+        assert not message.apply(report)
     assert rank == max((report.state // 10 for report in reports), default=0)
     times = [message.sent_at, message.delivered_at, message.read_at, message.failed_at]
     assert times == [first.get(state) for state in (State.SENT, State.DELIVERED, State.READ, State.FAILED)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from shortener.conversions.service import serialize_conversion
+from shortener.conversions.service import encode_conversion_id
 from shortener.model import HitFlag, State, Verdict
 from shortener.reporting import status
 from shortener.reporting.status import MessageStatusReader, find_status
@@ -111,7 +111,7 @@ async def test_a_link_that_was_clicked_after_another_has_its_own_time(filled: Da
 
 async def test_conversions_are_told_with_exact_values(filled: Database) -> None:
     sale, reply = (await told(filled))["conversions"]
-    assert sale["conversion_id"].startswith(serialize_conversion(1)[:4])
+    assert sale["conversion_id"].startswith(encode_conversion_id(1)[:4])
     assert sale["click_id"].startswith("click-")
     assert (sale["action"], sale["transaction_id"], sale["value"], sale["currency"]) == ("sale", "t1", "12.50", "EUR")
     assert sale["timestamp"] == "2026-11-20T12:05:00.250Z"
