@@ -37,7 +37,7 @@ async def _open() -> AsyncIterator[tuple[Any, Trackers, Settings]]:
 
 
 def _validate(model: type[M], data: dict[str, Any]) -> M:
-    from shortener.web.endpoint import validate
+    from shortener.web.validation import validate
 
     return validate(model, data)
 

@@ -1,4 +1,7 @@
-"""The caller's own application: what it has chosen, and its `conversion_url` (23 Telecom)."""
+"""The caller's own application: its settings and its `conversion_url` (23 Telecom).
+
+A `conversion_url` is stored as a tracker of its own, which receives `conversion` events as flat JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,17 @@ from shortener.web.tracker_requests import BodyFields, TrackerUrl
 _TAG = "Application"
 
 
-class ApplicationChanges(ApplicationSettings):
-    """What to change; what is absent stays. null takes back what was set."""
+class ApplicationUpdateRequest(ApplicationSettings):
+    """The settings to change. A setting that is absent keeps its value; null resets it to its default."""
 
     conversion_url: TrackerUrl | None = Field(
-        None, description="Where conversions are POSTed to as flat JSON; may hold placeholders. null or empty removes it."
+        None,
+        description="URL that receives each conversion by POST as flat JSON. It may contain placeholders. null or empty removes "
+        "it.",
     )
-    conversion_fields: BodyFields | None = Field(None, description="Which fields that JSON holds; a usual set when absent.")
+    conversion_fields: BodyFields | None = Field(
+        None, description="Names of the fields in that JSON. By default a standard set of fields."
+    )
 
 
 class ApplicationFields(ResponseModel, ApplicationSettings):
@@ -35,16 +42,19 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
     domains: list[str]
     conversion_url: str | None
     conversion_fields: list[str] | None
-    conversion_tracker_id: int | None = Field(description="The tracker that conversion_url stands for: its health, its deliveries.")
+    conversion_tracker_id: int | None = Field(
+        description="Id of the tracker (the endpoint that receives events) that was created for conversion_url."
+    )
 
 
 class ApplicationResponse(ApplicationFields):
-    """The application as it is now."""
+    """The application with its current settings."""
 
     status: Literal[True] = True
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the caller's application."""
     service = call.service
     application = service.directory.application(call.application_id)
     if application is None:
@@ -63,21 +73,22 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
     }
 
 
-async def change(call: Call[None, ApplicationChanges]) -> Mapping[str, Any]:
-    service, given = call.service, call.body
-    settings = {name: getattr(given, name) for name in given.model_fields_set if name in ApplicationSettings.model_fields}
+async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any]:
+    """Change the caller's application and return it."""
+    service, changes = call.service, call.body
+    settings = {name: getattr(changes, name) for name in changes.model_fields_set if name in ApplicationSettings.model_fields}
     conversion: tuple[str | None, list[str] | None] | None = None
-    if {"conversion_url", "conversion_fields"} & given.model_fields_set:
-        present = await service.trackers.conversion_url(call.application_id)
-        url, fields = (present.url, present.fields) if present else (None, None)
-        if "conversion_url" in given.model_fields_set:
-            url = given.conversion_url or None
+    if {"conversion_url", "conversion_fields"} & changes.model_fields_set:
+        current = await service.trackers.conversion_url(call.application_id)
+        url, fields = (current.url, current.fields) if current else (None, None)
+        if "conversion_url" in changes.model_fields_set:
+            url = changes.conversion_url or None
             if url is not None:
                 await service.trackers.check_url(url, "conversion_url")
-        if "conversion_fields" in given.model_fields_set:
-            fields = given.conversion_fields
-        if url is None and given.conversion_fields is not None:
-            reason = "stands without a conversion_url"
+        if "conversion_fields" in changes.model_fields_set:
+            fields = changes.conversion_fields
+        if url is None and changes.conversion_fields is not None:
+            reason = "requires a conversion_url"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
         conversion = (url, fields)
     await service.database.write(_write, call.application_id, settings, conversion, service.clock())
@@ -111,11 +122,11 @@ ENDPOINTS = [
     Endpoint(
         "PATCH",
         "/api/v1/application",
-        change,
+        update,
         "Change the application",
         _TAG,
         permission="trackers.write",
-        body=ApplicationChanges,
+        body=ApplicationUpdateRequest,
         response=ApplicationResponse,
         errors=(
             ErrorCode.UNKNOWN_PLACEHOLDER,
@@ -123,6 +134,6 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.CONFLICT,
         ),
-        description="`click_events` and `click_id_param` hold for links that are made from now on.",
+        description="`click_events` and `click_id_param` apply to links that are created after the change.",
     ),
 ]

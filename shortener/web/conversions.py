@@ -1,13 +1,14 @@
-"""Conversions in: the four calls that customers' trackers make, with the X-Api-Token header (23 Telecom).
+"""The four endpoints to which trackers report conversions, with a tracker token in the X-Api-Token header (23 Telecom).
 
-GET and POST are alike: the parameters come in the query, as a form or as JSON. A parameter of ours may be given once; one that is
-kept as metadata and given several times is kept as a list. HEAD, which Starlette routes to GET, records nothing.
+The parameters are in the query, in a form or in JSON. A known parameter may occur once. Any other parameter is stored as metadata;
+if it occurs several times, its values are stored as a list. HEAD, which Starlette routes to the GET handler, is rejected.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
 from starlette.responses import Response
 
 from shortener.conversions.parsing import ConversionParameters, parse_conversion
@@ -16,34 +17,37 @@ from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel, error_
 
 
 class ConversionResponse(ResponseModel):
-    """A repeat answers as the first did, with `duplicate` true."""
+    """The recorded conversion. A repeat returns the first response with `duplicate` true."""
 
     status: Literal[True] = True
     conversion_id: str
     message_id: str
-    duplicate: bool
+    duplicate: bool = Field(description="true if this conversion was recorded before.")
 
 
 async def _ingest(call: Call[Any, Any], parameters: ConversionParameters) -> ConversionResponse:
     if call.request.method == "HEAD":
-        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD records nothing; send GET.")
+        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET.")
     recorded = await call.service.conversions.ingest(call.application_id, parse_conversion(parameters, call.service.clock()))
     return ConversionResponse(conversion_id=recorded.conversion_id, message_id=recorded.message_id, duplicate=recorded.duplicate)
 
 
 async def track(call: Call[ConversionParameters, None]) -> ConversionResponse:
+    """Record a conversion from the query."""
     return await _ingest(call, call.query)
 
 
 async def callback(call: Call[None, ConversionParameters]) -> ConversionResponse:
+    """Record a conversion from the body."""
     return await _ingest(call, call.body)
 
 
-#: RFC 9745: since when (2026-11-20), and RFC 8288: what to call instead.
+#: RFC 9745: deprecated since 2026-11-20. RFC 8288: the endpoint that replaces it.
 _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
 
 
 async def deprecated_track(call: Call[ConversionParameters, None]) -> Response:
+    """Record a conversion from the query; the response says that the path is deprecated."""
     try:
         response = json_response(await _ingest(call, call.query))
     except ApiError as error:
@@ -55,10 +59,10 @@ async def deprecated_track(call: Call[ConversionParameters, None]) -> Response:
 _TAG = "Trackers"
 _ERRORS = (ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT, ErrorCode.UNEXPANDED_PLACEHOLDER)
 _DESCRIPTION = (
-    "One conversion per message, `action` and `transaction_id`: a repeat answers as the first did and fires nothing, a repeat "
-    "with another value or currency is refused. Refunds are conversions of their own, with a negative `value` and another "
-    "`transaction_id` or `action`. Counted whether it comes before a click, without one or after the link expired. Times may lie "
-    "up to 24 hours ahead. Any other parameter is kept as metadata, at most 4 KiB of JSON."
+    "There is one conversion for each message, `action` and `transaction_id`. A repeat returns the first response and triggers no "
+    "event. A repeat with another value or currency is rejected. Report a refund as a separate conversion with a negative `value` "
+    "and another `transaction_id` or `action`. A conversion counts without a click, before a click and after the link expired. "
+    "`timestamp` may be at most 24 hours in the future. Any other parameter is stored as metadata, at most 4 KiB of JSON."
 )
 
 ENDPOINTS = [
@@ -91,20 +95,20 @@ ENDPOINTS = [
         "GET",
         "/api/v1/action/track",
         deprecated_track,
-        "Report a conversion (deprecated: call /api/v1/track)",
+        "Report a conversion (deprecated: use /api/v1/track)",
         _TAG,
         Caller.TRACKER,
         query=ConversionParameters,
         response=ConversionResponse,
         errors=_ERRORS,
         deprecated=True,
-        description="The same as GET /api/v1/track, with the headers `Deprecation` and `Link` in the answer.",
+        description="The same as GET /api/v1/track. The response has the headers `Deprecation` and `Link`.",
     ),
     Endpoint(
         "POST",
         "/action",
         callback,
-        "Report a conversion (legacy: call /api/v1/callback/action)",
+        "Report a conversion (legacy: use /api/v1/callback/action)",
         _TAG,
         Caller.TRACKER,
         body=ConversionParameters,

@@ -1,4 +1,4 @@
-"""POST /api/v1/sms/status: the send pipeline passes on what the carrier reports."""
+"""POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State
 from shortener.times import parse_time
-from shortener.web.endpoint import Call, Endpoint, Model, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Price, Text
+from shortener.web.validation import MAX_DETAILS
 
 
-class DeliveryReportBody(Model):
-    """What became of one message. Codes and times may also be numbers."""
+class DeliveryReportItem(RequestModel):
+    """A delivery report for one message. Codes and times may also be numbers."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     message_id: Text = Field(max_length=255)
     state: Literal["SENT", "DELIVERED", "READ", "FAILED", "EXPIRED"]
-    status: Text | None = Field(None, max_length=64, description="The carrier's own word, for example DELIVRD.")
+    status: Text | None = Field(None, max_length=64, description="Status word of the carrier, for example DELIVRD.")
     reason_code: Text | None = Field(None, max_length=64)
     reason_description: Text | None = Field(None, max_length=255)
-    mt_price: Price | None = Field(None, description="Decimal string or number.")
-    fragments_count: int | None = Field(None, ge=1, le=1000, description="Segments that the carrier billed.")
+    mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
+    fragments_count: int | None = Field(None, ge=1, le=1000, description="Number of segments that the carrier billed.")
     telecom_message_id: Text | None = Field(None, max_length=255)
     timestamp: Text | None = Field(
         None,
         max_length=64,
-        description="When it was: ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970; now when absent.",
+        description="Time of the report: ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970. Default: now.",
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_blanks(cls, value: object) -> object:
+    def _empty_to_none(cls, value: object) -> object:
         return None if value == "" else value
 
 
@@ -46,40 +47,41 @@ def _form_of(value: Any) -> str:
 class DeliveryReportRequest(
     RootModel[
         Annotated[
-            Annotated[DeliveryReportBody, Tag("single")] | Annotated[list[DeliveryReportBody], Field(min_length=1), Tag("batch")],
+            Annotated[DeliveryReportItem, Tag("single")] | Annotated[list[DeliveryReportItem], Field(min_length=1), Tag("batch")],
             Discriminator(_form_of),
         ]
     ]
 ):
-    """One report, or a list of them."""
+    """One delivery report, or a list of delivery reports."""
 
 
 class DeliveryReportFields(ResponseModel):
     message_id: str
-    state: str = Field(description="The message's state after this report.")
-    changed: bool = Field(description="False for a report that brought nothing new.")
+    state: str = Field(description="State of the message after this report.")
+    changed: bool = Field(description="false if the report changed nothing.")
 
 
 class DeliveryReportsResponse(ResponseModel):
-    """One entry per report, in request order."""
+    """One entry for each report, in the order of the request."""
 
     status: Literal[True] = True
     reports: list[DeliveryReportFields]
 
 
 async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResponse:
-    given = call.body.root
-    items = [("", given)] if isinstance(given, DeliveryReportBody) else [(str(index), item) for index, item in enumerate(given)]
+    """Store one delivery report or a batch; a batch is stored completely or not at all."""
+    body = call.body.root
+    items = [("", body)] if isinstance(body, DeliveryReportItem) else [(str(index), item) for index, item in enumerate(body)]
     limit = call.service.settings.batch_limit
     if len(items) > limit:
-        raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"{len(items)} reports; at most {limit} are taken in one request.")
+        raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"One request must have at most {limit} reports (BATCH_LIMIT), not {len(items)}.")
     now = call.service.clock()
-    reports, wrong = [], []
+    reports, invalid = [], []
     for path, item in items:
         try:
             at = parse_time(item.timestamp, now) if item.timestamp else now
         except ValueError as error:
-            wrong.append(Detail(f"{path}.timestamp".lstrip("."), str(error)))
+            invalid.append(Detail(f"{path}.timestamp".lstrip("."), str(error)))
             continue
         reports.append(
             DeliveryReport(
@@ -95,8 +97,8 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
                 path=path,
             )
         )
-    if wrong:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=wrong[:100])
+    if invalid:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=invalid[:MAX_DETAILS])
     taken = await call.service.delivery_reports.record(call.application_id, reports)
     return DeliveryReportsResponse(
         reports=[DeliveryReportFields(message_id=one.message_id, state=one.state.name, changed=one.changed) for one in taken]
@@ -108,13 +110,14 @@ ENDPOINTS = [
         "POST",
         "/api/v1/sms/status",
         report,
-        "Report what became of messages",
+        "Report the delivery state of messages",
         "Send pipeline",
         permission="sms.send",
         body=DeliveryReportRequest,
         response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
-        description="One report or a list of them, all of them kept or none. States only move forward, CREATED < SENT < FAILED, "
-        "EXPIRED < DELIVERED < READ < CLICKTHRU; a late report fills in its time and never moves the state back.",
+        description="The body is one report or a list. A list is stored completely or not at all. A state only moves forward: "
+        "CREATED < SENT < FAILED, EXPIRED < DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the "
+        "state back.",
     )
 ]

@@ -1,9 +1,11 @@
-"""An endpoint as data, and the one way in which every one of them runs.
+"""Endpoints as data, and the one way in which every endpoint runs.
 
-Path, caller, models of query, body and answer are declared once; the same declaration authenticates, validates, answers and
-makes the OpenAPI document, so the three cannot disagree. Order: credential (401, 403) before anything is read, then query and
-body (400, 413, 415), then the handler. What the handler raises as `ApiError` becomes the error body; a store that is away
-becomes 503 with `Retry-After`; anything else 500 without internals.
+An endpoint declares its path, its caller and its models for query, body and response once. The same declaration authenticates the
+caller, validates the request, serializes the response and produces the OpenAPI document, so they cannot disagree.
+
+The order is fixed: first the credential (401, 403), then query and body (400, 413, 415), then the handler. An `ApiError` from the
+handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`. Any other exception is logged and
+becomes 500 without internals.
 """
 
 from __future__ import annotations
@@ -14,42 +16,45 @@ import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
-from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.web.validation import validate
 
 if TYPE_CHECKING:
     from shortener.container import Service
 
 log = structlog.get_logger(__name__)
 
-RETRY_AFTER = 2  # seconds that a caller is asked to wait when the store is away
+RETRY_AFTER_SECONDS = 2  # value of the Retry-After header while the database is unavailable
+MAX_FORM_FIELDS = 1000
 
 
 class Caller(enum.Enum):
-    """Who may call an endpoint."""
+    """The kind of credential that an endpoint requires."""
 
     ANYONE = "anyone"
     API_KEY = "an API key"
     TRACKER = "a tracker token"
 
 
-class Model(BaseModel):
-    """Base of request models: unknown fields are refused, so that a typo is not silently ignored."""
+class RequestModel(BaseModel):
+    """Base class of request models. It rejects unknown fields, so that a misspelled name is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ResponseModel(BaseModel):
-    """Base of answer models. A field with a default is sent all the same, and so is required in the document."""
+    """Base class of response models. Fields with a default are always sent, so the document lists them as required."""
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
@@ -60,7 +65,7 @@ Body = TypeVar("Body", bound=BaseModel | None)
 
 @dataclass(slots=True)
 class Call(Generic[Query, Body]):
-    """What a handler gets: everything checked. `principal` is set unless ANYONE may call."""
+    """A validated request, as a handler receives it."""
 
     service: Service
     request: Request
@@ -71,20 +76,25 @@ class Call(Generic[Query, Body]):
 
     @property
     def principal(self) -> Principal:
+        """The owner of the credential. Only endpoints that require a credential have one."""
         assert self._principal is not None
         return self._principal
 
     @property
     def application_id(self) -> int:
+        """The id of the caller's application."""
         return self.principal.application.id
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`path` is Starlette's. `body_forms`: the body may be a form as well as JSON. `answer` None: `handler` makes the Response.
+    """One method of one path, with everything that validation and the OpenAPI document need.
 
-    `headers`: those that the handler reads, with their meaning. `errors`: what it raises beyond what every endpoint may.
-    `also`: answers with another status that are no errors."""
+    `path` has Starlette's syntax. `response` is the model of the body; None means that the handler returns a `Response`.
+    `other_responses` are further successful statuses with their models. `errors` lists the codes that the handler raises, in
+    addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its meaning.
+    With `body_forms` the body may also be a form; with `body_optional` it may be empty.
+    """
 
     method: str
     path: str
@@ -102,15 +112,17 @@ class Endpoint:
     status: int = 200
     errors: Sequence[ErrorCode] = field(default=())
     headers: Mapping[str, str] = field(default_factory=dict)
-    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
+    other_responses: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     description: str = ""
     deprecated: bool = False
 
     async def respond(self, request: Request, service: Service) -> Response:
-        """Everything that can go wrong is an answer; only a client that left raises."""
+        """Run the endpoint. Every failure becomes an error response; this method raises nothing."""
         return await _run(self, service, request)
 
     def route(self, service: Service) -> Route:
+        """Return the endpoint as a route of Starlette."""
+
         async def run(request: Request) -> Response:
             return await self.respond(request, service)
 
@@ -118,12 +130,14 @@ class Endpoint:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `content`, a model or plain data, as a JSON response."""
     if isinstance(content, BaseModel):
         content = content.model_dump(mode="json", by_alias=True)
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def error_response(error: ApiError) -> Response:
+    """Return the response of an error, with the headers that belong to its status."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -135,10 +149,10 @@ def error_response(error: ApiError) -> Response:
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
     try:
         principal = _authenticate(endpoint, service, request)
-        if "\0" in request.scope["path"]:  # no id of ours holds a NUL, and PostgreSQL takes none in a look-up
+        if "\0" in request.scope["path"]:  # no id contains NUL, and PostgreSQL rejects it in a query
             raise ApiError(ErrorCode.NOT_FOUND)
-        query = validate(endpoint.query, _gather(request.query_params.multi_items())) if endpoint.query else None
-        body = await _body_of(endpoint, service, request) if endpoint.body else None
+        query = validate(endpoint.query, _group_by_name(request.query_params.multi_items())) if endpoint.query else None
+        body = await _read_body_model(endpoint, service, request) if endpoint.body else None
         call = Call(service, request, request.path_params, query, body, principal)
         result = await endpoint.handler(call)
         if isinstance(result, Response):
@@ -147,7 +161,7 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
     except ApiError as error:
         return error_response(error)
     except StoreUnavailable:
-        return error_response(ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER))
+        return error_response(ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS))
     except ClientDisconnect:
         return Response(status_code=400)
     except Exception:
@@ -162,18 +176,21 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
         token = request.headers.get("x-api-token", "")
         principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
-            raise ApiError(ErrorCode.UNAUTHORIZED, "The X-Api-Token header is missing, unknown or expired.")
+            raise ApiError(ErrorCode.UNAUTHORIZED, "The tracker token in the X-Api-Token header is missing, unknown or expired.")
         return principal
-    principal = _by_key(service, request)
+    principal = _find_by_api_key(service, request)
     if principal is None:
         raise ApiError(ErrorCode.UNAUTHORIZED)
     if endpoint.permission and endpoint.permission not in principal.permissions:
-        raise ApiError(ErrorCode.FORBIDDEN, f"This key lacks the permission {endpoint.permission}.")
+        raise ApiError(ErrorCode.FORBIDDEN, f"This API key does not have the permission {endpoint.permission}.")
     return principal
 
 
-def _by_key(service: Service, request: Request) -> Principal | None:
-    """X-API-Key (23 Telecom), Bearer (Syniverse), App and Basic (Infobip; the user is the application's number)."""
+def _find_by_api_key(service: Service, request: Request) -> Principal | None:
+    """Return the owner of the API key in any of the accepted headers, or None.
+
+    X-API-Key is 23 Telecom's, Bearer is Syniverse's, App and Basic are Infobip's. The user name of Basic is the application's id.
+    """
     key = request.headers.get("x-api-key")
     if key is not None:
         return service.directory.find_by_api_key(key)
@@ -192,17 +209,17 @@ def _by_key(service: Service, request: Request) -> Principal | None:
     return None
 
 
-def _gather(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Parameters of a query or a form by name; repeated ones become a list, and the models decide whether they take one."""
+def _group_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return parameters of a query or a form by name. The values of a repeated parameter become a list."""
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
-    return {name: several[0] if len(several) == 1 else several for name, several in values.items()}
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises ApiError BODY_TOO_LARGE as soon as it is known to be."""
-    too_large = ApiError(ErrorCode.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.")
+    """Return the whole body. Raise ApiError BODY_TOO_LARGE if it has more than `limit` bytes, without reading the rest."""
+    too_large = ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {limit} bytes (BODY_LIMIT).")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise too_large
@@ -216,41 +233,23 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-async def _body_of(endpoint: Endpoint, service: Service, request: Request) -> Any:
+async def _read_body_model(endpoint: Endpoint, service: Service, request: Request) -> Any:
     assert endpoint.body is not None
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     content = await read_body(request, service.settings.body_limit)
     if endpoint.body_optional and not content:
         return None
     if endpoint.body_forms and kind == "application/x-www-form-urlencoded":
-        from urllib.parse import parse_qsl
-
         try:
-            return validate(endpoint.body, _gather(parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=1000)))
+            pairs = parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
         except ValueError:
-            raise ApiError(ErrorCode.INVALID_REQUEST, "The form is not UTF-8 or has too many fields.") from None
+            reason = f"The form must be UTF-8 and have at most {MAX_FORM_FIELDS} fields."
+            raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
+        return validate(endpoint.body, _group_by_name(pairs))
     if kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r} is not taken here; send application/json.")
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be application/json, not {kind!r}.")
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     return validate(endpoint.body, data)
-
-
-#: Names of the members of a union, which pydantic puts into the path of an error; a caller knows nothing of them.
-UNION_TAGS = frozenset({"single", "batch", "xoxzo", "infobip", "str", "list[str]", "nullable[str]"})
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def validate(model: type[M], data: Any) -> M:
-    """`data` as the model. Raises ApiError INVALID_REQUEST with a detail for each thing that is wrong."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        details = [
-            Detail(".".join(str(part) for part in item["loc"] if part not in UNION_TAGS), item["msg"].removeprefix("Value error, "))
-            for item in error.errors(include_url=False, include_context=False, include_input=False)[:100]
-        ]
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None

@@ -1,4 +1,4 @@
-"""Erasure of a person's data, on that person's request."""
+"""Erasure of the personal data of one phone number or one message."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pydantic import ConfigDict, Field, model_validator
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.retention.erasure import erase, erase_message, find_codes
-from shortener.web.endpoint import RETRY_AFTER, Call, Endpoint, Model, ResponseModel
+from shortener.web.endpoint import RETRY_AFTER_SECONDS, Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
 
-class Erasure(Model):
-    """Whose data is erased: `phone` or `message_id`, one of them."""
+class ErasureRequest(RequestModel):
+    """The phone number or the message whose personal data is erased: exactly one of `phone` and `message_id`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"phone": "+14085550100"}]})
 
-    phone: Text | None = Field(None, max_length=32, description="E.164: every message to this number.")
-    message_id: Text | None = Field(None, max_length=255, description="One message.")
+    phone: Text | None = Field(None, max_length=32, description="Phone number in E.164; erases every message to it.")
+    message_id: Text | None = Field(None, max_length=255, description="Id of one message.")
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Erasure:
+    def _check_exactly_one(self) -> ErasureRequest:
         if (self.phone is None) == (self.message_id is None):
-            raise ValueError("wants phone or message_id, one of them")
+            raise ValueError("must have exactly one of phone and message_id")
         return self
 
 
@@ -38,23 +38,27 @@ class ErasedRows(ResponseModel):
 
 
 class ErasureResponse(ResponseModel):
-    """How many rows personal data was removed from."""
+    """Number of rows from which personal data was removed."""
 
     status: Literal[True] = True
     erased: ErasedRows
 
 
-async def create(call: Call[None, Erasure]) -> dict[str, Any]:
-    service, given = call.service, call.body
-    mine = call.application_id
-    which = {"phone": given.phone or "", "message_id": given.message_id or ""}
-    if not await service.cache.invalidate(await service.database.read(find_codes, mine, **which)):
-        # The cache holds destinations, which may be personal.
-        raise ApiError(ErrorCode.UNAVAILABLE, "Nothing is erased: the link cache is away.", retry_after=RETRY_AFTER)
-    if given.message_id is not None:
-        erased = await service.database.write(erase_message, mine, given.message_id, service.clock())
+async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
+    """Erase personal data in the caller's application."""
+    service, body, application_id = call.service, call.body, call.application_id
+    target = {"phone": body.phone or "", "message_id": body.message_id or ""}
+    if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
+        # The cache contains destinations, which may be personal data.
+        raise ApiError(
+            ErrorCode.UNAVAILABLE,
+            "Nothing was erased because the link cache (Redis) is unavailable.",
+            retry_after=RETRY_AFTER_SECONDS,
+        )
+    if body.message_id is not None:
+        erased = await service.database.write(erase_message, application_id, body.message_id, service.clock())
     else:
-        erased = await erase(service.database, mine, given.phone or "", service.clock())
+        erased = await erase(service.database, application_id, body.phone or "", service.clock())
     return {"status": True, "erased": dataclasses.asdict(erased)}
 
 
@@ -66,11 +70,12 @@ ENDPOINTS = [
         "Erase a person's data",
         "Erasure",
         permission="trackers.write",
-        body=Erasure,
+        body=ErasureRequest,
         response=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
-        description="For good: the number, metadata, destinations, addresses and agents of hits, also in events and deliveries. "
-        "What was sent, when it was clicked and what it brought stays, without a name, so that statistics stay right. The links "
-        "answer 410. A number without messages is no error. What was delivered to trackers is beyond reach.",
+        description="Permanently removes the phone number, metadata and destinations of the messages, and the addresses and user "
+        "agents of their hits, also from events and deliveries. The anonymous rows stay, so that statistics stay correct. The "
+        "links respond with 410. A number without messages is not an error. Data that was already delivered to trackers cannot "
+        "be removed.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Field types that several requests share."""
+"""Field types that several request models share."""
 
 from __future__ import annotations
 
@@ -10,60 +10,57 @@ import orjson
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
 
-def _no_nul(value: str) -> str:
+def _reject_nul(value: str) -> str:
     if "\x00" in value:
-        raise ValueError("cannot hold the character NUL")
+        raise ValueError("must not contain the character NUL")
     return value
 
 
-#: Text that is stored: PostgreSQL has no NUL.
-Text = Annotated[str, AfterValidator(_no_nul)]
+#: Text that is stored. PostgreSQL cannot store the character NUL.
+Text = Annotated[str, AfterValidator(_reject_nul)]
 
-#: A number, a name or `channel:ID`. What a sample was pasted with around it is no part of it.
+#: The sender of a message: a number, a name or `channel:ID`. Spaces around it are removed.
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
-def _as_decimal(value: Any) -> Any:
-    """A number of JSON was read as a float; its shortest spelling is what the caller wrote."""
+def _to_decimal(value: Any) -> Any:
+    """Return the value as a decimal. A JSON number arrives as a float; its shortest text is what the caller wrote."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("wants a decimal such as 0.0095")
+        raise ValueError("must be a decimal such as 0.0095")
     try:
         amount = Decimal(str(value))
     except InvalidOperation:
-        raise ValueError("wants a decimal such as 0.0095") from None
+        raise ValueError("must be a decimal such as 0.0095") from None
     if not amount.is_finite() or abs(amount) >= 10**12 or (exponent := amount.as_tuple().exponent) is None or int(exponent) < -8:
-        raise ValueError("wants at most 12 digits before the point and 8 after it")
+        raise ValueError("must have at most 12 digits before the decimal point and 8 after it")
     return amount
 
 
-#: A price, exact; given as a decimal string or a JSON number.
+#: An exact price. Callers send a decimal string or a JSON number.
 Price = Annotated[
     Decimal,
-    BeforeValidator(_as_decimal),
+    BeforeValidator(_to_decimal),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^-?\d{1,12}(\.\d{1,8})?$"}, {"type": "number"}]}),
 ]
 
-METADATA_LIMIT = 4096  # bytes of JSON
+MAX_METADATA_BYTES = 4096  # of JSON
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError unless it is flat and small."""
-    for name, one in value.items():
-        if isinstance(one, dict | list):
-            raise ValueError(f"{name!r} is not flat: only text, numbers, booleans and null")
+    """Return `value`. Raise ValueError if it is nested or its JSON has more than MAX_METADATA_BYTES bytes."""
+    for name, member in value.items():
+        if isinstance(member, dict | list):
+            raise ValueError(f"{name!r} must be a string, a number, a boolean or null")
     packed = orjson.dumps(value)
-    if len(packed) > METADATA_LIMIT:
-        raise ValueError(f"is {len(packed)} bytes of JSON, at most {METADATA_LIMIT} are kept")
+    if len(packed) > MAX_METADATA_BYTES:
+        raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes of JSON, not {len(packed)}")
     if b"\\u0000" in packed:
-        raise ValueError("cannot hold the character NUL")
+        raise ValueError("must not contain the character NUL")
     return value
 
 
-#: A flat object that is kept and echoed.
-Metadata = Annotated[
-    dict[str, str | int | float | bool | None],
-    AfterValidator(check_metadata),
-]
+#: A flat object that is stored and repeated in events.
+Metadata = Annotated[dict[str, str | int | float | bool | None], AfterValidator(check_metadata)]
 
 
 def _assume_utc(value: Any) -> Any:
@@ -76,5 +73,12 @@ def _assume_utc(value: Any) -> Any:
     return value
 
 
-#: A point in time, ISO 8601; without a zone it is UTC.
-Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc)]
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
+#: A time in ISO 8601, converted to UTC. A time without a zone is taken as UTC.
+Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc), AfterValidator(_to_utc)]

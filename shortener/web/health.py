@@ -1,11 +1,15 @@
-"""What orchestrators, Prometheus and reverse proxies ask: is the process alive, is it ready, what has it done, is a domain ours.
+"""Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
-`/healthz` answers as long as requests are answered at all; it looks at nothing, so that a database that is away never has a
-healthy process restarted. `/readyz` looks at everything that a request may need, each with a time limit, and answers 503 when any
-of it is missing, and from the beginning of a shutdown, so that a load balancer turns elsewhere. While only the database is missing
-and Redis is there, links go on being answered from it, so the node stays ready. `/metrics` reads numbers in memory.
-None of them tells more than names and states: anybody may ask, by any Host but an application's own domain. A proxy that gets
-certificates on demand asks `/internal/domain-check` before it does, or strangers could have it ask for any name.
+`/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process.
+`/readyz` checks every dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a
+shutdown, so that a load balancer uses other nodes. A node without its database stays ready while Redis responds, because it can
+redirect links from the cache.
+`/metrics` reads numbers in memory.
+`/internal/domain-check` tells a proxy with certificates on demand whether a domain belongs to this installation. Without this
+check a stranger could make the proxy request certificates for any name.
+
+None of them requires a credential or returns more than names and states. They respond on every Host except an application's own
+domain.
 """
 
 from __future__ import annotations
@@ -20,80 +24,97 @@ from starlette.responses import Response
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.storage.migrate import version_of
 from shortener.storage.migrations import HEAD
-from shortener.web.endpoint import Call, Caller, Endpoint, Model, ResponseModel, json_response
+from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel, json_response
 
 if TYPE_CHECKING:
     from shortener.container import Service
 
-PATIENCE = 1.0  # seconds that a dependency may take to answer
+CHECK_TIMEOUT_SECONDS = 1.0  # for the response of the database
 
-State = Literal["ok", "failed"]
+CheckState = Literal["ok", "failed"]
 
 
 class LivenessResponse(ResponseModel):
+    """The process is alive."""
+
     status: Literal["ok"] = "ok"
 
 
-class Checks(ResponseModel):
-    process: State = Field(description="Started, and not shutting down.")
-    database: State = Field(description=f"Answered within {PATIENCE:g} s.")
-    schema_: State = Field(alias="schema", description="The one that this version needs, or a newer one.")
-    redis: Literal["ok", "failed", "none"] = Field(description="Answers; it may fail as long as the database is there.")
-    jobs: State = Field(description="Every background job is at work.")
+class ReadinessChecks(ResponseModel):
+    """The state of each dependency."""
+
+    process: CheckState = Field(description="The process has started and is not shutting down.")
+    database: CheckState = Field(description=f"The database responded within {CHECK_TIMEOUT_SECONDS:g} s.")
+    schema_: CheckState = Field(
+        alias="schema", description="The database schema is the one that this version requires, or a newer one."
+    )
+    redis: Literal["ok", "failed", "none"] = Field(
+        description="Redis responds; none: not configured. The node stays ready without Redis while the database responds."
+    )
+    jobs: CheckState = Field(description="Every background job is running.")
 
 
 class ReadinessResponse(ResponseModel):
+    """Whether the node accepts requests, with the state of each dependency."""
+
     status: Literal["ready", "not ready"]
-    checks: Checks
+    checks: ReadinessChecks
 
 
-class DomainQuery(Model):
-    """Which domain."""
+class DomainQuery(RequestModel):
+    """The domain to check."""
 
-    domain: str = Field(max_length=253, description="A host name, for example go.brand.example.")
+    domain: str = Field(max_length=253, description="Host name, for example go.brand.example.")
 
 
-class KnownDomain(ResponseModel):
+class DomainCheckResponse(ResponseModel):
+    """The domain belongs to this installation."""
+
     domain: str
 
 
 async def healthz(call: Call[None, None]) -> LivenessResponse:
+    """Respond without checking anything."""
     return LivenessResponse()
 
 
 async def readyz(call: Call[None, None]) -> Response:
+    """Check every dependency; respond with 503 if the node is not ready."""
     readiness = await _readiness(call.service)
     return json_response(readiness, 200 if readiness.status == "ready" else 503)
 
 
-async def domain_check(call: Call[DomainQuery, None]) -> KnownDomain:
+async def domain_check(call: Call[DomainQuery, None]) -> DomainCheckResponse:
+    """Respond with 404 if no link of this installation can be on the domain."""
     host = call.query.domain.lower().rstrip(".")
     domain = call.service.directory.domain(host)
     if not (domain and not domain.disabled) and host != urlsplit(call.service.settings.base_url).hostname:
-        raise ApiError(ErrorCode.NOT_FOUND, "No link of this installation is on this domain.")
-    return KnownDomain(domain=host)
+        raise ApiError(ErrorCode.NOT_FOUND, "This domain does not belong to this installation, or it is disabled.")
+    return DomainCheckResponse(domain=host)
 
 
 async def metrics(call: Call[None, None]) -> Response:
+    """Return all metrics in the format that the Accept header requests."""
     content, content_type = call.service.metrics.text(call.request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": content_type})
 
 
 async def _readiness(service: Service) -> ReadinessResponse:
-    database, version = True, None
+    database_ok, version = True, None
     try:
-        version = await asyncio.wait_for(service.database.read(version_of), PATIENCE)
+        version = await asyncio.wait_for(service.database.read(version_of), CHECK_TIMEOUT_SECONDS)
     except (StoreUnavailable, TimeoutError):
-        database = False
-    redis = service.redis is not None and await service.redis.answers()
-    # A newer schema is a roll-out under way: the nodes that are still of this version go on.
-    schema = version is not None and version >= HEAD
-    met = {"process": service.ready, "database": database, "schema": schema, "redis": redis, "jobs": service.jobs.running}
-    told: dict[str, str] = {name: "ok" if fine else "failed" for name, fine in met.items()}
+        database_ok = False
+    redis_ok = service.redis is not None and await service.redis.answers()
+    # A newer schema means that an upgrade is in progress; nodes of this version keep working.
+    schema_ok = version is not None and version >= HEAD
+    jobs_ok = service.jobs.running
+    passed = {"process": service.ready, "database": database_ok, "schema": schema_ok, "redis": redis_ok, "jobs": jobs_ok}
+    checks: dict[str, str] = {name: "ok" if ok else "failed" for name, ok in passed.items()}
     if service.redis is None:
-        told["redis"] = "none"
-    ready = service.ready and service.jobs.running and (schema if database else redis)
-    return ReadinessResponse(status="ready" if ready else "not ready", checks=Checks.model_validate(told))
+        checks["redis"] = "none"
+    ready = service.ready and jobs_ok and (schema_ok if database_ok else redis_ok)
+    return ReadinessResponse(status="ready" if ready else "not ready", checks=ReadinessChecks.model_validate(checks))
 
 
 _TAG = "Operation"
@@ -103,45 +124,45 @@ ENDPOINTS = [
         "GET",
         "/healthz",
         healthz,
-        "Is the process alive",
+        "Check that the process is alive",
         _TAG,
         Caller.ANYONE,
         response=LivenessResponse,
-        description="Looks at nothing else: restart the process when this does not answer.",
+        description="Checks no dependency. Restart the process if this does not respond.",
     ),
     Endpoint(
         "GET",
         "/readyz",
         readyz,
-        "May requests be sent here",
+        "Check that the node accepts requests",
         _TAG,
         Caller.ANYONE,
         response=ReadinessResponse,
-        also={503: ReadinessResponse},
-        description="503 while anything that requests depend on is missing, and from the beginning of a shutdown. "
-        "A node whose database is away stays ready as long as Redis answers for its links.",
+        other_responses={503: ReadinessResponse},
+        description="503 while a required dependency is unavailable, and from the start of a shutdown. A node without its "
+        "database stays ready while Redis responds, because it redirects links from the cache.",
     ),
     Endpoint(
         "GET",
         "/metrics",
         metrics,
-        "What the process has done",
+        "Read the metrics",
         _TAG,
         Caller.ANYONE,
         media_type="text/plain",
-        description="For Prometheus: numbers since this process began, read from its memory.",
+        description="In the text format of Prometheus. Counters start at 0 when the process starts.",
     ),
     Endpoint(
         "GET",
         "/internal/domain-check",
         domain_check,
-        "May a certificate be asked for",
+        "Check that a domain belongs to this installation",
         _TAG,
         Caller.ANYONE,
         query=DomainQuery,
-        response=KnownDomain,
+        response=DomainCheckResponse,
         errors=(ErrorCode.NOT_FOUND,),
-        description="For a reverse proxy with certificates on demand (Caddy's `ask`): 200 for a domain of an application that is "
-        "not disabled, and for the host of BASE_URL. Keep /internal/ inside.",
+        description="For a reverse proxy that requests certificates on demand (`ask` in Caddy). Returns 200 for an enabled "
+        "domain of an application and for the host of BASE_URL, else 404. The proxy must not forward /internal/ from outside.",
     ),
 ]

@@ -11,7 +11,7 @@ from shortener.clicks.link_admin import DisabledBy, find_link, link_fields, swit
 from shortener.container import base_url_of
 from shortener.errors import ErrorCode
 from shortener.storage.types import to_iso
-from shortener.web.endpoint import Call, Endpoint, Model, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
 _TAG = "Links"
@@ -39,7 +39,7 @@ class LinkResponse(ResponseModel):
     link: LinkFields
 
 
-class LinkChanges(Model):
+class LinkUpdateRequest(RequestModel):
     """What to change of a link."""
 
     enabled: bool = Field(description="false: it answers 410 from now on, and hits on it are no clicks; true takes that back.")
@@ -57,7 +57,7 @@ class BlockedHostsResponse(ResponseModel):
     blocked_hosts: list[BlockedHost]
 
 
-class HostToBlock(Model):
+class BlockHostRequest(RequestModel):
     host: Text = Field(
         min_length=1,
         max_length=255,
@@ -76,7 +76,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
     return _told(call, await call.service.database.read(find_link, call.path["code"], call.application_id))
 
 
-async def change(call: Call[None, LinkChanges]) -> dict[str, Any]:
+async def change(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     service, code = call.service, call.path["code"]
     await service.database.read(find_link, code, call.application_id)
     await service.cache.invalidate([code])  # when Redis is away, it is told as soon as it is back
@@ -97,7 +97,7 @@ async def blocked_hosts(call: Call[None, None]) -> dict[str, Any]:
     return {"status": True, "blocked_hosts": [{"host": row["host"], "created_at": to_iso(row["created_at"])} for row in rows]}
 
 
-async def block(call: Call[None, HostToBlock]) -> BlockedHostResponse:
+async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
     service = call.service
     host = await service.database.write(block_host, call.application_id, call.body.host, service.clock())
     await service.directory.refresh()
@@ -129,7 +129,7 @@ ENDPOINTS = [
         "Switch a link off or on",
         _TAG,
         permission="trackers.write",
-        body=LinkChanges,
+        body=LinkUpdateRequest,
         response=LinkResponse,
         errors=(ErrorCode.CONFLICT,),
         description="At once, on every node. Hits on a link that is off are kept, and are no clicks. A link whose message was "
@@ -152,7 +152,7 @@ ENDPOINTS = [
         "Block a destination host",
         _TAG,
         permission="trackers.write",
-        body=HostToBlock,
+        body=BlockHostRequest,
         response=BlockedHostResponse,
         errors=(ErrorCode.CONFLICT,),
         description="Within a second, on every node, all links of the application that lead there answer 410, and texts with such "

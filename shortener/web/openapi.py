@@ -217,7 +217,7 @@ def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel],
         for model in (endpoint.query, endpoint.body):
             if model:
                 yield model, "validation"
-        for model in (endpoint.response, *endpoint.also.values()):
+        for model in (endpoint.response, *endpoint.other_responses.values()):
             if model:
                 yield model, "serialization"
 
@@ -336,7 +336,7 @@ def _without_null(field: Mapping[str, Any]) -> Document:
 
 def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool) -> Document:
     answers: dict[int, Document] = {endpoint.status: _answer(endpoint, endpoint.response, schemas)}
-    for status, model in endpoint.also.items():
+    for status, model in endpoint.other_responses.items():
         answers[status] = _answer(endpoint, model, schemas)
     by_status: dict[int, list[ErrorCode]] = {}
     for code in ErrorCode:

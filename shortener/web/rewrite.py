@@ -20,10 +20,10 @@ from shortener.web.endpoint import Call, Endpoint
 from shortener.web.rewrite_shapes import RewriteBatch, RewriteMessage, RewriteResponse
 from shortener.web.vendors import infobip, xoxzo
 from shortener.web.vendors.infobip import InfobipRequest, InfobipResponse
-from shortener.web.vendors.xoxzo import XoxzoMessage, XoxzoSentResponse
+from shortener.web.vendors.xoxzo import XoxzoRequest, XoxzoSendResponse
 
 _OF_INFOBIP = {"bulkId", "tracking", "urlOptions"}
-_FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoMessage: "xoxzo", InfobipRequest: "infobip"}
+_FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
 
 
 def _form_of(value: Any) -> str:
@@ -42,7 +42,7 @@ class RewriteRequest(
         Annotated[
             Annotated[RewriteMessage, Tag("single")]
             | Annotated[RewriteBatch, Tag("batch")]
-            | Annotated[XoxzoMessage, Tag("xoxzo")]
+            | Annotated[XoxzoRequest, Tag("xoxzo")]
             | Annotated[InfobipRequest, Tag("infobip")],
             Discriminator(_form_of),
         ]
@@ -61,7 +61,7 @@ async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
             return await _infobip(call, request)
         case RewriteBatch(messages=messages):
             items = [rewrite_shapes.outgoing(message, f"messages.{index}") for index, message in enumerate(messages)]
-        case XoxzoMessage() as message:
+        case XoxzoRequest() as message:
             items = [xoxzo.outgoing(message)]
         case message:
             items = [rewrite_shapes.outgoing(message)]
@@ -72,7 +72,7 @@ async def infobip_send(call: Call[None, InfobipRequest]) -> Mapping[str, Any]:
     return await _infobip(call, call.body)
 
 
-async def xoxzo_send(call: Call[None, XoxzoMessage]) -> Mapping[str, Any]:
+async def xoxzo_send(call: Call[None, XoxzoRequest]) -> Mapping[str, Any]:
     (rewritten,) = await _rewritten(call, [xoxzo.outgoing(call.body)])
     return xoxzo.answer(rewritten)
 
@@ -127,9 +127,9 @@ ENDPOINTS = [
         "Rewrite a message under Xoxzo's call",
         _TAG,
         permission="sms.send",
-        body=XoxzoMessage,
+        body=XoxzoRequest,
         body_forms=True,
-        response=XoxzoSentResponse,
+        response=XoxzoSendResponse,
         status=201,
         headers=_HEADERS,
         errors=_ERRORS,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema
 
 from shortener.messages.rewriter import RewriteItem
-from shortener.web.endpoint import Model, ResponseModel
+from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import Metadata, Price, Sender, Text, Time
 
 MAX_BODY = 20_000  # characters: far above the longest concatenated SMS, far below what would stall a batch
@@ -35,14 +35,14 @@ TrackLink = Annotated[
 ]
 
 
-class Tracking(Model):
+class Tracking(RequestModel):
     """Infobip's `tracking` object: gives the message a conversion process."""
 
     track: Literal["SMS", "URL"] = "SMS"
     type: Text = Field("", max_length=100, description="What is measured, for example One_Time_Pin.")
 
 
-class Options(Model):
+class Options(RequestModel):
     """What a message may have beyond recipient, sender and text."""
 
     sender_id_id: Text = Field("", max_length=100)
@@ -78,7 +78,7 @@ class RewriteMessage(Options):
     )
 
 
-class RewriteBatch(Model):
+class RewriteBatch(RequestModel):
     messages: list[RewriteMessage] = Field(min_length=1)
 
 

@@ -189,7 +189,7 @@ class DeliveriesQuery(Period):
     cursor: str | None = Field(None, max_length=100, description="`next_cursor` of the page before.")
 
 
-class ReplayDead(Period):
+class ReplayRequest(Period):
     """Which dead deliveries, by when they were made; all when empty."""
 
     status: Literal["dead"] = "dead"
@@ -222,16 +222,16 @@ def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
     return {"status": True, **tracker_fields(call.service.settings, saved.tracker), "secret": saved.secret}
 
 
-class Deleted(ResponseModel):
+class DeletedResponse(ResponseModel):
     """Deleted; what was still to be delivered to it ends dead."""
 
     status: Literal[True] = True
 
 
-async def remove(call: Call[None, None]) -> Deleted:
+async def remove(call: Call[None, None]) -> DeletedResponse:
     await call.service.trackers.delete(call.path["tracker_id"], call.application_id)
     call.service.dispatcher.wake_up.notify()
-    return Deleted()
+    return DeletedResponse()
 
 
 async def test(call: Call[None, None]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
     return {"status": True, "delivery": delivery_fields(replayed)}
 
 
-async def replay_dead(call: Call[None, ReplayDead | None]) -> ReplayDeadResponse:
+async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
     service = call.service
     found = await service.trackers.get(call.path["tracker_id"], call.application_id)
     wanted = _wanted(call.application_id, found, call.body, None)
@@ -366,7 +366,7 @@ ENDPOINTS = [
         "Delete a tracker",
         _TAG,
         permission="trackers.write",
-        response=Deleted,
+        response=DeletedResponse,
     ),
     Endpoint(
         "POST",
@@ -397,7 +397,7 @@ ENDPOINTS = [
         "Replay a tracker's dead deliveries",
         _TAG,
         permission="trackers.write",
-        body=ReplayDead,
+        body=ReplayRequest,
         body_optional=True,
         response=ReplayDeadResponse,
         description="Oldest first. They get all their attempts anew, with the same event ids, at a bounded rate.",

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.errors import ErrorCode
-from shortener.web.endpoint import Call, Caller, Endpoint, Model, ResponseModel
+from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel
 from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
 from tests.conftest import client_of
@@ -129,12 +129,12 @@ def test_a_query_has_no_null() -> None:
         assert one["schema"].get("default", "") is not None, one["name"]
 
 
-class Question(Model):
+class Question(RequestModel):
     near: str = Field(description="A place.")
     limit: int | None = Field(None, ge=1)
 
 
-class Thing(Model):
+class Thing(RequestModel):
     name: str
 
 

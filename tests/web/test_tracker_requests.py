@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.web.endpoint import validate
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
+from shortener.web.validation import validate
 
 BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]}
 

@@ -19,7 +19,7 @@ from shortener.ids import new_message_id
 from shortener.messages.rewriter import RewriteItem, TrackMode
 from shortener.reporting import conversion_processes
 from shortener.reporting.conversion_processes import Granulation, Rate
-from shortener.web.endpoint import Call, Endpoint, Model, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
 from shortener.web.period import Period, end_of, start_of
 from shortener.web.rewrite_shapes import MAX_BODY, MessageId, RewrittenLinkFields, Tracking
@@ -38,7 +38,7 @@ _EXAMPLE: JsonDict = {
 }
 
 
-class InfobipDestination(Model):
+class InfobipDestination(RequestModel):
     to: str = Field(description="International number, with or without a plus, such as 41793026731.")
     message_id: MessageId | None = Field(None, alias="messageId", description="Minted when absent.")
 
@@ -52,7 +52,7 @@ def _check_callback_data(value: str) -> str:
 _OfTheSender = Annotated[Any, Field(description="For the sender; taken and not looked at.")]
 
 
-class InfobipText(Model):
+class InfobipText(RequestModel):
     """One text for one recipient or more."""
 
     from_: Sender = Field("", alias="from", description="Sender, echoed in events.")
@@ -73,7 +73,7 @@ class InfobipText(Model):
     validity_period: _OfTheSender = Field(None, alias="validityPeriod")
 
 
-class InfobipUrlOptions(Model):
+class InfobipUrlOptions(RequestModel):
     """How the URLs of all texts are shortened. A short link is always tracked, and keeps its https://."""
 
     shorten_url: bool = Field(True, alias="shortenUrl", description="Replace every URL.")
@@ -82,7 +82,7 @@ class InfobipUrlOptions(Model):
     custom_domain: Text | None = Field(None, alias="customDomain", max_length=255, description="The application's own, or none.")
 
 
-class InfobipRequest(Model):
+class InfobipRequest(RequestModel):
     """Infobip's fully featured text message."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})

@@ -21,7 +21,7 @@ _EXAMPLE: JsonDict = {
 _NAMES = {"to": "recipient", "body": "message", "from": "sender"}
 
 
-class XoxzoMessage(Options):
+class XoxzoRequest(Options):
     """One message for one recipient, as Xoxzo's send call takes it; our own options may stand beside."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -32,7 +32,7 @@ class XoxzoMessage(Options):
     message_id: MessageId | None = Field(None, description="An id of your own to be the msgid; minted when absent.")
 
 
-class XoxzoSentResponse(ResponseModel):
+class XoxzoSendResponse(ResponseModel):
     """Kept, and ready to be sent: `message` is the text to send. Nothing was sent."""
 
     msgid: str
@@ -41,7 +41,7 @@ class XoxzoSentResponse(ResponseModel):
     warnings: list[str]
 
 
-def outgoing(message: XoxzoMessage) -> RewriteItem:
+def outgoing(message: XoxzoRequest) -> RewriteItem:
     return with_options(
         message,
         to=(message.recipient,),

@@ -7,7 +7,7 @@ import pytest
 
 from shortener.container import Service
 from shortener.storage import schema
-from shortener.web.vendors.xoxzo import XoxzoSentResponse
+from shortener.web.vendors.xoxzo import XoxzoSendResponse
 from tests.factory import rows
 
 SAMPLE = {
@@ -23,7 +23,7 @@ async def test_the_documented_request_is_answered_with_a_msgid_and_the_text(clie
     answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
     assert answer.status_code == 201
     told = answer.json()
-    XoxzoSentResponse.model_validate(told)
+    XoxzoSendResponse.model_validate(told)
     (link,) = told["links"]
     assert (told["message"], link["url"]) == (f"test link tracking {link['short_url']}", "https://www.xoxzo.com/en/")
     status = (await client.get(f"/sms/messages/{told['msgid']}/")).json()

@@ -1,0 +1,120 @@
+"""Validation of input against pydantic models, with error texts of one style.
+
+`validate` turns every pydantic error into a `Detail`: a path such as `messages.3.to` in the words of the caller, and a reason
+such as "must be at least 1". Names of classes, of validators and of union members never appear in either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from shortener.errors import ApiError, Detail, ErrorCode
+
+MAX_DETAILS = 100
+
+M = TypeVar("M", bound=BaseModel)
+
+Context = Mapping[str, Any]
+
+#: What a value of a wrong type must be instead. Errors of the same field from several members of a union are joined with "or".
+_TYPES: Mapping[str, str] = {
+    "string_type": "a string",
+    "string_unicode": "a string",
+    "string_sub_type": "a string",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "datetime_type": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
+    "datetime_parsing": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
+    "datetime_from_date_parsing": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
+    "datetime_object_invalid": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
+    "timezone_aware": "a time with a time zone",
+    "none_required": "null",
+}
+
+_REASONS: Mapping[str, Callable[[Context], str]] = {
+    "missing": lambda context: "is required",
+    "extra_forbidden": lambda context: "is not a known field",
+    "literal_error": lambda context: f"must be {context['expected']}",
+    "enum": lambda context: f"must be {context['expected']}",
+    "greater_than": lambda context: f"must be greater than {context['gt']}",
+    "greater_than_equal": lambda context: f"must be at least {context['ge']}",
+    "less_than": lambda context: f"must be less than {context['lt']}",
+    "less_than_equal": lambda context: f"must be at most {context['le']}",
+    "string_too_short": lambda context: f"must have at least {_count(context['min_length'], 'character')}",
+    "string_too_long": lambda context: f"must have at most {_count(context['max_length'], 'character')}",
+    "too_short": lambda context: f"must have at least {_count(context['min_length'], 'item')}",
+    "too_long": lambda context: f"must have at most {_count(context['max_length'], 'item')}",
+    "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
+    "value_error": lambda context: str(context["error"]),
+}
+
+
+def validate(model: type[M], data: Any) -> M:
+    """Return `data` as the model. Raise ApiError INVALID_REQUEST with a detail for each invalid field, at most MAX_DETAILS."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        details = _details(error.errors(include_url=False, include_input=False), data)
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details[:MAX_DETAILS]) from None
+
+
+def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
+    """One detail for each reason. A wrong type is reported only if no member of a union accepted the type of the value."""
+    by_field: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_field.setdefault(_path(error, data), []).append(error)
+    details = []
+    for field, found in by_field.items():
+        others = [error for error in found if error["type"] not in _TYPES]
+        types = dict.fromkeys(_TYPES[error["type"]] for error in found if error["type"] in _TYPES)
+        types.pop("null", None)
+        if others:
+            details += [Detail(field, reason) for reason in dict.fromkeys(map(_reason, others))]
+        elif not any(other.startswith(f"{field}.") for other in by_field):
+            details.append(Detail(field, f"must be {_either(list(types)) or 'null'}"))
+    return details
+
+
+def _path(error: ErrorDetails, data: Any) -> str:
+    """The path of the field in `data`. Pydantic adds the names of union members and validators; those are not in `data`."""
+    parts: list[str] = []
+    for position, part in enumerate(error["loc"]):
+        if isinstance(data, list) and isinstance(part, int):
+            data = data[part] if part < len(data) else None
+        elif isinstance(data, dict) and part in data:
+            data = data[part]
+        elif not (error["type"] == "missing" and position == len(error["loc"]) - 1):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _reason(error: ErrorDetails) -> str:
+    known = _REASONS.get(error["type"])
+    if known is not None:
+        return known(error.get("ctx", {}))
+    return error["msg"].replace("Input should be", "must be").replace("Value should", "must")
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
