@@ -16,7 +16,7 @@ MAX_BODY = 20_000  # characters: far above the longest concatenated SMS, far bel
 
 def _check_id(value: str) -> str:
     if not 1 <= len(value) <= 100 or not value.isprintable():
-        raise ValueError("wants 1 to 100 printable characters")
+        raise ValueError("must have 1 to 100 printable characters")
     return value
 
 

@@ -78,7 +78,7 @@ async def test_a_database_that_is_away_is_told_without_its_error(
     service: Service, refuses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.start(web=False, deliver=False)
-    monkeypatch.setattr(health, "PATIENCE", 0.01)
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", 0.01)
     monkeypatch.setattr(service, "database", Away(refuses))
     status, told = await ready(service)
     assert status == 503

@@ -195,7 +195,7 @@ async def test_filters_that_cannot_be_are_refused_by_name(client: httpx.AsyncCli
         refused(answer, 400, "INVALID_REQUEST")
         assert [detail["field"] for detail in answer.json()["details"]] == [name]
     answer = await client.get("/api/v1/sms/messages", params={"since": "2026-11-21", "until": "2026-11-20"})
-    assert answer.json()["details"] == [{"field": "until", "reason": "is not after since"}]
+    assert answer.json()["details"] == [{"field": "until", "reason": "must be after since"}]
 
 
 async def test_the_export_is_the_unified_view_as_csv(client: httpx.AsyncClient, clock: Clock) -> None:

@@ -1,3 +1,5 @@
+"""The OpenAPI document and the page /docs."""
+
 from __future__ import annotations
 
 import base64
@@ -24,26 +26,26 @@ from tests.conftest import client_of
 DOCUMENT = document(ENDPOINTS)
 
 
-def operations(made: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in made["paths"].items():
+def operations(described: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in described["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
 
 def contents(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from operation.get("requestBody", {}).get("content", {}).values()
-    for answer in operation["responses"].values():
-        yield from answer.get("content", {}).values()
+    for response in operation["responses"].values():
+        yield from response.get("content", {}).values()
 
 
-def everywhere(part: Any) -> Iterator[dict[str, Any]]:
+def objects_in(part: Any) -> Iterator[dict[str, Any]]:
     if isinstance(part, dict):
         yield part
         for value in part.values():
-            yield from everywhere(value)
+            yield from objects_in(value)
     elif isinstance(part, list):
         for value in part:
-            yield from everywhere(value)
+            yield from objects_in(value)
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -55,8 +57,16 @@ def test_every_schema_is_json_schema() -> None:
         assert jsonschema_rs.meta.is_valid(schema), name
 
 
-def test_every_reference_leads_somewhere() -> None:
-    references = [part["$ref"] for part in everywhere(DOCUMENT) if isinstance(part.get("$ref"), str)]
+def test_schema_names_contain_no_module_path() -> None:
+    assert [name for name in DOCUMENT["components"]["schemas"] if not name.isalnum()] == []
+
+
+def test_every_operation_has_a_summary() -> None:
+    assert [(method, path) for path, method, operation in operations() if not operation["summary"]] == []
+
+
+def test_every_schema_reference_resolves() -> None:
+    references = [part["$ref"] for part in objects_in(DOCUMENT) if isinstance(part.get("$ref"), str)]
     assert references
     for reference in references:
         place: Any = DOCUMENT
@@ -64,9 +74,9 @@ def test_every_reference_leads_somewhere() -> None:
             place = place[step]
 
 
-def test_every_endpoint_is_in_it_under_a_name_of_its_own() -> None:
-    told = {(method.upper(), path) for path, method, _ in operations()}
-    assert told == {(one.method, re.sub(r":\w+}", "}", one.path)) for one in ENDPOINTS} | {("GET", "/{code}")}
+def test_every_endpoint_is_documented_with_a_unique_operation_id() -> None:
+    documented = {(method.upper(), path) for path, method, _ in operations()}
+    assert documented == {(one.method, re.sub(r":\w+}", "}", one.path)) for one in ENDPOINTS} | {("GET", "/{code}")}
     names = [operation["operationId"] for *_, operation in operations()]
     assert len(names) == len(set(names))
 
@@ -76,7 +86,7 @@ def test_every_error_code_is_listed_once_with_its_meaning() -> None:
     assert listed == [(code.name, f"{code.http_status}. {code.meaning}") for code in ErrorCode]
 
 
-def test_every_example_is_what_its_schema_takes() -> None:
+def test_every_example_is_valid_for_its_schema() -> None:
     for path, _, operation in operations():
         for content in contents(operation):
             if "example" in content:
@@ -84,8 +94,8 @@ def test_every_example_is_what_its_schema_takes() -> None:
                 assert [error.message for error in validator.iter_errors(content["example"])] == [], path
 
 
-#: There is no delivery, no such code, no such domain yet; a process has a key of its own, a test is sent to the tracker's address.
-UNTRIED = {
+#: Their examples name a delivery, a code, a domain or a process that does not exist here, or would send a request to a tracker.
+SKIPPED = {
     "/ct/1/processes/{processKey}/conversionrate",
     "/{code}",
     "/api/v1/deliveries/{delivery_id}",
@@ -96,11 +106,11 @@ UNTRIED = {
 }
 
 
-async def test_the_examples_work_as_they_stand(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
+async def test_the_examples_work_unchanged(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
     service.start(web=False, deliver=False)
-    in_order = sorted(operations(), key=lambda one: one[1] == "delete")  # stable: what is made first is used, then deleted
+    in_order = sorted(operations(), key=lambda one: one[1] == "delete")  # stable: deletions come last
     for path, method, operation in in_order:
-        if path in UNTRIED:
+        if path in SKIPPED:
             continue
         query = {}
         for parameter in operation.get("parameters", ()):
@@ -110,18 +120,18 @@ async def test_the_examples_work_as_they_stand(service: Service, client: httpx.A
                 query[parameter["name"]] = parameter["example"]
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
         headers = {"X-Api-Token": credentials.tracker_token}
-        answer = await client.request(method.upper(), path, params=query, json=body, headers=headers)
-        assert answer.status_code < 400, (method, path, answer.text)
+        response = await client.request(method.upper(), path, params=query, json=body, headers=headers)
+        assert response.status_code < 400, (method, path, response.text)
 
 
-def test_every_parameter_of_a_path_is_explained() -> None:
+def test_every_path_parameter_has_a_description() -> None:
     for path, _, operation in operations():
         named = {one["name"]: one for one in operation.get("parameters", ()) if one["in"] == "path"}
         assert set(named) == set(re.findall(r"{(\w+)}", path))
         assert all(one["description"] for one in named.values()), path
 
 
-def test_a_query_has_no_null() -> None:
+def test_query_parameters_are_never_null() -> None:
     parameters = [one for *_, operation in operations() for one in operation.get("parameters", ()) if one["in"] == "query"]
     assert parameters
     for one in parameters:
@@ -129,42 +139,42 @@ def test_a_query_has_no_null() -> None:
         assert one["schema"].get("default", "") is not None, one["name"]
 
 
-class Question(RequestModel):
+class ThingQuery(RequestModel):
     near: str = Field(description="A place.")
     limit: int | None = Field(None, ge=1)
 
 
-class Thing(RequestModel):
+class ThingRequest(RequestModel):
     name: str
 
 
-class ThingAnswer(ResponseModel):
+class ThingResponse(ResponseModel):
     status: bool = True
     name: str
 
 
-async def _handle(call: Call[Any, Any]) -> ThingAnswer:
-    return ThingAnswer(name="")
+async def _handle(call: Call[Any, Any]) -> ThingResponse:
+    return ThingResponse(name="")
 
 
-def an_endpoint(**more: Any) -> dict[str, Any]:
-    values = {"method": "POST", "path": "/things/{message_id}", "summary": "A thing", "tag": "Things", "answer": ThingAnswer}
-    made = document([Endpoint(**{**values, "handler": _handle, **more})])
-    (operation,) = made["paths"]["/things/{message_id}"].values()
-    return {**operation, "schemas": made["components"]["schemas"]}
+def document_of_endpoint(**more: Any) -> dict[str, Any]:
+    values = {"method": "POST", "path": "/things/{message_id}", "summary": "A thing", "tag": "Things", "response": ThingResponse}
+    described = document([Endpoint(**{**values, "handler": _handle, **more})])
+    (operation,) = described["paths"]["/things/{message_id}"].values()
+    return {**operation, "schemas": described["components"]["schemas"]}
 
 
 def codes(operation: dict[str, Any]) -> dict[int, list[str]]:
-    told = {}
-    for status, answer in operation["responses"].items():
-        schema = next(iter(answer["content"].values()))["schema"]
+    found = {}
+    for status, response in operation["responses"].items():
+        schema = next(iter(response["content"].values()))["schema"]
         if "allOf" in schema:
-            told[int(status)] = schema["allOf"][1]["properties"]["error_code"]["enum"]
-    return told
+            found[int(status)] = schema["allOf"][1]["properties"]["error_code"]["enum"]
+    return found
 
 
-def test_what_an_endpoint_implies_is_declared() -> None:
-    operation = an_endpoint(permission="sms.send", body=Thing, errors=(ErrorCode.CONFLICT,))
+def test_errors_that_follow_from_caller_query_and_body_are_documented() -> None:
+    operation = document_of_endpoint(permission="sms.send", body=ThingRequest, errors=(ErrorCode.CONFLICT,))
     assert codes(operation) == {
         400: ["INVALID_JSON", "INVALID_REQUEST"],
         401: ["UNAUTHORIZED"],
@@ -176,22 +186,26 @@ def test_what_an_endpoint_implies_is_declared() -> None:
         500: ["INTERNAL_ERROR"],
         503: ["UNAVAILABLE"],
     }
-    assert codes(an_endpoint(caller=Caller.ANYONE)) == {404: ["NOT_FOUND"]}
-    assert set(an_endpoint(caller=Caller.ANYONE, also={503: ThingAnswer})["responses"]) == {"200", "404", "503"}
+    assert codes(document_of_endpoint(caller=Caller.ANYONE)) == {404: ["NOT_FOUND"]}
+    assert set(document_of_endpoint(caller=Caller.ANYONE, other_responses={503: ThingResponse})["responses"]) == {
+        "200",
+        "404",
+        "503",
+    }
 
 
-def test_parameters_come_from_the_query_model_the_path_and_the_headers() -> None:
-    operation = an_endpoint(method="GET", query=Question, headers={"Idempotency-Key": "Names the request."})
+def test_parameters_are_taken_from_the_path_the_query_model_and_the_headers() -> None:
+    operation = document_of_endpoint(method="GET", query=ThingQuery, headers={"Idempotency-Key": "Names the request."})
     assert operation["parameters"][1:] == [
         {"name": "Idempotency-Key", "in": "header", "description": "Names the request.", "schema": {"type": "string"}},
         {"name": "near", "in": "query", "required": True, "description": "A place.", "schema": {"type": "string"}},
         {"name": "limit", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1}},
     ]
-    assert "Question" not in operation["schemas"]
+    assert "ThingQuery" not in operation["schemas"]
 
 
-def test_a_field_that_is_always_sent_is_required_in_the_answer() -> None:
-    assert an_endpoint()["schemas"]["ThingAnswer"]["required"] == ["status", "name"]
+def test_a_response_field_with_a_default_is_required_in_the_document() -> None:
+    assert document_of_endpoint()["schemas"]["ThingResponse"]["required"] == ["status", "name"]
 
 
 @pytest.mark.parametrize(
@@ -202,13 +216,13 @@ def test_a_field_that_is_always_sent_is_required_in_the_answer() -> None:
         (Caller.TRACKER, ["TrackerToken"]),
     ],
 )
-def test_each_caller_has_its_credentials(caller: Caller, schemes: list[str]) -> None:
-    assert [name for choice in an_endpoint(caller=caller)["security"] for name in choice] == schemes
+def test_each_kind_of_caller_has_its_security_schemes(caller: Caller, schemes: list[str]) -> None:
+    assert [name for choice in document_of_endpoint(caller=caller)["security"] for name in choice] == schemes
     assert set(schemes) <= set(DOCUMENT["components"]["securitySchemes"])
 
 
-def test_a_body_may_be_a_form_and_may_be_absent() -> None:
-    body = an_endpoint(body=Thing, body_forms=True, body_optional=True)["requestBody"]
+def test_a_body_can_be_a_form_and_can_be_optional() -> None:
+    body = document_of_endpoint(body=ThingRequest, body_forms=True, body_optional=True)["requestBody"]
     assert set(body["content"]) == {"application/json", "application/x-www-form-urlencoded"}
     assert body["required"] is False
 
@@ -229,32 +243,32 @@ class Page(HTMLParser):
                 self.links.append(value or "")
 
 
-async def test_anybody_reads_the_document_and_the_page(service: Service) -> None:
+async def test_the_document_and_the_page_need_no_credential(service: Service) -> None:
     async with client_of(service) as client:
-        told = await client.get("/openapi.json")
+        served = await client.get("/openapi.json")
         page = await client.get("/docs")
-    assert told.status_code == page.status_code == 200
-    assert told.json() == DOCUMENT
-    assert told.headers["content-type"] == "application/json"
+    assert served.status_code == page.status_code == 200
+    assert served.json() == DOCUMENT
+    assert served.headers["content-type"] == "application/json"
     assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
-async def test_the_page_needs_no_script_and_no_other_host(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/docs")
+async def test_the_page_contains_no_script_and_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs")
     page = Page()
-    page.feed(answer.text)
+    page.feed(response.text)
     assert not {"script", "img", "iframe", "link", "form"} & set(page.tags)
     assert all(link.startswith("#") or link == "openapi.json" for link in page.links)
-    style = re.search(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    style = re.search(r"<style>(.*?)</style>", response.text, re.DOTALL)
     assert style is not None
     digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    assert answer.headers["content-security-policy"].startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    assert response.headers["content-security-policy"].startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
 
 
-async def test_the_page_shows_everything_and_its_links_lead_somewhere(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/docs")
+async def test_the_page_shows_every_operation_code_and_schema_and_its_links_resolve(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs")
     page = Page()
-    page.feed(answer.text)
+    page.feed(response.text)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert {operation["operationId"] for *_, operation in operations()} <= set(page.ids)

@@ -1,0 +1,76 @@
+"""The paths and the reasons of validation errors."""
+
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import AfterValidator, BaseModel, Field, RootModel
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.web.endpoint import RequestModel
+from shortener.web.fields import Metadata, Time
+from shortener.web.rewrite import RewriteRequest
+from shortener.web.validation import MAX_DETAILS, validate
+
+
+def details(model: type[BaseModel], data: Any) -> dict[str, str]:
+    with pytest.raises(ApiError) as raised:
+        validate(model, data)
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
+    return {detail.field: detail.reason for detail in raised.value.details}
+
+
+def _check_word(value: str) -> str:
+    if not value.isalpha():
+        raise ValueError("must be a word")
+    return value
+
+
+class Item(RequestModel):
+    name: Annotated[str, AfterValidator(_check_word)] | list[Annotated[str, AfterValidator(_check_word)]]
+    amount: int = Field(1, ge=1, le=9)
+    kind: Literal["big", "small"] = "big"
+    at: Time | None = None
+    metadata: Metadata | None = None
+    label: str = Field("", max_length=3)
+
+
+class Items(RootModel[Item | list[Item]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({}, {"name": "is required"}),
+        ({"name": ""}, {"name": "must be a word"}),
+        ({"name": 7}, {"name": "must be a string or a list"}),
+        ({"name": ["a", "", 7]}, {"name.1": "must be a word", "name.2": "must be a string"}),
+        ({"name": "a", "amount": 0}, {"amount": "must be at least 1"}),
+        ({"name": "a", "amount": 10}, {"amount": "must be at most 9"}),
+        ({"name": "a", "amount": "many"}, {"amount": "must be an integer"}),
+        ({"name": "a", "kind": "huge"}, {"kind": "must be 'big' or 'small'"}),
+        ({"name": "a", "label": "long"}, {"label": "must have at most 3 characters"}),
+        ({"name": "a", "metadata": {"a": [1]}}, {"metadata.a": "must be a string, an integer, a number or true or false"}),
+        ({"name": "a", "metadata": []}, {"metadata": "must be an object"}),
+        ({"name": "a", "at": "soon"}, {"at": "must be a time in ISO 8601, such as 2026-11-20T12:00:00Z"}),
+        ({"name": "a", "at": "9999-12-31T23:59:59-00:01"}, {"at": "must be between the years 1 and 9999 in UTC"}),
+        ({"name": "a", "at": "0001-01-01T00:00:00+12:00"}, {"at": "must be between the years 1 and 9999 in UTC"}),
+        ({"name": "a", "color": 1}, {"color": "is not a known field"}),
+        ([], {"": "must be an object"}),
+    ],
+)
+def test_each_invalid_field_has_a_path_and_a_reason_in_plain_words(data: Any, expected: dict[str, str]) -> None:
+    assert details(Item, data) == expected
+
+
+def test_the_path_of_a_field_in_a_union_contains_only_names_and_positions_of_the_request() -> None:
+    assert details(RewriteRequest, {"messages": [{"to": "+14085550100", "body": "x"}, {"to": 5, "message_id": ""}]}) == {
+        "messages.1.to": "must be a string or a list",
+        "messages.1.body": "is required",
+        "messages.1.message_id": "must have 1 to 100 printable characters",
+    }
+    assert "0.amount" in details(Items, [{"name": "a", "amount": 0}])
+
+
+def test_the_number_of_details_is_limited() -> None:
+    assert len(details(RewriteRequest, {"messages": [{"to": "x"}] * (MAX_DETAILS + 1)})) == MAX_DETAILS
