@@ -10,7 +10,8 @@ import structlog
 
 from shortener import logs
 from shortener.settings import Settings
-from tests.clicks.test_recorder import hit, send
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import make_hit as hit
 from tests.conftest import MakeService, client_of
 
 ADDRESS = "198.51.100.77"

@@ -28,7 +28,10 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, ti
 from shortener.reporting.counts import verify
 from shortener.storage import schema
 from shortener.storage.types import from_ms
-from tests.clicks.test_recorder import choose, hit, rows, send
+from tests.clicks.helpers import change_settings as choose
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import make_hit as hit
 from tests.conftest import Clock
 from tests.rows import messages_now
 

@@ -17,7 +17,9 @@ from shortener.reporting.counts import verify
 from shortener.reporting.statistics import Scope, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
-from tests.clicks.test_recorder import hit, rows, send
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import make_hit as hit
 from tests.conftest import NOON, Clock, MakeService
 
 IPHONE = (

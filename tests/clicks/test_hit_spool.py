@@ -19,7 +19,12 @@ from shortener.errors import StoreUnavailable
 from shortener.model import HitFlag, Topic, Verdict
 from shortener.outbox.count_deltas import CountDelta
 from shortener.storage import schema
-from tests.clicks.test_recorder import Unwilling, clickthru_events, hit, rows, send, unwilling
+from tests.clicks.helpers import UnreliableDatabase as Unwilling
+from tests.clicks.helpers import count_state_events as clickthru_events
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import make_hit as hit
+from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService
 from tests.rows import messages_now
 from tests.servers import PATIENCE, RedisProcess
@@ -206,7 +211,7 @@ async def test_hits_that_another_process_drained_do_not_hold_up_the_batch_that_h
 
 async def test_a_commit_whose_answer_was_lost_and_whose_hits_were_spooled_counts_once(service: Service, node: Node) -> None:
     (code,) = await send(service)
-    node.store.lose_answers = 1
+    node.store.lose_results = 1
     assert await node.click(code) == LOCATION
     assert (await node.spool.look()).depth == 1
     await node.drained()

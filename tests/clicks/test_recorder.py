@@ -2,61 +2,34 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
 from shortener.accounts.administration import block_host, create_application, unblock_host, update_application
 from shortener.accounts.directory import ALL_APPLICATIONS
-from shortener.clicks.recorder import Recorder, RecorderTotals
-from shortener.clicks.resolver import Hit, Resolution
+from shortener.clicks.recorder import RecorderTotals
+from shortener.clicks.resolver import Resolution
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, StoreUnavailable
 from shortener.messages.delivery_reports import DeliveryReport
-from shortener.messages.rewriter import MAX_LINKS, RewriteItem
+from shortener.messages.rewriter import MAX_LINKS
 from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.reporting.counts import verify
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from shortener.storage.types import to_ms
+from tests.clicks.helpers import TO
+from tests.clicks.helpers import change_settings as choose
+from tests.clicks.helpers import count_state_events as clickthru_events
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import make_hit as hit
+from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService, client_of
 from tests.rows import messages_now
-
-TO = "+14085550100"
-
-
-async def send(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
-    """The codes of one rewritten message."""
-    application = service.directory.applications()[0]
-    answers = await service.rewriter.rewrite(application, [RewriteItem((TO,), body, **more)])
-    return [link["code"] for link in answers[0]["links"]]
-
-
-def hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
-    values: dict[str, Any] = {
-        "id": service.ids(),
-        "code": code,
-        "domain_id": None,
-        "at": service.now_ms(),
-        "verdict": verdict,
-        "rule": "test",
-        "address": "192.0.2.0",
-        "user_agent": "Phone",
-    }
-    return Hit(**values | more)
-
-
-async def rows(service: Service, table: Any) -> list[Any]:
-    return list(await service.database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
-
-
-async def clickthru_events(service: Service) -> Counter[int]:
-    """How many state events each message (row id) has."""
-    return Counter(event.message_id for event in await rows(service, schema.events) if event.topics & Topic.STATE)
 
 
 async def test_the_first_click_moves_the_message_and_raises_one_event(service: Service, clock: Clock) -> None:
@@ -222,11 +195,6 @@ async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) 
 
 
 # What only some applications ask for.
-
-
-async def choose(service: Service, **settings: Any) -> None:
-    await service.database.write(update_application, 1, settings, service.clock())
-    await service.directory.refresh()
 
 
 async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
@@ -402,43 +370,6 @@ def test_every_rule_is_counted_by_name_from_the_start() -> None:
 # While the store is away.
 
 
-class Unwilling:
-    """The real store, which refuses or holds up writes (and reads) as long as it is told to."""
-
-    def __init__(self, service: Service) -> None:
-        self._database = service.database
-        self.refuse_writes = False
-        self.refuse_reads = False
-        self.lose_answers = 0
-        self.writes = 0
-
-    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.writes += 1
-        if self.refuse_writes:
-            raise StoreUnavailable("told to")
-        result = await self._database.write(transact, *args, **kwargs)
-        if self.lose_answers:
-            self.lose_answers -= 1
-            raise StoreUnavailable("the connection went away after the commit")
-        return result
-
-    async def read(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.refuse_reads:
-            raise StoreUnavailable("told to")
-        return await self._database.read(query, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._database, name)
-
-
-async def unwilling(service: Service, **more: Any) -> tuple[Unwilling, Recorder]:
-    store = Unwilling(service)
-    values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
-    recorder = Recorder(store, service.ids, service.click_ids, service.directory, **values)
-    recorder.start()
-    return store, recorder
-
-
 async def test_redirects_go_on_after_the_deadline_and_the_hits_are_written_when_the_store_is_back(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service)
@@ -459,7 +390,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(service: Service) -> N
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
     store, recorder = await unwilling(service)
-    store.lose_answers = 2
+    store.lose_results = 2
     await recorder.record(hit(service, code))
     await recorder.flush()
     assert store.writes == 3

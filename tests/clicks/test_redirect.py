@@ -25,18 +25,9 @@ from shortener.clicks.verdicts.contextual_rules import RULES as CIRCUMSTANCES
 from shortener.container import Service
 from shortener.model import Topic
 from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS as PHONE
+from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, MakeService, client_of
-
-PHONE = {
-    "User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-    "Version/18.6 Mobile/15E148 Safari/604.1"
-}
-
-
-async def link(client: httpx.AsyncClient, url: str = "https://x.example/a?b=1&c=%20#f", **more: Any) -> str:
-    """The path of a new short link."""
-    answer = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": f'#track("{url}")', **more})
-    return "/" + str(answer.json()["messages"][0]["links"][0]["code"])
 
 
 async def hits(service: Service) -> list[Any]:

@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from shortener.server.header_cache import Heads
 from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,11 +34,10 @@ from shortener.container import Service, open_service
 from shortener.messages.rewriter import RewriteItem
 from shortener.server import application
 from shortener.server.application import HttpApplication
-from shortener.server.header_cache import Heads
 from shortener.server.http_protocol import LONGEST_HEAD, RedirectProtocol, _spell
 from shortener.settings import Settings
 from shortener.storage import schema
-from tests.clicks.test_recorder import unwilling
+from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService
 
 PATIENCE = 5.0  # seconds

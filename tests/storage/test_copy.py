@@ -21,7 +21,8 @@ from shortener.storage.copy import BATCH, CopyError, Progress, copy, is_unfinish
 from shortener.storage.database import Database
 from shortener.storage.migrate import SchemaMismatch, migrate
 from shortener.storage.open import open_database
-from tests.clicks.test_recorder import hit, send
+from tests.clicks.helpers import create_codes as send
+from tests.clicks.helpers import make_hit as hit
 from tests.conftest import NOON, Clock, MakeService, new_postgresql_database
 from tests.rows import Rows
 

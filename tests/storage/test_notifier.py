@@ -89,7 +89,8 @@ async def test_a_connection_that_is_cut_is_made_again(pair: tuple[Listener, List
 
 
 async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: MakeService) -> None:
-    from tests.clicks.test_recorder import hit, send
+    from tests.clicks.helpers import create_codes as send
+    from tests.clicks.helpers import make_hit as hit
 
     one = await make_service()
     if one.notifier is None:

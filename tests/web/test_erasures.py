@@ -11,7 +11,8 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.redis.link_cache import NoLinkCache
 from shortener.reporting.counts import verify
-from tests.clicks.test_redirect import PHONE, link
+from tests.clicks.helpers import PHONE_HEADERS as PHONE
+from tests.clicks.helpers import create_link as link
 from tests.conftest import NOON, Clock, client_of
 from tests.rows import KINDS
 

@@ -11,7 +11,8 @@ from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
 from shortener.redis.link_cache import NoLinkCache
 from shortener.retention.erasure import erase_message
-from tests.clicks.test_redirect import PHONE, link
+from tests.clicks.helpers import PHONE_HEADERS as PHONE
+from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, client_of
 
 NOON = "2026-11-20T12:00:00Z"

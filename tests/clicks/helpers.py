@@ -1,0 +1,108 @@
+"""Helpers for tests that create links and record hits on them."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from sqlalchemy import select
+
+from shortener.accounts.administration import update_application
+from shortener.clicks.recorder import Recorder
+from shortener.clicks.resolver import Hit
+from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.messages.rewriter import RewriteItem
+from shortener.model import Topic, Verdict
+from shortener.storage import schema
+
+TO = "+14085550100"
+#: The headers of a request from a phone's browser.
+PHONE_HEADERS = {
+    "User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/18.6 Mobile/15E148 Safari/604.1"
+}
+
+
+async def create_codes(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
+    """Rewrite one message of the default application and return the codes of its links. `more`: fields of RewriteItem."""
+    application = service.directory.applications()[0]
+    responses = await service.rewriter.rewrite(application, [RewriteItem((TO,), body, **more)])
+    return [link["code"] for link in responses[0]["links"]]
+
+
+async def create_link(client: httpx.AsyncClient, url: str = "https://x.example/a?b=1&c=%20#f", **more: Any) -> str:
+    """Rewrite one message through the API and return the path of its short link. `more`: fields of the request."""
+    response = await client.post("/api/v1/rewrite", json={"to": TO, "body": f'#track("{url}")', **more})
+    return "/" + str(response.json()["messages"][0]["links"][0]["code"])
+
+
+def make_hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
+    """Return a new hit at the service's current time. `more`: fields of Hit."""
+    values: dict[str, Any] = {
+        "id": service.ids(),
+        "code": code,
+        "domain_id": None,
+        "at": service.now_ms(),
+        "verdict": verdict,
+        "rule": "test",
+        "address": "192.0.2.0",
+        "user_agent": "Phone",
+    }
+    return Hit(**values | more)
+
+
+async def fetch_rows(service: Service, table: Any) -> list[Any]:
+    """Return all rows of a table, in order of their ids."""
+    return list(await service.database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
+
+
+async def count_state_events(service: Service) -> Counter[int]:
+    """Return the number of state events by message (row id)."""
+    return Counter(event.message_id for event in await fetch_rows(service, schema.events) if event.topics & Topic.STATE)
+
+
+async def change_settings(service: Service, **settings: Any) -> None:
+    """Change settings of the default application."""
+    await service.database.write(update_application, 1, settings, service.clock())
+    await service.directory.refresh()
+
+
+class UnreliableDatabase:
+    """The service's database, which rejects writes and reads while a test requires it.
+
+    `lose_results`: the number of writes that commit but raise StoreUnavailable, as if the connection broke after the commit."""
+
+    def __init__(self, service: Service) -> None:
+        self._database = service.database
+        self.refuse_writes = False
+        self.refuse_reads = False
+        self.lose_results = 0
+        self.writes = 0
+
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.writes += 1
+        if self.refuse_writes:
+            raise StoreUnavailable("the test rejects writes")
+        result = await self._database.write(transact, *args, **kwargs)
+        if self.lose_results:
+            self.lose_results -= 1
+            raise StoreUnavailable("the connection broke after the commit")
+        return result
+
+    async def read(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.refuse_reads:
+            raise StoreUnavailable("the test rejects reads")
+        return await self._database.read(query, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+async def unreliable_recorder(service: Service, **more: Any) -> tuple[UnreliableDatabase, Recorder]:
+    """Return a running recorder with a database that can fail. `more`: arguments of Recorder. The caller stops the recorder."""
+    database = UnreliableDatabase(service)
+    values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
+    recorder = Recorder(database, service.ids, service.click_ids, service.directory, **values)
+    recorder.start()
+    return database, recorder
