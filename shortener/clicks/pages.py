@@ -1,7 +1,7 @@
-"""What a person sees when a link leads nowhere: expired, switched off, unknown, or unreachable for the moment.
+"""The pages that a person sees when a link has no destination: expired, switched off, unknown, or unavailable for a moment.
 
-Small documents that stand alone: no script, no framework, nothing fetched from anywhere, light or dark as the phone is set. Each
-is at most 4 KiB of UTF-8 and is built once per application's name.
+Each page is one HTML document without scripts and without references to other files. It follows the light or dark mode of the
+phone. A page has at most 4 KiB of UTF-8 and is built once for each application name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import html
 from functools import lru_cache
 from string import Template
 
-LONGEST_NAME = 80  # characters of an application's name that are shown
+MAX_NAME_LENGTH = 80  # characters of an application's name; longer names are cut
 
 _DOCUMENT = Template("""\
 <!doctype html>
@@ -51,65 +51,65 @@ $text
 """)
 
 _CLOCK = '<circle cx="12" cy="12" r="9"/><path d="M12 7v5l3 2"/>'
-_BARRED = '<circle cx="12" cy="12" r="9"/><path d="M6 18 18 6"/>'
+_CROSSED_CIRCLE = '<circle cx="12" cy="12" r="9"/><path d="M6 18 18 6"/>'
 _BROKEN_LINK = (
     '<path d="M9.5 14.5 7 17a3.5 3.5 0 0 1-5-5l3-3a3.5 3.5 0 0 1 4-.7M14.5 9.5 17 7a3.5 3.5 0 0 1 5 5l-3 3a3.5 3.5 0 0 1-4 .7'
     'M9 3v2M3 7l1.5 1M15 21v-2M21 17l-1.5-1"/>'
 )
-_AGAIN = '<path d="M20 12a8 8 0 1 1-2.3-5.7L20 8.5M20 4v4.5h-4.5"/>'
+_RELOAD = '<path d="M20 12a8 8 0 1 1-2.3-5.7L20 8.5M20 4v4.5h-4.5"/>'
 
 
 @lru_cache(maxsize=256)
 def expired_page(application_name: str) -> bytes:
-    """410: the link's time is over. The name may be empty."""
-    name = _shown(application_name)
+    """Return the page for 410, a link that expired. The name may be empty."""
+    name = _displayed_name(application_name)
     links = f"Links in messages from {name}" if name else "Links like this one"
     return _page(
         "This link has expired",
         _CLOCK,
-        f"<p>{links} work for a limited time.</p>",
-        f"<p>If you still need it, ask {name or 'the sender'} for a new one.</p>",
+        f"<p>{links} work for a limited time only.</p>",
+        f"<p>Please ask {name or 'the sender'} for a new link.</p>",
     )
 
 
 @lru_cache(maxsize=256)
-def killed_page(application_name: str) -> bytes:
-    """410: the link was switched off, by its sender or by whoever runs the service. The name may be empty."""
-    name = _shown(application_name)
+def switched_off_page(application_name: str) -> bytes:
+    """Return the page for 410, a link that its sender or the operator switched off. The name may be empty."""
+    name = _displayed_name(application_name)
     return _page(
-        "This link was switched off",
-        _BARRED,
-        "<p>It no longer leads anywhere, and there is nothing for you to do.</p>",
-        f"<p>If you expected something here, please ask {name or 'the sender'}.</p>",
+        "This link is no longer active",
+        _CROSSED_CIRCLE,
+        "<p>It was switched off. You do not need to do anything.</p>",
+        f"<p>If you have a question, please contact {name or 'the sender'}.</p>",
     )
 
 
 @lru_cache(maxsize=1)
 def unknown_page() -> bytes:
-    """404: there is no such link here."""
+    """Return the page for 404, a code that no link has."""
     return _page(
-        "There is no such link",
+        "Link not found",
         _BROKEN_LINK,
-        "<p>If you typed it, compare it with the message letter by letter: small and capital letters are different.</p>",
-        "<p>If you tapped it, part of it may have been lost. The message has the whole link.</p>",
+        "<p>If you typed the link, please check each letter. Capital and small letters are different.</p>",
+        "<p>If you tapped it, part of the link may be missing. Please use the complete link from the message.</p>",
     )
 
 
 @lru_cache(maxsize=1)
 def unavailable_page() -> bytes:
-    """503: the link may be good, but it cannot be looked up now."""
+    """Return the page for 503, a link that cannot be looked up at the moment."""
     return _page(
         "Please try again in a moment",
-        _AGAIN,
-        "<p>The page behind this link cannot be reached just now. The link is not lost.</p>",
+        _RELOAD,
+        "<p>This link cannot be opened right now. It is not lost.</p>",
         '<p><a href="">Try again</a></p>',
     )
 
 
-def _shown(application_name: str) -> str:
+def _displayed_name(application_name: str) -> str:
     name = " ".join(application_name.split())
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 1].rstrip()}…"
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[: MAX_NAME_LENGTH - 1].rstrip()}…"
     return f"<b><bdi>{html.escape(name)}</bdi></b>" if name else ""
 
 

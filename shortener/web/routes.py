@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.routing import BaseRoute
@@ -41,12 +41,6 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
         *health.ENDPOINTS,
     ]
 )
-
-
-#: Those whose path has no parameter, by method and path: they need no search.
-FIXED_PATH_ENDPOINTS: Mapping[tuple[str, str], Endpoint] = {
-    (endpoint.method, endpoint.path): endpoint for endpoint in ENDPOINTS if "{" not in endpoint.path
-}
 
 
 def routes(service: Service) -> list[BaseRoute]:

@@ -1,3 +1,5 @@
+"""The pages for people whose link has no destination: harmless HTML, small, and safe with any application name."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,24 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.clicks.pages import expired_page, killed_page, unavailable_page, unknown_page
+from shortener.clicks.pages import expired_page, switched_off_page, unavailable_page, unknown_page
 
-NAMED = (expired_page, killed_page)
+NAMED = (expired_page, switched_off_page)
 PAGES = [*(page("ACME & Söhne") for page in NAMED), *(page("") for page in NAMED), unknown_page(), unavailable_page()]
 
-#: Elements that fetch and run nothing.
+#: Elements that load nothing and run nothing.
 HARMLESS = {"html", "head", "meta", "title", "style", "body", "main", "svg", "path", "circle", "h1", "p", "b", "bdi", "a"}
 
 
 class Document(HTMLParser):
-    """The elements of a page, the words that a reader sees, and whether all that was opened was closed."""
+    """A parsed page: its elements, its visible text, and the elements that are not closed."""
 
     VOID = frozenset({"meta", "path", "circle"})
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
+        self.text = ""
         self.open: list[str] = []
         self.feed(page.decode())
 
@@ -41,11 +43,11 @@ class Document(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.words += data
+            self.text += data
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_small_stands_alone_and_is_not_indexed(page: bytes) -> None:
+def test_a_page_is_small_loads_nothing_and_is_not_indexed(page: bytes) -> None:
     assert len(page) < 4096
     document = Document(page)
     assert document.open == []
@@ -60,7 +62,7 @@ def test_a_page_is_small_stands_alone_and_is_not_indexed(page: bytes) -> None:
 
 @pytest.mark.parametrize("page", NAMED)
 @given(name=st.text(max_size=300))
-def test_a_name_is_shown_and_never_becomes_markup(page: Callable[[str], bytes], name: str) -> None:
+def test_an_application_name_never_becomes_markup(page: Callable[[str], bytes], name: str) -> None:
     built = page(name)
     assert len(built) < 4096
     document = Document(built)
@@ -71,18 +73,18 @@ def test_a_name_is_shown_and_never_becomes_markup(page: Callable[[str], bytes], 
 
 
 @pytest.mark.parametrize("page", NAMED)
-def test_an_application_is_named_to_the_reader(page: Callable[[str], bytes]) -> None:
-    assert "<ACME> & Söhne" in Document(page("<ACME> & Söhne")).words
-    assert "the sender" in Document(page("")).words
+def test_a_page_shows_the_application_name_or_the_sender(page: Callable[[str], bytes]) -> None:
+    assert "<ACME> & Söhne" in Document(page("<ACME> & Söhne")).text
+    assert "the sender" in Document(page("")).text
 
 
 @pytest.mark.parametrize("page", NAMED)
 def test_a_very_long_name_is_cut(page: Callable[[str], bytes]) -> None:
     assert len(page("&" * 10_000)) < 4096
-    assert "…" in Document(page("x" * 81)).words
-    assert "…" not in Document(page("x" * 80)).words
+    assert "…" in Document(page("x" * 81)).text
+    assert "…" not in Document(page("x" * 80)).text
 
 
-def test_a_page_is_built_once() -> None:
+def test_a_page_is_built_once_per_name() -> None:
     assert expired_page("ACME") is expired_page("ACME")
     assert unknown_page() is unknown_page()

@@ -1,0 +1,36 @@
+"""The Host header, split into its parts.
+
+Both functions remember their latest results: the few hosts of an installation come with every request. Callers must pass no host
+longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+
+MAX_HOST_BYTES = 260  # a name of 253 characters, its final dot and a port
+
+_PORT = re.compile(r":\d+$")
+
+
+@lru_cache(maxsize=1024)
+def split_host(host: bytes) -> tuple[str, str]:
+    """Return a Host header as (name, name with port), both in lower case and without the final dot of the name."""
+    text = host.decode("latin-1").lower()
+    with_dot = _PORT.sub("", text)
+    name = with_dot.rstrip(".")
+    return name, name + text[len(with_dot) :]
+
+
+@lru_cache(maxsize=1024)
+def is_local(name: str) -> bool:
+    """Return whether a host is `localhost` or an IP address: a name that no DNS record can point to this server."""
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

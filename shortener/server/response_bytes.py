@@ -1,0 +1,38 @@
+"""HTTP/1.1 responses to redirect requests, as the bytes that are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
+
+from shortener.clicks.redirect import REDIRECT_HEADERS, RawResponse
+
+FOUND = 302
+
+
+def serialize_response(
+    response: RawResponse, default_headers: Sequence[tuple[bytes, bytes]], *, is_head: bool, keep_alive: bool
+) -> bytes:
+    """Return the complete response. `default_headers`: uvicorn's own, such as Date. `is_head`: leave out the body.
+
+    Raises ValueError if the value of a header contains a control character: it could split one response into two."""
+    status, headers, body = response
+    # Location is the last header of a 302, and the only one that is not a constant of this project.
+    for _, value in headers[-1:] if status == FOUND else headers:
+        if HEADER_VALUE_RE.search(value):
+            raise ValueError("The value of a header contains a control character.")
+    if status == FOUND and keep_alive:
+        return _redirect_start(tuple(default_headers)) + headers[-1][1] + b"\r\n\r\n"
+    lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default_headers, *headers))]
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    return b"".join((*lines, b"\r\n", b"" if is_head else body))
+
+
+@lru_cache(maxsize=4)
+def _redirect_start(default_headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Return a 302 up to the value of Location, its last header. uvicorn changes the default headers once a second."""
+    lines = (b"%s: %s\r\n" % header for header in (*default_headers, *REDIRECT_HEADERS))
+    return b"".join((STATUS_LINE[FOUND], *lines, b"location: "))

@@ -1,0 +1,23 @@
+"""Fixtures of the server's tests. They run on SQLite only: the server knows the recorder, which has tests on both engines."""
+
+from pathlib import Path
+
+import pytest
+
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from tests.conftest import Clock, MakeService
+
+
+@pytest.fixture(params=["sqlite"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'shortener.db'}"
+
+
+@pytest.fixture
+async def service(make_service: MakeService, clock: Clock) -> Service:
+    """A service on s.example, with a second application that has its own domain, go.brand.example."""
+    service = await make_service(base_url="https://s.example", trusted_proxies="127.0.0.0/8")
+    await service.database.write(create_application, "brand", clock(), domain="https://go.brand.example")
+    await service.directory.refresh()
+    return service

@@ -1,0 +1,42 @@
+"""Host headers: their parts, and the limit on what is remembered of them."""
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from shortener.container import Service
+from shortener.server.hosts import MAX_HOST_BYTES, is_local, split_host
+from tests.server.raw_http import HOST, create_link, get, run_server, status_of
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "name_with_port"),
+    [
+        (b"S.Example", "s.example", "s.example"),
+        (b"s.example.", "s.example", "s.example"),
+        (b"s.example:8000", "s.example", "s.example:8000"),
+        (b"S.Example.:8000", "s.example", "s.example:8000"),
+        (b"[::1]:80", "[::1]", "[::1]:80"),
+        (b"s.example:x", "s.example:x", "s.example:x"),
+        (b"", "", ""),
+    ],
+)
+def test_a_host_header_is_split_into_name_and_port(host: bytes, name: str, name_with_port: str) -> None:
+    assert split_host(host) == (name, name_with_port)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("s.example", False), ("localhost.example", False), ("", False)],
+)
+def test_localhost_and_addresses_are_local(name: str, expected: bool) -> None:
+    assert is_local(name) is expected
+
+
+async def test_a_host_that_is_too_long_is_unknown_and_not_remembered(service: Service) -> None:
+    code = await create_link(service)
+    split_host.cache_clear()
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for host in (b"x" * 100_000, HOST + b"." * MAX_HOST_BYTES, b"1" * 100_000):
+            response = await server.exchange(get(code, host=host))
+            assert (status_of(response), response) == (404, await reference.exchange(get(code, host=host)))
+    assert split_host.cache_info().currsize == 1, "only localhost, the host of the last request of each exchange"

@@ -1,0 +1,231 @@
+"""Responses of RedirectProtocol: each must equal the response of uvicorn's own protocol, byte for byte, over real sockets."""
+
+import asyncio
+
+from sqlalchemy import Connection, update
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from shortener.accounts.administration import update_domain
+from shortener.accounts.directory import increment_version
+from shortener.container import Service
+from shortener.storage import schema
+from tests.conftest import Clock
+from tests.server.raw_http import (
+    LAST_REQUEST,
+    TIMEOUT_SECONDS,
+    create_link,
+    get,
+    read_response,
+    run_server,
+    status_of,
+    stored_hits,
+    wait_until,
+    without_date,
+)
+
+
+async def test_redirects_without_asgi_get_the_same_bytes_as_from_uvicorn(service: Service, clock: Clock) -> None:
+    code = await create_link(service)
+    of_brand = await create_link(service, 2)
+    switched_off = await create_link(service)
+    await service.database.write(
+        lambda c: c.execute(update(schema.links).where(schema.links.c.code == switched_off[1:]).values(disabled_at=clock()))
+    )
+    expired = await create_link(service, expires_in=60)
+    with_fallback = await create_link(service, expires_in=60, fallback_url="https://x.example/over")
+    clock.forward(minutes=2)
+    cases = [
+        (302, get(code)),
+        (302, get(code, b"Connection: close")),
+        (302, get(code).replace(b"HTTP/1.1", b"HTTP/1.0")),
+        (302, get(code, b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0")),
+        (302, get(code, b"Sec-Purpose: prefetch", b"Cookie: a=b", b"Accept: */*")),
+        (404, get("/nosuchcode")),
+        (404, get("/nosuchcode", b"Connection: close")),
+        (410, get(expired)),
+        (302, get(with_fallback)),
+        (410, get(switched_off)),
+        (302, get(code + ").")),
+        (302, get(code + "?")),
+        (302, get(code + "?.")),
+        (302, get(code + "%E2%80%9D%22")),
+        (302, get(code + '"`*')),
+        (302, get(code, host=b"S.Example.:8000")),
+        (302, get(code, host=b"127.0.0.1:8000")),
+        (302, get(of_brand, host=b"go.brand.example")),
+        (404, get(code, host=b"go.brand.example")),
+        (302, get(of_brand)),
+    ]
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for expected, request in cases:
+            for sent in (request, request, b"HEAD" + request[3:]):
+                response = await server.exchange(sent)
+                assert (status_of(response), response) == (expected, await reference.exchange(sent)), sent
+                assert b"\r\ndate: ...\r\n" in response
+        assert set(server.app.paths) == {"/healthz"}, "no redirect took the ASGI path"
+    rows = [(hit.link_id, hit.verdict, hit.rule, hit.flags & ~3, hit.address, hit.user_agent) for hit in await stored_hits(service)]
+    assert rows[::2] == rows[1::2], "both paths store the same hits"
+
+
+async def test_all_other_requests_take_the_asgi_path_and_get_the_same_responses(service: Service) -> None:
+    code = await create_link(service)
+    long_path = code + "%E2%80%9D" * 8 + "?" + "x" * 128
+    cases = [
+        (302, get(code + "?x=1")),
+        (302, get(code + "?utm=%0d%0a")),
+        (302, get(long_path)),
+        (404, get(code + "x" * 128)),
+        (302, get(code, method=b"OPTIONS")),
+        (404, get(code + "/")),
+        (302, get("http://s.example" + code)),
+        (404, get("http://elsewhere.example" + code, host=b"elsewhere.example")),
+        (404, get(code, host=b"unknown.example")),
+        (404, get(code, host=None)),
+        (404, get(code, host=b"")),
+        (404, get(code, b"Host: s.example", host=b"")),
+        (404, get(code, b"Host: s.example", host=b"unknown.example")),
+        (404, get("/portal", host=b"go.brand.example")),
+        (404, get("/api", host=b"go.brand.example")),
+        (200, get("/healthz")),
+        (200, get("/docs")),
+        (302, get(code, b"Content-Length: 0")),
+        (302, get(code, b"Content-Length: 5") + b"hello"),
+        (302, get(code, b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n"),
+        (302, get(code, b"Transfer-Encoding: chunked") + b"0\r\nTrailer: x\r\nExpect: 100-continue\r\n\r\n"),
+        (302, get(code, b"Expect: 100-continue")),
+        (302, get(code, b"Expect: 100-continue", b"Content-Length: 5") + b"hello"),
+        (302, get(code, b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAARAAAAA")),
+        (302, get(code, b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")),
+        (302, get(code, b"Upgrade: h2c")),
+        (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ]
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for expected, request in cases:
+            before = len(server.app.paths)
+            response = await server.exchange(request)
+            assert (status_of(response), response) == (expected, await reference.exchange(request)), request
+            assert expected == 400 or server.app.paths[before:][:1] not in ([], ["/healthz"]) or request.startswith(b"GET /healthz")
+
+
+INVALID_OR_AMBIGUOUS_HEADERS = [
+    b"Content-Length: 3\r\nContent-Length: 3",
+    b"Content-Length: 3\r\nContent-Length: 0",
+    b"Content-Length: 3, 3",
+    b"Content-Length: +3",
+    b"Content-Length: -1",
+    b"Content-Length: 0x3",
+    b"Content-Length:",
+    b"Content-Length: 3\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 3",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    b"Transfer-Encoding: chunked, identity",
+    b"Transfer-Encoding: xchunked",
+    b"Transfer-Encoding : chunked",
+    b"Transfer-Encoding:\x0bchunked",
+    b"Transfer-Encoding\t: chunked",
+    b" Transfer-Encoding: chunked",
+    b"X: y\r\n Transfer-Encoding: chunked",
+    b"X: y\r\n\tContent-Length: 3",
+    b"X: y\nContent-Length: 3",
+    b"X: y\rContent-Length: 3",
+    b"X: y\x00z",
+    b"X: y\x01z",
+    b"X\x00: y",
+    b"\xc2\xa0Content-Length: 3",
+    b": y",
+    b"X",
+]
+
+
+async def test_no_ambiguous_body_header_is_read_differently_than_by_uvicorn(service: Service) -> None:
+    """A request hidden behind a redirect (request smuggling) must be a request, or a body, for both protocols."""
+    code = await create_link(service)
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for header in INVALID_OR_AMBIGUOUS_HEADERS:
+            before = len(server.app.paths)
+            smuggled = get(code, header) + b"0\r\n\r\n" + get("/nosuchcode")
+            response = await server.exchange(smuggled)
+            assert response == await reference.exchange(smuggled), header
+            if status_of(response) != 400:
+                assert server.app.paths[before] == code, "a request with a body takes the ASGI path"
+
+
+async def test_a_malformed_request_behind_a_redirect_gets_400_and_closes_the_connection(service: Service) -> None:
+    code = await create_link(service)
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for one in (server, reference):
+            reader, writer = await one.connect()
+            writer.write(get(code))
+            assert status_of(await read_response(reader)) == 302
+            writer.write(b"G\x00T / HTTP/1.1\r\n\r\n" + get(code))
+            assert status_of(response := await reader.read()) == 400
+            assert response.count(b"HTTP/1.1 ") == 1
+        for path in (code, code + "?x=1"):
+            pipelined = get(path) + get("/healthz") + b"G\x00T / HTTP/1.1\r\n\r\n"
+            response = await server.exchange(pipelined)
+            assert (status_of(response), response) == (400, await reference.exchange(pipelined))
+        await wait_until(lambda: not server.server.server_state.tasks)
+        await service.recorder.flush()
+        assert server.app.paths == [code], "the request before the malformed one was not started"
+    assert len(await stored_hits(service)) == 6
+
+
+async def test_each_client_behind_a_proxy_is_stored_with_its_own_address(service: Service) -> None:
+    code = await create_link(service)
+    clients = ["203.0.113.7", "198.51.100.9", "2001:db8:7::1", "203.0.113.7, 127.0.0.9", "203.0.113.7,192.0.2.4"]
+    clients += ["203.0.113.7:4711", ""]
+    unusual = ["unknown, 203.0.113.7", "[2001:db8:7::1]", "203.0.113.7 , 127.0.0.9"]
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        for client in clients + unusual:
+            writer.write(get(code, b"X-Forwarded-For: " + client.encode(), b"Accept: */*"))
+            assert status_of(await read_response(reader)) == 302
+        writer.write(get(code, b"X-Forwarded-For: 203.0.113.7", b"X-Forwarded-For: 198.51.100.9", b"Accept: */*"))
+        assert status_of(await read_response(reader)) == 302
+    addresses = [hit.address for hit in await stored_hits(service)]
+    assert addresses[:5] == ["203.0.113.0", "198.51.100.0", "2001:db8:7::", "203.0.113.0", "192.0.2.0"]
+    assert addresses[5:7] == ["203.0.113.0", "127.0.0.0"]
+    assert addresses[7:] == ["203.0.113.0", "2001:db8:7::", "203.0.113.0", "198.51.100.0"]
+
+
+async def test_a_body_that_looks_like_a_redirect_request_is_not_executed(service: Service) -> None:
+    """The response may be complete before the body arrives: a request without an API key gets 401 at once."""
+    code = await create_link(service)
+    redirect = get(code)
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        await server.exchange(redirect)
+        start = get("/api/v1/rewrite", b"Content-Length: %d" % (2 * len(redirect)), method=b"POST")
+        responses = []
+        for one in (server, reference):
+            reader, writer = await one.connect()
+            writer.write(start)
+            responses.append([without_date(await read_response(reader))])
+            for piece in (redirect, redirect, LAST_REQUEST):
+                writer.write(piece)
+                await asyncio.sleep(0.02)  # so that each arrives alone
+            responses[-1].append(without_date(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)))
+        assert responses[0] == responses[1]
+        assert status_of(responses[0][0]) == 401
+    assert len(await stored_hits(service)) == 1
+
+
+def rename_domain(connection: Connection, host: str, new: str) -> None:
+    connection.execute(update(schema.domains).where(schema.domains.c.host == host).values(host=new))
+    increment_version(connection)
+
+
+async def test_a_change_of_a_domain_applies_to_the_next_request_of_a_connection(service: Service, clock: Clock) -> None:
+    of_brand = await create_link(service, 2)
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        request = get(of_brand, host=b"go.brand.example")
+        writer.write(request)
+        assert status_of(await read_response(reader)) == 302
+        await service.database.write(update_domain, "go.brand.example", {"disabled": True}, clock())
+        await service.directory.refresh()
+        writer.write(request)
+        assert status_of(await read_response(reader)) == 410
+        await service.database.write(rename_domain, "go.brand.example", "other.example")
+        await service.directory.refresh()
+        writer.write(request)
+        assert status_of(await read_response(reader)) == 404
