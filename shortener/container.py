@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from shortener import __version__
-from shortener.accounts.administration import ensure_default, host_of
+from shortener.accounts.administration import ensure_default
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import Directory
 from shortener.clicks.device_counts import DeviceCounter
@@ -62,6 +62,7 @@ from shortener.storage.notifier import PostgresNotifier
 from shortener.storage.open import open_database
 from shortener.storage.postgres import split_url
 from shortener.storage.types import to_ms
+from shortener.urls import host_of
 
 log = structlog.get_logger(__name__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal, get_args
 
 
 class State(enum.IntEnum):
@@ -60,8 +61,10 @@ class Topic(enum.IntFlag):
         return self.name.lower()
 
 
-#: What a tracker may subscribe to (contract, section 5, and `click_retracted`).
-SUBSCRIBABLE = (Topic.STATE, Topic.CLICK, Topic.LATE_CLICK, Topic.CONVERSION, Topic.DELIVERY, Topic.CLICK_RETRACTED)
+#: The events that a tracker may subscribe to, as the API, the command line and the documents name them.
+EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
+EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
+SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
 
 
 class LinkFlag(enum.IntFlag):

@@ -15,10 +15,11 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shortener.urls import UrlError, parse_base_url
 
 PREFIX = "SHORTENER_"
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -126,12 +127,10 @@ class Settings(BaseSettings):
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-            raise ValueError("wants http://HOST or https://HOST")
-        if parts.path not in ("", "/"):
-            raise ValueError("cannot have a path: codes live at the root of the host")
-        return value.rstrip("/")
+        try:
+            return parse_base_url(value)
+        except UrlError as error:
+            raise ValueError(error.reason) from None
 
     @field_validator("secret")
     @classmethod

@@ -1,47 +1,89 @@
-"""Times as trackers and carriers write them: ISO 8601, or seconds or milliseconds since 1970."""
+"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970.
+
+Every part of the project parses times here. All results are aware UTC datetimes, except those of `parse_iso`.
+"""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-#: Clocks that run ahead, and local times sent without their zone (up to 14 hours ahead), are forgiven.
-AHEAD = timedelta(hours=24)
+#: A reported time may be this far ahead, because clocks differ and some systems send local time (up to 14 hours ahead) without
+#: its zone.
+MAX_AHEAD = timedelta(hours=24)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-_MILLISECONDS_FROM = 10**11  # as seconds, the year 5138; as milliseconds, 1973
-# The + of a zone that was sent in a query without being encoded arrives as a space.
-_LOST_PLUS = re.compile(r"(.+T.+) ([0-9]{2}:?[0-9]{2})")
+_FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138; as milliseconds, 1973
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# The + of a zone that was not percent-encoded in a query arrives as a space.
+_LOST_PLUS = re.compile(r"(.+T.+[0-9]) ([0-9]{2}:?[0-9]{2})")
+# The limits of a requested period. A time outside of them becomes the nearer limit.
+_FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
+
+
+def parse_iso(text: str) -> date:
+    """Return a `date` for YYYY-MM-DD and a `datetime` for any other ISO 8601 text. The datetime has a zone if the text has one.
+
+    Raise ValueError with a reason for the caller."""
+    text = text.strip()
+    if lost := _LOST_PLUS.fullmatch(text):
+        text = f"{lost[1]}+{lost[2]}"
+    try:
+        return date.fromisoformat(text) if _DATE.fullmatch(text) else datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a date such as 2026-11-20, or ISO 8601 such as 2026-11-20T12:00:00Z") from None
+
+
+def to_utc(moment: date, zone: tzinfo = UTC) -> datetime:
+    """Return the time in UTC. A date becomes its midnight in `zone`, and a datetime without a zone is in `zone`.
+
+    Raise OverflowError if the result is outside of the years 1 to 9999."""
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time())
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).astimezone(UTC)
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """The time in UTC, cut to milliseconds; one without a zone is UTC.
+    """Return a reported time in UTC, cut to milliseconds. A time without a zone is in UTC.
 
-    Raises ValueError, with a reason for a person, when it is no time, or not between the year 2000 and a day after `now`: a zero,
-    a compact date read as seconds and microseconds read as milliseconds all end up outside."""
+    Raise ValueError with a reason for the caller if `text` is no time, or if it is not between the year 2000 and 24 hours after
+    `now`. These limits also reject a zero, a compact date that reads as seconds and microseconds that read as milliseconds."""
     try:
         at = _from_number(text) if _NUMBER.fullmatch(text) else _from_iso(text)
     except (ValueError, OverflowError):
-        raise ValueError("wants ISO 8601 such as 2026-11-20T12:00:00Z, or seconds or milliseconds since 1970") from None
+        raise ValueError("must be ISO 8601 such as 2026-11-20T12:00:00Z, or seconds or milliseconds since 1970") from None
     if at < EARLIEST:
-        raise ValueError(f"is before the year {EARLIEST.year}")
-    if at > now + AHEAD:
-        raise ValueError("is more than 24 hours in the future")
+        raise ValueError(f"must not be before the year {EARLIEST.year}")
+    if at > now + MAX_AHEAD:
+        raise ValueError("must not be more than 24 hours in the future")
     return at
+
+
+def start_of(moment: date, zone: tzinfo = UTC) -> datetime:
+    """Return the first moment of a requested period in UTC. A date is its midnight in `zone`."""
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time(), zone)
+    elif moment.tzinfo is None:
+        moment = moment.replace(tzinfo=zone)
+    return min(max(moment, _FIRST), _LAST).astimezone(UTC)
+
+
+def end_of(moment: date, zone: tzinfo = UTC) -> datetime:
+    """Return the end of a requested period in UTC, which is not included. A date includes its whole day."""
+    if not isinstance(moment, datetime) and moment < _LAST.date():
+        moment += timedelta(days=1)
+    return start_of(moment, zone)
 
 
 def _from_number(text: str) -> datetime:
     whole, _, fraction = text.partition(".")
-    if int(whole) >= _MILLISECONDS_FROM:
+    if int(whole) >= _FIRST_MILLISECONDS:
         return _EPOCH + timedelta(milliseconds=int(whole))
     return _EPOCH + timedelta(seconds=int(whole), milliseconds=int(fraction[:3].ljust(3, "0")))
 
 
 def _from_iso(text: str) -> datetime:
-    if lost := _LOST_PLUS.fullmatch(text):
-        text = f"{lost[1]}+{lost[2]}"
-    at = datetime.fromisoformat(text)
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    at = to_utc(parse_iso(text))
     return at.replace(microsecond=at.microsecond // 1000 * 1000)

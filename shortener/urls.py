@@ -1,10 +1,12 @@
-"""Destinations: where a short link leads, checked once and kept as the bytes of its `Location` header.
+"""URLs: checks of destinations, base URLs and hosts, and the functions that fill in a destination.
 
-Promises: what `parse_destination` accepts is an absolute http or https URL whose scheme, host and port every parser reads alike,
-so that nobody is led elsewhere than the check said; its `location` is ASCII without control characters, so that it cannot end
-the header. Apart from scheme and host (lower case, punycode) and non-ASCII characters (percent-encoded as UTF-8), the URL stays
-as it was written: queries, fragments, `%` escapes and `+` included. Private addresses are not refused: only the handset goes there.
-Fails with `DestinationError`, which says what is wrong and where.
+`parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
+The `location` of a destination is ASCII without control characters, so it cannot end the `Location` header early.
+The scheme and the host become lower case, an international host becomes punycode, and other non-ASCII characters are
+percent-encoded as UTF-8. Every other byte stays as written: queries, fragments, `%` escapes and `+` included.
+Private addresses are allowed, because the recipient's device opens the URL and this service does not.
+
+Every check raises `UrlError`, which states the reason and the position.
 """
 
 from __future__ import annotations
@@ -15,28 +17,31 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import idna
 
-#: Characters of a URL, both as written and as percent-encoded for the header.
-MAX_LENGTH = 2048
-#: Names that a destination may hold in braces; each is filled in as soon as its value is known.
-PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
+#: The limit applies to the URL as written and to the percent-encoded URL.
+MAX_URL_CHARACTERS = 2048
+#: Names that a destination may contain in braces. Each is replaced as soon as its value is known.
+DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
-_PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(PLACEHOLDERS).encode())
-# No URL holds these (RFC 3986). Browsers drop tabs and line ends, turn a backslash into a slash, and so arrive at another host.
+_MAX_HOST_CHARACTERS = 253
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
+# RFC 3986 allows none of these. Browsers drop tabs and line ends and read a backslash as a slash, so they may open another host.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
-_HEAD = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
-# Underscores and hyphens at the edges are no host names, but real hosts have them, and handsets find them.
+_SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
+# Host names must not contain underscores or begin with hyphens, but such hosts exist and phones resolve them.
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_JOINERS = "\u200c\u200d"  # format characters, but part of how Persian and the Indic scripts spell
+_JOINERS = "\u200c\u200d"  # format characters that Persian and the Indic scripts need
+_NOT_IN_HOST = frozenset("/?#@")
 
 
-class DestinationError(Exception):
-    """A URL cannot be a destination. `reason` reads on from the URL; `position` counts characters from its start."""
+class UrlError(Exception):
+    """A URL or host is not usable. `reason` continues a sentence that begins with it; `position` counts characters from 0."""
 
     def __init__(self, reason: str, position: int = 0) -> None:
         self.reason = reason
@@ -44,9 +49,21 @@ class DestinationError(Exception):
         super().__init__(f"{reason} (position {position})")
 
 
+class NumericHostError(UrlError):
+    """Some parsers read the host as an IPv4 address and others as a name, such as 127.1 or 0x7f000001.
+
+    `host` is lower case and ASCII."""
+
+    def __init__(self, reason: str, position: int, host: str) -> None:
+        super().__init__(reason, position)
+        self.host = host
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """`url` is for people and records; `location` is what goes over the wire, placeholders still in it.
+    """A checked destination.
+
+    `url` is the readable form. `location` is the value of the `Location` header and may still contain placeholders.
     `host` has no port and no brackets."""
 
     url: str
@@ -56,36 +73,78 @@ class Destination:
 
 
 def parse_destination(url: str) -> Destination:
-    """Raises DestinationError unless `url` is an absolute http(s) URL without user-info that every parser reads alike."""
-    if len(url) > MAX_LENGTH:
-        raise DestinationError(f"is longer than {MAX_LENGTH} characters", MAX_LENGTH)
+    """Return the destination. Raise UrlError unless `url` is an absolute http(s) URL without user information."""
+    if len(url) > MAX_URL_CHARACTERS:
+        raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters", MAX_URL_CHARACTERS)
     _check_characters(url)
-    head = _HEAD.match(url)
+    head = _SCHEME_AND_AUTHORITY.match(url)
     if head is None:
-        raise DestinationError("does not begin with http:// or https://")
+        raise UrlError("must begin with http:// or https://")
     scheme, authority = head.groups()
-    start = head.start(2)
-    if "@" in authority:
-        raise DestinationError("holds user-info before its host", start)
-    bracket = authority.rfind("]") + 1
-    colon = authority.find(":", bracket)
-    written, port = (authority, "") if colon < 0 else (authority[:colon], authority[colon:])
-    host = _parse_host(written, start)
-    _check_port(port, start + len(written))
+    written, port = _split_authority(authority, head.start(2))
+    host = _parse_host(written, head.start(2))
     stored_host = f"[{host}]" if written.startswith("[") else host
     stored = f"{scheme.lower()}{stored_host}{port}{url[head.end() :]}"
     location = (stored if stored.isascii() else quote(stored, safe=_PRINTABLE)).encode()
-    if len(location) > MAX_LENGTH:
-        raise DestinationError(f"is longer than {MAX_LENGTH} characters when percent-encoded")
+    if len(location) > MAX_URL_CHARACTERS:
+        raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters when percent-encoded")
     names = frozenset(name.decode() for name in _PLACEHOLDER.findall(location)) if b"{" in location else frozenset()
     return Destination(stored, location, host, names)
 
 
-def fill(location: bytes, values: Mapping[str, str]) -> bytes:
-    """`location` with `{name}` replaced for each name in `values`, percent-encoded by RFC 3986 (only unreserved characters stay).
+def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:
+    """Return the host (lower case, punycode, without brackets) and the port, None if the authority has none.
 
-    One pass: braces within a value are encoded, so it cannot hold a placeholder. A name that `values` lacks stays as it is, to be
-    filled in later; the values are keyed by PLACEHOLDERS."""
+    `position` is where the authority begins in its URL, for the errors. Raise UrlError, also for user information."""
+    written, port = _split_authority(authority, position)
+    dot = "." if allow_trailing_dot and written.endswith(".") else ""
+    host = _parse_host(written.removesuffix(dot), position) + dot
+    if dot and _NUMERIC.fullmatch(host.removesuffix(".").rpartition(".")[2]):
+        raise NumericHostError("has an IPv4 address that ends with a dot as its host", position, host)
+    return host, int(port[1:]) if port else None
+
+
+def parse_host(text: str) -> str:
+    """Return a host without scheme, port and path as `Destination.host` has it: lower case, punycode, IPv6 without brackets.
+
+    Raise UrlError if `text` is not such a host."""
+    name = text.removeprefix("[").removesuffix("]")
+    if name.count(":") == 1 or not _NOT_IN_HOST.isdisjoint(name):
+        raise UrlError("must be a host without scheme, port and path")
+    _check_characters(name)
+    return _parse_host(f"[{name}]" if ":" in name else name, 0)
+
+
+def parse_base_url(url: str) -> str:
+    """Return the prefix of short links without its final slash. Raise UrlError unless `url` is http(s)://HOST[:PORT]."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise UrlError("is not a valid URL") from None
+    has_more = parts.username is not None or parts.query or parts.fragment
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or has_more:
+        raise UrlError("must be http://HOST or https://HOST")
+    if parts.path not in ("", "/"):
+        raise UrlError("must not have a path: codes are at the root of the host")
+    if not parts.hostname.isascii():
+        raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
+    return url.rstrip("/")
+
+
+def host_of(url: str) -> str:
+    """Return the host of an absolute URL as a Host header has it: lower case, with the port unless it is the scheme's default."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return host if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
+
+
+def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
+    """Return `location` with `{name}` replaced by the percent-encoded value of each name in `values` (RFC 3986).
+
+    The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
+    A name that `values` does not have stays in the result, and a later call can replace it."""
 
     def value(match: re.Match[bytes]) -> bytes:
         text = values.get(match[1].decode())
@@ -95,9 +154,9 @@ def fill(location: bytes, values: Mapping[str, str]) -> bytes:
 
 
 def append_param(location: bytes, name: str, value: str) -> bytes:
-    """`location` with `name=value` at the end of its query, before the fragment; the rest stays byte for byte.
+    """Return `location` with `name=value` at the end of its query, before the fragment. Every other byte stays the same.
 
-    A parameter of that name that is already there wins: then nothing changes."""
+    If the query already has a parameter of that name, return `location` unchanged."""
     key = quote(name, safe="").encode()
     address, hash_sign, fragment = location.partition(b"#")
     _, question_mark, query = address.partition(b"?")
@@ -115,41 +174,50 @@ def append_param(location: bytes, name: str, value: str) -> bytes:
 def _check_characters(url: str) -> None:
     bad = _FORBIDDEN.search(url)
     if bad is None and not url.isascii():
-        # Spaces of other scripts, invisible format characters (they turn text around or hide in a host) and half characters.
+        # Spaces of other scripts, unpaired surrogates, and invisible characters that can reverse text or hide in a host.
         for position, character in enumerate(url):
             if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp") and character not in _JOINERS:
-                _refuse_character(character, position)
+                _reject_character(character, position)
     if bad is not None:
-        _refuse_character(bad[0], bad.start())
+        _reject_character(bad[0], bad.start())
 
 
-def _refuse_character(character: str, position: int) -> NoReturn:
+def _reject_character(character: str, position: int) -> NoReturn:
     if character in '"<>\\':
-        raise DestinationError(f"holds {character} at position {position}, which a URL spells %{ord(character):02X}", position)
+        raise UrlError(f"contains {character} at position {position}; write %{ord(character):02X} instead", position)
     kind = "white space" if character.isspace() else "a control or invisible character"
-    raise DestinationError(f"holds {kind} (U+{ord(character):04X}) at position {position}", position)
+    raise UrlError(f"contains {kind} (U+{ord(character):04X}) at position {position}", position)
 
 
-def _check_port(port: str, position: int) -> None:
+def _split_authority(authority: str, position: int) -> tuple[str, str]:
+    """Return the host as written and the port with its colon, "" without a port."""
+    if "@" in authority:
+        raise UrlError("must not contain a user name or password before its host", position)
+    bracket = authority.rfind("]") + 1
+    colon = -1 if authority.startswith("[") and not bracket else authority.find(":", bracket)
+    host, port = (authority, "") if colon < 0 else (authority[:colon], authority[colon:])
+    if not host:
+        raise UrlError("has no host", position)
     digits = port[1:]
     if port and not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 1 <= int(digits) <= 65535):
-        raise DestinationError(f"holds {digits!r} as its port, which is no number from 1 to 65535", position)
+        raise UrlError(f"has the port {digits!r}; a port must be a number from 1 to 65535", position + len(host) + 1)
+    return host, port
 
 
 def _parse_host(written: str, position: int) -> str:
-    """The host in lower-case ASCII, without brackets."""
-    if not written:
-        raise DestinationError("holds no host", position)
+    """Return the host in lower-case ASCII, without brackets."""
+    if not written:  # `parse_host` calls this without `_split_authority`
+        raise UrlError("has no host", position)
     if "{" in written or "}" in written:
-        raise DestinationError("holds a brace in its host: placeholders may stand after the host only", position)
+        raise UrlError("has a brace in its host; placeholders are allowed after the host only", position)
     if written.startswith("["):
-        # A zone (%eth0) means something on one machine only.
+        # A zone such as %eth0 is valid on one machine only.
         if not written.endswith("]") or "%" in written or not _is_address(written[1:-1], ipaddress.IPv6Address):
-            raise DestinationError("holds something else than an IPv6 address in the brackets of its host", position)
+            raise UrlError("must have an IPv6 address in the brackets of its host", position)
         return written[1:-1].lower()
     host = written.lower()
-    if len(host) > 253:
-        raise DestinationError("holds an overlong host name", position)
+    if len(host) > _MAX_HOST_CHARACTERS:
+        raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
         if not host.isascii():
             host = idna.encode(host, uts46=True).decode()
@@ -158,12 +226,12 @@ def _parse_host(written: str, position: int) -> str:
             if label.startswith("xn--"):
                 idna.ulabel(label)
     except idna.IDNAError as error:
-        raise DestinationError(f"holds an invalid international host name: {error}", position) from None
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise DestinationError("holds an invalid host name", position)
+        raise UrlError(f"has an invalid international host name: {error}", position) from None
+    if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
+        raise UrlError("has an invalid host name", position)
     if _NUMERIC.fullmatch(labels[-1]) and not _is_address(host, ipaddress.IPv4Address):
-        # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses, other parsers as names.
-        raise DestinationError("holds a host that is neither a name nor an IPv4 address of four numbers", position)
+        # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses, other parsers read them as names.
+        raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
 
 

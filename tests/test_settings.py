@@ -52,8 +52,8 @@ def test_links_lead_to_the_port_that_answers() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("BASE_URL", "go.example", "wants http"),
-        ("BASE_URL", "https://go.example/path", "cannot have a path"),
+        ("BASE_URL", "go.example", "must be http"),
+        ("BASE_URL", "https://go.example/path", "must not have a path"),
         ("SECRET", "short", "too weak"),
         ("DELIVERY_SCHEDULE", "", "delivery_schedule"),
         ("DELIVERY_SCHEDULE", "1,-2", "from 0 to 30 days"),

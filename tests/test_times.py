@@ -1,12 +1,12 @@
 """Times as trackers and carriers write them."""
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.times import AHEAD, EARLIEST, parse_time
+from shortener.times import EARLIEST, MAX_AHEAD, end_of, parse_iso, parse_time, start_of
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -43,19 +43,19 @@ def test_times_are_cut_to_milliseconds(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0", "before the year 2000"),
-        ("20261120", "before the year 2000"),
-        ("1999-12-31T23:59:59Z", "before the year 2000"),
+        ("0", "not be before the year 2000"),
+        ("20261120", "not be before the year 2000"),
+        ("1999-12-31T23:59:59Z", "not be before the year 2000"),
         ("2026-11-21T12:00:00.001Z", "24 hours"),
         ("20261120110000", "24 hours"),
-        ("1795172400000000", "wants ISO 8601"),
-        ("yesterday", "wants ISO 8601"),
-        ("20/11/2026", "wants ISO 8601"),
-        ("-5", "wants ISO 8601"),
-        ("1e9", "wants ISO 8601"),
-        ("0001-01-01T00:00:00+14:00", "wants ISO 8601"),
-        ("9999-12-31T23:59:59-14:00", "wants ISO 8601"),
-        ("", "wants ISO 8601"),
+        ("1795172400000000", "must be ISO 8601"),
+        ("yesterday", "must be ISO 8601"),
+        ("20/11/2026", "must be ISO 8601"),
+        ("-5", "must be ISO 8601"),
+        ("1e9", "must be ISO 8601"),
+        ("0001-01-01T00:00:00+14:00", "must be ISO 8601"),
+        ("9999-12-31T23:59:59-14:00", "must be ISO 8601"),
+        ("", "must be ISO 8601"),
     ],
 )
 def test_what_cannot_be_the_time_is_refused_with_a_reason(text: str, reason: str) -> None:
@@ -64,7 +64,7 @@ def test_what_cannot_be_the_time_is_refused_with_a_reason(text: str, reason: str
 
 
 def test_a_day_ahead_is_forgiven() -> None:
-    assert parse_time("2026-11-21T12:00:00Z", NOW) == NOW + AHEAD
+    assert parse_time("2026-11-21T12:00:00Z", NOW) == NOW + MAX_AHEAD
 
 
 @given(
@@ -85,4 +85,37 @@ def test_any_text_is_a_time_within_bounds_or_a_value_error(text: str) -> None:
         at = parse_time(text, NOW)
     except ValueError:
         return
-    assert EARLIEST <= at <= NOW + AHEAD
+    assert EARLIEST <= at <= NOW + MAX_AHEAD
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-20", date(2026, 11, 20)),
+        (" 2026-11-20T12:00:00 ", datetime(2026, 11, 20, 12)),  # noqa: DTZ001 - the text has no zone
+        ("2026-11-20T12:00:00Z", datetime(2026, 11, 20, 12, tzinfo=UTC)),
+        ("2026-11-20T12:00:00 01:00", datetime(2026, 11, 20, 11, tzinfo=UTC)),
+    ],
+)
+def test_iso_text_is_a_date_or_a_datetime(text: str, expected: date) -> None:
+    parsed = parse_iso(text)
+    assert type(parsed) is type(expected)
+    assert parsed == expected
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "20/11/2026", "1795172400"])
+def test_text_that_is_not_iso_8601_is_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a date"):
+        parse_iso(text)
+
+
+def test_a_requested_period_includes_the_whole_day_of_its_last_date() -> None:
+    zone = timezone(timedelta(hours=2))
+    assert start_of(date(2026, 11, 20), zone) == datetime(2026, 11, 19, 22, tzinfo=UTC)
+    assert end_of(date(2026, 11, 20), zone) == datetime(2026, 11, 20, 22, tzinfo=UTC)
+    assert end_of(NOW) == NOW
+
+
+def test_a_requested_period_is_cut_to_the_years_1970_to_2999() -> None:
+    assert start_of(date(1, 1, 1)) == datetime(1970, 1, 2, tzinfo=UTC)
+    assert end_of(date(9999, 12, 31)) == datetime(2999, 12, 31, tzinfo=UTC)

@@ -5,11 +5,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.urls import MAX_LENGTH, PLACEHOLDERS, DestinationError, append_param, fill, parse_destination
+from shortener.urls import (
+    DESTINATION_PLACEHOLDERS,
+    MAX_URL_CHARACTERS,
+    NumericHostError,
+    UrlError,
+    append_param,
+    fill_placeholders,
+    host_of,
+    parse_authority,
+    parse_base_url,
+    parse_destination,
+    parse_host,
+)
 
 
 def reason(url: str) -> str:
-    with pytest.raises(DestinationError) as caught:
+    with pytest.raises(UrlError) as caught:
         parse_destination(url)
     assert 0 <= caught.value.position <= len(url)
     return caught.value.reason
@@ -27,7 +39,7 @@ def reason(url: str) -> str:
         "http://[2001:db8::1]:80/x",
         "https://my_shop.r3---sn-x.example/@user:pw",
         "https://shop.example//evil.example/https://a@b",
-        "https://shop.example/" + "a" * (MAX_LENGTH - 21),
+        "https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 21),
     ],
 )
 def test_an_ascii_url_is_kept_byte_for_byte(url: str) -> None:
@@ -156,22 +168,22 @@ def test_a_host_that_parsers_could_read_differently_is_refused(url: str) -> None
 def test_a_character_that_no_url_holds_is_refused_wherever_it_stands(character: str) -> None:
     url = "https://shop.example/path?q=1#f"
     for position in (0, 3, 7, 10, 21, len(url)):
-        with pytest.raises(DestinationError) as caught:
+        with pytest.raises(UrlError) as caught:
             parse_destination(url[:position] + character + url[position:])
         assert caught.value.position == position
 
 
 def test_the_length_is_capped_as_written_and_as_encoded() -> None:
-    assert reason("https://shop.example/" + "a" * (MAX_LENGTH - 20)) == "is longer than 2048 characters"
+    assert reason("https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 20)) == "is longer than 2048 characters"
     assert reason("https://shop.example/" + "ä" * 400) == "is longer than 2048 characters when percent-encoded"
 
 
-def test_reasons_read_on_from_the_url() -> None:
-    assert reason("https://{code}.example/") == "holds a brace in its host: placeholders may stand after the host only"
-    assert reason("https://shop.example:{code}/") == "holds '{code}' as its port, which is no number from 1 to 65535"
-    assert reason("https://shop.example/a b") == "holds white space (U+0020) at position 22"
-    assert reason('https://shop.example/"') == 'holds " at position 21, which a URL spells %22'
-    assert reason("https://a@b.example/") == "holds user-info before its host"
+def test_the_reason_continues_a_sentence_that_begins_with_the_url() -> None:
+    assert reason("https://{code}.example/") == "has a brace in its host; placeholders are allowed after the host only"
+    assert reason("https://shop.example:{code}/") == "has the port '{code}'; a port must be a number from 1 to 65535"
+    assert reason("https://shop.example/a b") == "contains white space (U+0020) at position 22"
+    assert reason('https://shop.example/"') == 'contains " at position 21; write %22 instead'
+    assert reason("https://a@b.example/") == "must not contain a user name or password before its host"
 
 
 def test_placeholders_are_noticed_after_the_host() -> None:
@@ -203,7 +215,7 @@ URLS = st.builds("{}{}{}{}".format, st.sampled_from(["http://", "https://", "HTT
 def test_other_parsers_agree_on_scheme_host_and_port(url: str) -> None:
     try:
         destination = parse_destination(url)
-    except DestinationError:
+    except UrlError:
         return
     for text in (destination.url, destination.location.decode("ascii")):
         split, other = urlsplit(text), httpx.URL(text)
@@ -220,7 +232,7 @@ def test_other_parsers_agree_on_scheme_host_and_port(url: str) -> None:
 def test_what_is_stored_is_accepted_again_unchanged(url: str) -> None:
     try:
         destination = parse_destination(url)
-    except DestinationError:
+    except UrlError:
         return
     assert parse_destination(destination.url) == destination
     assert parse_destination(destination.location.decode()).location == destination.location
@@ -228,26 +240,26 @@ def test_what_is_stored_is_accepted_again_unchanged(url: str) -> None:
 
 def test_filling_encodes_every_value_and_leaves_the_rest() -> None:
     location = b"https://shop.example/{message_id}?c={campaign}&k={code}&x={nope}&e=%7Bcode%7D#{message_id}"
-    filled = fill(location, {"message_id": "a/b c", "campaign": "50% & +ä~-._", "code": "xyz"})
+    filled = fill_placeholders(location, {"message_id": "a/b c", "campaign": "50% & +ä~-._", "code": "xyz"})
     assert filled == b"https://shop.example/a%2Fb%20c?c=50%25%20%26%20%2B%C3%A4~-._&k=xyz&x={nope}&e=%7Bcode%7D#a%2Fb%20c"
 
 
 def test_filling_expands_once() -> None:
-    assert fill(b"https://a.example/{campaign}{code}", {"campaign": "{code}", "code": "{campaign}"}) == (
+    assert fill_placeholders(b"https://a.example/{campaign}{code}", {"campaign": "{code}", "code": "{campaign}"}) == (
         b"https://a.example/%7Bcode%7D%7Bcampaign%7D"
     )
 
 
 def test_a_value_that_is_not_known_yet_is_filled_in_later() -> None:
-    first = fill(b"https://a.example/{code}?c={click_id}", {"code": "{click_id}"})
+    first = fill_placeholders(b"https://a.example/{code}?c={click_id}", {"code": "{click_id}"})
     assert first == b"https://a.example/%7Bclick_id%7D?c={click_id}"
-    assert fill(first, {"click_id": ""}) == b"https://a.example/%7Bclick_id%7D?c="
+    assert fill_placeholders(first, {"click_id": ""}) == b"https://a.example/%7Bclick_id%7D?c="
 
 
-@given(st.fixed_dictionaries({name: st.text(st.characters(codec="utf-8")) for name in PLACEHOLDERS}))
+@given(st.fixed_dictionaries({name: st.text(st.characters(codec="utf-8")) for name in DESTINATION_PLACEHOLDERS}))
 def test_filled_values_come_back_from_the_query(values: dict[str, str]) -> None:
-    template = b"https://a.example/?" + b"&".join(b"%b={%b}" % (name.encode(), name.encode()) for name in PLACEHOLDERS)
-    filled = fill(template, values).decode("ascii")
+    template = b"https://a.example/?" + b"&".join(b"%b={%b}" % (name.encode(), name.encode()) for name in DESTINATION_PLACEHOLDERS)
+    filled = fill_placeholders(template, values).decode("ascii")
     parts = [part.split("=") for part in filled.partition("?")[2].split("&")]
     assert {name: unquote(value) for name, value in parts} == values
 
@@ -275,3 +287,88 @@ def test_a_parameter_goes_before_the_fragment_and_overwrites_nothing(location: b
 def test_an_appended_name_is_encoded_too() -> None:
     assert append_param(b"https://a.example/", "a b", "{code}") == b"https://a.example/?a%20b=%7Bcode%7D"
     assert append_param(b"https://a.example/?a%20b=1", "a b", "2") == b"https://a.example/?a%20b=1"
+
+
+@pytest.mark.parametrize(
+    ("authority", "expected"),
+    [
+        ("Shop.Example", ("shop.example", None)),
+        ("bücher.example:8443", ("xn--bcher-kva.example", 8443)),
+        ("[2001:DB8::1]:80", ("2001:db8::1", 80)),
+        ("shop.example.:1", ("shop.example.", 1)),
+    ],
+)
+def test_an_authority_is_split_into_host_and_port(authority: str, expected: tuple[str, int | None]) -> None:
+    assert parse_authority(authority, allow_trailing_dot=True) == expected
+
+
+@pytest.mark.parametrize("authority", ["", ".", "a@b", "a:0", "a:", "127.0.0.1.", "shop.example..", "[::1"])
+def test_an_authority_that_is_not_usable_is_rejected(authority: str) -> None:
+    with pytest.raises(UrlError):
+        parse_authority(authority, allow_trailing_dot=True)
+
+
+def test_a_trailing_dot_is_rejected_unless_it_is_allowed() -> None:
+    with pytest.raises(UrlError):
+        parse_authority("shop.example.")
+
+
+def test_a_numeric_host_is_reported_in_ascii() -> None:
+    with pytest.raises(NumericHostError) as caught:
+        parse_authority("１２７.1")
+    assert caught.value.host == "127.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "host"), [("Evil.Example", "evil.example"), ("[2001:DB8::1]", "2001:db8::1"), ("2001:DB8::1", "2001:db8::1")]
+)
+def test_a_host_alone_is_normalized(text: str, host: str) -> None:
+    assert parse_host(text) == host
+
+
+@pytest.mark.parametrize("text", ["", "evil.example:80", "https://evil.example", "evil.example/x", "u@evil.example", "a b"])
+def test_text_with_more_than_a_host_is_rejected(text: str) -> None:
+    with pytest.raises(UrlError):
+        parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("https://go.example/", "https://go.example"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("http://127.0.0.1:0", "http://127.0.0.1:0"),
+    ],
+)
+def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
+    assert parse_base_url(url) == base
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("go.example", "must be http://HOST"),
+        ("ftp://go.example", "must be http://HOST"),
+        ("https://u@go.example", "must be http://HOST"),
+        ("https://go.example?x", "must be http://HOST"),
+        ("https://go.example/path", "must not have a path"),
+        ("https://bücher.example", "punycode"),
+        ("https://go.example:x", "not a valid URL"),
+        ("https://[::1", "not a valid URL"),
+    ],
+)
+def test_a_base_url_that_is_not_usable_is_rejected_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(UrlError, match=reason):
+        parse_base_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://Go.Example:443/x", "go.example"),
+        ("http://go.example:443", "go.example:443"),
+        ("http://[2001:db8::1]:8000", "[2001:db8::1]:8000"),
+    ],
+)
+def test_the_host_of_a_url_has_its_port_unless_it_is_the_default(url: str, host: str) -> None:
+    assert host_of(url) == host

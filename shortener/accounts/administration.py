@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -19,7 +18,7 @@ from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, checke
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import DestinationError, parse_destination
+from shortener.urls import UrlError, host_of, parse_base_url, parse_host
 
 MAX_BLOCKED_HOSTS = 10_000  # hosts that one application, or the installation, may block: every process holds all of them in memory
 
@@ -73,11 +72,15 @@ def update_application(connection: Connection, application_id: int, changes: dic
 
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime) -> int:
     """Give an application a domain of its own, such as https://go.brand.example. Raises ApiError INVALID_REQUEST, CONFLICT."""
-    host = check_base_url(base_url)
+    try:
+        base_url = parse_base_url(base_url)
+    except UrlError as error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
+    host = host_of(base_url)
     table = schema.domains
     if connection.execute(select(table.c.id).where(table.c.host == host)).first():
         raise ApiError(ErrorCode.CONFLICT, f"The domain {host} is taken.")
-    statement = insert(table).values(application_id=application_id, host=host, base_url=base_url.rstrip("/"), created_at=now)
+    statement = insert(table).values(application_id=application_id, host=host, base_url=base_url, created_at=now)
     domain_id: int = connection.execute(statement.returning(table.c.id)).scalar_one()
     increment_version(connection)
     return domain_id
@@ -138,46 +141,13 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
     return [{"application_id": row.application_id, "host": row.host, "created_at": row.created_at} for row in rows]
 
 
-_NO_HOST = frozenset("/?#@")
-
-
 def _normalize_host(host: str) -> str:
     """As `HitPolicies` looks it up. Raises ApiError INVALID_REQUEST."""
     wildcard = "*." if host.startswith("*.") else ""
-    name = host.removeprefix("*.").removeprefix("[").removesuffix("]")
     try:
-        if name.count(":") == 1 or not _NO_HOST.isdisjoint(name):
-            raise DestinationError("is more than a host: without scheme, port and path, please")
-        return wildcard + parse_destination(f"http://{f'[{name}]' if ':' in name else name}/").host
-    except DestinationError as error:
+        return wildcard + parse_host(host.removeprefix("*."))
+    except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("host", error.reason)]) from None
-
-
-def check_base_url(base_url: str) -> str:
-    """The host, as a Host header spells it, of a prefix of short links. Raises ApiError INVALID_REQUEST."""
-    problem = None
-    try:
-        parts = urlsplit(base_url)
-        _ = parts.port  # raises ValueError
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-            problem = "wants https://HOST"
-        elif parts.path not in ("", "/"):
-            problem = "cannot have a path: codes live at the root of a domain"
-        elif not parts.hostname.isascii():
-            problem = "wants the punycode form of the host"
-    except ValueError:
-        problem = "is not a URL"
-    if problem:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", problem)])
-    return host_of(base_url)
-
-
-def host_of(url: str) -> str:
-    """The host of an absolute URL as a Host header spells it: lower case, with the port unless it is the scheme's own."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    return host if parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 def ensure_default(connection: Connection, now: datetime) -> Credentials | None:

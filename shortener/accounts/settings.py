@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shortener.urls import DestinationError, parse_destination
+from shortener.urls import UrlError, parse_destination
 
 Permission = Literal["sms.send", "sms.read", "trackers.write"]
 PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read", "trackers.write")
@@ -62,5 +62,5 @@ def checked_fallback(url: str) -> str:
     """As a Location header spells it. Raises ValueError."""
     try:
         return parse_destination(url).location.decode()
-    except DestinationError as error:
+    except UrlError as error:
         raise ValueError(error.reason) from None

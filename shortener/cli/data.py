@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import IO, Any
 
 import click
 
 from shortener.cli.common import json_option, load_settings, open_store, runs, show, table
+from shortener.times import parse_iso, to_utc
 
 
 class Moment(click.ParamType[datetime]):
@@ -21,10 +22,9 @@ class Moment(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            at = datetime.fromisoformat(str(value))
-        except ValueError:
+            return to_utc(parse_iso(str(value)))
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 @click.group()

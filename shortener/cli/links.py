@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import json_option, open_store, runs, show, table
+from shortener.urls import host_of
 
 
 @click.group()
@@ -175,11 +176,11 @@ async def add_domain(application: int, base_url: str, fallback_url: str | None, 
     def add(connection: Any) -> None:
         administration.add_domain(connection, application, base_url, utcnow())
         if fallback_url is not None:
-            administration.update_domain(connection, administration.host_of(base_url), {"fallback_url": fallback_url}, utcnow())
+            administration.update_domain(connection, host_of(base_url), {"fallback_url": fallback_url}, utcnow())
 
     async with open_store() as database:
         await database.write(add)
-        await _tell_domain(database, administration.host_of(base_url), as_json)
+        await _tell_domain(database, host_of(base_url), as_json)
 
 
 @domains.command("update")

@@ -11,6 +11,8 @@ import click
 
 from shortener.cli.accounts import Duration
 from shortener.cli.common import json_option, load_settings, open_store, runs, show, table
+from shortener.cli.data import Moment
+from shortener.model import EVENT_NAMES
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from shortener.settings import Settings
 
     M = TypeVar("M", bound=BaseModel)
-
-_EVENTS = ("state", "click", "late_click", "conversion", "delivery", "click_retracted")
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `add` and `update` share."""
     for option in (
         click.option("--name", help="For people."),
-        click.option("--event", "events", multiple=True, type=click.Choice(_EVENTS), help="What to tell it; several times."),
+        click.option("--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="What to tell it; several times."),
         click.option("--method", type=click.Choice(["POST", "GET"])),
         click.option("--format", "format_", type=click.Choice(["scg", "json", "xoxzo", "infobip"]), help="Of the body."),
         click.option("--field", "fields", multiple=True, help="What a json body holds; several times."),
@@ -263,7 +263,7 @@ def deliveries() -> None:
     """What was delivered, and what was not: list, show, replay, retell."""
 
 
-_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
+_TIME = Moment()
 
 
 @deliveries.command("list")
@@ -294,7 +294,7 @@ async def list_deliveries(
 
     if tracker is None and application is None:
         raise click.UsageError("say of which: --tracker N or --application N")
-    wanted = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, _utc(since), _utc(until))
+    wanted = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, since, until)
     async with open_store() as database:
         page = await Deliveries(database).page(wanted, limit, None if below is None else _number(below))
     rows = [delivery_fields(one) for one in page.deliveries]
@@ -355,7 +355,7 @@ async def replay_deliveries(
             count = 1
         else:
             found = await parts.get(tracker or 0)
-            wanted = DeliveryFilter(None, found.id, None, _utc(since), _utc(until))
+            wanted = DeliveryFilter(None, found.id, None, since, until)
             count, after = await store.replay_dead(wanted, utcnow())
             while after is not None:
                 some, after = await store.replay_dead(wanted, utcnow(), after)
@@ -382,9 +382,3 @@ def _number(delivery: str) -> int:
     if number is None:
         raise click.ClickException(f"there is no delivery {delivery}")
     return number
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    from datetime import UTC
-
-    return None if at is None else at.replace(tzinfo=UTC)

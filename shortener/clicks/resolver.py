@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from shortener.accounts.directory import HitPolicies
 from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict
-from shortener.urls import append_param, fill
+from shortener.urls import append_param, fill_placeholders
 
 # Plain integers: an operation on enum flags costs microseconds, and every hit needs several.
 _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
@@ -115,7 +115,7 @@ class LinkResolver:
         location = (link.location or link.url).encode()
         flags = link.flags
         if flags & _FILL:
-            location = fill(location, {"click_id": self._click_ids.encode(hit.id)})
+            location = fill_placeholders(location, {"click_id": self._click_ids.encode(hit.id)})
         if flags & _APPEND:
             name = self._directory.click_id_param(application_id)
             if name:

@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 
 from shortener.delivery.placeholders import sender_shown, status_word
+from shortener.times import parse_iso, to_utc
 
 Facts = Mapping[str, Any]
 
@@ -382,8 +383,8 @@ def _number(decimal: Any) -> orjson.Fragment | None:
 
 def _moment(text: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (TypeError, ValueError):
+        return to_utc(parse_iso(text))
+    except (AttributeError, OverflowError, ValueError):
         return None
 
 

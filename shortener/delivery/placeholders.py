@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-import idna
-
 from shortener.errors import ErrorCode
+from shortener.urls import NumericHostError, UrlError, parse_authority
 
 #: 23 Telecom's ten.
 TELECOM_PLACEHOLDERS = (
@@ -128,8 +127,6 @@ _GLUED = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
-_NUMERIC_LABEL = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")
 # RFC 3986's own characters, and the brackets that every client sends as they are.
 _KEEP = "%:/?#[]@!$&'()*+,;=-._~"
 
@@ -241,53 +238,27 @@ def _host_and_port(authority: str, offset: int, default_port: int) -> tuple[str,
     """The host, ASCII and lower case, and the port of an authority that begins at `offset` in the URL."""
     if (brace := re.search(r"[{}]|%7[BD]", authority, re.IGNORECASE)) is not None:
         _invalid("a placeholder cannot stand in the scheme, host or port", offset + brace.start())
-    if "@" in authority:
-        _invalid("holds a user name or password; send them as a header", offset)
-    host, colon, port_text = authority.rpartition(":")
-    if not colon or "]" in port_text:
-        host, colon, port_text = authority, "", ""
-    port = default_port
-    if colon:
-        if not re.fullmatch(r"[0-9]{1,5}", port_text) or not 1 <= int(port_text) <= 65535:
-            _invalid("the port is not a number from 1 to 65535", offset + len(host) + 1)
-        port = int(port_text)
-    if host.startswith("["):
-        try:
-            if not host.endswith("]") or "%" in host:
-                raise ValueError
-            return ipaddress.IPv6Address(host[1:-1]).compressed, port
-        except ValueError:
-            _invalid("the host is not an IPv6 address", offset)
-    return _name(host, offset), port
+    try:
+        host, port = parse_authority(authority, offset, allow_trailing_dot=True)
+    except NumericHostError as error:
+        if _is_disguised_address(error.host):
+            reason = "has an IPv4 address in an unusual form as its host; write a.b.c.d"
+            raise TemplateError(ErrorCode.FORBIDDEN_TARGET, reason, offset) from None
+        _invalid(error.reason, error.position)
+    except UrlError as error:
+        _invalid(error.reason, error.position)
+    if any(label.startswith("-") or label.endswith("-") for label in host.split(".")):
+        _invalid("has a hyphen at an edge of a part of its host", offset)
+    return ipaddress.IPv6Address(host).compressed if ":" in host else host, port or default_port
 
 
-def _name(host: str, offset: int) -> str:
-    if not host:
-        _invalid("has no host", offset)
-    if not host.isascii():
-        try:
-            host = idna.encode(host, uts46=True).decode()
-        except idna.IDNAError:
-            _invalid("the host is not a valid international domain name", offset)
-    host = host.lower()
-    labels = host.removesuffix(".").split(".")
-    if len(host) > 253 or not all(_LABEL.match(label) for label in labels):
-        _invalid("the host is not a valid name", offset)
-    if _NUMERIC_LABEL.match(labels[-1]):
-        try:
-            return str(ipaddress.IPv4Address(host))
-        except ValueError:
-            _refuse_numeric_host(host, offset)
-    return host
-
-
-def _refuse_numeric_host(host: str, offset: int) -> NoReturn:
-    """127.1, 2130706433 and 0x7f.1 are addresses to a resolver and names to everybody else."""
+def _is_disguised_address(host: str) -> bool:
+    """Whether a resolver reads this host as an IPv4 address, such as 127.1, 2130706433 and 0x7f.1."""
     try:
         socket.inet_aton(host)
     except OSError:
-        _invalid("the host ends in a number but is not an IPv4 address", offset)
-    raise TemplateError(ErrorCode.FORBIDDEN_TARGET, "the host is an IPv4 address in disguise; write a.b.c.d", offset)
+        return False
+    return True
 
 
 def _cut(url: str, start: int) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from shortener.delivery.sender import OutgoingRequest
 from shortener.delivery.signatures import sign
 from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
-from shortener.urls import DestinationError, parse_destination
+from shortener.urls import UrlError, parse_destination
 
 #: Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200")
@@ -66,7 +66,7 @@ class DeliveryTarget:
 
 
 def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...]) -> DeliveryTarget:
-    """The target of a message's `lt_callbackurl`. Raises DestinationError for what the rewrite would have refused."""
+    """The target of a message's `lt_callbackurl`. Raises UrlError for what the rewrite would have refused."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,
@@ -85,5 +85,5 @@ def callback_lane(url: str) -> str:
     """What slots of callbacks are counted by: their host."""
     try:
         return f"c{parse_destination(url).host}"
-    except DestinationError:
+    except UrlError:
         return "c"

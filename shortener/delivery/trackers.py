@@ -29,7 +29,7 @@ from shortener.delivery.placeholders import Template, TemplateError, parse_templ
 from shortener.delivery.request import DeliveryTarget
 from shortener.delivery.signatures import new_secret, parse_secret
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.model import SUBSCRIBABLE, Clock, Topic
+from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic
 from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage import schema
@@ -123,7 +123,7 @@ class Tracker:
 
     @property
     def events(self) -> list[str]:
-        return [topic.api_name for topic in SUBSCRIBABLE if topic & self.topics]
+        return [topic.api_name for topic in SUBSCRIBABLE_TOPICS if topic & self.topics]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from shortener.storage.bulk import insert_all
 from shortener.storage.database import Database
 from shortener.storage.key_table import Key, KeyTable
 from shortener.storage.types import from_ms, to_iso, to_ms
-from shortener.urls import Destination, DestinationError, fill, parse_destination
+from shortener.urls import Destination, UrlError, fill_placeholders, parse_destination
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
 ProcessKey = tuple[int, str, str]  # application_id, track, type
@@ -278,7 +278,7 @@ class Rewriter:
             if url:
                 try:
                     checked = parse_destination(url)
-                except DestinationError as error:
+                except UrlError as error:
                     refuse(ErrorCode.INVALID_REQUEST, name, error.reason)
                 else:
                     fallback = checked.location.decode() if name == "fallback_url" else fallback
@@ -339,10 +339,10 @@ class Rewriter:
             try:
                 destination = parse_destination(url)
                 if self._is_ours(destination.url):
-                    raise DestinationError("leads to a short link of this service: a click would go in circles")
+                    raise UrlError("leads to a short link of this service: a click would go in circles")
                 if self._is_blocked(application.id, destination.host):
-                    raise DestinationError("leads to a host that is blocked here")
-            except DestinationError as error:
+                    raise UrlError("leads to a host that is blocked here")
+            except UrlError as error:
                 refuse(ErrorCode.INVALID_TRACK_URL, "body", f"{url!r} {error.reason}", start)
                 continue
             every_click = every or application.settings.click_events == "every"
@@ -467,7 +467,7 @@ class _Rows:
             location = piece.destination.location
             flags = append
             if piece.destination.placeholders:
-                location = fill(location, _known_values(message, link.code))
+                location = fill_placeholders(location, _known_values(message, link.code))
                 if "click_id" in piece.destination.placeholders:
                     flags |= LinkFlag.FILL_CLICK_ID
             if piece.every_click:

@@ -31,7 +31,7 @@ from functools import cache
 
 from publicsuffixlist import PublicSuffixList
 
-from shortener.urls import DestinationError, parse_destination
+from shortener.urls import UrlError, parse_destination
 
 _GENERIC = frozenset(["com", "net", "org", "edu", "gov", "mil", "biz", "mobi", "xyz"])
 _CAPITALISED = _GENERIC - {"net"}  # sentences begin with "Net"
@@ -90,7 +90,7 @@ def find_urls(body: str) -> list[DetectedUrl]:
         url = text if match["bare"] is None else "http://" + text
         try:
             parse_destination(url)
-        except DestinationError:
+        except UrlError:
             continue
         detected.append(DetectedUrl(match.start(), match.start() + len(text), url))
     return detected

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
+from shortener.times import parse_iso, to_utc
+
 
 def _reject_nul(value: str) -> str:
     if "\x00" in value:
@@ -66,10 +68,9 @@ Metadata = Annotated[dict[str, str | int | float | bool | None], AfterValidator(
 def _assume_utc(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            parsed = datetime.fromisoformat(value)
-        except ValueError:
+            return to_utc(parse_iso(value))
+        except (ValueError, OverflowError):
             return value
-        return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
     return value
 
 

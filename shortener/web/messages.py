@@ -15,9 +15,10 @@ from shortener.model import State
 from shortener.reporting.export import csv_pages
 from shortener.reporting.messages import MessageFilter, fields, page
 from shortener.reporting.status import Status, find_status
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.period import Period, end_of, start_of
+from shortener.web.period import Period
 
 _TAG = "Reading"
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import orjson
 from pydantic import Discriminator, RootModel, Tag
 
-from shortener.accounts.administration import host_of
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.rewriter import RewriteItem
+from shortener.urls import host_of
 from shortener.web import rewrite_shapes
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.rewrite_shapes import RewriteBatch, RewriteMessage, RewriteResponse

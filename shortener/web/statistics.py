@@ -12,10 +12,11 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.reporting.messages import decimal
 from shortener.reporting.statistics import LONGEST, Figures, Scope, by_country, daily, totals
 from shortener.storage.types import to_iso
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import Source
-from shortener.web.period import Period, end_of, start_of
+from shortener.web.period import Period
 
 DAYS = 30  # told when `since` is not given, today included
 #: Seconds, minutes, hours and days that times to click are told by.

@@ -7,7 +7,7 @@ the URL.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -15,14 +15,11 @@ from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.signatures import MAX_SECRET_LENGTH, parse_secret
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
-from shortener.model import SUBSCRIBABLE
+from shortener.model import EventName
 
 MAX_HEADERS = 20
 MAX_HEADER_VALUE_LENGTH = 2000
 MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
-
-EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
-assert set(get_args(EventName)) == {topic.api_name for topic in SUBSCRIBABLE}
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")

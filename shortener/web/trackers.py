@@ -18,10 +18,11 @@ from shortener.delivery.tracker_presenter import (
 from shortener.delivery.trackers import Tracker, TrackerSaveResult
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds, decode
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, EventName
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.period import Period, end_of, start_of
-from shortener.web.tracker_requests import EventName, Format, Method, TrackerCreateRequest, TrackerUpdateRequest
+from shortener.web.period import Period
+from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
 _TAG = "Trackers"
 _WRONG_TRACKER = (

@@ -83,4 +83,4 @@ def test_what_is_not_there_is_a_failure(shell: Here) -> None:
     assert "NOT_FOUND" in shell("links", "disable", "nosuchcode", code=1).stderr
     assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
     assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr
-    assert "more than a host" in shell("hosts", "block", "https://x.example", code=1).stderr
+    assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=1).stderr

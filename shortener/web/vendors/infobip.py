@@ -19,9 +19,10 @@ from shortener.ids import new_message_id
 from shortener.messages.rewriter import RewriteItem, TrackMode
 from shortener.reporting import conversion_processes
 from shortener.reporting.conversion_processes import Granulation, Rate
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
-from shortener.web.period import Period, end_of, start_of
+from shortener.web.period import Period
 from shortener.web.rewrite_shapes import MAX_BODY, MessageId, RewrittenLinkFields, Tracking
 
 _PLAIN_NUMBER = re.compile(r"[1-9][0-9]{6,14}")
