@@ -1,121 +1,48 @@
-"""The OpenAPI document as one page that needs nothing else: no script, no other host, no build step."""
+"""GET /openapi.json and GET /docs: the OpenAPI document, and the page that shows it.
+
+Both are rendered at the first request and served as the same bytes afterwards.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Sequence
+from functools import cache
 
 import orjson
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup, escape
+from starlette.responses import Response
 
-_REF = "#/components/schemas/"
-_SHOWN_KEYS = {
-    "format": "{}",
-    "pattern": "matches {}",
-    "minimum": "at least {}",
-    "maximum": "at most {}",
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {}",
-    "maxItems": "at most {}",
-}
+from shortener.web.docs_page import CONTENT_SECURITY_POLICY, page
+from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.openapi import Document, document
 
-_templates = Environment(loader=PackageLoader("shortener.web", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_style = Markup(_templates.get_template("docs.css").render())  # noqa: S704 - our own file
-_style_hash = base64.b64encode(hashlib.sha256(_style.encode()).digest()).decode()
-
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_style_hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_TAG = "Operation"
 
 
-def page(document: Mapping[str, Any]) -> bytes:
-    """The page, UTF-8."""
-    schemas = document["components"]["schemas"]
-    operations = list(_operations(document))
-    rendered = _templates.get_template("docs.html").render(
-        document=document,
-        style=_style,
-        tags=[(tag["name"], [one for one in operations if tag["name"] in one["tags"]]) for tag in document["tags"]],
-        schemas={name: schema for name, schema in schemas.items() if name != "ErrorCode"},
-        error_codes=[(code["const"], *code["description"].split(". ", 1)) for code in schemas["ErrorCode"]["oneOf"]],
-        security_schemes=document["components"]["securitySchemes"],
-    )
-    return rendered.encode()
+def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """Return `endpoints` and the two endpoints that document all of them."""
 
+    @cache
+    def described() -> Document:
+        return document(documented)
 
-def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            told = {**operation, "method": method.upper(), "path": path}
-            yield {**told, "curl": _curl(told)}
+    @cache
+    def as_json() -> bytes:
+        return orjson.dumps(described())
 
+    @cache
+    def as_page() -> bytes:
+        return page(described())
 
-def _curl(operation: Mapping[str, Any]) -> str:
-    """The call as a line to paste; the shell's variables hold base and credential."""
-    path = operation["path"]
-    for parameter in operation.get("parameters", ()):
-        if parameter["in"] == "path":
-            path = path.replace(
-                f"{{{parameter['name']}}}", quote(str(parameter.get("example", parameter["name"].upper())), safe="")
-            )
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    method = operation["method"]
-    words = [f"curl -s $BASE{path}" if method == ("POST" if content else "GET") else f"curl -s -X {method} $BASE{path}"]
-    schemes = [name for choice in operation["security"] for name in choice]
-    if "ApiKey" in schemes:
-        words.append('-H "X-API-Key: $KEY"')
-    if "TrackerToken" in schemes:
-        words.append('-H "X-Api-Token: $TOKEN"')
-    if content:
-        body = orjson.dumps(content["example"]).decode().replace("'", "'\\''")
-        words += ["-H 'Content-Type: application/json'", f"-d '{body}'"]
-    return " \\\n  ".join(words)
+    async def openapi(call: Call[None, None]) -> Response:
+        return Response(as_json(), media_type="application/json")
 
+    async def docs(call: Call[None, None]) -> Response:
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
+        return Response(as_page(), headers=headers, media_type="text/html")
 
-def _prose(text: str) -> Markup:
-    """Paragraphs, lists and `code` of our descriptions."""
-    blocks = []
-    for block in re.split(r"\n\n+", text.strip()):
-        escaped = (str(escape(line)) for line in block.splitlines())
-        lines = [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", line)) for line in escaped]  # noqa: S704 - the tags are ours
-        if all(line.startswith("- ") for line in lines):
-            items = Markup("").join(Markup("<li>{}</li>").format(line[2:]) for line in lines)
-            blocks.append(Markup("<ul>{}</ul>").format(items))
-        else:
-            blocks.append(Markup("<p>{}</p>").format(Markup(" ").join(lines)))
-    return Markup("").join(blocks)
-
-
-def _kind(schema: Mapping[str, Any]) -> Markup:
-    """What a schema takes, in a few words, with links to the schemas that it names."""
-    if "$ref" in schema:
-        name = schema["$ref"].removeprefix(_REF)
-        return Markup('<a href="#{}">{}</a>').format("error-codes" if name == "ErrorCode" else f"schema-{name}", name)
-    if "const" in schema:
-        return Markup("<code>{}</code>").format(orjson.dumps(schema["const"]).decode())
-    if "enum" in schema:
-        return Markup(" | ").join(Markup("<code>{}</code>").format(orjson.dumps(value).decode()) for value in schema["enum"])
-    if "allOf" in schema:
-        return _kind(schema["allOf"][0])
-    for variants in (schema.get("anyOf"), schema.get("oneOf")):
-        if variants:
-            return Markup(" or ").join(_kind(variant) for variant in variants)
-    kind = schema.get("type", "anything")
-    if kind == "array":
-        return Markup("list of {}").format(_kind(schema.get("items", {})))
-    if kind == "object" and isinstance(values := schema.get("additionalProperties"), Mapping):
-        return Markup("object of {}").format(_kind(values))
-    name = escape(" or ".join(kind) if isinstance(kind, list) else kind)
-    limits = [text.format(schema[key]) for key, text in _SHOWN_KEYS.items() if key in schema]
-    return Markup("{} <small>({})</small>").format(name, ", ".join(limits)) if limits else name
-
-
-_templates.filters["prose"] = _prose
-_templates.filters["kind"] = _kind
-_templates.filters["json"] = lambda value: orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    documented = [
+        *endpoints,
+        Endpoint("GET", "/openapi.json", openapi, "Read this document", _TAG, Caller.ANYONE),
+        Endpoint("GET", "/docs", docs, "Read this document as a web page", _TAG, Caller.ANYONE, media_type="text/html"),
+    ]
+    return documented

@@ -1,6 +1,6 @@
-"""An example of a body, made from its schema: for the document and the page.
+"""Examples of request and response bodies for the OpenAPI document, produced from their schemas.
 
-Each field shows a value that one would really see there, known by its name; a test holds all examples against their schemas.
+Each field has a realistic value, chosen by its name. A test validates all examples against their schemas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 _REF = "#/components/schemas/"
 
-#: By name of the field; used where the schema takes it.
+#: Example values by the name of the field. They are used where the schema accepts them.
 _VALUES: Mapping[str, Any] = {
     "action": "sale",
     "application_id": 1,
@@ -58,8 +58,8 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: The same where an answer shows something else than a request.
-_ANSWERED: Mapping[str, Any] = {
+#: Values of fields that differ in a response.
+_RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",
     "clicked_at": "2026-11-20T12:00:42Z",
@@ -91,51 +91,51 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any], *, answered: bool, name: str = "") -> Any:
-    """A value that the schema takes: null where nothing better is known, optional fields only where something is."""
+def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any], *, response: bool, name: str = "") -> Any:
+    """Return a value that is valid for `schema`. Optional fields are included only if an example value for them exists."""
     if "$ref" in schema:
-        return example_of(schemas[schema["$ref"].removeprefix(_REF)], schemas, answered=answered, name=name)
+        return example_of(schemas[schema["$ref"].removeprefix(_REF)], schemas, response=response, name=name)
     if examples := schema.get("examples"):
         return examples[0]
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
-    known = _known(name, answered)
+    known = _known(name, response)
     for variants in (schema.get("anyOf"), schema.get("oneOf")):
         if variants:
-            fitting = [kind for value in (known, None) for kind in variants if _takes(kind, value)]
-            return example_of((fitting or variants)[0], schemas, answered=answered, name=name)
-    if known is not None and _takes(schema, known):
+            accepting = [kind for value in (known, None) for kind in variants if _accepts(kind, value)]
+            return example_of((accepting or variants)[0], schemas, response=response, name=name)
+    if known is not None and _accepts(schema, known):
         return known
     kind = schema.get("type")
     if kind == "object":
         required = schema.get("required", ())
         return {
-            field: example_of(its, schemas, answered=answered, name=field)
-            for field, its in schema.get("properties", {}).items()
+            field: example_of(field_schema, schemas, response=response, name=field)
+            for field, field_schema in schema.get("properties", {}).items()
             if field in required or field in _VALUES
         }
     if kind == "array":
         items = schema.get("items", {})
-        some = "$ref" in items or schema.get("minItems")
-        return [example_of(items, schemas, answered=answered)] if some else []
+        needs_item = "$ref" in items or schema.get("minItems")
+        return [example_of(items, schemas, response=response)] if needs_item else []
     plain = {"integer": schema.get("minimum", 0), "number": schema.get("minimum", 0), "boolean": False, "string": ""}
     return schema.get("default", plain.get(str(kind)))
 
 
 def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
-    """The same for one parameter; None when nothing is known."""
+    """Return an example value for one parameter, or None if there is none."""
     known = _VALUES.get(name)
     variants = [schema, *schema.get("anyOf", ())]
-    return known if any(_takes(kind, known) for kind in variants) else None
+    return known if any(_accepts(kind, known) for kind in variants) else None
 
 
-def _known(name: str, answered: bool) -> Any:
-    return _ANSWERED[name] if answered and name in _ANSWERED else _VALUES.get(name)
+def _known(name: str, response: bool) -> Any:
+    return _RESPONSE_VALUES[name] if response and name in _RESPONSE_VALUES else _VALUES.get(name)
 
 
-def _takes(schema: Mapping[str, Any], value: Any) -> bool:
+def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return any(isinstance(value, _KINDS[kind]) for kind in kinds)

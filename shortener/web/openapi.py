@@ -1,215 +1,89 @@
-"""The OpenAPI 3.1 document, made from the endpoints as they run, and the page that shows it.
+"""The OpenAPI 3.1 document, produced from the endpoints.
 
-Bodies, answers and parameters come from the models that validate, statuses from what an endpoint declares and from what its caller,
-query and body imply; only the redirect, which no endpoint answers, is described by hand. The document is made once, when it is
-first asked for, and served as the same bytes from then on.
+Bodies, responses and parameters come from the models that validate requests. Statuses come from what an endpoint declares and from
+what its caller, query and body imply. Only the redirect is described by hand (openapi_texts.py), because it is no endpoint.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
-from starlette.responses import Response
 
 from shortener import __version__
 from shortener.errors import ErrorCode
-from shortener.web.docs import CONTENT_SECURITY_POLICY, page
-from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.endpoint import Caller, Endpoint
 from shortener.web.examples import example_of, example_of_parameter
+from shortener.web.openapi_texts import (
+    ABOUT,
+    ERROR_HEADERS,
+    HANDSET,
+    PATH_PARAMETERS,
+    REDIRECT,
+    REF,
+    SECURITY,
+    SECURITY_SCHEMES,
+    TEXT,
+)
 
 Document = dict[str, Any]
 
-_REF = "#/components/schemas/"
-
-_ABOUT = """
-A self-hosted link shortener and click tracker for SMS. A send pipeline hands over texts and gets them back with short links of
-their own for each recipient; the first click of a message moves it to CLICKTHRU and is told to your trackers; trackers report
-conversions.
-
-Credentials go into a header. The send pipeline and everything that reads uses an API key, in any of four spellings; what reports
-conversions uses a tracker token. A missing or wrong one is answered with 401 before anything else happens, one that lacks the
-permission with 403. Rows of another application do not exist for you: 404.
-
-Every error has the same body, and its `error_code` is stable: match on it, not on the text. 503 means that nothing was kept and
-the request may be repeated after `Retry-After` seconds.
-"""
-
-_SECURITY_SCHEMES = {
-    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "`X-API-Key: KEY`"},
-    "Bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY` (Syniverse)"},
-    "App": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "`Authorization: App KEY` (Infobip)"},
-    "Basic": {
-        "type": "http",
-        "scheme": "basic",
-        "description": "`Authorization: Basic`, the application's number as the user, the API key as the password (Infobip)",
-    },
-    "TrackerToken": {
-        "type": "apiKey",
-        "in": "header",
-        "name": "X-Api-Token",
-        "description": "`X-Api-Token: TOKEN`, the current one or the previous one until its time is over (23 Telecom)",
-    },
-}
-_SECURITY: dict[Caller, list[dict[str, list[str]]]] = {
-    Caller.ANYONE: [],
-    Caller.API_KEY: [{"ApiKey": []}, {"Bearer": []}, {"App": []}, {"Basic": []}],
-    Caller.TRACKER: [{"TrackerToken": []}],
-}
-
-#: What the names in paths stand for.
-_IN_PATH = {
-    "message_id": "The message's id, as the rewrite answered it.",
-    "messageId": "The message's id, as the rewrite answered it.",
-    "msgid": "The message's id, as the rewrite answered it.",
-    "tracker_id": "The tracker's id.",
-    "delivery_id": "The delivery's id.",
-    "processKey": "The key of a conversion process, as the end of a process answered it.",
-    "code": "The code of a short link.",
-    "host": "A host as it was blocked, for example shop.example or *.shop.example.",
-}
-
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
-_HEADERS = {
-    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    429: _RETRY_AFTER,
-    503: _RETRY_AFTER,
-}
-
-_TEXT = {"type": "string"}
-_HTML = {"text/html": {"schema": _TEXT}}
-
-_HANDSET = "Handset"
-#: The redirect is answered before routing; see clicks/redirect.py.
-_REDIRECT: Document = {
-    "operationId": "get_code",
-    "summary": "Follow a short link",
-    "description": "What a handset calls. Every hit is kept; the first by a person is the click that moves the message to "
-    "CLICKTHRU, all are redirected. Punctuation that a phone took along behind the code is forgiven. HEAD is answered alike "
-    "and is never a click.",
-    "tags": [_HANDSET],
-    "security": [],
-    "parameters": [
-        {
-            "name": "code",
-            "in": "path",
-            "required": True,
-            "description": _IN_PATH["code"],
-            "schema": {"type": "string", "pattern": "^[A-Za-z0-9]{4,32}$"},
-            "example": "8kVnq2LmRd",
-        }
-    ],
-    "responses": {
-        "302": {
-            "description": "To the destination, or to the fallback URL of a link that expired.",
-            "headers": {
-                "Location": {"required": True, "schema": {"type": "string", "format": "uri"}},
-                "Cache-Control": {"schema": {"const": "private, no-store"}},
-                "Referrer-Policy": {"schema": _TEXT},
-                "X-Robots-Tag": {"schema": {"const": "noindex"}},
-            },
-        },
-        "404": {
-            "description": "No link has this code: a short page for people. (A path that no code can be: an error.)",
-            "content": {**_HTML, "application/json": {"schema": {"$ref": _REF + "Error"}}},
-        },
-        "410": {"description": "The link expired or was switched off: a short page for people.", "content": _HTML},
-        "503": {
-            "description": "Neither the store nor the cache answers: a page for people.",
-            "headers": _RETRY_AFTER,
-            "content": _HTML,
-        },
-    },
-}
-
 
 def document(endpoints: Sequence[Endpoint]) -> Document:
-    """The OpenAPI document of these endpoints and the redirect."""
+    """Return the OpenAPI document of `endpoints` and the redirect."""
     schemas = _Schemas(endpoints)
     paths: dict[str, Document] = {}
     for endpoint in endpoints:
         path, parameters = _path_of(endpoint)
         paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path, parameters, schemas)
     first, *others = dict.fromkeys(endpoint.tag for endpoint in endpoints)
-    paths["/{code}"] = {"get": _REDIRECT}
-    made: Document = {
+    paths["/{code}"] = {"get": REDIRECT}
+    described: Document = {
         "openapi": "3.1.0",
         "info": {
             "title": "SMS shortener",
             "version": __version__,
-            "description": _ABOUT.strip(),
+            "description": ABOUT.strip(),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in (first, _HANDSET, *others)],
+        "tags": [{"name": tag} for tag in (first, HANDSET, *others)],
         "paths": paths,
-        "components": {"securitySchemes": _SECURITY_SCHEMES, "schemas": schemas.all},
+        "components": {"securitySchemes": SECURITY_SCHEMES, "schemas": schemas.all},
     }
-    made["components"]["schemas"] = _referred(made)
-    return made
+    described["components"]["schemas"] = _referenced_schemas(described)
+    return described
 
 
-def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """`endpoints` and the two that show them all."""
-
-    @cache
-    def made() -> Document:
-        return document(every)
-
-    @cache
-    def as_json() -> bytes:
-        return orjson.dumps(made())
-
-    @cache
-    def as_page() -> bytes:
-        return page(made())
-
-    async def openapi(call: Call[None, None]) -> Response:
-        return Response(as_json(), media_type="application/json")
-
-    async def docs(call: Call[None, None]) -> Response:
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(as_page(), headers=headers, media_type="text/html")
-
-    every = [
-        *endpoints,
-        Endpoint("GET", "/openapi.json", openapi, "This document", "Operation", Caller.ANYONE),
-        Endpoint("GET", "/docs", docs, "This document as a page", "Operation", Caller.ANYONE, media_type="text/html"),
-    ]
-    return every
-
-
-class _Untitled(GenerateJsonSchema):
-    """Without a title on every field that only spells its name another way."""
+class _SchemaWithoutTitles(GenerateJsonSchema):
+    """A generator that omits the title of each field, because it only repeats the name."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 class _Schemas:
-    """The schemas of all models that endpoints name; models of the same name in two modules get longer names."""
+    """The schemas of all models that the endpoints use."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         models = list(dict.fromkeys(_models_of(endpoints)))
-        self._refs, made = models_json_schema(models, ref_template=_REF + "{model}", schema_generator=_Untitled)
-        self.all: Document = dict(sorted(({**made.get("$defs", {}), **_error_schemas()}).items()))
+        self._refs, generated = models_json_schema(models, ref_template=REF + "{model}", schema_generator=_SchemaWithoutTitles)
+        self.all: Document = dict(sorted(({**generated.get("$defs", {}), **_error_schemas()}).items()))
 
     def ref(self, model: type[BaseModel], mode: JsonSchemaMode) -> Document:
         return self._refs[model, mode]
 
     def of(self, model: type[BaseModel], mode: JsonSchemaMode) -> Document:
-        schema: Document = self.all[self.ref(model, mode)["$ref"].removeprefix(_REF)]
+        schema: Document = self.all[self.ref(model, mode)["$ref"].removeprefix(REF)]
         return schema
 
     def content(self, model: type[BaseModel], mode: JsonSchemaMode) -> Document:
         schema = self.ref(model, mode)
-        return {"schema": schema, "example": example_of(schema, self.all, answered=mode == "serialization")}
+        return {"schema": schema, "example": example_of(schema, self.all, response=mode == "serialization")}
 
 
 def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel], JsonSchemaMode]]:
@@ -225,7 +99,7 @@ def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel],
 def _error_schemas() -> Document:
     return {
         "ErrorCode": {
-            "description": "The stable part of an error.",
+            "description": "The stable code of an error.",
             "type": "string",
             "oneOf": [{"const": code.name, "description": f"{code.http_status}. {code.meaning}"} for code in ErrorCode],
         },
@@ -234,19 +108,22 @@ def _error_schemas() -> Document:
             "type": "object",
             "properties": {
                 "status": {"const": False},
-                "error_code": {"$ref": _REF + "ErrorCode"},
-                "description": {"type": "string", "description": "For a person."},
-                "details": {"type": "array", "items": {"$ref": _REF + "ErrorDetail"}},
+                "error_code": {"$ref": REF + "ErrorCode"},
+                "description": {"type": "string", "description": "A text for people; it may change."},
+                "details": {"type": "array", "items": {"$ref": REF + "ErrorDetail"}},
             },
             "required": ["status", "error_code", "description", "details"],
         },
         "ErrorDetail": {
-            "description": "One thing that is wrong.",
+            "description": "One invalid field.",
             "type": "object",
             "properties": {
-                "field": {"type": "string", "description": "A path such as messages.3.to."},
-                "reason": {"type": "string", "description": "For a person."},
-                "position": {"type": "integer", "description": "Character of a text, from 0, where that helps."},
+                "field": {"type": "string", "description": "Path of the field in the request, for example messages.3.to."},
+                "reason": {"type": "string", "description": "A text for people; it may change."},
+                "position": {
+                    "type": "integer",
+                    "description": "Position in a text, counted in characters from 0, if the error has one.",
+                },
             },
             "required": ["field", "reason"],
         },
@@ -254,11 +131,11 @@ def _error_schemas() -> Document:
 
 
 def _path_of(endpoint: Endpoint) -> tuple[str, list[Document]]:
-    """OpenAPI's spelling of Starlette's path, and its parameters."""
+    """Return the path in OpenAPI's syntax, and its parameters."""
     parameters = []
     for name, kind in _PARAMETER.findall(endpoint.path):
         schema = {"type": "integer", "minimum": 0} if kind == "int" else {"type": "string", "minLength": 1}
-        parameter = {"name": name, "in": "path", "required": True, "description": _IN_PATH.get(name, ""), "schema": schema}
+        parameter = {"name": name, "in": "path", "required": True, "description": PATH_PARAMETERS.get(name, ""), "schema": schema}
         parameters.append(_with_example(parameter))
     return _PARAMETER.sub(r"{\1}", endpoint.path), parameters
 
@@ -269,15 +146,15 @@ _PARAMETER = re.compile(r"{(\w+)(?::(\w+))?}")
 def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schemas: _Schemas) -> Document:
     description = [endpoint.description] if endpoint.description else []
     if endpoint.permission:
-        description.append(f"Wants the permission `{endpoint.permission}`.")
-    parameters += [{"name": name, "in": "header", "description": text, "schema": _TEXT} for name, text in endpoint.headers.items()]
+        description.append(f"Requires the permission `{endpoint.permission}`.")
+    parameters += [{"name": name, "in": "header", "description": text, "schema": TEXT} for name, text in endpoint.headers.items()]
     if endpoint.query:
         parameters += _query_parameters(schemas.of(endpoint.query, "validation"))
     operation: Document = {
         "operationId": "_".join([endpoint.method.lower(), *re.findall(r"\w+", path), *(["slash"] if path.endswith("/") else [])]),
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
-        "security": _SECURITY[endpoint.caller],
+        "security": SECURITY[endpoint.caller],
         "responses": _responses(endpoint, schemas, bool(_PARAMETER.search(endpoint.path))),
     }
     if description:
@@ -294,7 +171,7 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
 
 
 def _query_parameters(schema: Mapping[str, Any]) -> list[Document]:
-    """One parameter for each field; what a model keeps beyond its fields is one more, an object."""
+    """Return one parameter for each field of a query model, and one for all other parameters if the model accepts them."""
     required = schema.get("required", ())
     parameters = []
     for name, field in schema.get("properties", {}).items():
@@ -304,12 +181,12 @@ def _query_parameters(schema: Mapping[str, Any]) -> list[Document]:
             parameter["description"] = text
         parameters.append(_with_example(parameter))
     if schema.get("additionalProperties"):
-        more = {"type": "object", "additionalProperties": _TEXT}
+        more = {"type": "object", "additionalProperties": TEXT}
         parameters.append(
             {
                 "name": "metadata",
                 "in": "query",
-                "description": "Any other parameter.",
+                "description": "Any other parameter is stored as metadata.",
                 "style": "form",
                 "explode": True,
                 "schema": more,
@@ -324,7 +201,7 @@ def _with_example(parameter: Document) -> Document:
 
 
 def _without_null(field: Mapping[str, Any]) -> Document:
-    """A parameter is there or not; a query has no null."""
+    """Return the schema of a field without null, because a query cannot contain null."""
     field = dict(field)
     if field.get("default", 0) is None:
         del field["default"]
@@ -335,20 +212,20 @@ def _without_null(field: Mapping[str, Any]) -> Document:
 
 
 def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool) -> Document:
-    answers: dict[int, Document] = {endpoint.status: _answer(endpoint, endpoint.response, schemas)}
+    responses: dict[int, Document] = {endpoint.status: _response(endpoint, endpoint.response, schemas)}
     for status, model in endpoint.other_responses.items():
-        answers[status] = _answer(endpoint, model, schemas)
+        responses[status] = _response(endpoint, model, schemas)
     by_status: dict[int, list[ErrorCode]] = {}
     for code in ErrorCode:
         if code in endpoint.errors or code in _implied(endpoint, has_path_parameters):
             by_status.setdefault(code.http_status, []).append(code)
     for status, codes in by_status.items():
-        answers[status] = _error(status, codes)
-    return {str(status): answers[status] for status in sorted(answers)}
+        responses[status] = _error(status, codes)
+    return {str(status): responses[status] for status in sorted(responses)}
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
-    """What the way in which every endpoint runs may answer (see endpoint.py)."""
+    """Yield the errors that endpoint.py raises for every endpoint of this kind."""
     if endpoint.caller is not Caller.ANYONE:
         yield from (ErrorCode.UNAUTHORIZED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
     if endpoint.permission:
@@ -361,37 +238,37 @@ def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCod
         yield from (ErrorCode.INVALID_JSON, ErrorCode.BODY_TOO_LARGE, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 
 
-def _answer(endpoint: Endpoint, model: type[BaseModel] | None, schemas: _Schemas) -> Document:
+def _response(endpoint: Endpoint, model: type[BaseModel] | None, schemas: _Schemas) -> Document:
     if model:
         text = schemas.of(model, "serialization").get("description") or HTTPStatus(endpoint.status).phrase
         return {"description": text, "content": {"application/json": schemas.content(model, "serialization")}}
     if endpoint.status == HTTPStatus.NO_CONTENT:
-        return {"description": "Done; no body."}
-    schema: Document = {} if endpoint.media_type == "application/json" else _TEXT
+        return {"description": "Done. The response has no body."}
+    schema: Document = {} if endpoint.media_type == "application/json" else TEXT
     return {"description": HTTPStatus(endpoint.status).phrase, "content": {endpoint.media_type: {"schema": schema}}}
 
 
 def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
     only = {"properties": {"error_code": {"enum": [code.name for code in codes]}}}
-    answer: Document = {
+    response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
-        "content": {"application/json": {"schema": {"allOf": [{"$ref": _REF + "Error"}, only]}}},
+        "content": {"application/json": {"schema": {"allOf": [{"$ref": REF + "Error"}, only]}}},
     }
-    if status in _HEADERS:
-        answer["headers"] = _HEADERS[status]
-    return answer
+    if status in ERROR_HEADERS:
+        response["headers"] = ERROR_HEADERS[status]
+    return response
 
 
-def _referred(made: Document) -> Document:
-    """The schemas that are referred to: a query model's fields have become parameters, nobody names the model."""
-    schemas: Document = made["components"]["schemas"]
+def _referenced_schemas(described: Document) -> Document:
+    """Return the schemas that the paths refer to. Query models are not among them, because their fields are parameters."""
+    schemas: Document = described["components"]["schemas"]
     found: set[str] = set()
-    todo: list[Any] = [made["paths"]]
+    todo: list[Any] = [described["paths"]]
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
             name = part.get("$ref")
-            if isinstance(name, str) and (name := name.removeprefix(_REF)) not in found:
+            if isinstance(name, str) and (name := name.removeprefix(REF)) not in found:
                 found.add(name)
                 todo.append(schemas[name])
             todo.extend(part.values())

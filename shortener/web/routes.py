@@ -1,4 +1,4 @@
-"""All endpoints of the HTTP interface, in the order of a message's life."""
+"""The table of all endpoints of the HTTP API, in the order of a message's life."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shortener.web import (
     statistics,
     trackers,
 )
+from shortener.web.docs import with_documentation
 from shortener.web.endpoint import Endpoint
-from shortener.web.openapi import with_documentation
 from shortener.web.vendors import infobip
 
 if TYPE_CHECKING:
@@ -44,4 +44,5 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
 
 
 def routes(service: Service) -> list[BaseRoute]:
+    """Return all endpoints as routes of Starlette."""
     return [endpoint.route(service) for endpoint in ENDPOINTS]

@@ -1,0 +1,115 @@
+"""The hand-written parts of the OpenAPI document: introduction, credentials, names in paths, headers and the redirect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortener.web.endpoint import Caller
+
+REF = "#/components/schemas/"
+
+ABOUT = """
+A self-hosted link shortener and click tracker for SMS.
+
+- A send pipeline sends texts to the API and receives them with a separate short link for each recipient.
+- The first click of a message moves it to the state CLICKTHRU. The service sends this event to your trackers. A tracker is an
+  endpoint of yours that receives events.
+- A tracker reports conversions with its tracker token.
+
+Credentials are sent in a header. The send pipeline and all endpoints that read data use an API key, in any of four headers.
+Endpoints that report conversions use a tracker token. A missing or wrong credential returns 401 before anything else happens. A
+credential without the required permission returns 403. Data of another application returns 404.
+
+All errors have the same body. Its `error_code` is stable: test it, not the text. The status 503 means that nothing was stored.
+Repeat such a request after the number of seconds in `Retry-After`.
+"""
+
+SECURITY_SCHEMES: Mapping[str, Any] = {
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "`X-API-Key: KEY`"},
+    "Bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY` (Syniverse)"},
+    "App": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "`Authorization: App KEY` (Infobip)"},
+    "Basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "`Authorization: Basic`, with the application's id as user name and the API key as password (Infobip)",
+    },
+    "TrackerToken": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Api-Token",
+        "description": "`X-Api-Token: TOKEN`, with the current tracker token, or the previous one until it expires (23 Telecom)",
+    },
+}
+SECURITY: Mapping[Caller, list[dict[str, list[str]]]] = {
+    Caller.ANYONE: [],
+    Caller.API_KEY: [{"ApiKey": []}, {"Bearer": []}, {"App": []}, {"Basic": []}],
+    Caller.TRACKER: [{"TrackerToken": []}],
+}
+
+_MESSAGE_ID = "Id of the message, as returned by the rewrite."
+#: Descriptions of the parameters in paths.
+PATH_PARAMETERS: Mapping[str, str] = {
+    "message_id": _MESSAGE_ID,
+    "messageId": _MESSAGE_ID,
+    "msgid": _MESSAGE_ID,
+    "tracker_id": "Id of the tracker (the endpoint that receives events).",
+    "delivery_id": "Id of the delivery.",
+    "processKey": "Key of the conversion process, as returned by the report of its end.",
+    "code": "Code of the short link.",
+    "host": "Host as it was blocked, for example shop.example or *.shop.example.",
+}
+
+RETRY_AFTER_HEADER = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
+#: Response headers by status.
+ERROR_HEADERS: Mapping[int, Any] = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: RETRY_AFTER_HEADER,
+    503: RETRY_AFTER_HEADER,
+}
+
+TEXT = {"type": "string"}
+_HTML = {"text/html": {"schema": TEXT}}
+
+HANDSET = "Handset"
+#: The redirect is no `Endpoint`: clicks/redirect.py responds before routing.
+REDIRECT: Mapping[str, Any] = {
+    "operationId": "get_code",
+    "summary": "Follow a short link",
+    "description": "A handset calls this when a person taps a link. The service stores every hit and redirects it. The first hit "
+    "by a person is the click that moves the message to CLICKTHRU. Punctuation after the code is ignored. HEAD gets the same "
+    "response and never counts as a click.",
+    "tags": [HANDSET],
+    "security": [],
+    "parameters": [
+        {
+            "name": "code",
+            "in": "path",
+            "required": True,
+            "description": PATH_PARAMETERS["code"],
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9]{4,32}$"},
+            "example": "8kVnq2LmRd",
+        }
+    ],
+    "responses": {
+        "302": {
+            "description": "Redirects to the destination, or to the fallback URL of an expired link.",
+            "headers": {
+                "Location": {"required": True, "schema": {"type": "string", "format": "uri"}},
+                "Cache-Control": {"schema": {"const": "private, no-store"}},
+                "Referrer-Policy": {"schema": TEXT},
+                "X-Robots-Tag": {"schema": {"const": "noindex"}},
+            },
+        },
+        "404": {
+            "description": "No link has this code. The body is a short page for people, or an error if the path cannot be a code.",
+            "content": {**_HTML, "application/json": {"schema": {"$ref": REF + "Error"}}},
+        },
+        "410": {"description": "The link expired or is disabled. The body is a short page for people.", "content": _HTML},
+        "503": {
+            "description": "Neither the database nor the cache responds. The body is a short page for people.",
+            "headers": RETRY_AFTER_HEADER,
+            "content": _HTML,
+        },
+    },
+}
