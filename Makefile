@@ -1,18 +1,29 @@
-# Two commands matter: `make run` and `make test`. Both set up a virtual environment from the lock files first.
+# Two commands matter: `make run` and `make test`. Both first set up a virtual environment from the lock files.
+# PYTHON: the interpreter, 3.11 to 3.14. VENV: the folder of the virtual environment. WORKERS: test processes in parallel.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test prove profile setup setup-dev lint config lock bench clean
+.PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean
 
 run: setup
 	@$(BIN)/shortener serve
 
-test: setup-dev
-	@$(BIN)/python -m pytest
+# The files of the suite are distributed over the test processes. Options of pytest: OPTIONS="-k redirect".
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-# What takes minutes: 1,000 links with 50 racing clicks each, outages of a minute.
+# The whole suite.
+test: setup-dev
+	@$(PYTEST) $(OPTIONS)
+
+# Unit tests and tests of one process on SQLite: no PostgreSQL, no `shortener` processes.
+test-fast: setup-dev
+	@$(PYTEST) -m "not postgresql and not acceptance and not slow" \
+		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py $(OPTIONS)
+
+# Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute.
 prove: setup-dev
 	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
 		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py
@@ -27,23 +38,23 @@ lint: setup-dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-# Written from the code; tests compare them.
+# Generates the settings files from the code. Tests compare them.
 config: setup
 	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
 	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
 
-# Pins every dependency with hashes, for every supported Python; --no-emit-* keeps download addresses out.
+# Pins every dependency with hashes, for all supported Python versions. --no-emit-* omits the download addresses.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 lock: setup-dev
 	@echo "setuptools>=80" | $(LOCK) --output-file requirements.lock pyproject.toml -
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
-# Speed, as ratios to a bare ASGI application in the same run; needs wrk. OPTIONS="--quick" for a short one.
+# Measures speed as ratios to a bare ASGI application in the same run. Needs wrk. A short run: OPTIONS="--quick".
 bench: setup-dev
 	@$(BIN)/python -m benchmarks.bench $(OPTIONS)
 
-# Where the time goes in each of these works.
+# Reports where each kind of request spends processor time. Needs wrk.
 profile: setup-dev
 	@$(BIN)/python -m benchmarks.profiles $(OPTIONS)
 
@@ -51,6 +62,8 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else \
+		"Python 3.11 to 3.14 is required, but $(PYTHON) is %d.%d. Choose another one: make PYTHON=python3.12" % v)'
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: requirements.lock | $(VENV)/bin/python

@@ -235,6 +235,7 @@ def environment(url: str, folder: Path) -> dict[str, str]:
     return kept | {"SHORTENER_DATABASE_URL": url, "SHORTENER_DATA_DIR": str(folder), "SHORTENER_SECRET": OLD_SECRET}
 
 
+@pytest.mark.acceptance
 async def test_a_server_refuses_an_old_schema_names_the_command_and_starts_after_it(old_url: str, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "shortener", *words]
@@ -265,6 +266,7 @@ _FILL = {
 }
 
 
+@pytest.mark.slow
 async def test_a_long_step_shows_how_far_it_is(empty_url: str, tmp_path: Path) -> None:
     def fill(connection: Connection) -> None:
         upgrade(connection, "0001")
