@@ -40,6 +40,14 @@ def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path
 
 
 @pytest.fixture
+def nodes_without_redis(postgresql: str, tmp_path: Path) -> Iterator[Nodes]:
+    """Nodes on the session's PostgreSQL server, without Redis."""
+    nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, None)))
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     endpoint = Endpoint()
     yield endpoint

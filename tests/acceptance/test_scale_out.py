@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,18 +21,14 @@ import pytest
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.acceptance.process import PHONE, Server
-from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, RedisProcess, children, free_port
 
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))  # `make prove` asks for more
 
 
 @pytest.fixture
-def nodes(postgresql: str, tmp_path: Path) -> Iterator[Nodes]:
-    """On the PostgreSQL of all tests, and without Redis."""
-    nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, None)))
-    yield nodes
-    nodes.close()
+def nodes(nodes_without_redis: Nodes) -> Nodes:
+    return nodes_without_redis
 
 
 def test_first_clicks_that_race_on_two_nodes_are_one_clickthru_each_and_are_delivered(nodes: Nodes, endpoint: Endpoint) -> None:

@@ -17,11 +17,15 @@ import pytest
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes
 from tests.acceptance.process import PHONE, Server
-from tests.acceptance.test_scale_out import nodes as nodes
 from tests.conftest import new_postgresql_database
 from tests.servers import PostgresProcess
 
 WITHIN = 10.0
+
+
+@pytest.fixture
+def nodes(nodes_without_redis: Nodes) -> Nodes:
+    return nodes_without_redis
 
 
 def deliveries(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,134 @@
+"""The layout of the code: each module has its tests, class names are unique, private names stay in their module."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "shortener").rglob("*.py"))
+
+#: Modules that have neither a test file of their name nor a line "# Tested by" yet. This list must become empty.
+UNTESTED = {
+    "shortener/__main__.py",
+    "shortener/accounts/credentials.py",
+    "shortener/accounts/directory.py",
+    "shortener/accounts/settings.py",
+    "shortener/cli/__init__.py",
+    "shortener/cli/accounts.py",
+    "shortener/cli/common.py",
+    "shortener/cli/data.py",
+    "shortener/cli/demo.py",
+    "shortener/cli/listen.py",
+    "shortener/cli/maintenance.py",
+    "shortener/cli/receiver.py",
+    "shortener/clicks/link_admin.py",
+    "shortener/clicks/queries.py",
+    "shortener/clicks/spool_drainer.py",
+    "shortener/clicks/verdicts/correction.py",
+    "shortener/conversions/queries.py",
+    "shortener/delivery/queries.py",
+    "shortener/delivery/request.py",
+    "shortener/delivery/sample_delivery.py",
+    "shortener/delivery/tracker_presenter.py",
+    "shortener/errors.py",
+    "shortener/jobs.py",
+    "shortener/messages/queries.py",
+    "shortener/messages/rewriter.py",
+    "shortener/outbox/count_deltas.py",
+    "shortener/outbox/first_clicks.py",
+    "shortener/reporting/queries.py",
+    "shortener/server/application.py",
+    "shortener/server/http_protocol.py",
+    "shortener/storage/installation.py",
+    "shortener/storage/key_table.py",
+    "shortener/storage/migrations/env.py",
+    "shortener/storage/migrations/versions/v0001_first_schema.py",
+    "shortener/storage/migrations/versions/v0002_events_by_message.py",
+    "shortener/storage/migrations/versions/v0003_room_for_a_click.py",
+    "shortener/storage/migrations/versions/v0004_first_clicks.py",
+    "shortener/storage/open.py",
+    "shortener/storage/raw_sql.py",
+    "shortener/storage/rounds.py",
+    "shortener/storage/schema.py",
+    "shortener/storage/sqlite.py",
+    "shortener/storage/types.py",
+    "shortener/web/application.py",
+    "shortener/web/docs.py",
+    "shortener/web/docs_page.py",
+    "shortener/web/endpoint.py",
+    "shortener/web/examples.py",
+    "shortener/web/fields.py",
+    "shortener/web/openapi_texts.py",
+    "shortener/web/period.py",
+    "shortener/web/rewrite_shapes.py",
+    "shortener/web/routes.py",
+}
+#: Test modules that still import from another test module. This list must become empty.
+IMPORTING = {"tests/web/test_statistics.py"}
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    """Yield the path of each module, relative to the repository, and its syntax tree."""
+    for module in MODULES:
+        yield str(module.relative_to(ROOT)), ast.parse(module.read_text())
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_each_module_has_a_test_file_of_its_name_or_names_the_file_that_tests_it() -> None:
+    untested = set()
+    for path, tree in trees():
+        if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
+            continue  # a package without code of its own
+        relative = Path(path).relative_to("shortener")
+        mirror = ROOT / "tests" / relative.parent / f"test_{relative.name}"
+        named = re.search(r"^# Tested by (tests/[\w/]+\.py)", (ROOT / path).read_text(), re.MULTILINE)
+        if named:
+            assert (ROOT / named[1]).is_file(), f"{path} names {named[1]}, which does not exist"
+        elif not mirror.is_file():
+            untested.add(path)
+    assert untested - UNTESTED == set(), "add a test file, or a line '# Tested by tests/...' under the module's docstring"
+
+
+def test_no_two_classes_share_a_name() -> None:
+    modules: dict[str, list[str]] = defaultdict(list)
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                modules[node.name].append(path)
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
+
+
+def test_no_module_uses_a_private_name_of_another_module() -> None:
+    found = []
+    for path, tree in trees():
+        modules = set()  # names of this project's modules, as this file knows them
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
+                for alias in node.names:
+                    if is_private(alias.name):
+                        found.append(f"{path}: from {node.module} import {alias.name}")
+                    target = ROOT / (node.module or "").replace(".", "/") / alias.name
+                    if target.is_dir() or target.with_suffix(".py").is_file():
+                        modules.add(alias.asname or alias.name)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+                continue
+            if node.value.id in modules and is_private(node.attr):
+                found.append(f"{path}: {node.value.id}.{node.attr}")
+    assert found == []
+
+
+def test_no_test_module_imports_another_test_module() -> None:
+    """Shared helpers belong in conftest.py or in a module of tests/ that is not a test module."""
+    found = set()
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        if re.search(r"^\s*(?:from|import) tests[\w.]*\.test_", file.read_text(), re.MULTILINE):
+            found.add(str(file.relative_to(ROOT)))
+    assert found - IMPORTING == set()
