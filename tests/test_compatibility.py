@@ -22,7 +22,7 @@ from shortener.web.routes import ENDPOINTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
-KINDS = ("call", "request field", "answer field", "event field", "placeholder", "header", "error", "rule")
+KINDS = ("call", "request field", "response field", "event field", "placeholder", "header", "error", "rule")
 DOCUMENT = document(ENDPOINTS)
 
 Row = tuple[str, ...]
@@ -118,7 +118,7 @@ def headers() -> set[str]:
 CHECKS: dict[str, Callable[[Row], None]] = {
     "call": check_calls,
     "request field": check_fields(requested),
-    "answer field": check_fields(answered),
+    "response field": check_fields(answered),
     "event field": check_fields(rendered),
     "placeholder": check_named({f"{{{name}}}" for name in PLACEHOLDERS}),
     "header": check_named(headers()),
@@ -167,7 +167,7 @@ DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
             *("bulkId", "messages.from", "messages.destinations.to", "messages.text", "tracking.track", "tracking.type"),
             *("since", "until", "aggrType", "intervalGranulation", "urlOptions.shortenUrl", "urlOptions.trackClicks"),
         },
-        "answer field": {
+        "response field": {
             *("bulkId", "messages.to", "messages.smsCount", "messages.messageId", "processKey"),
             *(f"messages.status.{name}" for name in ("groupId", "groupName", "id", "name", "description")),
             *(f"statistics.{name}" for name in ("intervalStart", "startCount", "endCount", "conversionRate")),
@@ -177,7 +177,7 @@ DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
     "Xoxzo": {
         "call": {"POST /sms/messages/", "GET /sms/messages/{msgid}/"},
         "request field": {"sender", "message", "recipient", "track_link", "lt_callbackurl", "lt_callbackur"},
-        "answer field": {
+        "response field": {
             *("status", "sender", "url", "sent_time", "cost", "msgid", "tags", "recipient"),
             *(f"link_tracking.{name}" for name in ("link", "shortlink", "accessed", "accessed_on")),
         },

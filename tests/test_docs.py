@@ -1,52 +1,152 @@
-"""The documents hold: their links lead somewhere, their commands exist, and what they name is there."""
+"""The documents agree with the code: links resolve, commands and options exist, and tables equal those of the code.
+
+The command blocks themselves run in tests/acceptance/test_document_commands.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
+from shortener import __version__
 from shortener.accounts.settings import ApplicationSettings
-from shortener.cli import COMMANDS
-from shortener.clicks.verdicts.contextual_rules import RULES as CIRCUMSTANCES
+from shortener.cli import COMMANDS, cli
+from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
+from shortener.settings import Settings
+from tests.document_blocks import DOCUMENTS, ROOT, shell_blocks, shortener_commands
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_between_documents_lead_somewhere(document: Path) -> None:
+def document_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_links_between_documents_resolve(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
         assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_paths_of_the_code_that_are_named_exist(document: Path) -> None:
-    for named in re.findall(r"`((?:shortener|tests|benchmarks|docs|config)/[\w./-]+)`", document.read_text()):
-        assert (ROOT / named).exists(), named
-
-
-def test_commands_that_are_named_exist() -> None:
+def test_every_document_is_reachable_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
     for document in DOCUMENTS:
-        for name in re.findall(r"`(?:\.venv/bin/)?shortener ([a-z]+)", document.read_text()):
-            assert name in COMMANDS, f"{document.name}: shortener {name}"
+        name = str(document.relative_to(ROOT / "docs")) if document.is_relative_to(ROOT / "docs") else ""
+        if name and name != "index.md" and not name.startswith("decisions/"):
+            assert f"({name})" in index, name
 
 
-def test_make_targets_that_are_named_exist() -> None:
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in DECISIONS], ids=document_id)
+def test_a_document_names_its_readers_in_its_first_paragraph(document: Path) -> None:
+    first = document.read_text().split("\n\n")[1]
+    assert re.search(r"\b[Ff]or (?!example)", first), first
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_paths_that_a_document_names_exist(document: Path) -> None:
+    for name in re.findall(r"`((?:shortener|tests|benchmarks|docs|config)/[\w./-]+)`", document.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_decision_records_that_a_document_cites_exist(document: Path) -> None:
+    for number in re.findall(r"decisions?/(\d{4})", document.read_text()):
+        assert list((ROOT / "docs" / "decisions").glob(f"{number}-*.md")), number
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_commands_and_options_that_a_document_names_exist(document: Path) -> None:
+    spans = re.findall(r"`((?:\.venv/bin/)?shortener [a-z][^`]*)`", document.read_text())
+    for words in shortener_commands("\n".join([*shell_blocks(document), *spans])):
+        command: click.Command | None = cli
+        context = click.Context(cli)
+        path: list[str] = []
+        while isinstance(command, click.Group) and len(path) < len(words):
+            path.append(words[len(path)])
+            command = command.get_command(context, path[-1])
+        assert command is not None, f"shortener {' '.join(path)}"
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words[len(path) :]:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in options, f"shortener {' '.join(words)}: {word}"
+
+
+def test_every_command_answers_help() -> None:
+    for name in COMMANDS:
+        assert cli.get_command(click.Context(cli), name) is not None, name
+
+
+def test_make_targets_that_documents_name_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
-        for name in re.findall(r"`make ([a-z-]+)", document.read_text()):
-            assert name in targets, f"{document.name}: make {name}"
+        text = document.read_text()
+        for name in re.findall(r"`make ([a-z-]+)|^    make ([a-z-]+)", text, re.MULTILINE):
+            assert (name[0] or name[1]) in targets, f"{document.name}: make {name}"
 
 
-def files() -> list[Path]:
-    """What git keeps; in a tree without git, what lies where that would."""
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_settings_that_a_document_names_exist(document: Path) -> None:
+    for name in re.findall(r"\bSHORTENER_([A-Z][A-Z_]+[A-Z])\b", document.read_text()):
+        assert name.removesuffix("_FILE").lower() in {*Settings.model_fields, "config", "name"}, name
+
+
+def registered_metrics() -> set[str]:
+    """Return the names of all metrics that the code registers, without the suffix `_total`."""
+    source = "\n".join(path.read_text() for path in (ROOT / "shortener").rglob("*.py"))
+    return set(re.findall(r'"(shortener_[a-z_]+)"', source))
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=document_id)
+def test_metrics_that_a_document_names_exist(document: Path) -> None:
+    for name in re.findall(r"\b(shortener_[a-z_]+[a-z])\b", document.read_text()):
+        assert name.removesuffix("_total") in registered_metrics(), name
+
+
+def logged_events() -> set[str]:
+    source = "\n".join(path.read_text() for path in (ROOT / "shortener").rglob("*.py"))
+    return set(re.findall(r'\.(?:debug|info|warning|error|exception)\(\s*"([a-z_]+)"', source))
+
+
+def test_log_events_that_documents_name_exist() -> None:
+    for document in DOCUMENTS:
+        for name in re.findall(r"log event `([a-z_]+)`", document.read_text()):
+            assert name in logged_events(), f"{document.name}: {name}"
+
+
+@pytest.mark.parametrize("record", DECISIONS, ids=document_id)
+def test_a_decision_record_has_a_number_a_date_and_a_status(record: Path) -> None:
+    title, facts = record.read_text().split("\n\n")[:2]
+    assert title.startswith(f"# {int(record.name[:4])}. "), title
+    assert re.match(r"Date: \d{4}-\d\d-\d\d\. Status: (accepted|superseded)", facts), facts
+    assert "**Decision.**" in record.read_text()
+
+
+def test_the_changelog_describes_this_version() -> None:
+    versions = re.findall(r"^## (\S+)(?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0][0] == "Unreleased"
+    assert versions[1][0] == __version__
+    assert all(date for _, date in versions[1:])
+
+
+def test_the_layers_in_contributing_are_those_that_make_lint_checks() -> None:
+    block = re.search(r"^```layers\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert block
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert block[1].splitlines() == layers
+
+
+def repository_files() -> list[Path]:
+    """Return the files that git tracks. Without git, return the files of the known folders."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
         if found := [path for name in listed.split("\0") if (path := ROOT / name).is_file()]:
@@ -55,39 +155,38 @@ def files() -> list[Path]:
     return [path for path in [*ROOT.iterdir(), *(inner for folder in folders for inner in folder.rglob("*"))] if path.is_file()]
 
 
-def test_nothing_names_a_registry_or_a_path_of_this_machine() -> None:
-    """The machine's are asked for here: a list of them would name them itself."""
-    # A checkout in /app, or a home in /, has the name that any text may use.
-    places = [place for place, least in ((Path.home(), 2), (ROOT, 3)) if len(place.parts) >= least]
+def test_no_file_names_a_registry_or_a_path_of_this_machine() -> None:
+    # Short paths such as /app or / are ordinary words in any text, so they are not searched for.
+    places = [place for place, min_parts in ((Path.home(), 2), (ROOT, 3)) if len(place.parts) >= min_parts]
     words = [rf"(?<![\w.]){re.escape(str(place))}/" for place in places]
     suspicious = re.compile("|".join([*words, r"\bpypi\.", r"\bfiles\.python", r"\bnpmjs\."]).encode())
-    for path in files():
+    for path in repository_files():
         content = path.read_bytes()
-        if b"\0" not in content:  # text
+        if b"\0" not in content:  # a text file
             assert not suspicious.search(content), path
 
 
-def outcomes() -> str:
-    """The table of docs/reference/delivery.md, from the code that decides."""
-    rows = ["| answer | what follows | why |", "|---|---|---|"]
+def outcome_table() -> str:
+    """Return the outcome table of docs/reference/delivery.md, generated from the code."""
+    rows = ["| response | what follows | why |", "|---|---|---|"]
     return "\n".join([*rows, *(f"| {row.when} | {row.kind.name.lower()} | {row.why} |" for row in OUTCOME_TABLE)])
 
 
-def placeholders() -> str:
-    told = [" ".join(f"`{{{name}}}`" for name in names) for names in (TELECOM_PLACEHOLDERS, OWN_PLACEHOLDERS)]
-    return f"- 23 Telecom's: {told[0]}\n- ours: {told[1]}"
+def placeholder_list() -> str:
+    lines = [" ".join(f"`{{{name}}}`" for name in names) for names in (TELECOM_PLACEHOLDERS, OWN_PLACEHOLDERS)]
+    return f"- 23 Telecom's: {lines[0]}\n- this service's: {lines[1]}"
 
 
-def test_every_rule_and_the_setting_that_switches_it_on_is_told() -> None:
+def test_the_verdict_rules_and_their_settings_are_documented() -> None:
     text = (ROOT / "docs" / "reference" / "verdicts.md").read_text()
     for verdict, name in RULES:
         assert f"| `{name}` | {verdict.api_name} |" in text, name
-    told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
-    assert [rule for _, rule in told] == list(CIRCUMSTANCES)
-    assert all(setting in ApplicationSettings.model_fields for setting, _ in told)
+    documented = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
+    assert [rule for _, rule in documented] == list(CONTEXTUAL_RULES)
+    assert all(setting in ApplicationSettings.model_fields for setting, _ in documented)
 
 
-def test_the_tables_of_delivery_are_those_of_the_code() -> None:
+def test_the_tables_of_the_delivery_document_equal_the_code() -> None:
     text = (ROOT / "docs" / "reference" / "delivery.md").read_text()
-    assert outcomes() in text, outcomes()
-    assert placeholders() in text, placeholders()
+    assert outcome_table() in text, outcome_table()
+    assert placeholder_list() in text, placeholder_list()

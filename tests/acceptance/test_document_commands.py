@@ -1,0 +1,92 @@
+"""The command blocks of README, tutorial and guides run unchanged against a real process.
+
+Only the ports and the path of the command differ from what a reader pastes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
+from tests.servers import PATIENCE, free_port
+
+#: Documents whose blocks start a server, or need one that runs already.
+LIVE_DOCUMENTS = [
+    document for document in DOCUMENTS if any(starts_server(block) or "curl " in block for block in shell_blocks(document))
+]
+
+
+@contextlib.contextmanager
+def started(command: str, folder: Path, environment: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a block in the background and stop it with SIGINT, as Ctrl-C does."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(PATIENCE)
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(url, trust_env=False)
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(f"{url} does not respond")
+
+
+def wait_for_text(file: Path, text: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, f"{text} is not in:\n{file.read_text()}"
+        threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("document", LIVE_DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_command_blocks_of_a_document_run_in_order(document: Path, tmp_path: Path) -> None:
+    server_port, receiver_port = free_port(), free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    environment |= {"SHORTENER_PORT": str(server_port), "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    blocks = [(block, runnable(block, server_port, receiver_port)) for block in shell_blocks(document)]
+    servers = [text for block, text in blocks if starts_server(block)]
+    receivers = [text for block, text in blocks if starts_receiver(block)]
+    commands = [text for block, text in blocks if not starts_server(block) and not starts_receiver(block)]
+    server = servers[0] if servers else runnable("SHORTENER_ALLOW_PRIVATE_TARGETS=true make run", server_port, receiver_port)
+    events = tmp_path / "events"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(started(server, tmp_path, environment, tmp_path / "server"))
+        wait_until_ready(f"http://127.0.0.1:{server_port}/healthz")
+        for receiver in receivers:
+            stack.enter_context(started(receiver, tmp_path, environment, events))
+            wait_until_ready(f"http://127.0.0.1:{receiver_port}/")
+        script = "set -euo pipefail\n" + "\necho\n".join(commands)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert '"status":false' not in done.stdout, done.stdout
+        assert "404 Not Found" not in done.stdout, done.stdout
+        if receivers:
+            wait_for_text(events, "CLICKTHRU")
+            assert done.stdout.count("302 Found") >= 1
+        if document.parent.name == "tutorial":
+            wait_for_text(events, "purchase")
+            assert json.dumps("ben-1") in done.stdout

@@ -1,0 +1,43 @@
+"""Extract the command blocks of the documents and change them so that a test can run them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def shell_blocks(document: Path) -> list[str]:
+    """Return the text of each ```sh block of a document, in order."""
+    return re.findall(r"^```sh\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def starts_server(block: str) -> bool:
+    return "make run" in block
+
+
+def starts_receiver(block: str) -> bool:
+    return "shortener listen" in block
+
+
+def runnable(block: str, server_port: int, receiver_port: int) -> str:
+    """Return the block with the ports of the test and with this Python in place of `.venv/bin`."""
+    python = shlex.quote(sys.executable)
+    commands = {"make run": f"{python} -m shortener serve", ".venv/bin/shortener": f"{python} -m shortener"}
+    text = re.sub("|".join(map(re.escape, commands)), lambda match: commands[match[0]], block)
+    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{server_port}")
+    return re.sub(r"127\.0\.0\.1:9000|--port 9000", lambda match: match[0].replace("9000", str(receiver_port)), text)
+
+
+def shortener_commands(text: str) -> list[list[str]]:
+    """Return the words of each `shortener ...` command in a block, without shell operators."""
+    joined = text.replace("\\\n", " ")
+    found = re.findall(r"(?:^|[\s(])(?:\.venv/bin/)?shortener ([^\n|;)]*)", joined, re.MULTILINE)
+    return [shlex.split(command, comments=True) for command in found]
