@@ -42,6 +42,7 @@ from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import Job, Jobs, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
+from shortener.messages.plan import RewriteLimits
 from shortener.messages.rewriter import Rewriter
 from shortener.metrics import Metrics
 from shortener.model import Clock, utcnow
@@ -376,12 +377,9 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         codes,
         cohorts,
         clock,
-        base_url=settings.base_url,
-        is_ours=is_ours_of(settings, directory),
-        is_blocked=lambda application_id, host: directory.hit_policies.blocks_host(application_id, host),
-        link_ttl=timedelta(days=settings.link_ttl_days),
-        batch_limit=settings.batch_limit,
-        cache=foundation.cache,
+        InstallationHosts(settings, directory),
+        RewriteLimits(max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days)),
+        foundation.cache,
     )
     return MessageParts(
         codes=codes,
@@ -496,14 +494,20 @@ def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str
     return base_url
 
 
-def is_ours_of(settings: Settings, directory: Directory) -> Callable[[str], bool]:
-    base = host_of(settings.base_url)
+class InstallationHosts:
+    """The hosts of the installation and the blocked hosts, for the rewriter (`messages.plan.LinkHosts`)."""
 
-    def is_ours(url: str) -> bool:
+    def __init__(self, settings: Settings, directory: Directory) -> None:
+        self._own_host = host_of(settings.base_url)
+        self._directory = directory
+        self.base_url = base_url_of(settings, directory)
+
+    def is_own(self, url: str) -> bool:
         host = host_of(url)
-        return host == base or directory.domain(host) is not None
+        return host == self._own_host or self._directory.domain(host) is not None
 
-    return is_ours
+    def is_blocked(self, application_id: int, host: str) -> bool:
+        return self._directory.hit_policies.blocks_host(application_id, host)
 
 
 async def _refresh(directory: Directory) -> int:

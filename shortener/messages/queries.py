@@ -1,4 +1,4 @@
-"""The statements of a rewrite: what is already there, and the rows of a batch."""
+"""SQL statements of a rewrite: find stored messages, links and responses, and insert new rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from sqlalchemy import Connection, select, tuple_
 
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
+from shortener.storage.types import to_ms
 
-_PIECE = 500  # keys in one IN list; SQLite allows 32,766 variables
+MAX_KEYS_PER_QUERY = 500  # a key takes up to two variables, and SQLite permits 32,766 in one statement
 
 insert_messages = BulkInsert(
     schema.messages,
@@ -51,56 +52,73 @@ insert_links = BulkInsert(
     "expires_at",
 )
 
-insert_answers = BulkInsert(schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at")
+insert_responses = BulkInsert(schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at")
 
 
-class KnownMessage(NamedTuple):
-    row: int
+class StoredMessage(NamedTuple):
+    """A stored message. `content_hash` is empty if the service generated its message_id, or if the message was erased."""
+
+    row_id: int
     request_id: str
     content_hash: str
 
 
-class KnownLink(NamedTuple):
+class StoredLink(NamedTuple):
+    """A stored link. `domain_id` is 0 for the installation's own prefix."""
+
     code: str
-    expires_at: int  # ms
+    url: str
+    label: str | None
+    expires_at: int  # ms since 1970
     domain_id: int
 
 
-def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], KnownMessage]:
-    """Which of these (application, message_id) exist."""
+class StoredResponse(NamedTuple):
+    """The response to a request with an Idempotency-Key. `content_hash` identifies the content of that request."""
+
+    content_hash: str
+    messages: list[dict[str, Any]]
+
+
+def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], StoredMessage]:
+    """Return the messages with these (application_id, message_id) that exist."""
     table = schema.messages
-    wanted = sorted(keys)
-    found: dict[tuple[int, str], KnownMessage] = {}
-    for start in range(0, len(wanted), _PIECE):
+    requested = sorted(keys)
+    found: dict[tuple[int, str], StoredMessage] = {}
+    for start in range(0, len(requested), MAX_KEYS_PER_QUERY):
         statement = select(table.c.application_id, table.c.message_id, table.c.id, table.c.request_id, table.c.content_hash).where(
-            tuple_(table.c.application_id, table.c.message_id).in_(wanted[start : start + _PIECE])
+            tuple_(table.c.application_id, table.c.message_id).in_(requested[start : start + MAX_KEYS_PER_QUERY])
         )
         for row in connection.execute(statement):
-            found[row.application_id, row.message_id] = KnownMessage(row.id, row.request_id, row.content_hash)
+            found[row.application_id, row.message_id] = StoredMessage(row.id, row.request_id, row.content_hash)
     return found
 
 
-def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, list[KnownLink]]:
-    """The links of these messages (row ids), in the order of the directives."""
-    from shortener.storage.types import to_ms
-
+def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, list[StoredLink]]:
+    """Return the links of these messages (row ids), in the order of their positions in the text."""
     table = schema.links
-    found: dict[int, list[KnownLink]] = {}
-    for start in range(0, len(messages), _PIECE):
+    found: dict[int, list[StoredLink]] = {}
+    for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
         statement = (
-            select(table.c.message_id, table.c.code, table.c.expires_at, table.c.domain_id)
-            .where(table.c.message_id.in_(messages[start : start + _PIECE]))
+            select(table.c.message_id, table.c.code, table.c.url, table.c.label, table.c.expires_at, table.c.domain_id)
+            .where(table.c.message_id.in_(messages[start : start + MAX_KEYS_PER_QUERY]))
             .order_by(table.c.message_id, table.c.position)
         )
         for row in connection.execute(statement):
-            found.setdefault(row.message_id, []).append(KnownLink(row.code, to_ms(row.expires_at), row.domain_id))
+            link = StoredLink(row.code, row.url, row.label, to_ms(row.expires_at), row.domain_id)
+            found.setdefault(row.message_id, []).append(link)
     return found
 
 
-def find_answers(
-    connection: Connection, keys: Iterable[tuple[int, str]]
-) -> dict[tuple[int, str], tuple[str, list[dict[str, Any]]]]:
-    """The kept answers of these (application, Idempotency-Key): content hash and answer."""
+def find_responses(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], StoredResponse]:
+    """Return the stored responses to these (application_id, Idempotency-Key)."""
     table = schema.idempotency
-    statement = select(table).where(tuple_(table.c.application_id, table.c.key).in_(sorted(keys)))
-    return {(row.application_id, row.key): (row.content_hash, row.answer) for row in connection.execute(statement)}
+    requested = sorted(keys)
+    found: dict[tuple[int, str], StoredResponse] = {}
+    for start in range(0, len(requested), MAX_KEYS_PER_QUERY):
+        statement = select(table).where(
+            tuple_(table.c.application_id, table.c.key).in_(requested[start : start + MAX_KEYS_PER_QUERY])
+        )
+        for row in connection.execute(statement):
+            found[row.application_id, row.key] = StoredResponse(row.content_hash, row.answer)
+    return found

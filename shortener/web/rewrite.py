@@ -13,7 +13,7 @@ import orjson
 from pydantic import Discriminator, RootModel, Tag
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.rewriter import RewriteItem
+from shortener.messages.plan import RewriteItem
 from shortener.urls import host_of
 from shortener.web import rewrite_shapes
 from shortener.web.endpoint import Call, Endpoint

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema
 
-from shortener.messages.rewriter import RewriteItem
+from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import Metadata, Price, Sender, Text, Time
 

@@ -265,7 +265,7 @@ async def test_a_sender_that_some_carriers_refuse_is_kept_with_a_warning(client:
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == [
         f"from {sender!r} is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter; "
-        "carriers may refuse it"
+        "carriers may reject it"
     ]
 
 

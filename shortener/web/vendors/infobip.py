@@ -16,7 +16,8 @@ from pydantic.config import JsonDict
 from shortener.conversions.parsing import END_ACTION, ConversionReport
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
-from shortener.messages.rewriter import RewriteItem, TrackMode
+from shortener.messages.plan import RewriteItem
+from shortener.messages.spans import TrackMode
 from shortener.reporting import conversion_processes
 from shortener.reporting.conversion_processes import Granulation, Rate
 from shortener.times import end_of, start_of

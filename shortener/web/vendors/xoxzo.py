@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from shortener.messages.rewriter import RewriteItem
+from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import ResponseModel
 from shortener.web.fields import Sender
 from shortener.web.rewrite_shapes import MAX_BODY, MessageId, Options, RewrittenLinkFields, with_options

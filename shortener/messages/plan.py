@@ -1,0 +1,357 @@
+"""Validation of a rewrite request without the database.
+
+`plan_request` checks a request completely and collects every problem; it raises nothing for an invalid message. The writer decides
+later whether a problem matters: a repeated request or message gets its first response even if it would be invalid today. All
+functions are pure; the caller passes the time, the limits and the hosts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+import orjson
+
+from shortener.accounts.directory import Application
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import new_message_id
+from shortener.messages.directives import DirectiveError
+from shortener.messages.message_warnings import find_warnings
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
+from shortener.messages.segments import count_segments
+from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
+from shortener.storage.types import to_iso, to_ms
+from shortener.urls import Destination, UrlError, parse_destination
+
+#: Links of one message. `first_clicks.links` has one bit for each; three segments hold 15 short links and no other text.
+MAX_LINKS = 30
+#: The longest lifetime of a link that a request may choose.
+MAX_LIFETIME = timedelta(days=3650)
+_MAX_DETAILS = 100  # details of one rejection
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteItem:
+    """One message of a request, for one recipient or several.
+
+    `message_ids` has one id for each recipient, or None for ids that the service generates. `field_path(field, recipient)` returns
+    the path of a field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
+
+    to: tuple[str, ...]
+    body: str
+    message_ids: tuple[str | None, ...] | None = None
+    field_path: Callable[[str, int | None], str] = lambda name, recipient: name
+    track: TrackMode = "directives"
+    from_address: str = ""
+    sender_id_id: str = ""
+    sender_id_alias: str = ""
+    request_id: str = ""
+    external_request_id: str = ""
+    campaign: str = ""
+    source: Literal["api", "campaign"] = "api"
+    mt_price: Decimal | None = None
+    expires_in: int | None = None  # seconds
+    expires_at: datetime | None = None
+    fallback_url: str | None = None
+    callback_url: str | None = None
+    metadata: dict[str, Any] | None = None
+    tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteLimits:
+    """Limits of the installation: recipients of one request, and the lifetime of a link whose request names none."""
+
+    max_recipients: int
+    link_ttl: timedelta
+
+
+class LinkHosts(Protocol):
+    """The hosts of the installation, and the hosts that links must not lead to."""
+
+    def is_own(self, url: str) -> bool:
+        """Return whether a URL leads to a host of the installation. A link to it would redirect in a loop."""
+        ...
+
+    def is_blocked(self, application_id: int, host: str) -> bool:
+        """Return whether a host (lower case, punycode) is blocked for the application."""
+        ...
+
+    def base_url(self, domain_id: int) -> str:
+        """Return the prefix of short links on a domain; 0 is the installation's own prefix."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason to reject a request. `item` is the index of the message, so that errors are in request order."""
+
+    item: int
+    code: ErrorCode
+    detail: Detail
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLink:
+    """A short link to create in place of a span of the body."""
+
+    span: Span
+    destination: Destination
+    every_click: bool  # raises an event on every click, not only on the first one
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPlan:
+    """The links and texts that all recipients of an item share. With `problems`, no message may be created from it."""
+
+    links: tuple[PlannedLink, ...] = ()
+    expires_at: int = 0  # ms since 1970
+    fallback_location: str | None = None  # as sent in a Location header
+    warnings: tuple[str, ...] = ()
+    segments_without_rewriting: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMessage:
+    """The message of one recipient. `recipient` is the recipient's index in the item."""
+
+    item_index: int
+    item: RewriteItem
+    recipient: int
+    number: PhoneNumber
+    message_id: str
+    has_own_id: bool  # the caller chose the message_id
+    request_id: str
+    content_hash: str  # a repeat of the message_id must have the same; empty if the service generated the id
+    plan: ItemPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A checked request. `content_hash` identifies its content, and `now` is its time in ms since 1970.
+
+    `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
+    messages. With an `error`, the messages were not checked."""
+
+    application: Application
+    messages: tuple[PlannedMessage, ...]
+    problems: tuple[Problem, ...]
+    idempotency_key: str | None
+    content_hash: str
+    now: int
+    error: ApiError | None = None
+
+    @property
+    def may_be_repeat(self) -> bool:
+        """Whether the database has to decide if the request, or a message of it, is a repeat."""
+        return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
+
+    def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> None:
+        """Raise ApiError if the request must be rejected. Only `new_messages` are new; the others repeat stored messages.
+
+        The error has the code of the first problem, and details of all problems in request order (at most 100)."""
+        if self.error is not None:
+            raise self.error
+        plans = {message.item_index: message.plan for message in new_messages}
+        problems = [*self.problems, *(problem for plan in plans.values() for problem in plan.problems)]
+        problems.sort(key=lambda problem: problem.item)
+        problems += other_problems
+        if problems:
+            raise ApiError(problems[0].code, details=[problem.detail for problem in problems[:_MAX_DETAILS]])
+
+
+def plan_request(
+    application: Application,
+    items: Sequence[RewriteItem],
+    *,
+    idempotency_key: str | None,
+    content: bytes,
+    now: datetime,
+    limits: RewriteLimits,
+    hosts: LinkHosts,
+) -> PlannedRequest:
+    """Check a request. `content` is the content that a repeat of its Idempotency-Key must have. Problems are part of the result."""
+    content_hash = hashlib.sha256(content).hexdigest()
+    recipients = sum(len(item.to) for item in items)
+    if recipients > limits.max_recipients:
+        description = f"The request has {recipients} recipients; at most {limits.max_recipients} are permitted."
+        error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
+        return PlannedRequest(application, (), (), idempotency_key, content_hash, to_ms(now), error)
+    messages: list[PlannedMessage] = []
+    problems: list[Problem] = []
+    used_ids: set[str] = set()
+    for index, item in enumerate(items):
+        plan = _plan_item(application, item, index, now, limits, hosts)
+        messages += _identify(item, index, plan, used_ids, problems)
+    return PlannedRequest(application, tuple(messages), tuple(problems), idempotency_key, content_hash, to_ms(now))
+
+
+def _identify(
+    item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: set[str], problems: list[Problem]
+) -> list[PlannedMessage]:
+    """Return a message for each valid recipient. Add a problem for each recipient and id that is invalid."""
+
+    def reject(code: ErrorCode, name: str, reason: str, recipient: int | None = None) -> None:
+        problems.append(Problem(item_index, code, Detail(item.field_path(name, recipient), reason)))
+
+    if not item.to:
+        reject(ErrorCode.INVALID_RECIPIENT, "to", "must contain at least one recipient")
+    numbers: dict[int, PhoneNumber] = {}
+    for index, to in enumerate(item.to):
+        try:
+            numbers[index] = parse_number(to)
+        except PhoneNumberError as error:
+            reject(ErrorCode.INVALID_RECIPIENT, "to", error.reason, index)
+    message_ids = item.message_ids or (None,) * len(item.to)
+    if len(message_ids) != len(item.to):
+        reason = f"must contain one id for each of the {len(item.to)} recipients; it has {len(message_ids)}"
+        reject(ErrorCode.INVALID_REQUEST, "message_id", reason)
+        return []
+    for index, message_id in enumerate(message_ids):
+        if message_id is None:
+            continue
+        if message_id in used_ids:
+            reject(ErrorCode.INVALID_REQUEST, "message_id", f"{message_id!r} is used twice in this request", index)
+        used_ids.add(message_id)
+
+    content = _content_of(item) if any(message_ids) else b""
+    request_id = item.request_id or new_message_id()
+    return [
+        PlannedMessage(
+            item_index=item_index,
+            item=item,
+            recipient=index,
+            number=number,
+            message_id=message_ids[index] or new_message_id(),
+            has_own_id=message_ids[index] is not None,
+            request_id=request_id,
+            content_hash=hashlib.sha256(content + number.e164.encode()).hexdigest()[:32] if message_ids[index] else "",
+            plan=plan,
+        )
+        for index, number in numbers.items()
+    ]
+
+
+def _plan_item(
+    application: Application, item: RewriteItem, index: int, now: datetime, limits: RewriteLimits, hosts: LinkHosts
+) -> ItemPlan:
+    """Check everything that concerns all recipients of an item."""
+    problems: list[Problem] = []
+
+    def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
+        problems.append(Problem(index, code, Detail(item.field_path(name, None), reason, position)))
+
+    expires_at = _plan_expiry(application, item, now, limits, reject)
+    links = _plan_links(application, item, hosts, reject)
+    fallback_location = None
+    if item.fallback_url:
+        try:
+            fallback_location = _check_destination(application.id, item.fallback_url, hosts).location.decode()
+        except UrlError as error:
+            reject(ErrorCode.INVALID_REQUEST, "fallback_url", error.reason)
+    if item.callback_url:
+        try:
+            parse_destination(item.callback_url)
+        except UrlError as error:
+            reject(ErrorCode.INVALID_REQUEST, "lt_callbackurl", error.reason)
+    if problems:
+        return ItemPlan(problems=tuple(problems))
+    spans = [link.span for link in links]
+    return ItemPlan(
+        links=links,
+        expires_at=to_ms(expires_at),
+        fallback_location=fallback_location,
+        warnings=find_warnings(item.body, [(link.span, link.destination.host) for link in links], item.from_address),
+        segments_without_rewriting=count_segments(
+            replace_spans(item.body, spans, [link.destination.url for link in links])
+        ).segments,
+    )
+
+
+def _plan_expiry(
+    application: Application, item: RewriteItem, now: datetime, limits: RewriteLimits, reject: Callable[..., None]
+) -> datetime:
+    """Return the time at which the links expire. The application's maximum shortens a longer lifetime without an error."""
+    days = application.settings.link_ttl_days
+    longest = timedelta(days=days) if days else None
+    if item.expires_at is not None and item.expires_in is not None:
+        reject(ErrorCode.INVALID_REQUEST, "expires_at", "must not be combined with expires_in")
+    if item.expires_at is not None:
+        requested = item.expires_at
+        if requested <= now:
+            reject(ErrorCode.INVALID_REQUEST, "expires_at", "must be in the future")
+        elif requested > now + MAX_LIFETIME:
+            reject(ErrorCode.INVALID_REQUEST, "expires_at", f"must be at most {MAX_LIFETIME.days} days in the future")
+            requested = now + MAX_LIFETIME
+    elif item.expires_in is not None:
+        requested = now + timedelta(seconds=item.expires_in)
+    else:
+        requested = now + (longest or limits.link_ttl)
+    return min(requested, now + longest) if longest else requested
+
+
+def _plan_links(
+    application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None]
+) -> tuple[PlannedLink, ...]:
+    try:
+        spans = find_spans(item.body, item.track)
+    except DirectiveError as error:
+        reject(ErrorCode.INVALID_TRACK_DIRECTIVE, "body", error.reason, error.position)
+        return ()
+    if len(spans) > MAX_LINKS:
+        reason = f"has more than {MAX_LINKS} URLs to track"
+        reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)
+        return ()
+    always = application.settings.click_events == "every"
+    links = []
+    for span in spans:
+        try:
+            destination = _check_destination(application.id, span.url, hosts)
+        except UrlError as error:
+            reject(ErrorCode.INVALID_TRACK_URL, "body", f"{span.url!r} {error.reason}", span.start)
+            continue
+        links.append(PlannedLink(span, destination, span.is_trackurl or always))
+    return tuple(links)
+
+
+def _check_destination(application_id: int, url: str, hosts: LinkHosts) -> Destination:
+    """Check the destination or the fallback of a link. Raise UrlError."""
+    destination = parse_destination(url)
+    if hosts.is_own(destination.url):
+        raise UrlError("leads to a host of this service, so the redirect would loop")
+    if hosts.is_blocked(application_id, destination.host):
+        raise UrlError("leads to a blocked host")
+    return destination
+
+
+def _content_of(item: RewriteItem) -> bytes:
+    """Return the content that a repeat of a message_id must have: all of the item except ids and recipients.
+
+    Its hash is stored, so the format must not change."""
+    try:
+        expires_at = to_iso(item.expires_at)
+    except OverflowError:  # a time next to year 9999 with an offset; `_plan_expiry` rejects it
+        expires_at = str(item.expires_at)
+    content = (
+        item.body,
+        item.track,
+        item.from_address,
+        item.sender_id_id,
+        item.sender_id_alias,
+        item.external_request_id,
+        item.campaign,
+        item.source,
+        None if item.mt_price is None else format(item.mt_price.normalize(), "f"),
+        item.expires_in,
+        expires_at,
+        item.fallback_url,
+        item.callback_url,
+        item.metadata,
+        item.tracking,
+    )
+    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

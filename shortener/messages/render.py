@@ -1,0 +1,109 @@
+"""Rendering: the rewritten body of a message and its entry in the response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.messages.directives import DirectiveError
+from shortener.messages.message_warnings import find_warnings
+from shortener.messages.plan import PlannedMessage
+from shortener.messages.queries import StoredLink
+from shortener.messages.segments import count_segments
+from shortener.messages.spans import Span, locate_spans, replace_spans
+from shortener.storage.types import from_ms, to_iso
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenMessage:
+    """A message with short links in its body. `base_url` is the prefix of all its short links."""
+
+    message_id: str
+    request_id: str
+    to: str
+    body: str
+    links: Sequence[StoredLink]
+    base_url: str
+    encoding: str
+    segments: int
+    segments_without_rewriting: int
+    warnings: tuple[str, ...]
+
+    def serialize(self) -> dict[str, Any]:
+        """Return the message's entry in the response."""
+        return {
+            "message_id": self.message_id,
+            "message_request_id": self.request_id,
+            "to": self.to,
+            "body": self.body,
+            "links": [
+                {
+                    "code": link.code,
+                    "short_url": f"{self.base_url}/{link.code}",
+                    "url": link.url,
+                    "label": link.label,
+                    "expires_at": to_iso(from_ms(link.expires_at)),
+                }
+                for link in self.links
+            ],
+            "encoding": self.encoding,
+            "segments": self.segments,
+            "segments_without_rewriting": self.segments_without_rewriting,
+            "warnings": list(self.warnings),
+        }
+
+
+def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:
+    """Render a new message with the links that were created from its plan."""
+    plan = message.plan
+    spans = [link.span for link in plan.links]
+    return _render(message, message.request_id, spans, links, base_url, plan.segments_without_rewriting, plan.warnings)
+
+
+def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:
+    """Render a stored message again, from its stored links and the repeated body.
+
+    Raise ApiError MESSAGE_ID_CONFLICT if a stored link is no longer found in the body. A wrong text is never returned."""
+    body = message.item.body
+    try:
+        spans = locate_spans(body, message.item.track, [(link.url, link.label) for link in links])
+    except DirectiveError:
+        spans = None
+    if spans is None:
+        raise ApiError(
+            ErrorCode.MESSAGE_ID_CONFLICT,
+            f"The message {message.message_id!r} exists, but the rules of detection have changed and its text cannot be "
+            "rewritten again. Its status lists its links.",
+        )
+    hosts = [(span, urlsplit(link.url).hostname or "") for span, link in zip(spans, links, strict=True)]
+    warnings = find_warnings(body, hosts, message.item.from_address)
+    unchanged = count_segments(replace_spans(body, spans, [link.url for link in links])).segments
+    return _render(message, request_id, spans, links, base_url, unchanged, warnings)
+
+
+def _render(
+    message: PlannedMessage,
+    request_id: str,
+    spans: Sequence[Span],
+    links: Sequence[StoredLink],
+    base_url: str,
+    segments_without_rewriting: int,
+    warnings: tuple[str, ...],
+) -> RewrittenMessage:
+    body = replace_spans(message.item.body, spans, [f"{base_url}/{link.code}" for link in links])
+    counted = count_segments(body)
+    return RewrittenMessage(
+        message_id=message.message_id,
+        request_id=request_id,
+        to=message.number.e164,
+        body=body,
+        links=links,
+        base_url=base_url,
+        encoding=counted.encoding,
+        segments=counted.segments,
+        segments_without_rewriting=segments_without_rewriting,
+        warnings=warnings,
+    )

@@ -1,0 +1,98 @@
+"""Spans of a body that short links replace: finding them, replacing them, and finding the spans of stored links again.
+
+All positions count characters from the start of the body. The functions do no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from shortener.messages.directives import find_directives
+from shortener.messages.url_detection import find_urls
+from shortener.urls import UrlError, parse_destination
+
+TrackMode = Literal["directives", "first_url", "all_urls"]
+
+
+class Span(NamedTuple):
+    """`body[start:end]` is a directive or a detected URL; `url` is its destination as written, with a scheme."""
+
+    start: int
+    end: int
+    url: str
+    label: str | None = None
+    is_trackurl: bool = False  # such a link raises an event on every click
+
+
+def find_spans(body: str, track: TrackMode) -> list[Span]:
+    """Return the spans to replace, in text order and without overlaps. Raise DirectiveError for a malformed directive.
+
+    `first_url` adds the first detected URL to a body without directives, and `all_urls` adds all detected URLs to any body."""
+    directives, urls = _find_candidates(body, track)
+    return sorted(directives + (urls[:1] if track == "first_url" else urls))
+
+
+def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str]) -> str:
+    """Return the body with each span replaced by the text at the same index. Replacements are not scanned again.
+
+    Raise ValueError if there are not as many replacements as spans."""
+    parts: list[str] = []
+    end = 0
+    for span, replacement in zip(spans, replacements, strict=True):
+        parts += (body[end : span.start], replacement)
+        end = span.end
+    parts.append(body[end:])
+    return "".join(parts)
+
+
+def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | None]]) -> list[Span] | None:
+    """Return the span of each stored link (url, label), in order; None if a link is not found.
+
+    The body is the one that the links were created from, but the rules of detection may have changed since then. So a link is never
+    matched by its index: it matches the next span with its URL and label, or else the next occurrence of its URL in the text."""
+    directives, urls = _find_candidates(body, track)
+    candidates = iter(sorted(directives + urls))
+    located: list[Span] = []
+    for url, label in links:
+        position = located[-1].end if located else 0
+        span = next((one for one in candidates if one.label == label and _stored_url(one.url) == url), None)
+        if span is None and label is None and track != "directives":
+            candidates = iter(())  # the spans and the stored links differ; search the text from here on
+            span = _find_text(body, url, position, directives)
+        if span is None:
+            return None
+        located.append(span)
+    return located
+
+
+def _find_candidates(body: str, track: TrackMode) -> tuple[list[Span], list[Span]]:
+    """Return the spans of directives, and of all detected URLs that may be tracked in this mode and are outside directives."""
+    directives = [Span(one.start, one.end, one.url, one.label, one.kind == "trackurl") for one in find_directives(body)]
+    if track == "directives" or (track == "first_url" and directives):
+        return directives, []
+    urls = [
+        Span(url.start, url.end, url.url)
+        for url in find_urls(body)
+        if not any(span.start < url.end and url.start < span.end for span in directives)
+    ]
+    return directives, urls
+
+
+def _stored_url(url: str) -> str | None:
+    try:
+        return parse_destination(url).url
+    except UrlError:
+        return None
+
+
+def _find_text(body: str, url: str, position: int, directives: Sequence[Span]) -> Span | None:
+    """Find a URL in the text outside directives, with or without its scheme.
+
+    The search ignores case, because hosts are stored in lower case."""
+    for written in (url, url.removeprefix("http://")):
+        for match in re.compile(re.escape(written), re.IGNORECASE).finditer(body, position):
+            if not any(span.start < match.end() and match.start() < span.end for span in directives):
+                return Span(match.start(), match.end(), url)
+    return None

@@ -1,0 +1,286 @@
+"""The transaction of a rewrite: recognise repeats, mint codes, and insert messages, links and responses.
+
+Several requests share one transaction. For each request, `RewriteWriter` decides in this order:
+
+1. The Idempotency-Key is stored: return the stored response, or IDEMPOTENCY_CONFLICT if the content differs.
+2. A message_id is stored: the message is a repeat, or MESSAGE_ID_CONFLICT if the content differs.
+3. Check the problems of new messages. Any problem rejects the whole request.
+4. Render the repeats from their stored rows, and create the new messages.
+
+So a repeat gets its first response even if its request would be invalid today. If a unique index rejects the transaction (equal
+codes, or a race with another process for a message_id), the caller runs it again, and it mints new codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import IdGenerator
+from shortener.messages import queries
+from shortener.messages.codes import Codes
+from shortener.messages.plan import LinkHosts, PlannedLink, PlannedMessage, PlannedRequest, Problem
+from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
+from shortener.messages.render import RewrittenMessage, render_new, render_repeat
+from shortener.model import LinkFlag, State
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CohortKey, Cohorts, CountDelta
+from shortener.redis.link_cache import CachedLink
+from shortener.storage.bulk import insert_all
+from shortener.storage.key_table import KeyTable
+from shortener.urls import fill_placeholders
+
+Response = list[dict[str, Any]]  # one entry for each recipient
+ProcessKey = tuple[int, str, str]  # application_id, track, type
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """What a transaction inserted, and the ids that it read. They may be remembered and cached after the commit."""
+
+    cohorts: dict[CohortKey, int]
+    processes: dict[ProcessKey, int]
+    links: list[CachedLink]
+
+
+class RewriteWriter:
+    """Writes planned requests. `apply` runs in the transaction of a `GroupCommit`."""
+
+    def __init__(self, ids: IdGenerator, codes: Codes, cohorts: Cohorts, processes: KeyTable, hosts: LinkHosts) -> None:
+        self._ids = ids
+        self._codes = codes
+        self._cohorts = cohorts
+        self._processes = processes
+        self._hosts = hosts
+
+    def apply(self, connection: Connection, requests: Sequence[PlannedRequest]) -> tuple[list[Response | Exception], NewRows]:
+        """Return a response or an ApiError for each request, and what was inserted."""
+        creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
+        processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
+        cohorts = self._cohorts.get_ids(connection, {_cohort_key(*one, processes) for one in creatable})
+        rows = _Rows(self._ids, self._codes, cohorts, processes)
+        batch = _Batch(connection, requests, rows, self._hosts)
+        results: list[Response | Exception] = []
+        for request in requests:
+            try:
+                results.append(batch.respond(request))
+            except ApiError as error:
+                results.append(error)
+        rows.insert(connection)
+        return results, NewRows(cohorts, processes, rows.cached_links)
+
+
+class _Batch:
+    """The requests of one transaction. Each request also sees what the requests before it have created."""
+
+    def __init__(self, connection: Connection, requests: Sequence[PlannedRequest], rows: _Rows, hosts: LinkHosts) -> None:
+        self._rows = rows
+        self._hosts = hosts
+        keys = {(request.application.id, request.idempotency_key) for request in requests if request.idempotency_key is not None}
+        own_ids = {
+            (request.application.id, message.message_id)
+            for request in requests
+            for message in request.messages
+            if message.has_own_id
+        }
+        self._responses = queries.find_responses(connection, keys) if keys else {}
+        self._messages = queries.find_messages(connection, own_ids) if own_ids else {}
+        self._links = queries.find_links(connection, [message.row_id for message in self._messages.values()])
+
+    def respond(self, request: PlannedRequest) -> Response:
+        """Return the response to a request, and add its rows. Raise ApiError without adding any row."""
+        application_id, key = request.application.id, request.idempotency_key
+        stored = None if key is None else self._responses.get((application_id, key))
+        if stored is not None:
+            if stored.content_hash != request.content_hash:
+                raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
+            return stored.messages
+        repeats, conflicts, new = self._classify(request)
+        request.check(new, conflicts)
+        rendered = {id(message): self._render_repeat(message, before) for message, before in repeats}
+        rendered |= {id(message): self._create(request, message) for message in new}
+        response = [rendered[id(message)].serialize() for message in request.messages]
+        if key is not None:
+            self._responses[application_id, key] = StoredResponse(request.content_hash, response)
+            self._rows.add_response(request, key, response)
+        return response
+
+    def _classify(
+        self, request: PlannedRequest
+    ) -> tuple[list[tuple[PlannedMessage, StoredMessage]], list[Problem], list[PlannedMessage]]:
+        """Return the repeats with their stored messages, the conflicts, and the new messages."""
+        repeats, conflicts, new = [], [], []
+        for message in request.messages:
+            stored = self._messages.get((request.application.id, message.message_id)) if message.has_own_id else None
+            if stored is None:
+                new.append(message)
+            elif stored.content_hash == message.content_hash:
+                repeats.append((message, stored))
+            else:
+                path = message.item.field_path("message_id", message.recipient)
+                reason = f"{message.message_id!r} is already used for a message with other content"
+                conflicts.append(Problem(message.item_index, ErrorCode.MESSAGE_ID_CONFLICT, Detail(path, reason)))
+        return repeats, conflicts, new
+
+    def _render_repeat(self, message: PlannedMessage, stored: StoredMessage) -> RewrittenMessage:
+        links = self._links.get(stored.row_id, [])
+        # The codes resolve on the domain on which they were created, even if new links use another one.
+        base_url = self._hosts.base_url(links[0].domain_id if links else 0)
+        return render_repeat(message, stored.request_id, links, base_url)
+
+    def _create(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
+        domain = request.application.domain
+        domain_id = domain.id if domain else 0
+        links = [self._rows.mint(link, message.plan.expires_at, domain_id) for link in message.plan.links]
+        rewritten = render_new(message, links, domain.base_url if domain else self._hosts.base_url(0))
+        row_id = self._rows.add_message(request, message, rewritten)
+        if message.has_own_id:
+            key = (request.application.id, message.message_id)
+            self._messages[key] = StoredMessage(row_id, message.request_id, message.content_hash)
+            self._links[row_id] = links
+        return rewritten
+
+
+class _Rows:
+    """Collects the rows of one transaction and inserts them together."""
+
+    def __init__(
+        self, ids: IdGenerator, codes: Codes, cohorts: Mapping[CohortKey, int], processes: Mapping[ProcessKey, int]
+    ) -> None:
+        self._ids = ids
+        self._codes = codes
+        self._cohorts = cohorts
+        self._processes = processes
+        self._messages: list[tuple[object, ...]] = []
+        self._links: list[tuple[object, ...]] = []
+        self._responses: list[tuple[object, ...]] = []
+        self._counted = CountDelta()
+        self.cached_links: list[CachedLink] = []
+
+    def mint(self, link: PlannedLink, expires_at: int, domain_id: int) -> StoredLink:
+        """Return a link with a new code."""
+        return StoredLink(self._codes.mint(), link.destination.url, link.span.label, expires_at, domain_id)
+
+    def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:
+        """Add a message with its links and counts. Return its row id."""
+        row_id = self._ids()
+        cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
+        item = message.item
+        self._messages.append(
+            (
+                row_id,
+                request.application.id,
+                cohort_id,
+                message.message_id,
+                message.request_id,
+                item.external_request_id,
+                message.content_hash,
+                message.number.e164,
+                item.from_address,
+                item.sender_id_id,
+                item.sender_id_alias,
+                int(State.CREATED),
+                request.now,
+                rewritten.encoding,
+                rewritten.segments,
+                None if item.mt_price is None else format(item.mt_price, "f"),
+                item.callback_url,
+                orjson.dumps(item.metadata).decode() if item.metadata else None,
+            )
+        )
+        for position, (planned, link) in enumerate(zip(message.plan.links, rewritten.links, strict=True)):
+            self._add_link(request, message, planned, link, position, row_id, cohort_id)
+        self._counted.add(cohort_id, request.now, "messages")
+        self._counted.add(cohort_id, request.now, "segments", rewritten.segments)
+        return row_id
+
+    def _add_link(
+        self,
+        request: PlannedRequest,
+        message: PlannedMessage,
+        planned: PlannedLink,
+        link: StoredLink,
+        position: int,
+        message_row: int,
+        cohort_id: int,
+    ) -> None:
+        flags = LinkFlag.APPEND_CLICK_ID if request.application.settings.click_id_param else LinkFlag.NONE
+        if planned.every_click:
+            flags |= LinkFlag.EVERY_CLICK
+        location = planned.destination.location
+        if planned.destination.placeholders:
+            location = fill_placeholders(location, _placeholder_values(message, link.code))
+            if "click_id" in planned.destination.placeholders:
+                flags |= LinkFlag.FILL_CLICK_ID
+        location_text = location.decode()
+        link_id = self._ids()
+        self.cached_links.append(
+            CachedLink(
+                code=link.code,
+                link_id=link_id,
+                message=message_row,
+                application_id=request.application.id,
+                domain_id=link.domain_id,
+                flags=int(flags),
+                url=location_text,
+                fallback_url=message.plan.fallback_location,
+                expires_at=link.expires_at,
+            )
+        )
+        self._links.append(
+            (
+                link_id,
+                link.code,
+                message_row,
+                request.application.id,
+                cohort_id,
+                link.domain_id,
+                position,
+                int(flags),
+                link.url,
+                None if location_text == link.url else location_text,
+                link.label,
+                message.plan.fallback_location,
+                link.expires_at,
+            )
+        )
+
+    def add_response(self, request: PlannedRequest, key: str, response: Response) -> None:
+        """Add the response to a request with an Idempotency-Key."""
+        self._responses.append((request.application.id, key, request.content_hash, orjson.dumps(response).decode(), request.now))
+
+    def insert(self, connection: Connection) -> None:
+        """Insert all rows. Raise IntegrityError if a code or a message_id exists."""
+        insert_all(
+            connection,
+            (queries.insert_messages, self._messages),
+            (queries.insert_links, self._links),
+            (queries.insert_responses, self._responses),
+            (count_deltas.insert, count_deltas.rows(self._ids(), self._counted)),
+        )
+
+
+def _process_key(request: PlannedRequest, message: PlannedMessage) -> ProcessKey:
+    return (request.application.id, *message.item.tracking)
+
+
+def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Mapping[ProcessKey, int]) -> CohortKey:
+    item = message.item
+    process_id = processes[_process_key(request, message)]
+    return (request.application.id, item.campaign, item.source, message.number.country or "", process_id)
+
+
+def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
+    """Return the values of a destination's placeholders, except {click_id}: a redirect fills it in."""
+    return {
+        "message_id": message.message_id,
+        "code": code,
+        "campaign": message.item.campaign,
+        "phone_sha256": hashlib.sha256(message.number.e164.encode()).hexdigest(),
+    }
