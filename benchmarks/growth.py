@@ -309,7 +309,7 @@ async def weigh_redis(links: int) -> dict[str, float]:
                     for number in range(first, first + 1000)
                 ]
             )  # fmt: skip
-        assert cache.kept == links
+        assert cache.written == links
         filled = used()
         spool = HitSpool(redis, "sms:01234567:", limit=links, now_ms=lambda: now)
         hits = [

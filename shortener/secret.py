@@ -1,75 +1,104 @@
-"""The installation's one secret, and the keys derived from it.
+"""The master secret of an installation and the keys that are derived from it.
 
-Made at first start, kept in `DATA_DIR/secret` with mode 0600, or given as SECRET (needed when several machines share a
-database). Everything keyed comes from it by purpose: the salt of codes, the check in click ids, the encryption of trackers'
-secrets, the portal's sessions. Losing it makes encrypted values unreadable; links in handsets go on working.
+The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary
+if several machines share a database. Every keyed function derives its own key from the secret: the salt of codes, the check in
+click ids and the encryption of tracker secrets. If the secret is lost, encrypted values are not readable any more, but existing
+short links still work.
 
-Raises `SecretError` when the kept secret is empty, weak or readable by others' write.
+`SecretError` is raised if the secret file is empty, weak, or writable by other users.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
+from pydantic import SecretStr
+
+from shortener.settings import MIN_SECRET_LENGTH, MIN_SECRET_VARIETY
 
 
 class SecretError(Exception):
-    """The secret cannot be used or kept."""
+    """The secret is not usable, or cannot be read or stored. The text states the reason."""
 
 
 class Secret:
+    """A master secret. Each purpose has its own derived key."""
+
     def __init__(self, value: str) -> None:
-        if len(value) < 32 or len(set(value)) < 10:
-            raise SecretError("the secret is empty or too weak: 32 random characters or more are needed")
+        """Raise SecretError if `value` is too weak."""
+        if len(value) < MIN_SECRET_LENGTH or len(set(value)) < MIN_SECRET_VARIETY:
+            raise SecretError(f"the secret is empty or too weak: it must be at least {MIN_SECRET_LENGTH} random characters")
         self._value = value.encode()
         self._fernet = Fernet(base64.urlsafe_b64encode(self.key("encryption")))
 
     def key(self, purpose: str) -> bytes:
-        """32 bytes that only this installation has, another for each purpose."""
+        """Return the 32-byte key of this installation for one purpose."""
         return hmac.digest(self._value, purpose.encode(), hashlib.sha256)
 
     @property
     def code_salt(self) -> str:
+        """The salt of link codes."""
         return self.key("code salt").hex()
 
     @property
     def fingerprint(self) -> str:
-        """What the database remembers, so that a node with another secret refuses to start."""
+        """A text that identifies this secret. The database stores it, so that a process with another secret does not start."""
         return self.key("fingerprint").hex()[:16]
 
     def encrypt(self, text: str) -> str:
+        """Return the encrypted text."""
         return self._fernet.encrypt(text.encode()).decode()
 
     def decrypt(self, token: str) -> str:
+        """Return the text that `encrypt` encrypted. Raise SecretError if another secret encrypted it."""
         try:
             return self._fernet.decrypt(token.encode()).decode()
         except InvalidToken:
             raise SecretError("a stored value was encrypted with another SECRET") from None
 
 
-def open_secret(given: str, data_dir: Path) -> Secret:
-    """The secret of this installation: the given one, the kept one, or a new one that is kept from now on."""
-    if given:
-        return Secret(given)
-    place = data_dir / "secret"
+def open_secret(setting: SecretStr, data_dir: Path) -> Secret:
+    """Return the secret of this installation: the setting SECRET, else the secret file, else a new secret in that file.
+
+    Raise SecretError."""
+    if text := setting.get_secret_value():
+        return Secret(text)
+    path = data_dir / "secret"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return Secret(place.read_text().strip())
-        with os.fdopen(handle, "w") as file:
+        if not path.exists():
+            _create(path)
+        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise SecretError("other users can change the secret; run chmod 600 on the file")
+        return Secret(path.read_text().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretError(f"cannot read or store the secret in {path}: {getattr(error, 'strerror', None) or error}") from None
+    except SecretError as error:
+        raise SecretError(f"{path}: {error}") from None
+
+
+def _create(path: Path) -> None:
+    """Create the secret file, complete or not at all. If another process has created it meanwhile, keep that file."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(48) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        return Secret(place.read_text().strip())
-    except OSError as error:
-        raise SecretError(f"cannot keep the secret in {place}: {error.strerror}") from None
-    except SecretError as error:
-        raise SecretError(f"{place}: {error}") from None
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, this never replaces a file
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,111 +1,141 @@
-"""Every setting, once: name, type, default and one line of help.
+"""The table of all settings: name, type, default and one line of help.
 
-Read from TOML (`SHORTENER_CONFIG`: a file, or a folder whose `*.toml` are read in order; `config/shortener.toml` when it is
-there), then overridden by `SHORTENER_<NAME>`, or by the contents of the file that `SHORTENER_<NAME>_FILE` names.
-`config/shortener.toml` and the table in the docs are written from this class; a test compares them.
+`load` reads TOML first: the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or
+`config/shortener.toml` if it exists. An environment variable `SHORTENER_<NAME>`, or the content of the file that
+`SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error.
+`make config` writes `config/shortener.toml` and docs/reference/settings.md from this table, and a test compares them.
 
-Raises `SettingsError` with one line per unusable setting.
+Every function raises `SettingsError` with one line for each setting that is not usable.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from shortener.urls import UrlError, parse_base_url
+from shortener.urls import UrlError, parse_base_url, parse_redis_url
 
 PREFIX = "SHORTENER_"
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_CONFIG = Path("config/shortener.toml")
+MAX_DELAY_SECONDS = 30 * 86400
+MIN_SECRET_LENGTH = 32
+MIN_SECRET_VARIETY = 10  # different characters
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the text names each one and why."""
+    """The settings cannot be used. The text has one line for each error, with the name of the setting and the reason."""
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+class Settings(BaseModel):
+    """All settings of one process. Times are in seconds unless the name says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite database and the secret.")
-    database_url: str = Field("", description="sqlite:///FILE or postgresql://...; empty: DATA_DIR/shortener.db.")
+    database_url: str = Field(
+        "", repr=False, description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; empty: DATA_DIR/shortener.db."
+    )
     database_pool: int = Field(
-        8, ge=1, le=500, description="PostgreSQL connections that a process keeps; it opens as many again under load."
+        8, ge=1, le=500, description="PostgreSQL connections that a process keeps open; under load it opens as many again."
     )
     database_timeout: float = Field(
-        10.0, gt=0, le=3600, description="Seconds that a statement of the server may take on PostgreSQL."
+        10.0, gt=0, le=3600, description="Seconds after which PostgreSQL cancels a statement of the server."
     )
-    redis_url: str = Field("", description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis.")
-    redis_timeout: float = Field(0.1, gt=0, le=5, description="Seconds after which Redis counts as down.")
-    redis_connections: int = Field(16, ge=2, le=500, description="Most Redis connections of a process.")
-    spool_limit: int = Field(1_000_000, ge=1, description="Most hits in the Redis stream during an outage of the database.")
-    base_url: str = Field(DEFAULT_BASE_URL, description="Prefix of short links of applications without a domain.")
-    secret: str = Field("", description="Master secret, 32 characters or more; empty: made once and kept in DATA_DIR/secret.")
+    redis_url: str = Field(
+        "", repr=False, description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis."
+    )
+    redis_timeout: float = Field(0.1, gt=0, le=5, description="Seconds that Redis may take to respond before it counts as down.")
+    redis_connections: int = Field(16, ge=2, le=500, description="Maximum number of Redis connections of a process.")
+    spool_limit: int = Field(
+        1_000_000, ge=1, description="Maximum number of hits that Redis stores while the database is not available."
+    )
+    base_url: str = Field(DEFAULT_BASE_URL, description="Prefix of the short links of applications without a domain.")
+    secret: SecretStr = Field(
+        SecretStr(""),
+        description="Master secret, at least 32 random characters; empty: the first start creates one in DATA_DIR/secret.",
+    )
 
     host: str = Field("127.0.0.1", description="Address that `serve` listens on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port that `serve` listens on; 0 takes a free one.")
-    workers: int = Field(1, ge=1, le=64, description="Processes of one `serve`; more than one needs PostgreSQL.")
-    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
-        (), description="Networks whose X-Forwarded-For is believed, separated by commas."
+    port: int = Field(8000, ge=0, le=65535, description="Port that `serve` listens on; 0 selects a free port.")
+    workers: int = Field(1, ge=1, le=64, description="Number of processes of one `serve`; more than one requires PostgreSQL.")
+    trusted_proxies: tuple[Network, ...] = Field(
+        (), description="Networks of proxies whose X-Forwarded-For header is trusted, separated by commas."
     )
 
-    link_ttl_days: int = Field(90, ge=1, le=3650, description="Days that a link lives when the request does not say.")
-    code_bits: int = Field(48, ge=40, le=62, description="Random bits of a link's code; 48 are spelled in 10 characters.")
-    batch_limit: int = Field(1000, ge=1, le=100_000, description="Most recipients or reports in one request.")
-    body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body, in bytes.")
+    link_ttl_days: int = Field(90, ge=1, le=3650, description="Days until a link expires, unless the request states a time.")
+    code_bits: int = Field(48, ge=40, le=62, description="Random bits in the code of a link; 48 bits give 10 characters.")
+    batch_limit: int = Field(1000, ge=1, le=100_000, description="Maximum number of recipients or reports in one request.")
+    body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of a request body in bytes.")
 
-    hit_deadline: float = Field(2.0, gt=0, le=60, description="Seconds after which a redirect no longer waits for the store.")
-    hits_waiting: int = Field(100_000, ge=1, description="Most hits that wait in memory while the store cannot take them.")
+    hit_deadline: float = Field(
+        2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without it."
+    )
+    hits_waiting: int = Field(
+        100_000, ge=1, description="Maximum number of hits that wait in memory while the database is not available."
+    )
     ip_privacy: Literal["full", "short", "none"] = Field(
-        "short", description="How much of a handset's address is kept: full, short (/24, /48) or none."
+        "short", description="How much of a recipient's IP address is stored: full, short (/24 or /48) or none."
     )
 
-    delivery_attempts: int = Field(10, ge=1, le=50, description="Attempts of a delivery in all, the first one included.")
-    delivery_timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one attempt may take in total.")
-    delivery_schedule: Annotated[tuple[float, ...], NoDecode] = Field(
-        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
-        description="Seconds between attempts, separated by commas; jitter is added, never subtracted.",
+    delivery_attempts: int = Field(
+        10, ge=1, le=50, description="Maximum number of attempts for a delivery, including the first attempt."
     )
-    delivery_slots: int = Field(256, ge=1, le=4096, description="Attempts under way at once in one process.")
+    delivery_timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one attempt may take in total.")
+    delivery_schedule: tuple[float, ...] = Field(
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        description="Seconds between attempts, separated by commas; jitter makes each delay longer, never shorter.",
+    )
+    delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous attempts of one process.")
     delivery_slots_per_tracker: int = Field(
-        16, ge=1, le=1024, description="Attempts under way at once for one tracker that names no `concurrency` of its own."
+        16, ge=1, le=1024, description="Maximum number of simultaneous attempts for a tracker without its own `concurrency`."
     )
     delivery_processes: int = Field(
         1,
         ge=1,
         le=1024,
-        description="Processes that deliver from this database (each worker of serve, each deliver, on all machines): a tracker's "
-        "concurrency is shared out among them, at least 1 each. WORKERS counts if it is more.",
+        description="Number of processes that deliver from this database: each worker of `serve` and each `deliver`, on all "
+        "machines. They divide the concurrency of a tracker, with at least 1 each. WORKERS is used if it is larger.",
     )
     delivery_recovery_rate: float = Field(
-        100.0, gt=0, le=100_000, description="Deliveries a second to a tracker that has just recovered, until its backlog is gone."
+        100.0,
+        gt=0,
+        le=100_000,
+        description="Maximum deliveries per second to a tracker that has just recovered, until its backlog is empty.",
     )
-    allow_private_targets: bool = Field(False, description="Let trackers live on private or loopback addresses (development).")
-    allow_http_targets: bool = Field(True, description="Let trackers use http:// as well as https://.")
+    allow_private_targets: bool = Field(
+        False, description="Allow trackers on private and loopback addresses, for development: true or false."
+    )
+    allow_http_targets: bool = Field(True, description="Allow trackers with http:// URLs in addition to https://: true or false.")
 
-    hit_retention_days: int = Field(365, ge=1, description="Days that hits are kept.")
-    message_retention_days: int = Field(365, ge=1, description="Days that messages, links and conversions are kept.")
-    event_retention_days: int = Field(90, ge=8, description="Days that finished events, deliveries and attempts are kept.")
+    hit_retention_days: int = Field(365, ge=1, description="Days until hits are deleted.")
+    message_retention_days: int = Field(365, ge=1, description="Days until messages, links and conversions are deleted.")
+    event_retention_days: int = Field(90, ge=8, description="Days until finished events, deliveries and attempts are deleted.")
     purge_interval: float = Field(60.0, gt=0, description="Seconds between two runs of the purge in the background.")
-    purge_batch: int = Field(50, ge=1, le=10_000, description="Rows that the purge deletes in one transaction.")
+    purge_batch: int = Field(50, ge=1, le=10_000, description="Number of rows that the purge deletes in one transaction.")
 
     shutdown_delay: float = Field(
         1.0,
         ge=0,
         le=60,
-        description="Seconds after SIGTERM in which requests are still taken while /readyz says 503, so that load balancers turn "
-        "elsewhere; the process is gone 9 s later at most.",
+        description="Seconds after SIGTERM in which the process still accepts requests while /readyz returns 503, so that load "
+        "balancers stop sending requests. The process ends at most 9 seconds later.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
-    log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for people.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of log lines that are written: debug, info, warning or error."
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="Format of log lines: json (one object per line) or text (for reading in a terminal)."
+    )
 
     @field_validator("delivery_schedule", mode="before")
     @classmethod
@@ -115,8 +145,8 @@ class Settings(BaseSettings):
     @field_validator("delivery_schedule")
     @classmethod
     def _check_schedule(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0 <= delay <= 30 * 86400 for delay in value):
-            raise ValueError("wants one delay or more, each from 0 to 30 days")
+        if not value or any(not 0 <= delay <= MAX_DELAY_SECONDS for delay in value):
+            raise ValueError("must be one or more delays, each from 0 to 2592000 seconds (30 days)")
         return value
 
     @field_validator("trusted_proxies", mode="before")
@@ -134,31 +164,30 @@ class Settings(BaseSettings):
 
     @field_validator("secret")
     @classmethod
-    def _check_secret(cls, value: str) -> str:
-        if value and (len(value) < 32 or len(set(value)) < 10):
-            raise ValueError("is too weak: 32 random characters or more, or leave it empty to have one made")
+    def _check_secret(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text and (len(text) < MIN_SECRET_LENGTH or len(set(text)) < MIN_SECRET_VARIETY):
+            raise ValueError("is too weak: must be at least 32 random characters, or empty to create one at the first start")
         return value
 
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: str) -> str:
         if value and not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
-            raise ValueError("wants sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+            raise ValueError("must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
         if value:
-            from shortener.redis.client import check_redis_url
-
-            check_redis_url(value)
+            parse_redis_url(value)
         return value
 
     @model_validator(mode="after")
-    def _workers_need_postgresql(self) -> Settings:
+    def _check_workers(self) -> Settings:
         if self.workers > 1 and not self.is_postgresql:
-            raise ValueError("workers above 1 need DATABASE_URL=postgresql://...: SQLite belongs to one process")
+            raise ValueError("WORKERS above 1 requires DATABASE_URL=postgresql://...: only one process can use a SQLite database")
         return self
 
     @property
@@ -167,36 +196,39 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """`database_url`, or the default under `data_dir`."""
+        """`database_url`, or the URL of the SQLite database in `data_dir`."""
         return self.database_url or f"sqlite:///{self.data_dir / 'shortener.db'}"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # `load` gathers the sources itself, so that `_FILE` and the config folder work the same for every setting.
-        return (init_settings,)
 
 
 def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """The settings of this process: defaults < TOML < environment < `overrides` (a command line's options)."""
-    values = _from_toml(environ) | _from_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
+    """Return the settings of this process. Each source overrides the one before: defaults, TOML, environment, `overrides`.
+
+    `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
+    values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
     if values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values:
-        # Links that lead to another port than the one that answers would be of no use to anybody.
+        # Without a BASE_URL, short links must lead to the port that this process listens on.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}" for item in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        raise SettingsError("\n".join(_describe(item) for item in error.errors())) from None
 
 
-def _from_toml(environ: Mapping[str, str]) -> dict[str, Any]:
+def _describe(item: Any) -> str:
+    """Return one line with the name of the setting and the reason."""
+    name = ".".join(str(part) for part in item["loc"]) or "settings"
+    if item["type"] == "extra_forbidden":
+        return f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"
+    return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    # The common prefix would make every name similar.
+    nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
+
+
+def _read_toml(environ: Mapping[str, str]) -> dict[str, Any]:
     named = environ.get(PREFIX + "CONFIG", "")
     place = Path(named) if named else DEFAULT_CONFIG
     if named and not place.exists():
@@ -206,19 +238,22 @@ def _from_toml(environ: Mapping[str, str]) -> dict[str, Any]:
     for file in files:
         try:
             values |= tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, OSError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise SettingsError(f"{file}: {error}") from None
     return values
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    known = {*variables, *(variable + "_FILE" for variable in variables), PREFIX + "CONFIG"}
+    if unknown := sorted(variable for variable in environ if variable.startswith(PREFIX) and variable not in known):
+        raise SettingsError("\n".join(f"{variable}: is not a setting{_suggest(variable, known, PREFIX)}" for variable in unknown))
     values: dict[str, Any] = {}
-    for name in Settings.model_fields:
-        variable = PREFIX + name.upper()
+    for variable, name in variables.items():
         if variable + "_FILE" in environ:
             try:
                 values[name] = Path(environ[variable + "_FILE"]).read_text().strip()
-            except OSError as error:
+            except (UnicodeDecodeError, OSError) as error:
                 raise SettingsError(f"{variable}_FILE: {error}") from None
         elif variable in environ:
             values[name] = environ[variable]
@@ -226,10 +261,10 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def as_toml() -> str:
-    """`config/shortener.toml`: every setting with its help and its default."""
+    """Return the text of `config/shortener.toml`: every setting with its help and its default."""
     lines = [
-        "# Every setting with its default. Written by `make config` from shortener/settings.py; a test compares them.",
-        "# SHORTENER_<NAME> in the environment, or a file named by SHORTENER_<NAME>_FILE, wins over this file.",
+        "# All settings with their defaults. `make config` writes this file from shortener/settings.py.",
+        "# SHORTENER_<NAME> in the environment, or the content of the file that SHORTENER_<NAME>_FILE names, overrides a value.",
     ]
     for name, field in Settings.model_fields.items():
         lines += ["", f"# {field.description}", f"{name} = {_toml_value(field.default)}"]
@@ -237,13 +272,14 @@ def as_toml() -> str:
 
 
 def as_markdown() -> str:
-    """`docs/reference/settings.md`."""
+    """Return the text of docs/reference/settings.md: a table of all settings."""
     lines = [
         "# Settings",
         "",
-        "Written by `make config` from `shortener/settings.py`; a test compares them. A setting is read from TOML",
-        "(`SHORTENER_CONFIG` names a file, or a folder whose `*.toml` are read in order; `config/shortener.toml` if it is there),",
-        "then from `SHORTENER_<NAME>` in the environment, or from the file that `SHORTENER_<NAME>_FILE` names (for secrets).",
+        "For operators. `make config` writes this page from `shortener/settings.py`. The service reads a setting from TOML:",
+        "the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or `config/shortener.toml`",
+        "if it exists. The environment variable `SHORTENER_<NAME>`, or the content of the file that `SHORTENER_<NAME>_FILE` names",
+        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting.",
         "",
         "| setting | default | meaning |",
         "|---|---|---|",
@@ -261,4 +297,4 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, (int, float)):
         return repr(value)
-    return '"' + str(value) + '"'
+    return '"' + (value.get_secret_value() if isinstance(value, SecretStr) else str(value)) + '"'

@@ -1,4 +1,4 @@
-"""URLs: checks of destinations, base URLs and hosts, and the functions that fill in a destination.
+"""URLs: checks of destinations, base URLs, hosts and Redis URLs, and the functions that fill in a destination.
 
 `parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
 The `location` of a destination is ASCII without control characters, so it cannot end the `Location` header early.
@@ -38,6 +38,9 @@ _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _JOINERS = "\u200c\u200d"  # format characters that Persian and the Indic scripts need
 _NOT_IN_HOST = frozenset("/?#@")
+
+#: The forms of a Redis URL: one server, Sentinel or Cluster; `rediss` uses TLS.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
 class UrlError(Exception):
@@ -138,6 +141,37 @@ def host_of(url: str) -> str:
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     return host if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """The parts of a Redis URL. `mode` is "", "sentinel" or "cluster"; `path` has no slash at its edges, except for unix://."""
+
+    mode: str
+    tls: bool
+    hosts: tuple[tuple[str, int], ...]
+    path: str
+
+
+def parse_redis_url(url: str) -> RedisUrl:
+    """Return the parts of a Redis URL. Raise ValueError with a reason for the operator."""
+    parts = urlsplit(url)
+    if parts.scheme not in REDIS_SCHEMES:
+        raise ValueError(f"must begin with one of {', '.join(scheme + '://' for scheme in REDIS_SCHEMES)}")
+    if parts.scheme == "unix":
+        return RedisUrl("", False, (), parts.path)
+    mode = parts.scheme.partition("+")[2]
+    default_port = 26379 if mode == "sentinel" else 6379
+    hosts = []
+    for one in parts.netloc.rpartition("@")[2].split(","):
+        place = urlsplit("//" + one)
+        if not place.hostname:
+            raise ValueError("must name a host")
+        hosts.append((place.hostname, place.port or default_port))
+    path = parts.path.strip("/")
+    if mode == "sentinel" and not path.partition("/")[0]:
+        raise ValueError("must name a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
+    return RedisUrl(mode, parts.scheme.startswith("rediss"), tuple(hosts), path)
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:

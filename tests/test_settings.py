@@ -7,16 +7,16 @@ from shortener.settings import Settings, SettingsError, as_markdown, as_toml, lo
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_shipped_configuration_holds_every_setting_with_its_default() -> None:
+def test_the_configuration_file_and_the_settings_page_match_the_code() -> None:
     assert (ROOT / "config" / "shortener.toml").read_text() == as_toml(), "run `make config`"
     assert (ROOT / "docs" / "reference" / "settings.md").read_text() == as_markdown(), "run `make config`"
 
 
-def test_the_shipped_configuration_changes_nothing() -> None:
+def test_the_configuration_file_has_the_defaults() -> None:
     assert load({"SHORTENER_CONFIG": str(ROOT / "config" / "shortener.toml")}) == Settings()
 
 
-def test_the_environment_wins_over_the_file_and_options_over_both(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file_and_options_override_both(tmp_path: Path) -> None:
     config = tmp_path / "shortener.toml"
     config.write_text("batch_limit = 5\nhit_deadline = 1.5\nlink_ttl_days = 30\n")
     settings = load(
@@ -25,26 +25,26 @@ def test_the_environment_wins_over_the_file_and_options_over_both(tmp_path: Path
     assert (settings.batch_limit, settings.hit_deadline, settings.link_ttl_days) == (5, 0.5, 3)
 
 
-def test_a_folder_of_files_is_read_in_order(tmp_path: Path) -> None:
+def test_files_of_a_folder_are_read_in_alphabetical_order(tmp_path: Path) -> None:
     (tmp_path / "10-base.toml").write_text("batch_limit = 5\ncode_bits = 50\n")
     (tmp_path / "20-local.toml").write_text("batch_limit = 6\n")
     settings = load({"SHORTENER_CONFIG": str(tmp_path)})
     assert (settings.batch_limit, settings.code_bits) == (6, 50)
 
 
-def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
-    place = tmp_path / "secret"
-    place.write_text("0123456789abcdefghijklmnopqrstuv\n")
-    assert load({"SHORTENER_SECRET_FILE": str(place)}).secret == "0123456789abcdefghijklmnopqrstuv"
+def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("0123456789abcdefghijklmnopqrstuv\n")
+    assert load({"SHORTENER_SECRET_FILE": str(path)}).secret.get_secret_value() == "0123456789abcdefghijklmnopqrstuv"
 
 
-def test_lists_are_written_with_commas() -> None:
+def test_a_list_is_separated_by_commas() -> None:
     settings = load({"SHORTENER_DELIVERY_SCHEDULE": "0.1,2,30", "SHORTENER_TRUSTED_PROXIES": "10.0.0.0/8, ::1"})
     assert settings.delivery_schedule == (0.1, 2.0, 30.0)
     assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
 
 
-def test_links_lead_to_the_port_that_answers() -> None:
+def test_the_default_base_url_has_the_port_of_the_server() -> None:
     assert load({"SHORTENER_PORT": "9000"}).base_url == "http://127.0.0.1:9000"
     assert load({"SHORTENER_PORT": "9000", "SHORTENER_BASE_URL": "https://go.example/"}).base_url == "https://go.example"
 
@@ -56,21 +56,52 @@ def test_links_lead_to_the_port_that_answers() -> None:
         ("BASE_URL", "https://go.example/path", "must not have a path"),
         ("SECRET", "short", "too weak"),
         ("DELIVERY_SCHEDULE", "", "delivery_schedule"),
-        ("DELIVERY_SCHEDULE", "1,-2", "from 0 to 30 days"),
+        ("DELIVERY_SCHEDULE", "1,-2", "from 0 to 2592000"),
         ("TRUSTED_PROXIES", "everybody", "trusted_proxies"),
-        ("DATABASE_URL", "mysql://x", "wants sqlite"),
-        ("WORKERS", "2", "need DATABASE_URL=postgresql"),
+        ("DATABASE_URL", "mysql://x", "must be sqlite"),
+        ("REDIS_URL", "http://x", "must begin with one of"),
+        ("BASE_URL", "https://go.example:x", "not a valid URL"),
+        ("WORKERS", "2", "requires DATABASE_URL=postgresql"),
         ("SECRET_FILE", "/does/not/exist", "No such file"),
         ("CONFIG", "/does/not/exist.toml", "there is no file"),
     ],
 )
-def test_an_unusable_setting_is_named_with_its_reason(name: str, value: str, reason: str) -> None:
+def test_the_error_names_the_setting_and_the_reason(name: str, value: str, reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
         load({f"SHORTENER_{name}": value})
 
 
-def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_name_in_the_file_is_rejected(tmp_path: Path) -> None:
     config = tmp_path / "shortener.toml"
     config.write_text("batch_limt = 5\n")
-    with pytest.raises(SettingsError, match="batch_limt"):
+    with pytest.raises(SettingsError, match=r"batch_limt: is not a setting; did you mean batch_limit\?"):
         load({"SHORTENER_CONFIG": str(config)})
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("SHORTENER_BATCH_LIMT", "did you mean SHORTENER_BATCH_LIMIT"),
+        ("SHORTENER_SECRET_FIEL", "did you mean SHORTENER_SECRET_FILE"),
+        ("SHORTENER_XYZ", "lists all settings"),
+    ],
+)
+def test_an_unknown_variable_is_rejected_and_the_nearest_name_is_suggested(variable: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match=f"{variable}: is not a setting; .*{hint}"):
+        load({variable: "5"})
+
+
+def test_other_variables_are_ignored() -> None:
+    assert load({"PATH": "/bin", "SHORTENERX": "1"}) == Settings()
+
+
+def test_the_text_form_of_the_settings_contains_no_secret() -> None:
+    settings = load(
+        {
+            "SHORTENER_SECRET": "0123456789abcdefghijklmnopqrstuv",
+            "SHORTENER_DATABASE_URL": "postgresql://me:hunter2@db/x",
+            "SHORTENER_REDIS_URL": "redis://:hunter2@cache/0",
+        }
+    )
+    assert "hunter2" not in repr(settings)
+    assert "0123456789abcdef" not in repr(settings)

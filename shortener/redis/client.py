@@ -1,11 +1,13 @@
-"""Redis: link cache, and spool for an outage of the database. Nothing has to be in it; with it wiped or away, nothing is wrong.
+"""The connection to Redis, which holds the link cache and the spool of hits.
 
-Promises. A call ends within its time limit, in `RedisUnavailable` at the latest; the client's own retries are off. A Redis that is
-down or slow is noticed once: the call that met it asks for a ping, and while pings go unanswered every other call fails at once,
-without a byte sent. A lost connection to a Redis that answers the ping costs one more try, and nobody sees it.
+The service works without Redis and with an empty Redis. Every call returns or raises `RedisUnavailable` within its time limit.
+The retries of the client library are off. After a failed call, a background task pings the server. While it gets no response,
+every other call fails at once and sends nothing. If the server responds to the first ping, the connection was only cut, for
+example by a restart: the call is repeated once, and its caller sees no error.
 
-URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT,
-the last two with rediss+ for TLS; user and password before the hosts; options of redis-py, such as ssl_ca_certs, as parameters.
+URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
+The last two also exist with rediss+ for TLS. User and password are before the hosts, and query parameters are options of
+redis-py, such as ssl_ca_certs.
 """
 
 from __future__ import annotations
@@ -24,134 +26,137 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from shortener.metrics import Metrics
+from shortener.urls import parse_redis_url
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Client = Any  # Redis or RedisCluster: the commands used here are the same, their types are not
+Client = Any  # Redis or RedisCluster: both have the commands that the service uses, but their types differ
 
-PROBE_EVERY = 0.25  # seconds between pings of a Redis that is down
-LAST_RESORT = 1.0  # seconds for a call that insists: the database is away, and there is nobody else to ask
-#: What the client raises when the server cannot be asked, or does not answer; a ResponseError is an answer.
-_FAULTS = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
+PING_INTERVAL_SECONDS = 0.25  # between pings of a server that is down
+FORCED_TIMEOUT_SECONDS = 1.0  # for a forced call: the database is not available, so Redis is the only source
+#: The client raises these if the server does not respond. A ResponseError is a response.
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class RedisUnavailable(Exception):
-    """Redis cannot be asked now, or refused (out of memory, read-only); what was to be kept may or may not be."""
+    """Redis does not respond, or rejected the command (out of memory, read-only). It may have executed the command."""
 
 
 class RedisServer:
-    """`timeout`: seconds that a call may take. `calls`, `failures`: since the process began."""
+    """A Redis server, a Sentinel service or a cluster.
+
+    `timeout` is the time limit of a call in seconds. `calls` and `failures` count since the start of the process."""
 
     def __init__(self, client: Client, *, timeout: float, sentinels: Sequence[Client] = ()) -> None:
         self._client = client
         self._sentinels = sentinels
         self._timeout = timeout
-        self._doubt: asyncio.Future[bool] | None = None  # whether it answered the first ping after a failure; None: all is well
-        self._prober: asyncio.Task[None] | None = None
+        # None: the server is up. Else the result of the first ping after a failure: True if the server responded.
+        self._first_ping: asyncio.Future[bool] | None = None
+        self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = 0
 
     @property
-    def up(self) -> bool:
-        """Whether it answered when it was last asked."""
-        return self._doubt is None or not self._doubt.done() or self._doubt.result()
+    def is_up(self) -> bool:
+        """False while pings after a failed call get no response."""
+        return self._first_ping is None or not self._first_ping.done() or self._first_ping.result()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
-        metrics.gauge("shortener_redis_up", "1 unless Redis was down or slow when it was last asked.", lambda: self.up)
+        metrics.gauge("shortener_redis_up", "1 if Redis responded to the last call or ping, else 0.", lambda: self.is_up)
         metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)
-        metrics.counter("shortener_redis_failures", "Calls of Redis that it did not answer, or refused.", lambda: self.failures)
+        metrics.counter("shortener_redis_failures", "Calls of Redis that got no response or were rejected.", lambda: self.failures)
 
-    async def run(self, ask: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
-        """What `ask(client)` answers; it may be asked twice. `force`: ask a Redis that seems to be down, and for longer.
+    async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
+        """Return the result of `command(client)`, which may run twice.
 
-        Raises RedisUnavailable."""
-        fault: Exception | None = None
+        `force` sends the command even if the server seems to be down, with a longer time limit. Raise RedisUnavailable."""
+        failure: Exception | None = None
         for _ in range(2):
-            if self._doubt is not None and not force and not await asyncio.shield(self._doubt):
+            if self._first_ping is not None and not force and not await asyncio.shield(self._first_ping):
                 break
             self.calls += 1
             try:
-                async with asyncio.timeout(LAST_RESORT if force else self._timeout):
-                    return await ask(self._client)
+                async with asyncio.timeout(FORCED_TIMEOUT_SECONDS if force else self._timeout):
+                    return await command(self._client)
             except ResponseError as error:
                 self.failures += 1
                 raise RedisUnavailable(str(error)) from error
-            except _FAULTS as error:
+            except _FAILURES as error:
                 self.failures += 1
-                self._suspect(error)
-                fault = error
-        raise RedisUnavailable(f"{type(fault).__name__}: {fault}" if fault else "it was down when it was last asked") from fault
+                self._start_pinging(error)
+                failure = error
+        text = f"{type(failure).__name__}: {failure}" if failure else "Redis is down since an earlier call"
+        raise RedisUnavailable(text) from failure
 
-    async def close(self) -> None:
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
-        for client in (self._client, *self._sentinels):
-            await client.aclose()
-
-    def _suspect(self, error: Exception) -> None:
-        if self._doubt is None:
-            loop = asyncio.get_running_loop()
-            self._doubt = loop.create_future()
-            self._prober = loop.create_task(self._probe(self._doubt, error))
-
-    async def _probe(self, doubt: asyncio.Future[bool], cause: Exception) -> None:
-        """Ping until it answers."""
-        while not await self.answers():
-            if not doubt.done():
-                log.warning("redis_down", error=f"{type(cause).__name__}: {cause}")
-                doubt.set_result(False)
-            await asyncio.sleep(PROBE_EVERY)  # and ask again
-        self._doubt = None
-        if doubt.done():
-            log.warning("redis_back")
-        else:
-            doubt.set_result(True)
-
-    async def answers(self) -> bool:
-        """Whether it answers a ping in time."""
+    async def ping(self) -> bool:
+        """Return whether the server responds to a ping in time."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
-        except _FAULTS:
+        except _FAILURES:
             return False
         return True
 
+    async def close(self) -> None:
+        """Stop pinging and close all connections."""
+        if self._pinger is not None:
+            self._pinger.cancel()
+            await asyncio.gather(self._pinger, return_exceptions=True)
+        for client in (self._client, *self._sentinels):
+            await client.aclose()
+
+    def _start_pinging(self, error: Exception) -> None:
+        if self._first_ping is None:
+            loop = asyncio.get_running_loop()
+            self._first_ping = loop.create_future()
+            self._pinger = loop.create_task(self._ping_until_up(self._first_ping, error))
+
+    async def _ping_until_up(self, first_ping: asyncio.Future[bool], cause: Exception) -> None:
+        while not await self.ping():
+            if not first_ping.done():
+                log.warning("redis_down", error=f"{type(cause).__name__}: {cause}")
+                first_ping.set_result(False)
+            await asyncio.sleep(PING_INTERVAL_SECONDS)
+        self._first_ping = None
+        if first_ping.done():
+            log.warning("redis_up")
+        else:
+            first_ping.set_result(True)
+
 
 def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServer:
-    """Nothing is sent until the first call. Raises ValueError for an unusable URL."""
-    scheme, hosts, path = _split(url)
-    tls, kind = scheme.startswith("rediss"), scheme.partition("+")[2]
-    given: dict[str, Any] = {**parse_url(url if not kind else _single(url, tls))}
+    """Return the server of a URL. The first call opens the first connection. Raise ValueError if the URL is not valid.
+
+    `timeout` is the time limit of a call in seconds, `connections` the maximum size of the pool."""
+    parsed = parse_redis_url(url)
+    given: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = given | {
-        "socket_timeout": LAST_RESORT,  # the limits proper are `run`'s; this one is for what it gave up on
-        "socket_connect_timeout": LAST_RESORT,
-        "retry": Retry(NoBackoff(), 0),  # redis-py's own default makes ten attempts
+        # `RedisServer.run` has the actual time limits. These end what `run` no longer waits for.
+        "socket_timeout": FORCED_TIMEOUT_SECONDS,
+        "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),  # the default of redis-py is ten attempts
         "health_check_interval": 0,
-        "driver_info": None,  # one round trip less on connecting
+        "driver_info": None,  # saves a round trip for each new connection
         "protocol": 2,
     }
     client: Client
     sentinels: Sequence[Client] = ()
-    if kind:
+    if parsed.mode:
         for name in ("host", "port", "db", "connection_class"):
             options.pop(name, None)
-    if kind == "sentinel":
-        service, _, database = path.partition("/")
-        if not service:
-            raise ValueError("names no service: wants redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
-        of_sentinels = {
+    if parsed.mode == "sentinel":
+        service, _, database = parsed.path.partition("/")
+        sentinel_options = {
             name: value for name, value in options.items() if name not in ("username", "password", "health_check_interval")
         }
-        sentinel = Sentinel(hosts, sentinel_kwargs=of_sentinels | {"ssl": tls}, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        sentinel = Sentinel(parsed.hosts, sentinel_kwargs=sentinel_options | {"ssl": parsed.tls}, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
         sentinels = sentinel.sentinels
-        client = sentinel.master_for(service, db=int(database or 0), ssl=tls, max_connections=connections)
-    elif kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in hosts]
+        client = sentinel.master_for(service, db=int(database or 0), ssl=parsed.tls, max_connections=connections)
+    elif parsed.mode == "cluster":
         client = RedisCluster(
-            startup_nodes=nodes,
-            ssl=tls,
+            startup_nodes=[ClusterNode(host, port) for host, port in parsed.hosts],
+            ssl=parsed.tls,
             max_connections=connections,
             require_full_coverage=False,
             **options,
@@ -161,35 +166,8 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
     return RedisServer(client, timeout=timeout, sentinels=sentinels)
 
 
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
-
-
-def check_redis_url(url: str) -> None:
-    """Raises ValueError, in words for an operator."""
-    scheme, _, path = _split(url)
-    if scheme.endswith("+sentinel") and not path.partition("/")[0]:
-        raise ValueError("names no service: wants redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
-
-
-def _split(url: str) -> tuple[str, list[tuple[str, int]], str]:
-    """Scheme, hosts with their ports, path without its slash."""
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise ValueError(f"wants one of {', '.join(scheme + '://' for scheme in SCHEMES)}")
-    if parts.scheme == "unix":
-        return parts.scheme, [], parts.path
-    default = 26379 if parts.scheme.endswith("sentinel") else 6379
-    hosts = []
-    for one in parts.netloc.rpartition("@")[2].split(","):
-        place = urlsplit("//" + one)
-        if not place.hostname:
-            raise ValueError("names no host")
-        hosts.append((place.hostname, place.port or default))
-    return parts.scheme, hosts, parts.path.strip("/")
-
-
-def _single(url: str, tls: bool) -> str:
-    """The URL as one of a single server, from which user, password and parameters are read."""
+def _single_server_url(url: str, tls: bool) -> str:
+    """Return the URL of one server with the user, password and parameters of `url`, for the parser of redis-py."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     return f"{'rediss' if tls else 'redis'}://{user}{at}host/?{parts.query}"

@@ -1,12 +1,11 @@
-"""The link cache: what a redirect needs of a link, where a node finds it while the database is away.
+"""The link cache in Redis: what a redirect needs of a link while the database is not available.
 
-The database stays the truth, and answers as long as it can; what is here is written through by the rewrite, with the link's own
-time to live, and is never needed for anything but an answer. A link that changes is forgotten: from then on only the database
-tells of it, so a switched-off link is never answered from a stale copy. Applications and domains that are switched off are known
-from the directory, and count for cached links too.
+The database is the source of truth and responds whenever it can. The rewriter writes each new link to the cache, where it
+expires together with the link. If a link changes, the cache entry is invalidated, so the cache never returns the old state of a
+disabled link. The directory of accounts, not the cache, knows which applications and domains are disabled.
 
-Nothing here raises: a cache that cannot be asked knows nothing, and one that cannot be told is counted in `failures`. What could
-not be forgotten is remembered here, and told again when Redis is back.
+No method raises an error. If Redis does not respond, a look-up finds nothing and a failed write counts in `failures`.
+Failed invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import orjson
 from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-_FORGOTTEN = b""
-_FORGOTTEN_FOR = 3_600_000  # ms; a rewrite that is under way cannot bring back what was forgotten
-_PIECE = 1000  # commands of one round trip
+_INVALIDATED = b""
+_INVALIDATED_MS = 3_600_000  # for so long, a rewrite that began earlier cannot restore the entry
+_MAX_COMMANDS = 1000  # of one round trip
 
 
 @dataclass(frozen=True, slots=True)
 class CachedLink:
-    """A link as a redirect needs it. Times are ms since 1970."""
+    """The fields of a link that a redirect needs. Times are milliseconds since 1970."""
 
     code: str
     link_id: int
@@ -36,18 +35,18 @@ class CachedLink:
     application_id: int
     domain_id: int
     flags: int
-    url: str  # as the Location header spells it
+    url: str  # the value of the Location header
     fallback_url: str | None
     expires_at: int
 
     @property
     def location(self) -> None:
-        """`url` is already the one that is sent."""
+        """Always None: `url` already is the value of the Location header."""
         return None
 
     @property
     def disabled_at(self) -> None:
-        """A link that is switched off is forgotten."""
+        """Always None: the cache does not contain disabled links."""
         return None
 
     def dumps(self) -> bytes:
@@ -66,7 +65,7 @@ class CachedLink:
 
     @classmethod
     def loads(cls, code: str, value: bytes) -> CachedLink | None:
-        """None for what another version wrote."""
+        """Return the link, or None if another version of the service wrote the value in another format."""
         try:
             return cls(code, *orjson.loads(value))
         except (ValueError, TypeError):
@@ -74,20 +73,24 @@ class CachedLink:
 
 
 class LinkCache(Protocol):
+    """A cache of links by their codes."""
+
     async def put(self, links: Sequence[CachedLink]) -> None:
-        """Keep new links until they expire."""
+        """Store new links until they expire."""
         ...
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
-        """Those that are kept."""
+        """Return the stored links by code."""
         ...
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        """Answer for these no more: they changed. False: Redis is away, and may answer for them until it is told."""
+        """Remove links that changed. Return False if Redis does not respond and may still return the old links."""
         ...
 
 
 class NoLinkCache:
+    """The cache of an installation without Redis: it is always empty."""
+
     async def put(self, links: Sequence[CachedLink]) -> None:
         return
 
@@ -100,31 +103,36 @@ class NoLinkCache:
 
 @dataclass(slots=True)
 class _CacheWrite:
+    """Links that are written together."""
+
     done: asyncio.Future[None]
     links: list[CachedLink] = field(default_factory=list)
 
 
 class RedisLinkCache:
-    """`prefix`: of every key, so that installations can share a Redis. `now_ms`: what times to live are counted from."""
+    """A link cache in Redis.
+
+    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` is the clock for the times to live."""
 
     def __init__(self, redis: RedisServer, prefix: str, now_ms: Callable[[], int]) -> None:
         self._redis = redis
         self._prefix = prefix
         self._now_ms = now_ms
-        self._owed: set[str] = set()
+        self._failed_invalidations: set[str] = set()
         self._next: _CacheWrite | None = None
         self._writing: asyncio.Task[None] | None = None
-        self.kept = self.found = self.missed = self.failures = 0
+        self.written = self.found = self.missed = self.failures = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
-        metrics.counter("shortener_cache_links", "Links that were written to the cache.", lambda: self.kept)
-        metrics.counter("shortener_cache_found", "Links that the cache answered for.", lambda: self.found)
-        metrics.counter("shortener_cache_missed", "Codes that the cache was asked for and did not know.", lambda: self.missed)
-        metrics.counter("shortener_cache_failures", "Links that could not be written or forgotten.", lambda: self.failures)
+        metrics.counter("shortener_cache_links", "Links that were written to the link cache.", lambda: self.written)
+        metrics.counter("shortener_cache_found", "Look-ups that found the link in the link cache.", lambda: self.found)
+        metrics.counter("shortener_cache_missed", "Look-ups that did not find the link in the link cache.", lambda: self.missed)
+        metrics.counter(
+            "shortener_cache_failures", "Links that could not be written or invalidated in the link cache.", lambda: self.failures
+        )
 
     async def put(self, links: Sequence[CachedLink]) -> None:
-        """Links that arrive during a round trip go together with the next one."""
+        """Store new links until they expire. Links that arrive during a round trip are written together in the next one."""
         if not links:
             return
         loop = asyncio.get_running_loop()
@@ -137,67 +145,71 @@ class RedisLinkCache:
         await batch.done
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
-        wanted = list(codes)
+        """Return the stored links by code; nothing if Redis does not respond."""
+        requested = list(codes)
 
-        async def ask(client: Client) -> list[bytes | None]:
+        async def get(client: Client) -> list[bytes | None]:
             pipe = client.pipeline(transaction=False)
-            for code in wanted:
+            for code in requested:
                 pipe.get(self._prefix + code)
             values: list[bytes | None] = await pipe.execute()
             return values
 
         try:
-            values = await self._redis.run(ask, force=True)
+            values = await self._redis.run(get, force=True)
         except RedisUnavailable:
             return {}
-        links = [CachedLink.loads(code, value) for code, value in zip(wanted, values, strict=True) if value]
+        links = [CachedLink.loads(code, value) for code, value in zip(requested, values, strict=True) if value]
         found = {link.code: link for link in links if link is not None}
         self.found += len(found)
-        self.missed += len(wanted) - len(found)
+        self.missed += len(requested) - len(found)
         return found
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        async def ask(client: Client) -> None:
+        """Remove links that changed. Return False if Redis does not respond; `retry_invalidations` then tries again."""
+
+        async def overwrite(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
             for code in codes:
-                pipe.set(self._prefix + code, _FORGOTTEN, px=_FORGOTTEN_FOR)
+                pipe.set(self._prefix + code, _INVALIDATED, px=_INVALIDATED_MS)
             await pipe.execute()
 
         if not codes:
             return True
         try:
-            await self._redis.run(ask, force=True)
+            await self._redis.run(overwrite, force=True)
         except RedisUnavailable:
             self.failures += len(codes)
-            self._owed.update(codes)
+            self._failed_invalidations.update(codes)
             return False
-        self._owed.difference_update(codes)
+        self._failed_invalidations.difference_update(codes)
         return True
 
     async def retry_invalidations(self) -> int:
-        """Forget what could not be forgotten; returns how many that were."""
-        owed = list(self._owed)[:_PIECE] if self._redis.up else []
-        return len(owed) if owed and await self.invalidate(owed) else 0
+        """Repeat failed invalidations if Redis is up. Return how many succeeded."""
+        codes = list(self._failed_invalidations)[:_MAX_COMMANDS] if self._redis.is_up else []
+        return len(codes) if codes and await self.invalidate(codes) else 0
 
     async def _write(self) -> None:
         while self._next is not None:
             batch, self._next = self._next, None
-            for start in range(0, len(batch.links), _PIECE):
-                await self._write_piece(batch.links[start : start + _PIECE])
+            for start in range(0, len(batch.links), _MAX_COMMANDS):
+                await self._write_once(batch.links[start : start + _MAX_COMMANDS])
             batch.done.set_result(None)
 
-    async def _write_piece(self, links: list[CachedLink]) -> None:
+    async def _write_once(self, links: list[CachedLink]) -> None:
+        """Write the links in one round trip. An entry that exists, also an invalidated one, stays."""
         now = self._now_ms()
 
-        async def ask(client: Client) -> None:
+        async def set_missing(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
             for link in links:
                 pipe.set(self._prefix + link.code, link.dumps(), px=max(link.expires_at - now, 1), nx=True)
             await pipe.execute()
 
         try:
-            await self._redis.run(ask)
+            await self._redis.run(set_missing)
         except RedisUnavailable:
             self.failures += len(links)
         else:
-            self.kept += len(links)
+            self.written += len(links)

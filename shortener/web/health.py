@@ -105,7 +105,7 @@ async def _readiness(service: Service) -> ReadinessResponse:
         version = await asyncio.wait_for(service.database.read(version_of), CHECK_TIMEOUT_SECONDS)
     except (StoreUnavailable, TimeoutError):
         database_ok = False
-    redis_ok = service.redis is not None and await service.redis.answers()
+    redis_ok = service.redis is not None and await service.redis.ping()
     # A newer schema means that an upgrade is in progress; nodes of this version keep working.
     schema_ok = version is not None and version >= HEAD
     jobs_ok = service.jobs.running

@@ -1,4 +1,4 @@
-"""A Redis that is refused, frozen, slow, restarted; and the ways to reach one. All of them real."""
+"""Calls of real Redis servers that are down, frozen, slow or restarted, and the forms of a Redis URL."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shortener.redis.client import Client, RedisServer, RedisUnavailable, check_redis_url, open_redis
+from shortener.redis.client import Client, RedisServer, RedisUnavailable, open_redis
 from tests.servers import PATIENCE, Proxy, RedisProcess, free_port, tls_context
 
 
 async def ping(client: Client) -> bool:
-    answer: bool = await client.ping()
-    return answer
+    response: bool = await client.ping()
+    return response
 
 
 @contextlib.asynccontextmanager
@@ -25,7 +25,7 @@ async def opened(url: str, timeout: float = 0.1) -> AsyncIterator[RedisServer]:
 
 
 async def seconds_of(call: Awaitable[object]) -> float:
-    """How long it took to be told that Redis is unavailable."""
+    """Return the seconds until the call raised RedisUnavailable."""
     began = time.monotonic()
     with pytest.raises(RedisUnavailable):
         await call
@@ -34,11 +34,11 @@ async def seconds_of(call: Awaitable[object]) -> float:
 
 async def until_up(server: RedisServer) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not server.up:
-            await asyncio.sleep(0.01)  # and look again
+        while not server.is_up:
+            await asyncio.sleep(0.01)
 
 
-async def test_a_refused_redis_is_noticed_once_and_its_return_by_itself(redis_server: RedisProcess) -> None:
+async def test_a_redis_that_is_down_gets_no_calls_until_it_responds_again(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.kill()
@@ -46,59 +46,56 @@ async def test_a_refused_redis_is_noticed_once_and_its_return_by_itself(redis_se
         calls = server.calls
         for _ in range(1000):
             assert await seconds_of(server.run(ping)) < 0.05
-        assert server.calls == calls, "nothing was sent to a Redis that is known to be down"
-        assert not server.up
+        assert server.calls == calls, "a Redis that is down gets no commands"
+        assert not server.is_up
         redis_server.start()
         await until_up(server)
         assert await server.run(ping)
 
 
-async def test_a_frozen_redis_costs_its_time_limit_once(redis_server: RedisProcess) -> None:
+async def test_only_the_first_calls_wait_for_a_frozen_redis(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.freeze()
         together = await asyncio.gather(*(seconds_of(server.run(ping)) for _ in range(10)))
-        assert max(together) < 0.45, "the limit of the call, and that of the ping"
+        assert max(together) < 0.45, "the time limits of the call and of the ping"
         assert await seconds_of(server.run(ping)) < 0.05
         redis_server.thaw()
         await until_up(server)
         assert await server.run(ping)
 
 
-async def test_a_slow_redis_counts_as_down_until_it_is_quick_again(redis_server: RedisProcess) -> None:
+async def test_a_slow_redis_counts_as_down_until_it_responds_in_time(redis_server: RedisProcess) -> None:
     async with Proxy(redis_server.port).running() as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as server:
         assert await server.run(ping)
         proxy.delay = 0.2
         await seconds_of(server.run(ping))
         assert await seconds_of(server.run(ping)) < 0.05
-        assert await server.run(ping, force=True), "whoever insists waits for it"
+        assert await server.run(ping, force=True), "a forced call waits longer"
         proxy.delay = 0.0
         await until_up(server)
 
 
-async def test_a_connection_that_a_restart_cut_is_nobodys_fault(redis_server: RedisProcess) -> None:
+async def test_a_call_is_repeated_after_a_restart_of_redis_cut_its_connection(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.kill()
         redis_server.start()
         assert await server.run(ping)
-        assert server.up
+        assert server.is_up
 
 
-async def test_a_refusal_is_an_answer(redis_server: RedisProcess) -> None:
+async def test_a_rejected_command_does_not_count_as_down(redis_server: RedisProcess) -> None:
     async def wrong(client: Client) -> None:
         await client.execute_command("NOSUCHCOMMAND")
 
     async with opened(redis_server.url) as server:
         with pytest.raises(RedisUnavailable, match="unknown command"):
             await server.run(wrong)
-        assert server.up
+        assert server.is_up
 
 
-# Ways to reach one.
-
-
-async def keep(client: Client) -> list[bytes | None]:
+async def write_and_read(client: Client) -> list[bytes | None]:
     pipe = client.pipeline(transaction=False)
     for number in range(20):
         pipe.set(f"key{number}", str(number))
@@ -106,40 +103,40 @@ async def keep(client: Client) -> list[bytes | None]:
     pipe = client.pipeline(transaction=False)
     for number in range(20):
         pipe.get(f"key{number}")
-    kept: list[bytes | None] = await pipe.execute()
-    return kept
+    values: list[bytes | None] = await pipe.execute()
+    return values
 
 
-KEPT = [str(number).encode() for number in range(20)]
+WRITTEN = [str(number).encode() for number in range(20)]
 
 
-async def test_by_the_socket_of_a_file(tmp_path: Path) -> None:
+async def test_a_unix_socket_is_used(tmp_path: Path) -> None:
     server = RedisProcess(tmp_path, "--unixsocket", str(tmp_path / "s"))
     server.start()
     async with opened(f"unix://{tmp_path}/s") as by_socket:
-        assert await by_socket.run(keep) == KEPT
+        assert await by_socket.run(write_and_read) == WRITTEN
     server.kill()
 
 
-async def test_with_a_password_and_a_database(redis_server: RedisProcess) -> None:
+async def test_password_and_database_of_the_url_are_used(redis_server: RedisProcess) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.acl_setuser("me", enabled=True, passwords=["+pass@word"], keys=["*"], categories=["+@all"])
     async with opened(f"redis://me:pass%40word@127.0.0.1:{redis_server.port}/3") as database:
-        assert await database.run(keep) == KEPT
-    async with opened(f"redis://me:wrong@127.0.0.1:{redis_server.port}/3") as stranger:
-        await seconds_of(stranger.run(ping))
+        assert await database.run(write_and_read) == WRITTEN
+    async with opened(f"redis://me:wrong@127.0.0.1:{redis_server.port}/3") as wrong_password:
+        await seconds_of(wrong_password.run(ping))
 
 
-async def test_over_tls_and_not_to_a_stranger(redis_server: RedisProcess, certificate: Path) -> None:
+async def test_tls_rejects_a_server_with_an_unknown_certificate(redis_server: RedisProcess, certificate: Path) -> None:
     async with Proxy(redis_server.port, tls=tls_context(certificate)).running() as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}/0"
         async with opened(f"{url}?ssl_ca_certs={certificate}", timeout=1) as trusted:
-            assert await trusted.run(keep) == KEPT
+            assert await trusted.run(write_and_read) == WRITTEN
         async with opened(url, timeout=1) as unknown:
             await seconds_of(unknown.run(ping))
 
 
-async def test_by_sentinels_and_on_to_the_next_primary(tmp_path: Path) -> None:
+async def test_sentinel_leads_to_the_new_primary_after_a_failover(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "two", "sentinel")]
     for folder in folders:
         folder.mkdir()
@@ -159,26 +156,26 @@ async def test_by_sentinels_and_on_to_the_next_primary(tmp_path: Path) -> None:
         with contextlib.closing(two.client()) as replica:
             async with asyncio.timeout(PATIENCE):
                 while replica.info("replication")["master_link_status"] != "up":
-                    await asyncio.sleep(0.05)  # and look again
+                    await asyncio.sleep(0.05)
         async with opened(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main/0", timeout=0.5) as server:
-            assert await server.run(keep) == KEPT
+            assert await server.run(write_and_read) == WRITTEN
             with contextlib.closing(sentinel.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while client.sentinel_master("main")["num-slaves"] != 1:
-                        await asyncio.sleep(0.05)  # and look again
+                        await asyncio.sleep(0.05)
             one.kill()
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(RedisUnavailable):
-                        assert await server.run(keep) == KEPT
+                        assert await server.run(write_and_read) == WRITTEN
                         break
-                    await asyncio.sleep(0.1)  # and try again
+                    await asyncio.sleep(0.1)
     finally:
         for process in (sentinel, two, one):
             process.kill()
 
 
-async def test_a_cluster(tmp_path: Path) -> None:
+async def test_a_cluster_stores_keys_on_all_nodes(tmp_path: Path) -> None:
     nodes = []
     for number in range(2):
         folder = tmp_path / str(number)
@@ -198,29 +195,15 @@ async def test_a_cluster(tmp_path: Path) -> None:
             with contextlib.closing(node.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while "cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                        await asyncio.sleep(0.05)  # and look again
+                        await asyncio.sleep(0.05)
         async with opened(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{nodes[0].port}", timeout=0.5) as server:
-            assert await server.run(keep) == KEPT
+            assert await server.run(write_and_read) == WRITTEN
             sizes = []
             for node in nodes:
                 with contextlib.closing(node.client()) as client:
                     sizes.append(client.dbsize())
             assert sum(sizes) == 20
-            assert min(sizes) > 0, "the keys are spread"
+            assert min(sizes) > 0, "both nodes have keys"
     finally:
         for node in nodes:
             node.kill()
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("http://x", "wants one of"),
-        ("redis+sentinel://h:1", "names no service"),
-        ("redis+cluster://", "names no host"),
-        ("localhost:6379", "wants one of"),
-    ],
-)
-def test_an_unusable_url_is_told(url: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        check_redis_url(url)

@@ -1,4 +1,4 @@
-"""What the link cache keeps, for how long, and what it no longer answers for."""
+"""The link cache: what it stores, how long, and what it returns after a change."""
 
 import asyncio
 import contextlib
@@ -36,36 +36,36 @@ async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
     await redis.close()
 
 
-async def test_a_link_comes_back_as_it_was_and_lives_as_long_as_the_link(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
-    kept = link("abc", fallback_url="https://x.example/over")
-    await cache.put([kept])
-    assert await cache.find(["abc", "unknown"]) == {"abc": kept}
+async def test_a_stored_link_is_found_and_expires_with_the_link(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+    stored = link("abc", fallback_url="https://x.example/over")
+    await cache.put([stored])
+    assert await cache.find(["abc", "unknown"]) == {"abc": stored}
     with contextlib.closing(redis_server.client()) as client:
         assert 59_000 < client.pttl("sms:test:abc") <= 60_000
-    assert (cache.kept, cache.found, cache.missed) == (1, 1, 1)
+    assert (cache.written, cache.found, cache.missed) == (1, 1, 1)
 
 
-async def test_what_another_version_wrote_is_not_known(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_entries_in_another_format_are_not_found(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.set("sms:test:abc", "not JSON")
         client.set("sms:test:def", "[1, 2]")
     assert await cache.find(["abc", "def"]) == {}
 
 
-async def test_many_that_arrive_together_share_round_trips(cache: RedisLinkCache) -> None:
+async def test_links_of_many_simultaneous_writes_share_round_trips(cache: RedisLinkCache) -> None:
     await asyncio.gather(*(cache.put([link(f"c{number}"), link(f"d{number}")]) for number in range(2000)))
     assert len(await cache.find([f"c{number}" for number in range(2000)])) == 2000
     assert cache._redis.calls < 12
 
 
-async def test_what_was_forgotten_is_not_brought_back_by_a_rewrite_under_way(cache: RedisLinkCache) -> None:
+async def test_an_invalidated_link_is_not_restored_by_a_rewrite_that_began_earlier(cache: RedisLinkCache) -> None:
     await cache.put([link("abc")])
     await cache.invalidate(["abc"])
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}
 
 
-async def test_a_redis_that_is_away_knows_nothing_and_holds_nobody_up(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_without_redis_nothing_is_found_and_no_error_is_raised(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
     await cache.put([link("abc")])
     redis_server.kill()
     await cache.put([link("def")])
@@ -76,9 +76,7 @@ async def test_a_redis_that_is_away_knows_nothing_and_holds_nobody_up(cache: Red
     assert set(await cache.find(["abc", "def"])) == {"abc"}
 
 
-async def test_a_change_that_redis_could_not_be_told_of_is_told_when_it_is_back(
-    cache: RedisLinkCache, redis_server: RedisProcess
-) -> None:
+async def test_a_failed_invalidation_is_repeated_when_redis_is_up_again(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
     await cache.put([link("abc")])
     redis_server.kill()
     assert not await cache.invalidate(["abc"])
@@ -88,7 +86,7 @@ async def test_a_change_that_redis_could_not_be_told_of_is_told_when_it_is_back(
     assert await cache.find(["abc"]) == {}
 
 
-async def test_without_redis_there_is_no_cache() -> None:
+async def test_an_installation_without_redis_has_an_empty_cache() -> None:
     cache = NoLinkCache()
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}
