@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 PATIENCE = 60.0  # seconds that a test waits for an event before it fails; a test that passes takes far less
+SOON_SECONDS = 5.0  # for a change that the service applies within a second; a loaded machine takes longer
 MIN_MEMORY_BYTES = 2 << 30  # free space that a folder in memory must have
 
 _NOT_DURABLE = """

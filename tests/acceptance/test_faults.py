@@ -175,7 +175,7 @@ def test_with_postgresql_and_redis_away_people_are_told_to_come_again(
         began = time.monotonic()
         answer = get(server, code)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10, "a response within HIT_DEADLINE, with time to spare for a loaded machine"
         redis_server.start()
         wait_until(lambda: get(server, code).status_code == 302, "Redis is back, and the link in it")
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.acceptance.nodes import Nodes
 from tests.acceptance.process import PHONE, Server
-from tests.servers import PATIENCE, PostgresProcess
+from tests.servers import PATIENCE, SOON_SECONDS, PostgresProcess
 
 Link = tuple[str, str]  # host and path
 
@@ -55,8 +55,8 @@ def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_data
     }
     assert links["domain"][0] == "go.brand.example"
     for link in (spared, *links.values()):
-        becomes(302, one, link, 1)
-        becomes(302, two, link, 1)
+        becomes(302, one, link, SOON_SECONDS)
+        becomes(302, two, link, SOON_SECONDS)
 
     def ask(method: str, path: str, body: dict[str, Any]) -> None:
         with one.api() as client:
@@ -71,7 +71,7 @@ def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_data
     for name, switch in switches.items():
         switch()
         for server in (two, one):
-            becomes(410, server, links[name], 1)
+            becomes(410, server, links[name], SOON_SECONDS)
     assert [status(server, spared) for server in (one, two)] == [302, 302]
 
     postgres_server.stop()

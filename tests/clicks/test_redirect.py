@@ -28,6 +28,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, MakeService, client_of
+from tests.servers import SOON_SECONDS
 
 
 async def hits(service: Service) -> list[Any]:
@@ -260,7 +261,7 @@ async def test_a_switch_holds_on_another_node_within_a_second(make_service: Make
         await one.database.write(switch, clock(), True)
         began = time.monotonic()
         while (await elsewhere.get(path, headers=PHONE)).status_code == 302:
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < SOON_SECONDS
 
 
 async def test_one_of_two_domains_can_be_killed_and_new_links_are_made_on_the_other(branded: Service, clock: Clock) -> None:

@@ -33,6 +33,7 @@ from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import rows
 from tests.receiver import Receiver, Reply
+from tests.servers import PATIENCE
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,7 +149,7 @@ async def test_an_outcome_that_comes_after_the_lease_was_lost_changes_nothing(
     await other_dispatcher(service).flush()
     before = await delivery(service)
     assert before.status == DELIVERED
-    await service.dispatcher.stop(0.1)
+    await service.dispatcher.stop(2)
     assert service.dispatcher.totals.leases_lost == 1
     assert await delivery(service) == before
 
@@ -212,7 +213,7 @@ async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
             began = time.monotonic()
             await dispatcher.step()
             await asyncio.wait(dispatcher._flights)
-            assert time.monotonic() - began < 0.3 + 0.5
+            assert time.monotonic() - began < 5, "neither the resolver (10 s) nor the tracker is waited for"
             await dispatcher.step()
     finally:
         released.set()
@@ -698,7 +699,7 @@ async def test_stop_hands_back_what_cannot_end_in_time(
     await story.first_click()
     await service.fanout.flush()
     await flying(service.dispatcher, receiver, 1)
-    await service.dispatcher.stop(0.1)
+    await service.dispatcher.stop(2)
     row = await delivery(service)
     assert (row.status, row.attempt, row.queue, row.next_at, row.lease_until) == (PENDING, 0, queries.FIRSTS, NOON, None)
     assert service.dispatcher.totals.handed_back == 1
@@ -717,7 +718,7 @@ async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another
     receiver.default_reply = Reply(hang=True)
     stopped = other_dispatcher(service)
     await flying(stopped, receiver, 1)
-    await stopped.stop(0.1)
+    await stopped.stop(2)
     receiver.take()
     receiver.default_reply = 200
     await service.dispatcher.flush()
@@ -745,7 +746,7 @@ async def test_stop_is_over_in_time_though_the_store_hangs(
     await asyncio.wait(dispatcher._flights)
     store.down = True
     turn = asyncio.create_task(dispatcher.step())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await hangs.wait()
         await dispatcher.stop(0.1)
     turn.cancel()
