@@ -246,8 +246,8 @@ def post_script(folder: Path, name: str, bodies: Sequence[str], path: str, heade
     place = folder / f"{name}.lua"
     listed = folder / f"{name}.txt"
     listed.write_text("\n".join(bodies) + "\n")
-    packed = ", ".join(f'["{key}"] = "{value}"' for key, value in (headers | {"Content-Type": "application/json"}).items())
-    place.write_text(_RUN_THROUGH.format(listed=listed, request=f'wrk.format("POST", "{path}", {{{packed}}}, line)'))
+    fetch_packed = ", ".join(f'["{key}"] = "{value}"' for key, value in (headers | {"Content-Type": "application/json"}).items())
+    place.write_text(_RUN_THROUGH.format(listed=listed, request=f'wrk.format("POST", "{path}", {{{fetch_packed}}}, line)'))
     return place
 
 

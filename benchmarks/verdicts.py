@@ -29,7 +29,7 @@ from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
 from shortener.clicks.verdicts.request_rules import (
     _AGENT_RULES,
-    REMEMBERED_AGENTS,
+    MAX_CACHED_AGENTS,
     RULES,
     Classification,
     RequestTraits,
@@ -155,7 +155,7 @@ def _report_unlisted() -> None:
 
 def _report_cost(agents: list[str]) -> float:
     """Print microseconds per hit, with the agent's first and later hits apart; the latter is returned."""
-    agents = agents[:: max(1, len(agents) // (REMEMBERED_AGENTS // 2))] or ["Mozilla/5.0 (iPhone)"]
+    agents = agents[:: max(1, len(agents) // (MAX_CACHED_AGENTS // 2))] or ["Mozilla/5.0 (iPhone)"]
     _judge_agent.cache_clear()
     cold, warm = (_microseconds(agents) for _ in range(2))
     print(f"\nCost per hit: {cold:.1f} µs for an agent not seen before")

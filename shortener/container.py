@@ -27,7 +27,7 @@ from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
-from shortener.clicks.verdicts.reclassify import EVERY as RECLASSIFY_INTERVAL
+from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.conversions.service import Conversions
 from shortener.delivery.deliveries import Deliveries
@@ -518,4 +518,4 @@ async def _refresh(directory: Directory) -> int:
 async def _fold_counts(database: Database) -> int:
     """Fold count deltas into the counts. Return 0 after a partial batch, so that one commit a second folds many deltas."""
     folded = await database.write(counts.fold)
-    return folded if folded >= counts.FOLD_LIMIT else 0
+    return folded if folded >= counts.MAX_FOLD_ROWS else 0

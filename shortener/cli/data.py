@@ -57,7 +57,7 @@ async def show_message(message_id: str, application: int | None, as_json: bool) 
         raise click.ClickException(f"there is no message {message_id!r}")
     if len(found) > 1:
         raise click.ClickException("several applications have a message of this id; name one with --application")
-    told = MessageStatusReader(base_url_of(settings, directory), ClickIds(secret.key("click ids")).encode).api(found[0])
+    told = MessageStatusReader(base_url_of(settings, directory), ClickIds(secret.key("click ids")).encode).serialize(found[0])
 
     def people() -> None:
         import orjson
@@ -135,7 +135,7 @@ async def verify(since: datetime | None, until: datetime | None, as_json: bool) 
     settings = load_settings()
     now = utcnow()
     kept = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
-    begin = since or counts.raw_since(now, kept=kept, link_ttl=timedelta(days=settings.link_ttl_days))
+    begin = since or counts.verifiable_since(now, kept=kept, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
         drifts = await database.read(counts.verify, begin, until or now + timedelta(minutes=1))
     rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at)} for drift in drifts]
@@ -174,7 +174,7 @@ async def export(
 
     from shortener.accounts.directory import Directory
     from shortener.container import base_url_of
-    from shortener.reporting.export import csv_pages
+    from shortener.reporting.export import export_csv
     from shortener.reporting.messages import MessageFilter
 
     written = 0
@@ -191,7 +191,7 @@ async def export(
         await directory.refresh()
         if directory.application(application) is None:
             raise click.ClickException(f"there is no application {application}")
-        async for piece in csv_pages(database, wanted, base_url_of(load_settings(), directory), progress=progress):
+        async for piece in export_csv(database, wanted, base_url_of(load_settings(), directory), progress=progress):
             output.write(piece)
     output.flush()
     if as_json:

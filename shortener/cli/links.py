@@ -65,13 +65,13 @@ async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
 async def _tell_link(database: Any, link: Any, as_json: bool) -> None:
     from shortener.accounts.directory import Directory
     from shortener.cli.common import load_settings
-    from shortener.clicks.link_admin import link_fields
+    from shortener.clicks.link_admin import serialize_link
     from shortener.container import base_url_of
     from shortener.model import utcnow
 
     directory = Directory(database)
     await directory.refresh()
-    fields = link_fields(link, directory, base_url_of(load_settings(), directory), utcnow())
+    fields = serialize_link(link, directory, base_url_of(load_settings(), directory), utcnow())
     _show_fields({"application_id": link.application_id} | fields, as_json)
 
 

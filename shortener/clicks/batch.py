@@ -22,10 +22,11 @@ from sqlalchemy import Connection
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
-from shortener.clicks.device_counts import LATE, count_late
+from shortener.clicks.device_counts import LATE_ID_DISTANCE, count_late
+from shortener.clicks.hit_metrics import CLICKS, hit_metric
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
-from shortener.clicks.verdicts.contextual_rules import AddressWatch, HitContext, LinkWatch, classify_by_context
+from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.outbox import count_deltas
@@ -40,7 +41,7 @@ _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK = int(LinkFlag.EVERY_CLICK)
 # Looking a member up in its class costs more than the comparison.
-_HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
+_HUMAN, _SUSPECTED = Verdict.HUMAN, Verdict.SUSPECTED
 
 
 @dataclass(slots=True)
@@ -64,15 +65,15 @@ class HitBatchWriter:
         self._ids = ids
         self._resolver = resolver
         self._directory = directory
-        self._addresses = AddressWatch()
-        self._links = LinkWatch()
+        self._addresses = RecentAddresses()
+        self._links = RecentLinks()
 
     def write(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> BatchResult:
         """Write the hits, of which there are some, in order of arrival. `again`: some may be stored already."""
         hit_policies = self._directory.hit_policies
-        late = hits[0].id < self._ids() - LATE
-        targets = queries.find(connection, {hit.code for hit in hits})
-        known = queries.known_hits(connection, [hit.id for hit in hits]) if again else set()
+        late = hits[0].id < self._ids() - LATE_ID_DISTANCE
+        targets = queries.find_links(connection, {hit.code for hit in hits})
+        known = queries.find_stored_hits(connection, [hit.id for hit in hits]) if again else set()
         outcome = BatchResult([])
         real: list[_Real] = []
         for hit in hits:
@@ -102,7 +103,7 @@ class HitBatchWriter:
                 else:
                     _, at, earliest, bits = claim
                     claims[message] = (message, at, earliest, bits | bit)
-        won = queries.claim(connection, list(claims.values()), seen) if claims else {}
+        won = queries.claim_first_clicks(connection, list(claims.values()), seen) if claims else {}
 
         hit_rows: list[HitRow] = []
         event_rows: list[EventRow] = []
@@ -112,20 +113,16 @@ class HitBatchWriter:
         for hit, target, off in real:
             flags = _OFF if off else 0
             topics = 0
-            metric: str | None = None
             if hit.at >= target.expires_at:
                 flags |= _LATE
-                metric = "late_hits"
+            metric = hit_metric(hit.verdict, flags)
+            if flags & _LATE:
                 if hit.verdict is _HUMAN and not off:
                     topics = _LATE_CLICK
             elif hit.verdict is _SUSPECTED:
-                metric = "suspected_hits"
                 if target.application_id in with_suspected and not off:
                     topics = _SUSPECTED_CLICK
-            elif hit.verdict is _IGNORED:
-                metric = "ignored_hits"
-            elif not off:
-                metric = "clicks"
+            elif metric == CLICKS:
                 if late:
                     late_clicks.append((hit.id, target.cohort_id, hit.at, hit.user_agent))
                 bits, is_first = won.get(target.message, (0, False))
@@ -186,7 +183,7 @@ class HitBatchWriter:
         watched = {target.message for _, target, chosen, _ in mine if chosen.all_links_within_second}
         links = queries.count_links(connection, watched) if watched else {}
         timed = {target.message for _, target, chosen, _ in mine if chosen.uses_report_times}
-        reported = queries.reports_of(connection, timed) if timed else {}
+        reported = queries.find_report_times(connection, timed) if timed else {}
         for _, target, _, at in mine:
             if target.message in links:
                 self._links.note(target.message, target.link_id, at)

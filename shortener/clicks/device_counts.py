@@ -5,7 +5,7 @@ the counts. How far it has come is a row of the store, changed in the transactio
 doubles a click, and of several processes that count the same hits one wins.
 
 A hit whose commit comes so late (after an outage) that the job may have passed its id is counted by the transaction that writes it.
-Between the two lies `LAG` less `LATE`: time enough for commits, and for clocks of nodes that differ.
+Between the two lies `LAG_MS` less `LATE_ID_DISTANCE`: time enough for commits, and for clocks of nodes that differ.
 """
 
 from __future__ import annotations
@@ -17,29 +17,26 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, Select, func, literal_column, select, text, type_coerce, update
 
-from shortener.clicks.user_agents import browser_name, device_of
+from shortener.clicks.hit_metrics import IS_CLICK
+from shortener.clicks.user_agents import browser_name, parse_device
 from shortener.ids import IdGenerator, first_id_at, id_span
-from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
-LAG = 120_000  # milliseconds that the job stays behind
-LATE = id_span(30_000)  # a hit whose id is so much older than its transaction is late
-PAGE = 5000  # hits of one round
+LAG_MS = 120_000  # milliseconds that the job stays behind
+LATE_ID_DISTANCE = id_span(30_000)  # a hit whose id is so much older than its transaction is late
+PAGE_HITS = 5000  # hits of one round
 _PARSED_AT_ONCE = 16  # agents, each some tens of microseconds, before requests get their turn
 
 _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
-#: A person's hit on a link that was alive: what `clicks` counts.
-IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(int(HitFlag.LATE | HitFlag.DISABLED)) == 0)
 
-
-def metrics_of(user_agent: str) -> tuple[str, str]:
+def device_metrics(user_agent: str) -> tuple[str, str]:
     """The two metrics that a click with this agent is counted under."""
-    device = device_of(user_agent)
+    device = parse_device(user_agent)
     return f"device:{device.kind}", f"browser:{browser_name(device.browser)}"
 
 
@@ -80,7 +77,7 @@ def _parse(value: str | None) -> _Mark:
     return _Mark(int(counted), token)
 
 
-def counted_until(connection: Connection) -> int:
+def last_counted_hit(connection: Connection) -> int:
     """The id of the last hit that the job has passed."""
     return _mark(connection).counted
 
@@ -92,7 +89,7 @@ def count_late(connection: Connection, tally: CountDelta, clicks: Sequence[tuple
     connection.execute(update(installation).where(_ROW).values(value=_Mark(mark.counted, secrets.token_hex(4)).text))
     for hit, cohort, at, user_agent in clicks:
         if hit <= mark.counted:
-            for metric in metrics_of(user_agent):
+            for metric in device_metrics(user_agent):
                 tally.add(cohort, at, metric)
 
 
@@ -103,17 +100,17 @@ class DeviceCounter:
 
     async def step(self, now_ms: int) -> int:
         """Count one page of hits that are old enough; returns their number when there may be more. Raises StoreUnavailable."""
-        page = await self._database.read(_page, first_id_at(now_ms - LAG))
+        page = await self._database.read(_page, first_id_at(now_ms - LAG_MS))
         if page.last == page.mark.counted:
             return 0
         tally = CountDelta()
         for number, (cohort, quarter, user_agent, amount) in enumerate(page.clicks):
-            for metric in metrics_of(user_agent):
+            for metric in device_metrics(user_agent):
                 tally.add(cohort, quarter * TIME_SLOT_MS, metric, amount)
             if number % _PARSED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # let hits in between
         done = await self._database.write(self._keep, page, tally)
-        return page.hits if done and page.hits == PAGE else 0
+        return page.hits if done and page.hits == PAGE_HITS else 0
 
     async def catch_up(self, now_ms: int) -> None:
         """Count everything that is old enough."""
@@ -137,7 +134,7 @@ class _Page(NamedTuple):
 
 def _page(connection: Connection, end: int) -> _Page:
     mark = _mark(connection)
-    some = select(hits.c.id).where(hits.c.id > mark.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE).subquery()
+    some = select(hits.c.id).where(hits.c.id > mark.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     number, last = connection.execute(select(func.count(), func.max(some.c.id))).one()
     if not number:
         return _Page(mark, mark.counted, 0, ())

@@ -54,7 +54,7 @@ def switch_link(connection: Connection, code: str, now: datetime, *, enabled: bo
     return find_link(connection, code, application_id)
 
 
-def off_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
+def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
     """What keeps the link from leading anywhere, besides its time."""
     domain = directory.domain_by_id(link.domain_id)
     application = directory.application(link.application_id)
@@ -67,9 +67,9 @@ def off_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
     return "host" if directory.hit_policies.blocks(link.application_id, link.location or link.url) else None
 
 
-def link_fields(link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime) -> dict[str, Any]:
+def serialize_link(link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime) -> dict[str, Any]:
     """A link as the API and the command line tell it."""
-    off = off_by(directory, link)
+    off = disabled_by(directory, link)
     return {
         "code": link.code,
         "short_url": f"{base_url(link.domain_id)}/{link.code}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-SHORTEST, LONGEST = 4, 32  # characters of a code
+MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # characters of a code
 _MOST_FORGIVEN = 8  # signs behind it
 
 # Stops, brackets and quotes: ASCII, typographic, and those of Chinese and Japanese.
@@ -21,7 +21,7 @@ def _percent_encoded(sign: bytes) -> bytes:
 
 
 _STRAY = b"|".join(form for sign in _FORGIVEN for form in (re.escape(sign.encode()), b"(?i:%s)" % _percent_encoded(sign.encode())))
-_PATH = re.compile(rb"/([A-Za-z0-9]{%d,%d})(?:%s){0,%d}" % (SHORTEST, LONGEST, _STRAY, _MOST_FORGIVEN))
+_PATH = re.compile(rb"/([A-Za-z0-9]{%d,%d})(?:%s){0,%d}" % (MIN_CODE_LENGTH, MAX_CODE_LENGTH, _STRAY, _MOST_FORGIVEN))
 
 
 def code_of(path: bytes | str) -> str | None:

@@ -66,7 +66,7 @@ _FIND = {
 }
 
 _CLAIM = ("id", "at", "hit_id", "links")  # the columns of Claim
-#: On SQLite what `find` saw is still so; the links are added, and the first click stays the first one.
+#: On SQLite what `find_links` saw is still so; the links are added, and the first click stays the first one.
 _click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
@@ -90,7 +90,7 @@ _KNOWN = {
 }
 
 
-def find(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
+def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
     """What each known code leads to."""
     engine = connection.dialect.name
     wanted = list(codes)
@@ -101,15 +101,15 @@ def find(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
     return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (wanted,))}
 
 
-def claim(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
-    """Take the first clicks that nobody took. `seen`: what `find` told of each message (any of its links).
+def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
+    """Take the first clicks that nobody took. `seen`: what `find_links` told of each message (any of its links).
 
     Returns for each message: the bits of the links that this transaction was first on, and whether it was first on the message
     too."""
     # Neighbours in the tree follow each other; and nodes wait for each other in one order (outbox/first_clicks.py).
     claims = sorted(claims)
     if connection.dialect.name == "sqlite":
-        # One writer, and `find` ran in this transaction: what it saw as unclicked still is.
+        # One writer, and `find_links` ran in this transaction: what it saw as unclicked still is.
         _click(connection, claims)
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
@@ -136,7 +136,7 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
     return [claim for claim in claims if claim[0] not in stands]
 
 
-def known_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
+def find_stored_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
     """Which of these hits are stored already: asked only for a batch whose first commit may or may not have arrived."""
     engine = connection.dialect.name
     if engine == "sqlite":
@@ -152,7 +152,7 @@ def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, in
     return {row[0]: row[1] for row in connection.execute(counted.group_by(links.c.message_id))}
 
 
-def reports_of(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
+def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
     """When each message was sent and delivered, in ms since 1970: asked only for applications that judge by it."""
     wanted = values_table(connection, [(message,) for message in messages], id=BigInteger)
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]

@@ -393,7 +393,7 @@ class Recorder:
             return False
 
     async def _read(self, hits: Sequence[Hit]) -> list[Resolution]:
-        targets = await self._database.read(queries.find, {hit.code for hit in hits})
+        targets = await self._database.read(queries.find_links, {hit.code for hit in hits})
         hit_policies = self._directory.hit_policies
         return [self._resolver.resolve(hit, targets.get(hit.code), hit_policies) for hit in hits]
 

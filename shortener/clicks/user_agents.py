@@ -16,7 +16,7 @@ import ua_parser
 
 Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
-LONGEST_AGENT = 512  # characters that are looked at
+MAX_AGENT_LENGTH = 512  # characters that are looked at
 
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
@@ -32,9 +32,9 @@ class Device:
     browser: str
 
 
-def device_of(user_agent: str) -> Device:
+def parse_device(user_agent: str) -> Device:
     """The device that an agent belongs to, as far as it tells. Never fails."""
-    return _device_of(user_agent[:LONGEST_AGENT])
+    return _device_of(user_agent[:MAX_AGENT_LENGTH])
 
 
 #: The names that statistics tell browsers by, each with ua-parser's families; their number is bounded, whatever agents send.
@@ -70,13 +70,13 @@ _BROWSERS = {
     "X": ("Twitter",),
     "another app": ("Mobile Safari UI/WKWebView", "Chrome Mobile WebView"),
 }
-OTHER = "other"
+OTHER_BROWSER = "other"
 _NAMES = {family: name for name, families in _BROWSERS.items() for family in families}
 
 
 def browser_name(family: str) -> str:
     """One of a few dozen names for a family of `Device.browser`, or "other"."""
-    return _NAMES.get(family, OTHER)
+    return _NAMES.get(family, OTHER_BROWSER)
 
 
 @lru_cache(maxsize=16_384)

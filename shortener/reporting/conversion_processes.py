@@ -14,24 +14,24 @@ from typing import Literal
 
 from sqlalchemy import BigInteger, Connection, Text, cast, func, select, type_coerce
 
-from shortener.reporting.counts import quarters, unfolded
-from shortener.reporting.queries import packed
-from shortener.reporting.statistics import PENDING
+from shortener.reporting.counts import read_unfolded, time_slots
+from shortener.reporting.queries import fetch_packed
+from shortener.reporting.statistics import MAX_PENDING_ROWS
 from shortener.storage.schema import cohorts, counts, messages, processes
 
-MOST_INTERVALS = 750  # each costs a statement; a month has 744 hours
+MAX_INTERVALS = 750  # each costs a statement; a month has 744 hours
 _STARTS, _ENDS = "messages", "ends"
 
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
 
 
 @dataclass(slots=True)
-class Rate:
+class ProcessCounts:
     starts: int = 0
     ends: int = 0
 
     @classmethod
-    def total(cls, rates: Iterable[Rate]) -> Rate:
+    def total(cls, rates: Iterable[ProcessCounts]) -> ProcessCounts:
         every = list(rates)
         return cls(sum(rate.starts for rate in every), sum(rate.ends for rate in every))
 
@@ -47,7 +47,7 @@ class Rate:
         return round(self.ends / self.starts, 6) if self.starts else 0.0
 
 
-def key_of_message(connection: Connection, application_id: int, message_id: str) -> str | None:
+def find_process_key(connection: Connection, application_id: int, message_id: str) -> str | None:
     """The key of the process that the message belongs to; None when the application has no such message."""
     statement = (
         select(processes.c.process_key)
@@ -66,17 +66,17 @@ def find_process(connection: Connection, application_id: int, process_key: str) 
     return number
 
 
-def cut(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
+def split_interval(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
     """The intervals between the two times (UTC): when each begins, and its quarters of an hour. They begin with the hour, the day,
     Monday or the month, save the first; MINUTE cuts quarters of an hour, the finest that is counted.
 
     Raises ValueError when there are more than MOST_INTERVALS."""
     intervals: list[tuple[datetime, range]] = []
     while since < until:
-        if len(intervals) == MOST_INTERVALS:
-            raise ValueError(f"cuts the time into more than {MOST_INTERVALS} intervals")
+        if len(intervals) == MAX_INTERVALS:
+            raise ValueError(f"cuts the time into more than {MAX_INTERVALS} intervals")
         end = until if granulation is None else min(_next(since, granulation), until)
-        intervals.append((since, quarters(since, end)))
+        intervals.append((since, time_slots(since, end)))
         since = end
     return intervals
 
@@ -98,11 +98,11 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
             return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
-def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, Rate]]:
+def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
     """For each interval the rates by country ("" when unknown), where anything happened. `intervals` are ranges of quarters of an
     hour, none overlapping, the oldest first. What happened a moment ago is in them, as far as folding is not behind."""
     amount = func.sum(cast(type_coerce(counts.c.amount, Text), BigInteger))
-    rates: list[dict[str, Rate]] = []
+    rates: list[dict[str, ProcessCounts]] = []
     for within in intervals:
         statement = (
             select(cohorts.c.country, counts.c.metric, amount)
@@ -111,17 +111,19 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
             .where(counts.c.quarter >= within.start, counts.c.quarter < within.stop)
             .group_by(cohorts.c.country, counts.c.metric)
         )
-        of_interval: dict[str, Rate] = {}
-        for country, metric, counted in packed(connection, statement):
-            of_interval.setdefault(country, Rate()).add(metric, int(counted))
+        of_interval: dict[str, ProcessCounts] = {}
+        for country, metric, counted in fetch_packed(connection, statement):
+            of_interval.setdefault(country, ProcessCounts()).add(metric, int(counted))
         rates.append(of_interval)
     _add_pending(connection, process_id, intervals, rates)
     return rates
 
 
-def _add_pending(connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, Rate]]) -> None:
+def _add_pending(
+    connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
+) -> None:
     """What is not yet folded into the counts."""
-    _, sums = unfolded(connection, PENDING)
+    _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return
     mine = select(cohorts.c.id, cohorts.c.country).where(cohorts.c.process_id == process_id)
@@ -130,4 +132,4 @@ def _add_pending(connection: Connection, process_id: int, intervals: Sequence[ra
     for (cohort, quarter, metric), counted in sums.items():
         place = bisect.bisect(begins, quarter) - 1
         if cohort in countries and metric in (_STARTS, _ENDS) and place >= 0 and quarter in intervals[place]:
-            rates[place].setdefault(countries[cohort], Rate()).add(metric, int(counted))
+            rates[place].setdefault(countries[cohort], ProcessCounts()).add(metric, int(counted))

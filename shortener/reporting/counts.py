@@ -26,7 +26,6 @@ from sqlalchemy import (
     Select,
     Table,
     and_,
-    case,
     func,
     join,
     literal,
@@ -36,9 +35,9 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from shortener.clicks.device_counts import clicks_by_agent, counted_until, metrics_of
+from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
+from shortener.clicks.hit_metrics import HIT_METRIC
 from shortener.conversions.parsing import END_ACTION
-from shortener.model import HitFlag, Verdict
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.storage import raw_sql
 from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages
@@ -46,7 +45,7 @@ from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
 #: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
-FOLD_LIMIT = 100
+MAX_FOLD_ROWS = 100
 _FOLDING = 7_305_469_222  # advisory lock of PostgreSQL: any number that nothing else in the database uses
 
 #: Far more digits than any sum has, so that none is ever rounded.
@@ -58,7 +57,7 @@ Key = tuple[int, int, str]
 Sums = dict[Key, Decimal]
 
 
-def fold(connection: Connection, limit: int = FOLD_LIMIT) -> int:
+def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
     """Add the `limit` oldest tallies into the counts and delete them; returns how many.
 
     0 also when another process is folding: two at once would wait for each other's rows of `counts` and then be no faster than
@@ -66,7 +65,7 @@ def fold(connection: Connection, limit: int = FOLD_LIMIT) -> int:
     """
     if connection.dialect.name == "postgresql" and not connection.scalar(select(func.pg_try_advisory_xact_lock(_FOLDING))):
         return 0
-    ids, sums = unfolded(connection, limit)
+    ids, sums = read_unfolded(connection, limit)
     if not ids:
         return 0
     add(sums, raw_sql.rows(connection, _STANDING, *raw_sql.bulk_parameters(connection, list(sums))))
@@ -103,7 +102,7 @@ _FORGET = {
 }
 
 
-def unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
+def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
     """The `limit` oldest tallies with an id above `after`: their ids, and what they add up to."""
     rows = raw_sql.rows(connection, _OLDEST, after, limit)
     whole: dict[Key, int] = {}
@@ -130,12 +129,12 @@ def add(sums: Sums, rows: Iterable[Any]) -> None:
 
 # Counting again.
 
-_PIECE = 100_000  # raw rows of one statement, so that none runs into a time limit
-_COHORTS = 100  # cohorts whose counts one statement reads
+MAX_RECOUNT_ROWS = 100_000  # raw rows of one statement, so that none runs into a time limit
+MAX_RECOUNT_COHORTS = 100  # cohorts whose counts one statement reads
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class CountDifference:
     """A count that is not what the raw rows say. `at`: when its quarter of an hour begins."""
 
     application_id: int
@@ -148,13 +147,13 @@ class Drift:
     counted: Decimal
 
 
-def raw_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
+def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
     """From when on everything that counts still has its raw rows: `kept` is how long messages and hits are, and a message may
     be clicked as long as its links live."""
     return now - max(kept - link_ttl, timedelta())
 
 
-def verify(connection: Connection, since: datetime, until: datetime) -> list[Drift]:
+def verify(connection: Connection, since: datetime, until: datetime) -> list[CountDifference]:
     """Count messages, hits and conversions again for the quarters from `since` to `until`; returns each difference, oldest first.
 
     Run it as one read, so that all of it sees the same moment. It reads every message, hit and conversion once; what it keeps in
@@ -162,7 +161,7 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Dri
     fell into (a report that came after the click may have changed `sent_at`), only that every clicked message is in one; and which
     device and browser the clicks of a quarter were made with if one of them is erased, only how many there were.
     """
-    within = quarters(since, until)
+    within = time_slots(since, until)
     counted: Sums = {}
     for statement in _recounts(connection, within):
         add(counted, connection.execute(statement).all())
@@ -175,7 +174,7 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Dri
     wrong = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
     names = _names(connection, {cohort for cohort, _, _ in wrong})
     return [
-        Drift(
+        CountDifference(
             *names[cohort],
             at=from_ms(quarter * TIME_SLOT_MS),
             metric=metric,
@@ -186,7 +185,7 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Dri
     ]
 
 
-def quarters(since: datetime, until: datetime) -> range:
+def time_slots(since: datetime, until: datetime) -> range:
     """The quarters of an hour from the one that `since` lies in, up to `until`; a quarter that has begun before `until` counts."""
     return range(to_ms(since) // TIME_SLOT_MS, -(-to_ms(until) // TIME_SLOT_MS))
 
@@ -195,13 +194,13 @@ def _kept(connection: Connection, within: range) -> Sums:
     """The counts and what is not yet folded into them; all buckets of the time to click as one metric, `ttc`."""
     kept: Sums = {}
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
-    for start in range(0, last + 1, _COHORTS):
-        some = counts.c.cohort_id.between(start, start + _COHORTS - 1)
+    for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
+        some = counts.c.cohort_id.between(start, start + MAX_RECOUNT_COHORTS - 1)
         rows = connection.execute(select(counts).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
         add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in rows))
     after = -1
     while True:
-        ids, sums = unfolded(connection, FOLD_LIMIT, after)
+        ids, sums = read_unfolded(connection, MAX_FOLD_ROWS, after)
         if not ids:
             return kept
         after = max(ids)
@@ -243,8 +242,8 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
             each = _per_quarter(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
             yield each.select_from(clicked).where(piece)
     for piece in _pieces(connection, hits):
-        of_hits = _per_quarter(links.c.cohort_id, hits.c.at, _METRIC_OF_HIT, within, func.count())
-        yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(piece, _METRIC_OF_HIT.is_not(None))
+        of_hits = _per_quarter(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
+        yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(piece, HIT_METRIC.is_not(None))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     for piece in _pieces(connection, conversions):
         cohort, at = messages.c.cohort_id, conversions.c.at
@@ -259,13 +258,13 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
 
 def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:
     """Add clicks by device and browser, as far as click.devices has come; returns the cohorts and quarters with erased ones."""
-    last = counted_until(connection)
+    last = last_counted_hit(connection)
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
     for piece in _pieces(connection, hits):
         for cohort, quarter, user_agent, amount in connection.execute(of_clicks.where(piece)):
-            add(counted, ((cohort, quarter, metric, amount) for metric in metrics_of(user_agent)))
+            add(counted, ((cohort, quarter, metric, amount) for metric in device_metrics(user_agent)))
             if not user_agent:
                 erased.add((cohort, quarter))
     return erased
@@ -279,16 +278,6 @@ def _blur(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
         apart = (cohort, quarter) not in erased or not colon or kind not in ("device", "browser")
         add(blurred, [(cohort, quarter, metric if apart else kind, amount)])
     return blurred
-
-
-#: What the recorder counts a hit as; NULL for a person's hit on a link that was switched off.
-_METRIC_OF_HIT = case(
-    (hits.c.flags.bitwise_and(int(HitFlag.LATE)) != 0, "late_hits"),
-    (hits.c.verdict == int(Verdict.SUSPECTED), "suspected_hits"),
-    (hits.c.verdict == int(Verdict.IGNORED), "ignored_hits"),
-    (hits.c.flags.bitwise_and(int(HitFlag.DISABLED)) != 0, None),
-    else_="clicks",
-)
 
 
 def _per_quarter(
@@ -305,7 +294,9 @@ def _pieces(connection: Connection, table: Table) -> Iterator[ColumnElement[bool
     """Conditions that cut the table into ranges of its primary key."""
     after = -1
     while True:
-        end = connection.scalar(select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(_PIECE - 1).limit(1))
+        end = connection.scalar(
+            select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(MAX_RECOUNT_ROWS - 1).limit(1)
+        )
         if end is None:
             yield table.c.id > after
             return

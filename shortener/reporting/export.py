@@ -20,14 +20,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from sqlalchemy import BigInteger, Connection, select
 
 from shortener.model import State
-from shortener.reporting.messages import MessageFilter, MessagePage, decimal, page
+from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_decimal
 from shortener.reporting.queries import AnyRow
 from shortener.storage.database import Database
 from shortener.storage.schema import links
 from shortener.storage.types import to_iso
 from shortener.storage.values_table import values_table
 
-PAGE = 200  # messages; the event loop is held for as long as their lines take
+PAGE_MESSAGES = 200  # messages; the event loop is held for as long as their lines take
 
 HEADER = (
     "message_id",
@@ -58,7 +58,7 @@ HEADER = (
 )
 
 
-async def csv_pages(
+async def export_csv(
     database: Database,
     wanted: MessageFilter,
     base_url: Callable[[int], str],
@@ -83,7 +83,7 @@ async def csv_pages(
 
 def _page(connection: Connection, wanted: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
     """A page, and the first link of each of its messages that has one."""
-    found = page(connection, wanted, PAGE, below)
+    found = list_messages(connection, wanted, PAGE_MESSAGES, below)
     shown = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
     statement = (
         select(links.c.message_id, links.c.domain_id, links.c.code, links.c.url)
@@ -97,18 +97,18 @@ def _page(connection: Connection, wanted: MessageFilter, below: int | None) -> t
 def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> tuple[object, ...]:
     """The cells in the order of HEADER. What others chose the words of is defused."""
     return (
-        defuse(row.message_id),
-        defuse(row.request_id),
-        defuse(row.external_request_id),
+        escape_formula(row.message_id),
+        escape_formula(row.request_id),
+        escape_formula(row.external_request_id),
         row.source,
-        defuse(row.campaign),
+        escape_formula(row.campaign),
         row.country,
-        defuse(row.to_address),
-        defuse(row.from_address),
+        escape_formula(row.to_address),
+        escape_formula(row.from_address),
         State(row.state).name,
-        defuse(row.report_status),
-        defuse(row.reason_code),
-        defuse(row.reason_description),
+        escape_formula(row.report_status),
+        escape_formula(row.reason_code),
+        escape_formula(row.reason_description),
         to_iso(row.created_at),
         to_iso(row.sent_at),
         to_iso(row.delivered_at),
@@ -118,10 +118,10 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
         row.encoding,
         row.segments,
         row.fragments_count,
-        decimal(row.mt_price),
-        defuse(row.telecom_message_id),
+        serialize_decimal(row.mt_price),
+        escape_formula(row.telecom_message_id),
         link and f"{base_url(link.domain_id)}/{link.code}",
-        link and defuse(link.url),
+        link and escape_formula(link.url),
     )
 
 
@@ -137,7 +137,7 @@ _SIGN = "=+\\-@＝＋－＠"
 _FORMULA = re.compile(rf"^(?=\s*[{_SIGN}\t\r\n])|(?<=[;|\t\r\n])(?=\s*[{_SIGN}])")
 
 
-def defuse(text: str | None) -> str:
+def escape_formula(text: str | None) -> str:
     """The text as a cell that no spreadsheet runs: an apostrophe stands before what would be a formula."""
     if not text or _NUMBER.fullmatch(text):
         return text or ""

@@ -1,9 +1,9 @@
 """Lists of messages, newest first, in keyset pages.
 
-A page costs what it shows, wherever in the list it lies: it begins below a row id, walks an index (`messages_by_recipient`,
-`messages_by_cohort` for a campaign, else `messages_by_application`) and counts nothing. Times are bounds of the id, which grows
-with time. What no index knows (`state`; `source` without a campaign) is looked for among the next `WALK` messages only, so a
-page may hold fewer messages than asked for, or none, and still have a next one.
+The cost of a page does not depend on its position in the list. A page begins below a row id and reads one index:
+`messages_by_recipient`, `messages_by_cohort` for a campaign, or else `messages_by_application`. Times become limits of the id,
+because ids grow with time. No index contains the state, or the source without a campaign. For these filters, a page examines at
+most MAX_SCANNED_ROWS messages. Such a page may contain fewer messages than requested, or none, and still have a next page.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
-WALK = 10_000  # messages among which a page looks for those that no index finds
-MOST_COHORTS = 200  # indexes walked side by side; SQLite takes 500
+MAX_SCANNED_ROWS = 10_000  # messages among which a page looks for those that no index finds
+MAX_COHORTS_PER_PAGE = 200  # indexes walked side by side; SQLite takes 500
 _NO_ID = (1 << 63) - 1  # above every id
 _SLACK = timedelta(hours=1)  # between a message's time and that of its id: two clocks of one request
 
@@ -50,7 +50,7 @@ class MessagePage:
 
 
 #: What lists and the status tell of a message.
-COLUMNS = (
+MESSAGE_COLUMNS = (
     messages.c.id,
     messages.c.message_id,
     messages.c.request_id,
@@ -80,7 +80,7 @@ COLUMNS = (
 )
 
 
-def page(connection: Connection, wanted: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
+def list_messages(connection: Connection, wanted: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
     """The newest `limit` messages, or those with an id below `below`."""
     ways, looked_for = _ways(connection, wanted)
     if not ways:
@@ -94,7 +94,7 @@ def page(connection: Connection, wanted: MessageFilter, limit: int, below: int |
     return MessagePage(rows, floor)
 
 
-def fields(row: AnyRow) -> dict[str, Any]:
+def serialize_message(row: AnyRow) -> dict[str, Any]:
     """A row of COLUMNS as the API tells it: times in ISO 8601, the price as a decimal string."""
     return {
         "message_id": row.message_id,
@@ -121,11 +121,11 @@ def fields(row: AnyRow) -> dict[str, Any]:
         "encoding": row.encoding,
         "segments": row.segments,
         "fragments_count": row.fragments_count,
-        "mt_price": decimal(row.mt_price),
+        "mt_price": serialize_decimal(row.mt_price),
     }
 
 
-def decimal(amount: Decimal | None) -> str | None:
+def serialize_decimal(amount: Decimal | None) -> str | None:
     """Money as the API tells it: never in floating point, never with an exponent."""
     return None if amount is None else format(amount, "f")
 
@@ -148,8 +148,8 @@ def _ways(connection: Connection, wanted: MessageFilter) -> tuple[list[Way], Con
     if wanted.source is not None:
         own.append(cohorts.c.source == wanted.source)
     if wanted.campaign is not None and wanted.to is None:
-        numbers = connection.scalars(select(cohorts.c.id).where(*own).limit(MOST_COHORTS + 1)).all()
-        if len(numbers) <= MOST_COHORTS:
+        numbers = connection.scalars(select(cohorts.c.id).where(*own).limit(MAX_COHORTS_PER_PAGE + 1)).all()
+        if len(numbers) <= MAX_COHORTS_PER_PAGE:
             return [(messages.c.cohort_id, number) for number in numbers], looked_for
     if len(own) > 1:
         # + 0: not to be looked up in an index of its own, whose order is another.
@@ -192,7 +192,9 @@ def _walk(connection: Connection, way: Way, low: int, high: int) -> Select[int]:
 def _floor(connection: Connection, ways: list[Way], low: int, high: int) -> int | None:
     """The id down to which this page looks; None when that is the end. The highest one, where several indexes are walked: below
     it, what one of them was not asked for would be missing."""
-    ends = union_all(*(select(_walk(connection, way, low, high).offset(WALK).limit(1).subquery().c.id) for way in ways)).subquery()
+    ends = union_all(
+        *(select(_walk(connection, way, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id) for way in ways)
+    ).subquery()
     floor: int | None = connection.scalar(select(func.max(ends.c.id)))
     return floor
 
@@ -201,6 +203,6 @@ def _newest(connection: Connection, ways: list[Way], low: int, high: int, condit
     walks = (_walk(connection, way, low, high).where(*conditions).limit(limit).subquery() for way in ways)
     found = union_all(*(select(walk.c.id) for walk in walks)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
-    shown = select(*COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
     return shown.where(messages.c.id.in_(newest)).order_by(messages.c.id.desc())

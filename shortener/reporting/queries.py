@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 AnyRow = Row[*tuple[Any, ...]]
 
 
-def packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:
+def fetch_packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:
     """The rows of a statement whose columns JSON can carry (no instants).
 
     On SQLite they come as one row of JSON: each row fetched hands the interpreter lock to the event loop and back."""

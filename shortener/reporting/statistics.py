@@ -4,7 +4,7 @@ A metric is counted at the time of the thing itself: a message when it was made,
 day may belong to messages of the day before, and a rate of a short time may be above 1.
 
 What happened a moment ago is in the figures too: what is not yet folded is added to the counts, from the same snapshot. Only
-when folding is far behind (`PENDING`) are the newest happenings left out, and the answer says so (`complete`).
+when folding is far behind (`MAX_PENDING_ROWS`) are the newest happenings left out, and the answer says so (`complete`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from sqlalchemy import (
 )
 
 from shortener.outbox.count_deltas import time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.counts import EXACT, quarters, unfolded
-from shortener.reporting.queries import packed
+from shortener.reporting.counts import EXACT, read_unfolded, time_slots
+from shortener.reporting.queries import fetch_packed
 from shortener.storage.schema import cohorts, counts
 from shortener.storage.values_table import values_table
 
-PENDING = 1000  # tallies that one question adds to the counts
-LONGEST = 366  # days that can be told one by one
+MAX_PENDING_ROWS = 1000  # tallies that one question adds to the counts
+MAX_DAYS = 366  # days that can be told one by one
 
 _TTC = "ttc:"
 _VALUE = "value:"
@@ -46,7 +46,7 @@ _BROWSER = "browser:"
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class StatisticsFilter:
     """What is asked for. The quarters of an hour that `since` and `until` lie in are counted as a whole."""
 
     application_id: int
@@ -57,7 +57,7 @@ class Scope:
 
     @property
     def within(self) -> range:
-        return quarters(self.since, self.until)
+        return time_slots(self.since, self.until)
 
     def includes(self) -> list[ColumnElement[bool]]:
         """Conditions on cohorts."""
@@ -155,36 +155,36 @@ class StatisticsReport(Generic[Group]):
     complete: bool
 
 
-def totals(connection: Connection, scope: Scope) -> StatisticsReport[None]:
+def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[None]:
     """One group, None. Like all three, to be run as one read, so that counts and tallies are of the same moment."""
     figures = Figures()
-    for metric, value, amount in packed(connection, _sums(scope, scope.within)):
+    for metric, value, amount in fetch_packed(connection, _sums(scope, scope.within)):
         figures.add(metric, _amount(value, amount))
     return _with_pending(connection, scope, {None: figures}, lambda country, quarter: None)
 
 
-def by_country(connection: Connection, scope: Scope) -> StatisticsReport[str]:
+def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
     """By ISO 3166 code of the recipient's number, "" when it is not known; countries where nothing happened are left out."""
     groups: dict[str, Figures] = {}
-    for country, metric, value, amount in packed(connection, _sums(scope, scope.within, cohorts.c.country)):
+    for country, metric, value, amount in fetch_packed(connection, _sums(scope, scope.within, cohorts.c.country)):
         groups.setdefault(country, Figures()).add(metric, _amount(value, amount))
     return _with_pending(connection, scope, groups, lambda country, quarter: country)
 
 
-def daily(connection: Connection, scope: Scope, zone: tzinfo) -> StatisticsReport[date]:
+def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
     """By day as `zone` has them, every day between the two times, in order; the first and the last may be parts of days."""
     days = _days(scope, zone)
     groups: dict[date, Figures] = {}
     for day, within in days:
         # Day by day: one statement grouped by day reads the same rows, and takes four times as long to sort them.
         groups[day] = figures = Figures()
-        for metric, value, amount in packed(connection, _sums(scope, within)):
+        for metric, value, amount in fetch_packed(connection, _sums(scope, within)):
             figures.add(metric, _amount(value, amount))
     edges = [within.start for _, within in days]
     return _with_pending(connection, scope, groups, lambda country, quarter: days[bisect.bisect(edges, quarter) - 1][0])
 
 
-def _days(scope: Scope, zone: tzinfo) -> list[tuple[date, range]]:
+def _days(scope: StatisticsFilter, zone: tzinfo) -> list[tuple[date, range]]:
     within = scope.within
     day = scope.since.astimezone(zone).date()
     days = []
@@ -192,7 +192,7 @@ def _days(scope: Scope, zone: tzinfo) -> list[tuple[date, range]]:
     while start < within.stop:
         after = day + timedelta(days=1)
         midnight = datetime(after.year, after.month, after.day, tzinfo=zone)
-        stop = min(quarters(midnight, midnight).start, within.stop)
+        stop = min(time_slots(midnight, midnight).start, within.stop)
         days.append((day, range(start, stop)))
         day, start = after, stop
     return days
@@ -201,7 +201,7 @@ def _days(scope: Scope, zone: tzinfo) -> list[tuple[date, range]]:
 _is_value = counts.c.metric.startswith(_VALUE)
 
 
-def _sums(scope: Scope, within: range, *group: ColumnElement[Any]) -> Select[Any]:
+def _sums(scope: StatisticsFilter, within: range, *group: ColumnElement[Any]) -> Select[Any]:
     """Rows of (group, metric, NULL, sum); for amounts of money (group, metric, amount, how often), to be added exactly."""
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
     amount = case((_is_value, 1), else_=cast(type_coerce(counts.c.amount, Text), BigInteger))
@@ -219,10 +219,10 @@ def _amount(value: str | None, amount: int) -> Decimal:
 
 
 def _with_pending(
-    connection: Connection, scope: Scope, groups: dict[Group, Figures], group_of: Callable[[str, int], Group]
+    connection: Connection, scope: StatisticsFilter, groups: dict[Group, Figures], group_of: Callable[[str, int], Group]
 ) -> StatisticsReport[Group]:
     """Add what is not yet folded."""
-    ids, sums = unfolded(connection, PENDING + 1)
+    ids, sums = read_unfolded(connection, MAX_PENDING_ROWS + 1)
     within = scope.within
     pending = {key: amount for key, amount in sums.items() if key[1] in within}
     chosen = values_table(connection, {(cohort,) for cohort, _, _ in pending}, id=Integer)
@@ -231,4 +231,4 @@ def _with_pending(
     for (cohort, quarter, metric), amount in pending.items():
         if cohort in countries:
             groups.setdefault(group_of(countries[cohort], quarter), Figures()).add(metric, amount)
-    return StatisticsReport(groups, complete=len(ids) <= PENDING)
+    return StatisticsReport(groups, complete=len(ids) <= MAX_PENDING_ROWS)

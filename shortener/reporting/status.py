@@ -14,16 +14,16 @@ from sqlalchemy import Connection, and_, func, select, text
 
 from shortener.conversions.service import encode_conversion_id
 from shortener.model import HitFlag, State
-from shortener.reporting.messages import COLUMNS, decimal, fields
+from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_decimal, serialize_message
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
 
-MOST_CONVERSIONS = 1000  # told of one message; the first ones
+MAX_CONVERSIONS = 1000  # told of one message; the first ones
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class MessageStatus:
     message: AnyRow
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
@@ -41,10 +41,10 @@ _LINK = (
 )
 
 
-def find_status(connection: Connection, application_id: int, message_id: str) -> Status | None:
+def find_status(connection: Connection, application_id: int, message_id: str) -> MessageStatus | None:
     """None when the application has no such message."""
     statement = (
-        select(*COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
+        select(*MESSAGE_COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .outerjoin(links, links.c.message_id == messages.c.id)
@@ -60,8 +60,8 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
     if not rows:
         return None
     c = conversions.c
-    converted = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MOST_CONVERSIONS)
-    return Status(rows[0], [row for row in rows if row.code is not None], connection.execute(converted).all())
+    converted = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MAX_CONVERSIONS)
+    return MessageStatus(rows[0], [row for row in rows if row.code is not None], connection.execute(converted).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ class MessageStatusReader:
     base_url: Callable[[int], str]
     click_id: Callable[[int], str]
 
-    def api(self, status: Status) -> dict[str, Any]:
+    def serialize(self, status: MessageStatus) -> dict[str, Any]:
         """Our shape (contract, section 7)."""
         message = status.message
         return {
-            **fields(message),
+            **serialize_message(message),
             "previous_state": None if message.previous_state is None else State(message.previous_state).name,
             "metadata": message.metadata,
             "link_tracking": self._link_tracking(status),
@@ -83,7 +83,7 @@ class MessageStatusReader:
             "conversions": [self._conversion(conversion) for conversion in status.conversions],
         }
 
-    def xoxzo(self, status: Status, url: str) -> dict[str, Any]:
+    def serialize_xoxzo(self, status: MessageStatus, url: str) -> dict[str, Any]:
         """Xoxzo's shape; `url` is where the status is asked for.
 
         A message that was read or clicked is DELIVERED: Xoxzo tells the click in `link_tracking` only."""
@@ -95,13 +95,13 @@ class MessageStatusReader:
             "sender": message.from_address,
             "recipient": message.to_address,
             "url": url,
-            "sent_time": xoxzo_time(message.sent_at or message.created_at),
+            "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
             "cost": None if message.mt_price is None else float(message.mt_price),  # a number there; shown, never calculated with
             "tags": [message.campaign] if message.campaign else [],
             "link_tracking": self._link_tracking(status),
         }
 
-    def _link_tracking(self, status: Status) -> dict[str, Any] | None:
+    def _link_tracking(self, status: MessageStatus) -> dict[str, Any] | None:
         """Xoxzo tracks one link: the first."""
         if not status.links:
             return None
@@ -110,7 +110,7 @@ class MessageStatusReader:
             "link": link.url,
             "shortlink": self._short_url(link),
             "accessed": link.accessed_on is not None,
-            "accessed_on": xoxzo_time(link.accessed_on),
+            "accessed_on": serialize_xoxzo_time(link.accessed_on),
         }
 
     def _link(self, link: AnyRow) -> dict[str, Any]:
@@ -135,13 +135,13 @@ class MessageStatusReader:
             "transaction_id": row.transaction_id or None,
             "status": row.status,
             "disposition": row.disposition,
-            "value": decimal(row.value),
+            "value": serialize_decimal(row.value),
             "currency": row.currency,
             "timestamp": to_iso(row.at),
             "metadata": row.metadata,
         }
 
 
-def xoxzo_time(at: datetime | None) -> str | None:
+def serialize_xoxzo_time(at: datetime | None) -> str | None:
     """YYYY-MM-DD HH:MM:SS, in UTC."""
     return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shortener.accounts.administration import block_host, list_blocked_hosts, unblock_host
-from shortener.clicks.link_admin import DisabledBy, find_link, link_fields, switch_link
+from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link, switch_link
 from shortener.container import base_url_of
 from shortener.errors import ErrorCode
 from shortener.storage.types import to_iso
@@ -89,7 +89,7 @@ async def change(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
 def _told(call: Call[None, Any], link: Any) -> dict[str, Any]:
     service = call.service
     base_url = base_url_of(service.settings, service.directory)
-    return {"status": True, "link": link_fields(link, service.directory, base_url, service.clock())}
+    return {"status": True, "link": serialize_link(link, service.directory, base_url, service.clock())}
 
 
 async def blocked_hosts(call: Call[None, None]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from starlette.responses import Response, StreamingResponse
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds
 from shortener.model import State
-from shortener.reporting.export import csv_pages
-from shortener.reporting.messages import MessageFilter, fields, page
-from shortener.reporting.status import Status, find_status
+from shortener.reporting.export import export_csv
+from shortener.reporting.messages import MessageFilter, list_messages, serialize_message
+from shortener.reporting.status import MessageStatus, find_status
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
@@ -148,16 +148,18 @@ class MessagesResponse(ResponseModel):
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
-    return {"status": True, **call.service.status_reader.api(await _find(call, call.path["message_id"]))}
+    return {"status": True, **call.service.status_reader.serialize(await _find(call, call.path["message_id"]))}
 
 
 async def xoxzo_status(call: Call[None, None]) -> Mapping[str, Any]:
     found = await _find(call, call.path["msgid"])
     path = call.request.url.path
-    return call.service.status_reader.xoxzo(found, f"{call.service.settings.base_url}{path}{'' if path.endswith('/') else '/'}")
+    return call.service.status_reader.serialize_xoxzo(
+        found, f"{call.service.settings.base_url}{path}{'' if path.endswith('/') else '/'}"
+    )
 
 
-async def _find(call: Call[None, None], message_id: str) -> Status:
+async def _find(call: Call[None, None], message_id: str) -> MessageStatus:
     found = await call.service.database.read(find_status, call.application_id, message_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
@@ -172,17 +174,17 @@ async def messages(call: Call[ListQuery, None]) -> Mapping[str, Any]:
         below = cursors.decode(call.query.cursor)
         if below is None:
             raise ApiError(ErrorCode.INVALID_CURSOR)
-    found = await call.service.database.read(page, _wanted(call.application_id, call.query), call.query.limit, below)
+    found = await call.service.database.read(list_messages, _wanted(call.application_id, call.query), call.query.limit, below)
     return {
         "status": True,
-        "messages": [fields(row) for row in found.rows],
+        "messages": [serialize_message(row) for row in found.rows],
         "next_cursor": None if found.next is None else cursors.encode(found.next),
     }
 
 
 async def export(call: Call[ExportQuery, None]) -> Response:
     service = call.service
-    pages = csv_pages(service.database, _wanted(call.application_id, call.query), service.status_reader.base_url)
+    pages = export_csv(service.database, _wanted(call.application_id, call.query), service.status_reader.base_url)
     first = await anext(pages)  # what is wrong with the store now still becomes a 503
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.reporting.messages import decimal
-from shortener.reporting.statistics import LONGEST, Figures, Scope, by_country, daily, totals
+from shortener.reporting.messages import serialize_decimal
+from shortener.reporting.statistics import MAX_DAYS, Figures, StatisticsFilter, by_country, daily, totals
 from shortener.storage.types import to_iso
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
@@ -123,8 +123,8 @@ async def stats(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 async def stats_daily(call: Call[DailyQuery, None]) -> dict[str, Any]:
     zone = _zone(call.query.tz)
     scope = _scope(call.query, call.application_id, call.service.clock(), zone)
-    if scope.until - scope.since > timedelta(days=LONGEST):
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"is more than {LONGEST} days before until")])
+    if scope.until - scope.since > timedelta(days=MAX_DAYS):
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"is more than {MAX_DAYS} days before until")])
     report = await call.service.database.read(daily, scope, zone)
     days = [{"day": day.isoformat(), **figures(of_day)} for day, of_day in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "days": days}
@@ -142,7 +142,7 @@ def figures(counted: Figures) -> dict[str, Any]:
     """As FiguresAnswer tells them."""
     return {
         **{metric: counted[metric] for metric in _COUNTED},
-        "value": {currency: decimal(amount) for currency, amount in sorted(counted.value.items())},
+        "value": {currency: serialize_decimal(amount) for currency, amount in sorted(counted.value.items())},
         "delivery_rate": counted.delivery_rate,
         "click_rate": counted.click_rate,
         "conversion_rate": counted.conversion_rate,
@@ -177,7 +177,7 @@ _COUNTED = (
 )
 
 
-def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzinfo) -> Scope:
+def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzinfo) -> StatisticsFilter:
     # One millisecond more: what happens at this moment is counted too.
     until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
     if query.since is not None:
@@ -186,10 +186,10 @@ def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzi
         last: date = (until - timedelta(milliseconds=1)).astimezone(zone).date()
         since = start_of(last - timedelta(days=DAYS - 1), zone)
     source = None if query.source == "all" else query.source
-    return Scope(application_id, since, until, query.campaign, source)
+    return StatisticsFilter(application_id, since, until, query.campaign, source)
 
 
-def _head(scope: Scope, complete: bool) -> dict[str, Any]:
+def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:
     return {"status": True, "since": to_iso(scope.since), "until": to_iso(scope.until), "complete": complete}
 
 
@@ -220,7 +220,7 @@ ENDPOINTS = [
         permission="sms.read",
         query=DailyQuery,
         response=DailyResponse,
-        description=f"{_DESCRIPTION} At most {LONGEST} days.",
+        description=f"{_DESCRIPTION} At most {MAX_DAYS} days.",
     ),
     Endpoint(
         "GET",

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, make_url, text
 from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.resolver import Hit, LinkResolver
-from shortener.clicks.verdicts.correction import VerdictChange, attempt
+from shortener.clicks.verdicts.correction import VerdictChange, apply_changes
 from shortener.container import Service
 from shortener.delivery import queries as to_tell
 from shortener.delivery.fanout import requeue_events
@@ -170,7 +170,7 @@ async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again
     def claim(connection: Connection, row: dict[str, Any]) -> dict[int, tuple[int, bool]]:
         connection.execute(schema.first_clicks.delete())
         connection.execute(schema.first_clicks.insert().values(id=message, **row))
-        return queries.claim(connection, [ours], {})
+        return queries.claim_first_clicks(connection, [ours], {})
 
     # Somebody's first click of the message, on the first link; and what a correction leaves for a moment.
     at = from_ms(ours[1] - 1)
@@ -260,7 +260,7 @@ async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted
     later = clock.forward(minutes=5)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, later)])
     await service.devices.catch_up(service.now_ms())
-    assert (await attempt(service.database, [change], service.ids, later)).retracted_messages == 1
+    assert (await apply_changes(service.database, [change], service.ids, later)).retracted_messages == 1
     await check(service, clock)
     await service.fanout.flush()
     first = next(event for event in await rows(service, schema.events) if event.id == machine.id)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from shortener.clicks import device_counts
-from shortener.clicks.device_counts import LAG, counted_until
+from shortener.clicks.device_counts import LAG_MS, last_counted_hit
 from shortener.container import Service
 from shortener.model import Verdict
 from shortener.outbox.count_deltas import CountDelta
 from shortener.reporting.counts import verify
-from shortener.reporting.statistics import Scope, totals
+from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.clicks.helpers import create_codes as send
@@ -27,7 +27,7 @@ IPHONE = (
     "Version/18.6 Mobile/15E148 Safari/604.1"
 )
 DESKTOP = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:143.0) Gecko/20100101 Firefox/143.0"
-OLD_ENOUGH = timedelta(milliseconds=LAG, seconds=1)
+OLD_ENOUGH = timedelta(milliseconds=LAG_MS, seconds=1)
 
 
 async def click(service: Service, code: str, user_agent: str = IPHONE, **more: Any) -> None:
@@ -74,7 +74,7 @@ async def test_only_clicks_are_counted(service: Service, clock: Clock) -> None:
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     assert await counted(service) == {}
-    assert await service.database.read(counted_until) == (await rows(service, schema.hits))[-1].id
+    assert await service.database.read(last_counted_hit) == (await rows(service, schema.hits))[-1].id
 
 
 async def test_a_hit_that_is_written_after_the_job_has_passed_it_is_counted_with_it(service: Service, clock: Clock) -> None:
@@ -111,7 +111,7 @@ async def test_a_late_hit_that_comes_between_reading_a_page_and_keeping_it_is_no
 async def test_several_processes_count_everything_once(
     make_service: MakeService, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_counts, "PAGE", 7)
+    monkeypatch.setattr(device_counts, "PAGE_HITS", 7)
     one = await make_service()
     two = one if one.database.dialect == "sqlite" else await make_service()
     (code,) = await send(one)
@@ -120,7 +120,7 @@ async def test_several_processes_count_everything_once(
     clock.now += OLD_ENOUGH
 
     async def walk(service: Service) -> None:
-        while await service.database.read(counted_until) < (await rows(one, schema.hits))[-1].id:
+        while await service.database.read(last_counted_hit) < (await rows(one, schema.hits))[-1].id:
             await service.devices.step(service.now_ms())
 
     await asyncio.gather(walk(one), walk(two), walk(one))
@@ -134,10 +134,10 @@ async def test_statistics_tell_them_and_verify_knows_them(service: Service, cloc
     await click(service, code, DESKTOP)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
-    figures = (await service.database.read(totals, Scope(1, NOON, NOON + timedelta(hours=1)))).groups[None]
+    figures = (await service.database.read(totals, StatisticsFilter(1, NOON, NOON + timedelta(hours=1)))).groups[None]
     assert (figures.devices, figures.browsers) == ({"phone": 1, "desktop": 1}, {"Safari": 1, "Firefox": 1})
     await service.jobs.table["counts"].step()
-    figures = (await service.database.read(totals, Scope(1, NOON, NOON + timedelta(hours=1)))).groups[None]
+    figures = (await service.database.read(totals, StatisticsFilter(1, NOON, NOON + timedelta(hours=1)))).groups[None]
     assert figures.devices == {"phone": 1, "desktop": 1}
     await check_counts(service)
     lost = schema.counts.c.metric == "device:phone"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.clicks.path import LONGEST, SHORTEST, code_of
+from shortener.clicks.path import MAX_CODE_LENGTH, MIN_CODE_LENGTH, code_of
 
-CODES = st.text(string.ascii_letters + string.digits, min_size=SHORTEST, max_size=LONGEST)
+CODES = st.text(string.ascii_letters + string.digits, min_size=MIN_CODE_LENGTH, max_size=MAX_CODE_LENGTH)
 SIGNS = st.text(".,)!?;:'\"”“’‘»…。", max_size=8)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.clicks.user_agents import OTHER, Device, browser_name, device_of
+from shortener.clicks.user_agents import OTHER_BROWSER, Device, browser_name, parse_device
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ from shortener.clicks.user_agents import OTHER, Device, browser_name, device_of
     ],
 )
 def test_the_device_and_the_families_of_an_agent_are_told(device: Device, agent: str) -> None:
-    assert device_of(agent) == device
+    assert parse_device(agent) == device
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_the_device_and_the_families_of_an_agent_are_told(device: Device, agent:
     ],
 )
 def test_simple_phones_and_televisions_are_told_apart(kind: str, agent: str) -> None:
-    assert device_of(agent).kind == kind
+    assert parse_device(agent).kind == kind
 
 
 @given(st.text())
 def test_no_agent_makes_it_fail(agent: str) -> None:
-    assert device_of(agent).kind in ("phone", "tablet", "desktop", "bot", "other")
+    assert parse_device(agent).kind in ("phone", "tablet", "desktop", "bot", "other")
 
 
 def test_a_long_agent_is_cut_and_remembered_once() -> None:
-    assert device_of("x" * 512 + "y" * 100_000) is device_of("x" * 512 + "z" * 100_000)
+    assert parse_device("x" * 512 + "y" * 100_000) is parse_device("x" * 512 + "z" * 100_000)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_long_agent_is_cut_and_remembered_once() -> None:
         ("Samsung Internet", "Samsung Internet"),
         ("Chrome Mobile WebView", "another app"),
         ("Facebook", "Facebook"),
-        ("Netscape", OTHER),
-        ("", OTHER),
+        ("Netscape", OTHER_BROWSER),
+        ("", OTHER_BROWSER),
     ],
 )
 def test_browsers_have_a_few_names(family: str, name: str) -> None:
@@ -106,4 +106,4 @@ def test_browsers_have_a_few_names(family: str, name: str) -> None:
 
 @given(st.text())
 def test_whatever_an_agent_says_its_browser_has_one_of_those_names(agent: str) -> None:
-    assert len(browser_name(device_of(agent).browser)) < 20
+    assert len(browser_name(parse_device(agent).browser)) < 20

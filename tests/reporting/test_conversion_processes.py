@@ -12,8 +12,8 @@ from sqlalchemy import Connection, insert
 
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
-from shortener.reporting.conversion_processes import MOST_INTERVALS, Granulation, Rate, conversion_rates, cut
-from shortener.reporting.counts import fold, quarters
+from shortener.reporting.conversion_processes import MAX_INTERVALS, Granulation, ProcessCounts, conversion_rates, split_interval
+from shortener.reporting.counts import fold, time_slots
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -50,8 +50,8 @@ def happen(connection: Connection) -> None:
     count_deltas.append(connection, 1, tally)
 
 
-HOURS = [quarters(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number in range(-1, 2)]
-EXPECTED = [{}, {"US": Rate(10, 4)}, {"US": Rate(2, 1), "": Rate(3, 0)}]
+HOURS = [time_slots(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number in range(-1, 2)]
+EXPECTED = [{}, {"US": ProcessCounts(10, 4)}, {"US": ProcessCounts(2, 1), "": ProcessCounts(3, 0)}]
 
 
 async def test_starts_and_ends_are_told_by_interval_and_country_folded_or_not(database: Database) -> None:
@@ -59,8 +59,8 @@ async def test_starts_and_ends_are_told_by_interval_and_country_folded_or_not(da
     assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
     assert await database.write(fold) == 1
     assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
-    assert await database.read(conversion_rates, PROCESS, [quarters(NOON, NOON + 2 * HOUR)]) == [
-        {"US": Rate(12, 5), "": Rate(3, 0)}
+    assert await database.read(conversion_rates, PROCESS, [time_slots(NOON, NOON + 2 * HOUR)]) == [
+        {"US": ProcessCounts(12, 5), "": ProcessCounts(3, 0)}
     ]
     assert await database.read(conversion_rates, PROCESS, []) == []
     assert await database.read(conversion_rates, 9, HOURS) == [{}, {}, {}]
@@ -82,13 +82,13 @@ async def test_a_rate_is_searches_in_indexes_and_reads_no_message(sqlite: Databa
 
 
 def test_a_rate_of_nothing_is_nothing() -> None:
-    assert Rate().conversion_rate == 0
-    assert Rate(3, 1).conversion_rate == 0.333333
-    assert Rate.total([Rate(3, 1), Rate(2, 2)]) == Rate(5, 3)
+    assert ProcessCounts().conversion_rate == 0
+    assert ProcessCounts(3, 1).conversion_rate == 0.333333
+    assert ProcessCounts.total([ProcessCounts(3, 1), ProcessCounts(2, 2)]) == ProcessCounts(5, 3)
 
 
 def begins(since: datetime, until: datetime, granulation: Granulation | None) -> list[str]:
-    return [f"{at:%m-%d %H:%M}" for at, _ in cut(since, until, granulation)]
+    return [f"{at:%m-%d %H:%M}" for at, _ in split_interval(since, until, granulation)]
 
 
 def test_intervals_begin_with_the_hour_the_day_the_week_and_the_month() -> None:
@@ -99,13 +99,13 @@ def test_intervals_begin_with_the_hour_the_day_the_week_and_the_month() -> None:
     assert begins(friday, friday + timedelta(days=2), "DAY") == ["11-20 12:20", "11-21 00:00", "11-22 00:00"]
     assert begins(friday, friday + timedelta(days=14), "WEEK") == ["11-20 12:20", "11-23 00:00", "11-30 00:00"]
     assert begins(friday, friday + timedelta(days=60), "MONTH") == ["11-20 12:20", "12-01 00:00", "01-01 00:00"]
-    assert cut(friday, friday, "HOUR") == cut(friday, NOON, None) == []
+    assert split_interval(friday, friday, "HOUR") == split_interval(friday, NOON, None) == []
 
 
 def test_there_are_not_more_intervals_than_a_question_may_cost() -> None:
-    assert len(cut(NOON, NOON + MOST_INTERVALS * HOUR, "HOUR")) == MOST_INTERVALS
+    assert len(split_interval(NOON, NOON + MAX_INTERVALS * HOUR, "HOUR")) == MAX_INTERVALS
     with pytest.raises(ValueError, match="more than 750"):
-        cut(NOON, NOON + (MOST_INTERVALS + 1) * HOUR, "HOUR")
+        split_interval(NOON, NOON + (MAX_INTERVALS + 1) * HOUR, "HOUR")
 
 
 @given(
@@ -114,7 +114,7 @@ def test_there_are_not_more_intervals_than_a_question_may_cost() -> None:
     st.sampled_from(["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]),
 )
 def test_intervals_share_no_quarter_and_leave_none_out(since: datetime, length: timedelta, granulation: Granulation) -> None:
-    intervals = cut(since, since + length, granulation)
+    intervals = split_interval(since, since + length, granulation)
     within = [quarter for _, part in intervals for quarter in part]
-    assert within == list(quarters(since, since + length)) if length else not within
+    assert within == list(time_slots(since, since + length)) if length else not within
     assert all(before < after for (before, _), (after, _) in pairwise(intervals))

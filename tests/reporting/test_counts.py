@@ -16,7 +16,7 @@ from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
 from shortener.reporting import counts
-from shortener.reporting.counts import Drift, fold, quarters, raw_since, unfolded, verify
+from shortener.reporting.counts import CountDifference, fold, read_unfolded, time_slots, verifiable_since, verify
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -194,20 +194,20 @@ async def test_what_is_not_folded_can_be_read_in_pieces(database: Database) -> N
             leave(connection, row, (1, NOON, "clicks", row))
 
     await database.write(happen)
-    ids, sums = await database.read(unfolded, 2, 1)
+    ids, sums = await database.read(read_unfolded, 2, 1)
     assert sorted(ids) == [2, 3]
     assert sums == {(1, NOON_QUARTER, "clicks"): Decimal(5)}
 
 
 def test_quarters_include_the_one_that_has_begun() -> None:
-    assert quarters(NOON, NOON + QUARTER) == range(NOON_QUARTER, NOON_QUARTER + 1)
+    assert time_slots(NOON, NOON + QUARTER) == range(NOON_QUARTER, NOON_QUARTER + 1)
     millisecond = timedelta(milliseconds=1)
-    assert quarters(NOON + millisecond, NOON + QUARTER + millisecond) == range(NOON_QUARTER, NOON_QUARTER + 2)
+    assert time_slots(NOON + millisecond, NOON + QUARTER + millisecond) == range(NOON_QUARTER, NOON_QUARTER + 2)
 
 
 def test_raw_rows_are_complete_for_their_retention_less_the_life_of_a_link() -> None:
-    assert raw_since(NOON, kept=365 * DAY, link_ttl=90 * DAY) == NOON - 275 * DAY
-    assert raw_since(NOON, kept=30 * DAY, link_ttl=90 * DAY) == NOON
+    assert verifiable_since(NOON, kept=365 * DAY, link_ttl=90 * DAY) == NOON - 275 * DAY
+    assert verifiable_since(NOON, kept=30 * DAY, link_ttl=90 * DAY) == NOON
 
 
 # Counting again.
@@ -274,7 +274,7 @@ def happen(connection: Connection) -> None:
     )
 
 
-async def recount(database: Database, since: datetime = NOON - DAY, until: datetime = NOON + 9 * DAY) -> list[Drift]:
+async def recount(database: Database, since: datetime = NOON - DAY, until: datetime = NOON + 9 * DAY) -> list[CountDifference]:
     return await database.read(verify, since, until)
 
 
@@ -291,7 +291,7 @@ async def test_a_count_that_was_broken_is_reported(database: Database) -> None:
     broken = schema.counts.c.metric == "clicks", schema.counts.c.quarter == NOON_QUARTER + 2
     await database.write(lambda connection: connection.execute(update(schema.counts).where(*broken).values(amount=Decimal(7))))
     assert await recount(database) == [
-        Drift(
+        CountDifference(
             application_id=1,
             campaign="spring",
             source="api",
@@ -308,7 +308,7 @@ async def test_a_count_that_was_lost_is_reported(database: Database) -> None:
     await database.write(happen)
     await database.write(fold)
 
-    def lose(connection: Connection, metric: str) -> list[Drift]:
+    def lose(connection: Connection, metric: str) -> list[CountDifference]:
         attempt = connection.begin_nested()
         lost = schema.counts.c.metric.startswith("ttc:") if metric == "ttc" else schema.counts.c.metric == metric
         connection.execute(delete(schema.counts).where(lost))
@@ -342,8 +342,8 @@ async def test_only_the_quarters_asked_for_are_compared(database: Database) -> N
 
 async def test_pieces_of_any_size_count_the_same(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await database.write(happen)
-    monkeypatch.setattr(counts, "_PIECE", 1)
-    monkeypatch.setattr(counts, "_COHORTS", 1)
+    monkeypatch.setattr(counts, "MAX_RECOUNT_ROWS", 1)
+    monkeypatch.setattr(counts, "MAX_RECOUNT_COHORTS", 1)
     assert await recount(database) == []
     await database.write(fold)
     assert await recount(database) == []
@@ -354,11 +354,11 @@ async def test_the_job_folds_what_the_service_did(make_service: MakeService) -> 
     job = service.jobs.table["counts"]
 
     def many(connection: Connection) -> Any:
-        for row in range(counts.FOLD_LIMIT + 1):
+        for row in range(counts.MAX_FOLD_ROWS + 1):
             leave(connection, row, (1, NOON, "clicks", 1))
 
     await service.database.write(many)
-    assert await job.step() == counts.FOLD_LIMIT  # a full batch: goes on at once
+    assert await job.step() == counts.MAX_FOLD_ROWS  # a full batch: goes on at once
     assert await job.step() == 0  # the rest can wait for more
     assert await service.database.read(waiting) == 0
-    assert await service.database.read(kept) == {(1, NOON_QUARTER, "clicks"): Decimal(counts.FOLD_LIMIT + 1)}
+    assert await service.database.read(kept) == {(1, NOON_QUARTER, "clicks"): Decimal(counts.MAX_FOLD_ROWS + 1)}

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert
 from shortener.errors import StoreUnavailable
 from shortener.model import State
 from shortener.reporting import export
-from shortener.reporting.export import HEADER, csv_pages, defuse
+from shortener.reporting.export import HEADER, escape_formula, export_csv
 from shortener.reporting.messages import MessageFilter
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
@@ -40,7 +40,7 @@ EVERYTHING = MessageFilter(1)
 
 
 async def exported(database: Database, wanted: MessageFilter = EVERYTHING) -> list[dict[str, str]]:
-    pieces = [piece async for piece in csv_pages(database, wanted, base_url)]
+    pieces = [piece async for piece in export_csv(database, wanted, base_url)]
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
 
@@ -72,7 +72,7 @@ async def test_a_message_is_a_line(database: Database) -> None:
 
 
 async def test_without_messages_there_is_a_header(database: Database) -> None:
-    pieces = [piece async for piece in csv_pages(database, EVERYTHING, base_url)]
+    pieces = [piece async for piece in export_csv(database, EVERYTHING, base_url)]
     assert pieces == [(",".join(HEADER) + "\r\n").encode()]
 
 
@@ -111,13 +111,13 @@ async def test_cells_that_would_run_as_formulas_are_defused(database: Database) 
     ],
 )
 def test_defused(text: str, safe: str) -> None:
-    assert defuse(text) == safe
+    assert escape_formula(text) == safe
 
 
 @given(st.text(alphabet=st.sampled_from("=+-@＝＋－＠\t\r\n ;|'\"a1.")))
 def test_nothing_defused_begins_like_a_formula(text: str) -> None:
-    safe = defuse(text)
-    assert defuse(safe) == safe
+    safe = escape_formula(text)
+    assert escape_formula(safe) == safe
     assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
     if safe.lstrip(" ").startswith(("+", "-")):
         Decimal(safe)  # a plain number, or this raises
@@ -132,14 +132,14 @@ def many(connection: Connection, count: int) -> None:
 
 
 async def test_an_export_of_any_length_takes_the_memory_of_a_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "PAGE", 100)
+    monkeypatch.setattr(export, "PAGE_MESSAGES", 100)
     await database.write(many, 5000)
     lines, most = 0, 0
     reports: list[int] = []
     tracemalloc.start()
     try:
         before = 0
-        async for piece in csv_pages(database, EVERYTHING, base_url, progress=reports.append):
+        async for piece in export_csv(database, EVERYTHING, base_url, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
             before = before or now  # after the first page, with every cache warm
@@ -166,9 +166,9 @@ async def test_filters_choose_what_is_exported(database: Database) -> None:
 
 
 async def test_a_store_that_goes_away_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "PAGE", 2)
+    monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
     await database.write(many, 5)
-    pages = csv_pages(database, EVERYTHING, base_url)
+    pages = export_csv(database, EVERYTHING, base_url)
     await anext(pages)
 
     async def away(*arguments: object) -> None:

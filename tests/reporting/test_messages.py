@@ -12,7 +12,7 @@ from sqlalchemy import Connection, event, insert, select, text
 
 from shortener.model import State
 from shortener.reporting import messages
-from shortener.reporting.messages import MessageFilter, MessagePage, fields, page
+from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_message
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
@@ -53,7 +53,7 @@ def names(found: MessagePage) -> list[str]:
 
 
 async def listed(database: Database, limit: int = 100, below: int | None = None, **wanted: Any) -> list[str]:
-    return names(await database.read(page, MessageFilter(1, **wanted), limit, below))
+    return names(await database.read(list_messages, MessageFilter(1, **wanted), limit, below))
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ async def filled(database: Database) -> Database:
 
 async def test_the_newest_message_comes_first_and_those_of_others_never(filled: Database) -> None:
     assert await listed(filled) == [f"m{number}" for number in range(9, -1, -1)]
-    assert names(await filled.read(page, MessageFilter(2), 100)) == ["of another application"]
-    assert names(await filled.read(page, MessageFilter(3), 100)) == []
+    assert names(await filled.read(list_messages, MessageFilter(2), 100)) == ["of another application"]
+    assert names(await filled.read(list_messages, MessageFilter(3), 100)) == []
 
 
 async def collect(database: Database, limit: int, **wanted: Any) -> list[list[str]]:
@@ -73,7 +73,7 @@ async def collect(database: Database, limit: int, **wanted: Any) -> list[list[st
     pages: list[list[str]] = []
     below = None
     while True:
-        found = await database.read(page, MessageFilter(1, **wanted), limit, below)
+        found = await database.read(list_messages, MessageFilter(1, **wanted), limit, below)
         pages.append(names(found))
         below = found.next
         if below is None:
@@ -91,7 +91,7 @@ async def test_pages_put_together_are_the_whole_list(filled: Database) -> None:
 
 
 async def test_a_message_that_arrives_between_two_pages_moves_nothing(filled: Database) -> None:
-    first = await filled.read(page, MessageFilter(1), 4)
+    first = await filled.read(list_messages, MessageFilter(1), 4)
     await filled.write(lambda connection: Rows(connection).message(NOON + timedelta(hours=1), message_id="new"))
     assert await listed(filled, below=first.next) == ["m5", "m4", "m3", "m2", "m1", "m0"]
 
@@ -108,7 +108,7 @@ async def test_a_clicked_message_is_listed_as_one_and_no_longer_by_what_was_repo
     assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]
     assert await listed(filled, state=State.DELIVERED) == ["m9", "m3", "m0"]
     assert await listed(filled, state=State.SENT) == ["m8", "m5", "m4", "m2", "m1"]
-    told = [fields(row) for row in (await filled.read(page, MessageFilter(1), 4)).rows]
+    told = [serialize_message(row) for row in (await filled.read(list_messages, MessageFilter(1), 4)).rows]
     assert [(one["message_id"], one["state"], one["clicked_at"]) for one in told] == [
         ("m9", "DELIVERED", None),
         ("m8", "SENT", None),
@@ -142,7 +142,7 @@ async def test_filters_choose(filled: Database) -> None:
 async def test_a_rare_state_is_looked_for_piece_by_piece_and_nothing_is_missed(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "WALK", 2)
+    monkeypatch.setattr(messages, "MAX_SCANNED_ROWS", 2)
     for wanted, expected in CHOSEN:
         pages = await collect(filled, 100, **wanted)
         assert [name for each in pages for name in each] == [f"m{number}" for number in expected.split()], wanted
@@ -153,13 +153,13 @@ async def test_a_rare_state_is_looked_for_piece_by_piece_and_nothing_is_missed(
 async def test_a_campaign_of_more_cohorts_than_can_be_walked_side_by_side_is_found_all_the_same(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "MOST_COHORTS", 1)
+    monkeypatch.setattr(messages, "MAX_COHORTS_PER_PAGE", 1)
     assert await listed(filled, campaign="spring") == ["m8", "m6", "m4", "m2", "m0"]
 
 
 async def test_a_campaign_in_hundreds_of_cohorts_is_one_statement(filled: Database) -> None:
     def more(connection: Connection) -> None:
-        for number in range(messages.MOST_COHORTS - 2):
+        for number in range(messages.MAX_COHORTS_PER_PAGE - 2):
             cohort(connection, 100 + number, "spring", country=f"X{number}")
 
     await filled.write(more)
@@ -173,7 +173,7 @@ async def test_a_row_is_told_in_the_words_of_the_api(database: Database) -> None
         Rows(connection).message(NOON, mt_price=Decimal("0.00950"), sent_at=sent_at, from_address="Gladiator")
 
     await database.write(put)
-    told = fields((await database.read(page, MessageFilter(1), 1)).rows[0])
+    told = serialize_message((await database.read(list_messages, MessageFilter(1), 1)).rows[0])
     assert (told["to"], told["from"], told["state"], told["country"]) == ("+14085550100", "Gladiator", "CREATED", None)
     assert (told["created_at"], told["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01.500Z")
     assert told["mt_price"] == "0.00950"
@@ -195,7 +195,7 @@ async def test_every_list_walks_an_index(sqlite: Database) -> None:
     await sqlite.write(fill)
 
     def look(connection: Connection, wanted: dict[str, Any], below: int | None) -> list[str]:
-        return plans(connection, lambda: page(connection, MessageFilter(1, **wanted), 10, below))
+        return plans(connection, lambda: list_messages(connection, MessageFilter(1, **wanted), 10, below))
 
     for wanted, index in WALKED:
         for below in (None, 1 << 62):
@@ -224,7 +224,7 @@ async def test_postgresql_walks_the_index_of_an_old_campaign_too(postgresql: str
     def look(connection: Connection) -> str:
         ran: list[tuple[str, Any]] = []
         event.listen(connection, "before_cursor_execute", lambda *called: ran.append((called[2], called[3])))
-        assert len(page(connection, MessageFilter(1, campaign="autumn"), 100).rows) == 100
+        assert len(list_messages(connection, MessageFilter(1, campaign="autumn"), 100).rows) == 100
         statement, parameters = ran[-1]
         return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
 

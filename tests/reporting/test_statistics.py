@@ -16,7 +16,7 @@ from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click_bucket
 from shortener.reporting import statistics
 from shortener.reporting.counts import fold
-from shortener.reporting.statistics import Figures, Scope, by_country, daily, totals
+from shortener.reporting.statistics import Figures, StatisticsFilter, by_country, daily, totals
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -24,7 +24,7 @@ from tests.reporting.plans import plans, scanned
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-WEEK = Scope(1, NOON - 7 * DAY, NOON + DAY)
+WEEK = StatisticsFilter(1, NOON - 7 * DAY, NOON + DAY)
 
 
 def fill(connection: Connection) -> None:
@@ -61,7 +61,7 @@ async def filled(database: Database) -> Database:
     return database
 
 
-async def ask(database: Database, scope: Scope = WEEK) -> Figures:
+async def ask(database: Database, scope: StatisticsFilter = WEEK) -> Figures:
     report = await database.read(totals, scope)
     assert report.complete
     return report.groups[None]
@@ -103,7 +103,7 @@ async def test_figures_add_what_is_folded_and_what_is_not(filled: Database) -> N
 
 
 async def test_an_answer_says_when_folding_is_far_behind(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "PENDING", 0)
+    monkeypatch.setattr(statistics, "MAX_PENDING_ROWS", 0)
     assert not (await filled.read(totals, WEEK)).complete
     await filled.write(fold)
     assert (await filled.read(totals, WEEK)).complete
@@ -120,21 +120,21 @@ async def test_filters_choose_cohorts(filled: Database) -> None:
     }
     for _ in range(2):
         for (campaign, source), messages in expected.items():
-            figures = await ask(filled, Scope(1, WEEK.since, WEEK.until, campaign, source))
+            figures = await ask(filled, StatisticsFilter(1, WEEK.since, WEEK.until, campaign, source))
             assert figures["messages"] == messages, (campaign, source)
-        assert (await ask(filled, Scope(2, WEEK.since, WEEK.until)))["messages"] == 1000
-        assert (await ask(filled, Scope(3, WEEK.since, WEEK.until))).counted == {}
+        assert (await ask(filled, StatisticsFilter(2, WEEK.since, WEEK.until)))["messages"] == 1000
+        assert (await ask(filled, StatisticsFilter(3, WEEK.since, WEEK.until))).counted == {}
         await filled.write(fold)
 
 
 async def test_only_what_happened_in_the_time_is_counted(filled: Database) -> None:
     for _ in range(2):
-        assert (await ask(filled, Scope(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
-        assert (await ask(filled, Scope(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
+        assert (await ask(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
+        assert (await ask(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
         # A quarter of an hour counts as a whole, from both ends.
         middle = NOON + timedelta(minutes=7)
-        assert (await ask(filled, Scope(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
-        assert (await ask(filled, Scope(1, NOON - DAY, NOON)))["messages"] == 0
+        assert (await ask(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
+        assert (await ask(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0
         await filled.write(fold)
 
 
@@ -159,11 +159,11 @@ async def test_days_are_those_of_the_callers_time_zone(database: Database) -> No
 
     await database.write(put)
     kathmandu = ZoneInfo("Asia/Kathmandu")
-    scope = Scope(1, datetime(2026, 11, 20, tzinfo=kathmandu), datetime(2026, 11, 23, tzinfo=kathmandu))
+    scope = StatisticsFilter(1, datetime(2026, 11, 20, tzinfo=kathmandu), datetime(2026, 11, 23, tzinfo=kathmandu))
     for _ in range(2):
         groups = (await database.read(daily, scope, kathmandu)).groups
         assert [(day.day, figures["clicks"]) for day, figures in groups.items()] == [(20, 1), (21, 2), (22, 0)]
-        groups = (await database.read(daily, Scope(1, late - DAY, late + DAY), ZoneInfo("Europe/London"))).groups
+        groups = (await database.read(daily, StatisticsFilter(1, late - DAY, late + DAY), ZoneInfo("Europe/London"))).groups
         assert [(day.day, figures["clicks"]) for day, figures in groups.items()] == [(19, 0), (20, 3), (21, 0)]
         await database.write(fold)
 
@@ -194,7 +194,7 @@ async def test_days_on_which_clocks_change_are_neither_short_nor_counted_twice(s
         count_deltas.append(connection, 1, tally)
 
     await sqlite.write(put)
-    scope = Scope(1, since, since + 3 * DAY)
+    scope = StatisticsFilter(1, since, since + 3 * DAY)
     for _ in range(2):
         groups = (await sqlite.read(daily, scope, place)).groups
         assert {day: figures["clicks"] for day, figures in groups.items()} == expected

@@ -54,7 +54,7 @@ async def filled(database: Database) -> Database:
 async def told(database: Database, message_id: str = "m") -> dict[str, Any]:
     found = await database.read(find_status, 1, message_id)
     assert found is not None
-    return TELLER.api(found)
+    return TELLER.serialize(found)
 
 
 async def test_the_status_tells_state_times_and_price(filled: Database) -> None:
@@ -120,7 +120,7 @@ async def test_conversions_are_told_with_exact_values(filled: Database) -> None:
 
 
 async def test_only_the_first_of_very_many_conversions_are_told(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MOST_CONVERSIONS", 1)
+    monkeypatch.setattr(status, "MAX_CONVERSIONS", 1)
     assert [conversion["action"] for conversion in (await told(filled))["conversions"]] == ["sale"]
 
 
@@ -132,7 +132,7 @@ async def test_a_message_without_links_has_no_link_tracking(filled: Database) ->
 async def test_xoxzo_is_told_what_its_documents_show(filled: Database) -> None:
     found = await filled.read(find_status, 1, "m")
     assert found is not None
-    assert TELLER.xoxzo(found, "https://go.example/sms/messages/m/") == {
+    assert TELLER.serialize_xoxzo(found, "https://go.example/sms/messages/m/") == {
         "msgid": "m",
         "status": "DELIVERED",
         "sender": "Gladiator",

@@ -185,7 +185,7 @@ async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_ke
     def told(connection: Connection) -> dict[str, Any]:
         found = find_status(connection, 1, "m")
         assert found is not None
-        return MessageStatusReader(str, str).api(found)
+        return MessageStatusReader(str, str).serialize(found)
 
     await database.write(put, build)
     before = await database.read(told)

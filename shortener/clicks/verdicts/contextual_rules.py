@@ -40,7 +40,7 @@ class HitContext:
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
-    recipients_of_address: int = 0  # whose links the hit's address opened within a minute, this one's included (`AddressWatch`)
+    recipients_of_address: int = 0  # whose links the hit's address opened within a minute, this one's included (`RecentAddresses`)
     links_of_message: int = 0
     opened_at: Collection[datetime] = ()  # for each link of the message that was opened, the time nearest to this one
 
@@ -96,7 +96,7 @@ _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]
 RULES = tuple(name for name, _ in _RULES)
 
 
-class AddressWatch:
+class RecentAddresses:
     """How many recipients' links an address opened within the last minute, as far as this process saw.
 
     Holds at most `limit` pairs of address and recipient; beyond that the oldest are forgotten before their minute is over, and
@@ -130,8 +130,8 @@ class AddressWatch:
         return len(self._seen)
 
 
-class LinkWatch:
-    """When the links of a message were opened within the last second, as far as this process saw. Bounded as `AddressWatch` is."""
+class RecentLinks:
+    """The links of messages that were opened within the last second."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit

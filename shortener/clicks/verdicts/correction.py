@@ -1,6 +1,6 @@
 """Correcting verdicts: the transactions that change what a hit was judged as, and everything that follows from it.
 
-`correct` changes verdicts, moves the counts along and takes back clicks that were told; `settle` then gives messages and links that
+`change_verdicts` changes verdicts.
 are without a first click the earliest person's hit that they have. Both lock the messages first, in order of id, and look at the
 hits again, so that each change is made once, whatever number of processes want it.
 
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
-from shortener.clicks.device_counts import IS_CLICK, counted_until, metrics_of
+from shortener.clicks.device_counts import device_metrics, last_counted_hit
+from shortener.clicks.hit_metrics import IS_CLICK, hit_metric
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
@@ -66,22 +67,13 @@ class CorrectionResult:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def metric_of(verdict: Verdict, flags: int) -> str | None:
-    """What the recorder counts a hit as; None: a person's hit on a link that was switched off."""
-    if flags & HitFlag.LATE:
-        return "late_hits"
-    if verdict is not Verdict.HUMAN:
-        return f"{verdict.api_name}_hits"
-    return None if flags & HitFlag.DISABLED else "clicks"
-
-
-def correct(connection: Connection, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime) -> CorrectionResult:
+def change_verdicts(connection: Connection, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime) -> CorrectionResult:
     """Make the changes whose hits are still as they were seen, except those that must not be taken back."""
     done = CorrectionResult()
     locked = _lock(connection, {change.message for change in changes})
     stored = _hits(connection, [change.hit for change in changes])
     untold = _untold(connection, stored)
-    counted = counted_until(connection)
+    counted = last_counted_hit(connection)
     tally = CountDelta()
     raised: list[Event] = []
     rows: list[dict[str, Any]] = []
@@ -90,7 +82,7 @@ def correct(connection: Connection, changes: Sequence[VerdictChange], ids: IdGen
         # Purged or erased, corrected by another process, or not yet counted by device: then it is left for the next run.
         if message is None or hit is None or hit.verdict != change.seen or hit.id > counted:
             continue
-        before, after = metric_of(change.seen, hit.flags), metric_of(change.verdict, hit.flags)
+        before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
         told = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or hit.link_flags & LinkFlag.EVERY_CLICK)
         if told and not change.retracts:
             done.kept += 1
@@ -99,7 +91,7 @@ def correct(connection: Connection, changes: Sequence[VerdictChange], ids: IdGen
             if metric is not None:
                 tally.add(message.cohort_id, hit.at, metric, amount)
             if metric == "clicks":
-                for by_device in metrics_of(hit.user_agent):
+                for by_device in device_metrics(hit.user_agent):
                     tally.add(message.cohort_id, hit.at, by_device, amount)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
@@ -127,7 +119,7 @@ def correct(connection: Connection, changes: Sequence[VerdictChange], ids: IdGen
     return done
 
 
-def settle(connection: Connection, wanted: Collection[int], ids: IdGenerator) -> CorrectionResult:
+def assign_first_clicks(connection: Connection, wanted: Collection[int], ids: IdGenerator) -> CorrectionResult:
     """Give each link, and each message, that has no first click the earliest of its people's hits."""
     done = CorrectionResult()
     locked = _lock(connection, wanted)
@@ -366,15 +358,15 @@ class _Undone(Exception):
         self.done = done
 
 
-async def attempt(
+async def apply_changes(
     database: Database, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime, *, dry_run: bool = False
 ) -> CorrectionResult:
-    """`correct` as a transaction; with `dry_run` what it would do, and nothing is kept. Raises StoreUnavailable."""
+    """`change_verdicts` as a transaction; with `dry_run` what it would do, and nothing is kept. Raises StoreUnavailable."""
 
     def undo(connection: Connection) -> CorrectionResult:
-        raise _Undone(correct(connection, changes, ids, now))
+        raise _Undone(change_verdicts(connection, changes, ids, now))
 
     try:
-        return await (database.write(undo) if dry_run else database.write(correct, changes, ids, now))
+        return await (database.write(undo) if dry_run else database.write(change_verdicts, changes, ids, now))
     except _Undone as undone:
         return undone.done

@@ -37,9 +37,9 @@ from sqlalchemy import Connection, func, or_, select
 
 from shortener.accounts.directory import Directory
 from shortener.accounts.settings import ApplicationSettings
-from shortener.clicks.device_counts import LAG, DeviceCounter
-from shortener.clicks.verdicts.contextual_rules import MINUTE, SECOND, AddressWatch, HitContext, LinkWatch, classify_by_context
-from shortener.clicks.verdicts.correction import CorrectionResult, VerdictChange, attempt, settle
+from shortener.clicks.device_counts import LAG_MS, DeviceCounter
+from shortener.clicks.verdicts.contextual_rules import MINUTE, SECOND, HitContext, RecentAddresses, RecentLinks, classify_by_context
+from shortener.clicks.verdicts.correction import CorrectionResult, VerdictChange, apply_changes, assign_first_clicks
 from shortener.clicks.verdicts.request_rules import Classification, RequestTraits, classify
 from shortener.ids import IdGenerator, first_id_at
 from shortener.metrics import Metrics
@@ -48,12 +48,12 @@ from shortener.storage.database import Database, upsert
 from shortener.storage.schema import first_clicks, hits, installation, links, messages
 from shortener.storage.types import from_ms, to_ms
 
-PAGE = 1000  # hits that are read at once
-BATCH = 100  # changes of one transaction
+PAGE_HITS = 1000  # hits that are read at once
+BATCH_CHANGES = 100  # changes of one transaction
 #: The newest hits are left for later: their evidence is not complete, and they are not yet counted by device.
-BEHIND = timedelta(milliseconds=LAG) + MINUTE
-EVERY = timedelta(seconds=30)  # the job's steps through time
-MOST = timedelta(hours=1)  # how far the job looks back after it stood still
+DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
+INTERVAL = timedelta(seconds=30)  # the job's steps through time
+MAX_LOOKBACK = timedelta(hours=1)  # how far the job looks back after it stood still
 _ADDRESS_RULE = "many_recipients"
 
 
@@ -96,11 +96,11 @@ class Reclassifier:
         mine = [application.id for application in self._directory.applications() if application.settings.retract_clicks]
         if not mine:
             return 0
-        until = now - BEHIND
+        until = now - DELAY
         reached = await self._database.read(_reached)
-        if reached is not None and until - reached < EVERY:
+        if reached is not None and until - reached < INTERVAL:
             return 0
-        run = await self.run(max(reached or until, until - MOST), until, now, applications=mine)
+        run = await self.run(max(reached or until, until - MAX_LOOKBACK), until, now, applications=mine)
         await self._database.write(_reach, until)
         return run.done.to_suspected + run.done.to_human
 
@@ -117,31 +117,31 @@ class Reclassifier:
         """Judge the hits from `since` to `until` again, of all applications if not said otherwise. `progress` is told how far it
         is. `dry_run`: make every change and take it back, without first clicks. Raises StoreUnavailable: what was done stands."""
         await self._devices.catch_up(to_ms(now))
-        until = min(until, now - BEHIND)
+        until = min(until, now - DELAY)
         told = ReclassifyResult(until=until)
         walk = _Walk({one.id: one.settings for one in self._directory.applications()}, since, until)
         changes: list[VerdictChange] = []
         async for page in self._pages(since - MINUTE, until + MINUTE, applications):
             changes += walk.see(page)
-            while len(changes) >= BATCH:
-                await self._correct(changes[:BATCH], now, dry_run, told.done)
-                del changes[:BATCH]
+            while len(changes) >= BATCH_CHANGES:
+                await self._correct(changes[:BATCH_CHANGES], now, dry_run, told.done)
+                del changes[:BATCH_CHANGES]
             progress(min(max(page[-1].at, since), until))
         changes += walk.rest()
-        for start in range(0, len(changes), BATCH):
-            await self._correct(changes[start : start + BATCH], now, dry_run, told.done)
+        for start in range(0, len(changes), BATCH_CHANGES):
+            await self._correct(changes[start : start + BATCH_CHANGES], now, dry_run, told.done)
         told.hits = walk.judged
         if not dry_run:
             unsettled = sorted({*told.done.unsettled, *walk.unsettled})
-            for start in range(0, len(unsettled), BATCH):
-                some = unsettled[start : start + BATCH]
-                await self._rest_after(self._database.write(settle, some, self._ids), told.done)
+            for start in range(0, len(unsettled), BATCH_CHANGES):
+                some = unsettled[start : start + BATCH_CHANGES]
+                await self._rest_after(self._database.write(assign_first_clicks, some, self._ids), told.done)
             self.total.add(told.done)
         progress(until)
         return told
 
     async def _correct(self, changes: Sequence[VerdictChange], now: datetime, dry_run: bool, total: CorrectionResult) -> None:
-        await self._rest_after(attempt(self._database, changes, self._ids, now, dry_run=dry_run), total)
+        await self._rest_after(apply_changes(self._database, changes, self._ids, now, dry_run=dry_run), total)
 
     async def _rest_after(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
         """Do the work, then rest as long as it took: clicks are waiting for the same store."""
@@ -220,8 +220,8 @@ class _Walk:
         self._since = since
         self._until = until
         self._waiting: deque[_HitToClassify] = deque()
-        self._addresses = AddressWatch()
-        self._links = LinkWatch()
+        self._addresses = RecentAddresses()
+        self._links = RecentLinks()
         self._of_address = _PendingHits()
         self._of_message = _PendingHits()
         self.judged = 0
@@ -327,7 +327,7 @@ def _page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
     """The hits among the next PAGE ids that can be judged again, and the last of those ids; None when there are no more."""
-    next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE).subquery()
+    next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:
         return [], None

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from shortener.clicks.verdicts.crawlers import find_crawler
 from shortener.model import Verdict
 
-LONGEST_AGENT = 512  # characters that are looked at
-REMEMBERED_AGENTS = 16_384  # some 10 MiB if each is as long as can be
+MAX_AGENT_LENGTH = 512  # characters that are looked at
+MAX_CACHED_AGENTS = 16_384  # some 10 MiB if each is as long as can be
 
 
 class RequestTraits(NamedTuple):
@@ -178,10 +178,10 @@ def classify(request: RequestTraits) -> Classification:
     for name, rule in _REQUEST_RULES:
         if reason := rule(request):
             return Classification(Verdict.IGNORED, name, reason)
-    return _judge_agent(request.user_agent[:LONGEST_AGENT])
+    return _judge_agent(request.user_agent[:MAX_AGENT_LENGTH])
 
 
-@lru_cache(maxsize=REMEMBERED_AGENTS)
+@lru_cache(maxsize=MAX_CACHED_AGENTS)
 def _judge_agent(text: str) -> Classification:
     agent = _agent(text)
     for name, rule in _AGENT_RULES:

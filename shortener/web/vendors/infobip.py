@@ -19,7 +19,7 @@ from shortener.ids import new_message_id
 from shortener.messages.plan import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.reporting import conversion_processes
-from shortener.reporting.conversion_processes import Granulation, Rate
+from shortener.reporting.conversion_processes import Granulation, ProcessCounts
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
@@ -213,7 +213,7 @@ class ConversionEndResponse(ResponseModel):
 
 async def log_end(call: Call[None, None]) -> ConversionEndResponse:
     message_id = call.path["messageId"]
-    key = await call.service.database.read(conversion_processes.key_of_message, call.application_id, message_id)
+    key = await call.service.database.read(conversion_processes.find_process_key, call.application_id, message_id)
     if key is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     intake = ConversionReport(at=call.service.clock(), message_id=message_id, action=END_ACTION)
@@ -227,7 +227,7 @@ class ConversionRateQuery(Period):
     aggrType: Literal["byCountry"] | None = Field(None, description="One entry for each country of an interval.")
     intervalGranulation: Granulation | None = Field(
         None,
-        description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MOST_INTERVALS} intervals.",
+        description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MAX_INTERVALS} intervals.",
     )
 
 
@@ -261,7 +261,7 @@ async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, An
     until = service.clock() + timedelta(milliseconds=1) if query.until is None else end_of(query.until)
     since = until - timedelta(hours=24) if query.since is None else start_of(query.since)
     try:
-        intervals = conversion_processes.cut(since, until, query.intervalGranulation)
+        intervals = conversion_processes.split_interval(since, until, query.intervalGranulation)
     except ValueError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("intervalGranulation", str(error))]) from None
     rates = await service.database.read(conversion_processes.conversion_rates, process_id, [within for _, within in intervals])
@@ -269,15 +269,15 @@ async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, An
     for (begins, _), by_country in zip(intervals, rates, strict=True):
         start = {"intervalStart": _time(begins)}
         if query.aggrType is None:
-            statistics.append({**start, **_told(Rate.total(by_country.values()))})
+            statistics.append({**start, **_told(ProcessCounts.total(by_country.values()))})
         else:
             ordered = sorted(by_country.items(), key=lambda item: (-item[1].starts, item[0]))
             statistics += [{**start, "country": country or None, **_told(rate)} for country, rate in ordered]
-    every = Rate.total(rate for by_country in rates for rate in by_country.values())
+    every = ProcessCounts.total(rate for by_country in rates for rate in by_country.values())
     return {"statistics": statistics, "cumulativeStatistics": _told(every)}
 
 
-def _told(rate: Rate) -> dict[str, Any]:
+def _told(rate: ProcessCounts) -> dict[str, Any]:
     return {"startCount": rate.starts, "endCount": rate.ends, "conversionRate": rate.conversion_rate}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.accounts.settings import ApplicationSettings
-from shortener.clicks.verdicts.contextual_rules import RULES, AddressWatch, HitContext, LinkWatch, classify_by_context
+from shortener.clicks.verdicts.contextual_rules import RULES, HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.model import Verdict
 from tests.conftest import NOON
 
@@ -106,7 +106,7 @@ def test_the_rules_are_named_in_the_order_in_which_they_are_asked() -> None:
 
 
 def test_an_address_is_watched_for_a_minute() -> None:
-    watch = AddressWatch()
+    watch = RecentAddresses()
     assert watch.count("192.0.2.1", 1, NOON) == 1
     assert watch.count("192.0.2.1", 2, NOON + 30 * SECOND) == 2
     assert watch.count("192.0.2.2", 2, NOON + 30 * SECOND) == 1
@@ -116,20 +116,20 @@ def test_an_address_is_watched_for_a_minute() -> None:
 
 
 def test_a_recipient_who_opens_links_again_and_again_is_one_recipient() -> None:
-    watch = AddressWatch()
+    watch = RecentAddresses()
     counts = [watch.count("192.0.2.1", 7, NOON + s * SECOND) for s in range(300)]
     assert set(counts) == {1}
     assert len(watch) == 1
 
 
 def test_an_address_that_was_not_kept_is_not_watched() -> None:
-    watch = AddressWatch()
+    watch = RecentAddresses()
     assert [watch.count("", recipient, NOON) for recipient in range(3)] == [0, 0, 0]
     assert len(watch) == 0
 
 
 def test_the_watch_is_bounded_and_forgets_the_oldest_first() -> None:
-    watch = AddressWatch(limit=100)
+    watch = RecentAddresses(limit=100)
     for recipient in range(1_000):
         assert watch.count(f"192.0.2.{recipient % 2}", recipient, NOON) <= 100
     assert len(watch) == 100
@@ -138,7 +138,7 @@ def test_the_watch_is_bounded_and_forgets_the_oldest_first() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 40)), max_size=60))
 def test_the_watch_counts_what_a_plain_list_counts(hits: list[tuple[str, int, int]]) -> None:
-    watch = AddressWatch()
+    watch = RecentAddresses()
     at, told = NOON, list[tuple[str, int, datetime]]()
     for address, recipient, pause in hits:
         at += pause * SECOND
@@ -148,7 +148,7 @@ def test_the_watch_counts_what_a_plain_list_counts(hits: list[tuple[str, int, in
 
 
 def test_the_links_of_a_message_are_watched_for_a_second() -> None:
-    watch = LinkWatch()
+    watch = RecentLinks()
     watch.note(1, 10, NOON)
     watch.note(1, 11, NOON + 0.9 * SECOND)
     assert sorted(watch.opened_at(1)) == [NOON, NOON + 0.9 * SECOND]
@@ -159,7 +159,7 @@ def test_the_links_of_a_message_are_watched_for_a_second() -> None:
 
 
 def test_the_watch_of_links_is_bounded() -> None:
-    watch = LinkWatch(limit=10)
+    watch = RecentLinks(limit=10)
     for message in range(100):
         watch.note(message, 1, NOON)
     assert len(watch) == 10

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from shortener.accounts.administration import update_application
-from shortener.clicks.device_counts import counted_until
+from shortener.clicks.device_counts import last_counted_hit
 from shortener.clicks.verdicts import correction, reclassify
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.container import Service
@@ -56,7 +56,7 @@ async def click(service: Service, code: str, user_agent: str = PHONE, **more: An
     return one.id
 
 
-async def judge_again(service: Service, **more: Any) -> ReclassifyResult:
+async def run_reclassifier(service: Service, **more: Any) -> ReclassifyResult:
     now = service.clock() + timedelta(minutes=10)
     return await service.reclassifier.run(NOON - DAY, now, now, **more)
 
@@ -91,7 +91,7 @@ async def test_a_first_click_that_was_a_machines_is_taken_back_with_one_event(re
     clock.forward(seconds=30)
     machine = await click(service, code, SCANNER)
     clock.forward(minutes=1)
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.hits, run.done.to_suspected, run.done.retracted, run.done.retracted_messages) == (1, 1, 1, 1)
     assert await told(service) == [(Topic.STATE | Topic.CLICK, machine), (Topic.CLICK_RETRACTED, machine)]
     event = (await rows(service, schema.events))[1]
@@ -114,7 +114,7 @@ async def test_the_next_persons_click_counts_again(retracting: Service, clock: C
     service = retracting
     (code,) = await send(service)
     machine = await click(service, code, SCANNER)
-    await judge_again(service)
+    await run_reclassifier(service)
     clock.forward(minutes=20)
     person = await click(service, code)
     await click(service, code)
@@ -125,7 +125,7 @@ async def test_the_next_persons_click_counts_again(retracting: Service, clock: C
     ]
     now = await message(service)
     assert (now.state, now.click_hit_id, now.clicked_at) == (State.CLICKTHRU, person, clock())
-    await judge_again(service)
+    await run_reclassifier(service)
     await check_counts(service)
 
 
@@ -138,7 +138,7 @@ async def test_a_persons_click_that_is_there_already_takes_its_place_with_its_ow
     clicked_at = clock()
     clock.forward(seconds=40)
     await click(service, code)
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert run.done.first_clicks == 1
     assert await told(service) == [
         (Topic.STATE | Topic.CLICK, machine),
@@ -159,11 +159,11 @@ async def test_judging_again_and_again_changes_nothing_more(retracting: Service,
         (code,) = await send(service)
         await click(service, code, SCANNER)
         await click(service, code)
-    await judge_again(service)
+    await run_reclassifier(service)
     events, hits = await told(service), await rows(service, schema.hits)
     assert len(events) == 9
     for _ in range(2):
-        run = await judge_again(service)
+        run = await run_reclassifier(service)
         assert (run.done.to_suspected, run.done.retracted, run.done.first_clicks, run.done.events) == (0, 0, 0, 0)
     assert await told(service) == events
     assert await rows(service, schema.hits) == hits
@@ -174,7 +174,7 @@ async def test_without_the_setting_what_was_told_stays_and_the_rest_follows(serv
     first = await click(service, code, SCANNER)
     await click(service, code, SCANNER)
     promoted = await click(service, code, PHONE, verdict=Verdict.SUSPECTED)
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.done.kept, run.done.to_suspected, run.done.to_human, run.done.retracted) == (1, 1, 1, 0)
     assert await told(service) == [(Topic.STATE | Topic.CLICK, first)]
     assert [one.verdict for one in await rows(service, schema.hits)] == [Verdict.HUMAN, Verdict.SUSPECTED, Verdict.HUMAN]
@@ -186,9 +186,9 @@ async def test_without_the_setting_what_was_told_stays_and_the_rest_follows(serv
 async def test_what_was_kept_is_taken_back_once_the_setting_is_on(service: Service, clock: Clock) -> None:
     (code,) = await send(service)
     await click(service, code, SCANNER)
-    assert (await judge_again(service)).done.kept == 1
+    assert (await run_reclassifier(service)).done.kept == 1
     await choose(service, retract_clicks=True)
-    assert (await judge_again(service)).done.retracted_messages == 1
+    assert (await run_reclassifier(service)).done.retracted_messages == 1
 
 
 async def test_a_hit_that_turns_out_to_be_a_persons_becomes_the_first_click_of_a_message_without_one(
@@ -197,7 +197,7 @@ async def test_a_hit_that_turns_out_to_be_a_persons_becomes_the_first_click_of_a
     service = retracting
     (code,) = await send(service)
     person = await click(service, code, PHONE, verdict=Verdict.SUSPECTED, rule="program")
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.done.to_human, run.done.first_clicks) == (1, 1)
     assert await told(service) == [(Topic.STATE | Topic.CLICK, person)]
     (kept,) = await rows(service, schema.hits)
@@ -210,7 +210,7 @@ async def test_a_first_click_that_stands_is_left_alone(retracting: Service, cloc
     (code,) = await send(service)
     await click(service, code, PHONE, verdict=Verdict.SUSPECTED)
     first = await click(service, code)
-    await judge_again(service)
+    await run_reclassifier(service)
     assert await told(service) == [(Topic.STATE | Topic.CLICK, first)]
     assert (await message(service)).click_hit_id == first
     await check_counts(service)
@@ -224,7 +224,7 @@ async def test_the_first_click_on_another_link_becomes_the_messages_first_and_is
     machine = await click(service, one, SCANNER)
     clock.forward(seconds=5)
     person = await click(service, two)
-    await judge_again(service)
+    await run_reclassifier(service)
     assert await told(service) == [
         (Topic.STATE | Topic.CLICK, machine),
         (Topic.CLICK, person),
@@ -243,7 +243,7 @@ async def test_only_the_link_is_given_back_when_the_message_has_another_first_cl
     one, two = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
     person = await click(service, one)
     machine = await click(service, two, SCANNER)
-    await judge_again(service)
+    await run_reclassifier(service)
     event = (await rows(service, schema.events))[2]
     assert (event.topics, event.hit_id) == (Topic.CLICK_RETRACTED, machine)
     assert event.data == {"first_for_message": False, "first_for_link": True}
@@ -257,7 +257,7 @@ async def test_on_a_link_that_tells_every_click_each_one_is_taken_back(retractin
     machines = [await click(service, code, SCANNER) for _ in range(2)]
     person = await click(service, code)
     late = await click(service, code, PHONE, verdict=Verdict.SUSPECTED)
-    await judge_again(service)
+    await run_reclassifier(service)
     assert (await told(service))[3:] == [
         (Topic.CLICK_RETRACTED, machines[0]),
         (Topic.CLICK_RETRACTED, machines[1]),
@@ -273,7 +273,7 @@ async def test_a_report_that_came_since_tells_the_state_that_the_message_goes_ba
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
     await click(service, code, SCANNER)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, clock.forward(seconds=5))])
-    await judge_again(service)
+    await run_reclassifier(service)
     now = await message(service)
     assert (now.state, now.previous_state) == (State.DELIVERED, None)
     await click(service, code)
@@ -317,7 +317,7 @@ async def test_the_events_of_a_click_that_was_taken_back_are_found_by_their_mess
     await click(service, other)
     machine = await click(service, code, SCANNER)
     clock.forward(minutes=10)
-    await judge_again(service)
+    await run_reclassifier(service)
     person = await click(service, code)
     (mine, theirs) = sorted(one.id for one in await rows(service, messages_now))
 
@@ -341,7 +341,7 @@ async def test_ignored_and_erased_hits_are_not_judged_again(retracting: Service,
     await click(service, code, PHONE, verdict=Verdict.IGNORED)
     await click(service, code)
     await service.database.write(erase_message, 1, "m-1", clock())
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.hits, run.done.events) == (0, 0)
     assert (await message(service)).state == State.CLICKTHRU
     await check_counts(service)
@@ -356,7 +356,7 @@ async def test_a_first_click_that_lost_its_agent_when_its_retention_was_over_sta
     assert (await purge(service.database, settings, clock())).emptied_hits == 0, "fan-out first"
     await service.fanout.flush()
     assert (await purge(service.database, settings, clock())).emptied_hits == 1
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.hits, run.done.events) == (0, 0)
     assert (await message(service)).state == State.CLICKTHRU
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
@@ -373,7 +373,7 @@ async def test_late_hits_and_those_on_dead_links_change_their_verdict_and_nothin
     await click(service, expired, PHONE, verdict=Verdict.SUSPECTED)
     await click(service, killed, PHONE, verdict=Verdict.SUSPECTED)
     late = await click(service, expired, SCANNER)
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.done.to_human, run.done.to_suspected, run.done.events) == (2, 1, 0)
     assert await told(service) == [(Topic.LATE_CLICK, late)]
     await check_counts(service)
@@ -384,10 +384,10 @@ async def test_a_dry_run_tells_the_same_and_keeps_nothing(retracting: Service, c
     (code,) = await send(service)
     await click(service, code, SCANNER)
     before = [await rows(service, table) for table in (schema.hits, messages_now, schema.events)]
-    dry = await judge_again(service, dry_run=True)
+    dry = await run_reclassifier(service, dry_run=True)
     assert (dry.hits, dry.done.to_suspected, dry.done.retracted_messages) == (1, 1, 1)
     assert [await rows(service, table) for table in (schema.hits, messages_now, schema.events)] == before
-    assert (await judge_again(service)).done.retracted_messages == 1
+    assert (await run_reclassifier(service)).done.retracted_messages == 1
 
 
 async def test_only_the_time_that_is_asked_for_is_judged(retracting: Service, clock: Clock) -> None:
@@ -406,22 +406,22 @@ async def test_the_newest_hits_are_left_for_later(retracting: Service, clock: Cl
     (code,) = await send(service)
     await click(service, code, SCANNER)
     run = await service.reclassifier.run(NOON - DAY, clock(), clock.forward(minutes=2))
-    assert (run.hits, run.until) == (0, NOON + timedelta(minutes=2) - reclassify.BEHIND)
+    assert (run.hits, run.until) == (0, NOON + timedelta(minutes=2) - reclassify.DELAY)
 
 
 async def test_pages_and_batches_of_any_size_do_the_same(
     retracting: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = retracting
-    monkeypatch.setattr(reclassify, "PAGE", 3)
-    monkeypatch.setattr(reclassify, "BATCH", 2)
+    monkeypatch.setattr(reclassify, "PAGE_HITS", 3)
+    monkeypatch.setattr(reclassify, "BATCH_CHANGES", 2)
     for _ in range(8):
         (code,) = await send(service)
         await click(service, code, SCANNER)
         await click(service, code, SCANNER)
         clock.forward(seconds=25)
         await click(service, code)
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.hits, run.done.retracted_messages, run.done.first_clicks) == (24, 8, 8)
     topics = Counter(topics for topics, _ in await told(service))
     assert topics == {Topic.STATE | Topic.CLICK: 16, Topic.CLICK_RETRACTED: 8}
@@ -438,7 +438,7 @@ async def test_the_first_hits_of_an_address_that_goes_on_to_open_many_links_are_
         await click(service, code, origin=7)
         clock.forward(seconds=5)
     assert [one.verdict for one in await rows(service, schema.hits)] == [0, 0, 0, 1, 1, 1]
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.done.to_suspected, run.done.retracted_messages) == (3, 3)
     assert {one.rule for one in await rows(service, schema.hits)} == {"many_recipients"}
     assert {one.state for one in await rows(service, messages_now)} == {State.CREATED}
@@ -450,7 +450,7 @@ async def test_an_address_with_few_links_in_any_minute_is_left_alone(service: Se
     for _ in range(10):
         await click(service, (await send(service))[0], origin=7)
         clock.forward(seconds=20)
-    assert (await judge_again(service)).done.to_suspected == 0
+    assert (await run_reclassifier(service)).done.to_suspected == 0
 
 
 async def test_a_whole_address_that_was_known_when_the_hit_came_weighs_more_than_what_is_stored_of_it(
@@ -460,9 +460,9 @@ async def test_a_whole_address_that_was_known_when_the_hit_came_weighs_more_than
     for _ in range(2):
         await click(service, (await send(service))[0], origin=7)
     assert [(one.verdict, one.address) for one in await rows(service, schema.hits)] == [(0, ""), (1, "")]
-    assert (await judge_again(service)).done.to_human == 0
+    assert (await run_reclassifier(service)).done.to_human == 0
     await choose(service, max_recipients_per_address_minute=None)
-    assert (await judge_again(service)).done.to_human == 1, "the rule was switched off: its victims are people again"
+    assert (await run_reclassifier(service)).done.to_human == 1, "the rule was switched off: its victims are people again"
 
 
 async def test_all_links_of_a_message_within_a_second_are_called_back(service: Service, clock: Clock) -> None:
@@ -476,7 +476,7 @@ async def test_all_links_of_a_message_within_a_second_are_called_back(service: S
         await click(service, code)
         clock.forward(milliseconds=700)
     assert [one.verdict for one in await rows(service, schema.hits)] == [0, 0, 1, 0, 0, 0]
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert (run.done.to_suspected, run.done.retracted, run.done.retracted_messages) == (2, 2, 1)
     assert [one.verdict for one in await rows(service, schema.hits)] == [1, 1, 1, 0, 0, 0]
     await check_counts(service)
@@ -487,7 +487,7 @@ async def test_a_delivery_report_that_came_late_calls_a_click_back(service: Serv
     (code,) = await send(service, message_ids=("m-1",))
     await click(service, code)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, NOON - timedelta(seconds=1))])
-    run = await judge_again(service)
+    run = await run_reclassifier(service)
     assert run.done.retracted_messages == 1
     assert (await message(service)).state == State.DELIVERED
     await check_counts(service)
@@ -498,7 +498,7 @@ async def test_a_sent_that_was_written_down_after_the_click_calls_nothing_back(s
     (code,) = await send(service, message_ids=("m-1",))
     await click(service, code)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(seconds=1))])
-    assert (await judge_again(service)).done.to_suspected == 0
+    assert (await run_reclassifier(service)).done.to_suspected == 0
 
 
 async def test_the_job_judges_what_has_become_old_enough_and_nothing_twice(service: Service, clock: Clock) -> None:
@@ -555,7 +555,7 @@ async def test_a_tracker_that_asks_is_told_of_a_click_that_is_taken_back(
     clock.forward(seconds=7)
     machine = await click(service, code, SCANNER)
     clock.forward(minutes=10)
-    await judge_again(service)
+    await run_reclassifier(service)
     await service.fanout.flush()
     await service.dispatcher.flush()
     told_as = {one.json["event"]["evt-tp"]: one.json["event"]["fld-val-list"] for one in receiver.requests}
@@ -585,7 +585,7 @@ async def test_racing_runs_and_clicks_agree_on_one_retraction_and_one_first_clic
     runs = (node.reclassifier.run(NOON - DAY, clock(), clock()) for node in (one, two) for _ in range(2))
     results = await asyncio.gather(*runs, people(one), people(two))
     assert sum(run.done.retracted_messages for run in results if run is not None) == 30
-    await judge_again(one)  # what came between two statements of another node
+    await run_reclassifier(one)  # what came between two statements of another node
     topics: dict[int, list[Topic]] = {}
     events = await rows(one, schema.events)
     for event in events:
@@ -606,7 +606,7 @@ async def test_a_run_that_is_cut_off_is_repeated(retracting: Service, clock: Clo
         await click(service, code, SCANNER)
         clock.forward(seconds=1)
         await click(service, code)
-    monkeypatch.setattr(reclassify, "BATCH", 1)
+    monkeypatch.setattr(reclassify, "BATCH_CHANGES", 1)
     tries = 0
 
     async def fail(*args: Any, **more: Any) -> Any:
@@ -614,13 +614,13 @@ async def test_a_run_that_is_cut_off_is_repeated(retracting: Service, clock: Clo
         tries += 1
         if tries == 3:
             raise RuntimeError("power cut")
-        return await correction.attempt(*args, **more)
+        return await correction.apply_changes(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reclassify, "attempt", fail)
+        patch.setattr(reclassify, "apply_changes", fail)
         with pytest.raises(RuntimeError):
-            await judge_again(service)
-    run = await judge_again(service)
+            await run_reclassifier(service)
+    run = await run_reclassifier(service)
     assert (run.done.retracted_messages, run.done.first_clicks) == (2, 4)
     assert Counter(topics for topics, _ in await told(service))[Topic.CLICK_RETRACTED] == 4
     await check_counts(service)
@@ -630,17 +630,17 @@ async def test_hits_that_are_not_counted_by_device_yet_are_left_for_the_next_run
     service = retracting
     (code,) = await send(service)
     machine = await click(service, code, SCANNER)
-    assert await service.database.read(counted_until) < machine
+    assert await service.database.read(last_counted_hit) < machine
     change = correction.VerdictChange(machine, (await message(service)).id, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
-    done = await correction.attempt(service.database, [change], service.ids, clock())
+    done = await correction.apply_changes(service.database, [change], service.ids, clock())
     assert done.to_suspected == 0
 
 
 async def test_a_message_that_was_purged_meanwhile_is_no_fault(retracting: Service, clock: Clock) -> None:
     service = retracting
     change = correction.VerdictChange(1, 1, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
-    assert (await correction.attempt(service.database, [change], service.ids, clock())).to_suspected == 0
-    assert (await service.database.write(correction.settle, [1], service.ids)).first_clicks == 0
+    assert (await correction.apply_changes(service.database, [change], service.ids, clock())).to_suspected == 0
+    assert (await service.database.write(correction.assign_first_clicks, [1], service.ids)).first_clicks == 0
 
 
 async def test_nothing_is_scanned(service: Service) -> None:
@@ -652,8 +652,8 @@ async def test_nothing_is_scanned(service: Service) -> None:
     def run(connection: Connection) -> list[str]:
         def all_of_it() -> None:
             reclassify._page(connection, 0, service.ids(), [1])
-            correction.correct(connection, [], service.ids, NOON)
-            correction.settle(connection, [1], service.ids)
+            correction.change_verdicts(connection, [], service.ids, NOON)
+            correction.assign_first_clicks(connection, [1], service.ids)
 
         return [step for plan in plans(connection, all_of_it) for step in scanned(plan, "hits", "links", "messages")]
 

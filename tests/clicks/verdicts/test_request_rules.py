@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.verdicts import MOST_CRAWLERS_HUMAN, Sample, samples_of_strangers
-from shortener.clicks.verdicts.request_rules import LONGEST_AGENT, PREVIEWS, RULES, RequestTraits, _judge_agent, classify
+from shortener.clicks.verdicts.request_rules import MAX_AGENT_LENGTH, PREVIEWS, RULES, RequestTraits, _judge_agent, classify
 from shortener.model import Verdict
 
 IPHONE = (
@@ -282,6 +282,6 @@ def test_a_seen_agent_is_not_looked_at_again() -> None:
 def test_what_is_remembered_of_agents_is_bounded() -> None:
     assert _judge_agent.cache_info().maxsize is not None
     before = _judge_agent.cache_info().misses
-    classify(RequestTraits("GET", android("10; K").ljust(LONGEST_AGENT, "x") + "y" * 100_000))
-    classify(RequestTraits("GET", android("10; K").ljust(LONGEST_AGENT, "x") + "z" * 100_000))
+    classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "y" * 100_000))
+    classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "z" * 100_000))
     assert _judge_agent.cache_info().misses == before + 1
