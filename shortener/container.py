@@ -406,7 +406,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
         foundation.click_ids,
         clock,
         base_url=settings.base_url,
-        courtesy=throttle,
+        throttle=throttle,
         on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
     )
     return DeliveryParts(trackers, Deliveries(database), sender, fanout, dispatcher)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, select, update
 
-from shortener.delivery.queries import RETRIES
+from shortener.delivery.dispatch_queries import RETRIES
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic

@@ -31,8 +31,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from shortener.conversions.service import encode_conversion_id
-from shortener.delivery import queries
-from shortener.delivery.queries import PendingEvent, Sources, Subscription
+from shortener.delivery import fanout_queries
+from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_lane
 from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
@@ -63,7 +63,7 @@ class Fanout:
         clock: Clock,
         *,
         base_url: str,
-        courtesy: Throttle,
+        throttle: Throttle,
         on_deliveries: Callable[[], None],
     ) -> None:
         self._database = database
@@ -71,7 +71,7 @@ class Fanout:
         self._click_ids = click_ids
         self._clock = clock
         self._base_url = base_url
-        self._courtesy = courtesy
+        self._throttle = throttle
         self._on_deliveries = on_deliveries
         self.events = self.deliveries = self.quarantine = 0  # since the process began
 
@@ -84,7 +84,7 @@ class Fanout:
     async def step(self) -> int:
         """Fan out one batch; returns the number of its events. Raises StoreUnavailable: then nothing of it was kept."""
         loop = asyncio.get_running_loop()
-        began, gentle = loop.time(), self._courtesy.is_busy
+        began, gentle = loop.time(), self._throttle.is_busy
         limit = PIECE if gentle else BATCH
         try:
             events, deliveries = await self._database.write(self._fan_out, limit)
@@ -97,7 +97,7 @@ class Fanout:
         if deliveries:
             self._on_deliveries()
         if gentle and events:
-            await asyncio.sleep(self._courtesy.rest(loop.time() - began))  # hits have the store meanwhile
+            await asyncio.sleep(self._throttle.pause_for(loop.time() - began))  # hits have the store meanwhile
         return events
 
     async def flush(self) -> None:
@@ -108,7 +108,7 @@ class Fanout:
     async def _one_by_one(self, limit: int) -> tuple[int, int]:
         """A fault of ours with one event must not hold up the others: each goes alone, and the one is set aside."""
         events = deliveries = 0
-        for event in await self._database.read(queries.pending_ids, limit):
+        for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
                 done, made = await self._database.write(self._fan_out, 1, event)
             except StoreUnavailable:
@@ -116,7 +116,7 @@ class Fanout:
             except Exception as error:
                 if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
                     raise  # the statement is wrong, or the schema: that is not this event's doing
-                await self._database.write(queries.quarantine, event)
+                await self._database.write(fanout_queries.quarantine, event)
                 self.quarantine += 1
                 log.error("event_set_aside", event_id=encode(event), mend="shortener deliveries retell", exc_info=error)
                 done, made = 1, 0
@@ -127,10 +127,10 @@ class Fanout:
     # In the transaction.
 
     def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
-        events = queries.pending_events(connection, limit, only)
+        events = fanout_queries.pending_events(connection, limit, only)
         if not events:
             return 0, 0
-        subscriptions = queries.subscriptions(connection, {event.application_id for event in events})
+        subscriptions = fanout_queries.subscriptions(connection, {event.application_id for event in events})
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
@@ -144,9 +144,9 @@ class Fanout:
         if rows:
             wanted = list(dict.fromkeys(row[1] for row in rows))
             facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, wanted).items()}
-            queries.insert_deliveries(connection, rows)
+            fanout_queries.insert_deliveries(connection, rows)
         count_deltas.append(connection, self._ids(), tally)
-        queries.mark_fanned_out(connection, facts)
+        fanout_queries.mark_fanned_out(connection, facts)
         return len(events), len(rows)
 
     def _deliveries(self, event: PendingEvent, subscriptions: Sequence[Subscription], now: int) -> list[DeliveryRow]:
@@ -167,7 +167,7 @@ class Fanout:
         return rows
 
     def _facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
-        sources = queries.sources(connection, events)
+        sources = fanout_queries.sources(connection, events)
         numbers = _click_numbers(connection, sources)
         return {source.event: self._snapshot(source, numbers.get(source.event)) for source in sources}
 
@@ -250,12 +250,15 @@ class Fanout:
 
 async def requeue_events(database: Database) -> int:
     """Make the events that were set aside pending again; returns how many. Raises StoreUnavailable: some may be done then."""
-    found = await database.read(queries.quarantined_events)
-    return sum([await database.write(queries.requeue, found[start : start + BATCH]) for start in range(0, len(found), BATCH)])
+    found = await database.read(fanout_queries.quarantined_events)
+    count = 0
+    for start in range(0, len(found), BATCH):
+        count += await database.write(fanout_queries.requeue, found[start : start + BATCH])
+    return count
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
-    """By event: the how manieth click of its link it is, as far as queries.COUNTED_CLICKS."""
+    """By event: the how manieth click of its link it is, as far as fanout_queries.COUNTED_CLICKS."""
     numbers: dict[int, int] = {}
     later: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
     for source in sources:
@@ -267,8 +270,8 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
                 later[source.link_id].append((source.click_hit, source.event))
     for link, clicks in later.items():
         clicks.sort()
-        for number, (_, event) in enumerate(clicks, queries.clicks_before(connection, link, clicks[0][0]) + 1):
-            if number <= queries.COUNTED_CLICKS:
+        for number, (_, event) in enumerate(clicks, fanout_queries.clicks_before(connection, link, clicks[0][0]) + 1):
+            if number <= fanout_queries.COUNTED_CLICKS:
                 numbers[event] = number
     return numbers
 

@@ -34,7 +34,7 @@ class TrackerHealth:
         return "closed" if self.recovering_at is None else "recovering"
 
     @property
-    def is_plain(self) -> bool:
+    def allows_any_number(self) -> bool:
         """Whether any number of deliveries may go."""
         return self.open_until is None and self.recovering_at is None
 

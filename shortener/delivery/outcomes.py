@@ -46,7 +46,7 @@ class ResponseFacts(Protocol):
     @property
     def retry_after(self) -> float | None: ...
     @property
-    def ours(self) -> bool: ...
+    def is_local(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,10 @@ class AttemptOutcome:
     reason: str  # a row of the table, by name
     not_before: datetime | None = None
     charged: bool = True  # False: a fault of this host; the attempt does not count
+
+
+#: The outcome of an attempt that this host failed to make. It must be the first row of OUTCOME_TABLE.
+LOCAL_FAILURE = AttemptOutcome(OutcomeKind.RETRY, "local_failure", charged=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,11 @@ _FORM_REFUSED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
     OutcomeRule(
-        "own_fault",
+        "local_failure",
         "no answer, and the cause is on this host (resolver down, no sockets left)",
         OutcomeKind.RETRY,
         "the tracker did nothing wrong: the attempt is not counted",
-        lambda reply, success: reply.ours,
+        lambda reply, success: reply.is_local,
     ),
     OutcomeRule(
         "success",
@@ -167,7 +171,7 @@ def classify_response(answer: ResponseFacts, success: SuccessCriteria, now: date
     not_before = None
     if row.name == "throttled" and answer.retry_after is not None:
         not_before = now + timedelta(seconds=min(max(answer.retry_after, RETRY_AFTER_MIN), RETRY_AFTER_MAX))
-    return AttemptOutcome(row.kind, row.name, not_before, charged=not answer.ours)
+    return AttemptOutcome(row.kind, row.name, not_before, charged=not answer.is_local)
 
 
 def parse_success(given: Mapping[str, Any] | None) -> SuccessCriteria:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from shortener.delivery.dispatcher import text_of
+from shortener.delivery.attempt import to_storable_text
 from shortener.delivery.fanout import iso
 from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
@@ -99,9 +99,9 @@ async def send_test(
         reason=outcome.reason,
         http_status=answer.status,
         error=None if delivered else answer.error or outcome.reason,
-        detail=text_of(answer.detail),
+        detail=to_storable_text(answer.detail),
         milliseconds=answer.milliseconds,
-        answer=text_of(answer.excerpt),
+        answer=to_storable_text(answer.excerpt),
     )
     await database.write(_record, trial, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
     return trial

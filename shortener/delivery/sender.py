@@ -6,7 +6,7 @@ raises only `CancelledError`, when the caller is cancelled. Redirects are not fo
 environment are not used, nothing is decompressed. At most 64 KiB of a body are read. Every address is judged by the guard,
 first when a name is resolved, then again on the socket that is about to connect.
 
-A fault of this host (its resolver is down, no sockets are left) is marked `ours` and says nothing about the tracker.
+A fault of this host (its resolver is down, no sockets are left) is marked `is_local` and says nothing about the tracker.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class SendResult:
     detail: str  # for people
     milliseconds: int
     retry_after: float | None = None  # seconds
-    ours: bool = False
+    is_local: bool = False
 
     @property
     def excerpt(self) -> bytes:
@@ -171,7 +171,7 @@ class Sender:
             detail=failure.detail if failure else "",
             milliseconds=round((self._loop.time() - began) * 1000),
             retry_after=attempt.retry_after,
-            ours=failure is not None and failure.ours,
+            is_local=failure is not None and failure.is_local,
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: _Attempt) -> None:
@@ -198,7 +198,7 @@ class Sender:
 
     def _too_late(self, request: OutgoingRequest, attempt: _Attempt, began: float) -> _Failure:
         if not attempt.has_slot:
-            return _Failure("no_slot", "no slot became free in time", ours=True)
+            return _Failure("no_slot", "no slot became free in time", is_local=True)
         if attempt.status is not None:
             return _Failure("timeout", "the answer was not complete in time")
         url = URL(request.url, encoded=True)
@@ -210,7 +210,7 @@ class Sender:
         """No word from the resolver: its fault, unless it has lately answered for another name."""
         if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE):
             return _Failure("dns_error", "the name servers of the host do not answer")
-        return _Failure("resolver_down", "the resolver of this machine does not answer", ours=True)
+        return _Failure("resolver_down", "the resolver of this machine does not answer", is_local=True)
 
     def _explain(self, request: OutgoingRequest, error: Exception, began: float) -> _Failure:
         """The class of a failure: the one place where aiohttp's exceptions are known."""
@@ -254,7 +254,7 @@ class _Attempt:
 class _Failure:
     error: str
     detail: str
-    ours: bool = False
+    is_local: bool = False
 
 
 def _explain_os_error(error: OSError) -> _Failure:
@@ -265,7 +265,7 @@ def _explain_os_error(error: OSError) -> _Failure:
     for name in sorted(known, key=lambda name: name == "network_unreachable"):
         return _Failure(name, str(error))
     # EMFILE, ENOBUFS, EADDRNOTAVAIL (no ports left), EPERM (our firewall) and the like.
-    return _Failure("local_error", str(error), ours=True)
+    return _Failure("local_error", str(error), is_local=True)
 
 
 class _ResponseTooLarge(aiohttp.ClientPayloadError):

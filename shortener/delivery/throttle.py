@@ -24,7 +24,7 @@ class Throttle:
         self._seen, self._at = hits(), now()
         self._rate = 0.0
 
-    def rest(self, worked: float) -> float:
+    def pause_for(self, worked: float) -> float:
         """Seconds to leave to the hits after so many of work."""
         return min(worked * max(2.0, (self._rate / FLOOD) ** 2), max(worked, LONGEST_REST)) if self.is_busy else 0.0
 

@@ -19,7 +19,7 @@ from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.resolver import Hit, LinkResolver
 from shortener.clicks.verdicts.correction import VerdictChange, apply_changes
 from shortener.container import Service
-from shortener.delivery import queries as to_tell
+from shortener.delivery import fanout_queries
 from shortener.delivery.fanout import requeue_events
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportResult
 from shortener.model import State, Verdict
@@ -86,8 +86,8 @@ async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_h
         (0, "late_hits"): 2,
     }
     await check(service, clock)
-    pending = await service.database.read(to_tell.pending_ids, 1)
-    await service.database.write(lambda connection: to_tell.quarantine(connection, pending[0]))
+    pending = await service.database.read(fanout_queries.pending_ids, 1)
+    await service.database.write(lambda connection: fanout_queries.quarantine(connection, pending[0]))
     await check(service, clock)
     assert await requeue_events(service.database) == 1
     await service.fanout.flush()

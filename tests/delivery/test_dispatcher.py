@@ -17,8 +17,10 @@ from standardwebhooks.webhooks import Webhook
 from structlog.testing import capture_logs
 
 from shortener.container import Service, open_sender
-from shortener.delivery import queries
-from shortener.delivery.dispatcher import LEASE_LEFT, LEASE_MARGIN, LONGEST_HOLD, Dispatcher
+from shortener.delivery import dispatch_queries
+from shortener.delivery.claims import LEASE_MARGIN_MS, MIN_LEASE_LEFT_MS
+from shortener.delivery.dispatcher import Dispatcher
+from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.guard import Guard
 from shortener.delivery.health import FAILURES
 from shortener.delivery.outcomes import DEFAULT_SCHEDULE
@@ -79,7 +81,7 @@ async def flying(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> N
 
 def kill(dispatcher: Dispatcher) -> None:
     """Nothing of what is under way is ever recorded by this one."""
-    for task in dispatcher._flights:
+    for task in dispatcher._tasks:
         task.cancel()
 
 
@@ -110,7 +112,7 @@ async def test_the_attempt_is_spent_and_durable_before_the_request_is_answered(
     await service.fanout.flush()
     await flying(service.dispatcher, receiver, 1)
     row = await delivery(service)
-    lease = NOON + timedelta(seconds=5, milliseconds=LEASE_MARGIN)
+    lease = NOON + timedelta(seconds=5, milliseconds=LEASE_MARGIN_MS)
     assert (row.status, row.attempt, row.lease_until) == (PENDING, 1, lease)
     kill(service.dispatcher)
 
@@ -149,9 +151,32 @@ async def test_an_outcome_that_comes_after_the_lease_was_lost_changes_nothing(
     await other_dispatcher(service).flush()
     before = await delivery(service)
     assert before.status == DELIVERED
-    await service.dispatcher.stop(2)
+    await service.dispatcher.stop(60, attempts_grace=0)
     assert service.dispatcher.totals.leases_lost == 1
     assert await delivery(service) == before
+
+
+async def test_a_410_after_the_lease_was_lost_disables_nothing_and_is_not_counted(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    tracker = await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    receiver.replies = [410, 200]
+    late = service.dispatcher
+    await late.step()
+    await asyncio.wait(late._tasks)
+    clock.forward(minutes=1)
+    await other_dispatcher(service).flush()
+    before = await delivery(service)
+    assert before.status == DELIVERED
+    await late.flush()
+    assert (late.totals.leases_lost, late.totals.dead, late.totals.trackers_disabled) == (1, 0, 0)
+    assert late.totals.reasons == {}
+    assert await delivery(service) == before
+    assert [one.status for one in await rows(service.database, schema.attempts)] == [200]
+    row = await tracker_row(service, tracker)
+    assert (row.enabled, row.failures_in_row) == (True, 0)
 
 
 class Slow:
@@ -172,7 +197,7 @@ class Slow:
         return getattr(self._database, name)
 
 
-@pytest.mark.parametrize(("seconds", "requests"), [(LEASE_LEFT / 1000, 1), (LEASE_LEFT / 1000 + 0.001, 0), (60, 0)])
+@pytest.mark.parametrize(("seconds", "requests"), [(MIN_LEASE_LEFT_MS / 1000, 1), (MIN_LEASE_LEFT_MS / 1000 + 0.001, 0), (60, 0)])
 async def test_no_attempt_begins_whose_lease_may_end_before_it(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, seconds: float, requests: int
 ) -> None:
@@ -182,14 +207,14 @@ async def test_no_attempt_begins_whose_lease_may_end_before_it(
     slow: Any = Slow(service.database, clock, seconds)
     dispatcher = other_dispatcher(service, slow)
     await dispatcher.step()
-    await asyncio.wait(dispatcher._flights)
+    await asyncio.wait(dispatcher._tasks)
     assert len(receiver.requests) == requests
     assert await dispatcher.step() >= 1
     await dispatcher.flush()
     (request,) = receiver.requests
     row = await delivery(service)
     assert (request.json["attempt"], row.status, row.attempt) == (1, DELIVERED, 1), "given back, it is not spent"
-    assert dispatcher.totals.handed_back == 1 - requests
+    assert dispatcher.totals.claims_returned == 1 - requests
 
 
 async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
@@ -212,8 +237,8 @@ async def test_an_attempt_ends_by_its_deadline_whatever_it_waits_for(
             dispatcher = other_dispatcher(service, sender=sender)
             began = time.monotonic()
             await dispatcher.step()
-            await asyncio.wait(dispatcher._flights)
-            assert time.monotonic() - began < 5, "neither the resolver (10 s) nor the tracker is waited for"
+            await asyncio.wait(dispatcher._tasks)
+            assert time.monotonic() - began < 5, "neither the resolver (10 s) nor the tracker delays the end"
             await dispatcher.step()
     finally:
         released.set()
@@ -504,7 +529,7 @@ async def test_what_an_open_breaker_keeps_too_long_ends_dead(
     await deliver(service)
     last = (await deliveries(service))[-1]
     assert (last.status, last.attempt) == (PENDING, 0)
-    until = clock() + LONGEST_HOLD + timedelta(minutes=1)
+    until = clock() + MAX_HOLD + timedelta(minutes=1)
     while clock() < until:  # each probe fails
         await service.dispatcher.flush()
         clock.forward(hours=12)
@@ -550,7 +575,7 @@ async def test_a_trackers_slots_are_shared_out_among_the_processes_that_deliver(
     await service.fanout.flush()
     while await service.dispatcher.step():
         pass
-    assert service.dispatcher._busy == {"t1": share, "c127.0.0.1": share}
+    assert service.dispatcher._usage.by_queue == {"t1": share, "c127.0.0.1": share}
     kill(service.dispatcher)
 
 
@@ -617,11 +642,11 @@ async def test_a_fault_of_our_own_is_not_charged(
         assert row.next_at > NOON
         assert (await tracker_row(service, tracker)).failures_in_row == 0
         assert await rows(service.database, schema.attempts) == []
-        assert dispatcher.totals.own_faults == 1
+        assert dispatcher.totals.local_failures == 1
         await story.first_click()
         await service.fanout.flush()
         await dispatcher.flush()
-        assert dispatcher.totals.own_faults == 1, "the lane rests"
+        assert dispatcher.totals.local_failures == 1, "the lane rests"
         clock.forward(days=6)
         for _ in range(2):
             await dispatcher.flush()
@@ -663,7 +688,7 @@ async def test_outcomes_wait_for_a_store_that_is_away(
     store = Flaky(service.database)
     dispatcher = other_dispatcher(service, store)
     await dispatcher.step()
-    await asyncio.wait(dispatcher._flights)
+    await asyncio.wait(dispatcher._tasks)
     store.down = True
     with pytest.raises(StoreUnavailable):
         await dispatcher.step()
@@ -699,10 +724,16 @@ async def test_stop_hands_back_what_cannot_end_in_time(
     await story.first_click()
     await service.fanout.flush()
     await flying(service.dispatcher, receiver, 1)
-    await service.dispatcher.stop(2)
+    await service.dispatcher.stop(60, attempts_grace=0)
     row = await delivery(service)
-    assert (row.status, row.attempt, row.queue, row.next_at, row.lease_until) == (PENDING, 0, queries.FIRSTS, NOON, None)
-    assert service.dispatcher.totals.handed_back == 1
+    assert (row.status, row.attempt, row.queue, row.next_at, row.lease_until) == (
+        PENDING,
+        0,
+        dispatch_queries.FIRST_ATTEMPTS,
+        NOON,
+        None,
+    )
+    assert service.dispatcher.totals.claims_returned == 1
 
 
 async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another(
@@ -718,7 +749,7 @@ async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another
     receiver.default_reply = Reply(hang=True)
     stopped = other_dispatcher(service)
     await flying(stopped, receiver, 1)
-    await stopped.stop(2)
+    await stopped.stop(60, attempts_grace=0)
     receiver.take()
     receiver.default_reply = 200
     await service.dispatcher.flush()
@@ -743,7 +774,7 @@ async def test_stop_is_over_in_time_though_the_store_hangs(
     store = Hanging(service.database)
     dispatcher = other_dispatcher(service, store)
     await dispatcher.step()
-    await asyncio.wait(dispatcher._flights)
+    await asyncio.wait(dispatcher._tasks)
     store.down = True
     turn = asyncio.create_task(dispatcher.step())
     async with asyncio.timeout(PATIENCE):
@@ -761,9 +792,9 @@ async def test_many_outcomes_share_a_transaction(
         await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
-    await asyncio.wait(service.dispatcher._flights)
+    await asyncio.wait(service.dispatcher._tasks)
     assert await service.dispatcher.step() == 64
-    assert service.dispatcher.totals.turns == 2
+    assert service.dispatcher.totals.dispatch_cycles == 2
 
 
 async def test_processes_that_share_a_store_never_claim_the_same_delivery(
@@ -851,7 +882,7 @@ async def test_a_lane_costs_the_same_however_many_rows_wait_in_it(service: Servi
     await service.database.write(fill)
 
     def names(connection: Connection, after: str) -> list[str]:
-        return [lane.name for lane in queries.lanes(connection, after, 256)]
+        return [lane.name for lane in dispatch_queries.pending_queues(connection, after, 256)]
 
     everything = []
     after = ""
@@ -862,7 +893,7 @@ async def test_a_lane_costs_the_same_however_many_rows_wait_in_it(service: Servi
     if service.database.dialect == "sqlite":
 
         def plan(connection: Connection) -> list[str]:
-            statement = "EXPLAIN QUERY PLAN " + queries._LANES["sqlite"]
+            statement = "EXPLAIN QUERY PLAN " + dispatch_queries._QUEUES["sqlite"]
             return [row[3] for row in connection.exec_driver_sql(statement, ("", 256))]
 
         steps = [step for step in await service.database.read(plan) if " d " in step]
@@ -885,9 +916,9 @@ async def test_more_lanes_than_one_turn_looks_at_are_all_served(
     await deliver(service)
     assert len(receiver.requests) == 1
     assert await service.dispatcher.step() in (0, 1)
-    turns = service.dispatcher.totals.turns
+    turns = service.dispatcher.totals.dispatch_cycles
     await service.dispatcher.flush()
-    assert service.dispatcher.totals.turns - turns <= 4, "once around, then it rests"
+    assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "once around, then it rests"
 
 
 async def test_no_request_reaches_an_address_that_became_forbidden(

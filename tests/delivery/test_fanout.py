@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.conversions.parsing import ConversionReport
-from shortener.delivery import fanout, queries
+from shortener.delivery import fanout, fanout_queries
 from shortener.delivery.fanout import requeue_events
 from shortener.delivery.formats import FACTS, FORMATS
 from shortener.delivery.trackers import NewTracker
@@ -88,7 +88,7 @@ async def test_a_crash_in_the_middle_repeats_nothing_and_skips_nothing(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(queries, "mark_fanned_out", crash)
+        patch.setattr(fanout_queries, "mark_fanned_out", crash)
         with pytest.raises(Killed):
             await service.fanout.step()
     assert await rows(service.database, schema.deliveries) == []

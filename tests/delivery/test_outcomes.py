@@ -77,9 +77,9 @@ def test_a_success_that_breaks_off_is_no_receipt(error: str) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_without_a_status_the_attempt_is_repeated_and_charged_to_whom_it_belongs(error: str) -> None:
-    for ours in (True, False):
-        outcome = classify_response(replied(None, b"", error, ours=ours), ANY_2XX, NOW)
-        assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not ours)
+    for is_local in (True, False):
+        outcome = classify_response(replied(None, b"", error, is_local=is_local), ANY_2XX, NOW)
+        assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
 
 
 def test_exactly_200_may_be_wanted() -> None:
@@ -107,12 +107,14 @@ def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewher
     body=st.binary(max_size=20),
     error=st.none() | st.sampled_from(ERRORS),
     retry_after=st.none() | st.floats(1, 86400),
-    ours=st.booleans(),
+    is_local=st.booleans(),
 )
 def test_every_answer_has_an_outcome_of_the_table(
-    status: int | None, body: bytes, error: str | None, retry_after: float | None, ours: bool
+    status: int | None, body: bytes, error: str | None, retry_after: float | None, is_local: bool
 ) -> None:
-    outcome = classify_response(replied(status, body, error, retry_after=retry_after, ours=ours), SuccessCriteria("2xx", "ok"), NOW)
+    outcome = classify_response(
+        replied(status, body, error, retry_after=retry_after, is_local=is_local), SuccessCriteria("2xx", "ok"), NOW
+    )
     assert (outcome.reason, outcome.kind) in {(row.name, row.kind) for row in OUTCOME_TABLE}
     assert (outcome.kind is OutcomeKind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
 

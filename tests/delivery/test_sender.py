@@ -56,7 +56,7 @@ async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
 async def test_every_status_comes_back_as_it_is(sender: Sender, status: int) -> None:
     result, _ = await attempt(sender, answer(status))
-    assert (result.status, result.error, result.ours) == (status, None, False)
+    assert (result.status, result.error, result.is_local) == (status, None, False)
     assert result.body == (b"" if status in (101, 204, 304) else b"ok")
 
 
@@ -105,7 +105,7 @@ async def test_whatever_a_peer_does_the_attempt_ends_in_time(
     sender: Sender, behaviour: Behaviour, status: int | None, error: str
 ) -> None:
     result, _ = await attempt(sender, behaviour, DEADLINE if error == "timeout" else PLENTY)
-    assert (result.status, result.error, result.ours) == (status, error, False), result.detail
+    assert (result.status, result.error, result.is_local) == (status, error, False), result.detail
     assert result.detail
     assert len(result.body) <= BODY_LIMIT
     assert error in ERRORS
@@ -214,7 +214,7 @@ async def test_a_refused_connection_is_told(sender: Sender) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
-    assert (result.status, result.error, result.ours) == (None, "connection_refused", False)
+    assert (result.status, result.error, result.is_local) == (None, "connection_refused", False)
 
 
 async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) -> None:
@@ -225,7 +225,7 @@ async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) 
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
         result = await post(sender, f"http://127.0.0.1:{full.getsockname()[1]}/", DEADLINE)
-    assert (result.status, result.error, result.ours) == (None, "timeout", False)
+    assert (result.status, result.error, result.is_local) == (None, "timeout", False)
     assert result.milliseconds < (DEADLINE + GRACE) * 1000
 
 
@@ -270,13 +270,13 @@ async def naming(names: Names) -> AsyncIterator[Sender]:
 
 async def test_a_name_that_does_not_exist_is_charged_to_the_tracker(naming: Sender) -> None:
     result = await post(naming, "http://missing.example/")
-    assert (result.status, result.error, result.ours) == (None, "dns_error", False)
+    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
 @pytest.mark.parametrize("host", ["broken.example", "silent.example"])
 async def test_a_resolver_that_answers_nothing_is_a_fault_of_ours(naming: Sender, host: str) -> None:
     result = await post(naming, f"http://{host}/", DEADLINE)
-    assert (result.status, result.error, result.ours) == (None, "resolver_down", True)
+    assert (result.status, result.error, result.is_local) == (None, "resolver_down", True)
     assert result.milliseconds < (DEADLINE + GRACE) * 1000
 
 
@@ -285,7 +285,7 @@ async def test_a_resolver_that_answers_nothing_is_a_fault_of_ours(naming: Sender
 async def test_a_dead_name_beside_a_living_resolver_is_charged_to_the_tracker(naming: Sender, host: str, other: str) -> None:
     await post(naming, f"http://{other}:1/")
     result = await post(naming, f"http://{host}/", DEADLINE)
-    assert (result.status, result.error, result.ours) == (None, "dns_error", False)
+    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
 async def test_the_dead_name_itself_is_no_witness_for_the_resolver(naming: Sender, names: Names) -> None:
@@ -306,7 +306,7 @@ async def test_of_several_addresses_the_most_telling_failure_is_told(naming: Sen
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         result = await post(naming, f"http://good.example:{bound.getsockname()[1]}/")
-    assert (result.error, result.ours) == ("connection_refused", False)
+    assert (result.error, result.is_local) == ("connection_refused", False)
 
 
 async def test_a_name_is_resolved_once_and_then_remembered_for_a_while(naming: Sender, names: Names) -> None:
@@ -324,7 +324,7 @@ async def test_running_out_of_sockets_is_a_fault_of_ours() -> None:
 
     async with Sender(Exhausted(allow_private=True), user_agent="test", limit=1) as sender:
         result = await post(sender, "http://127.0.0.1:1/")
-    assert (result.status, result.error, result.ours) == (None, "local_error", True)
+    assert (result.status, result.error, result.is_local) == (None, "local_error", True)
 
 
 async def test_waiting_for_a_slot_is_a_fault_of_ours_and_ends_in_time() -> None:
@@ -332,14 +332,14 @@ async def test_waiting_for_a_slot_is_a_fault_of_ours_and_ends_in_time() -> None:
         first = asyncio.create_task(post(sender, peer.url(), deadline=3 * DEADLINE))
         await peer.asked.wait()
         second = await post(sender, peer.url(), DEADLINE)
-        assert (second.error, second.ours) == ("no_slot", True)
+        assert (second.error, second.is_local) == ("no_slot", True)
         assert (await first).error == "timeout"
 
 
 async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender) -> None:
     async with receiver(answer(200)) as peer:
         result = await sender.send(OutgoingRequest("POST", peer.url(), {"X-A": "b\r\nX-C: d"}, b""), PLENTY)
-        assert (result.status, result.error, result.ours) == (None, "internal_error", False)
+        assert (result.status, result.error, result.is_local) == (None, "internal_error", False)
         assert peer.requests == []
 
 
@@ -467,7 +467,7 @@ async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         result = await post(sender, peer.url())
-        assert (result.status, result.error, result.ours) == (None, "tls_error", False)
+        assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
         assert peer.requests == []
 
 
@@ -484,7 +484,7 @@ async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> N
     server = await asyncio.start_server(plain, "127.0.0.1", 0)
     async with server:
         result = await post(sender, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-    assert (result.status, result.error, result.ours) == (None, "tls_error", False)
+    assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
 
 
 def test_the_loop_of_production_gives_the_same_answers() -> None:

@@ -3,7 +3,7 @@ import random
 from sqlalchemy import func, select
 
 from shortener.container import Service
-from shortener.delivery.dispatcher import PIECE, Dispatcher
+from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
 from shortener.delivery.fanout import PIECE as FANOUT_PIECE
 from shortener.delivery.fanout import Fanout
 from shortener.delivery.throttle import FLOOD, LONGEST_REST, MANY, OVER, Throttle
@@ -18,17 +18,17 @@ class Hits:
     def __init__(self) -> None:
         self.count = 0
         self.now = 0.0
-        self.courtesy = Throttle(lambda: self.count, lambda: self.now)
+        self.throttle = Throttle(lambda: self.count, lambda: self.now)
 
     def come(self, count: float, seconds: float = OVER) -> bool:
         self.count += int(count)
         self.now += seconds
-        return self.courtesy.is_busy
+        return self.throttle.is_busy
 
 
 def test_it_is_due_while_many_hits_come_in() -> None:
     hits = Hits()
-    assert not hits.courtesy.is_busy
+    assert not hits.throttle.is_busy
     assert not hits.come(MANY * OVER - 1)
     assert hits.come(MANY * OVER)
     assert hits.come(0, OVER / 2), "until there were none for a while"
@@ -38,14 +38,14 @@ def test_it_is_due_while_many_hits_come_in() -> None:
 
 def test_a_flood_is_left_more_and_more_of_the_time() -> None:
     hits = Hits()
-    assert hits.courtesy.rest(0.004) == 0
+    assert hits.throttle.pause_for(0.004) == 0
     hits.come(FLOOD * OVER)
-    assert hits.courtesy.rest(0.004) == 2 * 0.004
+    assert hits.throttle.pause_for(0.004) == 2 * 0.004
     hits.come(2 * FLOOD * OVER)
-    assert hits.courtesy.rest(0.004) == 4 * 0.004
+    assert hits.throttle.pause_for(0.004) == 4 * 0.004
     hits.come(20 * FLOOD * OVER)
-    assert hits.courtesy.rest(0.004) == LONGEST_REST
-    assert hits.courtesy.rest(1.0) == 1.0
+    assert hits.throttle.pause_for(0.004) == LONGEST_REST
+    assert hits.throttle.pause_for(1.0) == 1.0
 
 
 async def test_while_it_is_due_deliveries_go_in_small_pieces(
@@ -62,7 +62,7 @@ async def test_while_it_is_due_deliveries_go_in_small_pieces(
         service.click_ids,
         service.clock,
         base_url="http://127.0.0.1:8000",
-        courtesy=hits.courtesy,
+        throttle=hits.throttle,
         on_deliveries=lambda: None,
     )
     assert await fanout.step() == FANOUT_PIECE
@@ -74,9 +74,9 @@ async def test_while_it_is_due_deliveries_go_in_small_pieces(
         service.clock,
         service.settings,
         random.Random(1),
-        hits.courtesy,
+        hits.throttle,
     )
-    assert await dispatcher.step() == PIECE
+    assert await dispatcher.step() == MAX_STARTS
     await dispatcher.flush()
     delivered = select(func.count()).where(schema.deliveries.c.status == 1)
     assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == FANOUT_PIECE

@@ -1,7 +1,7 @@
-"""The statements of fan-out and dispatcher, by hand for each engine: they run for every delivery.
+"""SQL statements of the fan-out, written for each engine because they run for every event.
 
-Set-based, and on SQLite every result comes as one row of JSON (see clicks/queries.py). What is due is found by walking the index
-`deliveries_due` from lane to lane, so that a lane costs three seeks however many rows wait in it. Times are ms since 1970.
+Each statement works on a whole batch. On SQLite a result is one row that contains JSON (see storage/raw_sql.py).
+Times are milliseconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations
@@ -9,29 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import orjson
 from sqlalchemy import Connection, false, select, update
 
-from shortener.delivery.health import TrackerHealth
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 
-FIRSTS, RETRIES = 0, 1  # deliveries.queue
+
+def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
+    """Return the statements with `{condition}` replaced. `{}` in the condition becomes the engine's parameter."""
+    return {
+        engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
+    }
 
 
-def _dumps(value: object) -> str:
-    return orjson.dumps(value).decode()
-
-
-def _for_each(statements: dict[str, str], which: str) -> dict[str, str]:
-    """The statements with a condition on one value in the place of {which}."""
-    return {engine: text.format(which=which.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()}
-
-
-# Fan-out.
-
-# A message's callback is made once, even if its first click was taken back and another one became the first. The plus signs here
-# and below keep SQLite from an index that finds far too many rows.
+# A message's callback is created once, even if its first click was retracted and a later click became the first.
+# The plus signs here and below prevent SQLite from using an index that matches far too many rows.
 _CALLBACK = (
     "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
@@ -43,13 +35,13 @@ _PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_C
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
 _PENDING_EVENTS = {
     "sqlite": f"SELECT json_group_array(json_array({_PENDING_COLUMNS})) "
-    f"FROM (SELECT * FROM events WHERE fanned_out = 0 {{which}}) AS e {_PENDING_FROM}",
+    f"FROM (SELECT * FROM events WHERE fanned_out = 0 {{condition}}) AS e {_PENDING_FROM}",
     "postgresql": f"SELECT {_PENDING_COLUMNS} FROM "
-    "(SELECT * FROM events WHERE NOT fanned_out {which} FOR UPDATE SKIP LOCKED) AS e "
+    "(SELECT * FROM events WHERE NOT fanned_out {condition} FOR UPDATE SKIP LOCKED) AS e "
     f"{_PENDING_FROM} ORDER BY e.id",
 }
-_PENDING = _for_each(_PENDING_EVENTS, "ORDER BY id LIMIT {}")
-_PENDING_ONE = _for_each(_PENDING_EVENTS, "AND id = {}")
+_PENDING = _for_each_engine(_PENDING_EVENTS, "ORDER BY id LIMIT {}")
+_PENDING_ONE = _for_each_engine(_PENDING_EVENTS, "AND id = {}")
 
 
 class PendingEvent(NamedTuple):
@@ -259,198 +251,3 @@ _MARK = {
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
     """Events with their facts (JSON), if anybody wanted them."""
     raw_sql.execute_bulk(connection, _MARK, list(facts.items()))
-
-
-# Dispatcher.
-
-
-class DeliveryQueue(NamedTuple):
-    """A lane that has something pending: when the first of each queue is due, None for an empty one."""
-
-    name: str
-    first_due: int | None
-    retry_due: int | None
-
-
-_NEXT_LANE = "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} ORDER BY d.lane LIMIT 1)"
-_DUE = (
-    "(SELECT d.next_at FROM deliveries AS d "
-    "WHERE d.status = 0 AND d.lane = l.lane AND d.queue = {queue} ORDER BY d.next_at LIMIT 1)"
-)
-_LANE_COLUMNS = f"l.lane, {_DUE.format(queue=FIRSTS)}, {_DUE.format(queue=RETRIES)}"
-
-
-def _lanes(after: str, limit: str, columns: str) -> str:
-    return (
-        f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_LANE.format(after=after)}, 1 UNION ALL "
-        f"SELECT {_NEXT_LANE.format(after='l.lane')}, l.n + 1 FROM l WHERE l.lane IS NOT NULL AND l.n < {limit}) "
-        f"SELECT {columns} FROM l WHERE l.lane IS NOT NULL"
-    )
-
-
-_LANES = {
-    "sqlite": _lanes("?", "?", f"json_group_array(json_array({_LANE_COLUMNS}))"),
-    "postgresql": _lanes("$1::text", "$2::int", _LANE_COLUMNS),
-}
-
-
-def lanes(connection: Connection, after: str, limit: int) -> list[DeliveryQueue]:
-    """The first `limit` lanes behind `after`, in order of their names."""
-    return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _LANES, after, limit)]
-
-
-class ClaimRequest(NamedTuple):
-    """How many of a queue of a lane to claim at most, and until when their lease shall run."""
-
-    lane: str
-    queue: int
-    most: int
-    lease_until: int
-
-
-class ClaimedDelivery(NamedTuple):
-    """A delivery that is ours until `lease_until`; `attempt` is the one that is about to be made."""
-
-    id: int
-    event: int
-    topic: int
-    tracker_id: int | None
-    callback_url: str | None
-    lane: str
-    attempt: int
-    base_attempt: int
-    created_at: int
-    lease_until: int
-    facts: str | None  # JSON
-
-
-_PICK = (
-    "SELECT json_group_array(id) FROM (SELECT id FROM deliveries "
-    "WHERE status = 0 AND lane = ? AND queue = ? AND next_at <= ? ORDER BY next_at LIMIT ?)"
-)
-_CLAIM_SQLITE = (
-    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = j.value ->> 1, next_at = j.value ->> 1 "
-    "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0"
-)
-# Rows that another process is claiming just now are passed over.
-_CLAIM_POSTGRESQL = (
-    "WITH picked AS MATERIALIZED (SELECT d.id, w.lease_until "
-    "FROM unnest($1::text[], $2::smallint[], $3::int[], $4::bigint[]) AS w(lane, queue, most, lease_until) "
-    "CROSS JOIN LATERAL (SELECT id FROM deliveries WHERE status = 0 AND lane = w.lane AND queue = w.queue AND next_at <= $5 "
-    "ORDER BY next_at LIMIT w.most FOR UPDATE SKIP LOCKED) AS d) "
-    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
-    "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
-)
-_CLAIMED_COLUMNS = (
-    "d.id, d.event_id, d.topic, d.tracker_id, d.callback_url, d.lane, d.attempt, d.base_attempt, d.created_at, d.lease_until, "
-    "e.facts"
-)
-_CLAIMED = {
-    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
-    "FROM json_each(?) AS j CROSS JOIN deliveries AS d ON d.id = j.value LEFT JOIN events AS e ON e.id = d.event_id",
-    "postgresql": f"SELECT {_CLAIMED_COLUMNS} "
-    "FROM deliveries AS d LEFT JOIN events AS e ON e.id = d.event_id WHERE d.id = ANY($1::bigint[])",
-}
-
-
-def claim(connection: Connection, wants: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
-    """Begin an attempt of what is due, as far as it is wanted; the attempt is spent when this is committed."""
-    if not wants:
-        return []
-    if connection.dialect.name == "sqlite":
-        leases: list[tuple[int, int]] = []
-        for lane, queue, most, lease_until in wants:
-            picked = orjson.loads(raw_sql.value(connection, _PICK, lane, queue, now, most))
-            leases += [(row, lease_until) for row in picked]
-        ids = [row for row, _ in leases]
-        if ids:
-            raw_sql.execute(connection, _CLAIM_SQLITE, _dumps(leases))
-    else:
-        columns = tuple(list(column) for column in zip(*wants, strict=True))
-        ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
-    return [ClaimedDelivery._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
-
-
-class FinishedDelivery(NamedTuple):
-    """What became of an attempt. The first three say whose attempt it was: nothing is written if the lease was lost meanwhile."""
-
-    id: int
-    of_attempt: int
-    of_lease: int
-    status: int
-    attempt: int
-    queue: int
-    next_at: int
-    finished_at: int | None
-    last_status: int | None
-    last_error: str | None
-
-
-_FINISH = {
-    "sqlite": "UPDATE deliveries SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, queue = j.value ->> 5, "
-    "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9 "
-    "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0 "
-    "AND deliveries.attempt = j.value ->> 1 AND deliveries.lease_until = j.value ->> 2",
-    "postgresql": "UPDATE deliveries SET lease_until = NULL, status = b.status, attempt = b.attempt, queue = b.queue, "
-    "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error "
-    "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::bigint[], "
-    "$8::bigint[], $9::smallint[], $10::text[]) AS b(id, of_attempt, of_lease, status, attempt, queue, next_at, finished_at, "
-    "last_status, last_error) "
-    "WHERE deliveries.id = b.id AND deliveries.attempt = b.of_attempt AND deliveries.lease_until = b.of_lease",
-}
-
-
-def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> int:
-    """Write outcomes; returns how many deliveries were still ours."""
-    return raw_sql.execute_bulk(connection, _FINISH, rows)
-
-
-#: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer
-insert_attempts = BulkInsert(
-    schema.attempts, "id", "delivery_id", "attempt", "at", "milliseconds", "status", "error", "detail", "answer"
-)
-
-
-class TrackerState(NamedTuple):
-    """What the dispatcher looks at each time: is its copy of the tracker the present one, and may it be called."""
-
-    id: int
-    revision: int
-    enabled: bool
-    health: TrackerHealth
-
-
-_STATE_COLUMNS = (
-    "t.id, t.revision, t.enabled, t.failures_in_row, t.open_until, t.recovering_at, t.last_success_at, t.last_failure_at"
-)
-_STATES = {
-    "sqlite": f"SELECT json_group_array(json_array({_STATE_COLUMNS})) "
-    "FROM json_each(?) AS j CROSS JOIN trackers AS t ON t.id = j.value",
-    "postgresql": f"SELECT {_STATE_COLUMNS} FROM trackers AS t WHERE t.id = ANY($1::int[])",
-}
-_LOCKED_STATES = _STATES | {"postgresql": _STATES["postgresql"] + " ORDER BY t.id FOR UPDATE"}
-_FREE_STATES = _STATES | {"postgresql": _STATES["postgresql"] + " FOR UPDATE SKIP LOCKED"}
-
-
-def tracker_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    return _states(connection, _STATES, trackers)
-
-
-def locked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    """The same, locked against other processes, in the order of the ids."""
-    return _states(connection, _LOCKED_STATES, trackers)
-
-
-def free_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    """The same, without those that another process has locked: this transaction may hold locks already, and must not wait."""
-    return _states(connection, _FREE_STATES, trackers)
-
-
-def _states(connection: Connection, statements: dict[str, str], trackers: Iterable[int]) -> dict[int, TrackerState]:
-    ids = sorted(trackers)
-    if not ids:
-        return {}
-    return {
-        row[0]: TrackerState(row[0], row[1], bool(row[2]), TrackerHealth(*row[3:]))
-        for row in raw_sql.rows(connection, statements, ids)
-    }

@@ -1,0 +1,176 @@
+"""One attempt of a claimed delivery: send the request, classify the response, compute the new state of the delivery.
+
+An attempt starts only if its lease is long enough; otherwise the claim is returned and the attempt does not count. The claim of a
+cancelled attempt is returned too. A local failure (resolver, sockets, an unusable stored row) does not count either: the delivery
+waits `LOCAL_FAILURE_PAUSE_MS`, or ends dead if it is older than `expiry.MAX_HOLD`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import orjson
+import structlog
+
+from shortener.delivery.claims import MIN_LEASE_LEFT_MS
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, FinishedDelivery
+from shortener.delivery.expiry import MAX_HOLD
+from shortener.delivery.outcomes import LOCAL_FAILURE, AttemptOutcome, OutcomeKind, classify_response, next_delay
+from shortener.delivery.request import DeliveryTarget, ForbiddenHost
+from shortener.delivery.sender import Sender, SendResult
+from shortener.ids import IdGenerator, encode
+from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.storage.types import to_ms
+
+log = structlog.get_logger(__name__)
+
+#: Time until a delivery that failed locally is attempted again. This process pauses its queue for the same time.
+LOCAL_FAILURE_PAUSE_MS = 15_000
+MAX_DETAIL_LENGTH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptInFlight:
+    """An attempt that a committed claim allows. `target` None: the stored tracker or callback URL is unusable.
+
+    `is_probe`: the attempt tests whether a tracker with an open breaker works again."""
+
+    claim: ClaimedDelivery
+    target: DeliveryTarget | None
+    application_id: int | None
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedAttempt:
+    """An attempt that has ended and is not yet recorded. `outcome` None: the claim is returned. `at`: milliseconds since 1970."""
+
+    attempt: AttemptInFlight
+    delivery: FinishedDelivery
+    attempt_row: tuple[object, ...] | None
+    outcome: AttemptOutcome | None
+    at: int
+
+    @property
+    def is_local_failure(self) -> bool:
+        return self.outcome is not None and not self.outcome.charged
+
+
+class AttemptRunner:
+    """Runs attempts. It writes nothing: the outcome writer records the result."""
+
+    def __init__(self, sender: Sender, ids: IdGenerator, clock: Clock, rng: random.Random, *, allow_http: bool) -> None:
+        self._sender = sender
+        self._ids = ids
+        self._clock = clock
+        self._rng = rng
+        self._allow_http = allow_http
+
+    async def run(self, attempt: AttemptInFlight) -> FinishedAttempt:
+        """Make one attempt and return its result. If the task is cancelled, return the claim instead of raising."""
+        claim, target = attempt.claim, attempt.target
+        started = self._clock()
+        timeout = target.timeout if target is not None else 0.0
+        if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
+            # Another process could start the same attempt before this one ends.
+            log.warning("lease_too_short", delivery=encode(claim.id))
+            return self._returned(attempt, "lease_too_short")
+        try:
+            response = await self._send(claim, target, started)
+        except asyncio.CancelledError:
+            return self._returned(attempt, "interrupted")
+        return self._classify(attempt, response, started)
+
+    async def _send(self, claim: ClaimedDelivery, target: DeliveryTarget | None, at: datetime) -> SendResult:
+        if target is None:
+            return SendResult(None, b"", "internal_error", "the stored tracker is unusable", 0, is_local=True)
+        try:
+            facts = orjson.loads(claim.facts) if claim.facts else {}
+            request = target.request(facts, claim.event, Topic(claim.topic), claim.attempt, at, allow_http=self._allow_http)
+        except ForbiddenHost as error:
+            return SendResult(None, b"", "blocked_address", str(error), 0)
+        except Exception:
+            log.exception("delivery_not_renderable", delivery=encode(claim.id))
+            return SendResult(None, b"", "internal_error", "the request could not be rendered", 0, is_local=True)
+        return await self._sender.send(request, target.timeout)
+
+    def _classify(self, attempt: AttemptInFlight, response: SendResult, started: datetime) -> FinishedAttempt:
+        claim, target = attempt.claim, attempt.target
+        now = self._clock()
+        now_ms = to_ms(now)
+        if target is None or response.is_local:
+            return self._failed_locally(attempt, response, now_ms)
+        outcome = classify_response(response, target.success, now)
+        counted = claim.attempt - claim.base_attempt
+        status, next_at = DeliveryStatus.DEAD, claim.lease_until
+        if outcome.kind is OutcomeKind.DELIVERED:
+            status = DeliveryStatus.DELIVERED
+        elif outcome.kind is OutcomeKind.RETRY and counted < target.max_attempts:
+            status = DeliveryStatus.PENDING
+            next_at = now_ms + round(next_delay(counted, target.schedule, self._rng) * 1000)
+            if outcome.not_before is not None:
+                next_at = max(next_at, to_ms(outcome.not_before))
+        error = None if status is DeliveryStatus.DELIVERED else response.error or outcome.reason
+        delivery = FinishedDelivery(
+            id=claim.id,
+            claimed_attempt=claim.attempt,
+            claimed_lease=claim.lease_until,
+            status=int(status),
+            attempt=claim.attempt,
+            part=RETRIES,
+            next_at=next_at,
+            finished_at=None if status is DeliveryStatus.PENDING else now_ms,
+            last_status=response.status,
+            last_error=error,
+        )
+        row = (
+            self._ids(),
+            claim.id,
+            claim.attempt,
+            to_ms(started),
+            response.milliseconds,
+            response.status,
+            error,
+            to_storable_text(response.detail, MAX_DETAIL_LENGTH) or None,
+            to_storable_text(response.excerpt),
+        )
+        return FinishedAttempt(attempt, delivery, row, outcome, now_ms)
+
+    def _failed_locally(self, attempt: AttemptInFlight, response: SendResult, now: int) -> FinishedAttempt:
+        """Return the claim. The error becomes the delivery's last error, but there is no row in `attempts`."""
+        log.warning("local_failure", delivery=encode(attempt.claim.id), error=response.error, detail=response.detail)
+        if now - attempt.claim.created_at > MAX_HOLD // timedelta(milliseconds=1):
+            delivery = _return_claim(attempt.claim, now, response.error)
+            delivery = delivery._replace(status=int(DeliveryStatus.DEAD), finished_at=now)
+        else:
+            delivery = _return_claim(attempt.claim, now + LOCAL_FAILURE_PAUSE_MS, response.error)
+        return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now)
+
+    def _returned(self, attempt: AttemptInFlight, error: str) -> FinishedAttempt:
+        now = to_ms(self._clock())
+        return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now)
+
+
+def _return_claim(claim: ClaimedDelivery, next_at: int, error: str | None) -> FinishedDelivery:
+    """Return the values of a delivery whose claimed attempt does not count."""
+    return FinishedDelivery(
+        id=claim.id,
+        claimed_attempt=claim.attempt,
+        claimed_lease=claim.lease_until,
+        status=int(DeliveryStatus.PENDING),
+        attempt=claim.attempt - 1,
+        part=RETRIES if claim.attempt > 1 else FIRST_ATTEMPTS,
+        next_at=next_at,
+        finished_at=None,
+        last_status=None,
+        last_error=error,
+    )
+
+
+def to_storable_text(raw: str | bytes, limit: int | None = None) -> str:
+    """Return what a receiver sent as text that a database can store: valid UTF-8 without NUL, at most `limit` characters."""
+    text = (raw if isinstance(raw, bytes) else raw.encode("utf-8", "replace")).decode("utf-8", "replace")
+    return text.replace("\x00", "\ufffd")[:limit]

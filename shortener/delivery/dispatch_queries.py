@@ -1,0 +1,246 @@
+"""SQL statements of the dispatcher, written for each engine because they run for every delivery.
+
+Each statement works on a whole batch. On SQLite a result is one row that contains JSON (see storage/raw_sql.py).
+Due deliveries are found by a walk over the index `deliveries_due` from queue to queue: a queue costs three index lookups,
+regardless of how many rows wait in it. Times are milliseconds since 1970-01-01 UTC.
+
+A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one host. It has two parts (column `queue`):
+first attempts and retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Connection, update
+
+from shortener.delivery.health import TrackerHealth
+from shortener.storage import raw_sql, schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.types import from_ms
+
+#: Values of the column `deliveries.queue`.
+FIRST_ATTEMPTS, RETRIES = 0, 1
+
+
+def _dumps(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+class DeliveryQueue(NamedTuple):
+    """A queue with pending deliveries, and the time at which the oldest of each part is due. None: the part is empty."""
+
+    name: str
+    first_due: int | None
+    retry_due: int | None
+
+
+_NEXT_QUEUE = "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} ORDER BY d.lane LIMIT 1)"
+_DUE = (
+    "(SELECT d.next_at FROM deliveries AS d WHERE d.status = 0 AND d.lane = l.lane AND d.queue = {part} ORDER BY d.next_at LIMIT 1)"
+)
+_QUEUE_COLUMNS = f"l.lane, {_DUE.format(part=FIRST_ATTEMPTS)}, {_DUE.format(part=RETRIES)}"
+
+
+def _walk(after: str, limit: str, columns: str) -> str:
+    """Return a statement that walks the index to up to `limit` names of queues greater than `after`."""
+    return (
+        f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after)}, 1 UNION ALL "
+        f"SELECT {_NEXT_QUEUE.format(after='l.lane')}, l.n + 1 FROM l WHERE l.lane IS NOT NULL AND l.n < {limit}) "
+        f"SELECT {columns} FROM l WHERE l.lane IS NOT NULL"
+    )
+
+
+_QUEUES = {
+    "sqlite": _walk("?", "?", f"json_group_array(json_array({_QUEUE_COLUMNS}))"),
+    "postgresql": _walk("$1::text", "$2::int", _QUEUE_COLUMNS),
+}
+
+
+def pending_queues(connection: Connection, after: str, limit: int) -> list[DeliveryQueue]:
+    """Return up to `limit` queues whose names are greater than `after`, sorted by name."""
+    return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _QUEUES, after, limit)]
+
+
+class ClaimRequest(NamedTuple):
+    """A request to claim up to `limit` due deliveries of one part of a queue, with a lease until `lease_until`."""
+
+    queue: str
+    part: int
+    limit: int
+    lease_until: int
+
+
+class ClaimedDelivery(NamedTuple):
+    """A delivery that this process may attempt until `lease_until`. `attempt` is the number of that attempt, from 1."""
+
+    id: int
+    event: int
+    topic: int
+    tracker_id: int | None
+    callback_url: str | None
+    queue: str
+    attempt: int
+    base_attempt: int
+    created_at: int
+    lease_until: int
+    facts: str | None  # JSON
+
+
+_PICK = (
+    "SELECT json_group_array(id) FROM (SELECT id FROM deliveries "
+    "WHERE status = 0 AND lane = ? AND queue = ? AND next_at <= ? ORDER BY next_at LIMIT ?)"
+)
+_CLAIM_SQLITE = (
+    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = j.value ->> 1, next_at = j.value ->> 1 "
+    "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0"
+)
+# SKIP LOCKED: another process is claiming these rows at the same time.
+_CLAIM_POSTGRESQL = (
+    "WITH picked AS MATERIALIZED (SELECT d.id, w.lease_until "
+    "FROM unnest($1::text[], $2::smallint[], $3::int[], $4::bigint[]) AS w(lane, queue, max_rows, lease_until) "
+    "CROSS JOIN LATERAL (SELECT id FROM deliveries WHERE status = 0 AND lane = w.lane AND queue = w.queue AND next_at <= $5 "
+    "ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS d) "
+    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
+    "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
+)
+_CLAIMED_COLUMNS = (
+    "d.id, d.event_id, d.topic, d.tracker_id, d.callback_url, d.lane, d.attempt, d.base_attempt, d.created_at, d.lease_until, "
+    "e.facts"
+)
+_CLAIMED = {
+    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
+    "FROM json_each(?) AS j CROSS JOIN deliveries AS d ON d.id = j.value LEFT JOIN events AS e ON e.id = d.event_id",
+    "postgresql": f"SELECT {_CLAIMED_COLUMNS} "
+    "FROM deliveries AS d LEFT JOIN events AS e ON e.id = d.event_id WHERE d.id = ANY($1::bigint[])",
+}
+
+
+def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
+    """Claim due deliveries and count one attempt for each. The claims hold when the transaction is committed."""
+    if not requests:
+        return []
+    if connection.dialect.name == "sqlite":
+        leases: list[tuple[int, int]] = []
+        for queue, part, limit, lease_until in requests:
+            picked = orjson.loads(raw_sql.value(connection, _PICK, queue, part, now, limit))
+            leases += [(row, lease_until) for row in picked]
+        ids = [row for row, _ in leases]
+        if ids:
+            raw_sql.execute(connection, _CLAIM_SQLITE, _dumps(leases))
+    else:
+        columns = tuple(list(column) for column in zip(*requests, strict=True))
+        ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
+    return [ClaimedDelivery._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
+
+
+class FinishedDelivery(NamedTuple):
+    """New values of a delivery after an attempt. They are written only if attempt and lease are still those of the claim."""
+
+    id: int
+    claimed_attempt: int
+    claimed_lease: int
+    status: int
+    attempt: int
+    part: int
+    next_at: int
+    finished_at: int | None
+    last_status: int | None
+    last_error: str | None
+
+
+_FINISH_SQLITE = (
+    "UPDATE deliveries SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, queue = j.value ->> 5, "
+    "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9 "
+    "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0 "
+    "AND deliveries.attempt = j.value ->> 1 AND deliveries.lease_until = j.value ->> 2 RETURNING deliveries.id"
+)
+_FINISH_POSTGRESQL = (
+    "UPDATE deliveries SET lease_until = NULL, status = b.status, attempt = b.attempt, queue = b.queue, "
+    "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error "
+    "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::bigint[], "
+    "$8::bigint[], $9::smallint[], $10::text[]) AS b(id, claimed_attempt, claimed_lease, status, attempt, queue, next_at, "
+    "finished_at, last_status, last_error) "
+    "WHERE deliveries.id = b.id AND deliveries.attempt = b.claimed_attempt AND deliveries.lease_until = b.claimed_lease "
+    "RETURNING deliveries.id"
+)
+
+
+def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> set[int]:
+    """Write outcomes. Return the ids of the written deliveries: those whose lease this process still held."""
+    if not rows:
+        return set()
+    parameters = raw_sql.bulk_parameters(connection, rows)
+    if connection.dialect.name == "sqlite":
+        return {row[0] for row in raw_sql.execute(connection, _FINISH_SQLITE, *parameters).fetchall()}
+    return {row[0] for row in connection.exec_driver_sql(_FINISH_POSTGRESQL, parameters)}
+
+
+#: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer
+insert_attempts = BulkInsert(
+    schema.attempts, "id", "delivery_id", "attempt", "at", "milliseconds", "status", "error", "detail", "answer"
+)
+
+
+class TrackerState(NamedTuple):
+    """The columns of a tracker that the dispatcher reads in each cycle. `revision` shows whether its cached copy is current."""
+
+    id: int
+    application_id: int
+    revision: int
+    enabled: bool
+    health: TrackerHealth
+
+
+_STATE_COLUMNS = (
+    "t.id, t.application_id, t.revision, t.enabled, "
+    "t.failures_in_row, t.open_until, t.recovering_at, t.last_success_at, t.last_failure_at"
+)
+_STATES = {
+    "sqlite": f"SELECT json_group_array(json_array({_STATE_COLUMNS})) "
+    "FROM json_each(?) AS j CROSS JOIN trackers AS t ON t.id = j.value",
+    "postgresql": f"SELECT {_STATE_COLUMNS} FROM trackers AS t WHERE t.id = ANY($1::int[])",
+}
+_LOCKED_STATES = _STATES | {"postgresql": _STATES["postgresql"] + " ORDER BY t.id FOR UPDATE"}
+_UNLOCKED_STATES = _STATES | {"postgresql": _STATES["postgresql"] + " FOR UPDATE SKIP LOCKED"}
+
+
+def tracker_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
+    """Return the states of the trackers that exist, by tracker id."""
+    return _states(connection, _STATES, trackers)
+
+
+def locked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
+    """Lock the trackers, in the order of their ids, and return their states."""
+    return _states(connection, _LOCKED_STATES, trackers)
+
+
+def lock_unlocked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
+    """Lock the trackers that no other process has locked, and return their states.
+
+    The transaction may hold other locks already, so it must not wait."""
+    return _states(connection, _UNLOCKED_STATES, trackers)
+
+
+def _states(connection: Connection, statements: dict[str, str], trackers: Iterable[int]) -> dict[int, TrackerState]:
+    ids = sorted(trackers)
+    if not ids:
+        return {}
+    return {
+        row[0]: TrackerState(row[0], row[1], row[2], bool(row[3]), TrackerHealth(*row[4:]))
+        for row in raw_sql.rows(connection, statements, ids)
+    }
+
+
+def update_tracker(connection: Connection, tracker_id: int, values: dict[str, Any]) -> None:
+    """Write columns of a tracker."""
+    connection.execute(update(schema.trackers).where(schema.trackers.c.id == tracker_id).values(values))
+
+
+def health_columns(health: TrackerHealth) -> dict[str, Any]:
+    """Return the columns of table `trackers` that store the health."""
+    times = ("open_until", "recovering_at", "last_success_at", "last_failure_at")
+    values: dict[str, Any] = {name: None if (at := getattr(health, name)) is None else from_ms(at) for name in times}
+    return values | {"failures_in_row": health.failures_in_row}

@@ -1,0 +1,107 @@
+"""The transaction that records finished attempts: deliveries, rows in `attempts`, and the health of trackers.
+
+An outcome whose lease was lost changes nothing: no delivery, no row in `attempts`, no breaker, no metric, and a 410 disables no
+tracker. Another process has attempted that delivery since.
+
+`OutcomeWriter.write` changes no state of the writer, because the transaction may run again. `committed` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from shortener.delivery import dispatch_queries
+from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, FinishedAttempt
+from shortener.delivery.health import TrackerHealth
+from shortener.delivery.outcomes import OutcomeKind
+from shortener.model import DeliveryStatus
+from shortener.storage.types import from_ms, to_ms
+
+#: A tracker's last success is written at most this often, not for every delivery.
+SUCCESS_INTERVAL_MS = 1000
+#: `disabled_reason` of a tracker that was disabled by its own response.
+GONE = "it answered 410 Gone"
+
+
+@dataclass(slots=True)
+class OutcomeResult:
+    """The effects of one transaction. `recorded`: the attempts whose lease was still valid. The lists contain tracker ids."""
+
+    recorded: list[FinishedAttempt] = field(default_factory=list)
+    leases_lost: int = 0
+    disabled: list[int] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+    success_written: list[int] = field(default_factory=list)
+    success_unknown: list[int] = field(default_factory=list)
+
+
+class OutcomeWriter:
+    """Writes outcomes. It remembers when it last wrote a success of each tracker, so that it can skip most of them."""
+
+    def __init__(self) -> None:
+        self._success_at: dict[int, int] = {}
+
+    def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
+        """Write the outcomes, as a part of the caller's transaction. `now`: milliseconds since 1970."""
+        written = dispatch_queries.finish(connection, [one.delivery for one in finished])
+        recorded = [one for one in finished if one.delivery.id in written]
+        result = OutcomeResult(recorded, leases_lost=len(finished) - len(recorded))
+        dispatch_queries.insert_attempts(connection, [one.attempt_row for one in recorded if one.attempt_row is not None])
+        self._write_health(connection, result, now)
+        return result
+
+    def committed(self, result: OutcomeResult, now: int) -> None:
+        """Update the writer after the transaction is committed."""
+        for tracker in result.success_unknown:
+            self._success_at.pop(tracker, None)
+        for tracker in result.success_written:
+            self._success_at[tracker] = now
+
+    def _write_health(self, connection: Connection, result: OutcomeResult, now: int) -> None:
+        by_tracker: dict[int, list[FinishedAttempt]] = {}
+        for one in result.recorded:
+            tracker = one.attempt.claim.tracker_id
+            if tracker is not None and (one.outcome is not None or one.attempt.is_probe):
+                by_tracker.setdefault(tracker, []).append(one)
+        affected = []
+        for tracker, attempts in by_tracker.items():
+            if any(one.attempt.is_probe or one.delivery.status != DeliveryStatus.DELIVERED for one in attempts):
+                result.success_unknown.append(tracker)
+                affected.append(tracker)
+            elif not self._is_success_recent(tracker, now):
+                affected.append(tracker)
+        for tracker, state in dispatch_queries.locked_states(connection, affected).items():
+            attempts = by_tracker[tracker]
+            health = state.health
+            for one in attempts:
+                health = _health_after(health, one)
+            values: dict[str, Any] = dispatch_queries.health_columns(health) if health != state.health else {}
+            if state.enabled and any(one.outcome and one.outcome.kind is OutcomeKind.DISABLE for one in attempts):
+                values |= {"enabled": False, "disabled_reason": GONE, "revision": state.revision + 1, "updated_at": from_ms(now)}
+                result.disabled.append(tracker)
+            if values:
+                dispatch_queries.update_tracker(connection, tracker, values)
+            if health.open_until is not None and state.health.open_until is None:
+                result.opened.append(tracker)
+            if health.open_until is None and not health.failures_in_row:
+                result.success_written.append(tracker)  # otherwise the next success must be written
+
+    def _is_success_recent(self, tracker: int, now: int) -> bool:
+        at = self._success_at.get(tracker)
+        return at is not None and at <= now < at + SUCCESS_INTERVAL_MS
+
+
+def _health_after(health: TrackerHealth, finished: FinishedAttempt) -> TrackerHealth:
+    outcome, is_probe = finished.outcome, finished.attempt.is_probe
+    if outcome is None or not outcome.charged:
+        # The probe had no result, so another may follow: at once if the claim was returned, after a pause if it failed locally.
+        until = finished.at if outcome is None else finished.at + LOCAL_FAILURE_PAUSE_MS
+        return health.probing(until) if is_probe and health.open_until is not None else health
+    if outcome.kind is OutcomeKind.DELIVERED:
+        return health.succeeded(finished.at)
+    quiet_until = None if outcome.not_before is None else to_ms(outcome.not_before)
+    return health.failed(finished.at, probe=is_probe, quiet_until=quiet_until)

@@ -1,0 +1,151 @@
+"""The rules that share slots between queues and applications."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from shortener.delivery.claims import LEASE_MARGIN_MS, Candidate, SlotUsage, plan_claims
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, DeliveryQueue
+from shortener.delivery.health import TrackerHealth
+
+NOW = 1_000_000
+DEFAULT_CONCURRENCY = 16
+
+
+def candidate(name: str, concurrency: int = DEFAULT_CONCURRENCY, application_id: int = 1, **values: Any) -> Candidate:
+    return Candidate(DeliveryQueue(name, NOW, None), application_id, concurrency, 5.0, **values)
+
+
+def plan(candidates: list[Candidate], usage: SlotUsage, limit: int | None = None, rate: float = 50.0) -> Counter[str]:
+    """Return the number of claims by queue, and add them to `usage`: nothing ever finishes."""
+    limit = usage.free if limit is None else limit
+    counts: Counter[str] = Counter()
+    applications = {one.queue.name: one.application_id for one in candidates}
+    for request in plan_claims(candidates, usage, limit, now=NOW, recovery_rate=rate, rng=random.Random(1)):
+        counts[request.queue] += request.limit
+    for name, count in counts.items():
+        usage.take(name, applications[name], count)
+    return counts
+
+
+def hang(candidates: list[Candidate], usage: SlotUsage) -> None:
+    """Claim for the candidates until they get nothing more."""
+    while plan(candidates, usage):
+        pass
+
+
+def test_a_tracker_that_hangs_leaves_half_of_the_slots_free() -> None:
+    usage = SlotUsage(256)
+    hang([candidate("t1", concurrency=256)], usage)
+    assert usage.by_queue == {"t1": 128}
+
+
+def test_a_hanging_tracker_with_concurrency_256_leaves_slots_for_sixteen_trackers_with_the_default() -> None:
+    usage = SlotUsage(256)
+    hang([candidate("t1", concurrency=256)], usage)
+    others = [candidate(f"t{number}") for number in range(2, 18)]
+    counts = plan(others, usage)
+    assert len(counts) == 16
+    assert min(counts.values()) >= 1
+    assert usage.free > 0
+
+
+def test_sixteen_hanging_trackers_with_the_default_concurrency_leave_slots_free() -> None:
+    usage = SlotUsage(256)
+    hang([candidate(f"t{number}") for number in range(16)], usage)
+    assert usage.free >= 256 // 8
+    assert plan([candidate("t99")], usage)["t99"] >= 1
+
+
+def test_an_idle_tracker_of_the_same_application_gets_a_slot_beside_many_hanging_ones() -> None:
+    usage = SlotUsage(256)
+    hang([candidate(f"t{number}", 256) for number in range(20)], usage)
+    assert plan([candidate("t99")], usage)["t99"] == 1
+
+
+def test_an_application_whose_hundred_trackers_hang_leaves_slots_for_other_applications() -> None:
+    usage = SlotUsage(256)
+    hang([candidate(f"t{number}", 256) for number in range(100)], usage)
+    assert usage.free >= 256 // 8
+    for application in range(2, 5):
+        assert plan([candidate(f"t{application}00", 256, application)], usage)[f"t{application}00"] >= 1
+
+
+def test_an_application_takes_at_most_three_times_the_slots_that_it_leaves_free() -> None:
+    usage = SlotUsage(256)
+    hang([candidate(f"t{number}", 256) for number in range(3)], usage)
+    assert usage.by_application[1] <= 3 * usage.free
+
+
+def test_candidates_of_one_cycle_share_the_limit_equally() -> None:
+    counts = plan([candidate("t1", 256), candidate("t2", 256), candidate("t3", 256)], SlotUsage(256), limit=9)
+    assert counts == {"t1": 3, "t2": 3, "t3": 3}
+
+
+def test_claims_never_exceed_the_limit_or_the_concurrency() -> None:
+    assert plan([candidate(f"t{number}") for number in range(10)], SlotUsage(256), limit=4).total() == 4
+    usage = SlotUsage(256)
+    usage.take("t1", 1, 3)
+    assert plan([candidate("t1", concurrency=4)], usage) == {"t1": 1}
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_an_idle_queue_gets_a_slot_even_if_there_are_very_few(total: int) -> None:
+    assert plan([candidate("t1")], SlotUsage(total))["t1"] >= 1
+    full = SlotUsage(total)
+    full.take("t2", 2, total)
+    assert plan([candidate("t1")], full) == {}
+
+
+def test_callbacks_share_a_limit_of_their_own() -> None:
+    usage = SlotUsage(16)
+    callbacks = [Candidate(DeliveryQueue(f"chost{number}", NOW, None), None, 16, 5.0) for number in range(50)]
+    hang(callbacks, usage)
+    assert usage.free == 2
+    assert plan([candidate("t1")], usage)["t1"] == 1
+
+
+def test_a_half_open_breaker_lets_one_probe_pass() -> None:
+    health = TrackerHealth(failures_in_row=10, open_until=NOW)
+    usage = SlotUsage(256)
+    assert plan([candidate("t1", health=health)], usage) == {"t1": 1}
+    assert plan([candidate("t1", health=health)], usage) == {}
+
+
+def test_an_open_breaker_lets_nothing_pass() -> None:
+    assert plan([candidate("t1", health=TrackerHealth(failures_in_row=10, open_until=NOW + 1))], SlotUsage(256)) == {}
+
+
+def test_a_recovering_tracker_gets_claims_at_the_recovery_rate() -> None:
+    health = TrackerHealth(recovering_at=NOW - 500)
+    assert plan([candidate("t1", 256, health=health)], SlotUsage(256), rate=10.0) == {"t1": 5}
+
+
+def test_first_attempts_and_retries_get_half_of_the_claims_each() -> None:
+    both = Candidate(DeliveryQueue("t1", NOW, NOW - 1), 1, 8, 5.0)
+    requests = plan_claims([both], SlotUsage(256), 256, now=NOW, recovery_rate=1.0, rng=random.Random(1))
+    assert [(request.part, request.limit) for request in requests] == [(FIRST_ATTEMPTS, 4), (RETRIES, 4)]
+
+
+def test_only_the_part_that_is_due_is_claimed() -> None:
+    retries = Candidate(DeliveryQueue("t1", NOW + 1, NOW), 1, 8, 5.0)
+    (request,) = plan_claims([retries], SlotUsage(256), 256, now=NOW, recovery_rate=1.0, rng=random.Random(1))
+    assert (request.queue, request.part, request.limit) == ("t1", RETRIES, 8)
+    assert request.lease_until == NOW + 5000 + LEASE_MARGIN_MS
+
+
+def test_planning_does_not_change_the_usage() -> None:
+    usage = SlotUsage(256)
+    plan_claims([candidate("t1")], usage, 256, now=NOW, recovery_rate=1.0, rng=random.Random(1))
+    assert usage == SlotUsage(256)
+
+
+def test_a_released_slot_is_free_again() -> None:
+    usage = SlotUsage(4)
+    usage.take("t1", 1, 2)
+    usage.release("t1", 1)
+    assert (usage.free, usage.by_queue, usage.by_application) == (3, {"t1": 1}, {1: 1})
+    usage.release("t1", 1)
+    assert usage == SlotUsage(4)
