@@ -93,6 +93,19 @@ def test_make_targets_that_documents_name_exist() -> None:
             assert (name[0] or name[1]) in targets, f"{document.name}: make {name}"
 
 
+def test_benchmarks_that_documents_name_exist() -> None:
+    for document in DOCUMENTS:
+        for name in re.findall(r"python -m benchmarks\.(\w+)", document.read_text()):
+            assert (ROOT / "benchmarks" / f"{name}.py").is_file(), f"{document.name}: {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+def test_a_document_that_says_nothing_is_lost_states_the_condition(document: Path) -> None:
+    text = document.read_text()
+    if re.search(r"\b(nothing|no acknowledged click|never)\b[^.|]*\b(lost|lose|loses)\b|\bloses no\b", text, re.IGNORECASE):
+        assert "HIT_DEADLINE" in text
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
 def test_settings_that_a_document_names_exist(document: Path) -> None:
     for name in re.findall(r"\bSHORTENER_([A-Z][A-Z_]+[A-Z])\b", document.read_text()):
