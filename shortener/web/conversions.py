@@ -1,7 +1,8 @@
 """The four endpoints to which trackers report conversions, with a tracker token in the X-Api-Token header (23 Telecom).
 
-The parameters are in the query, in a form or in JSON. A known parameter may occur once. Any other parameter is stored as metadata;
-if it occurs several times, its values are stored as a list. HEAD, which Starlette routes to the GET handler, is rejected.
+The parameters are in the query, in a form or in JSON. A known parameter may occur once. Any other parameter is stored as
+metadata; if it occurs several times, its values are stored as a list. HEAD, which Starlette routes to the GET handler, is
+rejected.
 """
 
 from __future__ import annotations

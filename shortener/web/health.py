@@ -1,12 +1,10 @@
 """Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
-`/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process.
-`/readyz` checks every dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a
-shutdown, so that a load balancer uses other nodes. A node without its database stays ready while Redis responds, because it can
-redirect links from the cache.
-`/metrics` reads numbers in memory.
-`/internal/domain-check` tells a proxy with certificates on demand whether a domain belongs to this installation. Without this
-check a stranger could make the proxy request certificates for any name.
+`/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
+dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a shutdown, so that a
+load balancer uses other nodes. A node without its database stays ready while Redis responds, because it can redirect links from
+the cache. `/metrics` reads numbers in memory. `/internal/domain-check` tells a proxy with certificates on demand whether a domain
+belongs to this installation. Without this check a stranger could make the proxy request certificates for any name.
 
 None of them requires a credential or returns more than names and states. They respond on every Host except an application's own
 domain.

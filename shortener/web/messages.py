@@ -1,4 +1,4 @@
-"""Reading messages: the status of one, lists, the view of API and campaign traffic together, and its CSV."""
+"""Messages: the status of one message, paged lists, and the CSV export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import ClickIds
 from shortener.model import State
 from shortener.reporting.export import export_csv
 from shortener.reporting.messages import MessageFilter, list_messages, serialize_message
@@ -18,12 +17,13 @@ from shortener.reporting.status import MessageStatus, find_status
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
 from shortener.web.period import Period
 
 _TAG = "Reading"
 
 
-def _upper(value: Any) -> Any:
+def _to_upper_case(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
@@ -31,10 +31,10 @@ _PHONE = re.compile(r"\s*\+?([1-9][0-9]{6,14})\s*")
 
 
 def _as_e164(value: str) -> str:
-    """A + that was not encoded arrives as a space, and some systems leave it out."""
+    """Return the number with a plus sign. A plus that was not encoded in the query arrives as a space; some callers omit it."""
     number = _PHONE.fullmatch(value)
     if number is None:
-        raise ValueError("wants a number such as +14085550100")
+        raise ValueError("must be a number such as +14085550100")
     return f"+{number[1]}"
 
 
@@ -43,19 +43,19 @@ StateName = Literal["CREATED", "SENT", "FAILED", "EXPIRED", "DELIVERED", "READ",
 
 
 class ExportQuery(Period):
-    """Which messages."""
+    """Filters of messages. The period refers to the creation of a message."""
 
-    state: Annotated[StateName, BeforeValidator(_upper)] | None = Field(None, description="The state that they are in now.")
-    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="The recipient, E.164.")
-    campaign: Text | None = Field(None, max_length=200)
-    source: Source = Field("all", description="API traffic, campaigns or both.")
+    state: Annotated[StateName, BeforeValidator(_to_upper_case)] | None = Field(None, description="Current state of the message.")
+    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="Phone number of the recipient, E.164.")
+    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
+    source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
 
 
-class ListQuery(ExportQuery):
-    """Which messages, and which page of them."""
+class MessagesQuery(ExportQuery):
+    """Filters of messages, and the page."""
 
-    limit: int = Field(100, ge=1, le=1000, description="Messages of a page.")
-    cursor: str | None = Field(None, max_length=100, description="`next_cursor` of the page before.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of messages in a page.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
 
 
 class MessageFields(ResponseModel):
@@ -68,9 +68,9 @@ class MessageFields(ResponseModel):
     sender_id_alias: str
     campaign: str
     source: str
-    country: str | None = Field(description="ISO 3166 code of the recipient's number.")
+    country: str | None = Field(description="Country of the recipient's number, ISO 3166 code.")
     state: StateName
-    report_status: str | None = Field(description="The carrier's own word, for example DELIVRD.")
+    report_status: str | None = Field(description="Status word of the carrier, for example DELIVRD.")
     reason_code: str | None
     reason_description: str | None
     telecom_message_id: str | None
@@ -78,21 +78,21 @@ class MessageFields(ResponseModel):
     sent_at: str | None
     delivered_at: str | None
     read_at: str | None
-    failed_at: str | None = Field(description="When it failed or expired.")
-    clicked_at: str | None = Field(description="When a person first clicked one of its links.")
+    failed_at: str | None = Field(description="Time when the message failed or expired.")
+    clicked_at: str | None = Field(description="Time of the first click by a person on any of its links.")
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
-    fragments_count: int | None = Field(description="Segments that the carrier billed.")
-    mt_price: str | None = Field(description="Decimal.")
+    fragments_count: int | None = Field(description="Number of segments that the carrier billed.")
+    mt_price: str | None = Field(description="Price of the message, a decimal string.")
 
 
 class LinkTracking(ResponseModel):
-    """Xoxzo's: the message's first link."""
+    """The first link of the message, in Xoxzo's format."""
 
     link: str
     shortlink: str
     accessed: bool
-    accessed_on: str | None = Field(description="YYYY-MM-DD HH:MM:SS in UTC.")
+    accessed_on: str | None = Field(description="Time of the first click: YYYY-MM-DD HH:MM:SS in UTC.")
 
 
 class LinkStatus(ResponseModel):
@@ -101,103 +101,84 @@ class LinkStatus(ResponseModel):
     url: str
     label: str | None
     expires_at: str
-    accessed: bool = Field(description="Whether a person clicked it.")
-    accessed_on: str | None = Field(description="When one did first.")
+    accessed: bool = Field(description="Whether a person clicked the link.")
+    accessed_on: str | None = Field(description="Time of the first click by a person.")
 
 
 class ConversionStatus(ResponseModel):
     conversion_id: str
-    click_id: str | None = Field(description="The click that it followed, when the tracker named it.")
+    click_id: str | None = Field(description="Id of the click before the conversion, if the tracker reported it.")
     action: str
     transaction_id: str | None
     status: str | None
     disposition: str | None
-    value: str | None = Field(description="Decimal.")
+    value: str | None = Field(description="Value of the conversion, a decimal string.")
     currency: str | None
     timestamp: str
     metadata: dict[str, Any] | None
 
 
 class MessageStatusResponse(MessageFields):
+    """The message with its links and conversions."""
+
     status: Literal[True] = True
-    previous_state: str | None = Field(description="The state before CLICKTHRU.")
+    previous_state: str | None = Field(description="State before CLICKTHRU.")
     metadata: dict[str, Any] | None
-    link_tracking: LinkTracking | None = Field(description="The first link, as Xoxzo tells it.")
+    link_tracking: LinkTracking | None = Field(description="The first link in Xoxzo's format.")
     links: list[LinkStatus]
-    conversions: list[ConversionStatus] = Field(description="Oldest first, at most 1000.")
-
-
-class XoxzoStatusResponse(ResponseModel):
-    msgid: str
-    status: str = Field(description="DELIVERED also when it was read or clicked.")
-    sender: str
-    recipient: str
-    url: str
-    sent_time: str = Field(description="YYYY-MM-DD HH:MM:SS in UTC.")
-    cost: float | None
-    tags: list[str] = Field(description="The campaign, if there is one.")
-    link_tracking: LinkTracking | None
+    conversions: list[ConversionStatus] = Field(description="Oldest first, at most 1,000.")
 
 
 class MessagesResponse(ResponseModel):
-    """Newest first."""
+    """One page of messages, newest first."""
 
     status: Literal[True] = True
     messages: list[MessageFields]
-    next_cursor: str | None = Field(description="For the next page; null on the last one.")
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
-    return {"status": True, **call.service.status_reader.serialize(await _find(call, call.path["message_id"]))}
+    """Return everything that is known about one message."""
+    return {"status": True, **call.service.status_reader.serialize(await find_message(call, call.path["message_id"]))}
 
 
-async def xoxzo_status(call: Call[None, None]) -> Mapping[str, Any]:
-    found = await _find(call, call.path["msgid"])
-    path = call.request.url.path
-    return call.service.status_reader.serialize_xoxzo(
-        found, f"{call.service.settings.base_url}{path}{'' if path.endswith('/') else '/'}"
-    )
-
-
-async def _find(call: Call[None, None], message_id: str) -> MessageStatus:
+async def find_message(call: Call[None, None], message_id: str) -> MessageStatus:
+    """Return a message of the caller's application. Raise ApiError MESSAGE_NOT_FOUND."""
     found = await call.service.database.read(find_status, call.application_id, message_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     return found
 
 
-async def messages(call: Call[ListQuery, None]) -> Mapping[str, Any]:
-    # A check in the cursor, as in a click id: one that we did not make is told from one whose messages are gone.
-    cursors = ClickIds(call.service.secret.key("cursors"))
-    below = None
-    if call.query.cursor is not None:
-        below = cursors.decode(call.query.cursor)
-        if below is None:
-            raise ApiError(ErrorCode.INVALID_CURSOR)
-    found = await call.service.database.read(list_messages, _wanted(call.application_id, call.query), call.query.limit, below)
+async def index(call: Call[MessagesQuery, None]) -> Mapping[str, Any]:
+    """Return one page of messages."""
+    cursors = Cursors(call.service.secret, "cursors")
+    below = cursors.decode(call.query.cursor)
+    found = await call.service.database.read(list_messages, _filter(call.application_id, call.query), call.query.limit, below)
     return {
         "status": True,
         "messages": [serialize_message(row) for row in found.rows],
-        "next_cursor": None if found.next is None else cursors.encode(found.next),
+        "next_cursor": cursors.encode(found.next),
     }
 
 
 async def export(call: Call[ExportQuery, None]) -> Response:
+    """Stream all messages as CSV in constant memory."""
     service = call.service
-    pages = export_csv(service.database, _wanted(call.application_id, call.query), service.status_reader.base_url)
-    first = await anext(pages)  # what is wrong with the store now still becomes a 503
+    pages = export_csv(service.database, _filter(call.application_id, call.query), service.status_reader.base_url)
+    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:
-        yield first
+        yield first_page
         if call.request.method == "GET":
-            async for piece in pages:
-                yield piece
+            async for page_of_lines in pages:
+                yield page_of_lines
 
     return StreamingResponse(body(), media_type="text/csv", headers=headers)
 
 
-def _wanted(application_id: int, query: ExportQuery) -> MessageFilter:
+def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
@@ -210,8 +191,8 @@ def _wanted(application_id: int, query: ExportQuery) -> MessageFilter:
 
 
 _PAGES = (
-    "Newest first. Ask for the next page with `cursor`. A page may hold fewer messages than `limit`, or none, and still have a "
-    "`next_cursor`: filters that no index answers look among 10,000 messages at a time."
+    "Newest first. `cursor` requests the next page. A page may contain fewer messages than `limit`, or none, and still have a "
+    "`next_cursor`, because filters without an index search 10,000 messages per page."
 )
 
 ENDPOINTS = [
@@ -219,7 +200,7 @@ ENDPOINTS = [
         "GET",
         "/api/v1/sms/status/{message_id:path}",
         status,
-        "What is known of one message",
+        "Show a message with its links and conversions",
         _TAG,
         permission="sms.read",
         response=MessageStatusResponse,
@@ -227,32 +208,12 @@ ENDPOINTS = [
     ),
     Endpoint(
         "GET",
-        "/sms/messages/{msgid:path}/",
-        xoxzo_status,
-        "What is known of one message, as Xoxzo tells it",
-        _TAG,
-        permission="sms.read",
-        response=XoxzoStatusResponse,
-        errors=(ErrorCode.MESSAGE_NOT_FOUND,),
-    ),
-    Endpoint(
-        "GET",
-        "/sms/messages/{msgid:path}",
-        xoxzo_status,
-        "The same without the last slash",
-        _TAG,
-        permission="sms.read",
-        response=XoxzoStatusResponse,
-        errors=(ErrorCode.MESSAGE_NOT_FOUND,),
-    ),
-    Endpoint(
-        "GET",
         "/api/v1/sms/messages",
-        messages,
-        "Messages",
+        index,
+        "List messages",
         _TAG,
         permission="sms.read",
-        query=ListQuery,
+        query=MessagesQuery,
         response=MessagesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=_PAGES,
@@ -260,11 +221,11 @@ ENDPOINTS = [
     Endpoint(
         "GET",
         "/api/v1/sms/messages/unified",
-        messages,
-        "Messages of the API and of campaigns in one view",
+        index,
+        "List messages of the API and of campaigns together",
         _TAG,
         permission="sms.read",
-        query=ListQuery,
+        query=MessagesQuery,
         response=MessagesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
         description=_PAGES,
@@ -273,13 +234,13 @@ ENDPOINTS = [
         "GET",
         "/api/v1/sms/messages/unified/export",
         export,
-        "The unified view as CSV",
+        "Export messages as CSV",
         _TAG,
         permission="sms.read",
         query=ExportQuery,
         media_type="text/csv",
-        description="All messages that the filters let through, newest first, UTF-8, of any number. Cells that a spreadsheet would "
-        "run as a formula begin with an apostrophe; plain numbers, and with them phone numbers, are left as they are. A transfer "
-        "that is cut off was not complete.",
+        description="Exports all messages that match the filters, newest first, in UTF-8. A cell that a spreadsheet would run "
+        "as a formula gets an apostrophe in front; numbers and phone numbers do not. If the connection is cut off, the export "
+        "is incomplete.",
     ),
 ]

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, produced from the endpoints.
 
-Bodies, responses and parameters come from the models that validate requests. Statuses come from what an endpoint declares and from
-what its caller, query and body imply. Only the redirect is described by hand (openapi_texts.py), because it is no endpoint.
+Bodies, responses and parameters come from the models that validate requests. Statuses come from what an endpoint declares and
+from what its caller, query and body imply. Only the redirect is described by hand (openapi_texts.py), because it is no endpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A message to rewrite, in our own words (most of them Syniverse's), and what other systems' words for it share with ours."""
+"""Request and response models of a rewrite in the service's own form, and the options that all forms share.
+
+Most names are Syniverse's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import Metadata, Price, Sender, Text, Time
 
-MAX_BODY = 20_000  # characters: far above the longest concatenated SMS, far below what would stall a batch
+MAX_BODY_LENGTH = 20_000  # characters; a concatenated SMS is much shorter, and a longer text would slow down a batch
 
 
 def _check_id(value: str) -> str:
@@ -27,7 +30,7 @@ def _as_track_link(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
-#: Xoxzo's flag is the text "true".
+#: A boolean, or its text, because Xoxzo sends the text "true".
 TrackLink = Annotated[
     bool,
     BeforeValidator(_as_track_link),
@@ -36,49 +39,62 @@ TrackLink = Annotated[
 
 
 class Tracking(RequestModel):
-    """Infobip's `tracking` object: gives the message a conversion process."""
+    """The `tracking` object of Infobip. It assigns the message to a conversion process."""
 
     track: Literal["SMS", "URL"] = "SMS"
-    type: Text = Field("", max_length=100, description="What is measured, for example One_Time_Pin.")
+    type: Text = Field("", max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
 
 
-class Options(RequestModel):
-    """What a message may have beyond recipient, sender and text."""
+class MessageOptions(RequestModel):
+    """Optional fields of a message, in addition to recipient, sender and text."""
 
     sender_id_id: Text = Field("", max_length=100)
     sender_id_alias: Text = Field("", max_length=100)
-    message_request_id: Text = Field("", max_length=100, description="Echoed in events; minted when absent.")
-    external_message_request_id: Text = Field("", max_length=100)
-    track: Literal["directives", "first_url", "all_urls"] = "directives"
-    track_link: TrackLink | None = Field(None, description="Xoxzo: track the first URL.")
+    message_request_id: Text = Field("", max_length=100, description="Repeated in events. Default: a generated id.")
+    external_message_request_id: Text = Field("", max_length=100, description="Repeated in events.")
+    track: Literal["directives", "first_url", "all_urls"] = Field(
+        "directives",
+        description="directives: rewrite #track and #trackurl; first_url: also rewrite the first plain URL; all_urls: also rewrite "
+        "every plain URL.",
+    )
+    track_link: TrackLink | None = Field(None, description="Xoxzo: the same as `track: first_url`.")
     lt_callbackurl: Text | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("lt_callbackurl", "lt_callbackur"),
-        description="Xoxzo: POSTed once, on the first click. `lt_callbackur` is taken too.",
+        description="Xoxzo: URL that receives one POST at the first click. The name `lt_callbackur` is accepted too.",
     )
     tracking: Tracking | None = None
-    campaign: Text = Field("", max_length=200)
-    source: Literal["api", "campaign"] = "api"
-    mt_price: Price | None = Field(None, description="Decimal string or number.")
-    expires_in: int | None = Field(None, ge=1, le=3650 * 86400, description="Seconds from now.")
-    expires_at: Time | None = Field(None, description="UTC time, ISO 8601.")
-    fallback_url: Text | None = Field(None, max_length=2048, description="Where the links lead once they expired.")
-    metadata: Metadata | None = Field(None, description="Flat object, at most 4 KiB, echoed in events.")
+    campaign: Text = Field("", max_length=200, description="Name for grouping in statistics.")
+    source: Literal["api", "campaign"] = Field("api", description="Traffic source, for statistics.")
+    mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
+    expires_in: int | None = Field(
+        None, ge=1, le=3650 * 86400, description="Lifetime of the links, in seconds from now. Default: LINK_TTL_DAYS (90 days)."
+    )
+    expires_at: Time | None = Field(
+        None, description="Expiry of the links, ISO 8601 (UTC without a zone). Use either this or `expires_in`."
+    )
+    fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
+    metadata: Metadata | None = Field(None, description="Flat object, at most 4 KiB of JSON, repeated in events.")
 
 
-class RewriteMessage(Options):
-    """One message for one recipient, or for each of several."""
+class RewriteMessage(MessageOptions):
+    """A message for one recipient or for several; each recipient gets separate links."""
 
-    to: str | list[str] = Field(description="E.164 number such as +14085550100, or a list of them.")
-    body: str = Field(max_length=MAX_BODY, description='Text with #track("url") and #trackurl("url","label").')
-    from_: Sender = Field("", alias="from", description="Sender, echoed in events.")
+    to: str | list[str] = Field(description="Phone number in E.164, for example +14085550100, or a list of numbers.")
+    body: str = Field(
+        max_length=MAX_BODY_LENGTH,
+        description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
+    )
+    from_: Sender = Field("", alias="from", description="Sender, repeated in events.")
     message_id: MessageId | list[MessageId] | None = Field(
-        None, description="The pipeline's id, unique in the application; minted when absent. A list when `to` is one."
+        None, description="Id of the message, unique in the application. Default: a generated id. A list if `to` is a list."
     )
 
 
 class RewriteBatch(RequestModel):
+    """Several messages; all are stored, or none."""
+
     messages: list[RewriteMessage] = Field(min_length=1)
 
 
@@ -91,31 +107,33 @@ class RewrittenLinkFields(ResponseModel):
 
 
 class RewrittenMessageFields(ResponseModel):
+    """The rewritten message of one recipient."""
+
     message_id: str
     message_request_id: str
     to: str
-    body: str
+    body: str = Field(description="The text to send.")
     links: list[RewrittenLinkFields]
     encoding: Literal["GSM-7", "UCS-2"]
-    segments: int
-    segments_without_rewriting: int
-    warnings: list[str] = Field(description="What phones or carriers may stumble over, in words.")
+    segments: int = Field(description="Number of SMS segments of the rewritten text.")
+    segments_without_rewriting: int = Field(description="Number of SMS segments of the text with the long URLs.")
+    warnings: list[str] = Field(description="Possible problems with carriers or phones, as texts for people.")
 
 
 class RewriteResponse(ResponseModel):
-    """One entry per recipient, in request order."""
+    """One entry per recipient, in the order of the request."""
 
     status: Literal[True] = True
     messages: list[RewrittenMessageFields]
 
 
-def outgoing(message: RewriteMessage, path: str = "") -> RewriteItem:
-    """`path`: where the message stands in the request, such as `messages.3`."""
+def rewrite_item(message: RewriteMessage, path: str = "") -> RewriteItem:
+    """Return the message for the rewriter. `path` is its path in the request, for example `messages.3`."""
     to, ids = message.to, message.message_id
 
     def field_path(name: str, recipient: int | None) -> str:
-        several = {"to": to, "message_id": ids}.get(name)
-        parts = [path, name, str(recipient) if isinstance(several, list) and recipient is not None else ""]
+        value = {"to": to, "message_id": ids}.get(name)
+        parts = [path, name, str(recipient) if isinstance(value, list) and recipient is not None else ""]
         return ".".join(part for part in parts if part)
 
     return with_options(
@@ -129,7 +147,7 @@ def outgoing(message: RewriteMessage, path: str = "") -> RewriteItem:
 
 
 def with_options(
-    options: Options,
+    options: MessageOptions,
     *,
     to: tuple[str, ...],
     body: str,
@@ -137,6 +155,7 @@ def with_options(
     message_ids: tuple[str | None, ...] | None,
     field_path: Callable[[str, int | None], str],
 ) -> RewriteItem:
+    """Return a message with its options for the rewriter. `field_path` maps a field and a recipient to a path in the request."""
     track = options.track
     if track == "directives" and options.track_link:
         track = "first_url"

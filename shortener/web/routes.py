@@ -9,7 +9,9 @@ from starlette.routing import BaseRoute
 
 from shortener.web import (
     application,
+    blocked_hosts,
     conversions,
+    deliveries,
     delivery_reports,
     erasures,
     health,
@@ -21,7 +23,7 @@ from shortener.web import (
 )
 from shortener.web.docs import with_documentation
 from shortener.web.endpoint import Endpoint
-from shortener.web.vendors import infobip
+from shortener.web.vendors import infobip, infobip_conversions, xoxzo
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -29,13 +31,17 @@ if TYPE_CHECKING:
 ENDPOINTS: Sequence[Endpoint] = with_documentation(
     [
         *rewrite.ENDPOINTS,
+        *xoxzo.ENDPOINTS,
+        *infobip.ENDPOINTS,
         *delivery_reports.ENDPOINTS,
         *trackers.ENDPOINTS,
+        *deliveries.ENDPOINTS,
         *application.ENDPOINTS,
         *conversions.ENDPOINTS,
-        *infobip.ENDPOINTS,
+        *infobip_conversions.ENDPOINTS,
         *messages.ENDPOINTS,
         *links.ENDPOINTS,
+        *blocked_hosts.ENDPOINTS,
         *erasures.ENDPOINTS,
         *statistics.ENDPOINTS,
         *health.ENDPOINTS,

@@ -1,4 +1,4 @@
-"""Statistics: totals, by day, by country."""
+"""Statistics: totals, by day and by country."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from shortener.web.fields import Text
 from shortener.web.messages import Source
 from shortener.web.period import Period
 
-DAYS = 30  # told when `since` is not given, today included
-#: Seconds, minutes, hours and days that times to click are told by.
-WITHIN = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
+DEFAULT_DAYS = 30  # period without `since`, including today
+#: Upper bounds of the groups of times to click, in seconds.
+CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
 class StatisticsQuery(Period):
-    """What is counted. Without `since`: the last 30 days."""
+    """Filters of statistics. Without `since`: the last 30 days."""
 
-    campaign: Text | None = Field(None, max_length=200)
-    source: Source = Field("all", description="API traffic, campaigns or both.")
+    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
+    source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
 
 
 class DailyQuery(StatisticsQuery):
-    """What is counted. Without `since`: the last 30 days. Times without a zone and dates are in `tz`."""
+    """Filters of daily statistics. Without `since`: the last 30 days. Dates and times without a zone are in `tz`."""
 
-    tz: str = Field("UTC", max_length=64, description="Time zone that days are cut in, for example Europe/Berlin.")
+    tz: str = Field("UTC", max_length=64, description="Time zone of the days, for example Europe/Berlin.")
 
     @field_validator("tz")
     @classmethod
@@ -43,103 +43,120 @@ class DailyQuery(StatisticsQuery):
 
 
 def _zone(name: str) -> tzinfo:
-    if name == "UTC":  # known also where no time zones are installed
+    if name == "UTC":  # exists even if no time zones are installed
         return UTC
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError("is not a time zone that this machine knows; wants a name such as Europe/Berlin") from None
+        raise ValueError("must be a time zone such as Europe/Berlin") from None
 
 
 class TimeToClick(ResponseModel):
-    within_seconds: int | None = Field(description="From sending to the first click, at most; null: longer than all others.")
+    """The number of messages whose first click came in this time after sending."""
+
+    within_seconds: int | None = Field(
+        description="Upper bound of the time from sending to the first click, in seconds; null: longer than the largest bound."
+    )
     messages: int
 
 
 class FigureFields(ResponseModel):
-    """Each is counted at its own time: a message when it was made, a click when it was clicked."""
+    """Counts by the time of each event: a message by its creation, a click by the time of the click."""
 
-    messages: int = Field(description="Messages rewritten or registered.")
+    messages: int = Field(description="Messages that were rewritten or registered.")
     segments: int
     sent: int
     delivered: int
     read: int
-    failed: int = Field(description="Failed or expired.")
-    clicked_messages: int = Field(description="Messages that were clicked for the first time.")
-    clicks: int = Field(description="Hits of people on links that were alive.")
-    suspected_hits: int = Field(description="Hits of scanners, previews and the like; no clicks.")
-    ignored_hits: int = Field(description="HEAD requests and prefetches.")
-    late_hits: int = Field(description="Hits on expired links.")
+    failed: int = Field(description="Messages that failed or expired.")
+    clicked_messages: int = Field(description="Messages that got their first click.")
+    clicks: int = Field(description="Hits by people on links that had not expired.")
+    suspected_hits: int = Field(description="Hits by scanners, previews and other programs. They are not clicks.")
+    ignored_hits: int = Field(description="HEAD requests and prefetches. They are not clicks.")
+    late_hits: int = Field(description="Hits on expired links. They are not clicks.")
     conversions: int
-    value: dict[str, str] = Field(description='Sum of the conversions\' values by currency; "" for those without one. Decimals.')
-    delivery_rate: float | None = Field(description="delivered / messages; null when there are no messages.")
-    click_rate: float | None = Field(description="clicked_messages / messages.")
-    conversion_rate: float | None = Field(description="conversions / messages.")
-    median_seconds_to_click: float | None = Field(description="From sending to the first click; within 2.5 %.")
-    p90_seconds_to_click: float | None
-    time_to_click: list[TimeToClick] = Field(description="Clicked messages by the time that it took, each in one entry only.")
-    devices: dict[str, int] = Field(description="Clicks by kind: phone, tablet, desktop, bot, other; some minutes behind `clicks`.")
-    browsers: dict[str, int] = Field(description="Clicks by browser, or app with a browser in it; some minutes behind `clicks`.")
+    value: dict[str, str] = Field(
+        description='Sum of the values of all conversions by currency, as decimal strings; "" means no currency.'
+    )
+    delivery_rate: float | None = Field(description="delivered / messages; null without messages.")
+    click_rate: float | None = Field(description="clicked_messages / messages; null without messages.")
+    conversion_rate: float | None = Field(description="conversions / messages; null without messages.")
+    median_seconds_to_click: float | None = Field(
+        description="Median time from sending to the first click, in seconds, accurate to 2.5 %."
+    )
+    p90_seconds_to_click: float | None = Field(description="90th percentile of the same time, in seconds.")
+    time_to_click: list[TimeToClick] = Field(
+        description="Clicked messages by the time to their first click. Each message is in one group."
+    )
+    devices: dict[str, int] = Field(
+        description="Clicks by device: phone, tablet, desktop, bot, other. A few minutes behind `clicks`."
+    )
+    browsers: dict[str, int] = Field(
+        description="Clicks by browser, or by app with a built-in browser. A few minutes behind `clicks`."
+    )
 
 
 class _StatisticsResponse(ResponseModel):
     status: Literal[True] = True
-    since: str = Field(description="Counted from here, from the beginning of its quarter of an hour.")
-    until: str = Field(description="Counted up to here, to the end of its quarter of an hour.")
-    complete: bool = Field(description="False when so much just happened that the newest of it is not counted yet.")
+    since: str = Field(description="Start of the period. Counts begin with its time slot of 15 minutes.")
+    until: str = Field(description="End of the period. Counts end with its time slot of 15 minutes.")
+    complete: bool = Field(description="false if the newest events are not counted yet because of high load.")
 
 
 class TotalsResponse(_StatisticsResponse, FigureFields):
-    pass
+    """The totals of the period."""
 
 
-class Day(FigureFields):
+class DailyFigures(FigureFields):
     day: str
 
 
 class DailyResponse(_StatisticsResponse):
-    """Every day of the time, oldest first."""
+    """One entry for every day of the period, oldest first."""
 
     tz: str
-    days: list[Day]
+    days: list[DailyFigures]
 
 
-class Country(FigureFields):
-    country: str | None = Field(description="ISO 3166 code; null when the number does not tell.")
+class CountryFigures(FigureFields):
+    country: str | None = Field(description="ISO 3166 code; null if the number does not show the country.")
 
 
 class CountriesResponse(_StatisticsResponse):
-    """Countries of the recipients' numbers, most messages first."""
+    """One entry for each country of a recipient's number, most messages first."""
 
-    countries: list[Country]
+    countries: list[CountryFigures]
 
 
 async def stats(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the totals of the period."""
     scope = _scope(call.query, call.application_id, call.service.clock(), UTC)
     report = await call.service.database.read(totals, scope)
     return {**_head(scope, report.complete), **figures(report.groups[None])}
 
 
 async def stats_daily(call: Call[DailyQuery, None]) -> dict[str, Any]:
+    """Return the figures of each day."""
     zone = _zone(call.query.tz)
     scope = _scope(call.query, call.application_id, call.service.clock(), zone)
     if scope.until - scope.since > timedelta(days=MAX_DAYS):
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"is more than {MAX_DAYS} days before until")])
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"must be at most {MAX_DAYS} days before until")])
     report = await call.service.database.read(daily, scope, zone)
-    days = [{"day": day.isoformat(), **figures(of_day)} for day, of_day in report.groups.items()]
+    days = [{"day": day.isoformat(), **figures(day_figures)} for day, day_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "days": days}
 
 
 async def stats_by_country(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the figures of each country."""
     scope = _scope(call.query, call.application_id, call.service.clock(), UTC)
     report = await call.service.database.read(by_country, scope)
     groups = sorted(report.groups.items(), key=lambda group: (-group[1]["messages"], group[0]))
-    countries = [{"country": country or None, **figures(of_country)} for country, of_country in groups]
+    countries = [{"country": country or None, **figures(country_figures)} for country, country_figures in groups]
     return {**_head(scope, report.complete), "countries": countries}
 
 
 def figures(counted: Figures) -> dict[str, Any]:
-    """As FiguresAnswer tells them."""
+    """Return the figures as the fields of `FigureFields`."""
     return {
         **{metric: counted[metric] for metric in _COUNTED},
         "value": {currency: serialize_decimal(amount) for currency, amount in sorted(counted.value.items())},
@@ -150,14 +167,16 @@ def figures(counted: Figures) -> dict[str, Any]:
         "p90_seconds_to_click": counted.seconds_to_click(90),
         "time_to_click": [
             {"within_seconds": seconds, "messages": amount}
-            for seconds, amount in zip((*WITHIN, None), counted.clicked_within(WITHIN), strict=True)
+            for seconds, amount in zip(
+                (*CLICK_TIME_BOUNDS_SECONDS, None), counted.clicked_within(CLICK_TIME_BOUNDS_SECONDS), strict=True
+            )
         ],
-        "devices": _most_first(counted.devices),
-        "browsers": _most_first(counted.browsers),
+        "devices": _sort_by_amount(counted.devices),
+        "browsers": _sort_by_amount(counted.browsers),
     }
 
 
-def _most_first(amounts: dict[str, int]) -> dict[str, int]:
+def _sort_by_amount(amounts: dict[str, int]) -> dict[str, int]:
     return {name: amount for name, amount in sorted(amounts.items(), key=lambda one: (-one[1], one[0])) if amount}
 
 
@@ -178,13 +197,13 @@ _COUNTED = (
 
 
 def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzinfo) -> StatisticsFilter:
-    # One millisecond more: what happens at this moment is counted too.
+    # One millisecond later than now, so that events of this moment are counted.
     until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
     if query.since is not None:
         since = start_of(query.since, zone)
     else:
         last: date = (until - timedelta(milliseconds=1)).astimezone(zone).date()
-        since = start_of(last - timedelta(days=DAYS - 1), zone)
+        since = start_of(last - timedelta(days=DEFAULT_DAYS - 1), zone)
     source = None if query.source == "all" else query.source
     return StatisticsFilter(application_id, since, until, query.campaign, source)
 
@@ -195,8 +214,8 @@ def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:
 
 _TAG = "Statistics"
 _DESCRIPTION = (
-    "From counts that are kept as things happen, never by scanning hits; what happened a moment ago is in them. Each thing is "
-    "counted at its own time, so the clicks of a day may be of messages of the day before, and a rate of a short time above 1."
+    "Counts are updated as events occur and include events of the last second. Each event counts at its own time. The clicks of "
+    "a day may belong to messages of the day before, so a rate of a short period may exceed 1."
 )
 
 ENDPOINTS = [
@@ -204,7 +223,7 @@ ENDPOINTS = [
         "GET",
         "/api/v1/sms/stats",
         stats,
-        "Totals",
+        "Totals of a period",
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,
@@ -215,18 +234,18 @@ ENDPOINTS = [
         "GET",
         "/api/v1/sms/stats/daily",
         stats_daily,
-        "Day by day, in your time zone",
+        "Figures by day, in a time zone",
         _TAG,
         permission="sms.read",
         query=DailyQuery,
         response=DailyResponse,
-        description=f"{_DESCRIPTION} At most {MAX_DAYS} days.",
+        description=f"{_DESCRIPTION} The period must have at most {MAX_DAYS} days.",
     ),
     Endpoint(
         "GET",
         "/api/v1/sms/stats/by-country",
         stats_by_country,
-        "By country of the recipient",
+        "Figures by country of the recipient",
         _TAG,
         permission="sms.read",
         query=StatisticsQuery,

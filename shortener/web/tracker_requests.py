@@ -1,7 +1,7 @@
 """Request bodies that create or change a tracker, used by the HTTP API and the command line.
 
-The models check everything that needs no network: names, headers, secrets, success criteria and limits. delivery/trackers.py checks
-the URL.
+The models check everything that needs no network: names, headers, secrets, success criteria and limits. delivery/trackers.py
+checks the URL.
 """
 
 from __future__ import annotations

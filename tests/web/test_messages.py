@@ -11,7 +11,8 @@ import httpx
 from shortener.accounts.administration import create_application
 from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
-from shortener.web.messages import MessagesResponse, MessageStatusResponse, XoxzoStatusResponse
+from shortener.web.messages import MessagesResponse, MessageStatusResponse
+from shortener.web.vendors.xoxzo import XoxzoStatusResponse
 from tests.conftest import Clock, client_of
 
 TO = "+14085550100"

@@ -1,35 +1,28 @@
-"""Infobip's words: its fully featured text message, the end of a conversion process, and conversion rates.
+"""Infobip's send call for text messages, which rewrites them here.
 
-Numbers are written without a plus here, and times as 2026-11-20T12:00:00.000+0000.
+Infobip writes phone numbers without a plus.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from shortener.conversions.parsing import END_ACTION, ConversionReport
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.plan import RewriteItem
 from shortener.messages.spans import TrackMode
-from shortener.reporting import conversion_processes
-from shortener.reporting.conversion_processes import Granulation, ProcessCounts
-from shortener.times import end_of, start_of
+from shortener.urls import host_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
-from shortener.web.period import Period
-from shortener.web.rewrite_shapes import MAX_BODY, MessageId, RewrittenLinkFields, Tracking
+from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields, Tracking
 
 _PLAIN_NUMBER = re.compile(r"[1-9][0-9]{6,14}")
 
-
-# The message.
 
 _EXAMPLE: JsonDict = {
     "messages": [
@@ -41,8 +34,10 @@ _EXAMPLE: JsonDict = {
 
 
 class InfobipDestination(RequestModel):
-    to: str = Field(description="International number, with or without a plus, such as 41793026731.")
-    message_id: MessageId | None = Field(None, alias="messageId", description="Minted when absent.")
+    """One recipient."""
+
+    to: str = Field(description="International phone number with or without a plus, for example 41793026731.")
+    message_id: MessageId | None = Field(None, alias="messageId", description="Id of the message. Default: a generated id.")
 
 
 def _check_callback_data(value: str) -> str:
@@ -50,52 +45,68 @@ def _check_callback_data(value: str) -> str:
     return value
 
 
-#: What concerns whoever sends the message: taken, and not looked at.
-_OfTheSender = Annotated[Any, Field(description="For the sender; taken and not looked at.")]
+#: Fields that affect only the sending of a message. They are accepted for compatibility.
+_IgnoredField = Annotated[Any, Field(description="Accepted and ignored, because it affects only the sending.")]
 
 
 class InfobipText(RequestModel):
-    """One text for one recipient or more."""
+    """One text for one or more recipients."""
 
-    from_: Sender = Field("", alias="from", description="Sender, echoed in events.")
+    from_: Sender = Field("", alias="from", description="Sender, repeated in events.")
     destinations: list[InfobipDestination] = Field(min_length=1)
-    text: str = Field(max_length=MAX_BODY, description='May hold #track("url") and #trackurl("url","label") too.')
-    callback_data: Annotated[Text, AfterValidator(_check_callback_data)] | None = Field(
-        None, alias="callbackData", description="Told back in events, as callbackData in the format infobip. At most 4 KiB."
+    text: str = Field(
+        max_length=MAX_BODY_LENGTH, description='Text of the message. #track("url") and #trackurl("url","label") are replaced too.'
     )
-    delivery_time_window: _OfTheSender = Field(None, alias="deliveryTimeWindow")
-    flash: _OfTheSender = None
-    intermediate_report: _OfTheSender = Field(None, alias="intermediateReport")
-    language: _OfTheSender = None
-    notify_content_type: _OfTheSender = Field(None, alias="notifyContentType")
-    notify_url: _OfTheSender = Field(None, alias="notifyUrl")
-    regional: _OfTheSender = None
-    send_at: _OfTheSender = Field(None, alias="sendAt")
-    transliteration: _OfTheSender = None
-    validity_period: _OfTheSender = Field(None, alias="validityPeriod")
+    callback_data: Annotated[Text, AfterValidator(_check_callback_data)] | None = Field(
+        None, alias="callbackData", description="Repeated in events, in the format infobip as callbackData. At most 4 KiB."
+    )
+    delivery_time_window: _IgnoredField = Field(None, alias="deliveryTimeWindow")
+    flash: _IgnoredField = None
+    intermediate_report: _IgnoredField = Field(None, alias="intermediateReport")
+    language: _IgnoredField = None
+    notify_content_type: _IgnoredField = Field(None, alias="notifyContentType")
+    notify_url: _IgnoredField = Field(None, alias="notifyUrl")
+    regional: _IgnoredField = None
+    send_at: _IgnoredField = Field(None, alias="sendAt")
+    transliteration: _IgnoredField = None
+    validity_period: _IgnoredField = Field(None, alias="validityPeriod")
 
 
 class InfobipUrlOptions(RequestModel):
-    """How the URLs of all texts are shortened. A short link is always tracked, and keeps its https://."""
+    """Options for the URLs in all texts. A short link is always tracked and always begins with its protocol."""
 
     shorten_url: bool = Field(True, alias="shortenUrl", description="Replace every URL.")
-    track_clicks: bool = Field(True, alias="trackClicks", description="False is refused beside shortenUrl.")
-    remove_protocol: Literal[False] = Field(False, alias="removeProtocol", description="Some phones know no link without one.")
-    custom_domain: Text | None = Field(None, alias="customDomain", max_length=255, description="The application's own, or none.")
+    track_clicks: bool = Field(
+        True, alias="trackClicks", description="false is rejected together with shortenUrl, because a short link is always tracked."
+    )
+    remove_protocol: Literal[False] = Field(
+        False,
+        alias="removeProtocol",
+        description="Only false is accepted, because some phones do not recognize a link without its protocol.",
+    )
+    custom_domain: Text | None = Field(
+        None, alias="customDomain", max_length=255, description="Host of the application's own domain. Other hosts are rejected."
+    )
 
 
 class InfobipRequest(RequestModel):
-    """Infobip's fully featured text message."""
+    """A request of Infobip's call \"send fully featured text message\"."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    bulk_id: Text = Field("", alias="bulkId", max_length=100, description="The message_request_id in events; minted when absent.")
+    bulk_id: Text = Field(
+        "", alias="bulkId", max_length=100, description="Id of the request, message_request_id in events. Default: a generated id."
+    )
     messages: list[InfobipText] = Field(min_length=1)
-    tracking: Tracking | None = Field(None, description="With track URL every URL of the texts is replaced, too.")
+    tracking: Tracking | None = Field(
+        None, description="Assigns the messages to a conversion process. With `track` URL every URL of the texts is replaced too."
+    )
     url_options: InfobipUrlOptions | None = Field(None, alias="urlOptions")
 
 
 class InfobipStatus(ResponseModel):
+    """The status object of Infobip; always PENDING_ENROUTE."""
+
     groupId: int
     groupName: str
     id: int
@@ -104,9 +115,11 @@ class InfobipStatus(ResponseModel):
 
 
 class InfobipMessageFields(ResponseModel):
-    to: str = Field(description="Without a plus.")
+    """The rewritten message of one recipient."""
+
+    to: str = Field(description="Phone number without a plus.")
     status: InfobipStatus
-    smsCount: int = Field(description="Segments of the rewritten text.")
+    smsCount: int = Field(description="Number of SMS segments of the rewritten text.")
     messageId: str
     text: str = Field(description="The text to send to this recipient.")
     links: list[RewrittenLinkFields]
@@ -115,13 +128,13 @@ class InfobipMessageFields(ResponseModel):
 
 
 class InfobipResponse(ResponseModel):
-    """Infobip's shape: one entry per destination, in request order. Nothing was sent: `text` is what is to be sent."""
+    """Infobip's format: one entry per destination, in the order of the request. No message was sent; `text` is the text to send."""
 
     bulkId: str
     messages: list[InfobipMessageFields]
 
 
-#: What Infobip answers at first, whatever becomes of the message.
+#: The first status that Infobip returns for every accepted message.
 _PENDING = {
     "groupId": 1,
     "groupName": "PENDING",
@@ -131,9 +144,9 @@ _PENDING = {
 }
 
 
-def outgoing(request: InfobipRequest, host: str) -> list[RewriteItem]:
-    """`host`: of the short links that the application gets. Raises ApiError INVALID_REQUEST."""
-    track = _track(request, host)
+def rewrite_request_items(request: InfobipRequest, host: str) -> list[RewriteItem]:
+    """Return the messages for the rewriter. `host` is the host of the short links. Raise ApiError INVALID_REQUEST."""
+    track = _track_mode(request, host)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
     return [
@@ -141,7 +154,7 @@ def outgoing(request: InfobipRequest, host: str) -> list[RewriteItem]:
             to=tuple(_with_plus(destination.to) for destination in message.destinations),
             body=message.text,
             message_ids=tuple(destination.message_id for destination in message.destinations),
-            field_path=_Place(f"messages.{index}"),
+            field_path=_FieldPath(f"messages.{index}"),
             track=track,
             from_address=message.from_,
             request_id=bulk_id,
@@ -152,8 +165,8 @@ def outgoing(request: InfobipRequest, host: str) -> list[RewriteItem]:
     ]
 
 
-class _Place:
-    """Where a field of ours stands in a message of Infobip's."""
+class _FieldPath:
+    """The path of a field in a message of Infobip's format. `path` is the path of the message."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -164,18 +177,18 @@ class _Place:
         return f"{self._path}.{'text' if name == 'body' else name}"
 
 
-def _track(request: InfobipRequest, host: str) -> TrackMode:
+def _track_mode(request: InfobipRequest, host: str) -> TrackMode:
     options = request.url_options
-    every = request.tracking is not None and request.tracking.track == "URL"
-    if options is None or not (options.shorten_url or every):
-        return "all_urls" if every else "directives"
-    wrong = []
+    all_urls = request.tracking is not None and request.tracking.track == "URL"
+    if options is None or not (options.shorten_url or all_urls):
+        return "all_urls" if all_urls else "directives"
+    invalid = []
     if not options.track_clicks:
-        wrong.append(Detail("urlOptions.trackClicks", "a short link is always tracked; send shortenUrl false as well"))
+        invalid.append(Detail("urlOptions.trackClicks", "must be true with shortenUrl, because a short link is always tracked"))
     if options.custom_domain and options.custom_domain.lower() != host:
-        wrong.append(Detail("urlOptions.customDomain", f"short links of this application are on {host}"))
-    if wrong:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=wrong)
+        invalid.append(Detail("urlOptions.customDomain", f"must be {host}, the host of this application's short links"))
+    if invalid:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=invalid)
     return "all_urls"
 
 
@@ -183,7 +196,11 @@ def _with_plus(number: str) -> str:
     return f"+{number}" if _PLAIN_NUMBER.fullmatch(number) else number
 
 
-def answer(request: InfobipRequest, rewritten: Sequence[dict[str, Any]]) -> dict[str, Any]:
+async def rewrite(call: Call[None, Any], request: InfobipRequest) -> dict[str, Any]:
+    """Rewrite the texts of `request`; return the response in Infobip's format."""
+    domain = call.principal.application.domain
+    host = domain.host if domain else host_of(call.service.settings.base_url)
+    rewritten = await rewrite_items(call, rewrite_request_items(request, host))
     return {
         "bulkId": request.bulk_id or rewritten[0]["message_request_id"],
         "messages": [
@@ -202,115 +219,24 @@ def answer(request: InfobipRequest, rewritten: Sequence[dict[str, Any]]) -> dict
     }
 
 
-# Conversion processes.
+async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
+    """Rewrite messages; they are not sent."""
+    return await rewrite(call, call.body)
 
-
-class ConversionEndResponse(ResponseModel):
-    """The process that the message belongs to."""
-
-    processKey: str
-
-
-async def log_end(call: Call[None, None]) -> ConversionEndResponse:
-    message_id = call.path["messageId"]
-    key = await call.service.database.read(conversion_processes.find_process_key, call.application_id, message_id)
-    if key is None:
-        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
-    intake = ConversionReport(at=call.service.clock(), message_id=message_id, action=END_ACTION)
-    await call.service.conversions.ingest(call.application_id, intake)
-    return ConversionEndResponse(processKey=key)
-
-
-class ConversionRateQuery(Period):
-    """Without `since`: the last 24 hours before `until`. Without `intervalGranulation`: one interval."""
-
-    aggrType: Literal["byCountry"] | None = Field(None, description="One entry for each country of an interval.")
-    intervalGranulation: Granulation | None = Field(
-        None,
-        description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MAX_INTERVALS} intervals.",
-    )
-
-
-class CumulativeRate(ResponseModel):
-    startCount: int = Field(description="Messages rewritten.")
-    endCount: int = Field(description="Messages whose process ended.")
-    conversionRate: float = Field(description="endCount / startCount; 0 when nothing began.")
-
-
-class IntervalRate(CumulativeRate):
-    intervalStart: str
-
-
-class CountryRate(IntervalRate):
-    country: str | None = Field(description="ISO 3166 code; null when it is not known.")
-
-
-class ConversionRateResponse(ResponseModel):
-    """Oldest interval first. By country: those where something happened, most starts first."""
-
-    statistics: list[IntervalRate | CountryRate]
-    cumulativeStatistics: CumulativeRate
-
-
-async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, Any]:
-    query, service = call.query, call.service
-    process_id = await service.database.read(conversion_processes.find_process, call.application_id, call.path["processKey"])
-    if process_id is None:
-        raise ApiError(ErrorCode.NOT_FOUND, "There is no process with this key in the application.")
-    # One millisecond more: what happens at this moment is counted too.
-    until = service.clock() + timedelta(milliseconds=1) if query.until is None else end_of(query.until)
-    since = until - timedelta(hours=24) if query.since is None else start_of(query.since)
-    try:
-        intervals = conversion_processes.split_interval(since, until, query.intervalGranulation)
-    except ValueError as error:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("intervalGranulation", str(error))]) from None
-    rates = await service.database.read(conversion_processes.conversion_rates, process_id, [within for _, within in intervals])
-    statistics: list[dict[str, Any]] = []
-    for (begins, _), by_country in zip(intervals, rates, strict=True):
-        start = {"intervalStart": _time(begins)}
-        if query.aggrType is None:
-            statistics.append({**start, **_told(ProcessCounts.total(by_country.values()))})
-        else:
-            ordered = sorted(by_country.items(), key=lambda item: (-item[1].starts, item[0]))
-            statistics += [{**start, "country": country or None, **_told(rate)} for country, rate in ordered]
-    every = ProcessCounts.total(rate for by_country in rates for rate in by_country.values())
-    return {"statistics": statistics, "cumulativeStatistics": _told(every)}
-
-
-def _told(rate: ProcessCounts) -> dict[str, Any]:
-    return {"startCount": rate.starts, "endCount": rate.ends, "conversionRate": rate.conversion_rate}
-
-
-def _time(at: datetime) -> str:
-    """As Infobip writes and its clients read times."""
-    return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}+0000"
-
-
-_TAG = "Conversion processes"
 
 ENDPOINTS = [
     Endpoint(
         "POST",
-        "/ct/1/log/end/{messageId:path}",
-        log_end,
-        "Report the end of a message's conversion process (Infobip)",
-        _TAG,
+        f"/sms/{version}/text/advanced",
+        send,
+        f"Rewrite messages (Infobip, version {version})",
+        "Send pipeline",
         permission="sms.send",
-        response=ConversionEndResponse,
-        errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
-        description=f"Records a conversion of the action `{END_ACTION}`, once; a repeat answers the same. Messages rewritten with "
-        "the same `tracking` share a process, and so do all those without `tracking`.",
-    ),
-    Endpoint(
-        "GET",
-        "/ct/1/processes/{processKey}/conversionrate",
-        conversion_rate,
-        "Conversion rate of a process (Infobip)",
-        _TAG,
-        permission="sms.read",
-        query=ConversionRateQuery,
-        response=ConversionRateResponse,
-        description="From counts that are kept as things happen. A start is counted when the message is rewritten, an end when it "
-        "is reported; the quarters of an hour that `since` and `until` lie in are counted as a whole.",
-    ),
+        body=InfobipRequest,
+        response=InfobipResponse,
+        headers=REWRITE_HEADERS,
+        errors=REWRITE_ERRORS,
+        description="The same as POST /api/v1/rewrite with this body. No message is sent.",
+    )
+    for version in (1, 2)
 ]

@@ -1,16 +1,20 @@
-"""A message to rewrite in Xoxzo's words; the status in its words is in `messages.py`."""
+"""Xoxzo's interface: its send call, which rewrites a message here, and the status of a message in its format."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
+from shortener.errors import ErrorCode
 from shortener.messages.plan import RewriteItem
-from shortener.web.endpoint import ResponseModel
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender
-from shortener.web.rewrite_shapes import MAX_BODY, MessageId, Options, RewrittenLinkFields, with_options
+from shortener.web.messages import LinkTracking, find_message
+from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
 
 _EXAMPLE: JsonDict = {
     "sender": "Sender",
@@ -18,22 +22,25 @@ _EXAMPLE: JsonDict = {
     "recipient": "+818012345678",
     "track_link": "true",
 }
+#: Xoxzo's names for fields of the service.
 _NAMES = {"to": "recipient", "body": "message", "from": "sender"}
 
 
-class XoxzoRequest(Options):
-    """One message for one recipient, as Xoxzo's send call takes it; our own options may stand beside."""
+class XoxzoRequest(MessageOptions):
+    """One message for one recipient, as Xoxzo's send call. The service's own options are accepted too."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    recipient: str = Field(description="E.164 number such as +818012345678.")
-    message: str = Field(max_length=MAX_BODY, description="With `track_link`, its first URL or bare domain is replaced.")
-    sender: Sender = ""
-    message_id: MessageId | None = Field(None, description="An id of your own to be the msgid; minted when absent.")
+    recipient: str = Field(description="Phone number in E.164, for example +818012345678.")
+    message: str = Field(
+        max_length=MAX_BODY_LENGTH, description="Text of the message. With `track_link`, its first URL or bare domain is replaced."
+    )
+    sender: Sender = Field("", description="Sender, repeated in events.")
+    message_id: MessageId | None = Field(None, description="Id of the message, returned as msgid. Default: a generated id.")
 
 
 class XoxzoSendResponse(ResponseModel):
-    """Kept, and ready to be sent: `message` is the text to send. Nothing was sent."""
+    """The stored message. The service did not send it: `message` is the text to send."""
 
     msgid: str
     message: str
@@ -41,7 +48,40 @@ class XoxzoSendResponse(ResponseModel):
     warnings: list[str]
 
 
-def outgoing(message: XoxzoRequest) -> RewriteItem:
+class XoxzoStatusResponse(ResponseModel):
+    """The status of a message in Xoxzo's format."""
+
+    msgid: str
+    status: str = Field(description="DELIVERED also means read or clicked.")
+    sender: str
+    recipient: str
+    url: str
+    sent_time: str = Field(description="YYYY-MM-DD HH:MM:SS in UTC.")
+    cost: float | None
+    tags: list[str] = Field(description="The campaign, if the message has one.")
+    link_tracking: LinkTracking | None
+
+
+async def send(call: Call[None, XoxzoRequest]) -> Mapping[str, Any]:
+    """Rewrite a message; it is not sent."""
+    (rewritten,) = await rewrite_items(call, [rewrite_item(call.body)])
+    return {
+        "msgid": rewritten["message_id"],
+        "message": rewritten["body"],
+        "links": rewritten["links"],
+        "warnings": rewritten["warnings"],
+    }
+
+
+async def status(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the status of a message."""
+    message = await find_message(call, call.path["msgid"])
+    path = call.request.url.path.rstrip("/")
+    return call.service.status_reader.serialize_xoxzo(message, f"{call.service.settings.base_url}{path}/")
+
+
+def rewrite_item(message: XoxzoRequest) -> RewriteItem:
+    """Return the message for the rewriter."""
     return with_options(
         message,
         to=(message.recipient,),
@@ -52,10 +92,40 @@ def outgoing(message: XoxzoRequest) -> RewriteItem:
     )
 
 
-def answer(rewritten: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "msgid": rewritten["message_id"],
-        "message": rewritten["body"],
-        "links": rewritten["links"],
-        "warnings": rewritten["warnings"],
-    }
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/sms/messages/",
+        send,
+        "Rewrite a message (Xoxzo)",
+        "Send pipeline",
+        permission="sms.send",
+        body=XoxzoRequest,
+        body_forms=True,
+        response=XoxzoSendResponse,
+        status=201,
+        headers=REWRITE_HEADERS,
+        errors=REWRITE_ERRORS,
+        description="The same as POST /api/v1/rewrite with this body, with a response in Xoxzo's format. No message is sent.",
+    ),
+    Endpoint(
+        "GET",
+        "/sms/messages/{msgid:path}/",
+        status,
+        "Show a message in Xoxzo's format",
+        "Messages",
+        permission="sms.read",
+        response=XoxzoStatusResponse,
+        errors=(ErrorCode.MESSAGE_NOT_FOUND,),
+    ),
+    Endpoint(
+        "GET",
+        "/sms/messages/{msgid:path}",
+        status,
+        "Show a message in Xoxzo's format (without the final slash)",
+        "Messages",
+        permission="sms.read",
+        response=XoxzoStatusResponse,
+        errors=(ErrorCode.MESSAGE_NOT_FOUND,),
+    ),
+]

@@ -11,7 +11,8 @@ from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
 from shortener.reporting.counts import fold, verify
 from shortener.storage import schema
-from shortener.web.vendors.infobip import ConversionRateResponse, InfobipResponse
+from shortener.web.vendors.infobip import InfobipResponse
+from shortener.web.vendors.infobip_conversions import ConversionRateResponse
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import rows
 

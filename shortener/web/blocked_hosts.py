@@ -1,0 +1,103 @@
+"""Blocked destination hosts: links of the application to these hosts respond with 410, and new ones are rejected."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shortener.accounts.administration import block_host, list_blocked_hosts, unblock_host
+from shortener.errors import ErrorCode
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
+
+_TAG = "Links"
+
+
+class BlockedHostFields(ResponseModel):
+    host: str
+    created_at: str
+
+
+class BlockedHostsResponse(ResponseModel):
+    """The blocked hosts of the application, in alphabetical order."""
+
+    status: Literal[True] = True
+    blocked_hosts: list[BlockedHostFields]
+
+
+class BlockHostRequest(RequestModel):
+    """The host to block."""
+
+    host: Text = Field(
+        min_length=1,
+        max_length=255,
+        description="Host without scheme, port and path, for example shop.example. *.shop.example blocks every host below it.",
+    )
+
+
+class BlockedHostResponse(ResponseModel):
+    """The host in its stored form."""
+
+    status: Literal[True] = True
+    host: str
+
+
+async def index(call: Call[None, None]) -> dict[str, Any]:
+    """Return the blocked hosts of the application."""
+    rows = await call.service.database.read(list_blocked_hosts, call.application_id)
+    return {"status": True, "blocked_hosts": [{"host": row["host"], "created_at": to_iso(row["created_at"])} for row in rows]}
+
+
+async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
+    """Block a host."""
+    service = call.service
+    host = await service.database.write(block_host, call.application_id, call.body.host, service.clock())
+    await service.directory.refresh()
+    return BlockedHostResponse(host=host)
+
+
+async def unblock(call: Call[None, None]) -> BlockedHostResponse:
+    """Unblock a host."""
+    service = call.service
+    host = await service.database.write(unblock_host, call.application_id, call.path["host"])
+    await service.directory.refresh()
+    return BlockedHostResponse(host=host)
+
+
+ENDPOINTS = [
+    Endpoint(
+        "GET",
+        "/api/v1/blocked-hosts",
+        index,
+        "List blocked destination hosts",
+        _TAG,
+        permission="sms.read",
+        response=BlockedHostsResponse,
+        description="Lists the hosts that the application blocks. The operator of the installation may block further hosts.",
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/blocked-hosts",
+        block,
+        "Block a destination host",
+        _TAG,
+        permission="trackers.write",
+        body=BlockHostRequest,
+        response=BlockedHostResponse,
+        errors=(ErrorCode.CONFLICT,),
+        description="Takes effect on every node within a second: all links of the application to this host respond with 410, and a "
+        "rewrite of a text with such a link is rejected.",
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/v1/blocked-hosts/{host}",
+        unblock,
+        "Unblock a destination host",
+        _TAG,
+        permission="trackers.write",
+        response=BlockedHostResponse,
+        errors=(ErrorCode.INVALID_REQUEST,),
+    ),
+]

@@ -1,0 +1,223 @@
+"""Deliveries of events to trackers and to callback URLs: lists, attempts and replay.
+
+All endpoints require `trackers.write`, even for reading, because URLs and responses of trackers may contain credentials.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shortener.delivery.deliveries import DeliveryFilter, StatusName
+from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
+from shortener.errors import ApiError, ErrorCode
+from shortener.ids import decode
+from shortener.model import DeliveryStatus
+from shortener.times import end_of, start_of
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.period import Period
+
+_TAG = "Deliveries"
+_CURSOR_KEY = "delivery cursors"
+
+
+class DeliveryFields(ResponseModel):
+    delivery_id: str
+    tracker_id: int | None = Field(description="Id of the tracker; null for the callback URL of a message.")
+    callback_url: str | None = Field(description="The callback URL of the message; null for a tracker.")
+    event_id: str = Field(
+        description="Id of the event, also sent as the header webhook-id. It is the same in every attempt and replay."
+    )
+    event: str = Field(description="Name of the event, for example click.")
+    message_id: str | None
+    status: StatusName = Field(description="pending: attempts remain; parked: the tracker is disabled; dead: all attempts failed.")
+    attempt: int = Field(description="Number of attempts that were started.")
+    next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of its lease.")
+    created_at: str
+    finished_at: str | None
+    last_status: int | None = Field(description="HTTP status of the last response.")
+    last_error: str | None = Field(description="Error of the last attempt.")
+
+
+class AttemptFields(ResponseModel):
+    attempt: int
+    at: str
+    milliseconds: int = Field(description="Duration of the attempt.")
+    status: int | None = Field(description="HTTP status of the response.")
+    error: str | None
+    detail: str | None
+    answer: str | None = Field(description="The first KiB of the response body.")
+
+
+class DeliveryWithAttempts(DeliveryFields):
+    attempts: list[AttemptFields] = Field(description="The last 500 attempts, oldest first.")
+
+
+class DeliveryResponse(ResponseModel):
+    """The delivery and its attempts."""
+
+    status: Literal[True] = True
+    delivery: DeliveryWithAttempts
+
+
+class ReplayResponse(ResponseModel):
+    """The delivery, which is due again."""
+
+    status: Literal[True] = True
+    delivery: DeliveryFields
+
+
+class DeliveriesResponse(ResponseModel):
+    """One page of deliveries, newest first."""
+
+    status: Literal[True] = True
+    deliveries: list[DeliveryFields]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class ReplayDeadResponse(ResponseModel):
+    """The number of deliveries that are due again."""
+
+    status: Literal[True] = True
+    replayed: int
+    more: bool = Field(description="true if dead deliveries remain: one call replays at most 10,000. Repeat the call.")
+
+
+class DeliveriesQuery(Period):
+    """Filters by the time when a delivery was created, and the page."""
+
+    status: StatusName | None = Field(None, description="Only deliveries with this status.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of deliveries in a page.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+
+
+class ReplayRequest(Period):
+    """Filters by the time when a dead delivery was created. Without a period: all dead deliveries."""
+
+    status: Literal["dead"] = "dead"
+
+
+async def index(call: Call[DeliveriesQuery, None]) -> dict[str, Any]:
+    """Return one page of deliveries, of one tracker or of the whole application."""
+    service, query = call.service, call.query
+    tracker_id = None
+    if "tracker_id" in call.path:
+        tracker_id = (await service.trackers.get(call.path["tracker_id"], call.application_id)).id
+    cursors = Cursors(service.secret, _CURSOR_KEY)
+    filters = _filter(call.application_id, tracker_id, query, query.status)
+    page = await service.deliveries.page(filters, query.limit, cursors.decode(query.cursor))
+    return {
+        "status": True,
+        "deliveries": [delivery_fields(delivery) for delivery in page.deliveries],
+        "next_cursor": cursors.encode(page.next),
+    }
+
+
+async def show(call: Call[None, None]) -> dict[str, Any]:
+    """Return a delivery with its attempts."""
+    delivery, attempts = await call.service.deliveries.get(_delivery_id(call), call.application_id)
+    fields = delivery_fields(delivery) | {"attempts": [attempt_fields(attempt) for attempt in attempts]}
+    return {"status": True, "delivery": fields}
+
+
+async def replay(call: Call[None, None]) -> dict[str, Any]:
+    """Make a delivery due again."""
+    service = call.service
+    delivery = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
+    service.dispatcher.wake_up.notify()
+    return {"status": True, "delivery": delivery_fields(delivery)}
+
+
+async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
+    """Make the dead deliveries of a tracker due again."""
+    service = call.service
+    tracker = await service.trackers.get(call.path["tracker_id"], call.application_id)
+    filters = _filter(call.application_id, tracker.id, call.body, None)
+    replayed, last_id = await service.deliveries.replay_dead(filters, service.clock())
+    service.dispatcher.wake_up.notify()
+    return ReplayDeadResponse(replayed=replayed, more=last_id is not None)
+
+
+def _filter(application_id: int, tracker_id: int | None, period: Period | None, status: str | None) -> DeliveryFilter:
+    since, until = (period.since, period.until) if period else (None, None)
+    return DeliveryFilter(
+        application_id,
+        tracker_id,
+        None if status is None else DeliveryStatus[status.upper()],
+        None if since is None else start_of(since),
+        None if until is None else end_of(until),
+    )
+
+
+def _delivery_id(call: Call[None, None]) -> int:
+    delivery_id = decode(call.path["delivery_id"])
+    if delivery_id is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no delivery with this id.")
+    return delivery_id
+
+
+_PAGES = (
+    "Newest first. `cursor` requests the next page. A page may contain fewer deliveries than `limit`, or none, and still have a "
+    "`next_cursor`, because filters without an index search 10,000 deliveries per page."
+)
+
+ENDPOINTS = [
+    Endpoint(
+        "GET",
+        "/api/v1/trackers/{tracker_id:int}/deliveries",
+        index,
+        "List the deliveries of a tracker",
+        _TAG,
+        permission="trackers.write",
+        query=DeliveriesQuery,
+        response=DeliveriesResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=_PAGES,
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/trackers/{tracker_id:int}/replay",
+        replay_dead,
+        "Replay the dead deliveries of a tracker",
+        _TAG,
+        permission="trackers.write",
+        body=ReplayRequest,
+        body_optional=True,
+        response=ReplayDeadResponse,
+        description="Oldest first, at a limited rate. Each delivery gets all its attempts again and keeps its event id.",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/deliveries",
+        index,
+        "List all deliveries",
+        _TAG,
+        permission="trackers.write",
+        query=DeliveriesQuery,
+        response=DeliveriesResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=f"Includes the deliveries of every tracker and of the callback URLs of messages. {_PAGES}",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/deliveries/{delivery_id}",
+        show,
+        "Show a delivery and its attempts",
+        _TAG,
+        permission="trackers.write",
+        response=DeliveryResponse,
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/deliveries/{delivery_id}/replay",
+        replay,
+        "Replay a delivery",
+        _TAG,
+        permission="trackers.write",
+        response=ReplayResponse,
+        errors=(ErrorCode.CONFLICT,),
+        description="A dead or delivered delivery gets all its attempts again and keeps its event id. Other deliveries return 409.",
+    ),
+]

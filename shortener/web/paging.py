@@ -1,0 +1,34 @@
+"""Cursors of paged lists.
+
+A cursor contains the id of the last row of a page and a checksum, so that a cursor of another service, or a made-up one, is
+rejected, while a cursor whose row was deleted still works.
+"""
+
+from __future__ import annotations
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.ids import ClickIds
+from shortener.secret import Secret
+
+NEXT_CURSOR_DESCRIPTION = "Cursor of the next page; null on the last page."
+CURSOR_DESCRIPTION = "`next_cursor` of the previous page. Default: the first page."
+
+
+class Cursors:
+    """Encodes and decodes the cursors of one kind of list. `name` keeps the cursors of different lists apart."""
+
+    def __init__(self, secret: Secret, name: str) -> None:
+        self._ids = ClickIds(secret.key(name))
+
+    def encode(self, last_id: int | None) -> str | None:
+        """Return the cursor of the page after the row `last_id`, or None without one."""
+        return None if last_id is None else self._ids.encode(last_id)
+
+    def decode(self, cursor: str | None) -> int | None:
+        """Return the id in the cursor, or None without a cursor. Raise ApiError INVALID_CURSOR."""
+        if cursor is None:
+            return None
+        last_id = self._ids.decode(cursor)
+        if last_id is None:
+            raise ApiError(ErrorCode.INVALID_CURSOR)
+        return last_id

@@ -1,0 +1,138 @@
+"""Infobip's conversion tracking: the end of a conversion process, and conversion rates.
+
+Infobip writes times as 2026-11-20T12:00:00.000+0000.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shortener.conversions.parsing import END_ACTION, ConversionReport
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.reporting import conversion_processes
+from shortener.reporting.conversion_processes import Granulation, ProcessCounts
+from shortener.times import end_of, start_of
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.period import Period
+
+
+class ConversionEndResponse(ResponseModel):
+    """The conversion process of the message."""
+
+    processKey: str
+
+
+async def log_end(call: Call[None, None]) -> ConversionEndResponse:
+    """Record the end of the conversion process of a message."""
+    message_id = call.path["messageId"]
+    key = await call.service.database.read(conversion_processes.find_process_key, call.application_id, message_id)
+    if key is None:
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
+    intake = ConversionReport(at=call.service.clock(), message_id=message_id, action=END_ACTION)
+    await call.service.conversions.ingest(call.application_id, intake)
+    return ConversionEndResponse(processKey=key)
+
+
+class ConversionRateQuery(Period):
+    """The period of a conversion rate. Default of `since`: 24 hours before `until`. Without `intervalGranulation`: one interval."""
+
+    aggrType: Literal["byCountry"] | None = Field(None, description="byCountry: one entry for each country of an interval.")
+    intervalGranulation: Granulation | None = Field(
+        None,
+        description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MAX_INTERVALS} intervals.",
+    )
+
+
+class CumulativeRate(ResponseModel):
+    """The conversion rate of the whole period."""
+
+    startCount: int = Field(description="Number of messages that were rewritten.")
+    endCount: int = Field(description="Number of messages whose process ended.")
+    conversionRate: float = Field(description="endCount / startCount; 0 without messages.")
+
+
+class IntervalRate(CumulativeRate):
+    """The conversion rate of one interval."""
+
+    intervalStart: str
+
+
+class CountryRate(IntervalRate):
+    """The conversion rate of one country in one interval."""
+
+    country: str | None = Field(description="ISO 3166 code; null if the country is unknown.")
+
+
+class ConversionRateResponse(ResponseModel):
+    """Rates by interval, oldest first. By country: only countries with messages or ends, most messages first."""
+
+    statistics: list[IntervalRate | CountryRate]
+    cumulativeStatistics: CumulativeRate
+
+
+async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, Any]:
+    """Return the conversion rate of a process by interval, and for the whole period."""
+    query, service = call.query, call.service
+    process_id = await service.database.read(conversion_processes.find_process, call.application_id, call.path["processKey"])
+    if process_id is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no conversion process with this key in the application.")
+    # One millisecond later than now, so that events of this moment are counted.
+    until = service.clock() + timedelta(milliseconds=1) if query.until is None else end_of(query.until)
+    since = until - timedelta(hours=24) if query.since is None else start_of(query.since)
+    try:
+        intervals = conversion_processes.split_interval(since, until, query.intervalGranulation)
+    except ValueError as error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("intervalGranulation", str(error))]) from None
+    rates = await service.database.read(conversion_processes.conversion_rates, process_id, [within for _, within in intervals])
+    statistics: list[dict[str, Any]] = []
+    for (begins, _), by_country in zip(intervals, rates, strict=True):
+        start = {"intervalStart": _time(begins)}
+        if query.aggrType is None:
+            statistics.append({**start, **_rate_fields(ProcessCounts.total(by_country.values()))})
+        else:
+            ordered = sorted(by_country.items(), key=lambda item: (-item[1].starts, item[0]))
+            statistics += [{**start, "country": country or None, **_rate_fields(rate)} for country, rate in ordered]
+    total = ProcessCounts.total(rate for by_country in rates for rate in by_country.values())
+    return {"statistics": statistics, "cumulativeStatistics": _rate_fields(total)}
+
+
+def _rate_fields(rate: ProcessCounts) -> dict[str, Any]:
+    return {"startCount": rate.starts, "endCount": rate.ends, "conversionRate": rate.conversion_rate}
+
+
+def _time(at: datetime) -> str:
+    """Return a time in Infobip's format, for example 2026-11-20T12:00:00.000+0000."""
+    return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}+0000"
+
+
+_TAG = "Conversion processes"
+
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/ct/1/log/end/{messageId:path}",
+        log_end,
+        "Report the end of a message's conversion process (Infobip)",
+        _TAG,
+        permission="sms.send",
+        response=ConversionEndResponse,
+        errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
+        description=f"Records one conversion with the action `{END_ACTION}`; a repeat gets the same response. Messages with the "
+        "same `tracking` share a conversion process. All messages without `tracking` share one, too.",
+    ),
+    Endpoint(
+        "GET",
+        "/ct/1/processes/{processKey}/conversionrate",
+        conversion_rate,
+        "Conversion rate of a process (Infobip)",
+        _TAG,
+        permission="sms.read",
+        query=ConversionRateQuery,
+        response=ConversionRateResponse,
+        description="Counts are updated as events occur. A start counts when the message is rewritten, an end when it is "
+        "reported. The time slots of 15 minutes that contain `since` and `until` are included completely.",
+    ),
+]
