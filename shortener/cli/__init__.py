@@ -3,6 +3,7 @@
 
 Exit codes: 0 done, 1 a failure (said on stderr), 2 bad usage.
 """
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

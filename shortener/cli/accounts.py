@@ -1,4 +1,5 @@
 """`shortener applications`, `keys` and `tokens`."""
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What the commands share: `--json`, settings, the store, and how a failure is said."""
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """`shortener messages`, `purge`, `verify` and `export`: what an operator does with what is stored."""
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

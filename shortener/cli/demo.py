@@ -3,6 +3,7 @@
 The server is `shortener serve` in a process of its own, on a free port, with a data folder that is thrown away; the receiver is
 that of `shortener listen`. Everything shown went over the wire.
 """
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """`shortener listen`: a local receiver that prints, and verifies, what it is sent."""
+# Tested by tests/acceptance/test_listen.py
 
 from __future__ import annotations
 

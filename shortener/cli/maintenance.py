@@ -1,4 +1,5 @@
 """`shortener migrate`, `copy` and `doctor`."""
+# Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 

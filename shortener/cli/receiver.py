@@ -3,6 +3,7 @@
 Keeps every request as it came, checks its signature when it knows the secret, and answers as told: the first `fail` requests
 with 500, each after `delay` seconds.
 """
+# Tested by tests/acceptance/test_listen.py
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 A `conversion_url` is stored as a tracker of its own, which receives `conversion` events as flat JSON.
 """
+# Tested by tests/web/test_trackers.py
 
 from __future__ import annotations
 

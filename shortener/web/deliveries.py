@@ -2,6 +2,7 @@
 
 All endpoints require `trackers.write`, even for reading, because URLs and responses of trackers may contain credentials.
 """
+# Tested by tests/web/test_trackers.py
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Both are rendered at the first request and served as the same bytes afterwards.
 """
+# Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
 

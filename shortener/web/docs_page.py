@@ -1,4 +1,5 @@
 """The OpenAPI document as one HTML page without scripts, without other hosts and without a build step."""
+# Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
 

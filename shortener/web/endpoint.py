@@ -7,6 +7,7 @@ The order is fixed: first the credential (401, 403), then query and body (400, 4
 handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`. Any other exception is logged and
 becomes 500 without internals.
 """
+# Tested by tests/web/test_callers.py
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Each field has a realistic value, chosen by its name. A test validates all examples against their schemas.
 """
+# Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Field types that several request models share."""
+# Tested by tests/web/test_validation.py
 
 from __future__ import annotations
 

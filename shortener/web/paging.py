@@ -3,6 +3,7 @@
 A cursor contains the id of the last row of a page and a checksum, so that a cursor of another service, or a made-up one, is
 rejected, while a cursor whose row was deleted still works.
 """
+# Tested by tests/web/test_messages.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The period of a list or a statistic: `since` is included, `until` is excluded. A date as `until` includes that whole day."""
+# Tested by tests/web/test_messages.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The part that all rewrite endpoints share: Idempotency-Key, the call of the rewriter, and the errors that it raises."""
+# Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations
 

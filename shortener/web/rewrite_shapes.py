@@ -2,6 +2,7 @@
 
 Most names are Syniverse's.
 """
+# Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations
 

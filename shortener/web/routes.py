@@ -1,4 +1,5 @@
 """The table of all endpoints of the HTTP API, in the order of a message's life."""
+# Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Infobip writes times as 2026-11-20T12:00:00.000+0000.
 """
+# Tested by tests/web/vendors/test_infobip.py
 
 from __future__ import annotations
 
