@@ -24,7 +24,7 @@ from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDE
 from shortener.settings import Settings
 from tests.document_blocks import DOCUMENTS, ROOT, shell_blocks, shortener_commands
 
-DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 
 
 def document_id(path: Path) -> str:
@@ -141,6 +141,7 @@ def test_a_decision_record_has_a_number_a_date_and_a_status(record: Path) -> Non
     assert title.startswith(f"# {int(record.name[:4])}. "), title
     assert re.match(r"Date: \d{4}-\d\d-\d\d\. Status: (accepted|superseded)", facts), facts
     assert "**Decision.**" in record.read_text()
+    assert f"[{title.partition('. ')[2]}]({record.name})" in (record.parent / "README.md").read_text()
 
 
 def test_the_changelog_describes_this_version() -> None:
