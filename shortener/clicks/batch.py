@@ -1,24 +1,26 @@
-"""One transaction of hits: what becomes of a batch in the database.
+"""The transaction that writes a batch of hits.
 
-A batch costs the same handful of statements whatever its size: one look-up of all codes, one conditional update that takes the
-first clicks nobody took, one insert of hits, one of events, one row of what is counted.
+A batch needs the same few statements whatever its size: one look-up of all codes, one statement that claims first clicks, one
+insert each of hits, events and count deltas.
 
-Promises. Of all people's hits on a link, and on a message, one is the first, whatever else runs; it raises the event. Every hit on
-a link that exists is kept, also a machine's, a late one and one on what was switched off; those are no clicks. A batch whose first
-commit may have arrived is written `again`: what is stored already is left out. A hit gets another verdict here if its application
-judges by circumstance.
+Exactly one hit by a human is the first click on a link, and exactly one on a message, however many processes write hits. The
+first click raises an event. Every hit on a link that exists is stored, also one by a machine, one after the expiry, and one on a
+link that is switched off; those are not clicks. A hit may get another verdict here if its application uses contextual rules.
 
-It fails as its statements do, and then nothing of the batch is written. Run again, it does the same; only the two watches remember
-what they saw, and a hit keeps the verdict that it was given.
+If a statement fails, nothing of the batch is stored, and the batch can be written again. `is_uncertain` says that an earlier
+attempt may have been committed: hits that are stored already are then left out, but count in the result. Only the two watches of
+the contextual rules keep what a failed attempt saw, and a hit keeps the verdict that it got.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from shortener.accounts.directory import HitPolicies
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
@@ -30,32 +32,37 @@ from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddress
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
+from shortener.outbox.count_deltas import CountDelta
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
-# Plain numbers: flags of the enum module cost microseconds each, on every hit.
+# Plain integers: an operation on enum flags costs microseconds, and every hit needs several.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
 _LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK = int(LinkFlag.EVERY_CLICK)
-# Looking a member up in its class costs more than the comparison.
+# Module constants: the look-up of an enum member costs more than the comparison.
 _HUMAN, _SUSPECTED = Verdict.HUMAN, Verdict.SUSPECTED
 
 
 @dataclass(slots=True)
 class BatchResult:
-    """What a committed batch did."""
+    """The effect of a committed batch. `resolutions`: one for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0
-    recorded: int = 0
+    events: int = 0  # not 0 if the batch, or an earlier attempt of it, wrote events
+    recorded: int = 0  # hits that are stored, including those that an earlier attempt stored
     first_clicks: int = 0
+    unknown: int = 0  # hits whose code no link has
 
 
-#: A hit on a link that exists, and whether that is switched off.
-_Real = tuple[Hit, LinkRow, bool]
+class ProbePassed(Exception):
+    """The database takes hits. The transaction of the probe was rolled back."""
+
+
+#: A hit, its link, and whether the link is switched off.
+_LinkHit = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
@@ -68,146 +75,188 @@ class HitBatchWriter:
         self._addresses = RecentAddresses()
         self._links = RecentLinks()
 
-    def write(self, connection: Connection, hits: Sequence[Hit], again: bool = False) -> BatchResult:
-        """Write the hits, of which there are some, in order of arrival. `again`: some may be stored already."""
-        hit_policies = self._directory.hit_policies
-        late = hits[0].id < self._ids() - LATE_ID_DISTANCE
-        targets = queries.find_links(connection, {hit.code for hit in hits})
-        known = queries.find_stored_hits(connection, [hit.id for hit in hits]) if again else set()
-        outcome = BatchResult([])
-        real: list[_Real] = []
+    def write(self, connection: Connection, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
+        """Write the hits, at least one, in the order of arrival. `is_uncertain`: some of them may be stored already."""
+        policies = self._directory.hit_policies
+        links = queries.find_links(connection, {hit.code for hit in hits})
+        stored = queries.find_stored_hits(connection, [hit.id for hit in hits]) if is_uncertain else {}
+        result = BatchResult([])
+        new: list[_LinkHit] = []
         for hit in hits:
-            target = targets.get(hit.code)
-            resolution = self._resolver.resolve(hit, target, hit_policies)
-            outcome.resolutions.append(resolution)
-            if target is not None and resolution is not UNKNOWN_LINK and hit.id not in known:
-                real.append((hit, target, resolution.off))
-        if not real:
-            return outcome
-        if hit_policies.contextual_rules:
-            self._judge_circumstances(connection, real, hit_policies.contextual_rules)
+            link = links.get(hit.code)
+            resolution = self._resolver.resolve(hit, link, policies)
+            result.resolutions.append(resolution)
+            if link is None or resolution is UNKNOWN_LINK:
+                result.unknown += 1
+            elif hit.id not in stored:
+                new.append((hit, link, resolution.off))
+        if stored:
+            result.recorded = result.events = len(stored)
+            result.first_clicks = sum(1 for flags in stored.values() if flags & _FIRST_FOR_MESSAGE)
+        if not new:
+            return result
+        if policies.contextual_rules:
+            self._classify_by_context(connection, new, policies.contextual_rules)
 
-        # The first person on each link of each message.
-        claims: dict[int, queries.Claim] = {}
-        seen: dict[int, LinkRow] = {}
-        first_on_link: dict[int, int] = {}  # link -> hit
-        for hit, target, off in real:
-            bit = 1 << target.position
-            if hit.verdict is not _HUMAN or target.clicked_links & bit or off or hit.at >= target.expires_at:
-                continue
-            if first_on_link.setdefault(target.link_id, hit.id) == hit.id:
-                message = target.message
-                seen[message] = target
-                if (claim := claims.get(message)) is None:
-                    claims[message] = (message, hit.at, hit.id, bit)
-                else:
-                    _, at, earliest, bits = claim
-                    claims[message] = (message, at, earliest, bits | bit)
-        won = queries.claim_first_clicks(connection, list(claims.values()), seen) if claims else {}
-
-        hit_rows: list[HitRow] = []
-        event_rows: list[EventRow] = []
-        counted: dict[tuple[int, int, str], int] = {}  # by cohort, quarter and metric
-        late_clicks: list[tuple[int, int, int, str]] = []
-        stricter, with_suspected = hit_policies.ip_privacy, hit_policies.with_suspected
-        for hit, target, off in real:
-            flags = _OFF if off else 0
-            topics = 0
-            if hit.at >= target.expires_at:
-                flags |= _LATE
-            metric = hit_metric(hit.verdict, flags)
-            if flags & _LATE:
-                if hit.verdict is _HUMAN and not off:
-                    topics = _LATE_CLICK
-            elif hit.verdict is _SUSPECTED:
-                if target.application_id in with_suspected and not off:
-                    topics = _SUSPECTED_CLICK
-            elif metric == CLICKS:
-                if late:
-                    late_clicks.append((hit.id, target.cohort_id, hit.at, hit.user_agent))
-                bits, is_first = won.get(target.message, (0, False))
-                if first_on_link.get(target.link_id) == hit.id and bits & 1 << target.position:
-                    flags, topics = _FIRST_FOR_LINK, _CLICK
-                    _, _, earliest, _ = claims[target.message]
-                    if is_first and earliest == hit.id:
-                        flags |= _FIRST_FOR_MESSAGE
-                        topics |= _STATE
-                        outcome.first_clicks += 1
-                        metric = "clicked_messages"
-                elif target.flags & _EVERY_CLICK:
-                    topics = _CLICK
-            if metric is not None:
-                key = (target.cohort_id, hit.at // TIME_SLOT_MS, metric)
-                counted[key] = counted.get(key, 0) + 1
-            address, user_agent = hit.address, hit.user_agent
-            if not target.url:  # its message was erased, and stays so
-                address = user_agent = ""
-            elif stricter and (privacy := stricter.get(target.application_id)) is not None:
-                address = shorten_address(address, privacy)
-            hit_rows.append((hit.id, target.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, user_agent))
-            if topics:
-                event_rows.append(
-                    (
-                        hit.id if topics & _STATE else self._ids(),  # schema.OTHER_EVENTS
-                        target.application_id,
-                        topics,
-                        hit.at,
-                        target.message,
-                        target.link_id,
-                        hit.id,
-                        False,
-                    )
-                )
-        tally = _tally_of(counted)
-        if late_clicks:
-            count_late(connection, tally, late_clicks)
+        candidates = _first_click_candidates(new)
+        won = (
+            queries.claim_first_clicks(connection, list(candidates.claims.values()), candidates.links) if candidates.claims else {}
+        )
+        rows = _BatchRows(self._ids, policies, candidates, won, result)
+        for hit, link, is_off in new:
+            rows.add(hit, link, is_off)
+        # The order of the hits says nothing about their ages: the spool may return old hits behind new ones.
+        if rows.clicks and min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE:
+            count_late(connection, rows.deltas, rows.clicks)
         insert_all(
             connection,
-            (queries.insert_hits, hit_rows),
-            (queries.insert_events, event_rows),
-            (count_deltas.insert, count_deltas.rows(self._ids(), tally)),
+            (queries.insert_hits, rows.hits),
+            (queries.insert_events, rows.events),
+            (count_deltas.insert, count_deltas.rows(self._ids(), rows.deltas)),
         )
-        outcome.recorded = len(hit_rows)
-        outcome.events = len(event_rows)
-        return outcome
+        result.recorded += len(rows.hits)
+        result.events += len(rows.events)
+        return result
 
-    def _judge_circumstances(
-        self, connection: Connection, real: Sequence[_Real], settings: Mapping[int, ApplicationSettings]
+    def probe(self, connection: Connection) -> None:
+        """Write test rows with the statements of a batch, and raise ProbePassed, which rolls them back.
+
+        Raises what the database raises if it cannot take any hit."""
+        hit, message, at = self._ids(), -1, 0
+        link = LinkRow("", -1, message, 0, 0, 0, 0, 0, "", None, None, 0, None, 0, 0)
+        queries.find_links(connection, {link.code})
+        queries.claim_first_clicks(connection, [(message, at, hit, 1)], {message: link})
+        deltas = CountDelta()
+        deltas.add(0, at, CLICKS)
+        insert_all(
+            connection,
+            (queries.insert_hits, [(hit, link.link_id, at, int(_HUMAN), "", 0, "", "")]),
+            (queries.insert_events, [(hit, 0, _CLICK, at, message, link.link_id, hit, False)]),
+            (count_deltas.insert, count_deltas.rows(self._ids(), deltas)),
+        )
+        raise ProbePassed
+
+    def _classify_by_context(
+        self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
     ) -> None:
-        """Judge people's hits by their circumstances too, for the applications that chose so."""
-        mine = [
-            (hit, target, chosen, from_ms(hit.at))
-            for hit, target, _ in real
-            if hit.verdict is _HUMAN and (chosen := settings.get(target.application_id)) is not None
+        """Apply the contextual rules to hits by humans, for the applications that use such rules."""
+        human = [
+            (hit, link, chosen, from_ms(hit.at))
+            for hit, link, _ in hits
+            if hit.verdict is _HUMAN and (chosen := settings.get(link.application_id)) is not None
         ]
-        watched = {target.message for _, target, chosen, _ in mine if chosen.all_links_within_second}
+        watched = {link.message for _, link, chosen, _ in human if chosen.all_links_within_second}
         links = queries.count_links(connection, watched) if watched else {}
-        timed = {target.message for _, target, chosen, _ in mine if chosen.uses_report_times}
+        timed = {link.message for _, link, chosen, _ in human if chosen.uses_report_times}
         reported = queries.find_report_times(connection, timed) if timed else {}
-        for _, target, _, at in mine:
-            if target.message in links:
-                self._links.note(target.message, target.link_id, at)
-        for hit, target, chosen, at in mine:
+        for _, link, _, at in human:
+            if link.message in links:
+                self._links.note(link.message, link.link_id, at)
+        for hit, link, chosen, at in human:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
-                recipients = self._addresses.count((target.application_id, hit.origin), target.message, at)
-            sent_at, delivered_at = reported.get(target.message, (None, None))
+                recipients = self._addresses.count((link.application_id, hit.origin), link.message, at)
+            sent_at, delivered_at = reported.get(link.message, (None, None))
             facts = HitContext(
                 at,
                 sent_at=None if sent_at is None else from_ms(sent_at),
                 delivered_at=None if delivered_at is None else from_ms(delivered_at),
                 recipients_of_address=recipients,
-                links_of_message=links.get(target.message, 0),
-                opened_at=self._links.opened_at(target.message),
+                links_of_message=links.get(link.message, 0),
+                opened_at=self._links.opened_at(link.message),
             )
-            if judgement := classify_by_context(chosen, facts):
-                hit.verdict, hit.rule = judgement.verdict, judgement.rule
+            if classification := classify_by_context(chosen, facts):
+                hit.verdict, hit.rule = classification.verdict, classification.rule
 
 
-def _tally_of(counted: Mapping[tuple[int, int, str], int]) -> CountDelta:
-    """The first click of a message counts as a click too; by how soon it came, the fan-out counts it."""
-    tally = CountDelta()
-    for (cohort, quarter, metric), amount in counted.items():
-        for each in ("clicks", metric) if metric == "clicked_messages" else (metric,):
-            tally.add(cohort, quarter * TIME_SLOT_MS, each, amount)
-    return tally
+class _Candidates(NamedTuple):
+    """The hits that may be first clicks."""
+
+    claims: dict[int, queries.Claim]  # by message
+    links: dict[int, LinkRow]  # by message: the row of one of its links
+    first_on_link: dict[int, int]  # by link: the id of the hit
+
+
+def _first_click_candidates(hits: Sequence[_LinkHit]) -> _Candidates:
+    """Return the first click by a human on each link that has none yet."""
+    claims: dict[int, queries.Claim] = {}
+    links: dict[int, LinkRow] = {}
+    first_on_link: dict[int, int] = {}
+    for hit, link, is_off in hits:
+        bit = 1 << link.position
+        if hit.verdict is not _HUMAN or link.clicked_links & bit or is_off or hit.at >= link.expires_at:
+            continue
+        if first_on_link.setdefault(link.link_id, hit.id) == hit.id:
+            message = link.message
+            links[message] = link
+            if (claim := claims.get(message)) is None:
+                claims[message] = (message, hit.at, hit.id, bit)
+            else:
+                _, at, earliest, bits = claim
+                claims[message] = (message, at, earliest, bits | bit)
+    return _Candidates(claims, links, first_on_link)
+
+
+class _BatchRows:
+    """The rows that a batch inserts."""
+
+    def __init__(
+        self,
+        ids: IdGenerator,
+        policies: HitPolicies,
+        candidates: _Candidates,
+        won: Mapping[int, tuple[int, bool]],
+        result: BatchResult,
+    ) -> None:
+        """`won`: what `queries.claim_first_clicks` returned. First clicks on messages are added to `result`."""
+        self._ids = ids
+        self._ip_privacy = policies.ip_privacy
+        self._with_suspected = policies.with_suspected
+        self._candidates = candidates
+        self._won = won
+        self._result = result
+        self.hits: list[HitRow] = []
+        self.events: list[EventRow] = []
+        self.deltas = CountDelta()
+        self.clicks: list[tuple[int, int, int, str]] = []  # hit, cohort, ms, user agent
+
+    def add(self, hit: Hit, link: LinkRow, is_off: bool) -> None:
+        """Add the hit, its event if it raises one, and its counts."""
+        flags = _OFF if is_off else 0
+        topics = 0
+        if hit.at >= link.expires_at:
+            flags |= _LATE
+        metric = hit_metric(hit.verdict, flags)
+        if metric is not None:
+            self.deltas.add(link.cohort_id, hit.at, metric)
+        if flags & _LATE:
+            if hit.verdict is _HUMAN and not is_off:
+                topics = _LATE_CLICK
+        elif hit.verdict is _SUSPECTED:
+            if link.application_id in self._with_suspected and not is_off:
+                topics = _SUSPECTED_CLICK
+        elif metric == CLICKS:
+            click_flags, topics = self._add_click(hit, link)
+            flags |= click_flags
+        address, user_agent = hit.address, hit.user_agent
+        if not link.url:  # the message was erased: nothing personal is stored about it again
+            address = user_agent = ""
+        elif self._ip_privacy and (privacy := self._ip_privacy.get(link.application_id)) is not None:
+            address = shorten_address(address, privacy)
+        self.hits.append((hit.id, link.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, user_agent))
+        if topics:
+            event = hit.id if topics & _STATE else self._ids()  # schema.OTHER_EVENTS
+            self.events.append((event, link.application_id, topics, hit.at, link.message, link.link_id, hit.id, False))
+
+    def _add_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
+        """Note a click; return the flags of the hit and the topics of its event."""
+        self.clicks.append((hit.id, link.cohort_id, hit.at, hit.user_agent))
+        bits, is_first = self._won.get(link.message, (0, False))
+        if self._candidates.first_on_link.get(link.link_id) == hit.id and bits & 1 << link.position:
+            _, _, earliest, _ = self._candidates.claims[link.message]
+            if is_first and earliest == hit.id:
+                self._result.first_clicks += 1
+                self.deltas.add(link.cohort_id, hit.at, "clicked_messages")  # the fan-out counts the time to this click
+                return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
+            return _FIRST_FOR_LINK, _CLICK
+        return 0, _CLICK if link.flags & _EVERY_CLICK else 0

@@ -1,12 +1,16 @@
-"""The spool: a Redis stream that holds hits while the database does not accept them.
+"""The spool: a Redis stream that holds hits while the database does not take them.
 
-A hit is in the stream when Redis has acknowledged it: as durable as Redis's own persistence makes it. `spool_drainer` writes the
-entries to the database later. An entry is deleted only after the commit that holds its hit.
+A hit is in the stream once Redis acknowledged it. It is as durable there as Redis's own persistence makes it. `spool_drainer`
+writes the entries to the database later, and deletes an entry only after the commit of its hit. A second stream, `spool:dead`,
+keeps the hits that the database rejects, for a person to look at.
+
+An entry contains the fields of `Hit` without `origin`: the hash of a full address must not leave the process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,13 +22,14 @@ from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-LEASE = 5000  # ms; a lease that runs out while its holder still writes costs order, nothing else
+LEASE_MS = 5000  # if the lease ends while its holder still writes, hits may be written out of order, and nothing else
+MAX_DEAD_LETTERS = 100_000  # hits; above it Redis removes the oldest
 _FIELD = b"h"
-_NAMES = frozenset(field.name for field in dataclasses.fields(Hit))
+_NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
 
 
 class SpoolState(NamedTuple):
-    """What is in the stream: how many hits, the ids of its first and last entry."""
+    """The content of the stream: the number of hits, and the ids of the first and the last entry."""
 
     depth: int
     first: tuple[int, int] = (0, 0)
@@ -32,98 +37,124 @@ class SpoolState(NamedTuple):
 
 
 class HitSpool:
-    """`limit`: most hits that it holds, as far as this process can see. `depth`, `oldest_at`: as of the last look."""
+    """`limit`: maximum number of hits in the stream, by the last `depth` that this process knows.
+
+    `depth`, `oldest_at`: the state of the stream when it was last looked at.
+    """
 
     def __init__(self, redis: RedisServer, prefix: str, *, limit: int, now_ms: Callable[[], int]) -> None:
         self._redis = redis
         self._stream = prefix + "spool:hits"
+        self._dead = prefix + "spool:dead"
         self._lease = prefix + "spool:lease"
-        self._me = secrets.token_hex(8).encode()
+        self._own_id = secrets.token_hex(8).encode()
         self._limit = limit
         self._now_ms = now_ms
         self.depth = 0
         self.oldest_at: int | None = None  # ms since 1970
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show how full it is on /metrics."""
+        """Show the state of the stream on /metrics."""
         metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as of the last look.", lambda: self.depth)
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:
-        """True when Redis has acknowledged all of them; False: not all of them, or it is full."""
+        """Return True once Redis acknowledged all hits, False if it may have taken only some of them or the spool is full."""
         if self.depth + len(hits) > self._limit:
             return False
+        entries = [orjson.dumps(_fields(hit)) for hit in hits]
 
-        async def ask(client: Client) -> None:
+        async def command(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
-            for hit in hits:
-                pipe.xadd(self._stream, {_FIELD: orjson.dumps(hit)})
+            for entry in entries:
+                pipe.xadd(self._stream, {_FIELD: entry})
             await pipe.execute()
 
         try:
-            await self._redis.run(ask, force=True)
+            await self._redis.run(command, force=True)
         except RedisUnavailable:
             return False
         self.depth += len(hits)
         return True
 
-    async def look(self) -> SpoolState:
-        """Raises RedisUnavailable."""
+    async def add_dead_letters(self, hits: Sequence[Hit]) -> bool:
+        """Keep hits that the database rejects in the dead-letter stream. Return whether Redis acknowledged all of them."""
+        entries = [json.dumps(_fields(hit)) for hit in hits]  # unlike orjson, it encodes integers of any size
 
-        async def ask(client: Client) -> tuple[int, list[tuple[bytes, object]], list[tuple[bytes, object]]]:
+        async def command(client: Client) -> None:
+            pipe = client.pipeline(transaction=False)
+            for entry in entries:
+                pipe.xadd(self._dead, {_FIELD: entry}, maxlen=MAX_DEAD_LETTERS, approximate=True)
+            await pipe.execute()
+
+        try:
+            await self._redis.run(command, force=True)
+        except RedisUnavailable:
+            return False
+        return True
+
+    async def look(self) -> SpoolState:
+        """Return the current state of the stream. Raises RedisUnavailable."""
+
+        async def command(client: Client) -> tuple[int, list[tuple[bytes, object]], list[tuple[bytes, object]]]:
             return (
                 await client.xlen(self._stream),
                 await client.xrange(self._stream, count=1),
                 await client.xrevrange(self._stream, count=1),
             )
 
-        depth, first, last = await self._redis.run(ask)
+        depth, first, last = await self._redis.run(command)
         self.depth = depth
-        self.oldest_at = _number(first[0][0])[0] if first else None
-        return SpoolState(depth, _number(first[0][0]), _number(last[0][0])) if first and last else SpoolState(0)
+        self.oldest_at = _parse_id(first[0][0])[0] if first else None
+        return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
 
     async def take_lease(self) -> bool:
-        """Whether this process is the one that drains, for the next LEASE milliseconds. Raises RedisUnavailable."""
+        """Return whether this process may drain the spool for the next LEASE_MS. Raises RedisUnavailable."""
 
-        async def ask(client: Client) -> bool:
-            if await client.set(self._lease, self._me, nx=True, px=LEASE):
+        async def command(client: Client) -> bool:
+            if await client.set(self._lease, self._own_id, nx=True, px=LEASE_MS):
                 return True
-            if await client.get(self._lease) != self._me:
+            if await client.get(self._lease) != self._own_id:
                 return False
-            await client.pexpire(self._lease, LEASE)
+            await client.pexpire(self._lease, LEASE_MS)
             return True
 
-        return await self._redis.run(ask)
+        return await self._redis.run(command)
 
     async def read(self, count: int) -> list[tuple[bytes, Hit | None]]:
-        """The oldest entries, by id; None for one that is not a hit. Raises RedisUnavailable."""
+        """Return the oldest entries by id, with None for an entry that is not a hit. Raises RedisUnavailable."""
 
-        async def ask(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, count=count)
             return entries
 
-        return [(entry, _hit(fields)) for entry, fields in await self._redis.run(ask, force=True)]
+        return [(entry, _parse_hit(fields)) for entry, fields in await self._redis.run(command, force=True)]
 
     async def delete(self, entries: Sequence[bytes]) -> None:
-        """Raises RedisUnavailable."""
+        """Delete entries by id. Raises RedisUnavailable."""
 
-        async def ask(client: Client) -> None:
+        async def command(client: Client) -> None:
             await client.xdel(self._stream, *entries)
 
-        await self._redis.run(ask, force=True)
+        await self._redis.run(command, force=True)
         self.depth = max(self.depth - len(entries), 0)
 
     def _age(self) -> float:
         return 0.0 if self.oldest_at is None else max(self._now_ms() - self.oldest_at, 0) / 1000
 
 
-def _number(entry: bytes) -> tuple[int, int]:
-    """The id of an entry, such as 1795230298905-0, so that ids compare."""
+def _fields(hit: Hit) -> dict[str, object]:
+    return {name: getattr(hit, name) for name in _NAMES}
+
+
+def _parse_id(entry: bytes) -> tuple[int, int]:
+    """Return an entry id, for example 1795230298905-0, as two numbers that can be compared."""
     milliseconds, _, sequence = entry.partition(b"-")
     return int(milliseconds), int(sequence)
 
 
-def _hit(fields: dict[bytes, bytes]) -> Hit | None:
+def _parse_hit(fields: dict[bytes, bytes]) -> Hit | None:
+    """Return the hit of an entry, or None. Fields that a newer version added are ignored."""
     try:
         values = orjson.loads(fields[_FIELD])
         known = {name: value for name, value in values.items() if name in _NAMES}

@@ -84,9 +84,9 @@ _CLICK_MORE = (
 insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
 insert_events = BulkInsert(schema.events, "id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "fanned_out")
 
-_KNOWN = {
-    "sqlite": "SELECT json_group_array(h.id) FROM json_each(?) AS j JOIN hits AS h ON h.id = j.value",
-    "postgresql": "SELECT id FROM hits WHERE id = ANY($1::bigint[])",
+_STORED = {
+    "sqlite": "SELECT json_group_array(json_array(h.id, h.flags)) FROM json_each(?) AS j JOIN hits AS h ON h.id = j.value",
+    "postgresql": "SELECT id, flags FROM hits WHERE id = ANY($1::bigint[])",
 }
 
 
@@ -136,12 +136,12 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
     return [claim for claim in claims if claim[0] not in stands]
 
 
-def find_stored_hits(connection: Connection, ids: Sequence[int]) -> set[int]:
-    """Which of these hits are stored already: asked only for a batch whose first commit may or may not have arrived."""
+def find_stored_hits(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+    """Return the flags of those of the hits that are stored, by id. Needed only if an earlier attempt may have been committed."""
     engine = connection.dialect.name
     if engine == "sqlite":
-        return set(orjson.loads(raw_sql.value(connection, _KNOWN[engine], _dumps(list(ids)))))
-    return {row[0] for row in connection.exec_driver_sql(_KNOWN[engine], (list(ids),))}
+        return dict(orjson.loads(raw_sql.value(connection, _STORED[engine], _dumps(list(ids)))))
+    return {row[0]: row[1] for row in connection.exec_driver_sql(_STORED[engine], (list(ids),))}
 
 
 def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:

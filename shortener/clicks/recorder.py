@@ -1,94 +1,53 @@
-"""Recording hits: group commit, and what happens while the store is away.
+"""Recording hits: the facade of the parts that store hits and send their responses.
 
-Hits that arrive while a commit is running form the next batch, which is one transaction (`record.HitBatchWriter`). Under load
-the cost of
-a commit is shared; at rest a hit waits for nobody.
+A hit goes to the batcher (`hit_writer`), which writes it in the next transaction; its response is sent after the commit. Under
+load hits share the cost of a commit. On an idle server a hit waits for no other.
 
-Promises. A landing is given out once its hit is durable. If the store does not take the hit within `deadline` seconds, the
-redirect goes on from the link cache or a plain read, and the hit waits in memory (at most `waiting_limit` of them, counted by
-`unrecorded`) and is written, with its own time, when the store is back. If the code cannot even be read, `StoreUnavailable` is
-raised, and the hit, which was never answered, is not kept.
+If the database does not take a hit within `deadline` seconds, its response is sent without the commit: from the link cache, else
+from a plain read (`early_resolver`, `overdue`). The hit waits in memory and is written, with its own time, when the database is
+back. At most `waiting_limit` hits wait, besides those of the two batches in flight. If the code cannot be read either, the
+response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
-With a spool (Redis), a store that refuses a batch, or does not take it in time, is in an `outage`: from then on hits go to the
-spool at once, and their landings out when they are there; memory is for what the spool does not take. `spool.SpoolDrainer`
-writes them
-later and ends the outage.
+With a spool (Redis), a database that does not take a batch, or not in time, puts the recorder into an outage (`outage`). During
+an outage hits go to the spool, and a response is sent when its hit is there (`spool_writer`). Memory holds what the spool does
+not take. `spool_drainer` writes the spool to the database later and ends the outage.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import structlog
-from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
-from shortener.clicks import queries
-from shortener.clicks.batch import BatchResult, HitBatchWriter
-from shortener.clicks.client_address import shorten_address
-from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
-from shortener.clicks.verdicts.contextual_rules import RULES as CIRCUMSTANCES
-from shortener.clicks.verdicts.request_rules import RULES
+from shortener.clicks.batch import HitBatchWriter
+from shortener.clicks.early_resolver import EarlyResolver
+from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.hit_writer import HitWriter
+from shortener.clicks.outage import Outage, OutageState
+from shortener.clicks.overdue import OverdueQueue
+from shortener.clicks.recorder_totals import RecorderTotals
+from shortener.clicks.resolver import Hit, LinkDirectory, LinkResolver, Resolution
+from shortener.clicks.spool_writer import SpoolWriter
+from shortener.clicks.waiting_hit import PendingResponse, WaitingHit
 from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdGenerator
 from shortener.metrics import Metrics
-from shortener.model import Verdict
 from shortener.redis.link_cache import LinkCache, NoLinkCache
 from shortener.storage.database import Database
-from shortener.storage.rounds import Rounds
-
-if TYPE_CHECKING:
-    from shortener.clicks.hit_spool import HitSpool
 
 log = structlog.get_logger(__name__)
 
-LEAST, BATCH = 16, 1024  # hits of a commit, as far as there are any
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts of a batch that the store did not take
-_QUIET = 1.0  # seconds between two warnings of the same thing
-
-
-class PendingResponse(Protocol):
-    """Who waits for a landing: a future, or something that answers there and then. Its setters raise nothing."""
-
-    def done(self) -> bool: ...
-    def cancelled(self) -> bool: ...
-    def exception(self) -> BaseException | None: ...
-    def set_result(self, resolution: Resolution, /) -> None: ...
-    def set_exception(self, error: StoreUnavailable, /) -> None: ...
-
-
-@dataclass(slots=True)
-class _WaitingHit:
-    hit: Hit
-    resolution: PendingResponse
-    overdue_at: float  # loop time
-    sent_on: bool = False  # somebody looks after its landing, without the store's commit
-    spooled: bool = False  # durable in the spool: memory need not hold it
-
-
-@dataclass(slots=True)
-class RecorderTotals:
-    """For /metrics, since the process began."""
-
-    recorded: int = 0
-    first_clicks: int = 0
-    batches: int = 0
-    late_answers: int = 0  # redirects that did not wait for the store
-    spooled: int = 0
-    drained: int = 0
-    dropped: int = 0  # hits given up because too many were waiting
-    unknown: int = 0
-    verdicts: dict[tuple[Verdict, str], int] = field(  # hits that were answered, by verdict and rule
-        default_factory=lambda: dict.fromkeys((*RULES, *((Verdict.SUSPECTED, name) for name in CIRCUMSTANCES)), 0)
-    )
-    answers: dict[int, int] = field(default_factory=dict)  # of the redirect, by status
+RESPONSE_GRACE_SECONDS = 0.5  # a response is sent at most so long after the deadline
+_GROUP_SECONDS = 0.05  # overdue hits of so long a time are resolved together
+_SPOOL_SECONDS = 0.1  # an overdue hit waits so long for the spool
+_CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2  # limits for resolving an overdue hit; with the two above less than the grace
+_RESTART_SECONDS = 0.1  # pause before a background loop that failed runs again
 
 
 class Recorder:
+    """Records hits. `deadline`: seconds. `on_events`: called after a commit that wrote events."""
+
     def __init__(
         self,
         database: Database,
@@ -102,130 +61,120 @@ class Recorder:
         cache: LinkCache | None = None,
         spool: HitSpool | None = None,
     ) -> None:
-        self._database = database
-        self._directory = directory
-        self._resolver = LinkResolver(directory, click_ids)
-        self._record = HitBatchWriter(ids, self._resolver, directory)
+        resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
-        self._on_events = on_events
-        self._cache = cache or NoLinkCache()
         self._spool = spool
-        self.outage = False
-        self._rounds: Rounds[_WaitingHit] = Rounds(self._write, least=LEAST, limit=BATCH, idle=self._look_idle)
-        self._rounds.hold()
-        self._aside: deque[_WaitingHit] = deque()  # came during an outage
-        self._going: list[_WaitingHit] = []  # on their way to the spool
-        self._wake_aside = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._quiet_until = 0.0  # loop time of the next warning
-        self._tasks: set[asyncio.Task[None]] = set()
         self.totals = RecorderTotals()
+        self._outage = Outage()
+        self._overdue = OverdueQueue()
+        self._resolver = EarlyResolver(database, cache or NoLinkCache(), directory, resolver)
+        self._writer = HitWriter(
+            database,
+            HitBatchWriter(ids, resolver, directory),
+            self.totals,
+            on_stored=self._overdue.discard_done,
+            on_unavailable=self._begin_outage,
+            on_rejected=self._store_dead_letters,
+            on_events=on_events,
+        )
+        self._batcher = self._writer.batcher
+        self._batcher.pause()
+        self._spool_writer: SpoolWriter | None = None
+        if spool is not None:
+            self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, keep=self._keep, spawn=self._spawn)
+        self._refused = 0  # refused hits that the batcher may still hold
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def unrecorded(self) -> int:
-        """Hits in memory that no commit holds yet."""
-        return len(self._rounds) + len(self._aside) + len(self._going)
+        """Number of hits in memory that are not stored yet."""
+        in_batches = sum(not waiting.is_obsolete for waiting in self._batcher.taken_items())
+        return self._batcher.waiting + in_batches + (self._spool_writer.unrecorded if self._spool_writer is not None else 0)
+
+    @property
+    def outage(self) -> bool:
+        """Whether hits go to the spool instead of the database."""
+        return self._outage.uses_spool
+
+    @property
+    def outage_state(self) -> OutageState:
+        return self._outage.state
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
-        totals = self.totals
-        metrics.counter(
-            "shortener_redirects",
-            "Answers to requests for a code, by status.",
-            lambda: {(str(status),): count for status, count in totals.answers.items()},
-            "status",
-        )
-        metrics.counter(
-            "shortener_hits",
-            "Hits on links, by verdict and the rule that gave it.",
-            lambda: {(verdict.api_name, rule): count for (verdict, rule), count in totals.verdicts.items()},
-            "verdict",
-            "rule",
-        )
-        metrics.counter("shortener_hits_recorded", "Hits that are durable.", lambda: totals.recorded)
-        metrics.gauge("shortener_hits_unrecorded", "Hits in memory that no commit holds yet.", lambda: self.unrecorded)
-        metrics.counter("shortener_hits_dropped", "Hits given up, most because too many were waiting.", lambda: totals.dropped)
-        metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: totals.unknown)
-        metrics.counter("shortener_hit_batches", "Commits that hits shared.", lambda: totals.batches)
-        metrics.counter("shortener_first_clicks", "Messages that moved to CLICKTHRU.", lambda: totals.first_clicks)
-        metrics.gauge("shortener_store_outage", "1 while hits go to the spool.", lambda: self.outage)
-        metrics.counter("shortener_hits_spooled", "Hits that the spool took for the store.", lambda: totals.spooled)
-        metrics.counter("shortener_hits_drained", "Hits that were written from the spool.", lambda: totals.drained)
-        metrics.counter("shortener_late_answers", "Redirects that did not wait for the store.", lambda: totals.late_answers)
+        self.totals.register_metrics(metrics, lambda: self.unrecorded, lambda: self.outage)
 
     def start(self) -> None:
-        self._rounds.start()
-        self._spawn(self._answer_overdue())
-        if self._spool is not None:
-            self._spawn(self._set_aside())
+        """Start to write hits. Hits that arrived earlier are written now."""
+        self._batcher.resume()
+        self._spawn(_repeat("overdue", self._respond_to_overdue))
+        if self._spool_writer is not None:
+            self._spawn(_repeat("spool_writer", self._spool_writer.run_once))
 
     async def record(self, hit: Hit) -> Resolution:
-        """Where the hit leads, once it is durable (see the module's promises). Raises StoreUnavailable."""
-        resolution: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
-        if self.take(hit, resolution):
-            return await resolution
-        self.totals.dropped += 1
-        return (await self._read([hit]))[0]
+        """Return where the hit leads, once it is durable or overdue. Raises StoreUnavailable: then the hit is not stored."""
+        response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
+        if self.take(hit, response):
+            return await response
+        return await self._respond_without_recording(WaitingHit(hit, response, 0.0))
 
-    def take(self, hit: Hit, resolution: PendingResponse) -> bool:
-        """The same for who is told. False: too many hits wait, and this one was not taken."""
-        waiting = _WaitingHit(hit, resolution, asyncio.get_running_loop().time() + self._deadline)
-        if self.outage:
-            self._aside.append(waiting)
-            self._wake_aside.set()
-        elif self._rounds.waiting < self._waiting_limit:
-            self._rounds.put_one(waiting)
-        else:
+    def take(self, hit: Hit, response: PendingResponse) -> bool:
+        """Record the hit and send `response` later. Return False, and do nothing, if too many hits wait."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        waiting = WaitingHit(hit, response, loop.time() + self._deadline)
+        writer = self._spool_writer
+        queued = self._batcher.waiting if writer is None else self._batcher.waiting + len(writer)
+        if queued >= self._waiting_limit:
             return False
-        self._idle.clear()
+        if writer is not None and self._outage.uses_spool:
+            waiting.is_in_batcher = False
+            writer.put(waiting)
+        else:
+            self._batcher.put(waiting)
+        self._overdue.append(waiting)
         return True
 
     async def write_late(self, hits: Sequence[Hit]) -> None:
-        """Write hits that the spool kept, leaving out those that are stored already. Raises StoreUnavailable."""
-        for last in (False, True):
-            try:
-                outcome = await self._database.write(self._record.write, hits, True)
-            except StoreUnavailable:
-                raise
-            except IntegrityError as error:  # written by another process since this one looked
-                fault: Exception = error
-                if not last:
-                    continue
-            except Exception as error:
-                fault = error
-            else:
-                self.totals.recorded += outcome.recorded
-                self.totals.first_clicks += outcome.first_clicks
-                self.totals.drained += len(hits)
-                if outcome.events:
-                    self._on_events()
-                return
-            break
-        if len(hits) > 1:
-            for hit in hits:
-                await self.write_late([hit])
-        else:
-            log.error("hit_not_recordable", code=hits[0].code, exc_info=fault)
-            self.totals.dropped += 1
+        """Write hits of the spool that are not stored yet. Hits that the database rejects become dead letters.
+
+        Raises StoreUnavailable: then the hits must stay in the spool."""
+        rejected = await self._writer.write_spooled(hits)
+        if rejected:
+            if self._spool is not None and not await self._spool.add_dead_letters(rejected):
+                raise StoreUnavailable("the dead-letter stream does not take the hits")
+            self.totals.dead_letters += len(rejected)
+
+    def begin_recovery(self) -> None:
+        """Note that the database accepts transactions again."""
+        self._outage.begin_recovery()
+
+    def relapse(self) -> None:
+        """Note that the database failed again during the recovery."""
+        self._outage.relapse()
 
     def end_outage(self) -> None:
-        """The store takes hits again."""
-        self.outage = False
-        log.warning("store_back", unrecorded=self.unrecorded)
+        """Send hits to the database again."""
+        self._outage.begin_recovery()
+        self._outage.end()
 
     async def flush(self) -> None:
-        """Return when nothing waits any more."""
-        await self._idle.wait()
+        """Return when no hit waits in memory."""
+        while len(self._batcher) or self._batcher.in_flight or (self._spool_writer is not None and len(self._spool_writer)):
+            await self._batcher.flush()
+            if self._spool_writer is not None:
+                await self._spool_writer.flush()
 
     async def stop(self, grace: float) -> None:
-        """Write what waits, for at most `grace` seconds."""
+        """Write what waits, for at most `grace` seconds. Hits that are still in memory then are lost and logged."""
         try:
-            await asyncio.wait_for(self._idle.wait(), grace)
+            await asyncio.wait_for(self.flush(), grace)
         except TimeoutError:
             log.error("hits_lost_at_shutdown", hits=self.unrecorded)
-        await self._rounds.stop()
+        await self._batcher.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -235,175 +184,100 @@ class Recorder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _look_idle(self) -> None:
-        if not (len(self._rounds) or self._rounds.batches or self._aside or self._going):
-            self._idle.set()
-
-    async def _write(self, batch: list[_WaitingHit]) -> None:
-        """Write one batch, however long that takes; answer those that still wait."""
-        pause = _FIRST_PAUSE
-        again = False
-        while True:
-            try:
-                outcome = await self._database.write(self._record_batch, batch, again)
-            except StoreUnavailable:
-                if not batch:
-                    self._rounds.take(batch)
-                # The commit may have arrived all the same (a connection lost at the wrong moment): look before writing again.
-                again = True
-                if self._spool is not None:
-                    await self._begin_outage(batch)
-            except Exception as error:
-                if not any(waiting.spooled for waiting in batch):
-                    await self._isolate(batch, error)
-                    return
-                # The drainer was faster.
-                again = True
-            else:
-                self._done(batch, outcome)
-                return
-            if not self._shed(batch):
-                return
-            await asyncio.sleep(pause)  # the store is away
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            if not self._shed(batch):
-                return
-
-    def _shed(self, batch: list[_WaitingHit]) -> bool:
-        """Let go of hits that the spool holds, and of those that nobody could be sent on for: they were never answered and are
-        no clicks. Returns whether any are left."""
-        batch[:] = [waiting for waiting in batch if not waiting.spooled and not _is_refused(waiting)]
-        return bool(batch)
-
-    async def _isolate(self, batch: list[_WaitingHit], error: Exception) -> None:
-        """A fault of ours with one hit must not hold up the others: each goes alone, and the one is let go, loudly."""
-        if len(batch) != 1:
-            for waiting in batch:
-                await self._write([waiting])
+    def _begin_outage(self, in_batch: Sequence[WaitingHit]) -> None:
+        """Send hits to the spool: those of a batch that the database did not take, and those that wait behind it."""
+        writer = self._spool_writer
+        if writer is None:
             return
-        log.error("hit_not_recordable", code=batch[0].hit.code, exc_info=error)
-        self.totals.dropped += 1
-        await self._send_on([waiting for waiting in batch if not waiting.sent_on])
+        self._outage.begin()
+        for waiting in in_batch:
+            if not waiting.is_queued_for_spool:
+                writer.put(waiting)
+        # Hits that were queued once stay in the batcher: the spool did not take them.
+        for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
+            waiting.is_in_batcher = False
+            writer.put(waiting)
 
-    def _done(self, batch: list[_WaitingHit], outcome: BatchResult) -> None:
-        totals = self.totals
-        totals.batches += bool(batch)
-        totals.recorded += outcome.recorded
-        totals.first_clicks += outcome.first_clicks
-        totals.unknown += len(batch) - outcome.recorded
-        for waiting, resolution in zip(batch, outcome.resolutions, strict=True):
-            if not waiting.resolution.done():
-                waiting.resolution.set_result(resolution)
-        if outcome.events:
-            self._on_events()
+    def _keep(self, hits: Sequence[WaitingHit]) -> None:
+        """Put hits that the spool did not take back into the batcher, as many as there is room for."""
+        room = max(self._waiting_limit - len(self._batcher), 0)
+        for waiting in hits[:room]:
+            waiting.is_in_batcher = True
+        self._batcher.put_all(hits[:room])
+        for waiting in hits[room:]:
+            waiting.is_settled = True
+        self.totals.dropped += len(hits[room:])
 
-    async def _answer_overdue(self) -> None:
-        """Send people on whose hit the store did not take in time."""
+    async def _respond_to_overdue(self) -> None:
+        """Wait for hits to become overdue, and send their responses in the background."""
         loop = asyncio.get_running_loop()
-        while True:
-            now = loop.time()
-            overdue = [w for w in self._rounds.all() if w.overdue_at <= now and not w.resolution.done() and not w.sent_on]
-            if overdue and self._spool is not None:
-                await self._begin_outage(self._rounds.taken())
-            else:
-                await self._send_on(overdue)
-            oldest = next((w for w in self._rounds.all() if not w.resolution.done() and not w.sent_on), None)
-            # Nobody who comes meanwhile is overdue before this one.
-            await asyncio.sleep(self._deadline if oldest is None else max(0.005, oldest.overdue_at - loop.time()))
-
-    async def _begin_outage(self, batch: Sequence[_WaitingHit]) -> None:
-        """The store is away, and nobody waits for it any longer. `batch`: what it was given and did not take."""
-        if not self.outage:
-            self.outage = True
-            log.warning("store_outage", unrecorded=self.unrecorded)
-        # Those that were sent on already stay: they are in memory because the spool did not take them.
-        self._aside.extend(self._rounds.withdraw(lambda waiting: not waiting.sent_on))
-        self._wake_aside.set()
-        await self._send_on([waiting for waiting in batch if not waiting.sent_on])
-
-    async def _set_aside(self) -> None:
-        """Bring the hits of an outage to the spool; those that arrive during a round trip go together with the next one."""
-        while True:
-            await self._wake_aside.wait()
-            self._wake_aside.clear()
-            while self._aside:
-                self._going = [self._aside.popleft() for _ in range(min(BATCH, len(self._aside)))]
-                await self._send_on(self._going, keep=True)
-                self._going = []
-            self._look_idle()
-
-    async def _send_on(self, waiting: Sequence[_WaitingHit], *, keep: bool = False) -> None:
-        """Send people on without the store's commit: from the cache, else from a plain read; the hits go to the spool.
-
-        `keep`: they are nowhere else in memory."""
-        if not waiting:
+        overdue = self._overdue.pop_overdue(loop.time())
+        if overdue:
+            self._spawn(self._respond_early(overdue))
+            await asyncio.sleep(_GROUP_SECONDS)
             return
-        for one in waiting:
-            one.sent_on = True
-        cached = await self._cache.find({one.hit.code for one in waiting})
-        known = [one for one in waiting if one.hit.code in cached]
-        if known:
-            hit_policies = self._directory.hit_policies
-            await self._go_on(known, [self._resolver.resolve(one.hit, cached[one.hit.code], hit_policies) for one in known], keep)
-        if len(known) < len(waiting):
-            # Not waited for: a database that hangs must not hold up those that are known.
-            self._spawn(self._read_and_go_on([one for one in waiting if one.hit.code not in cached], keep))
+        next_at = self._overdue.next_at()
+        # A hit that arrives meanwhile becomes overdue later than this pause ends.
+        await asyncio.sleep(self._deadline if next_at is None else max(next_at - loop.time(), 0.001))
 
-    async def _read_and_go_on(self, waiting: Sequence[_WaitingHit], keep: bool) -> None:
+    async def _respond_early(self, overdue: Sequence[WaitingHit]) -> None:
+        if self._spool_writer is not None and not all(waiting.is_queued_for_spool for waiting in overdue):
+            self._begin_outage(self._batcher.taken_items())
+            await asyncio.sleep(_SPOOL_SECONDS)  # usually the spool takes the hits at once, and their responses are sent
+        await self._respond_now([waiting for waiting in overdue if not waiting.response.done()])
+
+    async def _respond_now(self, open_hits: Sequence[WaitingHit]) -> None:
+        """Respond to these hits, with 503 to those whose link cannot be found in time."""
         try:
-            resolutions = await asyncio.wait_for(self._read([one.hit for one in waiting]), self._deadline)
-        except (StoreUnavailable, TimeoutError) as error:
-            for one in waiting:
-                if not one.resolution.done():
-                    one.resolution.set_exception(StoreUnavailable(str(error)))
-            return
-        await self._go_on(waiting, resolutions, keep)
+            await self._resolver.from_cache(open_hits, _CACHE_SECONDS)
+            await self._resolver.from_database(open_hits, _READ_SECONDS)
+        finally:
+            for waiting in open_hits:
+                if waiting.resolution is not None:
+                    self.totals.late_responses += waiting.respond(waiting.resolution)
+                else:
+                    waiting.refuse(TimeoutError("neither the store nor the link cache responded in time"))
+                    self._refused += waiting.is_refused
+            self._forget_refused()
 
-    async def _go_on(self, waiting: Sequence[_WaitingHit], resolutions: Sequence[Resolution], keep: bool) -> None:
-        stricter = self._directory.hit_policies.ip_privacy
-        hits: list[Hit] = []
-        for one, resolution in zip(waiting, resolutions, strict=True):
-            if resolution is not UNKNOWN_LINK:
-                hits.append(one.hit)
-                if (privacy := stricter.get(resolution.application_id)) is not None:
-                    one.hit.address = shorten_address(one.hit.address, privacy)
-        spooled = bool(hits) and await self._is_spooled(hits)
-        if spooled:
-            self.totals.spooled += len(hits)
-        elif asyncio.get_running_loop().time() >= self._quiet_until:
-            self._quiet_until = asyncio.get_running_loop().time() + _QUIET
-            log.warning("redirects_without_the_store", hits=len(hits), unrecorded=self.unrecorded)
-        for one, resolution in zip(waiting, resolutions, strict=True):
-            one.spooled = spooled or resolution is UNKNOWN_LINK
-            if not one.resolution.done():
-                one.resolution.set_result(resolution)
-                self.totals.late_answers += 1
-        if keep and not spooled:
-            room = max(self._waiting_limit - len(self._rounds), 0)
-            kept = [one for one in waiting if not one.spooled]
-            self._rounds.put(kept[:room])
-            self.totals.dropped += len(kept[room:])
-            self._idle.clear()
+    def _forget_refused(self) -> None:
+        """Remove refused hits from the batcher when they are half of what waits, so that the cost per hit stays constant."""
+        if self._refused and self._refused * 2 >= self._batcher.waiting:
+            self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
+            self._refused = 0
 
-    async def _is_spooled(self, hits: Sequence[Hit]) -> bool:
+    async def _respond_without_recording(self, waiting: WaitingHit) -> Resolution:
+        """Respond to a hit that memory has no room for. Only the spool can store it."""
+        await self._resolver.from_cache([waiting], _CACHE_SECONDS)
+        await self._resolver.from_database([waiting], _READ_SECONDS)
+        if waiting.resolution is None:
+            raise StoreUnavailable("too many hits wait, and the link could not be read")
+        if not waiting.is_settled:
+            is_spooled = False
+            if self._spool_writer is not None and self.outage:
+                try:
+                    is_spooled = await asyncio.wait_for(self._spool_writer.add_to_spool([waiting]), self._deadline)
+                except TimeoutError:
+                    is_spooled = False
+            self.totals.dropped += not is_spooled
+        return waiting.resolution
+
+    async def _store_dead_letters(self, hits: Sequence[WaitingHit]) -> None:
+        """Put hits that the database rejects into the dead-letter stream, and respond to them."""
+        is_stored = self._spool is not None and await self._spool.add_dead_letters([waiting.hit for waiting in hits])
+        for waiting in hits:
+            waiting.is_settled = True
+        self.totals.dead_letters += len(hits)
+        if not is_stored:
+            self.totals.dropped += len(hits)
+        await self._respond_now([waiting for waiting in hits if not waiting.response.done()])
+
+
+async def _repeat(name: str, step: Callable[[], Awaitable[None]]) -> None:
+    """Run `step` for ever. A step that fails is logged and does not end the loop."""
+    while True:
         try:
-            return self._spool is not None and await self._spool.add(hits)
-        except Exception:  # a fault of ours with one hit: memory holds them, and the store tells which
-            log.exception("hits_not_spoolable")
-            return False
-
-    async def _read(self, hits: Sequence[Hit]) -> list[Resolution]:
-        targets = await self._database.read(queries.find_links, {hit.code for hit in hits})
-        hit_policies = self._directory.hit_policies
-        return [self._resolver.resolve(hit, targets.get(hit.code), hit_policies) for hit in hits]
-
-    def _record_batch(self, connection: Connection, batch: list[_WaitingHit], again: bool) -> BatchResult:
-        """In the transaction."""
-        if not batch:
-            self._rounds.take(batch)
-        return self._record.write(connection, [waiting.hit for waiting in batch], again) if batch else BatchResult([])
-
-
-def _is_refused(waiting: _WaitingHit) -> bool:
-    resolution = waiting.resolution
-    return resolution.done() and not resolution.cancelled() and resolution.exception() is not None
+            await step()
+        except Exception:
+            log.exception("recorder_loop_failed", loop=name)
+            await asyncio.sleep(_RESTART_SECONDS)

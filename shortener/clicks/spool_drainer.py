@@ -1,13 +1,14 @@
 """The drainer: writes the hits of the spool to the database.
 
-A hit that is stored already is left out (its id is its key), so a hit that was spooled twice, or drained by a process that was
-killed before it could delete the entry, counts once.
+A hit that is stored already is left out, because its id is its key. A hit that was spooled twice, or drained by a process that
+was killed before it deleted the entry, therefore counts once.
 
-One process drains at a time, under a lease: it takes many entries at once and writes them in the order of their times, so that of
-several first clicks in the stream the earliest wins. A click that the database accepted meanwhile stays the first click: it was
-committed first, and a tracker may have received its event. So that this is rare, a node goes on spooling until everything is
-drained that it found in the stream when the database was back, for at most `CATCH_UP` seconds.
+One process drains at a time, under a lease. It reads many entries at once and writes them in the order of their times, so that
+the earliest of several first clicks in the stream wins. A click that the database took meanwhile stays the first click: it was
+committed first, and a tracker may have its event. To make this rare, a process keeps spooling until everything is drained that
+was in the stream when the database came back, but for at most `MAX_CATCH_UP_SECONDS`.
 """
+# Tested by tests/clicks/test_hit_spool.py
 
 from __future__ import annotations
 
@@ -17,70 +18,77 @@ import structlog
 from sqlalchemy import Connection, text
 
 from shortener.clicks.hit_spool import HitSpool, SpoolState
-from shortener.clicks.recorder import BATCH, Recorder
+from shortener.clicks.hit_writer import MAX_BATCH_HITS
+from shortener.clicks.outage import OutageState
+from shortener.clicks.recorder import Recorder
 from shortener.errors import StoreUnavailable
 from shortener.redis.client import RedisUnavailable
 from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
-WINDOW = 5000  # entries that are taken and put in order at once
-CATCH_UP = 10.0  # seconds
-PATIENCE = 2.0  # seconds for the database to answer whether it is back
+WINDOW_ENTRIES = 5000  # read and sorted at once
+MAX_CATCH_UP_SECONDS = 10.0
+DATABASE_CHECK_SECONDS = 2.0  # a database that does not answer within this time is still away
 
 
 class SpoolDrainer:
-    """Writes what is in the spool, and tells the recorder when the database is back."""
+    """Writes the content of the spool, and ends the recorder's outage when the database is back."""
 
     def __init__(self, spool: HitSpool, recorder: Recorder, database: Database) -> None:
         self._spool = spool
         self._recorder = recorder
         self._database = database
-        self._back: tuple[float, tuple[int, int]] | None = None  # since when, and the last entry that was there then
+        self._recovery_began_at = 0.0  # loop time
+        self._recovery_ends_with: tuple[int, int] = (0, 0)  # the last entry when the recovery began
 
     async def step(self) -> int:
-        """One window; returns the number of its entries. Raises StoreUnavailable: then what is not written stays in the stream."""
+        """Drain one window and return the number of its entries.
+
+        Raises StoreUnavailable: then the hits that are not written stay in the stream.
+        """
         try:
-            backlog = await self._spool.look()
-            drained = await self._drain() if backlog.depth and await self._spool.take_lease() else 0
+            state = await self._spool.look()
+            drained = await self._drain() if state.depth and await self._spool.take_lease() else 0
             if drained:
-                backlog = await self._spool.look()
+                state = await self._spool.look()
         except RedisUnavailable:
-            drained, backlog = 0, SpoolState(0)
+            drained, state = 0, SpoolState(0)
         except StoreUnavailable:
-            self._back = None
+            self._recorder.relapse()
             raise
         if self._recorder.outage:
-            await self._end_outage(backlog)
+            await self._recover(state)
         return drained
 
     async def _drain(self) -> int:
-        entries = await self._spool.read(WINDOW)
+        entries = await self._spool.read(WINDOW_ENTRIES)
         unreadable = [entry for entry, hit in entries if hit is None]
         if unreadable:
             log.error("spooled_hits_unreadable", entries=len(unreadable))
             self._recorder.totals.dropped += len(unreadable)
             await self._spool.delete(unreadable)
-        hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if hit is not None), key=lambda one: one[:2])
-        for start in range(0, len(hits), BATCH):
-            piece = hits[start : start + BATCH]
-            await self._recorder.write_late([hit for *_, hit in piece])
-            await self._spool.delete([entry for _, _, entry, _ in piece])
+        hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if hit is not None), key=lambda row: row[:2])
+        for start in range(0, len(hits), MAX_BATCH_HITS):
+            batch = hits[start : start + MAX_BATCH_HITS]
+            await self._recorder.write_late([hit for *_, hit in batch])
+            await self._spool.delete([entry for _, _, entry, _ in batch])
         return len(entries)
 
-    async def _end_outage(self, backlog: SpoolState) -> None:
+    async def _recover(self, state: SpoolState) -> None:
+        """Begin the recovery if the database takes a transaction, and end the outage when enough is drained."""
         now = asyncio.get_running_loop().time()
         try:
-            await asyncio.wait_for(self._database.write(_ask), PATIENCE)
+            await asyncio.wait_for(self._database.write(_check), DATABASE_CHECK_SECONDS)
         except (StoreUnavailable, TimeoutError) as error:
-            self._back = None
+            self._recorder.relapse()
             raise StoreUnavailable(str(error)) from error
-        if self._back is None:
-            self._back = (now, backlog.last)
-        since, last = self._back
-        if not backlog.depth or backlog.first > last or now - since > CATCH_UP:
-            self._back = None
+        if self._recorder.outage_state is OutageState.OUTAGE:
+            self._recorder.begin_recovery()
+            self._recovery_began_at, self._recovery_ends_with = now, state.last
+        is_drained = not state.depth or state.first > self._recovery_ends_with
+        if is_drained or now - self._recovery_began_at > MAX_CATCH_UP_SECONDS:
             self._recorder.end_outage()
 
 
-def _ask(connection: Connection) -> None:
+def _check(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))

@@ -14,8 +14,8 @@ Two items that arrive within milliseconds may therefore be committed in the reve
 A batch takes at most two thirds of the items that wait or were in the previous batch. If one batch took everything, the database
 and the event loop would wait for each other in turns.
 
-The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An attempt
-that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
+The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An
+attempt that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ Value = TypeVar("Value")
 MAX_IN_FLIGHT = 2  # batches
 MAX_CLASHES = 5  # attempts of a group commit that a unique index rejects
 MIN_GROUP_ITEMS = 8  # a group commit takes at least so many requests, if they wait
+MAX_PROBES = 8  # items of a rejected batch that are tried alone before the batch counts as rejected, if all of them fail
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # pause before a batch is retried
 
 
@@ -51,6 +52,10 @@ class BatchState(Enum):
     TAKEN = "taken"  # the batch has its items; its transaction runs or is retried
     COMMITTED = "committed"
     FAILED = "failed"  # the handler gave up the items
+
+
+class RetryTransaction(Exception):
+    """Raised by `apply`: roll the transaction back and run it again at once."""
 
 
 class Batch(Generic[Item]):
@@ -81,7 +86,9 @@ class BatchHandler(Protocol[Item, Result]):
         ...
 
     async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
-        """Return the items to retry after a pause. Each failed alone; `stored` other items of their batch were committed."""
+        """Return the items to retry after a pause. Each failed alone; `stored` other items of their batch were committed.
+
+        If MAX_PROBES items failed alone and none was stored, `failures` contains the whole batch (see `gives_up_early`)."""
         ...
 
 
@@ -89,16 +96,24 @@ class Batcher(Generic[Item, Result]):
     """Queues items and writes them in batches, one transaction each.
 
     A batch has at least `min_items`, if they wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times
-    before its items are written one by one."""
+    before its items are written one by one. `gives_up_early`: stop to write items one by one after MAX_PROBES failures in a row."""
 
     def __init__(
-        self, database: Database, handler: BatchHandler[Item, Result], *, min_items: int, max_items: int, max_clashes: int = 1
+        self,
+        database: Database,
+        handler: BatchHandler[Item, Result],
+        *,
+        min_items: int,
+        max_items: int,
+        max_clashes: int = 1,
+        gives_up_early: bool = False,
     ) -> None:
         self._database = database
         self._handler = handler
         self._min_items = min_items
         self._max_items = max_items
         self._max_clashes = max_clashes
+        self._gives_up_early = gives_up_early
         self._waiting: deque[Item] = deque()
         self._batches: list[Batch[Item]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -240,6 +255,9 @@ class Batcher(Generic[Item, Result]):
                 return await self._handler.unavailable(rest, unavailable)
             except Exception as own_error:
                 failures.append((item, own_error))
+                if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
+                    # The items that were tried go to the end, so that the next attempt tries others.
+                    return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
                 if result is not None:
@@ -248,10 +266,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _write(self, batch: Batch[Item], items: list[Item]) -> Result | None:
         """Run one transaction. Return None if there was nothing to write. Raises what the database or the handler raises."""
-        for clashes_left in reversed(range(self._max_clashes)):
+        clashes_left = self._max_clashes
+        while True:
             batch.has_begun = False
             try:
                 return await self._database.write(self._transact, batch, items)
+            except RetryTransaction:
+                continue
             except StoreUnavailable:
                 if batch.state is BatchState.OPEN:
                     self._take(batch)
@@ -263,9 +284,9 @@ class Batcher(Generic[Item, Result]):
                         self._take(batch)
                     log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
                     raise StoreUnavailable(str(error)) from error
-                if not (isinstance(error, IntegrityError) and clashes_left):
+                clashes_left -= isinstance(error, IntegrityError)
+                if not isinstance(error, IntegrityError) or clashes_left == 0:
                     raise
-        raise AssertionError("unreachable")
 
     def _transact(self, connection: Connection, batch: Batch[Item], items: list[Item]) -> Result | None:
         batch.has_begun = True

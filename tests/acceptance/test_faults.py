@@ -405,7 +405,7 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
                 await asyncio.sleep(OUTAGE)  # so long it is to last
                 assert await asyncio.to_thread(refused), "and so it stays"
                 assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
-                assert await asyncio.to_thread(metric, server, "shortener_late_answers_total") > 0
+                assert await asyncio.to_thread(metric, server, "shortener_late_responses_total") > 0
             await asyncio.to_thread(wait_until, lambda: not refused(), "rewriting goes on by itself")
             await load.go_on(50)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -395,8 +396,8 @@ async def test_an_entry_that_is_no_hit_is_let_go_loudly(service: Service, node: 
 
 
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])  # what the database refuses, and what not even JSON can hold
-async def test_one_hit_of_an_outage_that_cannot_be_written_does_not_hold_up_the_others(
-    service: Service, node: Node, fault: dict[str, Any]
+async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter_and_the_others_are_stored(
+    service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
 ) -> None:
     (code,) = await send(service)
     node.take_away()
@@ -407,8 +408,11 @@ async def test_one_hit_of_an_outage_that_cannot_be_written_does_not_hold_up_the_
     await node.drained()
     await node.recorder.flush()
     assert len(await rows(service, schema.hits)) == 3
-    assert node.recorder.totals.dropped == 1
+    assert (node.recorder.totals.dead_letters, node.recorder.totals.dropped) == (1, 0)
     assert await node.spool.look() == SpoolState(0)
+    with contextlib.closing(redis_server.client()) as client:
+        ((_, entry),) = client.xrange("sms:test:spool:dead")
+    assert json.loads(entry["h"])["code"] == code
 
 
 async def test_without_redis_nothing_changes(make_service: MakeService) -> None:

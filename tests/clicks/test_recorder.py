@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 
 from shortener.accounts.administration import block_host, create_application, unblock_host, update_application
 from shortener.accounts.directory import ALL_APPLICATIONS
-from shortener.clicks.recorder import RecorderTotals
+from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Resolution
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker

@@ -1,0 +1,66 @@
+"""Totals of recorded hits for /metrics."""
+# Tested by tests/clicks/test_recorder.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
+from shortener.clicks.verdicts.request_rules import RULES as REQUEST_RULES
+from shortener.metrics import Metrics
+from shortener.model import Verdict
+
+
+@dataclass(slots=True)
+class RecorderTotals:
+    """Counts since the process started."""
+
+    recorded: int = 0
+    first_clicks: int = 0
+    batches: int = 0
+    late_responses: int = 0  # responses that did not wait for the store
+    spooled: int = 0
+    drained: int = 0
+    dropped: int = 0  # hits that are lost
+    dead_letters: int = 0  # hits that the database rejects
+    unknown: int = 0
+    verdicts: dict[tuple[Verdict, str], int] = field(  # hits that got a response, by verdict and rule
+        default_factory=lambda: dict.fromkeys((*REQUEST_RULES, *((Verdict.SUSPECTED, name) for name in CONTEXTUAL_RULES)), 0)
+    )
+    answers: dict[int, int] = field(default_factory=dict)  # responses to requests for a code, by status
+
+    def register_metrics(self, metrics: Metrics, unrecorded: Callable[[], int], is_outage: Callable[[], bool]) -> None:
+        """Show the totals on /metrics."""
+        metrics.counter(
+            "shortener_redirects",
+            "Responses to requests for a code, by status.",
+            lambda: {(str(status),): count for status, count in self.answers.items()},
+            "status",
+        )
+        metrics.counter(
+            "shortener_hits",
+            "Hits on links, by verdict and the rule that gave it.",
+            lambda: {(verdict.api_name, rule): count for (verdict, rule), count in self.verdicts.items()},
+            "verdict",
+            "rule",
+        )
+        metrics.counter("shortener_hits_recorded", "Hits that are stored in the database.", lambda: self.recorded)
+        metrics.gauge("shortener_hits_unrecorded", "Hits in memory that are not stored yet.", unrecorded)
+        metrics.counter(
+            "shortener_hits_dropped", "Hits that were lost, usually because too many were waiting.", lambda: self.dropped
+        )
+        metrics.counter(
+            "shortener_hits_dead_letter",
+            "Hits that the database rejects. With Redis they stay in the dead-letter stream.",
+            lambda: self.dead_letters,
+        )
+        metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: self.unknown)
+        metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)
+        metrics.counter("shortener_first_clicks", "Messages that moved to CLICKTHRU.", lambda: self.first_clicks)
+        metrics.gauge("shortener_store_outage", "1 while hits go to the spool instead of the database.", is_outage)
+        metrics.counter("shortener_hits_spooled", "Hits that were written to the spool in Redis.", lambda: self.spooled)
+        metrics.counter("shortener_hits_drained", "Hits that were written from the spool to the database.", lambda: self.drained)
+        metrics.counter(
+            "shortener_late_responses", "Responses to hits that did not wait for the database.", lambda: self.late_responses
+        )

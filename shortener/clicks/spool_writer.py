@@ -1,0 +1,146 @@
+"""Writing the hits of an outage to the spool, and sending their responses.
+
+A response is sent when the hit is in the spool. Hits that arrive during a round trip to Redis share the next one. A hit that the
+spool does not take stays in memory: in the batch that holds it, or back in the batcher.
+"""
+# Tested by tests/clicks/test_hit_spool.py
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+
+import structlog
+
+from shortener.clicks.early_resolver import EarlyResolver
+from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.hit_writer import MAX_BATCH_HITS
+from shortener.clicks.recorder_totals import RecorderTotals
+from shortener.clicks.waiting_hit import WaitingHit
+
+log = structlog.get_logger(__name__)
+
+CACHE_SECONDS = 2.0  # for one look-up of the link cache; Redis has its own, shorter limits
+READ_SECONDS = 5.0  # for one plain read of links; the response does not wait so long
+WARNING_INTERVAL_SECONDS = 1.0  # between two warnings of the same kind
+
+
+class SpoolWriter:
+    """`keep`: receives the hits that the spool did not take and no batch holds. `spawn`: runs a coroutine beside the others."""
+
+    def __init__(
+        self,
+        spool: HitSpool,
+        resolver: EarlyResolver,
+        totals: RecorderTotals,
+        *,
+        keep: Callable[[Sequence[WaitingHit]], None],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+    ) -> None:
+        self._spool = spool
+        self._resolver = resolver
+        self._totals = totals
+        self._keep = keep
+        self._spawn = spawn
+        self._waiting: deque[WaitingHit] = deque()
+        self._in_progress = 0  # hits that are being resolved or sent to Redis, and that no batch holds
+        self._work = asyncio.Event()
+        self._became_idle = asyncio.Event()
+        self._next_warning_at = 0.0  # loop time
+
+    def __len__(self) -> int:
+        """Number of hits in memory here, including those that a batch holds too."""
+        return len(self._waiting) + self._in_progress
+
+    @property
+    def unrecorded(self) -> int:
+        """Number of hits that only the spool writer holds."""
+        return sum(not (waiting.is_in_batcher or waiting.is_obsolete) for waiting in self._waiting) + self._in_progress
+
+    def put(self, waiting: WaitingHit) -> None:
+        """Queue one hit."""
+        waiting.is_queued_for_spool = True
+        self._waiting.append(waiting)
+        self._work.set()
+
+    async def flush(self) -> None:
+        """Return when no hit waits here."""
+        while len(self):
+            self._became_idle.clear()
+            await self._became_idle.wait()
+
+    async def run_once(self) -> None:
+        """Wait for hits, and process everything that waits."""
+        await self._work.wait()
+        self._work.clear()
+        while self._waiting:
+            hits = [self._waiting.popleft() for _ in range(min(MAX_BATCH_HITS, len(self._waiting)))]
+            hits = [waiting for waiting in hits if not waiting.is_obsolete]
+            await self._counted(hits, self._process(hits))
+
+    def _counted(self, hits: Sequence[WaitingHit], work: Coroutine[None, None, None]) -> Coroutine[None, None, None]:
+        """Return a coroutine that runs `work`. The hits count as in progress from now until it ends."""
+        own = sum(not waiting.is_in_batcher for waiting in hits)
+        self._in_progress += own
+        return self._run(hits, own, work)
+
+    async def _run(self, hits: Sequence[WaitingHit], own: int, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception:  # the hits stay in memory
+            log.exception("spool_write_failed", hits=len(hits))
+            self._keep_in_memory(hits)
+        finally:
+            self._in_progress -= own
+            if not len(self):
+                self._became_idle.set()
+
+    async def _process(self, hits: Sequence[WaitingHit]) -> None:
+        await self._resolver.from_cache(hits, CACHE_SECONDS)
+        unresolved = [waiting for waiting in hits if waiting.resolution is None]
+        await self._add([waiting for waiting in hits if waiting.resolution is not None])
+        if unresolved:
+            # In the background: a database that does not answer must not delay the hits that the cache resolves.
+            self._spawn(self._counted(unresolved, self._read_and_add(unresolved)))
+
+    async def _read_and_add(self, hits: Sequence[WaitingHit]) -> None:
+        await self._resolver.from_database(hits, READ_SECONDS)
+        for waiting in hits:
+            if waiting.resolution is None:
+                waiting.refuse(ConnectionError("the link could not be read"))
+        await self._add([waiting for waiting in hits if waiting.resolution is not None])
+        self._keep_in_memory(hits)  # those that had a response already and could not be resolved here
+
+    async def _add(self, hits: Sequence[WaitingHit]) -> None:
+        """Add resolved hits to the spool and send their responses."""
+        to_spool = [waiting for waiting in hits if not waiting.is_obsolete]
+        is_spooled = bool(to_spool) and await self.add_to_spool(to_spool)
+        for waiting in hits:
+            assert waiting.resolution is not None
+            self._totals.late_responses += waiting.respond(waiting.resolution)
+        if to_spool and not is_spooled:
+            self._keep_in_memory(to_spool)
+
+    async def add_to_spool(self, hits: Sequence[WaitingHit]) -> bool:
+        """Add the hits to the spool. Return False if it did not take all of them."""
+        try:
+            is_spooled = await self._spool.add([waiting.hit for waiting in hits])
+        except Exception:  # one of them cannot be encoded; the database decides which
+            log.exception("hits_not_spoolable")
+            is_spooled = False
+        if is_spooled:
+            self._totals.spooled += len(hits)
+            for waiting in hits:
+                waiting.is_settled = True
+        return is_spooled
+
+    def _keep_in_memory(self, hits: Sequence[WaitingHit]) -> None:
+        kept = [waiting for waiting in hits if not (waiting.is_obsolete or waiting.is_in_batcher)]
+        if not kept:
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_warning_at:
+            self._next_warning_at = now + WARNING_INTERVAL_SECONDS
+            log.warning("hits_not_spooled", hits=len(kept))
+        self._keep(kept)
