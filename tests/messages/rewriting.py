@@ -1,0 +1,64 @@
+"""Helpers of the tests of rewriting: an application, hosts without a directory, and plans of one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shortener.accounts.directory import Application, Domain
+from shortener.accounts.settings import ApplicationSettings
+from shortener.messages.plan import PlannedRequest, RewriteItem, RewriteLimits, plan_request
+from tests.conftest import NOON
+
+TO = "+14085550100"
+BASE_URL = "https://go.example"
+LIMITS = RewriteLimits(max_recipients=10, link_ttl=NOON - NOON.replace(month=8))
+LINK = '#track("https://x.example/")'
+
+
+def application(application_id: int = 1, domains: tuple[Domain, ...] = (), **settings: Any) -> Application:
+    return Application(application_id, "test", None, ApplicationSettings(**settings), NOON, False, domains)
+
+
+@dataclass
+class Hosts:
+    """`LinkHosts` that know what a test tells them: own prefixes, blocked hosts, and base URLs by domain id."""
+
+    own: tuple[str, ...] = (BASE_URL,)
+    blocked: set[str] = field(default_factory=set)
+    base_urls: Mapping[int, str] = field(default_factory=dict)
+
+    def is_own(self, url: str) -> bool:
+        return url.startswith(self.own)
+
+    def is_blocked(self, application_id: int, host: str) -> bool:
+        return host in self.blocked
+
+    def base_url(self, domain_id: int) -> str:
+        return self.base_urls.get(domain_id, BASE_URL)
+
+
+def item(body: str = LINK, to: str | tuple[str, ...] = TO, **fields: Any) -> RewriteItem:
+    return RewriteItem((to,) if isinstance(to, str) else to, body, **fields)
+
+
+def plan(
+    *items: RewriteItem,
+    application: Application | None = None,
+    hosts: Hosts | None = None,
+    key: str | None = None,
+    content: bytes = b"",
+    **more: Any,
+) -> PlannedRequest:
+    """Plan a request at noon; `application` and `hosts` default to ones without settings."""
+    return plan_request(
+        application or _APPLICATION,
+        items,
+        idempotency_key=key,
+        content=content,
+        **{"now": NOON, "limits": LIMITS, "hosts": hosts or Hosts(), **more},
+    )
+
+
+_APPLICATION = application()

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from shortener.accounts.administration import add_domain, block_host
+from shortener.accounts.directory import Application
+from shortener.container import Service
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.messages import url_detection
+from shortener.messages.plan import RewriteItem
+from shortener.storage import schema
+from tests.conftest import NOON, Clock, MakeService
+from tests.messages.rewriting import LINK, TO, item
+
+
+def sender(service: Service) -> Application:
+    application = service.directory.application(1)
+    assert application is not None
+    return application
+
+
+async def rewrite(service: Service, *items: RewriteItem, **more: Any) -> list[dict[str, Any]]:
+    return await service.rewriter.rewrite(sender(service), items, **more)
+
+
+async def rejection(service: Service, *items: RewriteItem, **more: Any) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        await rewrite(service, *items, **more)
+    return raised.value
+
+
+async def stored(service: Service) -> tuple[int, int]:
+    """Return the numbers of messages and links."""
+
+    def count(connection: Connection) -> tuple[int, int]:
+        messages, links = (
+            connection.execute(select(func.count()).select_from(table)).scalar_one() for table in (schema.messages, schema.links)
+        )
+        return messages, links
+
+    return await service.database.read(count)
+
+
+# Repeats
+
+
+REPEATS: list[dict[str, Any]] = [{"key": "key-1"}, {"message_id": "m-1"}]
+
+
+@pytest.mark.parametrize("repeat", REPEATS, ids=["key", "message_id"])
+async def test_a_repeat_gets_its_first_response_after_its_expiry_has_passed(
+    service: Service, clock: Clock, repeat: dict[str, Any]
+) -> None:
+    message = item(expires_at=NOON + timedelta(hours=1), message_ids=(repeat.get("message_id"),))
+    first = await rewrite(service, message, idempotency_key=repeat.get("key"), content=b"content")
+    clock.forward(hours=2)
+    assert await rewrite(service, message, idempotency_key=repeat.get("key"), content=b"content") == first
+    assert await stored(service) == (1, 1)
+    error = await rejection(service, item(expires_at=NOON + timedelta(hours=1), message_ids=("m-2",)))
+    assert error.details[0].field == "expires_at"
+
+
+@pytest.mark.parametrize("repeat", REPEATS, ids=["key", "message_id"])
+async def test_a_repeat_gets_its_first_response_after_its_host_was_blocked(service: Service, repeat: dict[str, Any]) -> None:
+    message = item(message_ids=(repeat.get("message_id"),))
+    first = await rewrite(service, message, idempotency_key=repeat.get("key"), content=b"content")
+    await service.database.write(block_host, 1, "x.example", NOON)
+    await service.directory.refresh()
+    assert await rewrite(service, message, idempotency_key=repeat.get("key"), content=b"content") == first
+    assert (await rejection(service, item())).code is ErrorCode.INVALID_TRACK_URL
+
+
+@pytest.mark.parametrize("detected", [["Ok.so"], ["Ok.so", "shop.com"], []])
+async def test_a_repeat_gets_its_first_response_after_the_rules_of_detection_changed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, detected: list[str]
+) -> None:
+    body = "Ok.so see shop.com"
+    message = item(body, track="all_urls", message_ids=("m-1",))
+    first = await rewrite(service, message)
+    assert [link["url"] for link in first[0]["links"]] == ["http://shop.com"]
+
+    def find_urls(text: str) -> list[url_detection.DetectedUrl]:
+        return [url_detection.DetectedUrl(body.index(url), body.index(url) + len(url), f"http://{url}") for url in detected]
+
+    for module in ("spans", "rewriter"):
+        monkeypatch.setattr(f"shortener.messages.{module}.find_urls", find_urls, raising=False)
+    assert await rewrite(service, message) == first
+
+
+async def test_a_repeat_with_a_new_invalid_message_is_rejected_as_a_whole(service: Service) -> None:
+    await rewrite(service, item(message_ids=("m-1",)))
+    error = await rejection(service, item(message_ids=("m-1",)), item("#track(", message_ids=("m-2",)), item("fine"))
+    assert error.code is ErrorCode.INVALID_TRACK_DIRECTIVE
+    assert await stored(service) == (1, 1)
+
+
+async def test_an_invalid_request_without_a_key_or_own_ids_needs_no_database(service: Service) -> None:
+    async def unavailable(*_: object) -> None:
+        raise StoreUnavailable("down")
+
+    service.database.write = unavailable  # type: ignore[method-assign, assignment]
+    assert (await rejection(service, item("#track("))).code is ErrorCode.INVALID_TRACK_DIRECTIVE
+    with pytest.raises(StoreUnavailable):
+        await rewrite(service, item("#track(", message_ids=("m-1",)))
+
+
+# Concurrency
+
+
+async def test_concurrent_requests_with_one_message_id_create_one_message(service: Service) -> None:
+    responses = await asyncio.gather(*(rewrite(service, item(message_ids=("m-1",))) for _ in range(50)))
+    assert all(response == responses[0] for response in responses)
+    assert await stored(service) == (1, 1)
+
+
+async def test_concurrent_requests_with_one_key_create_one_message(service: Service) -> None:
+    jobs = [rewrite(service, item(), idempotency_key="key", content=b"content") for _ in range(50)]
+    responses = await asyncio.gather(*jobs)
+    assert all(response == responses[0] for response in responses)
+    assert await stored(service) == (1, 1)
+
+
+async def test_two_processes_with_the_same_message_ids_create_each_message_once(make_service: MakeService, store_url: str) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite belongs to one process; two nodes need PostgreSQL")
+    services = [await make_service(), await make_service()]
+    for service in services:
+        await service.directory.refresh()
+    jobs = [rewrite(services[number % 2], item(message_ids=(f"m-{number // 2}",))) for number in range(40)]
+    responses = await asyncio.gather(*jobs)
+    assert all(responses[number] == responses[number + 1] for number in range(0, 40, 2))
+    assert await stored(services[0]) == (20, 20)
+
+
+async def test_a_rejected_request_does_not_affect_requests_in_the_same_commit(service: Service) -> None:
+    await rewrite(service, item(message_ids=("m-1",)))
+    results = await asyncio.gather(
+        rewrite(service, item()),
+        rewrite(service, item("other", message_ids=("m-1",))),
+        rewrite(service, item("#track(", message_ids=("m-2",))),
+        rewrite(service, item()),
+        return_exceptions=True,
+    )
+    assert [isinstance(result, ApiError) for result in results] == [False, True, True, False]
+    assert await stored(service) == (3, 3)
+
+
+async def test_links_are_cached_before_the_response_is_returned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached: list[str] = []
+
+    async def put(links: Any) -> None:
+        await asyncio.sleep(0)
+        cached.extend(link.code for link in links)
+
+    monkeypatch.setattr(service.cache, "put", put)
+    (message,) = await rewrite(service, item())
+    assert cached == [message["links"][0]["code"]]
+
+
+# Limits and hosts
+
+
+async def test_a_link_or_fallback_that_leads_to_a_host_of_the_installation_is_rejected(service: Service) -> None:
+    await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+    await service.directory.refresh()
+    for url in ("http://127.0.0.1:8000/abc", "https://go.brand.example/abc", "https://GO.brand.example:443/"):
+        assert (await rejection(service, item(f'#track("{url}")'))).code is ErrorCode.INVALID_TRACK_URL
+        error = await rejection(service, item(fallback_url=url))
+        assert (error.code, error.details[0].field) == (ErrorCode.INVALID_REQUEST, "fallback_url")
+    assert await stored(service) == (0, 0)
+
+
+async def test_a_fallback_to_a_blocked_host_is_rejected(service: Service) -> None:
+    await service.database.write(block_host, 1, "bad.example", NOON)
+    await service.directory.refresh()
+    assert (await rejection(service, item(fallback_url="https://bad.example/"))).details[0].field == "fallback_url"
+
+
+@pytest.mark.parametrize("offset", [-12, 0, 12])
+async def test_an_expiry_at_the_end_of_the_calendar_is_rejected(service: Service, offset: int) -> None:
+    at = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=offset)) if offset else UTC)
+    for message_ids in (None, ("m-1",)):
+        error = await rejection(service, item(expires_at=at, message_ids=message_ids))
+        assert (error.code, error.details[0].field) == (ErrorCode.INVALID_REQUEST, "expires_at")
+
+
+async def test_the_installation_sets_recipients_and_lifetime(make_service: MakeService) -> None:
+    service = await make_service(batch_limit=2, link_ttl_days=3)
+    (message,) = await rewrite(service, item())
+    assert message["links"][0]["expires_at"] == "2026-11-23T12:00:00Z"
+    assert (await rejection(service, item(to=(TO,) * 3))).code is ErrorCode.BATCH_TOO_LARGE
+
+
+async def test_a_message_without_links_is_stored_with_its_body_unchanged(service: Service) -> None:
+    body = f"  plain \r\n text of {TO}, #tracker, {LINK[1:]} \u202e"
+    (message,) = await rewrite(service, item(body))
+    assert (message["body"], message["links"]) == (body, [])
+    assert await stored(service) == (1, 0)
