@@ -30,7 +30,7 @@ async def migrate(as_json: bool) -> None:
             return
         told_at = step.seconds
         state = f"done in {step.seconds:.1f} s" if step.done else f"... {step.seconds:.0f} s" if step.seconds else "..."
-        line = f"{step.revision}  {step.what} {state}" + (f", {step.detail}" if step.detail else "")
+        line = f"{step.revision}  {step.description} {state}" + (f", {step.detail}" if step.detail else "")
         click.echo(f"\r{line}\033[K" if live else line, nl=step.done or not live, err=True)
 
     before, after = await bring(load_settings().store_url, progress)

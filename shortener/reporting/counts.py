@@ -40,13 +40,13 @@ from shortener.clicks.hit_metrics import HIT_METRIC
 from shortener.conversions.parsing import END_ACTION
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.storage import raw_sql
+from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
 #: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
 MAX_FOLD_ROWS = 100
-_FOLDING = 7_305_469_222  # advisory lock of PostgreSQL: any number that nothing else in the database uses
 
 #: Far more digits than any sum has, so that none is ever rounded.
 EXACT = Context(prec=100)
@@ -63,7 +63,9 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
     0 also when another process is folding: two at once would wait for each other's rows of `counts` and then be no faster than
     one, so a second one does not wait but leaves the work to the first (pg_try_advisory_xact_lock; on SQLite one process writes).
     """
-    if connection.dialect.name == "postgresql" and not connection.scalar(select(func.pg_try_advisory_xact_lock(_FOLDING))):
+    if connection.dialect.name == "postgresql" and not connection.scalar(
+        select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))
+    ):
         return 0
     ids, sums = read_unfolded(connection, limit)
     if not ids:

@@ -53,6 +53,7 @@ from shortener.metrics import Metrics
 from shortener.model import DeliveryStatus, HitFlag
 from shortener.settings import Settings
 from shortener.storage.database import Database
+from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import (
     attempts,
     conversions,
@@ -77,7 +78,6 @@ IDEMPOTENCY_RETENTION = timedelta(hours=24)
 RESTART_INTERVAL = timedelta(days=1)
 #: How many rows go with one of these, roughly: so many fewer are looked at in one batch.
 _ROWS_PER_MESSAGE, _ROWS_PER_EVENT = 8, 4
-_ADVISORY_LOCK = 7_305_469_221  # any number that nothing else locks
 
 
 @dataclass(slots=True)
@@ -278,7 +278,7 @@ def _delete_batch(
 ) -> tuple[PurgeResult, int, bool]:
     if connection.dialect.name == "postgresql":
         # Several processes would go for the same rows: they take turns instead of waiting for each other's row locks.
-        connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        connection.execute(select(func.pg_advisory_xact_lock(int(AdvisoryLock.PURGE))))
     batch = _PurgeBatch(connection, settings, now)
     reached, more = kind(batch, after)
     return batch.purged, reached, more

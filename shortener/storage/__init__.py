@@ -1,1 +1,1 @@
-"""The tables, the two engines that hold them, and the few statements that must differ between them."""
+"""The tables, the two database engines, and the statements that differ between them."""

@@ -1,9 +1,9 @@
-"""Many rows into one table with one statement: VALUES of them all on SQLite, `unnest` on PostgreSQL; there, `insert_all` writes the
-rows of several tables with one statement too, so that a transaction waits for one answer of the server instead of four.
+"""Inserts of many rows with one statement: VALUES on SQLite, `unnest` on PostgreSQL.
 
-Values are given as they are stored (milliseconds, JSON text, numbers of enums), in the order of the columns: these statements
-run thousands of times a second. On SQLite `executemany` hands the interpreter lock over for every row, and taking the rows out of
-one JSON text costs three times as much as binding them.
+On PostgreSQL, `insert_all` also inserts the rows of several tables with one statement, so a transaction waits for one response of
+the server instead of four. The values have their stored form (milliseconds, JSON text, numbers of enums) and the order of the
+columns, because these statements run thousands of times a second. On SQLite, `executemany` would release the interpreter lock for
+every row, and rows in one JSON text would cost three times as much as bound parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
 
-# SmallInteger and BigInteger are Integers too: the narrow ones come first.
+# SmallInteger and BigInteger are subclasses of Integer, so they come first.
 _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (SmallInteger, "smallint[]"),
     (BigInteger, "bigint[]"),
@@ -28,13 +28,14 @@ _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 )
 
 
-#: Rows of one statement of SQLite, which is prepared for each number of them and kept.
+#: SQLite prepares a statement for each number of rows and caches it.
 MAX_ROWS_PER_STATEMENT = 128
 
 
 class BulkInsert:
-    """INSERT of rows with these columns. `on_conflict`: what becomes of a row that a unique index refuses, in the words that follow
-    ON CONFLICT; otherwise the statement fails."""
+    """An INSERT of rows with these columns.
+
+    `on_conflict` is the SQL after ON CONFLICT for a row that violates a unique index. Without it, such a row is an error."""
 
     def __init__(self, table: Table, *columns: str, on_conflict: str = "") -> None:
         self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
@@ -45,7 +46,7 @@ class BulkInsert:
         self._postgresql = self.from_arrays(count(1))
 
     def __call__(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> int:
-        """Write the rows; returns how many were written."""
+        """Insert the rows. Return how many were inserted."""
         if not rows:
             return 0
         if connection.dialect.name == "postgresql":
@@ -57,7 +58,7 @@ class BulkInsert:
         return written
 
     def from_arrays(self, numbers: Iterable[int]) -> str:
-        """The statement of PostgreSQL's; `numbers`: those of its parameters, one array a column."""
+        """Return the PostgreSQL statement. `numbers` are the numbers of its parameters, one array for each column."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
         return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 
@@ -68,7 +69,7 @@ class BulkInsert:
 
 
 def insert_all(connection: Connection, *inserts: tuple[BulkInsert, Sequence[tuple[object, ...]]]) -> None:
-    """Write the rows of each, in this order where one statement after the other does it."""
+    """Insert the rows of each BulkInsert. With several statements, they run in this order."""
     present = [(insert, rows) for insert, rows in inserts if rows]
     if connection.dialect.name == "postgresql" and len(present) > 1:
         statement = _together(tuple(insert for insert, _ in present))

@@ -1,10 +1,11 @@
-"""The clock that the processes of an installation share: that of the database.
+"""The clock that all processes of an installation share: the clock of the database.
 
-Machines' clocks differ, and a process that is minutes ahead would take deliveries whose leases others still hold, let links expire
-early and win first clicks that were not first. So a process reads its own clock, corrected by how far the database's is away, and
-looks every now and then. Clocks that agree within `TOLERATED` are left alone: no time jumps for what is only the network's delay.
+The clocks of machines differ. A process whose clock is minutes ahead would claim deliveries that another process is still
+attempting, expire links too early and record hits in the wrong order. Each process therefore adds the difference between its clock
+and the clock of the database, and measures this difference regularly. It ignores differences up to MAX_IGNORED_OFFSET, which can
+be due to the network.
 
-While the database is away the last correction stands. SQLite belongs to one process, and so to one clock.
+While the database is not available, the last correction stays in use. With SQLite there is one process and so one clock.
 """
 
 from __future__ import annotations
@@ -22,41 +23,40 @@ from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)
 
-TOLERATED = timedelta(milliseconds=50)
+MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
 class SharedClock:
-    """`own`: this process's clock. Call it for the time; `step` looks at the database's clock."""
+    """A clock that returns the time of the database. `own` is the clock of this machine."""
 
     def __init__(self, database: Database, own: Clock = utcnow) -> None:
         self._database = database
         self._own = own
-        self.offset = timedelta()  # what the database's clock is ahead
+        self.offset = timedelta()  # how much the clock of the database is ahead
 
     def __call__(self) -> datetime:
         return self._own() + self.offset
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the correction on /metrics."""
         metrics.gauge(
             "shortener_clock_offset_seconds",
-            "What the database's clock is ahead of this machine's; 0 when they agree.",
+            "Seconds that the clock of the database is ahead of the clock of this machine; 0 if they agree.",
             lambda: self.offset.total_seconds(),
         )
 
     async def step(self) -> int:
-        """As a job; never finds anything to do at once. Raises StoreUnavailable."""
+        """Measure the offset. Return 0, as a job that has no more work. Raise StoreUnavailable."""
         own, began = self._own(), time.monotonic()
-        theirs = await self._database.read(_ask)
-        half = timedelta(seconds=time.monotonic() - began) / 2  # the answer was made somewhere in the time between
-        found = timedelta(milliseconds=theirs - to_ms(own)) - half
-        if abs(found - self.offset) > TOLERATED + half:
-            log.warning("clock_corrected", seconds=found.total_seconds(), before=self.offset.total_seconds())
-            self.offset = found
+        database_ms = await self._database.read(_read_clock)
+        half = timedelta(seconds=time.monotonic() - began) / 2  # the database read its clock at some time within the round trip
+        measured = timedelta(milliseconds=database_ms - to_ms(own)) - half
+        if abs(measured - self.offset) > MAX_IGNORED_OFFSET + half:
+            log.warning("clock_corrected", seconds=measured.total_seconds(), before=self.offset.total_seconds())
+            self.offset = measured
         return 0
 
 
-def _ask(connection: Connection) -> int:
-    """Milliseconds since 1970, now and not at the beginning of the transaction."""
+def _read_clock(connection: Connection) -> int:
+    """Return the milliseconds since 1970 now, not at the beginning of the transaction."""
     now: int = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")).scalar_one()
     return now

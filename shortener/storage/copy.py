@@ -1,11 +1,11 @@
-"""Moving an installation from one database to another: SQLite to PostgreSQL when it outgrows its machine, or back.
+"""Copy of an installation to another database, from SQLite to PostgreSQL or the reverse.
 
-Both are at the schema of this version, and nobody writes to the source meanwhile. Rows go table by table, in batches by the order
-of the primary key; a batch is a transaction, and a row that is there already is left alone. A copy that is cut off goes on where
-it was when it is run again, and until one has come to its end the target refuses to serve (`is_unfinished`). At the end both sides
-are read and compared, row for row.
+Both databases must have the schema of this version, and no process may write to the source during the copy. The tables are
+copied one after the other, in batches by primary key. A batch is one transaction and skips rows that the target already has.
+A copy that was interrupted continues when it is run again. Until a copy is complete, the service does not start on the target
+(`is_unfinished`). At the end, all rows of both databases are read and compared.
 
-The keys of an installation are not in its database: the target is served with the same SECRET.
+The secret of an installation is not in its database, so the target must be served with the same SECRET.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import installation, metadata
 
-BATCH = 2000  # rows of one transaction
-_MARK = "copy"  # in `installation`, while a copy into the database is not finished
+BATCH_ROWS = 2000  # of one transaction
+_MARK = "copy"  # a row of `installation` while a copy into the database is not complete
 
-#: As they are stored, without the meaning that the schema's own types give them: the same on both engines.
+#: The types of the stored values, which are the same on both engines. The column types of the schema would convert the values.
 _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Text)
 
 
 class CopyError(Exception):
-    """The copy cannot be made, or did not come out right; the text says why."""
+    """The copy is not possible or not correct. The text states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of about `total` rows; `doing` is "copied" or "compared"."""
+    """The progress of one table: `done` of about `total` rows are copied or compared. `doing` is "copied" or "compared"."""
 
     table: str
     doing: str
@@ -44,33 +44,34 @@ class Progress:
     total: int
 
 
-class Sum(NamedTuple):
-    """How many rows a table has, and the sum of their hashes: the same for the same rows in any order."""
+class _Checksum(NamedTuple):
+    """The number of rows of a table and the sum of their hashes, which does not depend on their order."""
 
     rows: int = 0
     hashes: int = 0
 
 
 def is_unfinished(connection: Connection) -> bool:
-    """Whether a copy into this database was begun and did not come to its end."""
+    """Return whether a copy into this database has begun and is not complete."""
     return connection.execute(select(installation.c.value).where(installation.c.name == _MARK)).first() is not None
 
 
 async def copy(source: Database, target: Database, progress: Callable[[Progress], None]) -> dict[str, int]:
-    """Copy and compare everything; returns the number of rows of each table. Raises CopyError, StoreUnavailable."""
+    """Copy and compare all tables. Return the number of rows of each table by name. Raise CopyError, StoreUnavailable."""
     if await source.read(is_unfinished):
-        raise CopyError("the source is itself a copy that did not come to its end")
+        raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
-    tables = sorted(metadata.sorted_tables, key=lambda table: table is not installation)  # the first claims the target
-    totals = {table.name: await source.read(_count, table) for table in tables}
+    tables = sorted(metadata.sorted_tables, key=lambda table: table is not installation)  # its rows mark the target as used
+    totals = {str(table.name): await source.read(_count, table) for table in tables}
     for table in tables:
         await _copy_table(source, target, table, totals[table.name], progress)
     for table in tables:
-        here = await _sum(source, table, totals[table.name], progress)
-        there = await _sum(target, table, totals[table.name], progress)
+        here = await _checksum(source, table, totals[table.name], progress)
+        there = await _checksum(target, table, totals[table.name], progress)
         if here != there:
             raise CopyError(
-                f"{table.name} differs: {here.rows} rows in the source, {there.rows} in the target; was somebody writing to either?"
+                f"the rows of {table.name} differ: {here.rows} in the source, {there.rows} in the target. "
+                "Stop every process that writes to either database, then run the copy again with an empty target"
             )
         totals[table.name] = here.rows
     await target.write(_end)
@@ -78,21 +79,21 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
 
 
 def _identity(connection: Connection) -> str:
-    """What tells the source from others: the fingerprint of its SECRET."""
+    """Return the fingerprint of the SECRET, which identifies the installation."""
     value: str | None = connection.execute(select(installation.c.value).where(installation.c.name == "secret")).scalar()
     if value is None:
-        raise CopyError("the source has never been served: there is nothing to copy")
+        raise CopyError("the source is empty: no server has started on it")
     return value
 
 
 def _begin(connection: Connection, identity: str) -> None:
-    kept = connection.execute(select(installation.c.value).where(installation.c.name == _MARK)).scalar()
-    if kept is None:
+    mark = connection.execute(select(installation.c.value).where(installation.c.name == _MARK)).scalar()
+    if mark is None:
         if connection.execute(select(installation.c.name).limit(1)).first() is not None:
-            raise CopyError("the target is in use: a copy wants a database of its own")
+            raise CopyError("the target already contains an installation: use an empty database")
         connection.execute(upsert(connection, installation).values(name=_MARK, value=identity))
-    elif kept != identity:
-        raise CopyError("the target holds a part of another installation")
+    elif mark != identity:
+        raise CopyError("the target contains an incomplete copy of another installation: use an empty database")
 
 
 def _end(connection: Connection) -> None:
@@ -100,7 +101,7 @@ def _end(connection: Connection) -> None:
         for table in metadata.sorted_tables:
             for column in table.primary_key.columns:
                 if column.autoincrement and isinstance(column.type, Integer) and len(table.primary_key.columns) == 1:
-                    # What the database numbers by itself goes on after the rows that came with their numbers.
+                    # The sequence must continue after the copied ids.
                     place = f"pg_get_serial_sequence('{table.name}', '{column.name}')"
                     highest = f"(SELECT max({column.name}) FROM {table.name})"
                     connection.execute(text(f"SELECT setval({place}, {highest}) WHERE {place} IS NOT NULL AND {highest} > 0"))
@@ -111,7 +112,7 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     insert = BulkInsert(table, *table.columns.keys(), on_conflict="DO NOTHING")
     done = await target.read(_count, table)
     if done == total:
-        return  # an earlier run did it
+        return  # an earlier run has copied it
     after = await target.read(_highest, table) if done else None
     if after is None:
         done = 0
@@ -122,27 +123,28 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
         progress(Progress(table.name, "copied", done, total))
 
 
-async def _sum(database: Database, table: Table, total: int, progress: Callable[[Progress], None]) -> Sum:
+async def _checksum(database: Database, table: Table, total: int, progress: Callable[[Progress], None]) -> _Checksum:
     after: tuple[Any, ...] | None = None
-    result = Sum()
+    result = _Checksum()
     while rows := await database.read(_page, table, after):
         after = _key(table, rows[-1])
         hashes = result.hashes
         for row in rows:
             hashes += int.from_bytes(hashlib.blake2b(orjson.dumps(row), digest_size=8).digest())
-        result = Sum(result.rows + len(rows), hashes % 2**64)
+        result = _Checksum(result.rows + len(rows), hashes % 2**64)
         progress(Progress(table.name, "compared", result.rows, total))
     return result
 
 
 def _count(connection: Connection, table: Table) -> int:
-    count: int = connection.execute(select(func.count()).select_from(table).where(_others(table))).scalar_one()
+    count: int = connection.execute(select(func.count()).select_from(table).where(_without_mark(table))).scalar_one()
     return count
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """The key that an earlier run came to; None: begin at the beginning. Keys with text in them are in another order in another
-    database, and so tell nothing."""
+    """Return the last key that an earlier run copied. Return None to begin with the first row.
+
+    Return None for keys that contain text, because their order differs between databases."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None
@@ -151,21 +153,21 @@ def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
 
 
 def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -> Sequence[tuple[Any, ...]]:
-    """The next rows by primary key, as they are stored."""
+    """Return the next rows by primary key, in their stored form."""
     keys = list(table.primary_key.columns)
-    statement = select(*(type_coerce(column, _stored(column.type)) for column in table.columns))
-    statement = statement.where(_others(table)).order_by(*keys).limit(BATCH)
+    statement = select(*(type_coerce(column, _stored_type(column.type)) for column in table.columns))
+    statement = statement.where(_without_mark(table)).order_by(*keys).limit(BATCH_ROWS)
     if after is not None:
         statement = statement.where(tuple_(*keys) > tuple_(*after) if len(keys) > 1 else keys[0] > after[0])
     return [tuple(row) for row in connection.execute(statement)]
 
 
-def _others(table: Table) -> ColumnElement[bool]:
-    """All rows but the mark."""
+def _without_mark(table: Table) -> ColumnElement[bool]:
+    """Return the condition that excludes the mark of an incomplete copy."""
     return installation.c.name != _MARK if table is installation else true()
 
 
-def _stored(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+def _stored_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     plain = getattr(kind, "impl_instance", kind)
     return next(stored() for stored in _STORED if isinstance(plain, stored))
 

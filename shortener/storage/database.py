@@ -1,12 +1,12 @@
-"""What a part may ask of the store: a transaction, a read, a stream of rows.
+"""The interface of the database: transactions, reads and streams of rows.
 
-A transaction is a plain function of a SQLAlchemy `Connection`: `await db.write(record, batch)` runs `record(connection, batch)`
-between BEGIN and COMMIT and returns what it returned, once that is durable. The function runs where its engine is fastest: in
-the one writer thread of SQLite (a whole transaction costs one hop), or on the event loop over asyncpg (PostgreSQL). It must
-therefore not await, block on anything but its own statements, or keep the connection.
+A transaction is a plain function of a SQLAlchemy `Connection`. `await database.write(record, batch)` runs
+`record(connection, batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite the function
+runs in the writer thread, so a whole transaction needs one change of thread. With PostgreSQL it runs on the event loop over
+asyncpg. The function must therefore not await, must block on its own statements only, and must not keep the connection.
 
-Failure: an exception of the function rolls back and passes through. When the store itself cannot do it (down, locked, full),
-`StoreUnavailable` is raised and nothing was kept. `IntegrityError` passes through: the caller knows what clashed.
+An exception of the function rolls the transaction back and reaches the caller. If the database is down, locked or full,
+`StoreUnavailable` is raised and nothing of the transaction is stored. `IntegrityError` reaches the caller unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Database(Protocol):
-    """One of the two engines. `node` tells the processes that share the store apart (for `ids.IdGenerator`)."""
+    """A database of either engine. `node` differs between processes that share the database (see `ids.IdGenerator`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...
@@ -38,41 +38,44 @@ class Database(Protocol):
     def node(self) -> int: ...
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `transact` as one transaction; return when it is durable. Raises StoreUnavailable."""
+        """Run `transact` as one transaction and return its result when it is durable. Raise StoreUnavailable."""
         ...
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `query` on one consistent snapshot; it cannot write. Raises StoreUnavailable."""
+        """Run `query` on one consistent snapshot and return its result. It cannot write. Raise StoreUnavailable."""
         ...
 
     def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
-        """The rows of a statement in pieces of `size`, in constant memory. Raises StoreUnavailable."""
+        """Yield the rows of a statement in lists of `size` rows, in constant memory. Raise StoreUnavailable."""
         ...
 
     async def close(self) -> None:
-        """Finish what is under way and let go of every connection."""
+        """Finish what is running and close every connection."""
         ...
 
 
 def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT of this connection's engine, for `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    """Return an INSERT of the connection's engine, which has `on_conflict_do_nothing` and `on_conflict_do_update`."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-#: Classes of SQLSTATE that asyncpg's dialect has no exception of its own for: data that a column cannot hold, wrong statements.
-_OUR_MISTAKES = ("22", "42")
+#: SQLSTATE classes of errors in the service itself: a value that a column cannot hold (22) and a wrong statement (42). The asyncpg
+#: dialect has no exception classes for them.
+_PROGRAMMING_ERRORS = ("22", "42")
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Turns what a driver raises when the store cannot answer into StoreUnavailable; lets a clash or our own mistake through."""
+    """Raise StoreUnavailable for a driver error that means the database cannot respond.
+
+    A conflict and an error in the service itself (a wrong statement, a value that does not fit) pass through unchanged."""
     try:
         yield
     except (exc.IntegrityError, exc.ProgrammingError, exc.DataError):
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        if (getattr(cause, "sqlstate", None) or "")[:2] in _OUR_MISTAKES:
+        if (getattr(cause, "sqlstate", None) or "")[:2] in _PROGRAMMING_ERRORS:
             raise
         log.warning("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
         raise StoreUnavailable(str(cause)) from error

@@ -1,4 +1,6 @@
-"""What the database remembers of the installation it belongs to."""
+"""Values that the database stores about its installation, such as the fingerprint of the secret."""
+
+# Tested by tests/test_container.py
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from shortener.storage.schema import installation
 
 
 def get_or_set(connection: Connection, name: str, value: str) -> str:
-    """Keep `value` under `name` unless there is one already; returns the kept one."""
+    """Store `value` under `name` if there is no value yet. Return the stored value."""
     connection.execute(upsert(connection, installation).values(name=name, value=value).on_conflict_do_nothing())
-    kept: str = connection.execute(select(installation.c.value).where(installation.c.name == name)).scalar_one()
-    return kept
+    stored: str = connection.execute(select(installation.c.value).where(installation.c.name == name)).scalar_one()
+    return stored

@@ -1,7 +1,9 @@
-"""Small numbers for keys that recur (cohorts, conversion processes): looked up, or inserted when first seen, then remembered.
+"""Tables that give each distinct key a small row id, such as cohorts and conversion processes.
 
-The rows never change, so remembering is safe; what a transaction made is remembered only by `confirm`, after its commit.
+The rows never change, so a process can cache the ids. It caches the ids of a transaction only after the commit.
 """
+
+# Tested by tests/reporting/test_counts.py and tests/messages/test_rewriter.py
 
 from __future__ import annotations
 
@@ -16,41 +18,43 @@ Key = tuple[Any, ...]
 
 
 class KeyTable:
-    """`columns` make the key; `more()` gives the values of the other columns of a new row."""
+    """A table with an id for each key, and a cache of the ids.
 
-    LIMIT = 100_000  # keys remembered
+    `columns` are the columns of the key. `more(key)` returns the values of the other columns of a new row."""
+
+    MAX_CACHED_KEYS = 100_000
 
     def __init__(self, table: Table, columns: tuple[str, ...], more: Callable[[Key], dict[str, Any]] = lambda key: {}) -> None:
         self._table = table
         self._columns = columns
         self._more = more
-        self._known: dict[Key, int] = {}
+        self._cache: dict[Key, int] = {}
 
     def get_ids(self, connection: Connection, keys: set[Any]) -> dict[Any, int]:
-        """The number of each key, inserting new ones."""
-        found = {key: self._known[key] for key in keys if key in self._known}
-        # In order, so that two processes that insert the same keys cannot deadlock.
+        """Return the id of each key. Insert the keys that are new."""
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        # Two processes that insert the same keys cannot deadlock, because both insert them in sorted order.
         for key in sorted(keys - found.keys()):
-            found[key] = self._find(connection, key) or self._make(connection, key)
+            found[key] = self._select(connection, key) or self._insert(connection, key)
         return found
 
-    def remember(self, found: dict[Any, int]) -> None:
-        """Remember what a transaction got; call it when it has been committed."""
-        if len(self._known) > self.LIMIT:
-            self._known.clear()
-        self._known.update(found)
+    def remember(self, ids: dict[Any, int]) -> None:
+        """Cache the ids that `get_ids` returned. Call this after the commit of the transaction."""
+        if len(self._cache) > self.MAX_CACHED_KEYS:
+            self._cache.clear()
+        self._cache.update(ids)
 
-    def _make(self, connection: Connection, key: Key) -> int:
+    def _insert(self, connection: Connection, key: Key) -> int:
         values = dict(zip(self._columns, key, strict=True)) | self._more(key)
         statement = upsert(connection, self._table).values(values).on_conflict_do_nothing().returning(self._table.c.id)
-        number: int | None = connection.execute(statement).scalar()
-        if number is None:  # another process made it meanwhile
-            number = self._find(connection, key)
-            assert number is not None
-        return number
+        row_id: int | None = connection.execute(statement).scalar()
+        if row_id is None:  # another process has inserted the key meanwhile
+            row_id = self._select(connection, key)
+            assert row_id is not None
+        return row_id
 
-    def _find(self, connection: Connection, key: Key) -> int | None:
+    def _select(self, connection: Connection, key: Key) -> int | None:
         columns = self._table.c
         matches = [columns[name] == value for name, value in zip(self._columns, key, strict=True)]
-        number: int | None = connection.execute(select(columns.id).where(*matches)).scalar()
-        return number
+        row_id: int | None = connection.execute(select(columns.id).where(*matches)).scalar()
+        return row_id

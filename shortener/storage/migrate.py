@@ -1,9 +1,9 @@
-"""Making and moving on the schema.
+"""Creation and migration of the schema.
 
-`prepare` is what the server calls: an empty database is made ready, one of an older version is refused with the command to
-run, one of an unknown version, or of another program, is refused. `migrate` moves it on, forward only: each step is a transaction
-of its own, so one that is cut off leaves the schema at the step before. Several processes may do it at once; on PostgreSQL they
-wait for each other.
+The server calls `prepare`. It creates the schema in an empty database. It rejects a database of an older version and names the
+command to run, and it rejects a database of an unknown version or of another program. `migrate` moves the schema forward only.
+Each migration is one transaction, so an interrupted migration leaves the schema at the previous revision. Several processes can
+migrate at once: on PostgreSQL they wait for each other.
 """
 
 from __future__ import annotations
@@ -15,94 +15,99 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
 
 from shortener.errors import StoreUnavailable
 from shortener.storage.database import store_errors
+from shortener.storage.locks import AdvisoryLock
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import sqlite_path
 from shortener.storage.postgres import async_engine
 from shortener.storage.schema import metadata
 
+# Alembic is imported in functions: only a new database and `shortener migrate` need it, and it is slow to import.
 if TYPE_CHECKING:
     from alembic.config import Config
 
 T = TypeVar("T")
 
-_LOCK = 7_305_469_222  # any number that nothing else locks
-PROGRESS_INTERVAL_SECONDS = 0.25  # seconds between two words of how far a step is
+PROGRESS_INTERVAL_SECONDS = 0.25
 
 
 class SchemaMismatch(Exception):
-    """The database has a schema that this version does not work with; the text names the command to run."""
+    """This version cannot use the schema of the database. The text names the command to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationStep:
-    """Where a step is. `seconds`: since it began; `detail`: what the engine tells of it, if it does; `done`: it is committed."""
+    """The progress of one migration.
+
+    `seconds` have passed since it began. `detail` is the progress that the engine reports, "" if it reports none. `done`: the
+    migration is committed."""
 
     revision: str
-    what: str
+    description: str
     seconds: float = 0.0
     detail: str = ""
     done: bool = False
 
 
 def version_of(connection: Connection) -> str | None:
-    """The revision that the database is at; None when it is empty. Raises SchemaMismatch for tables of somebody else."""
+    """Return the revision of the database, None if it is empty. Raise SchemaMismatch for tables of another program."""
     tables = set(inspect(connection).get_table_names())
     version: str | None = None
     if "alembic_version" in tables:
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    if version is None and (clashing := sorted(tables & metadata.tables.keys())):
+    if version is None and (foreign := sorted(tables & metadata.tables.keys())):
         raise SchemaMismatch(
-            f"the database holds tables that this service did not make ({', '.join(clashing)}): give it a database of its own"
+            f"the database contains tables that this service did not create ({', '.join(foreign)}): use a separate database"
         )
     return version
 
 
 def check(version: str | None) -> None:
-    """Raises SchemaMismatch unless `version` is the one that this code needs."""
+    """Raise SchemaMismatch unless `version` is the revision that this code requires."""
     if version == HEAD:
         return
     if version is None or version in {revision for revision, _ in steps(None)}:
         raise SchemaMismatch(f"the database is at schema {version or 'none'}, this version needs {HEAD}: run `shortener migrate`")
     raise SchemaMismatch(
         f"the database is at schema {version}, which this version, of schema {HEAD}, does not know: "
-        "a newer version made it, upgrade the service (`shortener --version`)"
+        "a newer version created it, upgrade the service (`shortener --version`)"
     )
 
 
 async def prepare(url: str) -> None:
-    """Make an empty database ready. Raises SchemaMismatch for an old or unknown one, StoreUnavailable when it cannot be reached."""
-    version = await _on(url, version_of)
+    """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, StoreUnavailable."""
+    version = await _run_on(url, version_of)
     if version is None:
-        await _on(url, upgrade)  # in one go: another process that starts now sees all of it or nothing
+        await _run_on(url, upgrade)  # in one transaction: a process that starts now sees the whole schema or none
     else:
         check(version)
 
 
 async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda step: None) -> tuple[str | None, str]:
-    """Bring the schema to HEAD; returns the revisions before and after. `progress`: told when a step begins, every TOLD_EVERY
-    seconds while it runs, and when it is done. Raises SchemaMismatch, StoreUnavailable."""
-    before = await _on(url, version_of)
-    left = steps(None)
+    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch, StoreUnavailable.
+
+    `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done."""
+    before = await _run_on(url, version_of)
+    remaining = steps(None)
     if before is not None:
-        known = [revision for revision, _ in left]
+        known = [revision for revision, _ in remaining]
         if before not in known:
             check(before)
-        left = left[known.index(before) + 1 :]
-    for revision, what in left:
-        await _take(url, MigrationStep(revision, what), progress)
+        remaining = remaining[known.index(before) + 1 :]
+    for revision, description in remaining:
+        await _run_step(url, MigrationStep(revision, description), progress)
     return before, HEAD
 
 
-async def _take(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None]) -> None:
+async def _run_step(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None]) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     progress(step)
-    running = loop.create_task(_on(url, functools.partial(upgrade, revision=step.revision)))
+    running = loop.create_task(_run_on(url, functools.partial(upgrade, revision=step.revision)))
     try:
         while not (await asyncio.wait([running], timeout=PROGRESS_INTERVAL_SECONDS))[0]:
             progress(replace(step, seconds=loop.time() - began, detail=await _detail(url)))
@@ -113,32 +118,32 @@ async def _take(url: str, step: MigrationStep, progress: Callable[[MigrationStep
 
 
 async def _detail(url: str) -> str:
-    """What PostgreSQL tells of an index that is being made; SQLite tells nothing."""
+    """Return the progress of an index that PostgreSQL builds. SQLite reports no progress."""
     if sqlite_path(url):
         return ""
     try:
-        return await _on(url, _index_under_way)
+        return await _run_on(url, _index_progress)
     except StoreUnavailable:
         return ""
 
 
-def _index_under_way(connection: Connection) -> str:
-    """Its phase, with the share of it that is done."""
-    row = connection.execute(text(_INDEX_UNDER_WAY)).first()
+def _index_progress(connection: Connection) -> str:
+    """Return the phase of the index that is being built and how much of the phase is done."""
+    row = connection.execute(text(_INDEX_PROGRESS)).first()
     if row is None:
         return ""
     return f"{row.phase}, {row.done * 100 // row.total} %" if row.total else str(row.phase)
 
 
-#: A phase counts either the blocks that it reads or the rows that it puts in.
-_INDEX_UNDER_WAY = (
+#: A phase counts either the blocks that it reads or the rows that it inserts.
+_INDEX_PROGRESS = (
     "SELECT phase, greatest(tuples_done, blocks_done) AS done, greatest(tuples_total, blocks_total) AS total "
     "FROM pg_stat_progress_create_index WHERE datname = current_database()"
 )
 
 
 def steps(before: str | None) -> list[tuple[str, str]]:
-    """The revisions after `before`, oldest first, each with what it does."""
+    """Return the revisions after `before` and their descriptions, oldest first."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config()).iterate_revisions("head", before or "base")
@@ -146,10 +151,11 @@ def steps(before: str | None) -> list[tuple[str, str]]:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Migrate the schema to a revision within the transaction of the connection."""
     from alembic import command
 
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({AdvisoryLock.MIGRATE:d})"))
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
@@ -159,16 +165,16 @@ def _config() -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 
 
-async def _on(url: str, function: Callable[[Connection], T]) -> T:
+async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
     with store_errors():
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return await asyncio.to_thread(_on_sqlite, path, function)
+            return await asyncio.to_thread(_run_on_sqlite, path, function)
         engine = async_engine(url, pool_size=1)
         try:
             async with engine.begin() as connection:
@@ -177,12 +183,12 @@ async def _on(url: str, function: Callable[[Connection], T]) -> T:
             await engine.dispose()
 
 
-def _on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, connect_args={"isolation_level": None})
+def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"isolation_level": None})
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        # Counts for a new file only. A first click rewrites one page somewhere in `messages`: small pages make small commits.
+        # This affects a new file only. A first click rewrites one page of an index, and small pages make small commits.
         connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")
@@ -194,5 +200,5 @@ def _on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
 
 async def current_version(url: str) -> str | None:
-    """The revision that the database is at. Raises StoreUnavailable."""
-    return await _on(url, version_of)
+    """Return the revision of the database, None if it is empty. Raise SchemaMismatch, StoreUnavailable."""
+    return await _run_on(url, version_of)

@@ -1,9 +1,9 @@
-"""Bells that ring in other processes: LISTEN and NOTIFY of PostgreSQL, over one connection of this process's own.
+"""Wake-up events between processes: LISTEN and NOTIFY of PostgreSQL on a connection of their own.
 
-A bell only wakes somebody sooner: whoever waits for it polls as well. So nothing here fails: while there is no connection (the
-database is away, or PgBouncer in transaction mode is in between, which cannot pass them on) a bell is not heard elsewhere, and a
-new connection is tried every `RECONNECT` seconds. A NOTIFY is a transaction of its own, for many rings at once: within the
-transactions that write events it would make their commits wait for each other.
+A wake-up event only makes a job run earlier, because every job also polls. Nothing here raises an error. While there is no
+connection, events are lost, and the notifier tries a new connection every RECONNECT_SECONDS. There is no connection if the database
+is down, or if PgBouncer in transaction mode is between, which does not support LISTEN. Each NOTIFY is a transaction of its own and
+covers many calls of `notify`. As part of the transactions that write events, it would make their commits wait for each other.
 """
 
 from __future__ import annotations
@@ -16,39 +16,41 @@ from typing import Any
 import asyncpg
 import structlog
 
-from shortener.storage.postgres import CONNECT_TIMEOUT
+from shortener.storage.postgres import CONNECT_TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
 CHANNEL = "shortener"
-RECONNECT = 1.0  # seconds
-APART = 0.02  # seconds between two NOTIFYs of a process
+RECONNECT_SECONDS = 1.0
+MIN_INTERVAL_SECONDS = 0.02  # between two rounds of NOTIFY of a process
 
 
 class PostgresNotifier:
-    """`dsn`: as asyncpg takes it."""
+    """Sends and receives named wake-up events. `dsn` has the form that asyncpg accepts."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._bells: dict[str, Callable[[], None]] = {}
-        self._rung: set[str] = set()
-        self._wake = asyncio.Event()
+        self._callbacks: dict[str, Callable[[], None]] = {}
+        self._pending: set[str] = set()
+        self._wake_up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
-    def on(self, name: str, notify: Callable[[], None]) -> None:
-        """What to do here when another process rings the bell of this name."""
-        self._bells[name] = notify
+    def on(self, name: str, callback: Callable[[], None]) -> None:
+        """Call `callback` when another process sends the event of this name."""
+        self._callbacks[name] = callback
 
     def notify(self, name: str) -> None:
-        """Ring the bell of this name in every other process."""
-        self._rung.add(name)
-        self._wake.set()
+        """Send the event of this name to every other process."""
+        self._pending.add(name)
+        self._wake_up.set()
 
     def start(self) -> None:
+        """Connect in the background."""
         self._task = asyncio.get_running_loop().create_task(self._stay_connected())
 
     async def stop(self) -> None:
+        """Disconnect. Events that were not sent are lost."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -56,36 +58,38 @@ class PostgresNotifier:
     async def _stay_connected(self) -> None:
         while True:
             try:
-                connection = await asyncpg.connect(self._dsn, timeout=CONNECT_TIMEOUT, command_timeout=CONNECT_TIMEOUT)
+                connection = await asyncpg.connect(
+                    self._dsn, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=CONNECT_TIMEOUT_SECONDS
+                )
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                self._rung.clear()
+                self._pending.clear()
             else:
                 try:
-                    await self._pass_on(connection)
+                    await self._listen_and_send(connection)
                 except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                    log.warning("bells_cut", error=f"{type(error).__name__}: {error}")
+                    log.warning("notifier_disconnected", error=f"{type(error).__name__}: {error}")
                 finally:
                     self.connected = False
                     with contextlib.suppress(Exception):
                         connection.terminate()
-            await asyncio.sleep(RECONNECT)  # the server is away, or cut us off
+            await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _pass_on(self, connection: Any) -> None:
-        # The server tells of a closed connection to whoever waits for it: without this, only the next NOTIFY would notice.
-        connection.add_termination_listener(lambda _: self._wake.set())
-        await connection.add_listener(CHANNEL, self._heard)
+    async def _listen_and_send(self, connection: Any) -> None:
+        # Without this listener, only the next NOTIFY would discover that the server closed the connection.
+        connection.add_termination_listener(lambda _: self._wake_up.set())
+        await connection.add_listener(CHANNEL, self._receive)
         self.connected = True
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            rung, self._rung = self._rung, set()
+            await self._wake_up.wait()
+            self._wake_up.clear()
+            names, self._pending = self._pending, set()
             if connection.is_closed():
                 raise asyncpg.InterfaceError("the server closed the connection")
-            for name in rung:
+            for name in names:
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, name)
-            await asyncio.sleep(APART)  # what is rung meanwhile shares the next NOTIFY
+            await asyncio.sleep(MIN_INTERVAL_SECONDS)  # calls of `notify` in this time share the next NOTIFY
 
-    def _heard(self, connection: Any, pid: int, channel: str, name: str) -> None:
-        wake_up = self._bells.get(name)
-        if wake_up is not None and pid != connection.get_server_pid():
-            wake_up()
+    def _receive(self, connection: Any, pid: int, channel: str, name: str) -> None:
+        callback = self._callbacks.get(name)
+        if callback is not None and pid != connection.get_server_pid():
+            callback()

@@ -1,4 +1,6 @@
-"""Which engine a URL means."""
+"""The choice of the engine by the database URL."""
+
+# Tested by tests/storage/test_database.py
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from shortener.storage.sqlite import SqliteDatabase
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of a sqlite:/// URL; None for a PostgreSQL URL."""
+    """Return the file of a sqlite:/// URL, None for a PostgreSQL URL. The path is used as written, without percent-decoding."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: float | None = None) -> Database:
-    """Open the store of a URL. `owner`: this process serves (see sqlite.py). `pool_size`, `timeout`: see postgres.py.
+    """Open the database of a URL. Raise StoreUnavailable.
 
-    Raises StoreUnavailable."""
+    `owner`: this process serves from the database (see sqlite.py). `pool_size` and `timeout`: see postgres.py."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner)
     return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

@@ -1,12 +1,12 @@
-"""PostgreSQL over asyncpg: any number of processes, each with its own pool.
+"""PostgreSQL over asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED; what must happen once is a conditional update or a unique index, never check-then-act. A
-deadlock or serialisation failure is tried again here, so no caller sees one; and so is a transaction that found its connection
-cut before it could commit, because the server was restarted since the connection was last used.
+Transactions run at READ COMMITTED. What must happen once is a conditional update or a unique index, never a check followed by a
+write. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection was cut before the commit
+began, for example by a restart of the server.
 
-The URL is libpq's, as asyncpg reads it: several hosts with `target_session_attrs`, `sslmode`, `sslrootcert` and the rest. One
-parameter is ours: `prepared_statements=off`, for PgBouncer in transaction mode, prepares each statement without a name, in the
-transaction that runs it.
+The URL has the form of libpq, as asyncpg accepts it: several hosts with `target_session_attrs`, `sslmode`, `sslrootcert` and so
+on. One parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then
+prepared without a name, in the transaction that runs it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from shortener.storage.database import store_errors
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RETRIES = 5
-_TRY_AGAIN = {"40001", "40P01"}  # serialization_failure, deadlock_detected
-#: The connection is of no more use: the server goes down, or is no longer the one that takes writes (25006).
-_GONE = {"57P01", "57P02", "57P03", "25006"}
-CONNECT_TIMEOUT = 5.0  # seconds
-_OURS = "prepared_statements"
-POOL_WAIT = 5.0  # seconds for a connection of a pool that is all in use
+MAX_ATTEMPTS = 5
+_RETRYABLE = {"40001", "40P01"}  # serialization_failure, deadlock_detected
+#: The connection is not usable any more: the server shuts down, or has become a read-only standby (25006).
+_DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
+CONNECT_TIMEOUT_SECONDS = 5.0
+POOL_TIMEOUT_SECONDS = 5.0  # for a connection while all connections of the pool are in use
+_PREPARED_STATEMENTS = "prepared_statements"
 
 
 class PostgresDatabase:
+    """A PostgreSQL database. The methods are those of `Database`."""
+
     dialect: Literal["postgresql"] = "postgresql"
 
     def __init__(self, engine: AsyncEngine, node: int) -> None:
@@ -45,7 +47,7 @@ class PostgresDatabase:
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
-        """Connect and take a node number (see `async_engine`). Raises StoreUnavailable."""
+        """Connect and get a node number from the database. Raise StoreUnavailable. For the parameters see `async_engine`."""
         engine = async_engine(url, pool_size=pool_size, timeout=timeout)
         with store_errors():
             async with engine.begin() as connection:
@@ -54,7 +56,7 @@ class PostgresDatabase:
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
-            for left in reversed(range(RETRIES)):
+            for attempts_left in reversed(range(MAX_ATTEMPTS)):
                 committing = False
                 try:
                     async with self._engine.begin() as connection:
@@ -63,18 +65,18 @@ class PostgresDatabase:
                     return result
                 except exc.DBAPIError as error:
                     cut = error.connection_invalidated and not committing
-                    if not left or not (cut or getattr(error.orig, "sqlstate", None) in _TRY_AGAIN):
+                    if not attempts_left or not (cut or getattr(error.orig, "sqlstate", None) in _RETRYABLE):
                         raise
         raise AssertionError("unreachable")
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
-            for left in reversed(range(RETRIES)):
+            for attempts_left in reversed(range(MAX_ATTEMPTS)):
                 try:
                     async with self._reader.connect() as connection:
                         return await connection.run_sync(query, *args, **kwargs)
                 except exc.DBAPIError as error:
-                    if not left or not error.connection_invalidated:
+                    if not attempts_left or not error.connection_invalidated:
                         raise
         raise AssertionError("unreachable")
 
@@ -90,46 +92,50 @@ class PostgresDatabase:
 
 
 def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) -> AsyncEngine:
-    """`pool_size`: connections that are kept; as many again are opened when all are in use. `timeout`: seconds that a statement may
-    take; None: as long as it likes."""
+    """Return an engine with a connection pool.
+
+    `pool_size` connections stay open, and the engine opens as many again under load. `timeout` is the time limit of a statement in
+    seconds; None means no limit."""
     dsn, prepared = split_url(url)
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if not prepared:
-        more = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
+        options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
 
     def connect() -> Any:
-        # Not by SQLAlchemy's URL: it hands parameters of libpq on under names that asyncpg does not know.
+        # The URL goes to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
         dbapi: Any = engine.dialect.dbapi
-        return dbapi.connect(dsn, async_creator_fn=asyncpg.connect, timeout=CONNECT_TIMEOUT, command_timeout=timeout, **more)
+        return dbapi.connect(
+            dsn, async_creator_fn=asyncpg.connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options
+        )
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
         creator=connect,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_timeout=POOL_WAIT,
-        hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        hide_parameters=True,  # errors are logged, and parameters contain phone numbers and addresses
     )
-    event.listen(engine.sync_engine, "handle_error", _recognise_cut)
+    event.listen(engine.sync_engine, "handle_error", _detect_disconnect)
     return engine
 
 
 def split_url(url: str) -> tuple[str, bool]:
-    """The URL without our own parameter, and whether statements may be prepared: whether a connection is one server's for long."""
+    """Return the URL without the parameter `prepared_statements`, and whether statements may be prepared by name."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
-    theirs = [(name, value) for name, value in parameters if name != _OURS]
-    if len(theirs) == len(parameters):
+    others = [(name, value) for name, value in parameters if name != _PREPARED_STATEMENTS]
+    if len(others) == len(parameters):
         return url, True
-    return urlunsplit(parts._replace(query=urlencode(theirs))), (_OURS, "off") not in parameters
+    return urlunsplit(parts._replace(query=urlencode(others))), (_PREPARED_STATEMENTS, "off") not in parameters
 
 
 def _no_name() -> str:
     return ""
 
 
-def _recognise_cut(context: ExceptionContext) -> None:
-    """A connection whose server said good-bye, or did not answer in time, is not used again."""
+def _detect_disconnect(context: ExceptionContext) -> None:
+    """Mark a connection as disconnected if the server ended it or did not respond in time."""
     error = context.original_exception
-    if isinstance(error, TimeoutError) or getattr(error, "sqlstate", None) in _GONE:
+    if isinstance(error, TimeoutError) or getattr(error, "sqlstate", None) in _DISCONNECTED:
         context.is_disconnect = True

@@ -1,8 +1,11 @@
-"""Statements of SQLite past SQLAlchemy, whose own work on each of them is more than SQLite's.
+"""Execution of hand-written statements, for the few that run for every batch of hits, conversions or deliveries.
 
-For the few that run for every batch of hits, conversions or deliveries. They belong to the transaction of the connection, and
-errors are SQLAlchemy's, so callers and `store_errors` see no difference.
+On SQLite these bypass SQLAlchemy, whose work for each statement takes longer than the work of SQLite. The statements are part of
+the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors` see no
+difference.
 """
+
+# Tested by tests/storage/test_bulk.py and the tests of the modules that call it
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 
 def execute(connection: Connection, statement: str, *parameters: object) -> sqlite3.Cursor:
-    """Run a statement of SQLite's own words on the writer's connection. Raises what SQLAlchemy would."""
+    """Run a SQLite statement on the writer's connection. Raise the exceptions of SQLAlchemy."""
     driver: Any = connection.connection.driver_connection
     try:
         cursor: sqlite3.Cursor = driver.execute(statement, parameters)
@@ -28,18 +31,20 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
-    """The one value of the one row of a query, on any connection."""
-    if connection.dialect.is_async:  # a reader's, which lives in a thread of aiosqlite
+    """Return the one value of the one row of a SQLite query, on any connection."""
+    if connection.dialect.is_async:  # a reader's connection belongs to a thread of aiosqlite
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
     found = cursor.fetchone()[0]
-    cursor.close()  # or the statement would hold its snapshot
+    cursor.close()  # an open statement would keep its snapshot
     return found
 
 
 def rows(connection: Connection, statements: Mapping[str, str], *values: object) -> Sequence[Sequence[Any]]:
-    """Rows of a statement that is written for each engine. SQLite's answers with one JSON array, since each row that is fetched
-    hands the interpreter lock over. Lists among the values become one JSON text on SQLite and arrays on PostgreSQL."""
+    """Return the rows of a query that has one statement for each engine.
+
+    The SQLite statement must return one JSON array of rows, because each fetch of a row releases the interpreter lock.
+    A list in `values` becomes one JSON text on SQLite and an array on PostgreSQL."""
     if connection.dialect.name == "sqlite":
         packed = [orjson.dumps(one).decode() if isinstance(one, list) else one for one in values]
         found: list[list[Any]] = orjson.loads(value(connection, statements["sqlite"], *packed))
@@ -47,19 +52,20 @@ def rows(connection: Connection, statements: Mapping[str, str], *values: object)
     return connection.exec_driver_sql(statements["postgresql"], values).all()
 
 
-def bulk_parameters(connection: Connection, of_rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
-    """Rows that the caller has in hand, some at least, as parameters: one JSON text of them all on SQLite, an array for each of
-    their columns on PostgreSQL."""
+def bulk_parameters(connection: Connection, rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
+    """Return at least one row as parameters: one JSON text of all rows on SQLite, one array for each column on PostgreSQL."""
     if connection.dialect.name == "sqlite":
-        return (orjson.dumps([tuple(row) for row in of_rows]).decode(),)
-    return tuple(list(column) for column in zip(*of_rows, strict=True))
+        return (orjson.dumps([tuple(row) for row in rows]).decode(),)
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
-def execute_bulk(connection: Connection, statements: Mapping[str, str], of_rows: Sequence[Sequence[object]]) -> int:
-    """Run a statement that is written for each engine and takes `bulk_parameters`; returns how many rows it changed."""
-    if not of_rows:
+def execute_bulk(connection: Connection, statements: Mapping[str, str], rows: Sequence[Sequence[object]]) -> int:
+    """Run a statement with `bulk_parameters` for these rows. Return how many rows it changed.
+
+    `statements` has one statement for each engine. Without rows, nothing runs."""
+    if not rows:
         return 0
-    values = bulk_parameters(connection, of_rows)
+    values = bulk_parameters(connection, rows)
     if connection.dialect.name == "sqlite":
         return execute(connection, statements["sqlite"], *values).rowcount
     return connection.exec_driver_sql(statements["postgresql"], values).rowcount

@@ -1,10 +1,9 @@
-"""SQLite: one writer thread that owns the only writing connection, and read-only connections over aiosqlite.
+"""SQLite with one writer thread, which has the only writing connection, and read-only connections over aiosqlite.
 
-Why not one aiosqlite connection for all: each of its calls is a hop to another thread, and a transaction makes many; here a
-whole transaction is one hop (docs/decisions/0002). Every transaction is BEGIN IMMEDIATE, because a deferred one that reads
-first and then writes fails with SQLITE_BUSY at once, ignoring the timeout. WAL with synchronous=FULL: what was committed
-survives a power cut. Only the process that serves checkpoints (checkpoint.py), and it holds a lock beside the file, so that a
-second server on the same file refuses to start.
+A whole transaction costs one change of thread. With aiosqlite each statement would cost one (docs/decisions/0002). Every
+transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail with SQLITE_BUSY at once,
+without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only the process that serves
+makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Row, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import Executable
@@ -37,8 +37,8 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    # 8 MiB, and no more: when a transaction ends that reordered the pages of an index, as every other one does, SQLite looks
-    # through the whole cache (docs/decisions/0006). What is not in it is in the operating system's.
+    # 8 MiB. SQLite searches the whole cache at the end of a transaction that moved pages of an index, which about every second one
+    # does (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_autocheckpoint=0",  # see checkpoint.py
@@ -47,28 +47,32 @@ _READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=
 
 
 class SqliteDatabase:
+    """A SQLite database file. The methods are those of `Database`."""
+
     dialect: Literal["sqlite"] = "sqlite"
 
     def __init__(self, path: Path, *, owner: bool) -> None:
-        """Open the file, made with its folder if absent. `owner`: this process serves from it, alone."""
+        """Open the file. Create the file and its folder if they do not exist.
+
+        `owner`: this process serves from the file, as the only one. Raise StoreUnavailable if another process does."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
         self.node = 0 if owner else 1 + secrets.randbelow(MAX_NODES - 1)
         self._engine = create_engine(
-            f"sqlite:///{path}",
+            URL.create("sqlite", database=str(path)),
             poolclass=StaticPool,
-            isolation_level="AUTOCOMMIT",  # `_transact` begins and commits
+            isolation_level="AUTOCOMMIT",  # `_transact` runs BEGIN and COMMIT
             connect_args={"isolation_level": None, "check_same_thread": False, "cached_statements": 1024},
-            hide_parameters=True,  # in errors, which are logged: numbers and addresses are among them
+            hide_parameters=True,  # errors are logged, and parameters contain phone numbers and addresses
         )
         _prepare(self._engine, _WRITER_PRAGMAS)
         with store_errors():
             self._writer = self._engine.connect()
-            self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection below it
-        # uri=true: a read-only connection cannot write whatever a statement says.
+            self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection
+        # A connection with mode=ro cannot write.
         self._readers: AsyncEngine = create_async_engine(
-            f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true",
+            URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"}),
             connect_args={"isolation_level": None},
             pool_size=4,
             hide_parameters=True,
@@ -82,7 +86,7 @@ class SqliteDatabase:
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
-            raise StoreUnavailable("the store is closed")
+            raise StoreUnavailable("the database is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -102,7 +106,7 @@ class SqliteDatabase:
         return await future
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """BEGIN, the function, COMMIT: past SQLAlchemy, whose part in them takes longer than a short transaction."""
+        """Run BEGIN, the function and COMMIT. BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
         raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
         try:
             result = transact(self._writer, *args, **kwargs)
@@ -112,7 +116,7 @@ class SqliteDatabase:
                 self._driver.rollback()
             raise
         finally:
-            if self._writer.in_transaction():  # in its own eyes, since its first statement
+            if self._writer.in_transaction():  # SQLAlchemy begins a transaction of its own at the first statement
                 self._writer.rollback()
         return result
 
@@ -150,7 +154,7 @@ class SqliteDatabase:
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
-    if not future.done():  # the waiter may have been cancelled; the transaction stands all the same
+    if not future.done():  # the caller may have been cancelled; the transaction is committed nevertheless
         outcome(value)
 
 
@@ -170,12 +174,12 @@ def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -
 
 
 def _take_ownership(path: Path) -> IO[str]:
-    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - held until close()
+    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - stays open until close()
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise StoreUnavailable(
-            f"another process serves from {path}: SQLite belongs to one process, several need PostgreSQL"
+            f"another process serves from {path}: only one process can use a SQLite database, use PostgreSQL for several"
         ) from None
     return lock

@@ -1,4 +1,6 @@
-"""Column types that mean the same on SQLite and PostgreSQL: instants, amounts of money, JSON objects."""
+"""Column types that store the same values on SQLite and PostgreSQL: times, amounts of money, JSON values."""
+
+# Tested by tests/storage/test_database.py
 
 from __future__ import annotations
 
@@ -15,16 +17,17 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def to_ms(at: datetime) -> int:
-    """Milliseconds since 1970 of an aware datetime."""
+    """Return the milliseconds since 1970 of an aware datetime."""
     return (at - _EPOCH) // _MILLISECOND
 
 
 def from_ms(ms: int) -> datetime:
+    """Return the UTC time of milliseconds since 1970."""
     return _EPOCH + ms * _MILLISECOND
 
 
 class Instant(TypeDecorator[datetime]):
-    """An aware UTC datetime, stored as milliseconds since 1970: small, sortable, the same on both engines."""
+    """An aware UTC datetime, stored as milliseconds since 1970."""
 
     impl = BigInteger
     cache_ok = True
@@ -37,7 +40,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Money(TypeDecorator[Decimal]):
-    """An exact decimal, stored as text; sums are made in Python or in the counts, never in floating point."""
+    """A Decimal, stored as text. Sums are computed in Python, never in floating point."""
 
     impl = Text
     cache_ok = True
@@ -50,7 +53,7 @@ class Money(TypeDecorator[Decimal]):
 
 
 class Json(TypeDecorator[Any]):
-    """A JSON value, stored as text; None is NULL."""
+    """A JSON value, stored as text. None is stored as NULL."""
 
     impl = Text
     cache_ok = True
@@ -63,7 +66,7 @@ class Json(TypeDecorator[Any]):
 
 
 def to_iso(at: datetime | None) -> str | None:
-    """ISO 8601 in UTC with a Z: milliseconds when there are any, as the contract spells times."""
+    """Return the time as ISO 8601 in UTC with a Z. It has milliseconds if they are not zero."""
     if at is None:
         return None
     utc = at.astimezone(UTC)

@@ -1,6 +1,7 @@
-"""Rows that the caller has in hand, as a table to join: one statement text and few parameters, whatever the number of rows.
+"""Rows of the caller as a table that a statement can join.
 
-Instead of `IN (...)`, whose text changes with every length (and is prepared anew each time) and whose parameters are limited.
+The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)` each length would be
+another statement to prepare, and the number of parameters is limited.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-Kind = type[BigInteger] | type[Integer] | type[Text]
+ColumnType = type[BigInteger] | type[Integer] | type[Text]
 
 
-def values_table(connection: Connection, rows: Iterable[tuple[int | str, ...]], **columns: Kind) -> FromClause:
-    """A table `values_table` of these rows, with the columns named, in their order."""
-    kept = list(rows)
+def values_table(connection: Connection, rows: Iterable[tuple[int | str, ...]], **columns: ColumnType) -> FromClause:
+    """Return a table of these rows. `columns` are the names and types of its columns, in the order of the values in a row."""
+    values = list(rows)
     if connection.dialect.name == "sqlite":
-        packed = bindparam(None, orjson.dumps(kept).decode(), Text)
-        value = func.json_each(packed).table_valued("value", name="given_json").c.value
+        packed = bindparam(None, orjson.dumps(values).decode(), Text)
+        value = func.json_each(packed).table_valued("value", name="input_json").c.value
         fields = [
             type_coerce(value.op("->>")(literal_column(str(index))), kind).label(name)
             for index, (name, kind) in enumerate(columns.items())
         ]
-        return select(*fields).subquery("given")
+        return select(*fields).subquery("input_rows")
     arrays = [
-        bindparam(None, [row[index] for row in kept], ARRAY(kind), unique=True) for index, kind in enumerate(columns.values())
+        bindparam(None, [row[index] for row in values], ARRAY(kind), unique=True) for index, kind in enumerate(columns.values())
     ]
     typed = [column(name, kind) for name, kind in columns.items()]
-    return func.unnest(*arrays).table_valued(*typed).render_derived(name="given")
+    return func.unnest(*arrays).table_valued(*typed).render_derived(name="input_rows")

@@ -1,4 +1,4 @@
-"""One clock for all processes. On PostgreSQL only: SQLite belongs to one process."""
+"""The clock that processes share. PostgreSQL only, because only one process uses a SQLite database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shortener.container import open_service
 from shortener.errors import StoreUnavailable
 from shortener.model import utcnow
 from shortener.settings import Settings
-from shortener.storage.clock import TOLERATED, SharedClock
+from shortener.storage.clock import MAX_IGNORED_OFFSET, SharedClock
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
@@ -23,12 +23,12 @@ from tests.servers import PostgresProcess
 @pytest.fixture
 async def database(database: Database) -> Database:
     if database.dialect == "sqlite":
-        pytest.skip("SQLite belongs to one process, on one machine with one clock")
+        pytest.skip("one process uses a SQLite database, so there is one clock")
     return database
 
 
 def off_by(**units: float) -> Clock:
-    """A machine's clock that goes, and is wrong."""
+    """Return the clock of a machine whose time is wrong by a constant difference."""
 
     class Wrong(Clock):
         def __call__(self) -> datetime:
@@ -37,21 +37,21 @@ def off_by(**units: float) -> Clock:
     return Wrong()
 
 
-async def test_clocks_that_are_hours_apart_tell_the_same_time(database: Database) -> None:
+async def test_processes_whose_clocks_differ_by_hours_use_the_same_time(database: Database) -> None:
     ahead, behind, right = (SharedClock(database, off_by(hours=hours)) for hours in (3, -3, 0))
     for clock in (ahead, behind, right):
         assert await clock.step() == 0
-    assert abs(ahead() - behind()) < 4 * TOLERATED
-    assert abs(ahead() - datetime.now(UTC)) < 4 * TOLERATED
+    assert abs(ahead() - behind()) < 4 * MAX_IGNORED_OFFSET
+    assert abs(ahead() - datetime.now(UTC)) < 4 * MAX_IGNORED_OFFSET
 
 
-async def test_clocks_that_agree_are_left_alone(database: Database) -> None:
+async def test_a_clock_that_differs_by_milliseconds_is_not_corrected(database: Database) -> None:
     clock = SharedClock(database, off_by(milliseconds=20))
     await clock.step()
     assert clock.offset == timedelta()
 
 
-async def test_while_the_database_is_away_the_last_correction_stands(postgres_server: PostgresProcess) -> None:
+async def test_the_last_correction_is_kept_while_the_database_is_down(postgres_server: PostgresProcess) -> None:
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     database = await open_database(url, owner=True)
@@ -69,7 +69,7 @@ async def test_while_the_database_is_away_the_last_correction_stands(postgres_se
         await database.close()
 
 
-async def test_a_service_of_one_process_has_the_clock_of_its_machine(store_url: str, tmp_path: Path) -> None:
+async def test_a_service_on_sqlite_uses_the_clock_of_its_machine(store_url: str, tmp_path: Path) -> None:
     service = await open_service(Settings(data_dir=tmp_path, database_url=store_url))
     try:
         assert (service.clock is utcnow) == (service.database.dialect == "sqlite")

@@ -1,4 +1,4 @@
-"""Moving an installation between databases, in both directions, also when it is cut off."""
+"""Copies of an installation between the engines, in both directions, with and without interruptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shortener.messages.plan import RewriteItem
 from shortener.reporting import counts
 from shortener.settings import Settings
 from shortener.storage import schema
-from shortener.storage.copy import BATCH, CopyError, Progress, copy, is_unfinished
+from shortener.storage.copy import BATCH_ROWS, CopyError, Progress, copy, is_unfinished
 from shortener.storage.database import Database
 from shortener.storage.migrate import SchemaMismatch, migrate
 from shortener.storage.open import open_database
@@ -26,11 +26,11 @@ from tests.clicks.helpers import make_hit as hit
 from tests.conftest import NOON, Clock, MakeService, new_postgresql_database
 from tests.rows import Rows
 
-MESSAGES = BATCH + 500  # more than one batch of them
+MESSAGES = BATCH_ROWS + 500  # more than one batch
 
 
-async def lived(service: Service) -> None:
-    """Something of everything."""
+async def write_rows(service: Service) -> None:
+    """Write rows to every table that the test compares."""
     (code,) = await send(service)
     await service.recorder.record(hit(service, code))
     await service.recorder.record(hit(service, code))
@@ -40,7 +40,7 @@ async def lived(service: Service) -> None:
     await service.database.write(many, application.id)
     await service.database.write(counts.fold)
     (code,) = await send(service)
-    await service.recorder.record(hit(service, code))  # and a tally that is not folded yet
+    await service.recorder.record(hit(service, code))  # leaves a count delta that is not folded yet
 
 
 def many(connection: Connection, application: int) -> None:
@@ -67,16 +67,16 @@ def message(number: int, application: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def source(make_service: MakeService) -> Database:
-    """A store that was served for a while, and is not any more."""
+    """A database that a service has used."""
     service = await make_service()
-    await lived(service)
+    await write_rows(service)
     await service.recorder.flush()
     return service.database
 
 
 @pytest.fixture
 async def target_url(store_url: str, postgresql: str, postgresql_template: str, tmp_path: Path) -> str:
-    """Of the other engine, with the schema in it."""
+    """The URL of an empty database of the other engine, with the schema."""
     if store_url.startswith("sqlite"):
         return await new_postgresql_database(postgresql, postgresql_template)
     url = f"sqlite:///{tmp_path / 'target.db'}"
@@ -91,25 +91,25 @@ async def target(target_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def nobody(progress: Progress) -> None:
+def ignore(progress: Progress) -> None:
     return
 
 
-async def test_everything_is_moved_and_serves_on(
+async def test_all_rows_are_copied_and_the_service_continues_on_the_target(
     source: Database, target: Database, target_url: str, tmp_path: Path, clock: Clock
 ) -> None:
-    told: list[Progress] = []
-    copied = await copy(source, target, told.append)
+    steps: list[Progress] = []
+    copied = await copy(source, target, steps.append)
     assert copied["messages"] == MESSAGES + 4
     assert copied["hits"] == 4
     assert min(copied[name] for name in ("links", "events", "counts", "tallies", "installation", "idempotency", "api_keys")) > 0
-    last = [one for one in told if one.table == "messages"]
+    last = [one for one in steps if one.table == "messages"]
     assert [(one.doing, one.done) for one in last] == [
-        ("copied", BATCH),
+        ("copied", BATCH_ROWS),
         ("copied", MESSAGES + 4),
-        ("compared", BATCH),
+        ("compared", BATCH_ROWS),
         ("compared", MESSAGES + 4),
-        ("compared", BATCH),
+        ("compared", BATCH_ROWS),
         ("compared", MESSAGES + 4),
     ]
     for database in (source, target):
@@ -117,25 +117,21 @@ async def test_everything_is_moved_and_serves_on(
         assert await database.read(counts.verify, NOON - timedelta(hours=1), NOON + timedelta(hours=1)) == []
     await target.close()
 
-    settings = Settings(data_dir=tmp_path, database_url=target_url)  # the same folder: the same secret
+    settings = Settings(data_dir=tmp_path, database_url=target_url)  # the same folder, so the same secret
     service = await open_service(settings, clock=clock)
     service.recorder.start()
     try:
         assert service.first_credentials is None
         (code,) = await service.database.read(lambda c: c.execute(select(schema.links.c.code).limit(1)).scalars().all())
         assert (await service.recorder.record(hit(service, code))).location
-        made = await service.database.write(create_application, "another", NOON)
-        assert made.application_id > 1, "the database numbers on"
+        created = await service.database.write(create_application, "another", NOON)
+        assert created.application_id > 1, "the ids continue after the copied ones"
     finally:
         await service.close(1)
 
 
-class CutOff(Exception):
-    pass
-
-
-class Flimsy:
-    """The target, over a connection that breaks after so many writes."""
+class BreakingDatabase:
+    """A database whose connection breaks after `writes` transactions."""
 
     def __init__(self, database: Database, writes: int) -> None:
         self._database = database
@@ -149,52 +145,52 @@ class Flimsy:
         return await self._database.write(transact, *args)
 
 
-async def test_a_copy_that_was_cut_off_goes_on_and_nothing_serves_it_meanwhile(
+async def test_an_interrupted_copy_continues_and_the_service_does_not_start_on_it(
     source: Database, target: Database, target_url: str, tmp_path: Path
 ) -> None:
-    rounds = 0
+    interruptions = 0
     while True:
         try:
-            flimsy: Any = Flimsy(target, writes=4)
-            copied = await copy(source, flimsy, nobody)
+            breaking: Any = BreakingDatabase(target, writes=4)
+            copied = await copy(source, breaking, ignore)
             break
         except StoreUnavailable:
-            rounds += 1
+            interruptions += 1
             assert await target.read(is_unfinished)
-            if rounds == 2 and target.dialect == "postgresql":  # SQLite is this test's own, and refuses a second owner
+            if interruptions == 2 and target.dialect == "postgresql":  # SQLite rejects a second owner
                 with pytest.raises(SchemaMismatch, match="shortener copy"):
                     await open_service(Settings(data_dir=tmp_path, database_url=target_url))
-    assert rounds > 3
+    assert interruptions > 3
     assert copied["messages"] == MESSAGES + 4
     assert not await target.read(is_unfinished)
 
 
-async def test_a_target_in_use_and_the_half_of_another_are_refused(source: Database, target: Database) -> None:
+async def test_a_target_with_another_installation_is_rejected(source: Database, target: Database) -> None:
     await target.write(lambda connection: connection.execute(insert(schema.installation).values(name="secret", value="x")))
-    with pytest.raises(CopyError, match="the target is in use"):
-        await copy(source, target, nobody)
+    with pytest.raises(CopyError, match="already contains an installation"):
+        await copy(source, target, ignore)
     await target.write(lambda connection: connection.execute(insert(schema.installation).values(name="copy", value="another")))
-    with pytest.raises(CopyError, match="a part of another installation"):
-        await copy(source, target, nobody)
-    with pytest.raises(CopyError, match="itself a copy"):
-        await copy(target, source, nobody)
+    with pytest.raises(CopyError, match="incomplete copy of another installation"):
+        await copy(source, target, ignore)
+    with pytest.raises(CopyError, match="incomplete copy"):
+        await copy(target, source, ignore)
 
 
-async def test_somebody_who_writes_meanwhile_is_noticed(source: Database, target: Database) -> None:
-    class Meddler(Flimsy):
-        """Changes a row of the source at every step of the copy."""
+async def test_a_change_of_the_source_during_the_copy_is_reported(source: Database, target: Database) -> None:
+    class ChangingSource(BreakingDatabase):
+        """A target that changes a row of the source in every transaction."""
 
         async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
             statement = schema.applications.update().values(name=f"changed, {self._writes} to go")
             await source.write(lambda connection: connection.execute(statement))
             return await super().write(transact, *args)
 
-    meddler: Any = Meddler(target, 1000)
-    with pytest.raises(CopyError, match="applications differs"):
-        await copy(source, meddler, nobody)
+    changing: Any = ChangingSource(target, 1000)
+    with pytest.raises(CopyError, match="rows of applications differ"):
+        await copy(source, changing, ignore)
 
 
-async def test_a_store_that_was_never_served_has_nothing_to_copy(database: Database, target: Database) -> None:
-    with pytest.raises(CopyError, match="never been served"):
-        await copy(database, target, nobody)
+async def test_a_source_that_no_server_has_used_is_rejected(database: Database, target: Database) -> None:
+    with pytest.raises(CopyError, match="the source is empty"):
+        await copy(database, target, ignore)
     assert await target.read(lambda c: c.execute(select(func.count()).select_from(schema.installation)).scalar_one()) == 0

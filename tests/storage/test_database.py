@@ -1,5 +1,6 @@
-"""What a part may rely on, on both engines."""
+"""The guarantees of both engines: transactions, reads, streams and errors."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from sqlalchemy import Connection, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import StoreUnavailable
+from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
+from shortener.storage.migrate import prepare
 from shortener.storage.open import open_database
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)
@@ -29,13 +32,13 @@ def names(connection: Connection) -> list[str]:
     return list(connection.execute(select(schema.applications.c.name).order_by(schema.applications.c.id)).scalars())
 
 
-async def test_what_a_transaction_wrote_is_read_back_as_it_was(database: Database) -> None:
+async def test_written_values_are_read_unchanged(database: Database) -> None:
     number = await database.write(add, "one")
     row = (await database.read(lambda connection: connection.execute(select(schema.applications)).all()))[0]
     assert (row.id, row.name, row.settings, row.created_at) == (number, "one", {"a": 1}, NOW)
 
 
-async def test_a_failing_transaction_leaves_nothing_behind(database: Database) -> None:
+async def test_a_failed_transaction_stores_nothing(database: Database) -> None:
     def fail(connection: Connection) -> None:
         add(connection, "one")
         raise ValueError("no")
@@ -47,14 +50,14 @@ async def test_a_failing_transaction_leaves_nothing_behind(database: Database) -
     assert await database.read(names) == ["two"]
 
 
-async def test_a_clash_passes_through_as_what_it_is(database: Database) -> None:
+async def test_a_unique_conflict_raises_integrity_error(database: Database) -> None:
     await database.write(add, "one")
     with pytest.raises(IntegrityError):
         await database.write(add, "one")
     assert await database.read(names) == ["one"]
 
 
-async def test_data_that_no_column_can_hold_is_our_mistake_and_not_an_outage(database: Database) -> None:
+async def test_a_value_that_no_column_can_hold_is_not_reported_as_an_outage(database: Database) -> None:
     for value in (2**70, "\udc80"):
         with pytest.raises(Exception, match=r"int|surrogates|64") as caught:
             await database.write(look_up, value)
@@ -67,31 +70,31 @@ async def test_a_read_cannot_write(database: Database) -> None:
     assert await database.read(names) == []
 
 
-async def test_a_stream_brings_all_rows_in_pieces(database: Database) -> None:
+async def test_a_stream_yields_all_rows_in_lists_of_the_given_size(database: Database) -> None:
     for number in range(25):
         await database.write(add, f"a{number:02}")
     pieces = [len(rows) async for rows in database.stream(select(schema.applications.c.name), size=10)]
     assert pieces == [10, 10, 5]
 
 
-async def test_what_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
+async def test_a_database_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         await open_database(f"postgresql://nobody@/none?host={tmp_path}", owner=True)
 
 
-async def test_sqlite_belongs_to_one_server(tmp_path: Path) -> None:
+async def test_a_second_server_on_a_sqlite_file_is_rejected(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'shortener.db'}"
     first = await open_database(url, owner=True)
-    with pytest.raises(StoreUnavailable, match="SQLite belongs to one process"):
+    with pytest.raises(StoreUnavailable, match="only one process can use a SQLite database"):
         await open_database(url, owner=True)
-    beside = await open_database(url, owner=False)  # a command beside the server
-    await beside.close()
+    command = await open_database(url, owner=False)  # a command while the server runs
+    await command.close()
     await first.close()
     again = await open_database(url, owner=True)
     await again.close()
 
 
-async def test_sqlite_is_durable_and_waits_for_other_writers(tmp_path: Path) -> None:
+async def test_sqlite_uses_wal_with_full_synchronization_and_a_busy_timeout(tmp_path: Path) -> None:
     database = await open_database(f"sqlite:///{tmp_path / 'shortener.db'}", owner=True)
 
     def pragmas(connection: Connection) -> tuple[str, int, int]:
@@ -100,3 +103,18 @@ async def test_sqlite_is_durable_and_waits_for_other_writers(tmp_path: Path) -> 
 
     assert await database.write(pragmas) == ("wal", 2, 1000)
     await database.close()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%41b", "a?b", "a b", "ä&=+;"])
+async def test_the_path_of_a_sqlite_file_can_contain_characters_with_a_meaning_in_urls(tmp_path: Path, name: str) -> None:
+    settings = Settings(data_dir=tmp_path / name)
+    await prepare(settings.store_url)
+    database = await open_database(settings.store_url, owner=True)
+    try:
+        await database.write(add, "one")
+        assert await database.read(names) == ["one"]
+        assert [len(rows) async for rows in database.stream(select(schema.applications.c.name))] == [1]
+    finally:
+        await database.close()
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name / "shortener.db").is_file()

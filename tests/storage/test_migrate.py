@@ -1,4 +1,4 @@
-"""The schema in steps: an empty store is made ready, an old or unknown one is refused, the steps bring data to schema.py."""
+"""Creation and migration of the schema, and the rejection of old and unknown schemas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.rows import messages_now
 from tests.servers import PATIENCE
 
-# Of the installation whose rows are in schema_0001.sql.
+# These belong to the installation whose rows are in schema_0001.sql.
 OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
 OLD_SECRET = "the secret of the installation that this was written by 0123456789"
 OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"
@@ -43,7 +43,7 @@ OLD_TOKEN = "tt_n_0mk1bxJz8tImJIRVUnuCTYnqY2KMYty2aI5m3VfGM"
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store with nothing in it, on both engines in turn."""
+    """The URL of an empty database of each engine."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'new' / 'shortener.db'}"
     return await new_postgresql_database(request.getfixturevalue("postgresql"), None)
@@ -51,7 +51,7 @@ async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def old_url(empty_url: str) -> str:
-    """A store at the first schema with rows in every table, as the first version left them."""
+    """The URL of a database at the first schema, with rows in every table."""
 
     def fill(connection: Connection) -> None:
         upgrade(connection, "0001")
@@ -62,18 +62,18 @@ async def old_url(empty_url: str) -> str:
             for table in ("applications", "cohorts", "trackers", "domains"):
                 connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 1000)")
 
-    await module._on(empty_url, fill)
+    await module._run_on(empty_url, fill)
     return empty_url
 
 
 def difference(connection: Connection) -> list[object]:
-    """Between what is there and what the code knows."""
+    """Return the differences between the schema of the database and schema.py."""
     context = MigrationContext.configure(connection, opts={"compare_type": False})
     return list(compare_metadata(context, metadata))
 
 
 def conditions(connection: Connection) -> dict[str, str]:
-    """Each index of the store as the engine spells it: comparing metadata leaves conditions out."""
+    """Return the definition of each index. The comparison of metadata ignores the conditions of indexes."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
     else:
@@ -81,16 +81,16 @@ def conditions(connection: Connection) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", definition) for name, definition in found}
 
 
-async def test_the_migrations_arrive_at_the_schema_that_the_code_knows(empty_url: str) -> None:
+async def test_the_migrations_produce_the_schema_of_the_code(empty_url: str) -> None:
     await migrate(empty_url)
-    assert await module._on(empty_url, difference) == []
-    by_steps = await module._on(empty_url, conditions)
-    await module._on(empty_url, metadata.drop_all)
-    await module._on(empty_url, metadata.create_all)
-    assert by_steps == await module._on(empty_url, conditions)
+    assert await module._run_on(empty_url, difference) == []
+    by_migrations = await module._run_on(empty_url, conditions)
+    await module._run_on(empty_url, metadata.drop_all)
+    await module._run_on(empty_url, metadata.create_all)
+    assert by_migrations == await module._run_on(empty_url, conditions)
 
 
-async def test_an_empty_store_is_made_ready_and_a_ready_one_left_alone(empty_url: str) -> None:
+async def test_prepare_creates_the_schema_once(empty_url: str) -> None:
     assert await current_version(empty_url) is None
     await prepare(empty_url)
     assert await current_version(empty_url) == HEAD
@@ -98,15 +98,15 @@ async def test_an_empty_store_is_made_ready_and_a_ready_one_left_alone(empty_url
     assert await migrate(empty_url) == (HEAD, HEAD)
 
 
-def counted(connection: Connection) -> dict[str, int]:
-    """Rows of each table that is there."""
+def count_rows(connection: Connection) -> dict[str, int]:
+    """Return the number of rows of each table that exists."""
     there = inspect(connection).get_table_names()
     tables = {name: table for name, table in metadata.tables.items() if name in there}
     return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables.items()}
 
 
-def told_of_clicks(connection: Connection) -> list[tuple[Any, ...]]:
-    """What each message tells: its state, the one before its click, when that was, by which hit, on which links."""
+def clicks_of_messages(connection: Connection) -> list[tuple[Any, ...]]:
+    """Return for each message: state, state before the click, time and hit of the first click, clicked links."""
     if "clicked_at" in {column["name"] for column in inspect(connection).get_columns("messages")}:
         columns = "message_id, state, previous_state, clicked_at, click_hit_id, clicked_links"
         return [tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM messages ORDER BY message_id"))]
@@ -115,23 +115,23 @@ def told_of_clicks(connection: Connection) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in connection.execute(select(*columns_now, now.clicked_links).order_by(now.message_id))]
 
 
-async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and_lives_on(
+async def test_an_installation_at_the_first_schema_is_migrated_and_continues_to_work(
     old_url: str, tmp_path: Path, clock: Clock
 ) -> None:
-    rows = await module._on(old_url, counted)
+    rows = await module._run_on(old_url, count_rows)
     assert rows.pop("first_clicks", None) is None
-    assert min(rows.values()) > 0, "there is something in every table"
+    assert min(rows.values()) > 0, "every table has rows"
     with pytest.raises(SchemaMismatch, match=r"at schema 0001, this version needs .*: run `shortener migrate`"):
         await prepare(old_url)
 
-    before = await module._on(old_url, told_of_clicks)
-    told: list[MigrationStep] = []
-    assert await migrate(old_url, told.append) == ("0001", HEAD)
-    begun = [step.revision for step in told if not step.seconds]
-    assert begun == [step.revision for step in told if step.done] == [revision for revision, _ in steps("0001")]
-    assert await module._on(old_url, counted) == rows | {"first_clicks": 2}
-    assert await module._on(old_url, difference) == []
-    assert await module._on(old_url, told_of_clicks) == before, "what was clicked is told as before"
+    before = await module._run_on(old_url, clicks_of_messages)
+    progress: list[MigrationStep] = []
+    assert await migrate(old_url, progress.append) == ("0001", HEAD)
+    begun = [step.revision for step in progress if not step.seconds]
+    assert begun == [step.revision for step in progress if step.done] == [revision for revision, _ in steps("0001")]
+    assert await module._run_on(old_url, count_rows) == rows | {"first_clicks": 2}
+    assert await module._run_on(old_url, difference) == []
+    assert await module._run_on(old_url, clicks_of_messages) == before, "the clicks are the same as before"
 
     clock.forward(minutes=1)
     settings = Settings(data_dir=tmp_path, database_url=old_url, secret=OLD_SECRET, allow_private_targets=True)
@@ -150,26 +150,26 @@ async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and
             }
             assert set(states.values()) == {"CLICKTHRU"}
             repeat = {"to": "+14085550100", "message_id": "fresh", "body": 'c #track("https://shop.example/d")'}
-            answer = (await pipeline.post("/api/v1/rewrite", json=repeat)).json()
-            assert answer["messages"][0]["links"][0]["code"] == "GaLLwBkLqG", "a repeat is still known as one"
+            response = (await pipeline.post("/api/v1/rewrite", json=repeat)).json()
+            assert response["messages"][0]["links"][0]["code"] == "GaLLwBkLqG", "a repeated message_id gets the existing link"
         async with client_of(service, {"X-Api-Token": OLD_TOKEN}) as tracker:
-            told_twice = {
+            repeated = {
                 "message_id": "clicked",
                 "action": "deposit",
                 "value": "25.00",
                 "currency": "EUR",
                 "transaction_id": "t1",
             }
-            assert (await tracker.get("/api/v1/track", params=told_twice)).json()["duplicate"]
+            assert (await tracker.get("/api/v1/track", params=repeated)).json()["duplicate"]
         while await service.fanout.step():
             pass
 
         def clickthrus(connection: Connection) -> list[str]:
             events, messages = schema.events, schema.messages
-            asked = select(messages.c.message_id).join_from(events, messages, events.c.message_id == messages.c.id)
-            return list(connection.scalars(asked.where(events.c.topics.op("&")(int(Topic.STATE | Topic.CLICK)) == 3)))
+            statement = select(messages.c.message_id).join_from(events, messages, events.c.message_id == messages.c.id)
+            return list(connection.scalars(statement.where(events.c.topics.op("&")(int(Topic.STATE | Topic.CLICK)) == 3)))
 
-        assert sorted(await service.database.read(clickthrus)) == ["clicked", "fresh", "waiting"], "once each, old and new"
+        assert sorted(await service.database.read(clickthrus)) == ["clicked", "fresh", "waiting"], "one event for each message"
         tracker_id = schema.trackers.c.id
         secret, headers = await service.database.read(
             lambda c: c.execute(select(schema.trackers.c.secret, schema.trackers.c.headers).where(tracker_id == 1)).one()
@@ -180,8 +180,8 @@ async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and
         deliveries = schema.deliveries
         await service.database.write(lambda c: c.execute(update(deliveries).values(status=1, finished_at=clock())))
         await purge(service.database, settings, NOON + timedelta(days=500))
-        left = await service.database.read(counted)
-        assert {name for name, number in left.items() if number == 0} >= {
+        remaining = await service.database.read(count_rows)
+        assert {name for name, number in remaining.items() if number == 0} >= {
             "messages", "links", "hits", "events", "deliveries", "attempts", "conversions", "idempotency"
         }  # fmt: skip
     finally:
@@ -196,7 +196,7 @@ async def test_an_old_installation_with_data_is_brought_forward_step_by_step_and
         ("0001a", "does not know.*upgrade the service"),
     ],
 )
-async def test_a_schema_that_the_code_does_not_know_is_refused(store_url: str, version: str, says: str) -> None:
+async def test_an_old_or_unknown_schema_is_rejected(store_url: str, version: str, says: str) -> None:
     database = await open_database(store_url, owner=True)
     await database.write(lambda connection: connection.execute(text(f"UPDATE alembic_version SET version_num = '{version}'")))
     await database.close()
@@ -207,55 +207,52 @@ async def test_a_schema_that_the_code_does_not_know_is_refused(store_url: str, v
             await migrate(store_url)
 
 
-async def test_tables_of_another_program_are_not_touched(empty_url: str) -> None:
-    await module._on(empty_url, lambda connection: connection.exec_driver_sql("CREATE TABLE messages (mine int)"))
-    for bring in (prepare, migrate):
-        with pytest.raises(SchemaMismatch, match=r"did not make \(messages\).*a database of its own"):
-            await bring(empty_url)
-    assert await module._on(empty_url, lambda connection: connection.exec_driver_sql("SELECT * FROM messages").all()) == []
+async def test_a_database_with_tables_of_another_program_is_rejected(empty_url: str) -> None:
+    await module._run_on(empty_url, lambda connection: connection.exec_driver_sql("CREATE TABLE messages (mine int)"))
+    for function in (prepare, migrate):
+        with pytest.raises(SchemaMismatch, match=r"did not create \(messages\).*use a separate database"):
+            await function(empty_url)
+    assert await module._run_on(empty_url, lambda connection: connection.exec_driver_sql("SELECT * FROM messages").all()) == []
 
 
-async def test_several_at_once_make_one_schema(postgresql: str) -> None:
-    """On PostgreSQL only: SQLite belongs to one process."""
-    for bring in (prepare, migrate):
+async def test_simultaneous_migrations_produce_one_schema(postgresql: str) -> None:
+    """PostgreSQL only, because only one process uses a SQLite database."""
+    for function in (prepare, migrate):
         url = await new_postgresql_database(postgresql, None)
-        await asyncio.gather(*(bring(url) for _ in range(4)))
-        assert await module._on(url, difference) == []
+        await asyncio.gather(*(function(url) for _ in range(4)))
+        assert await module._run_on(url, difference) == []
     url = await new_postgresql_database(postgresql, None)
-    await module._on(url, partial(upgrade, revision="0001"))
+    await module._run_on(url, partial(upgrade, revision="0001"))
     await asyncio.gather(*(migrate(url) for _ in range(4)))
     assert await current_version(url) == HEAD
 
 
-# The command, as a process of its own.
-
-
 def environment(url: str, folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
-    return kept | {"SHORTENER_DATABASE_URL": url, "SHORTENER_DATA_DIR": str(folder), "SHORTENER_SECRET": OLD_SECRET}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    return inherited | {"SHORTENER_DATABASE_URL": url, "SHORTENER_DATA_DIR": str(folder), "SHORTENER_SECRET": OLD_SECRET}
 
 
 @pytest.mark.acceptance
-async def test_a_server_refuses_an_old_schema_names_the_command_and_starts_after_it(old_url: str, tmp_path: Path) -> None:
+async def test_the_server_rejects_an_old_schema_and_works_after_the_migrate_command(old_url: str, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "shortener", *words]
         return subprocess.run(command, env=environment(old_url, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
 
-    refused = await asyncio.to_thread(run, "serve", "--port", "0")
-    assert refused.returncode == 1
-    assert "run `shortener migrate`" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    rejected = await asyncio.to_thread(run, "serve", "--port", "0")
+    assert rejected.returncode == 1
+    assert "run `shortener migrate`" in rejected.stderr
+    assert "Traceback" not in rejected.stderr
     done = await asyncio.to_thread(run, "migrate")
     assert done.returncode == 0
     assert f"schema 0001 -> {HEAD}" in done.stdout
-    for revision, what in steps("0001"):
-        assert re.search(rf"^{revision}  {what} \.\.\.\n(.*\n)*?{revision}  {what} done in \d+\.\d s", done.stderr, re.M), (
-            done.stderr
-        )
+    for revision, description in steps("0001"):
+        assert re.search(
+            rf"^{revision}  {description} \.\.\.\n(.*\n)*?{revision}  {description} done in \d+\.\d s", done.stderr, re.M
+        ), done.stderr
     assert (await asyncio.to_thread(run, "verify")).returncode == 0
 
 
-#: Rows enough for a step to take well over TOLD_EVERY on a fast machine.
+#: So many rows that a migration takes much longer than PROGRESS_INTERVAL_SECONDS on a fast machine.
 BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
 _FILL = {
     "sqlite": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
@@ -267,17 +264,17 @@ _FILL = {
 
 
 @pytest.mark.slow
-async def test_a_long_step_shows_how_far_it_is(empty_url: str, tmp_path: Path) -> None:
+async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Path) -> None:
     def fill(connection: Connection) -> None:
         upgrade(connection, "0001")
         engine = connection.dialect.name
-        # The rows come before their index is dropped and made again, as they do in an installation; here without it, for speed.
+        # For speed, this test inserts the rows without the index. The migration then drops the empty index and builds it.
         connection.exec_driver_sql("DROP INDEX events_by_message")
         connection.exec_driver_sql(_FILL[engine])
         connection.exec_driver_sql("CREATE INDEX events_by_message ON events (application_id) WHERE message_id < 0")
 
-    await module._on(empty_url, fill)
-    if empty_url.startswith("postgresql"):  # little memory and one process: it takes as long as ten times the rows elsewhere
+    await module._run_on(empty_url, fill)
+    if empty_url.startswith("postgresql"):  # with little memory and one process, the index takes about ten times as long
         connection = await asyncpg.connect(empty_url)
         name = await connection.fetchval("SELECT current_database()")
         for setting in ("maintenance_work_mem = '1MB'", "max_parallel_maintenance_workers = 0"):
@@ -285,18 +282,18 @@ async def test_a_long_step_shows_how_far_it_is(empty_url: str, tmp_path: Path) -
         await connection.close()
 
     def run() -> str:
-        """On a terminal of its own; what it wrote there."""
-        ours, theirs = pty.openpty()
+        """Run the command on a terminal of its own. Return what it wrote there."""
+        reader, terminal = pty.openpty()
         command = [sys.executable, "-m", "shortener", "migrate"]
-        process = subprocess.Popen(command, env=environment(empty_url, tmp_path), stdout=subprocess.DEVNULL, stderr=theirs)
-        os.close(theirs)
+        process = subprocess.Popen(command, env=environment(empty_url, tmp_path), stdout=subprocess.DEVNULL, stderr=terminal)
+        os.close(terminal)
         shown = b""
         try:
-            while piece := os.read(ours, 4096):
+            while piece := os.read(reader, 4096):
                 shown += piece
-        except OSError:  # how a terminal says that nobody writes to it any more
+        except OSError:  # the terminal is closed on the other side
             pass
-        os.close(ours)
+        os.close(reader)
         assert process.wait(PATIENCE) == 0, shown
         return shown.decode()
 
@@ -308,4 +305,4 @@ async def test_a_long_step_shows_how_far_it_is(empty_url: str, tmp_path: Path) -
     assert between, shown
     if empty_url.startswith("postgresql"):
         assert any(re.search(r"building index: .* \d+ %", state) for state in between), shown
-    assert await module._on(empty_url, difference) == []
+    assert await module._run_on(empty_url, difference) == []

@@ -1,4 +1,4 @@
-"""Bells between processes. On PostgreSQL only: SQLite belongs to one process, and has nobody else to wake."""
+"""Wake-up events between processes. PostgreSQL only, because only one process uses a SQLite database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,28 +13,28 @@ from tests.servers import PATIENCE
 
 
 class Listener:
-    """One process's bells; `heard` counts how often its own were rung from elsewhere."""
+    """The notifier of one process. `received` counts the events from other processes."""
 
     def __init__(self, dsn: str) -> None:
         self.notifier = PostgresNotifier(dsn)
-        self.notifier.on("events", self._hear)
-        self.heard = 0
+        self.notifier.on("events", self._receive)
+        self.received = 0
         self.wake_up = WakeUp()
         self.notifier.start()
 
-    def _hear(self) -> None:
-        self.heard += 1
+    def _receive(self) -> None:
+        self.received += 1
         self.wake_up.notify()
 
     async def connected(self) -> None:
         async with asyncio.timeout(PATIENCE):
             while not self.notifier.connected:
-                await asyncio.sleep(0.01)  # and look again
+                await asyncio.sleep(0.01)
 
-    async def heard_after(self, before: int) -> None:
-        """Return when it was heard once more; an earlier ring may have left the bell set."""
+    async def received_after(self, before: int) -> None:
+        """Wait until one more event is received. The wake-up event may still be set by an earlier one."""
         async with asyncio.timeout(PATIENCE):
-            while self.heard == before:
+            while self.received == before:
                 await self.wake_up.wait(PATIENCE)
 
 
@@ -52,25 +52,25 @@ async def pair(dsn: str) -> AsyncIterator[tuple[Listener, Listener]]:
     await asyncio.gather(one.notifier.stop(), two.notifier.stop())
 
 
-async def test_a_bell_is_heard_in_every_other_process_and_not_at_home(pair: tuple[Listener, Listener]) -> None:
+async def test_an_event_reaches_the_other_processes_but_not_the_sender(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
     one.notifier.notify("events")
-    await two.heard_after(0)
+    await two.received_after(0)
     two.notifier.notify("events")
-    await one.heard_after(0)
-    assert (one.heard, two.heard) == (1, 1)
+    await one.received_after(0)
+    assert (one.received, two.received) == (1, 1)
 
 
-async def test_a_thousand_rings_are_few_messages(pair: tuple[Listener, Listener]) -> None:
+async def test_a_thousand_events_share_few_notifications(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
     for _ in range(1000):
         one.notifier.notify("events")
-        one.notifier.notify("nobody listens to this one")
-    await two.heard_after(0)
-    assert two.heard == 1
+        one.notifier.notify("an event without a callback")
+    await two.received_after(0)
+    assert two.received == 1
 
 
-async def test_a_connection_that_is_cut_is_made_again(pair: tuple[Listener, Listener], dsn: str) -> None:
+async def test_a_cut_connection_is_replaced(pair: tuple[Listener, Listener], dsn: str) -> None:
     one, two = pair
     connection = await asyncpg.connect(dsn)
     await connection.execute(
@@ -79,29 +79,29 @@ async def test_a_connection_that_is_cut_is_made_again(pair: tuple[Listener, List
     await connection.close()
     async with asyncio.timeout(PATIENCE):
         while one.notifier.connected or two.notifier.connected:
-            await asyncio.sleep(0.01)  # and look again
-    one.notifier.notify("events")  # lost: whoever waits for it polls as well
+            await asyncio.sleep(0.01)
+    one.notifier.notify("events")  # this event may be lost
     await one.connected()
     await two.connected()
-    before = two.heard
+    before = two.received
     one.notifier.notify("events")
-    await two.heard_after(before)
+    await two.received_after(before)
 
 
-async def test_a_click_on_one_node_wakes_the_fan_out_of_the_other(make_service: MakeService) -> None:
+async def test_a_click_in_one_process_wakes_the_fanout_of_another(make_service: MakeService) -> None:
     from tests.clicks.helpers import create_codes as send
     from tests.clicks.helpers import make_hit as hit
 
     one = await make_service()
     if one.notifier is None:
-        pytest.skip("SQLite belongs to one process, and has nobody else to wake")
+        pytest.skip("one process uses a SQLite database, so there is no other to wake")
     two = await make_service()
     assert two.notifier is not None
     one.notifier.start()
     two.notifier.start()
     async with asyncio.timeout(PATIENCE):
         while not (one.notifier.connected and two.notifier.connected):
-            await asyncio.sleep(0.01)  # and look again
+            await asyncio.sleep(0.01)
     (code,) = await send(one)
     loop = asyncio.get_running_loop()
     began = loop.time()

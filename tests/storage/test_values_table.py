@@ -1,4 +1,4 @@
-"""Rows in hand as a table, on both engines."""
+"""Rows of the caller as a table, on both engines."""
 
 from sqlalchemy import BigInteger, Connection, Integer, Row, Text, select
 
@@ -8,19 +8,19 @@ from shortener.storage.values_table import values_table
 ROWS = [(1, "a", 2**62 + 1), (2, 'it\'s "ü" \\ ', -5), (3, "123", 0)]
 
 
-def read(connection: Connection, given_rows: list[tuple[int, str, int]]) -> list[Row[int, str, int]]:
-    table = values_table(connection, given_rows, number=Integer, name=Text, big=BigInteger)
+def read(connection: Connection, rows: list[tuple[int, str, int]]) -> list[Row[int, str, int]]:
+    table = values_table(connection, rows, number=Integer, name=Text, big=BigInteger)
     return list(connection.execute(select(table.c.number, table.c.name, table.c.big).order_by(table.c.number)))
 
 
-async def test_given_rows_come_back_as_they_are(database: Database) -> None:
+async def test_rows_are_returned_unchanged(database: Database) -> None:
     assert await database.read(read, ROWS) == ROWS
 
 
-async def test_no_rows_are_an_empty_table(database: Database) -> None:
+async def test_without_rows_the_table_is_empty(database: Database) -> None:
     assert await database.read(read, []) == []
 
 
-async def test_forty_thousand_rows_are_no_more_parameters_than_one(database: Database) -> None:
+async def test_forty_thousand_rows_do_not_exceed_the_parameter_limit(database: Database) -> None:
     many = [(number, str(number), number) for number in range(40_000)]
     assert len(await database.read(read, many)) == 40_000

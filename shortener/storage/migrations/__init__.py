@@ -1,3 +1,3 @@
-"""The schema in steps. `HEAD` is the newest one, which this version of the code needs."""
+"""The migrations of the schema. This version of the code requires the revision `HEAD`, which is the newest."""
 
 HEAD = "0004"

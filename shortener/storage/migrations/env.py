@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `shortener.storage.migrate` hands over; there is no alembic.ini."""
+"""The entry point of Alembic. It uses the connection that `shortener.storage.migrate` passes; there is no alembic.ini."""
 
 from alembic import context
 

@@ -1,0 +1,14 @@
+"""The advisory locks of PostgreSQL that this service uses."""
+
+from __future__ import annotations
+
+import enum
+
+
+@enum.unique
+class AdvisoryLock(enum.IntEnum):
+    """The number of each lock. The numbers must differ from each other and from those of other programs in the database."""
+
+    PURGE = 7_305_469_221
+    FOLD_COUNTS = 7_305_469_222
+    MIGRATE = 7_305_469_223
