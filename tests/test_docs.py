@@ -9,14 +9,16 @@ import contextlib
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from shortener import __version__
 from shortener.accounts.settings import ApplicationSettings
-from shortener.cli import COMMANDS, cli
+from shortener.cli import cli
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
@@ -80,9 +82,20 @@ def test_commands_and_options_that_a_document_names_exist(document: Path) -> Non
                 assert word.partition("=")[0] in options, f"shortener {' '.join(words)}: {word}"
 
 
-def test_every_command_answers_help() -> None:
-    for name in COMMANDS:
-        assert cli.get_command(click.Context(cli), name) is not None, name
+def command_paths(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command and subcommand."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        yield (*path, name)
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from command_paths(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(command_paths(cli)), ids=" ".join)
+def test_every_command_prints_its_help(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli, [*path, "--help"])
+    assert (result.exit_code, result.output.startswith("Usage: ")) == (0, True)
 
 
 def test_make_targets_that_documents_name_exist() -> None:
