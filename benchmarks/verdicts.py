@@ -28,14 +28,14 @@ from pathlib import Path
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
 from shortener.clicks.verdicts.request_rules import (
-    _AGENT_RULES,
+    AGENT_RULES,
     MAX_CACHED_AGENTS,
     RULES,
     Classification,
     RequestTraits,
-    _agent,
-    _judge_agent,
     classify,
+    classify_agent,
+    parse_agent,
 )
 from shortener.model import Verdict
 
@@ -148,15 +148,15 @@ def _by_rule(judgements: Iterable[Classification]) -> str:
 def _report_unlisted() -> None:
     """Print how many crawlers pass that only the list knows: as many as pass of those that it does not know."""
     agents = sorted({agent for crawler in CRAWLER_USER_AGENTS_DATA for agent in crawler["instances"]})
-    rules = [rule for name, rule in _AGENT_RULES if name != "crawler"]
-    passed = [agent for agent in agents if not any(rule(_agent(agent)) for rule in rules)]
+    rules = [rule for name, rule in AGENT_RULES if name != "crawler"]
+    passed = [agent for agent in agents if not any(rule(parse_agent(agent)) for rule in rules)]
     print(f"crawler-user-agents, judged without the list: {len(passed)} called human: {100 * len(passed) / len(agents):.2f} %")
 
 
 def _report_cost(agents: list[str]) -> float:
     """Print microseconds per hit, with the agent's first and later hits apart; the latter is returned."""
     agents = agents[:: max(1, len(agents) // (MAX_CACHED_AGENTS // 2))] or ["Mozilla/5.0 (iPhone)"]
-    _judge_agent.cache_clear()
+    classify_agent.cache_clear()
     cold, warm = (_microseconds(agents) for _ in range(2))
     print(f"\nCost per hit: {cold:.1f} µs for an agent not seen before")
     print(f"    {warm:.2f} µs for one that was (target: under {MOST_MICROSECONDS_WARM} µs)")

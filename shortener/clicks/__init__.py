@@ -1,1 +1,1 @@
-"""The click: who made a hit, the redirect, and the record of it."""
+"""Clicks: the redirect, the classification of hits, and their records."""

@@ -151,7 +151,7 @@ class HitBatchWriter:
         reported = queries.find_report_times(connection, timed) if timed else {}
         for _, link, _, at in human:
             if link.message in links:
-                self._links.note(link.message, link.link_id, at)
+                self._links.add(link.message, link.link_id, at)
         for hit, link, chosen, at in human:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:

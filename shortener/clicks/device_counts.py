@@ -1,11 +1,12 @@
-"""Devices and browsers of clicks, counted behind the hot path.
+"""Devices and browsers of clicks, counted by a background job.
 
-A job walks the hits in the order of their ids, some minutes behind, parses the agents of clicks (device.py) and leaves a tally for
-the counts. How far it has come is a row of the store, changed in the transaction that writes the tally: a crash neither loses nor
-doubles a click, and of several processes that count the same hits one wins.
+The job reads hits in the order of their ids, about two minutes behind the present. It parses the user agents of clicks and
+writes a count delta. Its position is a row of `installation`, updated in the transaction that writes the delta: a crash neither
+loses a click nor counts it twice. If several processes count the same hits, one of them succeeds.
 
-A hit whose commit comes so late (after an outage) that the job may have passed its id is counted by the transaction that writes it.
-Between the two lies `LAG_MS` less `LATE_ID_DISTANCE`: time enough for commits, and for clocks of nodes that differ.
+After an outage, a hit may be stored when the job has already passed its id. The transaction that stores such a late hit counts
+it. A hit is late if its id is more than LATE_ID_DISTANCE older than the transaction. The difference between LAG_MS and
+LATE_ID_DISTANCE is the time for commits and for the difference between the clocks of nodes.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
-LAG_MS = 120_000  # milliseconds that the job stays behind
-LATE_ID_DISTANCE = id_span(30_000)  # a hit whose id is so much older than its transaction is late
-PAGE_HITS = 5000  # hits of one round
-_PARSED_AT_ONCE = 16  # agents, each some tens of microseconds, before requests get their turn
+LAG_MS = 120_000  # the job counts only hits that are older
+LATE_ID_DISTANCE = id_span(30_000)  # the number of ids in 30 seconds
+PAGE_HITS = 5000  # hits of one step
+_MAX_AGENTS_PER_SLICE = 16  # agents parsed before other tasks run; each takes tens of microseconds
 
 _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 
 def device_metrics(user_agent: str) -> tuple[str, str]:
-    """The two metrics that a click with this agent is counted under."""
+    """Return the two metrics of a click with this user agent: its device and its browser."""
     device = parse_device(user_agent)
     return f"device:{device.kind}", f"browser:{browser_name(device.browser)}"
 
 
 def clicks_by_agent() -> Select[Any]:
-    """cohort, quarter of an hour, agent, how many: of clicks; agents that were erased are empty."""
+    """Return a statement with the rows (cohort, time slot, user agent, number of clicks). The agents of erased messages are ""."""
     quarter = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     return (
         select(links.c.cohort_id, quarter.label("quarter"), hits.c.user_agent, func.count())
@@ -51,8 +52,8 @@ def clicks_by_agent() -> Select[Any]:
     )
 
 
-class _Mark(NamedTuple):
-    """How far the job has come. `token` changes when a late hit is written: a page that was read before must be read again."""
+class _Position(NamedTuple):
+    """The progress of the job. `token` changes when a late hit is stored; a page that was read before is then invalid."""
 
     counted: int = 0  # id of the last hit
     token: str = ""
@@ -62,81 +63,88 @@ class _Mark(NamedTuple):
         return f"{self.counted} {self.token}"
 
 
-def _mark(connection: Connection) -> _Mark:
+def _read_position(connection: Connection) -> _Position:
     return _parse(connection.execute(select(installation.c.value).where(_ROW)).scalar())
 
 
-def _lock(connection: Connection) -> _Mark:
-    first = upsert(connection, installation).values(name=_NAME, value=_Mark().text)
+def _lock(connection: Connection) -> _Position:
+    first = upsert(connection, installation).values(name=_NAME, value=_Position().text)
     connection.execute(first.on_conflict_do_nothing())
     return _parse(connection.execute(select(installation.c.value).where(_ROW).with_for_update()).scalar())
 
 
-def _parse(value: str | None) -> _Mark:
-    counted, _, token = (value or _Mark().text).partition(" ")
-    return _Mark(int(counted), token)
+def _parse(value: str | None) -> _Position:
+    counted, _, token = (value or _Position().text).partition(" ")
+    return _Position(int(counted), token)
 
 
 def last_counted_hit(connection: Connection) -> int:
-    """The id of the last hit that the job has passed."""
-    return _mark(connection).counted
+    """Return the id of the last hit that the job has counted."""
+    return _read_position(connection).counted
 
 
-def count_late(connection: Connection, tally: CountDelta, clicks: Sequence[tuple[int, int, int, str]]) -> None:
-    """Add to `tally` those of these clicks, (hit, cohort, ms, agent), that the job has passed; call it in the transaction that
-    writes them."""
-    mark = _lock(connection)
-    connection.execute(update(installation).where(_ROW).values(value=_Mark(mark.counted, secrets.token_hex(4)).text))
+def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[tuple[int, int, int, str]]) -> None:
+    """Add to `delta` the late clicks whose ids the job has already passed.
+
+    `clicks`: (hit, cohort, time in ms since 1970, user agent). Call this in the transaction that stores the clicks."""
+    position = _lock(connection)
+    connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
     for hit, cohort, at, user_agent in clicks:
-        if hit <= mark.counted:
+        if hit <= position.counted:
             for metric in device_metrics(user_agent):
-                tally.add(cohort, at, metric)
+                delta.add(cohort, at, metric)
 
 
 class DeviceCounter:
+    """The job that counts clicks by device and browser."""
+
     def __init__(self, database: Database, ids: IdGenerator) -> None:
         self._database = database
         self._ids = ids
 
     async def step(self, now_ms: int) -> int:
-        """Count one page of hits that are old enough; returns their number when there may be more. Raises StoreUnavailable."""
-        page = await self._database.read(_page, first_id_at(now_ms - LAG_MS))
-        if page.last == page.mark.counted:
+        """Count one page of hits that are older than LAG_MS. Return their number if more may follow, otherwise 0.
+
+        Raises StoreUnavailable."""
+        page = await self._database.read(_read_page, first_id_at(now_ms - LAG_MS))
+        if page.last == page.position.counted:
             return 0
-        tally = CountDelta()
-        for number, (cohort, quarter, user_agent, amount) in enumerate(page.clicks):
+        delta = CountDelta()
+        for number, (cohort, slot, user_agent, amount) in enumerate(page.clicks):
             for metric in device_metrics(user_agent):
-                tally.add(cohort, quarter * TIME_SLOT_MS, metric, amount)
-            if number % _PARSED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # let hits in between
-        done = await self._database.write(self._keep, page, tally)
-        return page.hits if done and page.hits == PAGE_HITS else 0
+                delta.add(cohort, slot * TIME_SLOT_MS, metric, amount)
+            if number % _MAX_AGENTS_PER_SLICE == 0:
+                await asyncio.sleep(0)  # lets other tasks run
+        is_stored = await self._database.write(self._store, page, delta)
+        return page.hits if is_stored and page.hits == PAGE_HITS else 0
 
     async def catch_up(self, now_ms: int) -> None:
-        """Count everything that is old enough."""
+        """Count all hits that are older than LAG_MS. Raises StoreUnavailable."""
         while await self.step(now_ms):
             pass
 
-    def _keep(self, connection: Connection, page: _Page, tally: CountDelta) -> bool:
-        if _lock(connection) != page.mark:
-            return False  # another process was faster, or a late hit is to be looked at
-        connection.execute(update(installation).where(_ROW).values(value=_Mark(page.last, page.mark.token).text))
-        count_deltas.append(connection, self._ids(), tally)
+    def _store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
+        if _lock(connection) != page.position:
+            return False  # another process counted the page, or a late hit was stored
+        connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))
+        count_deltas.append(connection, self._ids(), delta)
         return True
 
 
 class _Page(NamedTuple):
-    mark: _Mark
-    last: int  # id of its last hit
+    """One page of hits: the position before it, the id of its last hit, the number of hits, and rows of `clicks_by_agent`."""
+
+    position: _Position
+    last: int
     hits: int
-    clicks: Sequence[Any]  # rows of clicks_by_agent
+    clicks: Sequence[Any]
 
 
-def _page(connection: Connection, end: int) -> _Page:
-    mark = _mark(connection)
-    some = select(hits.c.id).where(hits.c.id > mark.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
-    number, last = connection.execute(select(func.count(), func.max(some.c.id))).one()
+def _read_page(connection: Connection, end: int) -> _Page:
+    position = _read_position(connection)
+    page = select(hits.c.id).where(hits.c.id > position.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
+    number, last = connection.execute(select(func.count(), func.max(page.c.id))).one()
     if not number:
-        return _Page(mark, mark.counted, 0, ())
-    clicks = clicks_by_agent().where(hits.c.id > mark.counted, hits.c.id <= last)
-    return _Page(mark, last, number, connection.execute(clicks).all())
+        return _Page(position, position.counted, 0, ())
+    clicks = clicks_by_agent().where(hits.c.id > position.counted, hits.c.id <= last)
+    return _Page(position, last, number, connection.execute(clicks).all())

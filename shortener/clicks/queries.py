@@ -1,10 +1,11 @@
-"""The statements of a batch of hits, one set per engine: they run thousands of times a second.
+"""The statements of a batch of hits, one set for each engine. They run thousands of times per second.
 
-Set-based on both (`json_each`, `unnest`): a batch costs the same handful of statements whatever its size. On SQLite each
-statement, and each row fetched, hands the interpreter lock to the event loop and back, so a result comes as one JSON row.
-A click reads and writes no row of `messages`: what it needs of one its links know too, or `first_clicks`, whose rows are few and
-small. What a message was before its click is told by the fan-out, which reads it anyway.
+They use sets (`json_each`, `unnest`): a batch of any size needs the same few statements. On SQLite, each statement and each
+fetched row passes the interpreter lock to the event loop and back; therefore a result is one row of JSON. A click neither reads
+nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`, whose rows are few and small. The
+fan-out, which reads the message anyway, determines the state that the message had before its click.
 """
+# Tested by tests/clicks/test_batch.py
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from shortener.storage.values_table import values_table
 
 
 class LinkRow(NamedTuple):
-    """What a code leads to, with what is known of its message. Times are ms since 1970."""
+    """A link, found by its code, and the first click of its message. Times are ms since 1970."""
 
     code: str
     link_id: int
@@ -38,10 +39,11 @@ class LinkRow(NamedTuple):
     expires_at: int
     disabled_at: int | None
     clicked_links: int
-    is_clicked: int  # the message: 0 or 1
+    is_clicked: int  # 1 if the message has a first click, otherwise 0
 
 
-#: A first click that a message may be waiting for: message, at, hit_id, bits. `bits`: the links clicked; the rest: the earliest.
+#: The clicks of a batch on one message: message, at, hit_id, bits. `bits`: the clicked links by position; at, hit_id: the
+#: earliest click.
 Claim = tuple[int, int, int, int]
 
 #: id, link_id, at, verdict, rule, flags, address, user_agent
@@ -55,25 +57,24 @@ _COLUMNS = (
 )
 
 _FIND = {
-    # CROSS JOIN: the order of the loops is ours, the few codes outside, the index inside.
+    # CROSS JOIN makes SQLite loop over the few codes and look up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # LIMIT: so that there is one look-up for each link, also in a plan that was made when the table was small or not yet analyzed;
-    # otherwise the whole table would be read for the few.
+    # LIMIT makes PostgreSQL look up each link. Without it, a plan made when the table was small would read the whole table.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
 }
 
 _CLAIM = ("id", "at", "hit_id", "links")  # the columns of Claim
-#: On SQLite what `find_links` saw is still so; the links are added, and the first click stays the first one.
-_click = BulkInsert(
+#: SQLite has one writer, so the rows that `find_links` read are unchanged: add the clicked links, keep an existing first click.
+_upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: On PostgreSQL those messages are told that had nothing clicked before, as nearly all; the others are locked and looked at.
+#: PostgreSQL first inserts rows for messages without a row, which are nearly all; the others are locked and read.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
@@ -91,26 +92,26 @@ _STORED = {
 
 
 def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
-    """What each known code leads to."""
+    """Return the link of each code that exists, by code."""
     engine = connection.dialect.name
     wanted = list(codes)
     if engine == "sqlite":
         packed = raw_sql.value(connection, _FIND[engine], _dumps(wanted))
-        make = tuple.__new__  # less than half of what Target._make takes
+        make = tuple.__new__  # takes less than half the time of LinkRow._make
         return {row[0]: make(LinkRow, row) for row in orjson.loads(packed)}
     return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (wanted,))}
 
 
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
-    """Take the first clicks that nobody took. `seen`: what `find_links` told of each message (any of its links).
+    """Store the first clicks that no other transaction stored before.
 
-    Returns for each message: the bits of the links that this transaction was first on, and whether it was first on the message
-    too."""
-    # Neighbours in the tree follow each other; and nodes wait for each other in one order (outbox/first_clicks.py).
+    `seen`: one row of `find_links` for each message. Return for each message the bits of the links whose first click is in this
+    batch, and whether the first click of the message is."""
+    # The order of ids: neighbouring rows are close in the index, and all nodes lock rows in one order (outbox/first_clicks.py).
     claims = sorted(claims)
     if connection.dialect.name == "sqlite":
-        # One writer, and `find_links` ran in this transaction: what it saw as unclicked still is.
-        _click(connection, claims)
+        # `find_links` ran in this transaction, and SQLite has one writer: its rows are still current.
+        _upsert_click(connection, claims)
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
     while claims:
@@ -121,19 +122,19 @@ def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Ma
 
 
 def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, tuple[int, bool]]) -> list[Claim]:
-    """Take first clicks of messages that something was clicked of; returns those of which nothing is any more."""
-    stands = first_clicks.read(connection, [message for message, *_ in claims]) if claims else {}
+    """Store the clicks of messages that have a row already. Return the claims whose row was deleted meanwhile."""
+    stored = first_clicks.read(connection, [message for message, *_ in claims]) if claims else {}
     more: list[tuple[int, int | None, int | None, int]] = []
     for message, at, hit, bits in claims:
-        if (before := stands.get(message)) is None:
+        if (before := stored.get(message)) is None:
             continue
-        # A message without a first click, of which a link was clicked meanwhile: a correction is at it, and tells the first one.
+        # A row with this link but without a first click: a correction is at work and will assign the first click.
         is_first = before.at is None and not before.links & bits
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
     if more:
         connection.exec_driver_sql(_CLICK_MORE, raw_sql.bulk_parameters(connection, more))
-    return [claim for claim in claims if claim[0] not in stands]
+    return [claim for claim in claims if claim[0] not in stored]
 
 
 def find_stored_hits(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
@@ -145,7 +146,7 @@ def find_stored_hits(connection: Connection, ids: Sequence[int]) -> dict[int, in
 
 
 def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:
-    """How many links each message has: asked only for applications that judge by it."""
+    """Return the number of links by message. Only applications with the setting `all_links_within_second` need this."""
     wanted = values_table(connection, [(message,) for message in messages], id=BigInteger)
     links = schema.links
     counted = select(links.c.message_id, func.count()).join_from(wanted, links, links.c.message_id == wanted.c.id)
@@ -153,7 +154,7 @@ def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, in
 
 
 def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
-    """When each message was sent and delivered, in ms since 1970: asked only for applications that judge by it."""
+    """Return (sent_at, delivered_at) by message, in ms since 1970. Only applications with rules on report times need this."""
     wanted = values_table(connection, [(message,) for message in messages], id=BigInteger)
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
     found = select(schema.messages.c.id, *times).join_from(wanted, schema.messages, schema.messages.c.id == wanted.c.id)

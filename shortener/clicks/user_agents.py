@@ -1,8 +1,8 @@
-"""What kind of device and which browser an agent belongs to, for statistics.
+"""The kind of device and the browser of a user agent, for statistics.
 
-Parsed by ua-parser with its native expressions, some tens of microseconds for an agent not seen lately; so this is called where
-counts are folded, never on the way to a redirect. An agent that says nothing gives "Other". An iPad that asks for desktop pages
-says that it is a Mac, and is counted as one.
+ua-parser with its native expressions takes tens of microseconds for an agent that is not cached. Therefore hits are counted by
+device in a background job, never during a redirect. An agent without known parts gives "Other". An iPad that requests desktop
+pages sends the agent of a Mac and is counted as one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import ua_parser
 
 Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
-MAX_AGENT_LENGTH = 512  # characters that are looked at
+MAX_AGENT_LENGTH = 512  # characters that are parsed
 
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
-_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones say Mobile or Mobi, simple phones what they run
+_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones say Mobile or Mobi, simple phones name their platform
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`os` and `browser` are families without versions, in ua-parser's words ("iOS", "Mobile Safari"), or "Other"."""
+    """A device. `os` and `browser`: ua-parser's families without versions ("iOS", "Mobile Safari"), or "Other"."""
 
     kind: Kind
     os: str
@@ -33,11 +33,11 @@ class Device:
 
 
 def parse_device(user_agent: str) -> Device:
-    """The device that an agent belongs to, as far as it tells. Never fails."""
+    """Return the device of a user agent. Raises nothing."""
     return _device_of(user_agent[:MAX_AGENT_LENGTH])
 
 
-#: The names that statistics tell browsers by, each with ua-parser's families; their number is bounded, whatever agents send.
+#: The browser names in statistics, each with ua-parser's families. The list is fixed, so the number of metrics is limited.
 _BROWSERS = {
     "Safari": ("Safari", "Mobile Safari"),
     "Chrome": ("Chrome", "Chrome Mobile", "Chrome Mobile iOS", "Chromium"),
@@ -75,7 +75,7 @@ _NAMES = {family: name for name, families in _BROWSERS.items() for family in fam
 
 
 def browser_name(family: str) -> str:
-    """One of a few dozen names for a family of `Device.browser`, or "other"."""
+    """Return the name in statistics for a family (`Device.browser`), or "other"."""
     return _NAMES.get(family, OTHER_BROWSER)
 
 
@@ -94,6 +94,6 @@ def _kind(agent: str, os: str, device: ua_parser.Device) -> Kind:
         return "tablet"
     if os == "iOS" or _PHONE.search(agent):
         return "phone"
-    if os == "Android":  # Android's rule for browsers: a phone says Mobile, a tablet does not
+    if os == "Android":  # Android's rule for browsers: the agent of a phone contains Mobile, that of a tablet does not
         return "tablet"
     return "desktop" if os in _DESKTOPS or "X11" in agent else "other"

@@ -1,4 +1,5 @@
 """How the parts of a report read rows."""
+# Tested by tests/reporting/test_statistics.py
 
 from __future__ import annotations
 

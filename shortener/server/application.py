@@ -4,6 +4,7 @@ Each request passes three steps. First, the Host header must belong to the insta
 the path is a code, `clicks.redirect` responds, before routing and middleware. Third, Starlette routes the request to the API. An
 application's own domain has codes, /robots.txt and /.well-known/, but no API.
 """
+# Tested by tests/clicks/test_redirect.py
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ unfinished one, other paths and unknown hosts.
 
 The protocol also limits the size of a request's head and the time a client may take to send it; uvicorn limits neither.
 """
+# Tested by tests/server/test_http_protocol_responses.py
 
 from __future__ import annotations
 

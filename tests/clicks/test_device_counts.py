@@ -100,9 +100,9 @@ async def test_a_late_hit_that_comes_between_reading_a_page_and_keeping_it_is_no
     waited = hit(service, code, user_agent=DESKTOP)
     await click(service, code)
     clock.now += OLD_ENOUGH
-    page = await service.database.read(device_counts._page, service.ids())
+    page = await service.database.read(device_counts._read_page, service.ids())
     await service.recorder.record(waited)
-    assert await service.database.write(service.devices._keep, page, CountDelta()) is False, "to be read again"
+    assert await service.database.write(service.devices._store, page, CountDelta()) is False, "to be read again"
     await service.devices.catch_up(service.now_ms())
     assert await counted(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
     await check_counts(service)

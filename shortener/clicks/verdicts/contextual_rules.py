@@ -1,21 +1,22 @@
-"""Rules that judge a hit by its circumstances: how soon it came, and what else its address opened.
+"""Contextual rules: they classify a hit by its time and by other hits, not by its request.
 
-A scanner with the agent of a plain Chrome is known by nothing else. Each rule is a setting of the application (accounts) and off
-until it is set, because each has its price in people:
+A scanner with the agent of a plain Chrome cannot be detected in another way. Each rule is a setting of the application
+(`accounts.settings`) and off by default, because each one suspects some people too:
 
-- `min_seconds_after_sent`: a hit sooner than that after SENT, or before it. Carriers scan links on the way. Price: people whose
-  phone is in their hand, if set above a few seconds; everybody, if the pipeline's clock is ahead of this machine's.
-- `min_seconds_after_delivered`: a hit within that of DELIVERED, before or after it, since a phone may scan the link before the
-  carrier notes the time. Longer before it suspects nobody: carriers report late, and many know the time only to the minute.
-  Price: the fastest readers; and a report that comes after the click speaks only when the hit is judged again.
-- `max_recipients_per_address_minute`: a scanner opens the links of many people from one address. Price: carriers put thousands of
-  phones behind one address, so a campaign of some size has hundreds of true clicks a minute from one. Set it well above that.
-- `all_links_within_second`: a scanner opens every link of a message at once. Price: a person who taps two links quickly, or
-  whose phone previews them.
+- `min_seconds_after_sent`: a hit earlier than this after SENT, or before it. Carriers scan links during delivery. Cost: people who
+  react within seconds, if the limit is above a few seconds; everybody, if the sending system's clock is ahead of this machine's.
+- `min_seconds_after_delivered`: a hit within this of DELIVERED, before or after it, because a phone may scan the link before the
+  carrier records the time. A hit long before it is not suspected: carriers report late, and many know only the minute. Cost: the
+  fastest readers. A report after the click has an effect only when the hit is reclassified.
+- `max_recipients_per_address_minute`: a scanner opens the links of many people from one address. Cost: carriers put thousands of
+  phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set it well above that.
+- `all_links_within_second`: a scanner opens all links of a message at once. Cost: people who tap two links quickly, and phones that
+  prefetch them.
 
-The first hits of a scanner pass, since nothing yet speaks against them; `reclassifier` calls them back when the evidence is there.
+The first hits of a scanner pass, because no evidence exists yet. `reclassify` corrects them when it does.
 
-Pure functions over facts that the caller gathered; only the two watches keep something, in this process's memory, bounded.
+The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state, in this process's memory, with
+limits.
 """
 
 from __future__ import annotations
@@ -35,54 +36,54 @@ SECOND = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class HitContext:
-    """What is known around a hit. What is not known is None, 0 or empty, and suspects nobody."""
+    """The context of a hit. Unknown values are None, 0 or empty; they make no rule match."""
 
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
-    recipients_of_address: int = 0  # whose links the hit's address opened within a minute, this one's included (`RecentAddresses`)
+    recipients_of_address: int = 0  # recipients whose links the hit's address opened within a minute, including this one
     links_of_message: int = 0
-    opened_at: Collection[datetime] = ()  # for each link of the message that was opened, the time nearest to this one
+    opened_at: Collection[datetime] = ()  # for each opened link of the message, the time nearest to this hit
 
 
-def classify_by_context(settings: ApplicationSettings, facts: HitContext) -> Classification | None:
-    """The first rule that suspects the hit, or None: then the verdict by the request stands."""
+def classify_by_context(settings: ApplicationSettings, context: HitContext) -> Classification | None:
+    """Return SUSPECTED with the first rule that matches, or None; the verdict of the request rules then remains."""
     for name, rule in _RULES:
-        if reason := rule(settings, facts):
+        if reason := rule(settings, context):
             return Classification(Verdict.SUSPECTED, name, reason)
     return None
 
 
-def _soon_after_sent(settings: ApplicationSettings, facts: HitContext) -> str | None:
-    if settings.min_seconds_after_sent is None or facts.sent_at is None:
+def _soon_after_sent(settings: ApplicationSettings, context: HitContext) -> str | None:
+    if settings.min_seconds_after_sent is None or context.sent_at is None:
         return None
-    seconds = (facts.at - facts.sent_at).total_seconds()
-    return _away(seconds, "sent") if seconds < settings.min_seconds_after_sent else None
+    seconds = (context.at - context.sent_at).total_seconds()
+    return _describe_distance(seconds, "sent") if seconds < settings.min_seconds_after_sent else None
 
 
-def _soon_after_delivered(settings: ApplicationSettings, facts: HitContext) -> str | None:
-    if settings.min_seconds_after_delivered is None or facts.delivered_at is None:
+def _soon_after_delivered(settings: ApplicationSettings, context: HitContext) -> str | None:
+    if settings.min_seconds_after_delivered is None or context.delivered_at is None:
         return None
-    seconds = (facts.at - facts.delivered_at).total_seconds()
-    return _away(seconds, "delivered") if abs(seconds) < settings.min_seconds_after_delivered else None
+    seconds = (context.at - context.delivered_at).total_seconds()
+    return _describe_distance(seconds, "delivered") if abs(seconds) < settings.min_seconds_after_delivered else None
 
 
-def _away(seconds: float, what: str) -> str:
-    return f"{abs(seconds):.1f} s {'before' if seconds < 0 else 'after'} the message was {what}"
+def _describe_distance(seconds: float, event: str) -> str:
+    return f"{abs(seconds):.1f} s {'before' if seconds < 0 else 'after'} the message was {event}"
 
 
-def _many_recipients(settings: ApplicationSettings, facts: HitContext) -> str | None:
-    most = settings.max_recipients_per_address_minute
-    if most is None or facts.recipients_of_address <= most:
+def _many_recipients(settings: ApplicationSettings, context: HitContext) -> str | None:
+    limit = settings.max_recipients_per_address_minute
+    if limit is None or context.recipients_of_address <= limit:
         return None
-    return f"{facts.recipients_of_address} recipients' links opened from one address within a minute"
+    return f"one address opened the links of {context.recipients_of_address} recipients within a minute"
 
 
-def _all_links_at_once(settings: ApplicationSettings, facts: HitContext) -> str | None:
-    if not settings.all_links_within_second or facts.links_of_message < 2 or len(facts.opened_at) < facts.links_of_message:
+def _all_links_at_once(settings: ApplicationSettings, context: HitContext) -> str | None:
+    if not settings.all_links_within_second or context.links_of_message < 2 or len(context.opened_at) < context.links_of_message:
         return None
-    at_once = max(facts.opened_at) - min(facts.opened_at) <= SECOND
-    return f"all {facts.links_of_message} links of the message opened within a second" if at_once else None
+    is_within_second = max(context.opened_at) - min(context.opened_at) <= SECOND
+    return f"all {context.links_of_message} links of the message were opened within a second" if is_within_second else None
 
 
 _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]], ...] = (
@@ -92,26 +93,27 @@ _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]
     ("all_links_at_once", _all_links_at_once),
 )
 
-#: The names of the rules in the order in which they are asked.
+#: The names of the rules, in order.
 RULES = tuple(name for name, _ in _RULES)
 
 
 class RecentAddresses:
-    """How many recipients' links an address opened within the last minute, as far as this process saw.
+    """The addresses that opened links within the last minute, each with the number of recipients.
 
-    Holds at most `limit` pairs of address and recipient; beyond that the oldest are forgotten before their minute is over, and
-    counts come out too low, never too high. With several processes each counts its own share. Times should not go backwards; one
-    that does is counted as if it were in order.
+    `limit`: the maximum number of pairs of address and recipient. Above it, the oldest pairs are dropped early, and counts are too
+    low, never too high. Each process counts only its own hits. Times should not decrease; an earlier time counts as if in order.
     """
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
         self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()  # oldest first
-        self._recipients: dict[Hashable, int] = {}  # by address, for what is in _seen
+        self._recipients: dict[Hashable, int] = {}  # by address, of the pairs in _seen
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
-        """Note that `address`, or whatever stands for it, opened a link of `recipient` (a message's id, say) at `at`; how many
-        recipients that makes within the minute up to then, this one included. 0 for an empty address: one that is not known."""
+        """Record that `address` opened a link of `recipient` at `at`. Return its number of recipients in the minute before `at`.
+
+        `recipient`: the row id of the message; it counts too. `address`: any value that identifies the address. Return 0 for an
+        empty address, which is unknown."""
         if not address:
             return 0
         pair = (address, recipient)
@@ -120,10 +122,10 @@ class RecentAddresses:
         self._seen[pair] = at
         self._seen.move_to_end(pair)
         while len(self._seen) > self._limit or next(iter(self._seen.values())) <= at - MINUTE:
-            (forgotten, _), _ = self._seen.popitem(last=False)
-            self._recipients[forgotten] -= 1
-            if not self._recipients[forgotten]:
-                del self._recipients[forgotten]
+            (dropped, _), _ = self._seen.popitem(last=False)
+            self._recipients[dropped] -= 1
+            if not self._recipients[dropped]:
+                del self._recipients[dropped]
         return self._recipients.get(address, 0)
 
     def __len__(self) -> int:
@@ -137,8 +139,8 @@ class RecentLinks:
         self._limit = limit
         self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()  # by message, oldest first
 
-    def note(self, message: int, link: int, at: datetime) -> None:
-        """`link`, one of the links of `message`, was opened at `at`."""
+    def add(self, message: int, link: int, at: datetime) -> None:
+        """Record that `link`, one of the links of `message`, was opened at `at`."""
         _, opened = self._seen.get(message, (at, {}))
         opened[link] = at
         self._seen[message] = (at, opened)
@@ -147,7 +149,7 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """The last time of each link of the message that was opened."""
+        """Return the latest time of each link of the message that was opened within the last second."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ hits again, so that each change is made once, whatever number of processes want 
 What a click raised when it was recorded, and so has to be taken back: the first one on a link an event, the first one of a message
 its CLICKTHRU in the same event, and on links that tell every click each one an event of its own.
 """
+# Tested by tests/clicks/verdicts/test_reclassify.py
 
 from __future__ import annotations
 

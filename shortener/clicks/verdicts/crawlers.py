@@ -1,11 +1,11 @@
-"""The packaged list of crawlers and HTTP libraries (`crawler-user-agents`), compiled into one fast search.
+"""The list of crawlers and HTTP libraries in the package `crawler-user-agents`, compiled into one fast search.
 
-The list holds about 1,500 regular expressions, nearly all of them plain words. Tried one after the other, as the package does,
-they cost a hundred microseconds for an agent that matches none, which is every person's. Here the words are folded into one
-expression shaped as a trie, which fails on the first letters, and the few true expressions are tried after it. What matches is
-exactly what the package would match, less `NOT_CRAWLERS`.
+The list has about 1,500 regular expressions, and nearly all of them are plain words. One search per expression, as the package
+does it, takes 100 microseconds for an agent that matches none. Here, the words form one expression in the shape of a trie,
+which fails at the first letters. The few other expressions are tried after it. The result is the package's, without
+`NOT_CRAWLERS`.
 
-The list is read when this module is imported; a damaged package fails there, not on a hit.
+The list is read when this module is imported. A damaged package fails then, not during a hit.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
-#: Patterns of the list that people's phones match too, and that are therefore left out.
+#: Patterns of the list that people's phones match too. They are left out.
 NOT_CRAWLERS = frozenset(
     {
-        r"AP3A\.240617\.008",  # a build of Android 15 that many makers ship
+        r"AP3A\.240617\.008",  # a build of Android 15 from many makers
         "MetaIAB Facebook",  # the browser inside Facebook's own apps
-        "Sogou",  # SogouMobileBrowser; Sogou's crawlers call themselves spiders
-        r"008\/",  # the end of many a model's name; 80legs gives its address with it
-        "Viber",  # the browser inside Viber names it; the preview is the bare word
-        "WhatsApp",  # likewise
+        "Sogou",  # SogouMobileBrowser; the agents of Sogou's crawlers contain "spider"
+        r"008\/",  # the end of some model names; the agent of the crawler 80legs also contains its address
+        "Viber",  # the browser inside Viber; the agent of its link preview is this word alone
+        "WhatsApp",  # the browser inside WhatsApp, as with Viber
     }
 )
 
-# One piece of a pattern that stands for a few spellings: an escaped sign, [wW], (Bot|Audit) or (^| ), a plain character.
+# One piece of a pattern that matches a few texts: an escaped sign, [wW], (Bot|Audit) or (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
-# An agent has no line breaks, so they can stand for its ends: `^curl` becomes the word "\ncurl".
+# An agent contains no line breaks, so they can mark its start and end: `^curl` becomes the word "\ncurl".
 _END = "\n"
 
 _NEVER = r"(?!)"
@@ -41,29 +41,29 @@ _Trie = dict[str, "_Trie"]
 
 
 def find_crawler(agent: str) -> str | None:
-    """The words by which the list knows `agent` as a crawler or library, such as `python-requests`; None if it does not know it."""
+    """Return the text in `agent` that the list knows, such as `python-requests`; None if the list does not know the agent."""
     text = f"{_END}{agent}{_END}"
     found = _WORDS.search(text) or _EXPRESSIONS.search(text)
     return found[0].strip() if found else None
 
 
 def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """The patterns as one trie of all words, and one alternation of what is more than words. Both want text between line breaks."""
+    """Return one expression for all words (a trie) and one for all other patterns. Both search text between line breaks."""
     words: list[str] = []
     expressions: list[str] = []
     for pattern in patterns:
         # A bar outside of parentheses separates whole patterns.
         for part in [pattern] if "(" in pattern else pattern.split("|"):
-            spelled = _spellings(part)
-            if spelled is None:
+            texts = _matching_texts(part)
+            if texts is None:
                 expressions.append(part)
             else:
-                words.extend(spelled)
+                words.extend(texts)
     return re.compile(_trie_expression(words) or _NEVER), re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
 
 
-def _spellings(pattern: str) -> list[str] | None:
-    """Every text that the pattern matches, or None if it is more than a handful of words."""
+def _matching_texts(pattern: str) -> list[str] | None:
+    """Return every text that the pattern matches, or None if it is not a combination of a few words."""
     choices: list[Sequence[str]] = []
     at = 0
     while at < len(pattern):
@@ -77,7 +77,7 @@ def _spellings(pattern: str) -> list[str] | None:
         else:
             choices.append(piece["letters"] or piece["sign"])
         at = piece.end()
-    return ["".join(spelling) for spelling in itertools.product(*choices)]
+    return ["".join(text) for text in itertools.product(*choices)]
 
 
 def _trie_expression(words: Iterable[str]) -> str:
@@ -91,7 +91,7 @@ def _trie_expression(words: Iterable[str]) -> str:
 
 
 def _alternatives(node: _Trie) -> str:
-    if "" in node:  # a word ends here: whatever goes on after it need not be looked at
+    if "" in node:  # a word ends here, so the rest of longer words does not matter
         return ""
     branches = [re.escape(character) + _alternatives(child) for character, child in sorted(node.items())]
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

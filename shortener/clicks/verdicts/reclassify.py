@@ -260,7 +260,7 @@ class _Walk:
                         one.recipients = recipients
         if settings.all_links_within_second and hit.links > 1:
             self._of_message.add(hit.message, hit)
-            self._links.note(hit.message, hit.link, hit.at)
+            self._links.add(hit.message, hit.link, hit.at)
             opened_at = tuple(self._links.opened_at(hit.message))
             if len(opened_at) == hit.links and max(opened_at) - min(opened_at) <= SECOND:
                 for one in self._of_message.take(hit.message):

@@ -1,12 +1,12 @@
-"""Who made a hit, judged by its request alone: a person, a suspected machine, or something that only looked ahead.
+"""Request rules: they classify a hit by its request alone, as a person, a suspected machine, or a prefetch that must be ignored.
 
-A verdict is the first answer of a named list of small rules (`RULES`, in order). The rules of the request look at its method and
-headers each time. The rules of the agent read the User-Agent, and what they say is remembered for as many agents as a busy hour
-has, so a seen agent costs a look-up. What no rule objects to is a person's. `classify` never fails and does no I/O.
+The verdict comes from the first rule that matches, in the order of `RULES`. Rules of the request examine its method and
+headers. Rules of the agent examine the User-Agent; their results are cached for the number of agents of a busy hour. A hit that
+no rule matches is a person's. `classify` does no I/O and raises nothing.
 
-The rules err on the side of the person where an agent could be either: a machine's hit that counts is a wrong number, a person's
-that does not is a lost customer. In the browsers inside apps (Facebook, Instagram, WhatsApp, LINE, KakaoTalk ...) people tap links;
-that an agent names such an app is no reason for suspicion.
+Where an agent could be either, the rules decide for a person: a machine's hit that counts is a wrong number, but a person's hit
+that does not count is a lost customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
+KakaoTalk), so an agent that names such an app is not suspected for that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import NamedTuple
 from shortener.clicks.verdicts.crawlers import find_crawler
 from shortener.model import Verdict
 
-MAX_AGENT_LENGTH = 512  # characters that are looked at
-MAX_CACHED_AGENTS = 16_384  # some 10 MiB if each is as long as can be
+MAX_AGENT_LENGTH = 512  # characters that the rules examine
+MAX_CACHED_AGENTS = 16_384  # about 10 MiB if all have the maximum length
 
 
 class RequestTraits(NamedTuple):
-    """What the rules look at: the method, and the values of headers, "" for a missing one."""
+    """The method of a request and the values of its headers; "" for a missing header."""
 
     method: str
     user_agent: str
@@ -37,7 +37,7 @@ class RequestTraits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A verdict, the name of the rule that gave it, and the reason in words for a person."""
+    """A verdict, the name of the rule that gave it, and the reason as a text for people."""
 
     verdict: Verdict
     rule: str
@@ -48,7 +48,7 @@ class Classification:
 
 # Sec-Purpose: prefetch[;prerender] (Fetch standard), Purpose: prefetch (older Chrome), X-Moz: prefetch (older Firefox),
 # X-Purpose: preview (Facebook's apps, Safari's top sites).
-_AHEAD = re.compile(r"prefetch|prerender|preview", re.IGNORECASE)
+_PREFETCH = re.compile(r"prefetch|prerender|preview", re.IGNORECASE)
 
 
 def _method(request: RequestTraits) -> str | None:
@@ -59,18 +59,18 @@ def _prefetch(request: RequestTraits) -> str | None:
     _, _, sec_purpose, purpose, x_purpose, x_moz = request
     if not (sec_purpose or purpose or x_purpose or x_moz):
         return None
-    found = _AHEAD.search(f"{sec_purpose} {purpose} {x_purpose} {x_moz}")
-    return f"announced as {found[0].lower()}" if found else None
+    found = _PREFETCH.search(f"{sec_purpose} {purpose} {x_purpose} {x_moz}")
+    return f"the request is a {found[0].lower()}" if found else None
 
 
 # --- Rules of the agent ----------------------------------------------------------------------------------------------------
 
-#: The agents that apps fetch a link preview with, and whose they are. The first that matches is named.
+#: The apps that fetch link previews, and the expressions for their agents. The first match names the app.
 PREVIEWS = (
-    # Fetched on the sender's own phone, within an agent of Safari on a Mac; so do not believe its Facebook and Twitter.
+    # iMessage fetches on the sender's phone. Its agent is Safari on a Mac and also names Facebook and Twitter.
     ("iMessage", r"facebookexternalhit/[\d.]+ Facebot Twitterbot/"),
     ("Google Messages", r"Google-PageRenderer|developers\.google\.com/\+/web/snippet|GoogleMessages"),
-    # Signal's apps send "WhatsApp/2". Later in an agent, this word and Viber's mean the browser inside the app: a person.
+    # Signal's apps send "WhatsApp/2". Elsewhere in an agent, WhatsApp and Viber are the browsers inside those apps: people.
     ("WhatsApp or Signal", r"^WhatsApp"),
     ("Telegram", r"TelegramBot"),
     ("Viber", r"^Viber"),
@@ -89,18 +89,18 @@ PREVIEWS = (
 _PREVIEW = re.compile("|".join(f"(?:{pattern})" for _, pattern in PREVIEWS), re.IGNORECASE)
 _PREVIEW_NAMES = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in PREVIEWS)
 
-# What the agents of nearly all people's browsers have in common. The rules need not walk through it, and what is left is short.
+# The parts that the agents of nearly all browsers have in common. The rules examine only the rest, which is short.
 _COMMON = re.compile(
     r"Mozilla/5\.0 \((?P<system>(?:[^()]|\([^()]*\))*)\) AppleWebKit/[\d.]+ \(KHTML, like Gecko\)(?= |$)"
     r"(?: (?:Version|Chrome|CriOS)/[\d.]+(?= |$))*(?: Mobile(?:/\w+)?(?= |$))?(?: Safari/[\d.]+(?= |$))?"
 )
 
-# The model and build of an Android phone. Phones are called Sonic, Fever or CUBOT; that says nothing about who is asking.
+# The model and build of an Android phone. Models have names such as Sonic, Fever or CUBOT, which the rules must not see.
 _MODEL = re.compile(r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)[^;()@]+(?=[;)(])", re.IGNORECASE)
 
-# What a program says of itself and no browser does: an address to write to, the site that it belongs to (apps have a version
-# behind such a name), "compatible" without being a browser of that age, a name inside of "(KHTML, like Gecko; ...)", or one of the
-# trade's words. CUBOT makes phones, CamScanner is an app with a browser.
+# Text that programs send and browsers do not: an e-mail address, a web site (apps have a version behind such a name), "compatible"
+# in an agent that is not an old browser's, a name inside "(KHTML, like Gecko; ...)", or words such as crawler and monitor. CUBOT
+# makes phones, and CamScanner is an app with a browser.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
     r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
@@ -109,7 +109,7 @@ _PROGRAM = re.compile(
     re.IGNORECASE,
 )
 
-# The engines of browsers, and what simple phones say in place of one: the parts of their platform, or the maker and no more.
+# The engines of browsers. Simple phones send the parts of their platform instead, or only their maker.
 _BROWSER = re.compile(
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
     r"UCWEB|UCBrowser|Browser/|UP\.Browser|MIDP|MAUI|Obigo|NetFront|Teleca|Dolfin|Polaris|DoCoMo|"
@@ -118,73 +118,75 @@ _BROWSER = re.compile(
 )
 
 
-class Agent(NamedTuple):
-    """A User-Agent, and what is particular about it: less the common words of browsers and the phone's model."""
+class ParsedAgent(NamedTuple):
+    """A User-Agent. `particular`: its text without the common parts of browsers and without the phone's model."""
 
     text: str
     particular: str
 
 
-def _agent(text: str) -> Agent:
+def parse_agent(text: str) -> ParsedAgent:
+    """Return a User-Agent with its particular part."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
-    return Agent(text, _MODEL.sub(r"\1", particular, count=1))
+    return ParsedAgent(text, _MODEL.sub(r"\1", particular, count=1))
 
 
-def _empty_agent(agent: Agent) -> str | None:
+def _empty_agent(agent: ParsedAgent) -> str | None:
     return None if agent.text.strip() else "no user agent"
 
 
-def _link_preview(agent: Agent) -> str | None:
+def _link_preview(agent: ParsedAgent) -> str | None:
     if _PREVIEW.search(agent.particular) is None:
         return None
     return "link preview of " + next(name for name, pattern in _PREVIEW_NAMES if pattern.search(agent.particular))
 
 
-def _crawler(agent: Agent) -> str | None:
+def _crawler(agent: ParsedAgent) -> str | None:
     found = find_crawler(agent.particular)
     return f"known crawler or library: {found}" if found else None
 
 
-def _program(agent: Agent) -> str | None:
+def _program(agent: ParsedAgent) -> str | None:
     found = _PROGRAM.search(agent.particular)
-    return f"names itself a program: {found[0].strip(' (;')}" if found else None
+    return f"the agent names a program: {found[0].strip(' (;')}" if found else None
 
 
-def _no_browser(agent: Agent) -> str | None:
-    return None if "AppleWebKit/" in agent.text or _BROWSER.search(agent.text) else "agent of no browser"
+def _no_browser(agent: ParsedAgent) -> str | None:
+    return None if "AppleWebKit/" in agent.text or _BROWSER.search(agent.text) else "the agent is not a browser's"
 
 
 _REQUEST_RULES: tuple[tuple[str, Callable[[RequestTraits], str | None]], ...] = (("method", _method), ("prefetch", _prefetch))
-_AGENT_RULES: tuple[tuple[str, Callable[[Agent], str | None]], ...] = (
+AGENT_RULES: tuple[tuple[str, Callable[[ParsedAgent], str | None]], ...] = (
     ("empty_agent", _empty_agent),
     ("link_preview", _link_preview),
     ("crawler", _crawler),
     ("program", _program),
     ("no_browser", _no_browser),
 )
-_PERSON = Classification(Verdict.HUMAN, "browser", "nothing speaks against a person")
+_PERSON = Classification(Verdict.HUMAN, "browser", "no rule matched")
 
-#: All rules, by what they say and their names, in the order in which they are asked; the last one is what is left.
+#: All rules as (verdict, name), in order. The last one is for hits that no other rule matches.
 RULES = (
     *((Verdict.IGNORED, name) for name, _ in _REQUEST_RULES),
-    *((Verdict.SUSPECTED, name) for name, _ in _AGENT_RULES),
+    *((Verdict.SUSPECTED, name) for name, _ in AGENT_RULES),
     (Verdict.HUMAN, _PERSON.rule),
 )
 
 
 def classify(request: RequestTraits) -> Classification:
-    """Who made this request. The caller counts by `Classification.rule`."""
+    """Return the verdict on a request, with the rule that gave it."""
     for name, rule in _REQUEST_RULES:
         if reason := rule(request):
             return Classification(Verdict.IGNORED, name, reason)
-    return _judge_agent(request.user_agent[:MAX_AGENT_LENGTH])
+    return classify_agent(request.user_agent[:MAX_AGENT_LENGTH])
 
 
 @lru_cache(maxsize=MAX_CACHED_AGENTS)
-def _judge_agent(text: str) -> Classification:
-    agent = _agent(text)
-    for name, rule in _AGENT_RULES:
+def classify_agent(text: str) -> Classification:
+    """Return the verdict of the agent rules on a User-Agent of at most MAX_AGENT_LENGTH characters. Results are cached."""
+    agent = parse_agent(text)
+    for name, rule in AGENT_RULES:
         if reason := rule(agent):
             return Classification(Verdict.SUSPECTED, name, reason)
     return _PERSON

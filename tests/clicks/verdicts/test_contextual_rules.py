@@ -149,18 +149,18 @@ def test_the_watch_counts_what_a_plain_list_counts(hits: list[tuple[str, int, in
 
 def test_the_links_of_a_message_are_watched_for_a_second() -> None:
     watch = RecentLinks()
-    watch.note(1, 10, NOON)
-    watch.note(1, 11, NOON + 0.9 * SECOND)
+    watch.add(1, 10, NOON)
+    watch.add(1, 11, NOON + 0.9 * SECOND)
     assert sorted(watch.opened_at(1)) == [NOON, NOON + 0.9 * SECOND]
-    watch.note(1, 10, NOON + SECOND)
+    watch.add(1, 10, NOON + SECOND)
     assert sorted(watch.opened_at(1)) == [NOON + 0.9 * SECOND, NOON + SECOND]
-    watch.note(2, 20, NOON + 3 * SECOND)
+    watch.add(2, 20, NOON + 3 * SECOND)
     assert (list(watch.opened_at(1)), list(watch.opened_at(2))) == ([], [NOON + 3 * SECOND])
 
 
 def test_the_watch_of_links_is_bounded() -> None:
     watch = RecentLinks(limit=10)
     for message in range(100):
-        watch.note(message, 1, NOON)
+        watch.add(message, 1, NOON)
     assert len(watch) == 10
     assert list(watch.opened_at(99)) == [NOON]

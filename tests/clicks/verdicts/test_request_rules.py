@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.verdicts import MOST_CRAWLERS_HUMAN, Sample, samples_of_strangers
-from shortener.clicks.verdicts.request_rules import MAX_AGENT_LENGTH, PREVIEWS, RULES, RequestTraits, _judge_agent, classify
+from shortener.clicks.verdicts.request_rules import MAX_AGENT_LENGTH, PREVIEWS, RULES, RequestTraits, classify, classify_agent
 from shortener.model import Verdict
 
 IPHONE = (
@@ -273,15 +273,15 @@ def test_a_rule_gives_one_verdict() -> None:
 def test_a_seen_agent_is_not_looked_at_again() -> None:
     agent = android("10; K", " not seen before")
     classify(RequestTraits("GET", agent))
-    before = _judge_agent.cache_info()
+    before = classify_agent.cache_info()
     assert classify(RequestTraits("GET", agent)) is classify(RequestTraits("GET", agent))
-    after = _judge_agent.cache_info()
+    after = classify_agent.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
 
 
 def test_what_is_remembered_of_agents_is_bounded() -> None:
-    assert _judge_agent.cache_info().maxsize is not None
-    before = _judge_agent.cache_info().misses
+    assert classify_agent.cache_info().maxsize is not None
+    before = classify_agent.cache_info().misses
     classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "y" * 100_000))
     classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "z" * 100_000))
-    assert _judge_agent.cache_info().misses == before + 1
+    assert classify_agent.cache_info().misses == before + 1
