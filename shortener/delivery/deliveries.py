@@ -1,9 +1,10 @@
-"""Deliveries as people look at them: lists, one with its attempts, replays, and how a tracker is doing.
+"""Deliveries for the API and the command line: lists, details with attempts, replay, and the backlog of a tracker.
 
-A page costs what it shows: it begins below a row id and walks an index; what no index knows is looked for among the next `WALK`
-deliveries only, so a page may hold fewer than asked for, or none, and still have a next one. Counts go up to `COUNTED`.
+A page starts below a row id and walks an index. A filter that has no index examines the next `MAX_WALK_ROWS` deliveries only.
+So a page can contain fewer deliveries than requested, or none, and still have a next page. Counts stop at `MAX_COUNT`.
 
-A replay gives a delivery that ended, dead or delivered, all its attempts anew; its event id stays, `attempt` counts on.
+A replay gives a delivery that ended (dead or delivered) all its attempts again. The event id stays the same, and the attempt
+number continues.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ from shortener.storage.database import Database
 from shortener.storage.schema import attempts, deliveries, events, messages, trackers
 from shortener.storage.types import to_ms
 
-WALK = 10_000
-COUNTED = 10_000
-REPLAYED_AT_ONCE, REPLAYED_AT_MOST = 500, 10_000  # in one transaction, by one call
-MOST_ATTEMPTS = 500  # of one delivery that are told
+MAX_WALK_ROWS = 10_000
+MAX_COUNT = 10_000
+MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
+#: Attempts of one delivery that are shown.
+MAX_ATTEMPTS = 500
 
 StatusName = Literal["pending", "parked", "delivered", "dead"]
 assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatus}
 
-# Written into the statement: with a parameter, a partial index cannot be used.
+# Literals in the statement: with a parameter, a partial index cannot be used.
 _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
 _IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one place. `tracker_id` None: a message's own callback. `message_id`: the pipeline's."""
+    """One event for one receiver. `tracker_id` None: the callback of a message. `message_id`: the id that the sender of the SMS
+    knows."""
 
     id: int
     application_id: int
@@ -50,7 +53,7 @@ class Delivery:
     message_id: str | None
     status: DeliveryStatus
     attempt: int
-    next_at: datetime | None  # while it is pending
+    next_at: datetime | None  # None unless it is pending
     created_at: datetime
     finished_at: datetime | None
     last_status: int | None
@@ -59,7 +62,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """One request that was made. `answer`: the first KiB of what came back."""
+    """One request that was sent. `answer`: the first KiB of the response body."""
 
     attempt: int
     at: datetime
@@ -72,7 +75,7 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
-    """Which deliveries. `since` is included, `until` is not; both are about when the delivery was made."""
+    """Conditions on deliveries. `since` (inclusive) and `until` (exclusive) refer to the creation of the delivery."""
 
     application_id: int | None = None
     tracker_id: int | None = None
@@ -83,7 +86,7 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
-    """Newest first. `next`: the id that the next page begins below, None when this is the last."""
+    """Deliveries, newest first. `next`: the id below which the next page starts, None on the last page."""
 
     deliveries: list[Delivery]
     next: int | None
@@ -91,7 +94,7 @@ class DeliveryPage:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryBacklog:
-    """`pending` and `dead` are counted up to COUNTED. `waiting_since`: when the one that waits longest was due."""
+    """Counts of a tracker, limited to MAX_COUNT. `waiting_since`: when the delivery that waits longest was due."""
 
     pending: int
     dead: int
@@ -99,35 +102,41 @@ class DeliveryBacklog:
 
 
 class Deliveries:
+    """Reads and replays deliveries."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(self, wanted: DeliveryFilter, limit: int, below: int | None = None) -> DeliveryPage:
-        return await self._database.read(_page, wanted, limit, below)
+    async def page(self, criteria: DeliveryFilter, limit: int, below: int | None = None) -> DeliveryPage:
+        """Return up to `limit` deliveries with ids below `below`."""
+        return await self._database.read(_page, criteria, limit, below)
 
     async def get(self, delivery_id: int, application_id: int | None = None) -> tuple[Delivery, list[DeliveryAttempt]]:
-        """With its attempts, oldest first. `application_id` None: whosever it is. Raises ApiError NOT_FOUND."""
+        """Return a delivery and its attempts, oldest first. `application_id` None: of any application. Raise ApiError
+        NOT_FOUND."""
         return await self._database.read(_get, delivery_id, application_id)
 
     async def replay(self, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
-        """Raises ApiError NOT_FOUND, CONFLICT: it has not ended, or its tracker is deleted."""
+        """Replay a delivery. Raise ApiError NOT_FOUND; CONFLICT if it has not ended or its tracker is deleted."""
         return await self._database.write(_replay, delivery_id, application_id, now)
 
-    async def replay_dead(self, wanted: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
-        """Replay the dead deliveries of a tracker, oldest first, behind the id `after`, up to REPLAYED_AT_MOST.
+    async def replay_dead(self, criteria: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
+        """Replay dead deliveries of a tracker with ids above `after`, oldest first, at most MAX_REPLAYED_PER_CALL.
 
-        Returns how many, and the id to go on behind; None when these were all."""
-        assert wanted.tracker_id is not None
+        Return their number, and the id after which the next call continues; None if there are no more.
+        """
+        assert criteria.tracker_id is not None
         count = 0
-        while count < REPLAYED_AT_MOST:
-            ids = await self._database.write(_replay_some, wanted, after, now)
+        while count < MAX_REPLAYED_PER_CALL:
+            ids = await self._database.write(_replay_some, criteria, after, now)
             count += len(ids)
-            if len(ids) < REPLAYED_AT_ONCE:
+            if len(ids) < MAX_REPLAYED_PER_TRANSACTION:
                 return count, None
             after = ids[-1]
         return count, after
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
+        """Return the backlog of a tracker."""
         return await self._database.read(_backlog, tracker_id, now)
 
 
@@ -143,7 +152,7 @@ _SELECT = (
 )
 
 
-def _told(row: Row[Any]) -> Delivery:
+def _delivery_from_row(row: Row[Any]) -> Delivery:
     status = DeliveryStatus(row.status)
     if status is DeliveryStatus.PENDING and row.tracker_enabled is False:
         status = DeliveryStatus.PARKED
@@ -166,42 +175,42 @@ def _told(row: Row[Any]) -> Delivery:
     )
 
 
-def _conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """Those that an index knows; times are ranges of the id, which grows with time."""
+def _conditions(criteria: DeliveryFilter) -> list[ColumnElement[bool]]:
+    """Return the conditions that an index supports. Times become ranges of the id, because ids grow with time."""
     columns = deliveries.c
     found: list[ColumnElement[bool]] = []
-    if wanted.tracker_id is not None:
-        found.append(columns.tracker_id == wanted.tracker_id)
-    if wanted.application_id is not None:
-        found.append(columns.application_id == wanted.application_id)
-    if wanted.since is not None:
-        found.append(columns.id >= first_id_at(to_ms(wanted.since)))
-    if wanted.until is not None:
-        found.append(columns.id < first_id_at(to_ms(wanted.until)))
+    if criteria.tracker_id is not None:
+        found.append(columns.tracker_id == criteria.tracker_id)
+    if criteria.application_id is not None:
+        found.append(columns.application_id == criteria.application_id)
+    if criteria.since is not None:
+        found.append(columns.id >= first_id_at(to_ms(criteria.since)))
+    if criteria.until is not None:
+        found.append(columns.id < first_id_at(to_ms(criteria.until)))
     return found
 
 
-def _page(connection: Connection, wanted: DeliveryFilter, limit: int, below: int | None) -> DeliveryPage:
-    conditions = _conditions(wanted)
+def _page(connection: Connection, criteria: DeliveryFilter, limit: int, below: int | None) -> DeliveryPage:
+    conditions = _conditions(criteria)
     if below is not None:
         conditions.append(deliveries.c.id < below)
     newest = deliveries.c.id.desc()
     floor: int | None = None
-    match wanted.status:
+    match criteria.status:
         case None:
             pass
-        case DeliveryStatus.DEAD if wanted.tracker_id is not None:
+        case DeliveryStatus.DEAD if criteria.tracker_id is not None:
             conditions.append(_IS_DEAD)
         case status:
-            walked = select(deliveries.c.id).where(*conditions).order_by(newest).limit(1).offset(WALK - 1)
+            walked = select(deliveries.c.id).where(*conditions).order_by(newest).limit(1).offset(MAX_WALK_ROWS - 1)
             floor = connection.execute(walked).scalar()
             if floor is not None:
                 conditions.append(deliveries.c.id >= floor)
             conditions.append(_has(status))
     rows = connection.execute(_SELECT.where(*conditions).order_by(newest).limit(limit + 1)).all()
     if len(rows) > limit:
-        return DeliveryPage([_told(row) for row in rows[:limit]], rows[limit - 1].id)
-    return DeliveryPage([_told(row) for row in rows], floor)
+        return DeliveryPage([_delivery_from_row(row) for row in rows[:limit]], rows[limit - 1].id)
+    return DeliveryPage([_delivery_from_row(row) for row in rows], floor)
 
 
 def _has(status: DeliveryStatus) -> ColumnElement[bool]:
@@ -223,10 +232,10 @@ def _find(connection: Connection, delivery_id: int, application_id: int | None) 
 
 
 def _get(connection: Connection, delivery_id: int, application_id: int | None) -> tuple[Delivery, list[DeliveryAttempt]]:
-    delivery = _told(_find(connection, delivery_id, application_id))
+    delivery = _delivery_from_row(_find(connection, delivery_id, application_id))
     columns = attempts.c
     names = (columns.attempt, columns.at, columns.milliseconds, columns.status, columns.error, columns.detail, columns.answer)
-    newest = select(*names).where(columns.delivery_id == delivery_id).order_by(columns.id.desc()).limit(MOST_ATTEMPTS)
+    newest = select(*names).where(columns.delivery_id == delivery_id).order_by(columns.id.desc()).limit(MAX_ATTEMPTS)
     return delivery, [DeliveryAttempt(*row) for row in reversed(connection.execute(newest).all())]
 
 
@@ -238,26 +247,26 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
     if row.tracker_id is not None and row.tracker_enabled is None:
         raise ApiError(ErrorCode.CONFLICT, "The tracker of this delivery is deleted.")
     if row.tracker_id is None and row.callback_url is None:
-        raise ApiError(ErrorCode.CONFLICT, "The message whose callback this was is erased.")
+        raise ApiError(ErrorCode.CONFLICT, "The message of this callback is erased.")
     columns = deliveries.c
-    if not _renew(connection, [columns.id == delivery_id, columns.status.in_(_ENDED)], now):
-        raise ApiError(ErrorCode.CONFLICT, "This delivery has not ended: its attempts go on.")
-    return _told(_find(connection, delivery_id, application_id))
+    if not _restart_attempts(connection, [columns.id == delivery_id, columns.status.in_(_ENDED)], now):
+        raise ApiError(ErrorCode.CONFLICT, "This delivery has not ended yet.")
+    return _delivery_from_row(_find(connection, delivery_id, application_id))
 
 
-def _replay_some(connection: Connection, wanted: DeliveryFilter, after: int, now: datetime) -> Sequence[int]:
+def _replay_some(connection: Connection, criteria: DeliveryFilter, after: int, now: datetime) -> Sequence[int]:
     columns = deliveries.c
-    which = select(columns.id).where(*_conditions(wanted), _IS_DEAD, columns.id > after).order_by(columns.id)
-    ids = connection.execute(which.limit(REPLAYED_AT_ONCE)).scalars().all()
+    which = select(columns.id).where(*_conditions(criteria), _IS_DEAD, columns.id > after).order_by(columns.id)
+    ids = connection.execute(which.limit(MAX_REPLAYED_PER_TRANSACTION)).scalars().all()
     if ids:
-        _renew(connection, [columns.id.in_(ids), _IS_DEAD], now)
-        # Many at once are a backlog, and are released like one.
+        _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now)
+        # Many replayed deliveries are released like the backlog of a recovering tracker.
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
-        connection.execute(update(trackers).where(trackers.c.id == wanted.tracker_id, *plain).values(recovering_at=now))
+        connection.execute(update(trackers).where(trackers.c.id == criteria.tracker_id, *plain).values(recovering_at=now))
     return ids
 
 
-def _renew(connection: Connection, conditions: list[ColumnElement[bool]], now: datetime) -> int:
+def _restart_attempts(connection: Connection, conditions: list[ColumnElement[bool]], now: datetime) -> int:
     values: dict[Any, Any] = {
         "status": DeliveryStatus.PENDING.value,
         "base_attempt": deliveries.c.attempt,
@@ -271,20 +280,20 @@ def _renew(connection: Connection, conditions: list[ColumnElement[bool]], now: d
 
 def _backlog(connection: Connection, tracker_id: int, now: datetime) -> DeliveryBacklog:
     columns = deliveries.c
-    in_lane = (columns.lane == f"t{tracker_id}", _IS_PENDING)
+    in_queue = (columns.lane == f"t{tracker_id}", _IS_PENDING)
 
     def count(*conditions: ColumnElement[bool]) -> int:
-        some = select(columns.id).where(*conditions).limit(COUNTED).subquery()
+        some = select(columns.id).where(*conditions).limit(MAX_COUNT).subquery()
         return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
     first_due = [
         connection.execute(
-            select(columns.next_at).where(*in_lane, columns.queue == queue).order_by(columns.next_at).limit(1)
+            select(columns.next_at).where(*in_queue, columns.queue == queue).order_by(columns.next_at).limit(1)
         ).scalar()
         for queue in (0, RETRIES)
     ]
     return DeliveryBacklog(
-        pending=count(*in_lane),
+        pending=count(*in_queue),
         dead=count(columns.tracker_id == tracker_id, _IS_DEAD),
         waiting_since=min((at for at in first_due if at is not None and at <= now), default=None),
     )

@@ -33,7 +33,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from shortener.conversions.service import encode_conversion_id
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
-from shortener.delivery.request import callback_lane
+from shortener.delivery.request import callback_queue
 from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdGenerator, encode
@@ -161,7 +161,7 @@ class Fanout:
             ]
         url = event.callback_url
         if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
-            lane = callback_lane(url)
+            lane = callback_queue(url)
             row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, lane, pending, 0, now, now)
             rows.append(row)
         return rows

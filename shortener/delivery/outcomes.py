@@ -1,8 +1,8 @@
-"""What an answer means for a delivery: one table, read from top to bottom, the first row that fits decides.
+"""What a response means for a delivery: one table, read from top to bottom. The first row that matches decides.
 
-It follows Standard Webhooks and Svix: whatever is not a success is tried again on the schedule, 410 disables the tracker, and
-redirects are failures. Only answers that refuse the form of the request, which is the same every time, end a delivery early.
-A delivery that ends stays listed and replayable.
+The table follows Standard Webhooks and Svix: every response that is not a success is retried on the schedule, 410 disables the
+tracker, and redirects are failures. Only a response that rejects the form of the request ends a delivery early, because the
+form never changes. A delivery that ended stays listed and can be replayed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from typing import Any, Protocol
 
 #: Seconds between attempts: the example schedule of Standard Webhooks, ten attempts in 75 h 35 min.
 DEFAULT_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-#: Jitter is added to a delay, never subtracted: up to this part of it, and up to this many seconds.
-JITTER_PART, JITTER_MAX = 0.1, 900.0
-#: `Retry-After` is believed within these bounds, in seconds.
-RETRY_AFTER_MIN, RETRY_AFTER_MAX = 1.0, 86400.0
+#: Jitter is added to a delay, never subtracted: at most this part of the delay, and at most this many seconds.
+JITTER_PART, MAX_JITTER_SECONDS = 0.1, 900.0
+#: Limits of `Retry-After`.
+MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 86400.0
 
 _STATUSES = re.compile(r"([2-5])xx|([2-5][0-9]{2})(?:-([2-5][0-9]{2}))?", re.IGNORECASE)
 
 
 class OutcomeKind(enum.Enum):
+    """What happens to a delivery after an attempt."""
+
     DELIVERED = "delivered"
-    RETRY = "retry"  # on the schedule; not before the time that the tracker asked for
-    FINAL = "final"  # dead now, without the attempts that are left
+    RETRY = "retry"  # repeated on the schedule, not before the time of Retry-After
+    FINAL = "final"  # dead now; the remaining attempts are not made
     DISABLE = "disable"  # dead now, and the tracker is disabled
 
 
 class ResponseFacts(Protocol):
-    """The part of `sender.SendResult` that an outcome depends on."""
+    """The part of `sender.SendResult` that determines an outcome."""
 
     @property
     def status(self) -> int | None: ...
@@ -51,10 +53,12 @@ class ResponseFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
+    """The result of an attempt. `reason` names the row of OUTCOME_TABLE. `charged` False: the attempt does not count."""
+
     kind: OutcomeKind
-    reason: str  # a row of the table, by name
+    reason: str
     not_before: datetime | None = None
-    charged: bool = True  # False: a fault of this host; the attempt does not count
+    charged: bool = True
 
 
 #: The outcome of an attempt that this host failed to make. It must be the first row of OUTCOME_TABLE.
@@ -63,131 +67,137 @@ LOCAL_FAILURE = AttemptOutcome(OutcomeKind.RETRY, "local_failure", charged=False
 
 @dataclass(frozen=True, slots=True)
 class SuccessCriteria:
-    """When a tracker has taken an event: a set of statuses such as `2xx` or `200,202-204`, and a text that the body must hold."""
+    """Which responses mean that a tracker accepted an event.
+
+    `statuses` is a set such as `2xx` or `200,202-204`. `body_contains` is a text that the body must contain.
+    """
 
     statuses: str = "2xx"
     body_contains: str | None = None
 
     def matches(self, status: int | None) -> bool:
+        """Return whether a status is in the set."""
         return status in _status_set(self.statuses)
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRule:
+    """A row of OUTCOME_TABLE. `when` and `why` are texts for the documentation."""
+
     name: str
-    when: str  # for people
+    when: str
     kind: OutcomeKind
     why: str
-    fits: Callable[[ResponseFacts, SuccessCriteria], bool]
+    matches: Callable[[ResponseFacts, SuccessCriteria], bool]
 
 
-def _complete(reply: ResponseFacts) -> bool:
-    return reply.error is None
+def _is_complete(response: ResponseFacts) -> bool:
+    return response.error is None
 
 
-def _holds(reply: ResponseFacts, success: SuccessCriteria) -> bool:
-    return success.body_contains is None or success.body_contains.encode() in reply.body
+def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
+    return success.body_contains is None or success.body_contains.encode() in response.body
 
 
-_FORM_REFUSED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
+_FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
     OutcomeRule(
         "local_failure",
-        "no answer, and the cause is on this host (resolver down, no sockets left)",
+        "no response, and the cause is on this host (resolver down, no sockets left)",
         OutcomeKind.RETRY,
-        "the tracker did nothing wrong: the attempt is not counted",
-        lambda reply, success: reply.is_local,
+        "the tracker did nothing wrong; the attempt does not count",
+        lambda response, success: response.is_local,
     ),
     OutcomeRule(
         "success",
-        "a status of the tracker's success set, a complete body that holds body_contains",
+        "a status of the tracker's success set, and a complete body that contains `body_contains`",
         OutcomeKind.DELIVERED,
         "default: any 2xx",
-        lambda reply, success: success.matches(reply.status) and _complete(reply) and _holds(reply, success),
+        lambda response, success: success.matches(response.status) and _is_complete(response) and _has_text(response, success),
     ),
     OutcomeRule(
         "refused_in_body",
-        "a status of the success set, but the body lacks body_contains",
+        "a status of the success set, but the body does not contain `body_contains`",
         OutcomeKind.RETRY,
-        "trackers answer 200 with success=false",
-        lambda reply, success: success.matches(reply.status) and _complete(reply),
+        "some trackers return 200 with success=false",
+        lambda response, success: success.matches(response.status) and _is_complete(response),
     ),
     OutcomeRule(
         "gone",
         "410",
         OutcomeKind.DISABLE,
-        "Standard Webhooks: the receiver wants no more of this",
-        lambda reply, success: reply.status == 410,
+        "Standard Webhooks: the receiver accepts no more events",
+        lambda response, success: response.status == 410,
     ),
     OutcomeRule(
         "throttled",
         "429, 503",
         OutcomeKind.RETRY,
-        "not before Retry-After (seconds or a date, 1 s to 24 h)",
-        lambda reply, success: reply.status in (429, 503),
+        "not before the time in Retry-After (seconds or a date, 1 s to 24 h)",
+        lambda response, success: response.status in (429, 503),
     ),
     OutcomeRule(
         "form_refused",
-        ", ".join(map(str, sorted(_FORM_REFUSED))),
+        ", ".join(map(str, sorted(_FORM_REJECTED))),
         OutcomeKind.FINAL,
-        "method, size, type or version are refused, and the next attempt has the same",
-        lambda reply, success: reply.status in _FORM_REFUSED,
+        "method, size, type or version is rejected, and the next attempt would be the same",
+        lambda response, success: response.status in _FORM_REJECTED,
     ),
     OutcomeRule(
         "incomplete",
         "a status of the success set, then a timeout, a reset or more than 64 KiB of body",
         OutcomeKind.RETRY,
-        "only a complete answer is a receipt",
-        lambda reply, success: success.matches(reply.status),
+        "only a complete response proves that the event was received",
+        lambda response, success: success.matches(response.status),
     ),
     OutcomeRule(
         "redirect",
         "any other 3xx",
         OutcomeKind.RETRY,
-        "redirects are never followed; put the final URL into the tracker",
-        lambda reply, success: reply.status is not None and 300 <= reply.status < 400,
+        "redirects are never followed; enter the final URL in the tracker",
+        lambda response, success: response.status is not None and 300 <= response.status < 400,
     ),
     OutcomeRule(
         "other_status",
-        "any other status, such as 204 where 200 is wanted, 400, 401, 404, 408, 500, 502",
+        "any other status, for example 400, 401, 404, 408, 500, 502, or 204 if only 200 means success",
         OutcomeKind.RETRY,
-        "receivers are mended, configured and redeployed within the schedule",
-        lambda reply, success: reply.status is not None,
+        "receivers are often repaired, configured or redeployed within the schedule",
+        lambda response, success: response.status is not None,
     ),
     OutcomeRule(
         "no_answer",
         "no status: timeout, refused, reset, unreachable, DNS, TLS, blocked address, not HTTP",
         OutcomeKind.RETRY,
-        "the tracker may come back",
-        lambda reply, success: True,
+        "the tracker may become available again",
+        lambda response, success: True,
     ),
 )
 
 
-def classify_response(answer: ResponseFacts, success: SuccessCriteria, now: datetime) -> AttemptOutcome:
-    """What to do after `answer`, which arrived at the aware time `now`."""
-    row = next(row for row in OUTCOME_TABLE if row.fits(answer, success))
+def classify_response(response: ResponseFacts, success: SuccessCriteria, now: datetime) -> AttemptOutcome:
+    """Return what happens after a response that was received at the aware time `now`."""
+    row = next(row for row in OUTCOME_TABLE if row.matches(response, success))
     not_before = None
-    if row.name == "throttled" and answer.retry_after is not None:
-        not_before = now + timedelta(seconds=min(max(answer.retry_after, RETRY_AFTER_MIN), RETRY_AFTER_MAX))
-    return AttemptOutcome(row.kind, row.name, not_before, charged=not answer.is_local)
+    if row.name == "throttled" and response.retry_after is not None:
+        not_before = now + timedelta(seconds=min(max(response.retry_after, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS))
+    return AttemptOutcome(row.kind, row.name, not_before, charged=not response.is_local)
 
 
-def parse_success(given: Mapping[str, Any] | None) -> SuccessCriteria:
-    """A tracker's `success` field: `statuses` and `body_contains`, both optional. Raises `ValueError` saying what is wrong."""
-    given = given or {}
-    if unknown := set(given) - {"statuses", "body_contains"}:
-        raise ValueError(f"unknown key {min(unknown)}; known are statuses, body_contains")
-    statuses = given.get("statuses")
+def parse_success(value: Mapping[str, Any] | None) -> SuccessCriteria:
+    """Return the criteria of a tracker's `success` field: `statuses` and `body_contains`, both optional. Raise ValueError."""
+    value = value or {}
+    if unknown := set(value) - {"statuses", "body_contains"}:
+        raise ValueError(f"unknown key {min(unknown)}; allowed: statuses, body_contains")
+    statuses = value.get("statuses")
     if statuses is None:
         statuses = "2xx"
     if not isinstance(statuses, str) or len(statuses) > 100:
-        raise ValueError('statuses wants a text such as "2xx", "200" or "200,202-204"')
+        raise ValueError('statuses must be a text such as "2xx", "200" or "200,202-204"')
     _status_set(statuses)
-    contains = given.get("body_contains")
+    contains = value.get("body_contains")
     if contains is not None and (not isinstance(contains, str) or not 1 <= len(contains) <= 200):
-        raise ValueError("body_contains wants a text of 1 to 200 characters, or null")
+        raise ValueError("body_contains must be a text of 1 to 200 characters, or null")
     return SuccessCriteria(statuses, contains)
 
 
@@ -197,31 +207,31 @@ def _status_set(text: str) -> frozenset[int]:
     for part in text.split(","):
         found = _STATUSES.fullmatch(part.strip())
         if found is None:
-            raise ValueError(f'{part.strip()!r} is not a status from 200 to 599, a range such as "200-204", or "2xx"')
+            raise ValueError(f'{part.strip()!r} must be a status from 200 to 599, a range such as "200-204", or "2xx"')
         if found[1]:
             statuses.update(range(int(found[1]) * 100, int(found[1]) * 100 + 100))
         else:
             first, last = int(found[2]), int(found[3] or found[2])
             if first > last:
-                raise ValueError(f"{part.strip()!r} ends before it begins")
+                raise ValueError(f"{part.strip()!r} must not end before it starts")
             statuses.update(range(first, last + 1))
     return frozenset(statuses)
 
 
 def next_delay(attempt: int, schedule: Sequence[float], rng: random.Random) -> float:
-    """Seconds from the failed attempt (the first one is 1) to the next. Beyond the end the last delay repeats.
+    """Return the seconds from failed attempt number `attempt` (from 1) to the next. The last delay of the schedule repeats.
 
-    Jitter of up to 10 % of the delay, and at most 15 minutes, is added, so that a tracker's backlog does not come back at once.
+    Jitter of up to 10 % of the delay, at most 15 minutes, is added, so that a tracker does not receive its backlog at once.
     """
     delay = float(schedule[min(attempt, len(schedule)) - 1])
-    return delay + rng.random() * min(delay * JITTER_PART, JITTER_MAX)
+    return delay + rng.random() * min(delay * JITTER_PART, MAX_JITTER_SECONDS)
 
 
 def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Seconds of a `Retry-After` header (RFC 9110: seconds or a date), from 1 s to 24 h; None when it is absent or garbage."""
+    """Return the seconds of a `Retry-After` header (RFC 9110: seconds or a date), limited to 1 s to 24 h. None if invalid."""
     text = (text or "").strip()
     if re.fullmatch(r"[+-]?[0-9]+", text):
-        # A number of this length is beyond the bound, and int() has a limit of its own.
+        # 12 digits exceed the limit anyway, and int() rejects very long texts.
         seconds = float(text[:12])
     else:
         try:
@@ -229,4 +239,4 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
             seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
         except (ValueError, TypeError, OverflowError, IndexError):
             return None
-    return min(max(seconds, RETRY_AFTER_MIN), RETRY_AFTER_MAX)
+    return min(max(seconds, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS)

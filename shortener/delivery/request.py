@@ -1,5 +1,7 @@
-"""From a tracker and the facts of an event to one HTTP request, made anew for each attempt: the body carries the attempt's number,
-the signature its time."""
+"""The HTTP request of one attempt, built from a tracker and the facts of an event.
+
+Each attempt has its own request, because the body contains the number of the attempt and the signature contains its time.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,15 @@ _ANY_2XX = SuccessCriteria()
 
 
 class ForbiddenHost(Exception):
-    """The request may not be made; the text says why."""
+    """The settings forbid the request. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTarget:
-    """A tracker as its deliveries need it, or a message's own callback (`tracker_id` None). `timeout` in seconds.
+    """A tracker, or the callback of a message (`tracker_id` None), as the dispatcher uses it. `timeout` is in seconds.
 
-    `secrets` newest first, each with the time until which it signs (None: always)."""
+    `secrets` contains the newest secret first, each with the time until which it signs (None: without end).
+    """
 
     tracker_id: int | None
     revision: int
@@ -49,7 +52,7 @@ class DeliveryTarget:
     def request(
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
     ) -> OutgoingRequest:
-        """The request of attempt number `attempt` at the time `at`. Raises Forbidden."""
+        """Return the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost."""
         name = encode_event_id(event, topic)
         facts = {**facts, "event_id": name, "topic": topic.api_name}
         if isinstance(self.url, str):
@@ -57,16 +60,18 @@ class DeliveryTarget:
         else:
             url = self.url.expand(placeholder_values(facts) if self.url.placeholders else {})
         if not allow_http and not url.startswith("https:"):
-            raise ForbiddenHost("http:// targets are switched off (ALLOW_HTTP_TARGETS)")
+            raise ForbiddenHost("http:// targets are disabled (ALLOW_HTTP_TARGETS)")
         secrets = [key for key, until in self.secrets if until is None or at < until]
         if self.method == "GET":
             return OutgoingRequest("GET", url, {**self.headers, **sign(name, at, b"", secrets)})
-        body, kind = render(self.format, facts, attempt=attempt, fields=self.fields)
-        return OutgoingRequest(self.method, url, {**self.headers, "Content-Type": kind, **sign(name, at, body, secrets)}, body)
+        body, content_type = render(self.format, facts, attempt=attempt, fields=self.fields)
+        return OutgoingRequest(
+            self.method, url, {**self.headers, "Content-Type": content_type, **sign(name, at, body, secrets)}, body
+        )
 
 
 def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...]) -> DeliveryTarget:
-    """The target of a message's `lt_callbackurl`. Raises UrlError for what the rewrite would have refused."""
+    """Return the target of a message's `lt_callbackurl`. Raise UrlError if the URL is not a valid destination."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,
@@ -81,8 +86,8 @@ def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, s
     )
 
 
-def callback_lane(url: str) -> str:
-    """What slots of callbacks are counted by: their host."""
+def callback_queue(url: str) -> str:
+    """Return the name of the queue of a callback: all callbacks to one host share a queue."""
     try:
         return f"c{parse_destination(url).host}"
     except UrlError:

@@ -1,7 +1,7 @@
-"""The test send: one `test` event to one tracker, now, made and signed like any other, whether the tracker is enabled or not.
+"""Test delivery: send one `test` event to one tracker now, whether the tracker is enabled or not.
 
-One attempt and no more; it is written down as a delivery that ended, with its event and attempt, and touches neither the breaker
-nor the queue.
+The request is built and signed like every other request. There is exactly one attempt. It is stored as a delivery that has
+ended, with its event and its attempt. It changes neither the breaker nor the queue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shortener.storage.types import to_ms
 
 @dataclass(frozen=True, slots=True)
 class SampleDelivery:
-    """What came of it. `reason`: a row of outcomes.OUTCOME_TABLE; `answer`: the first KiB of what came back."""
+    """The result of a test delivery. `reason`: a row of outcomes.OUTCOME_TABLE. `answer`: the first KiB of the response body."""
 
     delivery_id: int
     event_id: str
@@ -44,7 +44,7 @@ class SampleDelivery:
 
 
 def sample_facts(application_id: int, at: datetime) -> dict[str, Any]:
-    """Facts such as a first click has, of a message that nobody sent."""
+    """Return the facts of a first click on an invented message."""
     phone = "+14085550100"
     now = iso(to_ms(at))
     return {
@@ -80,36 +80,36 @@ async def send_test(
     allow_http: bool,
     application_id: int | None = None,
 ) -> SampleDelivery:
-    """Raises ApiError NOT_FOUND, StoreUnavailable."""
+    """Send a test event to a tracker and store the result. Raise ApiError NOT_FOUND, StoreUnavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
     facts = sample_facts(tracker.application_id, at)
     try:
         request = target.request(facts, event, Topic.TEST, 1, at, allow_http=allow_http)
     except ForbiddenHost as error:
-        answer = SendResult(None, b"", "blocked_address", str(error), 0)
+        response = SendResult(None, b"", "blocked_address", str(error), 0)
     else:
-        answer = await sender.send(request, target.timeout)
-    outcome = classify_response(answer, target.success, clock())
+        response = await sender.send(request, target.timeout)
+    outcome = classify_response(response, target.success, clock())
     delivered = outcome.kind is OutcomeKind.DELIVERED
-    trial = SampleDelivery(
+    sample = SampleDelivery(
         delivery_id=ids(),
         event_id=encode_event_id(event, Topic.TEST),
         delivered=delivered,
         reason=outcome.reason,
-        http_status=answer.status,
-        error=None if delivered else answer.error or outcome.reason,
-        detail=to_storable_text(answer.detail),
-        milliseconds=answer.milliseconds,
-        answer=to_storable_text(answer.excerpt),
+        http_status=response.status,
+        error=None if delivered else response.error or outcome.reason,
+        detail=to_storable_text(response.detail),
+        milliseconds=response.milliseconds,
+        answer=to_storable_text(response.excerpt),
     )
-    await database.write(_record, trial, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
-    return trial
+    await database.write(_record, sample, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
+    return sample
 
 
 def _record(
     connection: Connection,
-    trial: SampleDelivery,
+    sample: SampleDelivery,
     event: int,
     application_id: int,
     tracker_id: int,
@@ -123,10 +123,10 @@ def _record(
             id=event, application_id=application_id, topics=Topic.TEST.value, at=at, facts=facts, fanned_out=True
         )
     )
-    status = DeliveryStatus.DELIVERED if trial.delivered else DeliveryStatus.DEAD
+    status = DeliveryStatus.DELIVERED if sample.delivered else DeliveryStatus.DEAD
     connection.execute(
         insert(schema.deliveries).values(
-            id=trial.delivery_id,
+            id=sample.delivery_id,
             event_id=event,
             topic=Topic.TEST.value,
             application_id=application_id,
@@ -137,20 +137,20 @@ def _record(
             next_at=at,
             created_at=at,
             finished_at=finished_at,
-            last_status=trial.http_status,
-            last_error=trial.error,
+            last_status=sample.http_status,
+            last_error=sample.error,
         )
     )
     connection.execute(
         insert(schema.attempts).values(
             id=attempt_id,
-            delivery_id=trial.delivery_id,
+            delivery_id=sample.delivery_id,
             attempt=1,
             at=at,
-            milliseconds=trial.milliseconds,
-            status=trial.http_status,
-            error=trial.error,
-            detail=trial.detail or None,
-            answer=trial.answer,
+            milliseconds=sample.milliseconds,
+            status=sample.http_status,
+            error=sample.error,
+            detail=sample.detail or None,
+            answer=sample.answer,
         )
     )

@@ -1,11 +1,10 @@
-"""Trackers: the places of a customer's that events are delivered to, checked when they are saved.
+"""Trackers: endpoints of customers that receive events. Create, read, change and delete them.
 
-What is saved can be called: the URL is a template whose placeholders exist, its host leads to no forbidden address, headers cannot
-break out of their line, fields and statuses are known ones. Secrets and headers are encrypted at rest and never shown again; a
-secret that is replaced goes on signing beside the new one for the overlap. Disabling parks a tracker's deliveries, they go on when
-it is enabled again; those of a deleted tracker end dead, with that reason, and stay listed.
+A stored tracker can be called: its URL is a valid template, and its host has no forbidden address. Secrets and headers are
+encrypted in the database, and no response shows them. A replaced secret also signs for the overlap. If a tracker is disabled,
+its deliveries wait until it is enabled again. If it is deleted, they end dead with that reason and stay listed.
 
-The application's `conversion_url` and `conversion_fields` (23 Telecom) are a tracker of role `conversion_url`.
+The application's `conversion_url` and `conversion_fields` (23 Telecom) are stored as a tracker with the role `conversion_url`.
 
 Raises ApiError INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND, CONFLICT.
 """
@@ -38,17 +37,18 @@ from shortener.storage.types import to_ms
 
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
-#: Every event may make a delivery for each of them.
+#: Trackers per application. Each event can create one delivery for each of them.
 MAX_TRACKERS = 100
 DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTracker:
-    """The values of a tracker to create, already validated (the API and the command line use web/tracker_requests.py).
+    """The values of a tracker to create. The caller has validated them (web/tracker_requests.py).
 
-    `events` are names of events. `secret` None: the service generates a signing secret, unless `signed` is False.
-    `name` None: the host of the URL. `timeout` and the delays of `schedule` are seconds."""
+    `events` are event names. If `secret` is None, the service generates a signing secret, unless `signed` is False. If `name`
+    is None, the name is the host of the URL. `timeout` and the delays of `schedule` are seconds.
+    """
 
     url: str
     events: Sequence[str]
@@ -69,10 +69,11 @@ class NewTracker:
 
 
 class TrackerChanges(TypedDict, total=False):
-    """The values of a tracker to change, already validated. A key that is absent leaves its value unchanged.
+    """The values of a tracker to change. The caller has validated them. A key that is absent leaves its value unchanged.
 
     None removes the value of `fields`, `headers`, `secret`, `success`, `max_attempts`, `timeout`, `concurrency` or `schedule`.
-    `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds."""
+    `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds.
+    """
 
     url: str
     events: Sequence[str]
@@ -95,7 +96,8 @@ class TrackerChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """A tracker as it is stored, without what is never shown again. None in the last four: as the installation is set."""
+    """A stored tracker without its secrets and headers. `max_attempts`, `timeout` (seconds), `concurrency` and `schedule` are
+    None if the settings of the installation apply."""
 
     id: int
     application_id: int
@@ -128,13 +130,15 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class TrackerSaveResult:
-    """`secret`: the one that was just made, to be shown this once."""
+    """A saved tracker. `secret` is the secret that the service generated, else None."""
 
     tracker: Tracker
     secret: str | None = None
 
 
 class Trackers:
+    """Reads and writes trackers. `application_id` None in a method means: a tracker of any application (command line)."""
+
     def __init__(self, database: Database, secret: Secret, guard: Guard, settings: Settings, clock: Clock) -> None:
         self._database = database
         self._secret = secret
@@ -143,6 +147,10 @@ class Trackers:
         self._clock = clock
 
     async def create(self, application_id: int, new: NewTracker) -> TrackerSaveResult:
+        """Create a tracker. Raise ApiError NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers.
+
+        Raises the errors of `check_url` too.
+        """
         template = await self.check_url(new.url)
         generated = new_secret() if new.signed and new.secret is None else None
         secret = generated or new.secret
@@ -152,13 +160,13 @@ class Trackers:
             "role": TRACKER,
             "name": new.name or template.host,
             "enabled": new.enabled,
-            "disabled_reason": None if new.enabled else "made so",
+            "disabled_reason": None if new.enabled else "created disabled",
             "url": new.url,
             "topics": _topics(new.events),
             "method": new.method,
             "format": new.format,
             "fields": new.fields,
-            "headers": self._sealed_headers(new.headers),
+            "headers": self._encrypt_headers(new.headers),
             "secret": self._secret.encrypt(secret) if secret else None,
             "success": _success_fields(new.success),
             "max_attempts": new.max_attempts,
@@ -172,15 +180,19 @@ class Trackers:
         return TrackerSaveResult(await self._database.write(_insert, values), generated)
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
-        """`application_id` None: whosever it is (the command line). Raises ApiError NOT_FOUND."""
+        """Return a tracker. Raise ApiError NOT_FOUND."""
         return await self._database.read(_get, tracker_id, application_id)
 
     async def all(self, application_id: int | None = None) -> list[Tracker]:
-        """In the order in which they were made."""
+        """Return all trackers, oldest first."""
         return await self._database.read(_all, application_id)
 
     async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
-        """Raise ApiError NOT_FOUND, and what `check_url` raises; INVALID_REQUEST if `changes` contradict each other."""
+        """Change a tracker. Raise ApiError NOT_FOUND; INVALID_REQUEST if the changes contradict each other or the tracker's
+        role.
+
+        Raises the errors of `check_url` if the URL changes.
+        """
         values: dict[str, Any] = {**changes}
         overlap = values.pop("secret_overlap", DEFAULT_SECRET_OVERLAP_SECONDS)
         generated = None
@@ -193,24 +205,26 @@ class Trackers:
         if "secret" in values:
             values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
         if "headers" in values:
-            values["headers"] = self._sealed_headers(values["headers"])
+            values["headers"] = self._encrypt_headers(values["headers"])
         tracker = await self._database.write(_update, tracker_id, application_id, values, overlap, self._clock())
         return TrackerSaveResult(tracker, generated)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
-        """What is still to be delivered to it ends dead; the dispatcher sees to that."""
+        """Delete a tracker. The dispatcher ends its pending deliveries. Raise ApiError NOT_FOUND."""
         await self._database.write(_delete, tracker_id, application_id)
 
     async def conversion_url(self, application_id: int) -> Tracker | None:
+        """Return the tracker that stores the application's `conversion_url`, or None."""
         return await self._database.read(_conversion_url, application_id)
 
     def target(self, row: Row[Any]) -> DeliveryTarget:
-        """A row of the table as the dispatcher needs it. Raises SecretError, TemplateError: what was stored cannot be used."""
+        """Return what the dispatcher needs of a row of table `trackers`. Raise SecretError or TemplateError if the row is
+        unusable."""
         settings = self._settings
         secrets = []
-        for sealed, until in ((row.secret, None), (row.previous_secret, row.previous_secret_until)):
-            if sealed:
-                secrets.append((parse_secret(self._secret.decrypt(sealed)), until))
+        for encrypted, until in ((row.secret, None), (row.previous_secret, row.previous_secret_until)):
+            if encrypted:
+                secrets.append((parse_secret(self._secret.decrypt(encrypted)), until))
         return DeliveryTarget(
             tracker_id=row.id,
             revision=row.revision,
@@ -228,32 +242,38 @@ class Trackers:
         )
 
     async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
-        """Raises ApiError NOT_FOUND."""
+        """Return a tracker and its target. Raise ApiError NOT_FOUND."""
         row = await self._database.read(_require, tracker_id, application_id)
-        return _told(row), self.target(row)
+        return _tracker_from_row(row), self.target(row)
 
     async def check_url(self, url: str, field: str = "url") -> Template:
-        """Whether deliveries can go there. Raises ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER, FORBIDDEN_TARGET."""
+        """Check that deliveries can be sent to a URL, and return it as a template. `field` names it in errors.
+
+        Raise ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER or FORBIDDEN_TARGET.
+        """
         try:
             template = parse_template(url)
         except TemplateError as error:
             raise ApiError(error.code, details=[Detail(field, error.reason, error.position)]) from None
         if template.scheme != "https" and not self._settings.allow_http_targets:
-            raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(field, "http:// is switched off here; use https://")])
+            raise ApiError(
+                ErrorCode.FORBIDDEN_TARGET,
+                details=[Detail(field, "must begin with https://; http:// is disabled (ALLOW_HTTP_TARGETS)")],
+            )
         try:
             await self._guard.check_host(template.host, template.port)
         except ForbiddenTarget as error:
             raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(field, str(error))]) from None
         except HostUnresolved:
-            pass  # the name may be made later; the guard judges again whenever a connection is made
+            pass  # the name may be registered later; the guard checks every connection again
         return template
 
-    def _sealed_headers(self, headers: Mapping[str, str] | None) -> str | None:
+    def _encrypt_headers(self, headers: Mapping[str, str] | None) -> str | None:
         return self._secret.encrypt(orjson.dumps(headers).decode()) if headers else None
 
 
 def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """The four limits as they hold: the tracker's own, else the installation's."""
+    """Return the limits that apply to a tracker: its own values, or those of the settings."""
     return {
         "max_attempts": tracker.max_attempts or settings.delivery_attempts,
         "timeout": tracker.timeout or settings.delivery_timeout,
@@ -275,7 +295,7 @@ def _refuse(field: str, reason: str) -> ApiError:
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 
-# Statements. Each is a transaction, or a read, of the database.
+# Transactions and reads.
 
 _table = schema.trackers
 
@@ -285,7 +305,7 @@ def health_of(row: Row[Any]) -> TrackerHealth:
     return TrackerHealth(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
 
 
-def _told(row: Row[Any]) -> Tracker:
+def _tracker_from_row(row: Row[Any]) -> Tracker:
     return Tracker(
         id=row.id,
         application_id=row.application_id,
@@ -326,66 +346,66 @@ def _require(connection: Connection, tracker_id: int, application_id: int | None
 
 
 def _get(connection: Connection, tracker_id: int, application_id: int | None) -> Tracker:
-    return _told(_require(connection, tracker_id, application_id))
+    return _tracker_from_row(_require(connection, tracker_id, application_id))
 
 
 def _all(connection: Connection, application_id: int | None) -> list[Tracker]:
     statement = select(_table).order_by(_table.c.id)
     if application_id is not None:
         statement = statement.where(_table.c.application_id == application_id)
-    return [_told(row) for row in connection.execute(statement)]
+    return [_tracker_from_row(row) for row in connection.execute(statement)]
 
 
 def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
     application_id = values["application_id"]
     applications = schema.applications
-    # The lock makes the count of several processes true.
+    # The lock keeps the count correct if several processes create trackers at the same time.
     known = select(applications.c.id).where(applications.c.id == application_id).with_for_update()
     if connection.execute(known).first() is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
     count = select(func.count()).where(_table.c.application_id == application_id)
     if connection.execute(count).scalar_one() >= MAX_TRACKERS:
-        raise ApiError(ErrorCode.CONFLICT, f"The application has {MAX_TRACKERS} trackers, the most that there can be.")
+        raise ApiError(ErrorCode.CONFLICT, f"The application already has {MAX_TRACKERS} trackers, which is the maximum.")
     if values.get("with_suspected"):
         increment_version(connection)
-    return _told(connection.execute(insert(_table).values(values).returning(_table)).one())
+    return _tracker_from_row(connection.execute(insert(_table).values(values).returning(_table)).one())
 
 
 def _update(
-    connection: Connection, tracker_id: int, application_id: int | None, given: dict[str, Any], overlap: int, now: datetime
+    connection: Connection, tracker_id: int, application_id: int | None, changes: dict[str, Any], overlap: int, now: datetime
 ) -> Tracker:
     row = _require(connection, tracker_id, application_id, lock=True)
-    if row.role == CONVERSION_URL and (fixed := {"events", "format"} & given.keys()):
-        raise _refuse(min(fixed), "belongs to the application's conversion_url and cannot be changed")
+    if row.role == CONVERSION_URL and (fixed := {"events", "format"} & changes.keys()):
+        raise _refuse(min(fixed), "must not be changed: this tracker stores the application's conversion_url")
     values: dict[str, Any] = {
-        name: value for name, value in given.items() if name not in ("events", "success", "secret", "enabled")
+        name: value for name, value in changes.items() if name not in ("events", "success", "secret", "enabled")
     }
-    if "events" in given:
-        values["topics"] = _topics(given["events"])
-    if "success" in given:
-        values["success"] = _success_fields(given["success"])
-    if "secret" in given:
-        keep = row.secret is not None and given["secret"] is not None and overlap > 0
-        values["secret"] = given["secret"]
-        values["previous_secret"] = row.secret if keep else None
-        values["previous_secret_until"] = now + timedelta(seconds=overlap) if keep else None
-    if "enabled" in given:
-        values["enabled"] = given["enabled"]
-        if given["enabled"]:
+    if "events" in changes:
+        values["topics"] = _topics(changes["events"])
+    if "success" in changes:
+        values["success"] = _success_fields(changes["success"])
+    if "secret" in changes:
+        keeps_old = row.secret is not None and changes["secret"] is not None and overlap > 0
+        values["secret"] = changes["secret"]
+        values["previous_secret"] = row.secret if keeps_old else None
+        values["previous_secret_until"] = now + timedelta(seconds=overlap) if keeps_old else None
+    if "enabled" in changes:
+        values["enabled"] = changes["enabled"]
+        if changes["enabled"]:
             values["disabled_reason"] = None
         elif row.enabled:
             values["disabled_reason"] = "switched off"
-    if given.get("enabled") or values.get("url", row.url) != row.url:
+    if changes.get("enabled") or values.get("url", row.url) != row.url:
         values |= _fresh_start(now)
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one()
     if row.with_suspected or after.with_suspected:
-        increment_version(connection)  # whether suspected hits raise events is known to every process
-    return _told(after)
+        increment_version(connection)  # every process caches which applications send events for suspected hits
+    return _tracker_from_row(after)
 
 
 def _fresh_start(now: datetime) -> dict[str, Any]:
-    """The breaker closed; what waited until now is released like the backlog of a recovered tracker."""
+    """Return the columns that close the breaker. Deliveries that waited are released at the recovery rate."""
     return {"failures_in_row": 0, "open_until": None, "recovering_at": now}
 
 
@@ -404,15 +424,16 @@ def _conversion_row(connection: Connection, application_id: int) -> Row[Any] | N
 
 def _conversion_url(connection: Connection, application_id: int) -> Tracker | None:
     row = _conversion_row(connection, application_id)
-    return None if row is None else _told(row)
+    return None if row is None else _tracker_from_row(row)
 
 
 def write_conversion_url(
     connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:
-    """Make, change or (`url` None) remove the tracker that the application's own fields stand for; the URL is checked already.
+    """Create, change or (`url` None) delete the tracker of the application's `conversion_url`, as a part of a transaction.
 
-    `fields` None: the usual set."""
+    The caller has checked the URL. `fields` None: the default fields of the format `json`.
+    """
     applications = schema.applications
     connection.execute(select(applications.c.id).where(applications.c.id == application_id).with_for_update())
     row = _conversion_row(connection, application_id)

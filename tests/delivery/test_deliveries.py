@@ -108,7 +108,7 @@ async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTr
 async def test_a_filter_that_no_index_knows_looks_only_so_far(
     service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "WALK", 4)
+    monkeypatch.setattr(deliveries, "MAX_WALK_ROWS", 4)
     tracker = await make_tracker("https://t.example/")
     wanted = await fill(service, tracker, DELIVERED, 1)
     await fill(service, tracker, DEAD, 9)
@@ -180,7 +180,7 @@ async def test_what_has_not_ended_or_has_no_tracker_any_more_cannot_be_replayed(
 async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_bounded_rate(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "REPLAYED_AT_ONCE", 2)
+    monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_TRANSACTION", 2)
     tracker, other = await make_tracker("https://t.example/"), await make_tracker("https://u.example/")
     old = await fill(service, tracker, DEAD, 3)
     clock.forward(hours=1)
@@ -191,7 +191,7 @@ async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_boun
     assert await service.deliveries.replay_dead(until, clock()) == (3, None)
     assert set((await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0]) == set(old)
     assert (await service.trackers.get(tracker)).health.breaker(0) == "recovering"
-    monkeypatch.setattr(deliveries, "REPLAYED_AT_MOST", 2)
+    monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_CALL", 2)
     assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock()) == (2, new[1])
     assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock(), new[1]) == (1, None)
     assert (await service.trackers.get(other)).health.recovering_at is None
@@ -209,7 +209,7 @@ async def test_a_backlog_is_counted_up_to_a_bound(
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(4, 3, None)
     clock.forward(hours=2)
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(4, 3, NOON + timedelta(minutes=1))
-    monkeypatch.setattr(deliveries, "COUNTED", 2)
+    monkeypatch.setattr(deliveries, "MAX_COUNT", 2)
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(2, 2, NOON + timedelta(minutes=1))
 
 
@@ -240,7 +240,7 @@ async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
     assert first.headers["webhook-id"] == first.json["event_id"] == good.event_id != second.json["event_id"]
     assert "webhook-signature" in first.headers
     told = await service.trackers.get(tracker)
-    assert (told.disabled_reason, told.health.failures_in_row, told.health.last_success_at) == ("made so", 0, None)
+    assert (told.disabled_reason, told.health.failures_in_row, told.health.last_success_at) == ("created disabled", 0, None)
     page = await service.deliveries.page(DeliveryFilter(1, tracker), 10)
     assert [(one.status, one.topic, one.attempt) for one in page.deliveries] == [(DEAD, Topic.TEST, 1), (DELIVERED, Topic.TEST, 1)]
     _, attempts = await service.deliveries.get(bad.delivery_id)

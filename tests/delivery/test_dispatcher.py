@@ -22,7 +22,7 @@ from shortener.delivery.claims import LEASE_MARGIN_MS, MIN_LEASE_LEFT_MS
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.guard import Guard
-from shortener.delivery.health import FAILURES
+from shortener.delivery.health import MAX_FAILURES
 from shortener.delivery.outcomes import DEFAULT_SCHEDULE
 from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle
@@ -475,7 +475,7 @@ async def test_the_breaker_opens_sends_one_probe_and_releases_the_backlog_at_a_b
     for _ in range(40):
         await story.first_click()
     await deliver(service)
-    assert FAILURES <= len(receiver.requests) < FAILURES + 4, "no more than were under way"
+    assert MAX_FAILURES <= len(receiver.requests) < MAX_FAILURES + 4, "no more than were under way"
     assert service.dispatcher.totals.breakers_opened == 1
     health = (await service.trackers.get(tracker)).health
     assert health.breaker(queries_now(clock)) == "open"
@@ -511,11 +511,11 @@ async def test_a_success_between_failures_keeps_the_breaker_closed(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), concurrency=1)
-    receiver.replies = [*[500] * (FAILURES - 1), 200, *[500] * (FAILURES - 1)]
-    for _ in range(2 * FAILURES):
+    receiver.replies = [*[500] * (MAX_FAILURES - 1), 200, *[500] * (MAX_FAILURES - 1)]
+    for _ in range(2 * MAX_FAILURES):
         await story.first_click()
         await deliver(service)
-    assert len(receiver.requests) == 2 * FAILURES
+    assert len(receiver.requests) == 2 * MAX_FAILURES
     assert service.dispatcher.totals.breakers_opened == 0
 
 
@@ -524,7 +524,7 @@ async def test_what_an_open_breaker_keeps_too_long_ends_dead(
 ) -> None:
     receiver.default_reply = 500
     await make_tracker(receiver.url(), concurrency=1)
-    for _ in range(FAILURES + 5):
+    for _ in range(MAX_FAILURES + 5):
         await story.first_click()
     await deliver(service)
     last = (await deliveries(service))[-1]
@@ -741,7 +741,7 @@ async def test_a_probe_that_a_stop_handed_back_keeps_nobody_from_sending_another
 ) -> None:
     receiver.default_reply = 500
     await make_tracker(receiver.url(), concurrency=1)
-    for _ in range(FAILURES + 2):
+    for _ in range(MAX_FAILURES + 2):
         await story.first_click()
     await deliver(service)
     receiver.take()
@@ -824,10 +824,10 @@ async def test_of_several_processes_one_sends_the_probe(
             1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, timeout=5)
         )
     ).tracker.id
-    for _ in range(FAILURES + 10):
+    for _ in range(MAX_FAILURES + 10):
         await story.first_click()
     await deliver(services[0])
-    assert len(receiver.take()) == FAILURES
+    assert len(receiver.take()) == MAX_FAILURES
     clock.forward(seconds=30)
     receiver.default_reply = Reply(hang=True)
     for _ in range(3):
@@ -835,7 +835,7 @@ async def test_of_several_processes_one_sends_the_probe(
     await receiver.wait_for(1)
     assert [service.dispatcher.in_flight for service in services].count(1) == 1
     assert sum(service.dispatcher.in_flight for service in services) == len(receiver.requests) == 1
-    assert (await tracker_row(services[0], tracker)).failures_in_row == FAILURES
+    assert (await tracker_row(services[0], tracker)).failures_in_row == MAX_FAILURES
     for service in services:
         kill(service.dispatcher)
 
@@ -849,7 +849,7 @@ async def test_several_processes_release_a_backlog_at_one_rate(
     await services[0].trackers.create(
         1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, schedule=[1])
     )
-    for _ in range(FAILURES + 30):
+    for _ in range(MAX_FAILURES + 30):
         await story.first_click()
     await deliver(services[0])
     clock.forward(seconds=30)

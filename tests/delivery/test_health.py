@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.delivery.health import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, TrackerHealth, pause
+from shortener.delivery.health import MAX_FAILURES, MAX_PAUSE_MS, MIN_PAUSE_MS, TrackerHealth, pause
 
 T = 1_800_000_000_000
 
@@ -13,25 +13,25 @@ def fail(health: TrackerHealth, times: int, at: int = T) -> TrackerHealth:
 
 
 def test_the_breaker_opens_after_so_many_failures_in_a_row() -> None:
-    health = fail(TrackerHealth(), FAILURES - 1)
+    health = fail(TrackerHealth(), MAX_FAILURES - 1)
     assert (health.breaker(T), health.last_failure_at) == ("closed", T)
     health = health.failed(T)
-    assert health.breaker(T) == health.breaker(T + FIRST_PAUSE - 1) == "open"
-    assert health.breaker(T + FIRST_PAUSE) == "half_open"
+    assert health.breaker(T) == health.breaker(T + MIN_PAUSE_MS - 1) == "open"
+    assert health.breaker(T + MIN_PAUSE_MS) == "half_open"
 
 
 def test_a_success_begins_the_count_anew() -> None:
-    health = fail(fail(TrackerHealth(), FAILURES - 1).succeeded(T), FAILURES - 1)
+    health = fail(fail(TrackerHealth(), MAX_FAILURES - 1).succeeded(T), MAX_FAILURES - 1)
     assert (health.breaker(T), health.last_success_at) == ("closed", T)
 
 
 def test_attempts_that_began_before_the_breaker_opened_do_not_lengthen_the_pause() -> None:
-    opened = fail(TrackerHealth(), FAILURES)
+    opened = fail(TrackerHealth(), MAX_FAILURES)
     assert fail(opened, 20, T + 5).open_until == opened.open_until
 
 
 def test_a_failed_probe_doubles_the_pause_up_to_the_longest() -> None:
-    health = fail(TrackerHealth(), FAILURES)
+    health = fail(TrackerHealth(), MAX_FAILURES)
     pauses = []
     for _ in range(6):
         at = health.open_until
@@ -43,7 +43,7 @@ def test_a_failed_probe_doubles_the_pause_up_to_the_longest() -> None:
 
 
 def test_a_success_closes_it_and_releases_the_backlog_at_the_rate() -> None:
-    health = fail(TrackerHealth(), FAILURES).succeeded(T)
+    health = fail(TrackerHealth(), MAX_FAILURES).succeeded(T)
     assert health.breaker(T) == "recovering"
     assert health.allowance(T, 10) == 0
     assert health.allowance(T + 500, 10) == 5
@@ -56,8 +56,8 @@ def test_a_success_closes_it_and_releases_the_backlog_at_the_rate() -> None:
 
 def test_retry_after_opens_it_for_as_long_as_it_says_and_no_longer_than_the_longest_pause() -> None:
     assert TrackerHealth().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
-    assert TrackerHealth().failed(T, quiet_until=T + 86_400_000).open_until == T + LONGEST_PAUSE
-    assert fail(TrackerHealth(), FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + FIRST_PAUSE
+    assert TrackerHealth().failed(T, quiet_until=T + 86_400_000).open_until == T + MAX_PAUSE_MS
+    assert fail(TrackerHealth(), MAX_FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + MIN_PAUSE_MS
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.5, 500))
@@ -76,4 +76,4 @@ def test_a_release_never_exceeds_the_rate(steps: list[int], rate: float) -> None
 
 @given(st.integers(0, 1000))
 def test_a_pause_is_bounded(failures: int) -> None:
-    assert FIRST_PAUSE <= pause(failures) <= LONGEST_PAUSE
+    assert MIN_PAUSE_MS <= pause(failures) <= MAX_PAUSE_MS

@@ -6,7 +6,7 @@ from shortener.container import Service
 from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
 from shortener.delivery.fanout import PIECE as FANOUT_PIECE
 from shortener.delivery.fanout import Fanout
-from shortener.delivery.throttle import FLOOD, LONGEST_REST, MANY, OVER, Throttle
+from shortener.delivery.throttle import BUSY_RATE, FLOOD_RATE, MAX_PAUSE_SECONDS, WINDOW_SECONDS, Throttle
 from shortener.storage import schema
 from tests.delivery.conftest import MakeTracker, Story
 from tests.receiver import Receiver
@@ -20,7 +20,7 @@ class Hits:
         self.now = 0.0
         self.throttle = Throttle(lambda: self.count, lambda: self.now)
 
-    def come(self, count: float, seconds: float = OVER) -> bool:
+    def come(self, count: float, seconds: float = WINDOW_SECONDS) -> bool:
         self.count += int(count)
         self.now += seconds
         return self.throttle.is_busy
@@ -29,22 +29,22 @@ class Hits:
 def test_it_is_due_while_many_hits_come_in() -> None:
     hits = Hits()
     assert not hits.throttle.is_busy
-    assert not hits.come(MANY * OVER - 1)
-    assert hits.come(MANY * OVER)
-    assert hits.come(0, OVER / 2), "until there were none for a while"
+    assert not hits.come(BUSY_RATE * WINDOW_SECONDS - 1)
+    assert hits.come(BUSY_RATE * WINDOW_SECONDS)
+    assert hits.come(0, WINDOW_SECONDS / 2), "until there were none for a while"
     assert not hits.come(0)
-    assert not hits.come(MANY * OVER, 10), "over a long time they are few"
+    assert not hits.come(BUSY_RATE * WINDOW_SECONDS, 10), "over a long time they are few"
 
 
 def test_a_flood_is_left_more_and_more_of_the_time() -> None:
     hits = Hits()
     assert hits.throttle.pause_for(0.004) == 0
-    hits.come(FLOOD * OVER)
+    hits.come(FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == 2 * 0.004
-    hits.come(2 * FLOOD * OVER)
+    hits.come(2 * FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == 4 * 0.004
-    hits.come(20 * FLOOD * OVER)
-    assert hits.throttle.pause_for(0.004) == LONGEST_REST
+    hits.come(20 * FLOOD_RATE * WINDOW_SECONDS)
+    assert hits.throttle.pause_for(0.004) == MAX_PAUSE_SECONDS
     assert hits.throttle.pause_for(1.0) == 1.0
 
 
