@@ -15,22 +15,30 @@ from shortener.cli.data import Moment
 
 @click.group()
 def clicks() -> None:
-    """Clicks: judge them again."""
+    """Reclassify stored clicks."""
 
 
-@clicks.command("rejudge")
-@click.option("--since", type=Moment(), required=True, help="From this time on (UTC).")
-@click.option("--until", type=Moment(), help="Before this time (UTC); the newest three minutes are always left for later.")
-@click.option("--application", "applications", type=int, multiple=True, help="Of this application only; several times.")
-@click.option("--dry-run", is_flag=True, help="Tell what would change, and keep nothing of it.")
+@clicks.command("reclassify")
+@click.option("--since", type=Moment(), required=True, help="Reclassify hits from this time on (UTC).")
+@click.option(
+    "--until",
+    type=Moment(),
+    help="Reclassify hits before this time (UTC). Default: now. The newest three minutes are always left out.",
+)
+@click.option(
+    "--application",
+    "applications",
+    type=int,
+    multiple=True,
+    help="Only hits of this application. The option may be repeated. Default: all.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @json_option
 @runs
-async def reclassifier(
-    since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool
-) -> None:
-    """Judge stored hits again, by today's rules and all that is known now.
+async def reclassify(since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool) -> None:
+    """Classify stored hits again, with the current rules and the data that is known now.
 
-    Clicks that were told are taken back only where the application has retract_clicks on.
+    A click that was sent to trackers is retracted only if its application has retract_clicks on.
     """
     from shortener.accounts.directory import Directory
     from shortener.clicks.device_counts import DeviceCounter
@@ -47,25 +55,31 @@ async def reclassifier(
         directory = Directory(database)
         await directory.refresh()
         ids = IdGenerator(database.node)
-        # A server that is running finds the events by itself.
+        # A running server finds new events by itself, so nothing must be notified.
         part = Reclassifier(database, directory, ids, DeviceCounter(database, ids), on_events=lambda: None)
         now = utcnow()
-        run = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
+        result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
     if sys.stderr.isatty():
         click.echo(err=True)
-    data: dict[str, Any] = {"hits": run.hits, "until": to_iso(run.until), "dry_run": dry_run}
-    data |= {name: value for name, value in dataclasses.asdict(run.done).items() if name not in ("events", "unsettled")}
+    data: dict[str, Any] = {"hits": result.hits, "until": to_iso(result.until), "dry_run": dry_run}
+    data |= {name: value for name, value in dataclasses.asdict(result.corrections).items() if name not in ("events", "unsettled")}
     if dry_run:
-        del data["first_clicks"]  # known only when the changes stand
+        del data["first_clicks"]  # a dry run assigns no first clicks
 
     def people() -> None:
-        done = run.done
-        click.echo(f"{run.hits:,} hits judged again" + (", nothing is changed:" if dry_run else ":"))
-        click.echo(f"  {done.to_suspected:,} no longer people's, {done.to_human:,} people's after all")
-        click.echo(f"  {done.retracted:,} clicks taken back, {done.retracted_messages:,} of them the first of their message")
+        done = result.corrections
+        click.echo(f"{result.hits:,} hits reclassified" + (" (dry run: nothing was changed):" if dry_run else ":"))
+        click.echo(f"  {done.to_suspected:,} now suspected, {done.to_human:,} now human")
+        click.echo(f"  {done.retracted:,} clicks retracted, {done.retracted_messages:,} of them the first click of their message")
         if done.kept:
-            click.echo(f"  {done.kept:,} left as they were told: retract_clicks is off")
+            click.echo(f"  {done.kept:,} unchanged because they were sent to trackers and retract_clicks is off")
         if not dry_run:
-            click.echo(f"  {done.first_clicks:,} messages got another first click")
+            click.echo(f"  {done.first_clicks:,} messages have a new first click")
 
     show(data, as_json, people)
+
+
+#: The command's former name.
+clicks.add_command(
+    click.Command("rejudge", callback=reclassify.callback, params=reclassify.params, help=reclassify.help, hidden=True)
+)

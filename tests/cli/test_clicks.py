@@ -1,4 +1,4 @@
-"""`shortener clicks reclassifier`, on a store of yesterday."""
+"""`shortener clicks reclassify`, on a database with hits of yesterday."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ def shell(tmp_path: Path) -> Here:
 
 @pytest.fixture
 def yesterday(shell: Here) -> str:
-    """A message whose first click was a scanner's, and a person's right after; returns the application."""
+    """Store a message with a first click of a scanner and a later click of a person; return the application's id."""
     number = shell.json("applications", "create", "Brand")["application_id"]
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
@@ -40,17 +40,17 @@ def yesterday(shell: Here) -> str:
     return str(number)
 
 
-def test_a_range_of_time_is_judged_again(shell: Here, yesterday: str) -> None:
+def test_clicks_reclassify_changes_the_hits_of_a_range_of_time(shell: Here, yesterday: str) -> None:
     since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
-    told = shell.json("clicks", "rejudge", "--since", since)
-    assert (told["hits"], told["kept"], told["retracted"]) == (2, 1, 0)
-    assert "retract_clicks is off" in shell("clicks", "rejudge", "--since", since).stdout
+    result = shell.json("clicks", "reclassify", "--since", since)
+    assert (result["hits"], result["kept"], result["retracted"]) == (2, 1, 0)
+    assert "retract_clicks is off" in shell("clicks", "reclassify", "--since", since).stdout
     shell("applications", "update", yesterday, "--set", "retract_clicks=true")
-    dry = shell.json("clicks", "rejudge", "--since", since, "--dry-run")
+    dry = shell.json("clicks", "reclassify", "--since", since, "--dry-run")
     assert (dry["dry_run"], dry["to_suspected"], dry["retracted_messages"]) == (True, 1, 1)
-    told = shell.json("clicks", "rejudge", "--since", since, "--application", yesterday)
-    assert (told["dry_run"], told["retracted_messages"], told["first_clicks"]) == (False, 1, 1)
-    assert shell.json("clicks", "rejudge", "--since", since)["to_suspected"] == 0
+    result = shell.json("clicks", "reclassify", "--since", since, "--application", yesterday)
+    assert (result["dry_run"], result["retracted_messages"], result["first_clicks"]) == (False, 1, 1)
+    assert shell.json("clicks", "reclassify", "--since", since)["to_suspected"] == 0
 
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
     with engine.connect() as connection:
@@ -60,6 +60,12 @@ def test_a_range_of_time_is_judged_again(shell: Here, yesterday: str) -> None:
     engine.dispose()
 
 
-def test_a_time_that_is_none_is_bad_usage(shell: Here) -> None:
-    assert "is not a time" in shell("clicks", "rejudge", "--since", "yesterday", code=2).stderr
-    assert "Missing option" in shell("clicks", "rejudge", code=2).stderr
+def test_an_invalid_time_is_a_usage_error(shell: Here) -> None:
+    assert "is not a time" in shell("clicks", "reclassify", "--since", "yesterday", code=2).stderr
+    assert "Missing option" in shell("clicks", "reclassify", code=2).stderr
+
+
+def test_the_former_name_of_clicks_reclassify_still_works_and_is_hidden(shell: Here, yesterday: str) -> None:
+    since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
+    assert shell.json("clicks", "rejudge", "--since", since, "--dry-run")["hits"] == 2
+    assert "rejudge" not in shell("clicks", "--help").stdout

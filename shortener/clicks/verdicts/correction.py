@@ -1,11 +1,12 @@
-"""Correcting verdicts: the transactions that change what a hit was judged as, and everything that follows from it.
+"""Corrections: the transactions that change the verdicts of stored hits, and everything that follows from a verdict.
 
-`change_verdicts` changes verdicts.
-are without a first click the earliest person's hit that they have. Both lock the messages first, in order of id, and look at the
-hits again, so that each change is made once, whatever number of processes want it.
+`change_verdicts` changes verdicts, moves the counts and retracts clicks that were sent as events. `assign_first_clicks` then gives
+messages and links without a first click the earliest hit of a person that they have. Both lock the messages first, in the order of
+their ids, and read the hits again. Therefore each change is made once, even if several processes attempt it.
 
-What a click raised when it was recorded, and so has to be taken back: the first one on a link an event, the first one of a message
-its CLICKTHRU in the same event, and on links that tell every click each one an event of its own.
+A retraction must undo what a click caused when it was recorded. The first click on a link caused an event. The first click of a
+message caused the state CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each click
+caused an event.
 """
 # Tested by tests/clicks/verdicts/test_reclassify.py
 
@@ -35,11 +36,13 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 _FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
-_CANDIDATES = 100  # hits of a link that are looked at for its first click
+_MAX_CANDIDATES = 100  # hits of a link that are examined for its first click
 
 
 class VerdictChange(NamedTuple):
-    """A hit, by row id, that gets another verdict than the one that was `seen`. `retracts`: what was told may be taken back."""
+    """A new verdict for a hit (row id).
+
+    `seen`: the verdict that the change is based on. `retracts`: a sent click may be retracted."""
 
     hit: int
     message: int
@@ -51,8 +54,12 @@ class VerdictChange(NamedTuple):
 
 @dataclass(slots=True)
 class CorrectionResult:
-    """`kept`: hits whose click was told and is not taken back. `retracted`: clicks that were told; `retracted_messages`: those that
-    were the first of their message. `first_clicks`: messages that moved to CLICKTHRU."""
+    """The number of changes.
+
+    `kept`: hits that keep their verdict, because their click was sent and must not be retracted. `retracted`: sent clicks that were
+    retracted. `retracted_messages`: those that were the first of their message. `first_clicks`: messages that moved to CLICKTHRU.
+    `unsettled`: messages for `assign_first_clicks` when all corrections are made.
+    """
 
     to_suspected: int = 0
     to_human: int = 0
@@ -61,7 +68,7 @@ class CorrectionResult:
     retracted_messages: int = 0
     first_clicks: int = 0
     events: int = 0
-    unsettled: list[int] = dataclasses.field(default_factory=list)  # messages to settle when all corrections are made
+    unsettled: list[int] = dataclasses.field(default_factory=list)
 
     def add(self, other: CorrectionResult) -> None:
         for field in dataclasses.fields(other):
@@ -69,100 +76,100 @@ class CorrectionResult:
 
 
 def change_verdicts(connection: Connection, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime) -> CorrectionResult:
-    """Make the changes whose hits are still as they were seen, except those that must not be taken back."""
-    done = CorrectionResult()
-    locked = _lock(connection, {change.message for change in changes})
-    stored = _hits(connection, [change.hit for change in changes])
-    untold = _untold(connection, stored)
-    counted = last_counted_hit(connection)
-    tally = CountDelta()
-    raised: list[Event] = []
+    """Make the changes whose hits still have the verdict `seen`, except those that would retract a click without permission."""
+    result = CorrectionResult()
+    locked = _lock_messages(connection, {change.message for change in changes})
+    stored = _read_hits(connection, [change.hit for change in changes])
+    pending = _lock_pending_clicks(connection, stored)
+    last_counted = last_counted_hit(connection)
+    delta = CountDelta()
+    new_events: list[Event] = []
     rows: list[dict[str, Any]] = []
     for change in changes:
         message, hit = locked.get(change.message), stored.get(change.hit)
-        # Purged or erased, corrected by another process, or not yet counted by device: then it is left for the next run.
-        if message is None or hit is None or hit.verdict != change.seen or hit.id > counted:
+        # Skip a hit that was purged or erased, that another process corrected, or that is not counted by device yet.
+        if message is None or hit is None or hit.verdict != change.seen or hit.id > last_counted:
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
-        told = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or hit.link_flags & LinkFlag.EVERY_CLICK)
-        if told and not change.retracts:
-            done.kept += 1
+        is_event = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or hit.link_flags & LinkFlag.EVERY_CLICK)
+        if is_event and not change.retracts:
+            result.kept += 1
             continue
         for metric, amount in ((before, -1), (after, 1)):
             if metric is not None:
-                tally.add(message.cohort_id, hit.at, metric, amount)
+                delta.add(message.cohort_id, hit.at, metric, amount)
             if metric == "clicks":
                 for by_device in device_metrics(hit.user_agent):
-                    tally.add(message.cohort_id, hit.at, by_device, amount)
+                    delta.add(message.cohort_id, hit.at, by_device, amount)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
-            done.to_human += 1
-            if told:  # every click of its link is
-                raised.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
+            result.to_human += 1
+            if is_event:  # its link sends every click
+                new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
             if after == "clicks" and change.retracts:
-                done.unsettled.append(message.id)
+                result.unsettled.append(message.id)
         else:
-            done.to_suspected += 1
-            if told:
-                done.retracted += 1
+            result.to_suspected += 1
+            if is_event:
+                result.retracted += 1
                 flags &= ~_FIRST
                 if hit.flags & HitFlag.FIRST_FOR_LINK:
                     flags |= HitFlag.RETRACTED
-                    done.unsettled.append(message.id)
-                data = _take_back(connection, message, hit, tally, told=hit.id not in untold)
-                done.retracted_messages += data["first_for_message"]
-                raised.append(_event(ids, Topic.CLICK_RETRACTED, now, message, hit, data))
+                    result.unsettled.append(message.id)
+                data = _retract(connection, message, hit, delta, is_sent=hit.id not in pending)
+                result.retracted_messages += data["first_for_message"]
+                new_events.append(_event(ids, Topic.CLICK_RETRACTED, now, message, hit, data))
         rows.append({"row": hit.id, "new_verdict": int(change.verdict), "new_rule": change.rule, "new_flags": int(flags)})
     _save_hits(connection, rows)
     _save_messages(connection, locked.values())
-    events.append(connection, raised, count_deltas.rows(ids(), tally))
-    done.events = len(raised)
-    return done
+    events.append(connection, new_events, count_deltas.rows(ids(), delta))
+    result.events = len(new_events)
+    return result
 
 
-def assign_first_clicks(connection: Connection, wanted: Collection[int], ids: IdGenerator) -> CorrectionResult:
-    """Give each link, and each message, that has no first click the earliest of its people's hits."""
-    done = CorrectionResult()
-    locked = _lock(connection, wanted)
-    people = _people(connection, locked)
-    tally = CountDelta()
-    raised: list[Event] = []
-    flags_of: list[dict[str, Any]] = []
+def assign_first_clicks(connection: Connection, message_ids: Collection[int], ids: IdGenerator) -> CorrectionResult:
+    """Give each of these messages, and each of its links, without a first click the earliest hit of a person."""
+    result = CorrectionResult()
+    locked = _lock_messages(connection, message_ids)
+    candidates = _find_first_hits(connection, locked)
+    delta = CountDelta()
+    new_events: list[Event] = []
+    changed_flags: list[dict[str, Any]] = []
     for message in locked.values():
-        firsts = people.get(message.id, {}).values()
-        opener = min(firsts, key=lambda hit: hit.id, default=None) if message.clicked_at is None else None
-        if message.clicked_at is None and opener is None:
-            message.clicked_links = 0  # hits that were purged cannot keep the next click from being the first
-        for hit in sorted(firsts, key=lambda hit: hit.id):
+        first_hits = candidates.get(message.id, {}).values()
+        first_click = min(first_hits, key=lambda hit: hit.id, default=None) if message.clicked_at is None else None
+        if message.clicked_at is None and first_click is None:
+            message.clicked_links = 0  # the clicks were purged; the next one must be able to be the first
+        for hit in sorted(first_hits, key=lambda hit: hit.id):
             topics, flags, data = Topic(0), HitFlag(hit.flags), None
             if not message.clicked_links & 1 << hit.position:
                 message.clicked_links |= 1 << hit.position
                 flags |= HitFlag.FIRST_FOR_LINK
                 if not hit.link_flags & LinkFlag.EVERY_CLICK:
                     topics |= Topic.CLICK
-            if hit is opener:
+            if hit is first_click:
                 data = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
                 message.clicked_at, message.click_hit_id = hit.at, hit.id
                 flags |= HitFlag.FIRST_FOR_MESSAGE
                 topics |= Topic.STATE
-                done.first_clicks += 1
-                _count_first(tally, message, 1)
+                result.first_clicks += 1
+                _count_first(delta, message, 1)
             if flags != hit.flags:
-                flags_of.append({"row": hit.id, "new_flags": int(flags)})
+                changed_flags.append({"row": hit.id, "new_flags": int(flags)})
             if topics:
-                raised.append(_event(ids, topics, from_ms(hit.at), message, hit, data))
-    if flags_of:
+                new_events.append(_event(ids, topics, from_ms(hit.at), message, hit, data))
+    if changed_flags:
         statement = update(hits).where(hits.c.id == bindparam("row")).values(flags=bindparam("new_flags"))
-        connection.execute(statement, flags_of)
+        connection.execute(statement, changed_flags)
     _save_messages(connection, locked.values())
-    events.append(connection, raised, count_deltas.rows(ids(), tally))
-    done.events = len(raised)
-    return done
+    events.append(connection, new_events, count_deltas.rows(ids(), delta))
+    result.events = len(new_events)
+    return result
 
 
 @dataclass(slots=True)
-class _LockedMessage:
-    """A message, and what was clicked of it. `state`: as it is without a click, or was just before it. Times are ms since 1970."""
+class LockedMessage:
+    """A locked message and its clicks. `state`: the state before its first click. Times are ms since 1970."""
 
     id: int
     application_id: int
@@ -176,7 +183,7 @@ class _LockedMessage:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    before: tuple[int, FirstClick] = (0, NO_CLICK)
+    before: tuple[int, FirstClick] = (0, NO_CLICK)  # state and clicks when it was locked
 
     @property
     def click(self) -> FirstClick:
@@ -184,8 +191,8 @@ class _LockedMessage:
 
     @property
     def state_without_click(self) -> State:
-        """The one that it was in, or a later one that was reported since. (Whether FAILED or EXPIRED is not known then.)"""
-        told = (
+        """The state before the click, or a later state that was reported since. A failure since then is FAILED, never EXPIRED."""
+        reported = (
             (State(self.state), True),
             (State.SENT, self.sent_at),
             (State.FAILED, self.failed_at),
@@ -193,13 +200,15 @@ class _LockedMessage:
             (State.READ, self.read_at),
         )
         state = State.CREATED
-        for one, at in told:
-            if at is not None and one.may_follow(state):
-                state = one
+        for candidate, at in reported:
+            if at is not None and candidate.may_follow(state):
+                state = candidate
         return state
 
 
 class _LockedHit(NamedTuple):
+    """A hit of a locked message, with the position and the flags of its link."""
+
     id: int
     link_id: int
     at: int
@@ -222,23 +231,23 @@ _HIT = (
 )
 
 
-_ROW = tuple(
+_MESSAGE = tuple(
     type_coerce(messages.c[name], BigInteger) if name.endswith("_at") else messages.c[name]
     for name in ("id", "application_id", "cohort_id", "state", "created_at", "sent_at", "delivered_at", "read_at", "failed_at")
 )
 
 
-def _lock(connection: Connection, wanted: Iterable[int]) -> dict[int, _LockedMessage]:
-    """These messages, theirs alone to this transaction; without those that are purged or erased."""
-    chosen = values_table(connection, [(message,) for message in sorted(set(wanted))], id=BigInteger)
+def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
+    """Lock these messages until the transaction ends, and return them by id. Purged and erased messages are left out."""
+    chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
     statement = (
-        select(*_ROW)
+        select(*_MESSAGE)
         .join_from(chosen, messages, messages.c.id == chosen.c.id)
         .where(messages.c.to_address != "")
         .order_by(messages.c.id)
         .with_for_update(of=messages)
     )
-    found = {row[0]: _LockedMessage(*row) for row in connection.execute(statement)}
+    found = {row[0]: LockedMessage(*row) for row in connection.execute(statement)}
     for row, click in lock(connection, found).items():
         message = found[row]
         message.clicked_at, message.click_hit_id, message.clicked_links = click
@@ -246,53 +255,55 @@ def _lock(connection: Connection, wanted: Iterable[int]) -> dict[int, _LockedMes
     return found
 
 
-def _untold(connection: Connection, wanted: Iterable[int]) -> set[int]:
-    """Of these hits the first clicks of messages whose event the fan-out has not seen; it will not before this transaction ends."""
-    chosen = values_table(connection, [(hit,) for hit in wanted], id=BigInteger)
+def _lock_pending_clicks(connection: Connection, ids: Iterable[int]) -> set[int]:
+    """Return those of these hits whose event the fan-out has not processed yet, and lock the events until the transaction ends."""
+    chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
     statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
     return set(connection.scalars(statement.where(schema.is_pending_click()).with_for_update(of=schema.events)))
 
 
-def _hits(connection: Connection, wanted: Sequence[int]) -> dict[int, _LockedHit]:
-    chosen = values_table(connection, [(hit,) for hit in wanted], id=BigInteger)
+def _read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, _LockedHit]:
+    chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
     statement = select(*_HIT).join_from(chosen, hits, hits.c.id == chosen.c.id).join(links, links.c.id == hits.c.link_id)
     return {row[0]: _LockedHit(*row) for row in connection.execute(statement)}
 
 
-def _people(connection: Connection, wanted: Iterable[int]) -> dict[int, dict[int, _LockedHit]]:
-    """By message and link: the click that is the first of the link, or else its earliest hit that is a person's by today's rules.
+def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, _LockedHit]]:
+    """Return, by message and link, the first click of the link, or else its earliest hit that the current rules call a person's.
 
-    The first click of a message is not among them, which is in no index of its link; a message that has one needs none."""
-    chosen = values_table(connection, [(message,) for message in wanted], id=BigInteger)
+    A message's first click is not in the index of its link and is left out; its message needs no other."""
+    chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
-    place = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("place")
+    rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
     ranked = (
-        select(links.c.message_id, *_HIT, place)
+        select(links.c.message_id, *_HIT, rank)
         .join_from(chosen, links, links.c.message_id == chosen.c.id)
         .join(hits, hits.c.link_id == links.c.id)
         .where(other_hits(), IS_CLICK)
         .subquery()
     )
     found: dict[int, dict[int, _LockedHit]] = {}
-    for message, *columns, _ in connection.execute(select(ranked).where(ranked.c.place <= _CANDIDATES).order_by(ranked.c.place)):
+    for message, *columns, _ in connection.execute(select(ranked).where(ranked.c.rank <= _MAX_CANDIDATES).order_by(ranked.c.rank)):
         hit = _LockedHit(*columns)
         if hit.flags & HitFlag.FIRST_FOR_LINK or classify(RequestTraits("GET", hit.user_agent)).verdict is Verdict.HUMAN:
             found.setdefault(message, {}).setdefault(hit.link_id, hit)
     return found
 
 
-def _take_back(
-    connection: Connection, message: _LockedMessage, hit: _LockedHit, tally: CountDelta, *, told: bool
+def _retract(
+    connection: Connection, message: LockedMessage, hit: _LockedHit, delta: CountDelta, *, is_sent: bool
 ) -> dict[str, Any]:
-    """Give the message what it was without this click; what the event says of it. `told`: the fan-out has seen the click."""
+    """Restore the state of the message without this click. Return the data of the event `click_retracted`.
+
+    `is_sent`: the fan-out has already processed the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
     if message.click_hit_id == hit.id:
-        _count_first(tally, message, -1, timed=told)
-        if not told:  # it is still told afterwards, as what it was
-            moved = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
-            connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=moved))
+        _count_first(delta, message, -1, timed=is_sent)
+        if not is_sent:  # the fan-out will send the click afterwards, with the state that the message had
+            states = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
+            connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=states))
         state = message.state_without_click
         message.clicked_at = message.click_hit_id = None
         message.state = int(state)
@@ -300,17 +311,17 @@ def _take_back(
     return data
 
 
-def _count_first(tally: CountDelta, message: _LockedMessage, amount: int, *, timed: bool = True) -> None:
-    """`timed`: also by how soon it came."""
+def _count_first(delta: CountDelta, message: LockedMessage, amount: int, *, timed: bool = True) -> None:
+    """Count a first click (amount 1) or remove it (-1). `timed`: also in the distribution of the time to click."""
     assert message.clicked_at is not None
-    tally.add(message.cohort_id, message.clicked_at, "clicked_messages", amount)
+    delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount)
     if timed:
-        how_soon = time_to_click(message.clicked_at, message.sent_at, message.created_at, message.state)
-        tally.add(message.cohort_id, message.clicked_at, how_soon, amount)
+        bucket = time_to_click(message.clicked_at, message.sent_at, message.created_at, message.state)
+        delta.add(message.cohort_id, message.clicked_at, bucket, amount)
 
 
 def _event(
-    ids: IdGenerator, topics: Topic, at: datetime, message: _LockedMessage, hit: _LockedHit, data: dict[str, Any] | None = None
+    ids: IdGenerator, topics: Topic, at: datetime, message: LockedMessage, hit: _LockedHit, data: dict[str, Any] | None = None
 ) -> Event:
     return Event(ids(), message.application_id, topics, at, message_id=message.id, link_id=hit.link_id, hit_id=hit.id, data=data)
 
@@ -327,14 +338,14 @@ def _save_hits(connection: Connection, rows: list[dict[str, Any]]) -> None:
         connection.execute(update(hits).where(hits.c.id == bindparam("row")).values(values), rows)
 
 
-def _save_messages(connection: Connection, locked: Collection[_LockedMessage]) -> None:
+def _save_messages(connection: Connection, locked: Collection[LockedMessage]) -> None:
     changed = [message for message in locked if (message.state, message.click) != message.before]
-    moved = [{"row": message.id, "new_state": message.state} for message in changed if message.state != message.before[0]]
-    if moved:
+    new_states = [{"row": message.id, "new_state": message.state} for message in changed if message.state != message.before[0]]
+    if new_states:
         statement = update(messages).where(messages.c.id == bindparam("row"))
-        connection.execute(statement.values(state=bindparam("new_state")), moved)
-    if gone := [message.id for message in changed if message.click == NO_CLICK]:
-        connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(gone)))
+        connection.execute(statement.values(state=bindparam("new_state")), new_states)
+    if without_clicks := [message.id for message in changed if message.click == NO_CLICK]:
+        connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(without_clicks)))
     rows = [
         {
             "id": message.id,
@@ -352,22 +363,24 @@ def _save_messages(connection: Connection, locked: Collection[_LockedMessage]) -
     release(connection, [message.id for message in locked])
 
 
-class _Undone(Exception):
-    """Rolls a transaction back and carries what it would have done."""
+class _DryRun(Exception):
+    """Rolls a transaction back. `result`: what the transaction would have done."""
 
-    def __init__(self, done: CorrectionResult) -> None:
-        self.done = done
+    def __init__(self, result: CorrectionResult) -> None:
+        self.result = result
 
 
 async def apply_changes(
     database: Database, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime, *, dry_run: bool = False
 ) -> CorrectionResult:
-    """`change_verdicts` as a transaction; with `dry_run` what it would do, and nothing is kept. Raises StoreUnavailable."""
+    """Run `change_verdicts` in a transaction. `dry_run`: roll it back and return what it would have done.
 
-    def undo(connection: Connection) -> CorrectionResult:
-        raise _Undone(change_verdicts(connection, changes, ids, now))
+    Raises StoreUnavailable."""
+
+    def change_and_roll_back(connection: Connection) -> CorrectionResult:
+        raise _DryRun(change_verdicts(connection, changes, ids, now))
 
     try:
-        return await (database.write(undo) if dry_run else database.write(change_verdicts, changes, ids, now))
-    except _Undone as undone:
-        return undone.done
+        return await (database.write(change_and_roll_back) if dry_run else database.write(change_verdicts, changes, ids, now))
+    except _DryRun as rolled_back:
+        return rolled_back.result

@@ -1,28 +1,26 @@
-"""Judging again: stored hits get another verdict, when the rules have changed or more is known of what happened around them.
+"""Reclassification: stored hits get a new verdict when the rules have changed or more evidence exists.
 
-A hit is judged by its stored agent (the rules of today), then by the circumstances that its application chose, now with what came
-after it: everybody whose links its address opened within a minute, every link of its message that was opened within a second,
-delivery reports that came late. What is not stored cannot be judged again: HEAD requests and prefetches stay ignored; an address
-is known only as far as it was kept, so that "one address" may be a network of 256. Hits of erased messages are left alone, and
-first clicks that lost their agent when their retention was over (purge.py).
+A hit is classified by its stored user agent with the current rules, then by the contextual rules of its application. The
+context now includes later events: all recipients whose links the hit's address opened within a minute, all links of the message
+that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
+prefetches stay ignored. An address may be a network of 256 addresses, if the application stores addresses in short form. Hits
+of erased messages do not change, nor do first clicks whose user agent was removed after its retention time.
 
-Nothing is deleted. A hit keeps what it was judged as first (`first_verdict`, `first_rule`); the counts follow.
+Nothing is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
 
-What was told is another matter. A click that raised an event (the first of its link, or any of a link that tells every click) is
-changed only where the application has `retract_clicks` on; elsewhere it stays what it was told as. With it on, first clicks are
-what the hits say, as they are judged now:
+A click may have been sent to trackers: the first click of a link, or any click on a link that sends every click. Such a click
+changes only if its application has `retract_clicks` on. With this setting, first clicks follow the current verdicts:
 
-- A click that was told and turns out to be no person's raises one `click_retracted`. If it was the message's first click, the
-  message goes back to the state before it, or to a later one that was reported since.
-- The next person's click counts instead: the earliest that is there already, which then raises the event of a first click with its
-  own time; else the next one that comes.
-- A hit that turns out to be a person's is a click from then on, and the first one if there is none; then it raises that event too.
-- A first click that stands is left alone, even if an earlier hit turns out to be a person's.
+- A sent click that is not a person's causes one event `click_retracted`. If it was the first click of its message, the message
+  returns to the state before it, or to a later state that was reported since.
+- The next click of a person becomes the first click. If it is stored already, it causes the event of a first click with its own
+  time.
+- A hit that is a person's after all becomes a click. It becomes the first click, with its event, if there is none.
+- A correct first click stays the first click, even if an earlier hit turns out to be a person's.
 
-Verdicts are changed first, some at a time (correction.py), and then the messages without a first click are given one: a person's
-click beside a machine's is not mistaken for the next one because the run came to it later. A run may be cut off at any point and
-repeated. On PostgreSQL, a click that was looked up before its message was given back and is written after it is nobody's first one;
-the job finds it when it comes to it, some minutes later.
+A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one, so that no hit
+whose verdict is still to change can become a first click. A run may be interrupted at any point and repeated. On PostgreSQL, a
+click that was recorded during a correction of its message may be nobody's first click. The job finds it some minutes later.
 """
 
 from __future__ import annotations
@@ -48,26 +46,26 @@ from shortener.storage.database import Database, upsert
 from shortener.storage.schema import first_clicks, hits, installation, links, messages
 from shortener.storage.types import from_ms, to_ms
 
-PAGE_HITS = 1000  # hits that are read at once
-BATCH_CHANGES = 100  # changes of one transaction
-#: The newest hits are left for later: their evidence is not complete, and they are not yet counted by device.
+PAGE_HITS = 1000
+BATCH_CHANGES = 100  # per transaction
+#: The age of the newest hits that a run examines. Younger hits have incomplete evidence and are not counted by device yet.
 DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
-INTERVAL = timedelta(seconds=30)  # the job's steps through time
-MAX_LOOKBACK = timedelta(hours=1)  # how far the job looks back after it stood still
+INTERVAL = timedelta(seconds=30)  # between two runs of the job
+MAX_LOOKBACK = timedelta(hours=1)  # of the job after a pause
 _ADDRESS_RULE = "many_recipients"
 
 
 @dataclass(slots=True)
 class ReclassifyResult:
-    """What a run did, or would have done. `hits`: looked at; `until`: those that came later were left alone."""
+    """What a run did, or would have done. `hits`: the hits examined; `until`: later hits were left out."""
 
     hits: int = 0
-    done: CorrectionResult = field(default_factory=CorrectionResult)
+    corrections: CorrectionResult = field(default_factory=CorrectionResult)
     until: datetime | None = None
 
 
 class Reclassifier:
-    """`on_events` is called when a commit wrote some."""
+    """Runs reclassifications. `on_events` is called after a commit that wrote events."""
 
     def __init__(
         self, database: Database, directory: Directory, ids: IdGenerator, devices: DeviceCounter, on_events: Callable[[], None]
@@ -80,29 +78,32 @@ class Reclassifier:
         self.total = CorrectionResult()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
+        """Add the totals to /metrics."""
         total = self.total
         metrics.counter(
             "shortener_verdicts_changed",
-            "Hits that later evidence gave another verdict.",
+            "Hits whose verdict was changed by a reclassification.",
             lambda: {("suspected",): total.to_suspected, ("human",): total.to_human},
             "verdict",
         )
-        metrics.counter("shortener_clicks_retracted", "Clicks that were told and taken back.", lambda: total.retracted)
+        metrics.counter(
+            "shortener_clicks_retracted", "Clicks that were sent to trackers and retracted later.", lambda: total.retracted
+        )
 
     async def step(self, now: datetime) -> int:
-        """The job: judge again what happened since the last step, for applications that take clicks back. Returns how many verdicts
-        changed. Raises StoreUnavailable."""
-        mine = [application.id for application in self._directory.applications() if application.settings.retract_clicks]
-        if not mine:
+        """Run the job: reclassify the hits since the last step, for applications with `retract_clicks`.
+
+        Return the number of changed verdicts. Raises StoreUnavailable."""
+        retracting = [application.id for application in self._directory.applications() if application.settings.retract_clicks]
+        if not retracting:
             return 0
         until = now - DELAY
-        reached = await self._database.read(_reached)
+        reached = await self._database.read(_read_position)
         if reached is not None and until - reached < INTERVAL:
             return 0
-        run = await self.run(max(reached or until, until - MAX_LOOKBACK), until, now, applications=mine)
-        await self._database.write(_reach, until)
-        return run.done.to_suspected + run.done.to_human
+        result = await self.run(max(reached or until, until - MAX_LOOKBACK), until, now, applications=retracting)
+        await self._database.write(_store_position, until)
+        return result.corrections.to_suspected + result.corrections.to_human
 
     async def run(
         self,
@@ -114,51 +115,53 @@ class Reclassifier:
         dry_run: bool = False,
         progress: Callable[[datetime], None] = lambda reached: None,
     ) -> ReclassifyResult:
-        """Judge the hits from `since` to `until` again, of all applications if not said otherwise. `progress` is told how far it
-        is. `dry_run`: make every change and take it back, without first clicks. Raises StoreUnavailable: what was done stands."""
+        """Reclassify the hits from `since` to `until`.
+
+        `applications`: None for all. `dry_run`: roll back every change, and assign no first clicks. `progress` is called with the
+        time reached. Raises StoreUnavailable; changes that were committed before remain."""
         await self._devices.catch_up(to_ms(now))
         until = min(until, now - DELAY)
-        told = ReclassifyResult(until=until)
-        walk = _Walk({one.id: one.settings for one in self._directory.applications()}, since, until)
+        result = ReclassifyResult(until=until)
+        evidence = _EvidenceWindow({one.id: one.settings for one in self._directory.applications()}, since, until)
         changes: list[VerdictChange] = []
         async for page in self._pages(since - MINUTE, until + MINUTE, applications):
-            changes += walk.see(page)
+            changes += evidence.add(page)
             while len(changes) >= BATCH_CHANGES:
-                await self._correct(changes[:BATCH_CHANGES], now, dry_run, told.done)
+                await self._correct(changes[:BATCH_CHANGES], now, dry_run, result.corrections)
                 del changes[:BATCH_CHANGES]
             progress(min(max(page[-1].at, since), until))
-        changes += walk.rest()
+        changes += evidence.finish()
         for start in range(0, len(changes), BATCH_CHANGES):
-            await self._correct(changes[start : start + BATCH_CHANGES], now, dry_run, told.done)
-        told.hits = walk.judged
+            await self._correct(changes[start : start + BATCH_CHANGES], now, dry_run, result.corrections)
+        result.hits = evidence.classified
         if not dry_run:
-            unsettled = sorted({*told.done.unsettled, *walk.unsettled})
+            unsettled = sorted({*result.corrections.unsettled, *evidence.unsettled})
             for start in range(0, len(unsettled), BATCH_CHANGES):
-                some = unsettled[start : start + BATCH_CHANGES]
-                await self._rest_after(self._database.write(assign_first_clicks, some, self._ids), told.done)
-            self.total.add(told.done)
+                batch = unsettled[start : start + BATCH_CHANGES]
+                await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids), result.corrections)
+            self.total.add(result.corrections)
         progress(until)
-        return told
+        return result
 
     async def _correct(self, changes: Sequence[VerdictChange], now: datetime, dry_run: bool, total: CorrectionResult) -> None:
-        await self._rest_after(apply_changes(self._database, changes, self._ids, now, dry_run=dry_run), total)
+        await self._run_with_pause(apply_changes(self._database, changes, self._ids, now, dry_run=dry_run), total)
 
-    async def _rest_after(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
-        """Do the work, then rest as long as it took: clicks are waiting for the same store."""
+    async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
+        """Await the work, then pause for as long as it took, so that clicks get half of the database's time."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        done = await work
-        total.add(done)
-        if done.events:
+        started_at = loop.time()
+        result = await work
+        total.add(result)
+        if result.events:
             self._on_events()
-        await asyncio.sleep(loop.time() - began)  # clicks have the store for as long
+        await asyncio.sleep(loop.time() - started_at)  # the pause for clicks
 
     async def _pages(
         self, since: datetime, until: datetime, applications: Collection[int] | None
     ) -> AsyncIterator[list[_HitToClassify]]:
         after, end = first_id_at(to_ms(since)) - 1, first_id_at(to_ms(until))
         while True:
-            page, last = await self._database.read(_page, after, end, applications)
+            page, last = await self._database.read(read_page, after, end, applications)
             if last is None:
                 return
             if page:
@@ -168,7 +171,7 @@ class Reclassifier:
 
 @dataclass(slots=True)
 class _HitToClassify:
-    """A stored hit, what is known of its message, and what speaks against it."""
+    """A stored hit with its message, its classification by request, and the evidence for the contextual rules."""
 
     id: int
     link: int
@@ -184,14 +187,14 @@ class _HitToClassify:
     sent_at: datetime | None
     delivered_at: datetime | None
     clicked_links: int
-    links: int  # of the message
-    judgement: Classification
+    links: int  # number of links of the message
+    classification: Classification
     recipients: int = 0
     opened_at: Collection[datetime] = ()
 
 
 class _PendingHits:
-    """Hits that wait for their judgement, by what they have in common, oldest first."""
+    """Groups of hits that are not classified yet, each oldest first. The key is the address or the message."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[_HitToClassify]] = {}
@@ -199,12 +202,12 @@ class _PendingHits:
     def add(self, key: Hashable, hit: _HitToClassify) -> None:
         self._groups.setdefault(key, deque()).append(hit)
 
-    def take(self, key: Hashable) -> deque[_HitToClassify]:
-        """The whole group; none of it is waiting here any more."""
+    def pop(self, key: Hashable) -> deque[_HitToClassify]:
+        """Remove a group and return it."""
         return self._groups.pop(key)
 
-    def leave(self, key: Hashable, hit: _HitToClassify) -> None:
-        """The hit is judged: if it is still here, it is the first of its group."""
+    def discard(self, key: Hashable, hit: _HitToClassify) -> None:
+        """Remove a hit, if it is still in its group. It is then the oldest one of the group."""
         group = self._groups.get(key)
         if group and group[0] is hit:
             group.popleft()
@@ -212,8 +215,8 @@ class _PendingHits:
                 del self._groups[key]
 
 
-class _Walk:
-    """Goes through hits in the order of their ids, and judges each when everything is seen that came within a minute after it."""
+class _EvidenceWindow:
+    """Hits in the order of their ids. Each is classified when all hits of the minute after it were added."""
 
     def __init__(self, settings: Mapping[int, ApplicationSettings], since: datetime, until: datetime) -> None:
         self._settings = settings
@@ -224,83 +227,85 @@ class _Walk:
         self._links = RecentLinks()
         self._of_address = _PendingHits()
         self._of_message = _PendingHits()
-        self.judged = 0
-        self.unsettled: list[int] = []  # messages with a person's click that nobody counted as a first one
+        self.classified = 0
+        self.unsettled: list[int] = []  # messages with a click of a person that is not their first click but should be
 
-    def see(self, page: Sequence[_HitToClassify]) -> list[VerdictChange]:
-        """The changes that are known now."""
+    def add(self, page: Sequence[_HitToClassify]) -> list[VerdictChange]:
+        """Add a page of hits. Return the changes of the hits whose evidence is now complete."""
         changes: list[VerdictChange] = []
         for hit in page:
             if hit.application not in self._settings:
-                continue  # made since the directory was read
+                continue  # the application was created after the directory was read
             self._waiting.append(hit)
-            if hit.judgement.verdict is Verdict.HUMAN:
-                self._gather(hit, self._settings[hit.application])
+            if hit.classification.verdict is Verdict.HUMAN:
+                self._collect_evidence(hit, self._settings[hit.application])
             while self._waiting[0].at <= hit.at - MINUTE:
-                changes += self._leave(self._waiting.popleft())
+                changes += self._finish_hit(self._waiting.popleft())
         return changes
 
-    def rest(self) -> list[VerdictChange]:
-        """The changes of what is left, when there is nothing more to see."""
+    def finish(self) -> list[VerdictChange]:
+        """Return the changes of the remaining hits, when no more hits follow."""
         changes: list[VerdictChange] = []
         while self._waiting:
-            changes += self._leave(self._waiting.popleft())
+            changes += self._finish_hit(self._waiting.popleft())
         return changes
 
-    def _gather(self, hit: _HitToClassify, settings: ApplicationSettings) -> None:
-        """What this hit says about itself and those before it."""
-        most = settings.max_recipients_per_address_minute
-        if most is not None and hit.address:
+    def _collect_evidence(self, hit: _HitToClassify, settings: ApplicationSettings) -> None:
+        """Add the evidence that this hit gives for itself and for earlier hits."""
+        limit = settings.max_recipients_per_address_minute
+        if limit is not None and hit.address:
             address = (hit.application, hit.address)
             self._of_address.add(address, hit)
             recipients = self._addresses.count(address, hit.message, hit.at)
-            if recipients > most:
-                for one in self._of_address.take(address):
-                    if one.at > hit.at - MINUTE:
-                        one.recipients = recipients
+            if recipients > limit:
+                for earlier in self._of_address.pop(address):
+                    if earlier.at > hit.at - MINUTE:
+                        earlier.recipients = recipients
         if settings.all_links_within_second and hit.links > 1:
             self._of_message.add(hit.message, hit)
             self._links.add(hit.message, hit.link, hit.at)
             opened_at = tuple(self._links.opened_at(hit.message))
             if len(opened_at) == hit.links and max(opened_at) - min(opened_at) <= SECOND:
-                for one in self._of_message.take(hit.message):
-                    if one.at >= min(opened_at):
-                        one.opened_at = opened_at
+                for earlier in self._of_message.pop(hit.message):
+                    if earlier.at >= min(opened_at):
+                        earlier.opened_at = opened_at
 
-    def _leave(self, hit: _HitToClassify) -> Sequence[VerdictChange]:
-        self._of_address.leave((hit.application, hit.address), hit)
-        self._of_message.leave(hit.message, hit)
+    def _finish_hit(self, hit: _HitToClassify) -> Sequence[VerdictChange]:
+        self._of_address.discard((hit.application, hit.address), hit)
+        self._of_message.discard(hit.message, hit)
         if not self._since <= hit.at < self._until:
             return ()
-        self.judged += 1
+        self.classified += 1
         settings = self._settings[hit.application]
-        judgement = self._judge(hit, settings)
-        if judgement is None:
+        classification = self._classify(hit, settings)
+        if classification is None:
             return ()
-        if judgement.verdict != hit.verdict:
+        if classification.verdict != hit.verdict:
             retracts = settings.retract_clicks
-            return (VerdictChange(hit.id, hit.message, Verdict(hit.verdict), judgement.verdict, judgement.rule, retracts),)
-        is_click = judgement.verdict is Verdict.HUMAN and not hit.flags & (HitFlag.LATE | HitFlag.DISABLED)
+            return (
+                VerdictChange(hit.id, hit.message, Verdict(hit.verdict), classification.verdict, classification.rule, retracts),
+            )
+        is_click = classification.verdict is Verdict.HUMAN and not hit.flags & (HitFlag.LATE | HitFlag.DISABLED)
         if settings.retract_clicks and is_click and not hit.clicked_links & 1 << hit.position:
             self.unsettled.append(hit.message)
         return ()
 
-    def _judge(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """None: more was known when the hit came."""
-        if hit.judgement.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
-            return hit.judgement
+    def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
+        """Return the classification, None if the recorder knew more than is stored."""
+        if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
+            return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
-            return None  # the address is not stored in full
-        facts = HitContext(
+            return None  # the recorder knew the full address
+        context = HitContext(
             hit.at,
-            # A SENT later than the click tells when it was written down.
+            # A SENT time after the click is the time of the report, not of the sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             recipients_of_address=hit.recipients,
             links_of_message=hit.links,
             opened_at=hit.opened_at,
         )
-        return classify_by_context(settings, facts) or hit.judgement
+        return classify_by_context(settings, context) or hit.classification
 
 
 _COLUMNS = (
@@ -323,10 +328,10 @@ _siblings = links.alias("siblings")
 _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id).scalar_subquery().label("links")
 
 
-def _page(
+def read_page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
-    """The hits among the next PAGE ids that can be judged again, and the last of those ids; None when there are no more."""
+    """Return the hits among the next PAGE_HITS ids that can be reclassified, and the last of these ids; None if no ids follow."""
     next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:
@@ -338,24 +343,26 @@ def _page(
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, messages.c.to_address != "")
-        # A person's hit without an agent had one when it was judged.
+        # A person's hit without an agent had one when it was recorded; retention removed it.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
         .order_by(hits.c.id)
     )
     if applications is not None:
         statement = statement.where(links.c.application_id.in_(applications))
     rows = connection.execute(statement).mappings()
-    return [_HitToClassify(**row, judgement=classify(RequestTraits("GET", row["user_agent"]))) for row in rows], last
+    return [_HitToClassify(**row, classification=classify(RequestTraits("GET", row["user_agent"]))) for row in rows], last
 
 
-_ROW = installation.c.name == "rejudged"
+# The position of the job, in ms since 1970. The name in the database is older than the word "reclassify".
+_POSITION_NAME = "rejudged"
+_ROW = installation.c.name == _POSITION_NAME
 
 
-def _reached(connection: Connection) -> datetime | None:
+def _read_position(connection: Connection) -> datetime | None:
     value: str | None = connection.execute(select(installation.c.value).where(_ROW)).scalar()
     return None if value is None else from_ms(int(value))
 
 
-def _reach(connection: Connection, until: datetime) -> None:
-    row = upsert(connection, installation).values(name="rejudged", value=str(to_ms(until)))
+def _store_position(connection: Connection, until: datetime) -> None:
+    row = upsert(connection, installation).values(name=_POSITION_NAME, value=str(to_ms(until)))
     connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"value": row.excluded.value}))

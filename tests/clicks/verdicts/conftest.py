@@ -1,0 +1,13 @@
+"""Fixtures of the tests of verdicts."""
+
+import pytest
+
+from shortener.container import Service
+from tests.clicks.helpers import change_settings
+
+
+@pytest.fixture
+async def retracting(service: Service) -> Service:
+    """A service whose application has `retract_clicks` on."""
+    await change_settings(service, retract_clicks=True)
+    return service

@@ -1,0 +1,57 @@
+"""Helpers for tests that change the verdicts of stored hits."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from shortener.clicks.verdicts.reclassify import ReclassifyResult
+from shortener.container import Service
+from shortener.model import HitFlag, Topic
+from shortener.reporting.counts import verify
+from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS, fetch_rows, make_hit
+from tests.conftest import NOON
+from tests.rows import messages_now
+
+PHONE = PHONE_HEADERS["User-Agent"]
+SCANNER = "curl/8.9.1"  # a crawler by the current rules; the tests store it as a person's hit
+DAY = timedelta(days=1)
+FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
+
+
+async def record_click(service: Service, code: str, user_agent: str = PHONE, **more: Any) -> int:
+    """Record a hit with the verdict HUMAN, whatever its user agent is, and return its id. `more`: fields of Hit."""
+    hit = make_hit(service, code, user_agent=user_agent, **more)
+    await service.recorder.record(hit)
+    return hit.id
+
+
+async def run_reclassifier(service: Service, **more: Any) -> ReclassifyResult:
+    """Reclassify all hits up to now, ten minutes later. `more`: arguments of `Reclassifier.run`."""
+    now = service.clock() + timedelta(minutes=10)
+    return await service.reclassifier.run(NOON - DAY, now, now, **more)
+
+
+async def sent_events(service: Service) -> list[tuple[Topic, int]]:
+    """Return (topics, hit) of all events, in order."""
+    return [(Topic(event.topics), event.hit_id) for event in await fetch_rows(service, schema.events)]
+
+
+async def only_message(service: Service) -> Any:
+    """Return the only message, with its state after clicks."""
+    (message,) = await fetch_rows(service, messages_now)
+    return message
+
+
+async def count_sums(service: Service) -> dict[str, int]:
+    """Return the sum of all count deltas by metric, without zeros. All times to click are one metric, `ttc`."""
+    sums: Counter[str] = Counter()
+    for row in await fetch_rows(service, schema.count_deltas):
+        for _, _, metric, amount in row.data:
+            sums["ttc" if metric.startswith("ttc:") else metric] += int(amount)
+    return {metric: amount for metric, amount in sums.items() if amount}
+
+
+async def assert_counts_match(service: Service) -> None:
+    """Assert that the counts equal a new count of all rows."""
+    assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []

@@ -1,0 +1,55 @@
+"""The job that reclassifies hits for applications with `retract_clicks`."""
+
+from sqlalchemy import Connection, update
+
+from shortener.container import Service
+from shortener.model import Topic
+from shortener.storage import schema
+from tests.clicks.helpers import change_settings, create_codes, fetch_rows
+from tests.clicks.verdicts.helpers import only_message, record_click, sent_events
+from tests.conftest import Clock
+
+
+async def test_the_job_reclassifies_each_hit_once_when_it_is_old_enough(service: Service, clock: Clock) -> None:
+    await change_settings(service, max_recipients_per_address_minute=1, retract_clicks=True)
+    step = service.jobs.table["reclassify"].step
+    assert await step() == 0  # the job starts here
+    for _ in range(3):
+        await record_click(service, (await create_codes(service))[0], origin=7)
+    clock.forward(minutes=2)
+    assert await step() == 0
+    clock.forward(minutes=2)
+    assert await step() == 1
+    clock.forward(minutes=2)
+    assert await step() == 0
+    assert service.reclassifier.total.retracted == 1
+
+
+async def test_the_job_reclassifies_only_for_applications_with_retract_clicks(service: Service, clock: Clock) -> None:
+    await change_settings(service, max_recipients_per_address_minute=1)
+    step = service.jobs.table["reclassify"].step
+    await step()
+    for _ in range(3):
+        await record_click(service, (await create_codes(service))[0], origin=7)
+    clock.forward(minutes=5)
+    assert await step() == 0
+    assert [hit.verdict for hit in await fetch_rows(service, schema.hits)] == [0, 1, 1]
+
+
+async def test_the_job_finds_a_click_of_a_person_that_should_be_a_first_click(retracting: Service, clock: Clock) -> None:
+    service = retracting
+    step = service.jobs.table["reclassify"].step
+    await step()
+    (code,) = await create_codes(service)
+    person = await record_click(service, code)
+
+    def lose(connection: Connection) -> None:  # as if the click had been stored just after a retraction
+        connection.execute(schema.first_clicks.delete())
+        connection.execute(update(schema.hits).values(flags=0))
+        connection.execute(schema.events.delete())
+
+    await service.database.write(lose)
+    clock.forward(minutes=5)
+    await step()
+    assert await sent_events(service) == [(Topic.STATE | Topic.CLICK, person)]
+    assert (await only_message(service)).click_hit_id == person
