@@ -20,7 +20,7 @@ COMMANDS = {
     "keys": ("accounts", "API keys: create, list, revoke."),
     "tokens": ("accounts", "Tracker tokens: rotate."),
     "trackers": ("trackers", "Where events go: add, list, show, update, remove, test."),
-    "deliveries": ("trackers", "What was delivered and what was not: list, show, replay, retell."),
+    "deliveries": ("trackers", "What was delivered and what was not: list, show, replay, requeue."),
     "messages": ("data", "Messages: show one, erase a person's data."),
     "clicks": ("clicks", "Clicks: judge them again by today's rules."),
     "links": ("links", "Links: show one, switch it off or on."),

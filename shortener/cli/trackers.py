@@ -260,7 +260,7 @@ async def test_tracker(tracker: int, as_json: bool) -> None:
 
 @click.group()
 def deliveries() -> None:
-    """What was delivered, and what was not: list, show, replay, retell."""
+    """What was delivered, and what was not: list, show, replay, requeue."""
 
 
 _TIME = Moment()
@@ -363,16 +363,25 @@ async def replay_deliveries(
     show({"replayed": count}, as_json, lambda: click.echo(f"{count} due again"))
 
 
-@deliveries.command("retell")
+@deliveries.command("requeue")
 @json_option
 @runs
-async def retell_events(as_json: bool) -> None:
-    """Deliver the events that a fault of the service kept back (event_set_aside in its log), after an upgrade that mends it."""
-    from shortener.delivery.fanout import requeue_events
+async def requeue_events(as_json: bool) -> None:
+    """Create the deliveries of quarantined events.
+
+    An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an upgrade.
+    """
+    from shortener.delivery import fanout
 
     async with open_store() as database:
-        count = await requeue_events(database)
-    show({"retold": count}, as_json, lambda: click.echo(f"{count} to be delivered"))
+        count = await fanout.requeue_events(database)
+    show({"requeued": count}, as_json, lambda: click.echo(f"{count} events requeued"))
+
+
+#: The former name of the command.
+deliveries.add_command(
+    click.Command("retell", params=requeue_events.params, callback=requeue_events.callback, hidden=True, help=requeue_events.help)
+)
 
 
 def _number(delivery: str) -> int:

@@ -1,20 +1,20 @@
-"""Fan-out: events become deliveries, one for each topic and each tracker that subscribed to it.
+"""Fan-out: create the deliveries of events, one for each topic and each tracker that subscribed to it.
 
-One transaction reads the oldest events that are not fanned out, writes the facts of those that somebody wants, writes their
-deliveries and marks all of them: a crash repeats nothing and skips nothing. The facts are a snapshot of what the event points to;
-bodies are rendered from it, at every attempt and after days. They are read once for the whole batch, by a few statements.
+One transaction reads the oldest events that are not fanned out, writes their facts and deliveries, and marks the events. So a
+crash neither repeats nor skips an event. The facts are a snapshot of the rows that the event refers to. Every attempt renders
+its body from them, even days later. A few statements read them for the whole batch. Events without subscribers get no facts.
 
-A click of somebody who is suspected to be no person is told only to trackers that ask for those too, and is never a state.
+A click that probably comes from a program (suspected) goes only to trackers with `with_suspected`, and never as a state change.
 
-What a message was before its first click, and how soon that came, is found out here, where the message is read anyway: the
-recorder, which has people waiting, reads none.
+The fan-out also finds the state of a message before its first click, and the time between sending and click. The recorder does
+not, because its clients wait.
 
-The first click of a message also makes the delivery of the message's own callback (Xoxzo's `lt_callbackurl`: "called only once when
-the user clicked the short URL for the first time"), whichever of its links was clicked. A tracker that is disabled gets its
-deliveries too: they wait with the others that are parked.
+The first click of a message, on any of its links, also creates the delivery of the message's callback (Xoxzo's
+`lt_callbackurl`: "called only once when the user clicked the short URL for the first time"). A disabled tracker gets deliveries
+too: they wait.
 
-An event that this version cannot fan out (a fault of ours) is set aside, loudly: the others go on, it stays in the log without
-deliveries, and `requeue_events` makes it pending again when the fault is mended.
+An event that this version cannot fan out, because of a bug, is quarantined with an error in the log. It has no deliveries, and
+the other events continue. `requeue_events` makes it pending again after an upgrade.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: Events of one transaction, and of one while hits come in, which on SQLite wait for it.
-BATCH, PIECE = 200, 50
+#: Events per transaction, and while many hits arrive: on SQLite hits wait for the transaction.
+MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
 
 
 class Fanout:
-    """`on_deliveries` is called when a commit made some."""
+    """Fans out pending events. `on_deliveries` is called after a commit that created deliveries."""
 
     def __init__(
         self,
@@ -73,19 +73,21 @@ class Fanout:
         self._base_url = base_url
         self._throttle = throttle
         self._on_deliveries = on_deliveries
-        self.events = self.deliveries = self.quarantine = 0  # since the process began
+        self.events = self.deliveries = self.quarantined = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Show the totals on /metrics."""
-        metrics.counter("shortener_events_fanned_out", "Events whose deliveries are made.", lambda: self.events)
-        metrics.counter("shortener_deliveries_made", "Deliveries that events made.", lambda: self.deliveries)
-        metrics.counter("shortener_events_set_aside", "Events that a fault of ours keeps from going out.", lambda: self.quarantine)
+        metrics.counter("shortener_events_fanned_out", "Events that were fanned out.", lambda: self.events)
+        metrics.counter("shortener_deliveries_created", "Deliveries that were created.", lambda: self.deliveries)
+        metrics.counter(
+            "shortener_events_quarantined", "Events that could not be fanned out because of a bug.", lambda: self.quarantined
+        )
 
     async def step(self) -> int:
-        """Fan out one batch; returns the number of its events. Raises StoreUnavailable: then nothing of it was kept."""
+        """Fan out one batch. Return the number of its events. Raise StoreUnavailable: nothing changed."""
         loop = asyncio.get_running_loop()
-        began, gentle = loop.time(), self._throttle.is_busy
-        limit = PIECE if gentle else BATCH
+        started, throttled = loop.time(), self._throttle.is_busy
+        limit = MAX_EVENTS_WHILE_BUSY if throttled else MAX_EVENTS
         try:
             events, deliveries = await self._database.write(self._fan_out, limit)
         except StoreUnavailable:
@@ -96,35 +98,35 @@ class Fanout:
         self.deliveries += deliveries
         if deliveries:
             self._on_deliveries()
-        if gentle and events:
-            await asyncio.sleep(self._throttle.pause_for(loop.time() - began))  # hits have the store meanwhile
+        if throttled and events:
+            await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # hits use the database meanwhile
         return events
 
     async def flush(self) -> None:
-        """Fan out everything."""
+        """Fan out all pending events."""
         while await self.step():
             pass
 
     async def _one_by_one(self, limit: int) -> tuple[int, int]:
-        """A fault of ours with one event must not hold up the others: each goes alone, and the one is set aside."""
+        """Fan out each event of a batch in its own transaction, and quarantine those that fail."""
         events = deliveries = 0
         for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
-                done, made = await self._database.write(self._fan_out, 1, event)
+                done, created = await self._database.write(self._fan_out, 1, event)
             except StoreUnavailable:
                 raise
             except Exception as error:
                 if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
-                    raise  # the statement is wrong, or the schema: that is not this event's doing
+                    raise  # the statement or the schema is wrong, not this event
                 await self._database.write(fanout_queries.quarantine, event)
-                self.quarantine += 1
-                log.error("event_set_aside", event_id=encode(event), mend="shortener deliveries retell", exc_info=error)
-                done, made = 1, 0
+                self.quarantined += 1
+                log.error("event_quarantined", event_id=encode(event), repair="shortener deliveries requeue", exc_info=error)
+                done, created = 1, 0
             events += done
-            deliveries += made
+            deliveries += created
         return events, deliveries
 
-    # In the transaction.
+    # Parts of the transaction.
 
     def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
         events = fanout_queries.pending_events(connection, limit, only)
@@ -134,18 +136,18 @@ class Fanout:
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
-        tally = CountDelta()
+        delta = CountDelta()
         for event in events:
             facts[event.id] = None
             if event.cohort_id is not None:
-                how_soon = time_to_click(event.at, event.sent_at, event.created_at, event.state)
-                tally.add(event.cohort_id, event.at, how_soon)
+                seconds = time_to_click(event.at, event.sent_at, event.created_at, event.state)
+                delta.add(event.cohort_id, event.at, seconds)
             rows += self._deliveries(event, subscriptions.get(event.application_id, ()), now)
         if rows:
-            wanted = list(dict.fromkeys(row[1] for row in rows))
-            facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, wanted).items()}
+            subscribed = list(dict.fromkeys(row[1] for row in rows))
+            facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, subscribed).items()}
             fanout_queries.insert_deliveries(connection, rows)
-        count_deltas.append(connection, self._ids(), tally)
+        count_deltas.append(connection, self._ids(), delta)
         fanout_queries.mark_fanned_out(connection, facts)
         return len(events), len(rows)
 
@@ -161,8 +163,8 @@ class Fanout:
             ]
         url = event.callback_url
         if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
-            lane = callback_queue(url)
-            row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, lane, pending, 0, now, now)
+            queue = callback_queue(url)
+            row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, queue, pending, 0, now, now)
             rows.append(row)
         return rows
 
@@ -172,7 +174,7 @@ class Fanout:
         return {source.event: self._snapshot(source, numbers.get(source.event)) for source in sources}
 
     def _snapshot(self, source: Sources, click_number: int | None) -> dict[str, Any]:
-        """The facts of an event but its id and topic, which depend on what it is told as (formats.FACTS)."""
+        """Return the facts of an event. The event id and the topic are added per delivery (formats.FACTS)."""
         facts: dict[str, Any] = {
             "timestamp": iso(source.at),
             "application_id": source.application_id,
@@ -180,7 +182,7 @@ class Fanout:
         }
         if source.message_id is not None:
             sent_at = source.sent_at or source.created_at
-            # What takes a click back still tells how soon that click came.
+            # A retracted click keeps the time of the click itself.
             at = source.hit_at if source.hit_id is not None and source.click_hit is not None else source.at
             facts |= {
                 "message_id": source.message_id,
@@ -242,42 +244,42 @@ class Fanout:
             facts |= {"previous_state": State(source.state).name, "new_state": State.CLICKTHRU.name}
         if source.data is not None:
             data = orjson.loads(source.data)
-            if "state" in data:  # a delivery report: its own words, not those of a newer one
+            if "state" in data:  # a delivery report: its own state, not that of a newer report
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts
 
 
 async def requeue_events(database: Database) -> int:
-    """Make the events that were set aside pending again; returns how many. Raises StoreUnavailable: some may be done then."""
+    """Make quarantined events pending again. Return their number. Raise StoreUnavailable: some may be pending already."""
     found = await database.read(fanout_queries.quarantined_events)
     count = 0
-    for start in range(0, len(found), BATCH):
-        count += await database.write(fanout_queries.requeue, found[start : start + BATCH])
+    for start in range(0, len(found), MAX_EVENTS):
+        count += await database.write(fanout_queries.requeue, found[start : start + MAX_EVENTS])
     return count
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
-    """By event: the how manieth click of its link it is, as far as fanout_queries.COUNTED_CLICKS."""
+    """Return by event the number of the click on its link, from 1 to fanout_queries.MAX_CLICK_NUMBER."""
     numbers: dict[int, int] = {}
-    later: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
+    repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
     for source in sources:
         is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED
         if is_click and source.click_hit is not None and source.code is not None:
             if source.flags & HitFlag.FIRST_FOR_LINK:
                 numbers[source.event] = 1
             else:
-                later[source.link_id].append((source.click_hit, source.event))
-    for link, clicks in later.items():
+                repeats[source.link_id].append((source.click_hit, source.event))
+    for link, clicks in repeats.items():
         clicks.sort()
         for number, (_, event) in enumerate(clicks, fanout_queries.clicks_before(connection, link, clicks[0][0]) + 1):
-            if number <= fanout_queries.COUNTED_CLICKS:
+            if number <= fanout_queries.MAX_CLICK_NUMBER:
                 numbers[event] = number
     return numbers
 
 
 def iso(ms: int) -> str:
-    """ISO 8601 in UTC, always with milliseconds, as Syniverse writes it."""
+    """Return a time as ISO 8601 in UTC with milliseconds, as Syniverse writes it."""
     return f"{from_ms(ms).isoformat(timespec='milliseconds')[:-6]}Z"
 
 

@@ -29,7 +29,7 @@ _CALLBACK = (
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-# The cohort of what `schema.is_pending_click` holds for.
+# The cohort, if `schema.is_pending_click` is true for the event.
 _COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
 _PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at"
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
@@ -45,8 +45,11 @@ _PENDING_ONE = _for_each_engine(_PENDING_EVENTS, "AND id = {}")
 
 
 class PendingEvent(NamedTuple):
-    """An event that nobody was told of yet. `flags`: of its hit. `callback_url`: of its message, if it was not called yet.
-    `cohort_id`, and what follows: of the message that it is the first click of, else `cohort_id` is None."""
+    """An event that is not fanned out. `flags`: of its hit. `callback_url`: of its message, unless it was already called.
+
+    `cohort_id`, `state`, `created_at` and `sent_at` belong to the message. `cohort_id` is None unless the event is its first
+    click.
+    """
 
     id: int
     application_id: int
@@ -61,33 +64,35 @@ class PendingEvent(NamedTuple):
 
 
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
-    """The oldest events that are not fanned out, or one of them; on PostgreSQL locked, and without those that another process has
-    locked."""
+    """Return the oldest events that are not fanned out, or only the event `only`, sorted by id.
+
+    On PostgreSQL they are locked, and events that another process has locked are skipped.
+    """
     rows = raw_sql.rows(connection, _PENDING, limit) if only is None else raw_sql.rows(connection, _PENDING_ONE, only)
     return sorted(PendingEvent._make(row) for row in rows)
 
 
 def pending_ids(connection: Connection, limit: int) -> list[int]:
-    """The same, without looking at anything that could be unreadable."""
+    """Return the ids of the oldest events that are not fanned out. Read no column that could be damaged."""
     columns = schema.events.c
     return list(connection.scalars(select(columns.id).where(columns.fanned_out == false()).order_by(columns.id).limit(limit)))
 
 
 def quarantine(connection: Connection, event: int) -> None:
-    """Pass over an event that cannot be fanned out; `requeue` makes it pending again."""
+    """Mark an event that cannot be fanned out, so that it is skipped. `requeue` makes it pending again."""
     table = schema.events
     statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
     connection.execute(statement.values(fanned_out=True, facts=schema.QUARANTINED))
 
 
 def quarantined_events(connection: Connection) -> list[int]:
-    """Reads the whole log."""
+    """Return the ids of all quarantined events. This reads the whole event log."""
     columns = schema.events.c
     return list(connection.scalars(select(columns.id).where(columns.facts == schema.QUARANTINED).order_by(columns.id)))
 
 
 def requeue(connection: Connection, events: Sequence[int]) -> int:
-    """Make events that were set aside pending again; returns how many."""
+    """Make quarantined events pending again. Return their number."""
     table = schema.events
     statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.QUARANTINED)
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
@@ -101,7 +106,8 @@ _SUBSCRIPTIONS = {
 
 
 class Subscription(NamedTuple):
-    """What a tracker wants. `topics`: bits of Topic; `with_suspected`: clicks also of those who are suspected to be no persons."""
+    """The events that a tracker receives. `topics`: bits of Topic. `with_suspected`: also clicks that probably come from
+    programs."""
 
     tracker: int
     topics: int
@@ -109,18 +115,19 @@ class Subscription(NamedTuple):
 
 
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
-    """By application: what its trackers subscribed to. Disabled ones too: theirs is parked."""
+    """Return the subscriptions of the trackers by application. Disabled trackers are included: their deliveries wait."""
     found: dict[int, list[Subscription]] = {}
-    for tracker_id, application_id, *wanted in sorted(map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
-        found.setdefault(application_id, []).append(Subscription(tracker_id, *wanted))
+    for tracker_id, application_id, *columns in sorted(map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
+        found.setdefault(application_id, []).append(Subscription(tracker_id, *columns))
     return found
 
 
 class Sources(NamedTuple):
-    """Everything that the facts of an event are made from; the columns of `_SOURCES`, in their order.
+    """All values from which the facts of an event are built: the columns of `_SOURCES` in their order.
 
-    What a row that is not there would say is None, whatever its type here: look at `message_id` before the message's columns, at
-    `code` before the link's, at `click_hit` before the hit's."""
+    If a joined row does not exist, its columns are None, whatever their type here. Check `message_id` before the columns of the
+    message, `code` before those of the link, and `click_hit` before those of the hit.
+    """
 
     event: int
     application_id: int
@@ -128,7 +135,7 @@ class Sources(NamedTuple):
     at: int
     data: str | None
     conversion_id: int | None
-    hit_id: int | None  # of the event itself
+    hit_id: int | None  # the hit of the event itself
     company_id: int | None
     message_id: str | None
     request_id: str | None
@@ -137,7 +144,7 @@ class Sources(NamedTuple):
     from_address: str | None
     sender_id_id: str | None
     sender_id_alias: str | None
-    state: int  # as it is without a click
+    state: int  # without the first click
     segments: int | None
     fragments_count: int | None
     mt_price: str | None
@@ -158,8 +165,8 @@ class Sources(NamedTuple):
     code: str | None
     url: str | None
     label: str | None
-    base_url: str | None  # None: the installation's
-    click_hit: int | None  # the event's hit, or the click that its conversion followed
+    base_url: str | None  # None: that of the installation
+    click_hit: int | None  # the hit of the event, or the click before its conversion
     hit_at: int
     verdict: int
     rule: str | None
@@ -174,7 +181,7 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
-# No join: PostgreSQL would read the whole table for it as long as it takes it for a small one.
+# A subquery, not a join: PostgreSQL would read the whole table as long as its statistics say that the table is small.
 _CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "
@@ -184,7 +191,7 @@ _SOURCE_COLUMNS = (
     "p.process_key, l.id, l.code, l.url, l.label, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
     "v.action, v.status, v.disposition, v.value, v.currency, v.transaction_id, v.metadata"
 )
-# Of an event without a link, such as a delivery report, the message's first link is told (Xoxzo's link_tracking).
+# An event without a link, such as a delivery report, uses the first link of the message (Xoxzo's link_tracking).
 _SOURCE_JOINS = (
     "LEFT JOIN applications AS a ON a.id = e.application_id LEFT JOIN messages AS m ON m.id = e.message_id "
     "LEFT JOIN cohorts AS c ON c.id = m.cohort_id LEFT JOIN processes AS p ON p.id = c.process_id "
@@ -201,15 +208,17 @@ _SOURCES = {
 
 
 def sources(connection: Connection, events: list[int]) -> list[Sources]:
+    """Return the sources of the events' facts."""
     return [Sources._make(row) for row in raw_sql.rows(connection, _SOURCES, events)]
 
 
-COUNTED_CLICKS = 10_000  # a click's number is told up to here: counting further would hold up everything else
+#: Highest click number. Counting further would delay everything else.
+MAX_CLICK_NUMBER = 10_000
 
-# The click that was the first of its message is in no index of the link.
+# Indexes on the link do not contain the click that was the first of its message.
 _CLICKS = (
     "(SELECT count(*) FROM (SELECT 1 FROM hits WHERE link_id = {link} AND " + schema.OTHER_HITS + " AND +id < {hit} "
-    f"AND verdict = 0 AND flags & 20 = 0 LIMIT {COUNTED_CLICKS}) AS other) + "
+    f"AND verdict = 0 AND flags & 20 = 0 LIMIT {MAX_CLICK_NUMBER}) AS other) + "
     "(SELECT count(*) FROM links AS l JOIN first_clicks AS f ON f.id = l.message_id JOIN hits AS h ON h.id = f.hit_id "
     "WHERE l.id = {link} AND h.link_id = l.id AND h.id < {hit})"
 )
@@ -220,7 +229,8 @@ _CLICKS_BEFORE = {
 
 
 def clicks_before(connection: Connection, link: int, hit: int) -> int:
-    """People's hits on a live link before this hit, as far as COUNTED_CLICKS."""
+    """Return how many clicks of people a link had before this hit, at most MAX_CLICK_NUMBER. Clicks while the link was expired
+    or disabled do not count."""
     count: int = raw_sql.rows(connection, _CLICKS_BEFORE, link, hit)[0][0]
     return count
 
@@ -249,5 +259,5 @@ _MARK = {
 
 
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
-    """Events with their facts (JSON), if anybody wanted them."""
+    """Mark events as fanned out and write their facts (JSON). None: no tracker subscribed to the event."""
     raw_sql.execute_bulk(connection, _MARK, list(facts.items()))

@@ -1,18 +1,20 @@
-"""Bodies of requests to trackers, in the words of the systems that customers come from.
+"""Bodies of requests to trackers, in the formats of the systems that customers migrate from.
 
-`render` makes a body from the facts of an event. Facts are a JSON snapshot, taken when the event is fanned out; `FACTS` names
-them all, and any of them may be absent. Times are ISO 8601 in UTC with milliseconds, money is a decimal as text. A body is
-rendered for each attempt, because Syniverse's carries the number of the attempt.
+`render` builds a body from the facts of an event. Facts are a JSON snapshot that the fan-out takes. `FACTS` lists them; any of
+them may be absent. Times are ISO 8601 in UTC with milliseconds, and money is a decimal as text. Each attempt has its own body,
+because Syniverse's contains the number of the attempt.
 
-- `scg`: Syniverse's envelope. `fld-val-list` holds Syniverse's own fields in its order, then ours, then `metadata` if there is any.
-- `json`: one flat object of the tracker's `fields` (23 Telecom's `conversion_fields`), `DEFAULT_FIELDS` when it names none.
-- `xoxzo`: the answer of Xoxzo's status call with `link_tracking`; Xoxzo documents no body of its callback.
-- `infobip`: Infobip's click notification; other events in the same manner, told apart by `notificationType`.
+- `scg`: Syniverse's envelope. `fld-val-list` contains Syniverse's own fields in its order, then additional fields, then
+  `metadata` if it is not empty.
+- `json`: one flat object with the tracker's `fields` (23 Telecom's `conversion_fields`). Default: `DEFAULT_FIELDS`.
+- `xoxzo`: the response of Xoxzo's status call with `link_tracking`. Xoxzo does not document the body of its callback.
+- `infobip`: Infobip's click notification. Other events have the same structure; `notificationType` distinguishes them.
 
-Every click says what it was the first of, how soon it came and who made it: in the last two in an object of its own, `click`.
+Every click event contains whether it was the first click, the time since sending, and its verdict. `xoxzo` and `infobip`
+contain these fields in an additional object, `click`.
 
-A field that is not known is null; Syniverse's text fields are empty strings then, as in its own sample. Prices are JSON numbers
-with exactly the digits that the pipeline gave; the value of a conversion is text, as it came in.
+An unknown value is null. Syniverse's text fields are empty strings instead, as in its sample. Prices are JSON numbers with
+exactly the digits that the pipeline sent. The value of a conversion is the text that was received.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from shortener.delivery.placeholders import sender_shown, status_word
+from shortener.delivery.placeholders import displayed_sender, status_word
 from shortener.times import parse_iso, to_utc
 
 Facts = Mapping[str, Any]
@@ -86,11 +88,11 @@ FACTS = (
     "process_key",
 )
 
-#: 23 Telecom's names that are not facts by the same name, and how each is read.
+#: 23 Telecom's names that differ from the names of facts, with the function that returns the value.
 _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "phone": lambda facts: facts.get("to_address"),
     "recipient": lambda facts: facts.get("to_address"),
-    "sender_id": lambda facts: sender_shown(facts) or None,
+    "sender_id": lambda facts: displayed_sender(facts) or None,
     "cost": lambda facts: _number(facts.get("mt_price")),
     "status": lambda facts: status_word(facts) or None,
     "status_code": lambda facts: facts.get("reason_code"),
@@ -99,10 +101,10 @@ _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "mt_price": lambda facts: _number(facts.get("mt_price")),
 }
 
-#: What a `json` body may hold.
+#: Fields that a `json` body can contain.
 FIELDS = FACTS + tuple(name for name in _TELECOM if name not in FACTS)
 
-#: What a `json` body holds when the tracker names no fields: 23 Telecom's names, then what tells a click or conversion.
+#: Default fields of a `json` body: 23 Telecom's names, then the fields of clicks and conversions.
 DEFAULT_FIELDS = (
     "event_id",
     "event",
@@ -163,7 +165,7 @@ _CLICK = (
     "source",
     "country",
 )
-#: Our fields after Syniverse's, by topic. Those of a state change are added when a click made it.
+#: Additional fields after Syniverse's, by topic. A state change has the fields of `_LINK` if a click caused it.
 _ADDITIONS: dict[str, tuple[str, ...]] = {
     "click": _CLICK,
     "late_click": _CLICK,
@@ -185,8 +187,8 @@ _ADDITIONS: dict[str, tuple[str, ...]] = {
     "delivery": ("report_status", "telecom_message_id", "sent_at", "delivered_at", "campaign", "source", "country"),
 }
 
-#: What every click says, in the order of the `click` object.
-_TOLD_OF_CLICKS = (
+#: Fields of the `click` object, in its order.
+_CLICK_OBJECT = (
     "click_id",
     "label",
     "first_for_message",
@@ -216,14 +218,14 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def check_fields(fields: Sequence[str]) -> list[str]:
-    """The names that a `json` body cannot hold, in their order; empty when all are known."""
+    """Return the names that the format `json` does not know, in their order. The list is empty if all are known."""
     return [name for name in fields if name not in FIELDS]
 
 
 def render(format: str, facts: Facts, *, attempt: int, fields: Sequence[str] | None = None) -> tuple[bytes, str]:
-    """Body and content type of attempt number `attempt` (the first is 1). `fields` matter to `json` only.
+    """Return body and content type of attempt number `attempt` (from 1). Only the format `json` uses `fields`.
 
-    Raises `KeyError` for an unknown format; formats and fields are checked when a tracker is saved.
+    Raise KeyError for an unknown format. Formats and fields are checked when a tracker is saved.
     """
     return orjson.dumps(_RENDERERS[format](facts, attempt, fields)), CONTENT_TYPE
 
@@ -273,9 +275,9 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
     state = get("new_state")
     clicked = get("clicked_at") or (get("timestamp") if get("topic") in ("click", "late_click") else None)
     body: dict[str, Any] = {
-        # Xoxzo's statuses end with DELIVERED; that a link was opened is told by `accessed`.
+        # Xoxzo has no status after DELIVERED. `accessed` shows that a link was opened.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
-        "sender": sender_shown(facts),
+        "sender": displayed_sender(facts),
         "sent_time": _seconds_text(get("sent_at")),
         "cost": _number(get("mt_price")),
         "msgid": get("message_id"),
@@ -290,7 +292,7 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
         "event_id": get("event_id"),
     }
     if get("topic") in _CLICK_TOPICS:
-        body["click"] = {name: get(name) for name in _TOLD_OF_CLICKS}
+        body["click"] = {name: get(name) for name in _CLICK_OBJECT}
     return body
 
 
@@ -300,10 +302,10 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
     application, entity = get("application_id"), get("company_id")
     body: dict[str, Any] = {
         "notificationType": _INFOBIP_TYPES.get(topic, topic),
-        # Infobip writes numbers without the plus sign.
+        # Infobip writes phone numbers without the plus sign.
         "recipient": (get("to_address") or "").removeprefix("+"),
         "url": get("url"),
-        # The time of the click, whatever Infobip's name for it says.
+        # Despite its name, this is the time of the click.
         "sendDateTime": _epoch_ms(get("timestamp")),
         "messageId": get("message_id"),
         "bulkId": get("message_request_id"),
@@ -314,7 +316,7 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         "entityId": None if entity is None else str(entity),
     }
     if topic in _CLICK_TOPICS:
-        body["click"] = {_camel(name): get(name) for name in _TOLD_OF_CLICKS}
+        body["click"] = {_camel(name): get(name) for name in _CLICK_OBJECT}
     elif topic == "conversion":
         body["processKey"] = get("process_key")
         body["conversion"] = {
@@ -342,13 +344,13 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
 
 
 def _camel(name: str) -> str:
-    """A name as Infobip writes its own."""
+    """Return a name in camel case, as Infobip writes its own."""
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
 
 def _callback_data(metadata: Any) -> str | None:
-    """The text that a request in Infobip's words brought, else all metadata as JSON."""
+    """Return the `callbackData` of an Infobip request, else all metadata as JSON."""
     if not metadata:
         return None
     if isinstance(metadata, Mapping) and metadata.keys() == {"callbackData"}:
@@ -366,7 +368,7 @@ FORMATS = tuple(_RENDERERS)
 
 
 def _number(decimal: Any) -> orjson.Fragment | None:
-    """A JSON number with the very digits of a decimal, which a float would not keep; None when it is not a number."""
+    """Return a JSON number with exactly the digits of a decimal, which a float would lose. None if it is not a number."""
     if decimal is None:
         return None
     text = str(decimal)
@@ -381,7 +383,7 @@ def _number(decimal: Any) -> orjson.Fragment | None:
     return orjson.Fragment(text.encode())
 
 
-def _moment(text: Any) -> datetime | None:
+def _parse_time(text: Any) -> datetime | None:
     try:
         return to_utc(parse_iso(text))
     except (AttributeError, OverflowError, ValueError):
@@ -389,11 +391,11 @@ def _moment(text: Any) -> datetime | None:
 
 
 def _seconds_text(text: Any) -> str | None:
-    """Xoxzo's YYYY-MM-DD HH:MM:SS, in UTC."""
-    moment = _moment(text)
+    """Return Xoxzo's YYYY-MM-DD HH:MM:SS in UTC."""
+    moment = _parse_time(text)
     return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else None
 
 
 def _epoch_ms(text: Any) -> int | None:
-    moment = _moment(text)
+    moment = _parse_time(text)
     return None if moment is None else (moment - _EPOCH) // _MILLISECOND

@@ -1,11 +1,11 @@
-"""The address guard: no request of ours reaches an address that only our own network should reach.
+"""The address guard: no request to a tracker reaches an address that only the own network should reach.
 
-`refusal` judges one address by an own list, because `ipaddress.is_global` lets pass NAT64, 6to4, mapped shared addresses,
-multicast and the cloud's metadata services. `Guard` applies it twice: `check_host` to every address of a name when a tracker is
-saved, and `socket_factory` to the address that is really about to be connected to, which is what counts: between the two a name
-may change. `Guard(allow_private=True)` (ALLOW_PRIVATE_TARGETS) lets loopback, private and shared addresses pass, nothing else.
+`rejection_reason` classifies an address by its own list, because `ipaddress.is_global` accepts NAT64, 6to4, mapped shared
+addresses, multicast and the metadata services of clouds. `Guard` uses it twice: `check_host` checks every address of a name
+when a tracker is saved, and `socket_factory` checks the address of each connection, because a name can change in between.
+`Guard(allow_private=True)` (ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses, but nothing else.
 
-Raises `ForbiddenTarget` and `HostUnresolved`. Neither names the address, so that a customer learns nothing about our network.
+Raises `ForbiddenTarget` and `HostUnresolved`. Neither contains the address, so that customers learn nothing about the network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from aiohttp import AddrInfoType
 
-#: All addresses of a name, as text; blocking. Raises `OSError` (`socket.gaierror`) or `UnicodeError`.
+#: A blocking function that returns all addresses of a name, as text. Raises `OSError` (`socket.gaierror`) or `UnicodeError`.
 Lookup = Callable[[str, int], Sequence[str]]
 
 LOOPBACK = "loopback address"
@@ -30,11 +30,11 @@ LINK_LOCAL = "link-local address"
 MULTICAST = "multicast address"
 RESERVED = "reserved address"
 UNSPECIFIED = "unspecified address"
-DISGUISED = "tunnelled address"
+TUNNELLED = "tunnelled address"
 
 _PERMITTED_IN_DEVELOPMENT = frozenset({LOOPBACK, PRIVATE, SHARED})
 
-# The first network that holds an address decides. IANA's special-purpose registries, and where clouds serve metadata.
+# The first network that contains an address decides. Sources: IANA's special-purpose registries, and the documentation of clouds.
 _IPV4 = [
     (IPv4Network(network), reason)
     for network, reason in (
@@ -72,10 +72,10 @@ _IPV6 = [
         ("fc00::/7", PRIVATE),
         ("fe80::/10", LINK_LOCAL),
         ("ff00::/8", MULTICAST),
-        ("::/96", DISGUISED),  # IPv4-compatible
-        ("64:ff9b:1::/48", DISGUISED),  # local NAT64
-        ("2001::/32", DISGUISED),  # Teredo
-        ("2002::/16", DISGUISED),  # 6to4
+        ("::/96", TUNNELLED),  # IPv4-compatible
+        ("64:ff9b:1::/48", TUNNELLED),  # local NAT64
+        ("2001::/32", TUNNELLED),  # Teredo
+        ("2002::/16", TUNNELLED),  # 6to4
         ("2001::/23", RESERVED),
         ("2001:db8::/32", RESERVED),
         ("3fff::/20", RESERVED),
@@ -85,22 +85,22 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 class ForbiddenTarget(OSError):
-    """An address that no tracker may live on. An OSError, so that a connector takes it for a connection that failed."""
+    """An address that no tracker may have. It is an OSError, so that aiohttp treats it as a failed connection."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"the host leads to a {reason}")
+        super().__init__(f"the host has a {reason}")
 
 
 class HostUnresolved(Exception):
-    """A name has no address, or none was found in time. The name may be made later: whoever saves a tracker decides."""
+    """A name has no address, or none was found in time. It may get one later, so a tracker with this host can be saved."""
 
 
-def refusal(address: str | IPv4Address | IPv6Address) -> str | None:
-    """Why no request may go to `address`, or None when it is public. What is not an address at all is refused."""
+def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
+    """Return why no request may be sent to `address`; None if it is public. A text that is not an address is rejected."""
     if isinstance(address, str):
         try:
-            # A zone id only says through which of our interfaces.
+            # A zone id only names a local interface.
             address = ip_address(address.partition("%")[0])
         except ValueError:
             return RESERVED
@@ -110,7 +110,7 @@ def refusal(address: str | IPv4Address | IPv6Address) -> str | None:
                 if address in network6:
                     return reason
             return None if address in _GLOBAL_UNICAST else RESERVED
-        # NAT64 leads where the IPv4 address leads, and on an IPv6-only host every public IPv4 address looks so.
+        # A NAT64 address reaches the embedded IPv4 address. On an IPv6-only host every public IPv4 address has this form.
         address = IPv4Address(int(address) & 0xFFFFFFFF)
     for network, reason in _IPV4:
         if address in network:
@@ -119,25 +119,25 @@ def refusal(address: str | IPv4Address | IPv6Address) -> str | None:
 
 
 def system_lookup(host: str, port: int) -> list[str]:
-    """What the system's resolver says, hosts file included."""
+    """Return the addresses from the system's resolver, which includes the hosts file."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 async def look_up(lookup: Lookup, host: str, port: int) -> Sequence[str]:
-    """Run a blocking look-up in a thread of its own.
+    """Run a blocking look-up in its own thread.
 
-    The thread is a daemon: a resolver that hangs must neither hold up other work of a shared pool nor the end of the process.
+    The thread is a daemon: a resolver that hangs must not delay other work in a shared pool or the exit of the process.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Sequence[str]] = loop.create_future()
+    result: asyncio.Future[Sequence[str]] = loop.create_future()
 
     def settle(addresses: Sequence[str] | None, error: Exception | None) -> None:
-        if answer.done():
+        if result.done():
             return
         if addresses is None:
-            answer.set_exception(error or OSError("no answer"))
+            result.set_exception(error or OSError("no response"))
         else:
-            answer.set_result(addresses)
+            result.set_result(addresses)
 
     def run() -> None:
         addresses, error = None, None
@@ -145,28 +145,30 @@ async def look_up(lookup: Lookup, host: str, port: int) -> Sequence[str]:
             addresses = lookup(host, port)
         except Exception as caught:
             error = caught
-        with suppress(RuntimeError):  # the loop has ended meanwhile
+        with suppress(RuntimeError):  # the loop has closed in the meantime
             loop.call_soon_threadsafe(settle, addresses, error)
 
     threading.Thread(target=run, name=f"look up {host}", daemon=True).start()
-    return await answer
+    return await result
 
 
 class Guard:
+    """Checks addresses. `lookup` resolves names in `check_host`."""
+
     def __init__(self, allow_private: bool = False, *, lookup: Lookup = system_lookup) -> None:
         self.lookup = lookup
         self._permitted: frozenset[str] = _PERMITTED_IN_DEVELOPMENT if allow_private else frozenset()
 
     def check_address(self, address: str) -> None:
-        """Raises `ForbiddenTarget`."""
-        reason = refusal(address)
+        """Raise `ForbiddenTarget` if no request may be sent to the address."""
+        reason = rejection_reason(address)
         if reason is not None and reason not in self._permitted:
             raise ForbiddenTarget(reason)
 
     async def check_host(self, host: str, port: int, *, timeout: float = 3.0) -> None:
-        """Judge every address of a host, a name or a literal, within `timeout` seconds.
+        """Check every address of a host (a name or an address) within `timeout` seconds.
 
-        Raises `ForbiddenTarget` if any address is refused, `HostUnresolved` if there is none.
+        Raise `ForbiddenTarget` if any address is forbidden, `HostUnresolved` if there is none.
         """
         try:
             addresses: Sequence[str] = [str(ip_address(host.partition("%")[0]))]
@@ -184,10 +186,7 @@ class Guard:
             self.check_address(address)
 
     def socket_factory(self, info: AddrInfoType) -> socket.socket:
-        """Makes the socket of a connection, unless its address is refused; for `aiohttp.TCPConnector(socket_factory=...)`.
-
-        Raises `ForbiddenTarget`.
-        """
+        """Return the socket for a connection (`aiohttp.TCPConnector(socket_factory=...)`). Raise `ForbiddenTarget`."""
         family, kind, protocol, _, address = info
         self.check_address(str(address[0]))
         return socket.socket(family, kind, protocol)

@@ -1,12 +1,11 @@
-"""One attempt to deliver, over HTTP: a request goes out, an `SendResult` comes back, within the deadline and in bounded memory.
+"""Sender of HTTP requests: one attempt within a time limit and with bounded memory.
 
-Whatever the peer does (hangs, drips, floods, lies, redirects), `Sender.send` returns an `SendResult` not later than its
-deadline; it
-raises only `CancelledError`, when the caller is cancelled. Redirects are not followed, cookies are not kept, proxies of the
-environment are not used, nothing is decompressed. At most 64 KiB of a body are read. Every address is judged by the guard,
-first when a name is resolved, then again on the socket that is about to connect.
+Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit.
+It raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies of
+the environment and decompresses nothing. It reads at most 64 KiB of a body. The guard checks every address twice: when a name
+is resolved, and on the socket that is about to connect.
 
-A fault of this host (its resolver is down, no sockets are left) is marked `is_local` and says nothing about the tracker.
+A failure of this host (its resolver is down, no sockets are left) has `is_local` set. It says nothing about the tracker.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, look_up
 from shortener.delivery.outcomes import parse_retry_after
 from shortener.model import Clock, utcnow
 
-BODY_LIMIT = 64 * 1024
-EXCERPT = 1024
-#: Bytes of one whole answer on the wire, interim (1xx) answers and headers included.
-WIRE_LIMIT = 2 * BODY_LIMIT
-#: Seconds that an idle connection is kept: less than the shortest that common servers keep theirs (gunicorn 2, Node 5), so that
-#: a POST hardly ever meets a connection that the server is just closing, which would cost an attempt.
-IDLE_CONNECTION = 1.5
-#: Seconds that a resolved name is believed.
-DNS_CACHE = 10
-#: Look-ups at a time, and the seconds that one may take before the name is asked for anew.
-LOOKUPS, LOOKUP_TIMEOUT = 32, 15.0
+MAX_BODY_BYTES = 64 * 1024
+EXCERPT_BYTES = 1024
+#: Bytes of one response on the wire, including interim (1xx) responses and headers.
+MAX_WIRE_BYTES = 2 * MAX_BODY_BYTES
+#: How long an idle connection stays open: shorter than the timeout of common servers (gunicorn 2 s, Node 5 s). Otherwise a POST
+#: could use a connection that the server is just closing, which would cost an attempt.
+IDLE_CONNECTION_SECONDS = 1.5
+#: How long the addresses of a name are cached.
+DNS_CACHE_SECONDS = 10
+#: Look-ups at a time, and the time limit of one look-up.
+MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 
 _ERROR_CLASSES = {
     errno.ECONNREFUSED: "connection_refused",
@@ -58,7 +57,7 @@ _ERROR_CLASSES = {
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
-#: What `SendResult.error` may say. The last three are faults of this host.
+#: Values of `SendResult.error`. The last three are local failures.
 ERRORS = (
     "timeout",
     "dns_error",
@@ -78,7 +77,7 @@ ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class OutgoingRequest:
-    """One request. `url` is sent as it is and must be ASCII; a GET has no body."""
+    """One request. `url` is ASCII and is sent unchanged. A GET has no body."""
 
     method: str
     url: str
@@ -88,24 +87,27 @@ class OutgoingRequest:
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """What came of a request. With an `error` the answer is missing (`status` None) or incomplete."""
+    """The result of a request. If `error` is set, the response is missing (`status` None) or incomplete.
+
+    `body`: at most 64 KiB, as received. `error`: one of ERRORS. `detail`: a text for people. `retry_after`: seconds.
+    """
 
     status: int | None
-    body: bytes  # what was read of it, at most 64 KiB, as it was on the wire
-    error: str | None  # one of ERRORS
-    detail: str  # for people
+    body: bytes
+    error: str | None
+    detail: str
     milliseconds: int
-    retry_after: float | None = None  # seconds
+    retry_after: float | None = None
     is_local: bool = False
 
     @property
     def excerpt(self) -> bytes:
-        """What the log keeps: the first KiB."""
-        return self.body[:EXCERPT]
+        """The first KiB of the body, which is stored with the attempt."""
+        return self.body[:EXCERPT_BYTES]
 
 
 class Sender:
-    """Sends up to `limit` requests at a time. Make and use it on one event loop; `close` it, or use it in `async with`."""
+    """Sends up to `limit` requests at a time. Create and use it on one event loop. Close it, or use it in `async with`."""
 
     def __init__(self, guard: Guard, *, user_agent: str, limit: int, clock: Clock = utcnow, lookup: Lookup | None = None) -> None:
         self._clock = clock
@@ -114,20 +116,20 @@ class Sender:
         self._resolver = _Resolver(guard, lookup or guard.lookup)
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-            made = guard.socket_factory(info)
-            # Nothing longer is ever read, and a flooding peer can hand us no more than this in one turn of the loop.
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BODY_LIMIT // 2)
-            return made
+            connection = guard.socket_factory(info)
+            # Limits what a flooding receiver can deliver in one iteration of the event loop.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_BODY_BYTES // 2)
+            return connection
 
         connector = aiohttp.TCPConnector(
-            limit=0,  # our own slots decide, and waiting for one is no fault of the tracker
+            limit=0,  # the semaphore limits instead: waiting for it is not the fault of the tracker
             ssl=ssl.create_default_context(),
             resolver=self._resolver,
-            ttl_dns_cache=DNS_CACHE,
-            keepalive_timeout=IDLE_CONNECTION,
+            ttl_dns_cache=DNS_CACHE_SECONDS,
+            keepalive_timeout=IDLE_CONNECTION_SECONDS,
             socket_factory=make_socket,
         )
-        # aiohttp bounds lines, headers and buffers, but not the number of interim answers; there is no public way to.
+        # aiohttp limits lines, headers and buffers, but not the number of interim responses. It has no public hook for that.
         connector._factory = _handler_factory(self._loop)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -135,7 +137,7 @@ class Sender:
             trust_env=False,
             auto_decompress=False,
             headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
-            # The one deadline around everything is ours: aiohttp rounds those above 5 s up to whole seconds.
+            # `send` has its own time limit: aiohttp rounds limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         )
 
@@ -148,11 +150,11 @@ class Sender:
         await self.close()
 
     async def close(self) -> None:
-        """Drop all connections. Requests under way fail; finish or cancel them first."""
+        """Close all connections. Requests in flight fail; finish or cancel them first."""
         await self._session.close()
 
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
-        """Make one attempt within `deadline` seconds, waiting for a free slot included."""
+        """Send a request within `deadline` seconds, which include the wait for a free slot."""
         attempt = _Attempt()
         failure = None
         began = self._loop.time()
@@ -161,12 +163,12 @@ class Sender:
                 attempt.has_slot = True
                 await self._exchange(request, attempt)
         except TimeoutError:
-            failure = self._too_late(request, attempt, began)
+            failure = self._timed_out(request, attempt, began)
         except Exception as error:
             failure = self._explain(request, error, began)
         return SendResult(
             status=attempt.status,
-            body=bytes(attempt.body[:BODY_LIMIT]),
+            body=bytes(attempt.body[:MAX_BODY_BYTES]),
             error=failure.error if failure else None,
             detail=failure.detail if failure else "",
             milliseconds=round((self._loop.time() - began) * 1000),
@@ -175,7 +177,7 @@ class Sender:
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: _Attempt) -> None:
-        """Send, and read into `attempt` as far as it gets, so that what did come is known if the deadline passes."""
+        """Send the request and read the response into `attempt`. After a timeout, `attempt` contains what was received."""
         response = await self._session.request(
             request.method,
             URL(request.url, encoded=True),
@@ -190,35 +192,35 @@ class Sender:
             body, content = attempt.body, response.content
             while chunk := await content.readany():
                 body += chunk
-                if len(body) > BODY_LIMIT:
-                    raise _ResponseTooLarge(f"the body is longer than {BODY_LIMIT} bytes")
+                if len(body) > MAX_BODY_BYTES:
+                    raise _ResponseTooLarge(f"the body is longer than {MAX_BODY_BYTES} bytes")
         finally:
-            # Gives the connection back if the answer was read to its end, and drops it otherwise.
+            # Keeps the connection if the response was read completely, and closes it otherwise.
             response.close()
 
-    def _too_late(self, request: OutgoingRequest, attempt: _Attempt, began: float) -> _Failure:
+    def _timed_out(self, request: OutgoingRequest, attempt: _Attempt, began: float) -> _Failure:
         if not attempt.has_slot:
-            return _Failure("no_slot", "no slot became free in time", is_local=True)
+            return _Failure("no_slot", "no slot of the sender became free in time", is_local=True)
         if attempt.status is not None:
-            return _Failure("timeout", "the answer was not complete in time")
+            return _Failure("timeout", "the response was not complete in time")
         url = URL(request.url, encoded=True)
         if self._resolver.is_pending(url.raw_host or "", url.port or 0):
             return self._unresolved(request, began)
-        return _Failure("timeout", "there was no answer in time")
+        return _Failure("timeout", "there was no response in time")
 
     def _unresolved(self, request: OutgoingRequest, began: float) -> _Failure:
-        """No word from the resolver: its fault, unless it has lately answered for another name."""
-        if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE):
-            return _Failure("dns_error", "the name servers of the host do not answer")
-        return _Failure("resolver_down", "the resolver of this machine does not answer", is_local=True)
+        """Return the failure of a look-up without response: a local failure, unless the resolver has answered another name."""
+        if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
+            return _Failure("dns_error", "the name servers of the host do not respond")
+        return _Failure("resolver_down", "the resolver of this machine does not respond", is_local=True)
 
     def _explain(self, request: OutgoingRequest, error: Exception, began: float) -> _Failure:
-        """The class of a failure: the one place where aiohttp's exceptions are known."""
+        """Return the kind of a failure. No other place knows the exceptions of aiohttp."""
         match error:
             case aiohttp.ClientConnectorError(os_error=ForbiddenTarget() as forbidden):
                 return _Failure("blocked_address", str(forbidden))
             case aiohttp.InvalidURL():
-                return _Failure("blocked_address", "the host is not one that can be called")
+                return _Failure("blocked_address", "the host is not valid")
             case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=code)):
                 if code in _NO_SUCH_NAME:
                     return _Failure("dns_error", "the name does not exist")
@@ -229,20 +231,20 @@ class Sender:
                 return _Failure("too_large", str(error))
             case aiohttp.ClientResponseError(__cause__=HttpProcessingError() as cause):
                 too_long = isinstance(cause.__cause__ or cause, LineTooLong)
-                return _Failure("too_large" if too_long else "protocol_error", f"not a usable HTTP answer: {cause.message}")
+                return _Failure("too_large" if too_long else "protocol_error", f"not a valid HTTP response: {cause.message}")
             case aiohttp.ClientPayloadError():
-                return _Failure("protocol_error", "the body broke off or is malformed")
+                return _Failure("protocol_error", "the body is incomplete or malformed")
             case aiohttp.ServerDisconnectedError():
-                return _Failure("connection_reset", "the connection was closed without an answer")
+                return _Failure("connection_reset", "the connection was closed without a response")
             case OSError():
                 return _explain_os_error(error)
-        # A request that cannot be sent at all. It counts as an attempt, or it would come back for ever.
+        # The request cannot be sent at all. It counts as an attempt; otherwise it would be repeated without end.
         return _Failure("internal_error", f"{type(error).__name__}: {error}")
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """How far an attempt has got."""
+    """The part of a response that has been received so far."""
 
     has_slot: bool = False
     status: int | None = None
@@ -252,34 +254,36 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
+    """The reason of a failed request."""
+
     error: str
     detail: str
     is_local: bool = False
 
 
 def _explain_os_error(error: OSError) -> _Failure:
-    # When several addresses were tried and failed in different ways, the numbers are in the text only.
+    # If several addresses failed in different ways, only the text contains the error numbers.
     numbers = [error.errno] if error.errno is not None else [int(found) for found in _ERRNO.findall(str(error))]
     known = [_ERROR_CLASSES[number] for number in numbers if number in _ERROR_CLASSES]
-    # Of several, one that a peer has caused says more than an address family that this host cannot reach.
+    # An error that a receiver caused says more than an address family that this host cannot reach.
     for name in sorted(known, key=lambda name: name == "network_unreachable"):
         return _Failure(name, str(error))
-    # EMFILE, ENOBUFS, EADDRNOTAVAIL (no ports left), EPERM (our firewall) and the like.
+    # EMFILE, ENOBUFS, EADDRNOTAVAIL (no ports left), EPERM (a local firewall) and similar errors.
     return _Failure("local_error", str(error), is_local=True)
 
 
 class _ResponseTooLarge(aiohttp.ClientPayloadError):
-    """More came over the wire for one request than any usable answer has."""
+    """The receiver sent more bytes for one request than any usable response has."""
 
 
 class _BoundedHandler(ResponseHandler):
-    """Ends a connection that sends more than `WIRE_LIMIT` bytes for one request: interim answers without end, above all."""
+    """A protocol handler that closes a connection after `MAX_WIRE_BYTES` for one request, for example endless 1xx responses."""
 
-    _left = WIRE_LIMIT
+    _left = MAX_WIRE_BYTES
 
     def set_response_params(self, **params: Any) -> None:
-        # Called once for each request that the connection serves.
-        self._left = WIRE_LIMIT
+        # aiohttp calls this once per request on the connection.
+        self._left = MAX_WIRE_BYTES
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -287,7 +291,7 @@ class _BoundedHandler(ResponseHandler):
         if self._left >= 0:
             super().data_received(data)
             return
-        error = _ResponseTooLarge(f"the answer is longer than {WIRE_LIMIT} bytes")
+        error = _ResponseTooLarge(f"the response is longer than {MAX_WIRE_BYTES} bytes")
         self.set_exception(error)
         if self._payload is not None:
             self._payload.set_exception(error)
@@ -300,25 +304,25 @@ def _handler_factory(loop: asyncio.AbstractEventLoop) -> functools.partial[Respo
 
 
 class _Resolver(AbstractResolver):
-    """Names to addresses that the guard lets pass. Remembers just enough to tell a dead resolver from a dead name."""
+    """Resolves names to addresses that the guard allows. It remembers enough to distinguish a dead resolver from a dead name."""
 
     def __init__(self, guard: Guard, lookup: Lookup) -> None:
         self._guard = guard
         self._lookup = lookup
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(LOOKUPS)
+        self._slots = asyncio.Semaphore(MAX_LOOKUPS)
         self._pending: set[tuple[str, int]] = set()
-        # The last two names that the resolver knew something about, and when.
+        # The last two names that the resolver answered for, with the time.
         self._latest = self._other = ("", -math.inf)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Raises `ForbiddenTarget` if any address is refused, `socket.gaierror` if there is none."""
+        """Raise `ForbiddenTarget` if any address is forbidden, `socket.gaierror` if there is none."""
         self._pending.add((host, port))
         try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT), self._slots:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS), self._slots:
                 addresses = await look_up(self._lookup, host, port)
         except TimeoutError:
-            raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
+            raise socket.gaierror(socket.EAI_AGAIN, "no response in time") from None
         except UnicodeError:
             raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
         except socket.gaierror as error:
@@ -336,10 +340,11 @@ class _Resolver(AbstractResolver):
         ]
 
     def is_pending(self, host: str, port: int) -> bool:
+        """Return whether a look-up of this host is in progress."""
         return (host, port) in self._pending
 
     def answered_another(self, host: str, since: float) -> bool:
-        """Whether a name other than `host` got a definite answer since the loop's time `since`."""
+        """Return whether the resolver has answered for a name other than `host` since the loop time `since`."""
         return any(name != host and at >= since for name, at in (self._latest, self._other))
 
     def _note(self, host: str) -> None:
@@ -348,4 +353,4 @@ class _Resolver(AbstractResolver):
         self._latest = (host, self._loop.time())
 
     async def close(self) -> None:
-        """Nothing is held: look-ups end by themselves."""
+        """Do nothing: look-ups end by themselves."""

@@ -1,9 +1,9 @@
-"""Signatures of deliveries: Standard Webhooks and 23 Telecom's, in the headers of one request.
+"""Signatures of deliveries: the headers of Standard Webhooks and of 23 Telecom.
 
-A secret is bytes: what follows `whsec_` in base64, or a text of the customer's own as UTF-8. Both schemes use the same bytes.
-Secrets come newest first. While a secret is rotated there are two; Standard Webhooks carries a signature by each of them,
-23 Telecom's header has room for one and carries the newest. Each attempt is signed anew, with the time of the attempt, so a
-delivery that is retried after days is still fresh; `webhook-id` stays what it was, for receivers to tell repeats by.
+A secret is a key in bytes: base64 after the prefix `whsec_`, or a text of the customer as UTF-8. Both schemes use the same key.
+Secrets are sorted, newest first. During a rotation there are two: Standard Webhooks contains one signature for each, 23
+Telecom's header only that of the newest. Each attempt has its own signature with its own time, so a delivery that is retried
+after days is still fresh. `webhook-id` stays the same, so receivers can recognise repeats.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _SECONDS = re.compile(r"[0-9]{1,12}")
 
 
 class SignatureError(Exception):
-    """A request is not proven to come from the holder of the secret, or is too old to be believed."""
+    """The request does not prove that its sender has the secret, or it is too old."""
 
 
 def new_secret() -> str:
-    """A secret to show once: `whsec_` and 32 random bytes in base64."""
+    """Return a random secret: `whsec_` and 32 bytes in base64."""
     return PREFIX + base64.b64encode(random.token_bytes(32)).decode()
 
 
 def parse_secret(text: str) -> bytes:
-    """The key of a secret as the customer knows it. Raises `ValueError` when it cannot be one."""
+    """Return the key of a secret. Raise ValueError if the text is not a valid secret."""
     if not text or len(text) > MAX_SECRET_LENGTH:
-        raise ValueError(f"a secret has 1 to {MAX_SECRET_LENGTH} characters")
+        raise ValueError(f"must have 1 to {MAX_SECRET_LENGTH} characters")
     if not text.startswith(PREFIX):
         return text.encode()
     try:
@@ -42,12 +42,12 @@ def parse_secret(text: str) -> bytes:
     except binascii.Error:
         key = b""
     if not key:
-        raise ValueError("a secret that begins with whsec_ goes on in base64")
+        raise ValueError("must be base64 after whsec_")
     return key
 
 
 def sign(event_id: str, at: datetime, body: bytes, secrets: Sequence[bytes]) -> dict[str, str]:
-    """The headers of one attempt at the aware time `at`. Without a secret they only name the event and the time."""
+    """Return the headers of one attempt at the aware time `at`. Without a secret they contain only the event id and the time."""
     timestamp = _seconds(at)
     headers = {"webhook-id": event_id, "webhook-timestamp": timestamp, "X-Webhook-Timestamp": timestamp}
     if secrets:
@@ -63,23 +63,23 @@ def verify(
     now: datetime,
     tolerance: timedelta = timedelta(minutes=5),
 ) -> None:
-    """Check a received request; names of headers count in any case. Raises `SignatureError` saying what is wrong.
+    """Check a received request. The names of headers ignore case. Raise `SignatureError` with the reason.
 
-    One of the two schemes is enough, but each one that is present must be right.
+    One of the two schemes is enough, but every signature that is present must be correct.
     """
     found = {name.lower(): value for name, value in headers.items()}
     standard, telecom = found.get("webhook-signature"), found.get("x-webhook-signature")
     if standard is None and telecom is None:
         raise SignatureError("there is no signature")
     if standard is not None:
-        timestamp = _fresh(found.get("webhook-timestamp"), now, tolerance)
+        timestamp = _checked_timestamp(found.get("webhook-timestamp"), now, tolerance)
         event_id = found.get("webhook-id", "")
-        given = [part.encode(errors="replace") for part in standard.split(" ")]
-        right = [_standard(event_id, timestamp, body, secret).encode() for secret in secrets]
-        if not any(hmac.compare_digest(one, other) for one in given for other in right):
+        signatures = [part.encode(errors="replace") for part in standard.split(" ")]
+        expected = [_standard(event_id, timestamp, body, secret).encode() for secret in secrets]
+        if not any(hmac.compare_digest(one, other) for one in signatures for other in expected):
             raise SignatureError("webhook-signature does not match the body, the id, the time and the secret")
     if telecom is not None:
-        timestamp = _fresh(found.get("x-webhook-timestamp"), now, tolerance)
+        timestamp = _checked_timestamp(found.get("x-webhook-timestamp"), now, tolerance)
         claim = telecom.encode(errors="replace")
         if not any(hmac.compare_digest(claim, _telecom(timestamp, body, secret).encode()) for secret in secrets):
             raise SignatureError("X-Webhook-Signature does not match the body, the time and the secret")
@@ -96,13 +96,13 @@ def _telecom(timestamp: str, body: bytes, secret: bytes) -> str:
 
 def _seconds(at: datetime) -> str:
     if at.tzinfo is None:
-        raise ValueError("the time must be aware")
+        raise ValueError("the time must have a time zone")
     return str(int(at.timestamp()))
 
 
-def _fresh(timestamp: str | None, now: datetime, tolerance: timedelta) -> str:
+def _checked_timestamp(timestamp: str | None, now: datetime, tolerance: timedelta) -> str:
     if timestamp is None or not _SECONDS.fullmatch(timestamp):
-        raise SignatureError("there is no usable timestamp")
+        raise SignatureError("the timestamp is missing or invalid")
     if abs(now.timestamp() - int(timestamp)) > tolerance.total_seconds():
-        raise SignatureError("the timestamp is too far from the present")
+        raise SignatureError("the timestamp differs too much from the current time")
     return timestamp

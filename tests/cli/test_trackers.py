@@ -131,7 +131,7 @@ async def test_deliveries_are_listed_shown_and_replayed(
         assert result.exit_code == 0, result.output
 
 
-async def test_events_that_were_set_aside_are_told_again(service: Service, run: Run, receiver: Receiver) -> None:
+async def test_requeue_delivers_quarantined_events(service: Service, run: Run, receiver: Receiver) -> None:
     await run("trackers", "add", "1", receiver.url(), "--event", "click")
     story = Story(service)
     message = await story.message()
@@ -146,11 +146,11 @@ async def test_events_that_were_set_aside_are_told_again(service: Service, run: 
     await service.dispatcher.flush()
     assert receiver.requests == []
     await write("{}")
-    assert await run("deliveries", "retell") == {"retold": 1}
+    assert await run("deliveries", "requeue") == {"requeued": 1}
     await service.fanout.flush()
     await service.dispatcher.flush()
     assert len(receiver.requests) == 1
-    assert await run("deliveries", "retell") == {"retold": 0}
+    assert await run("deliveries", "retell") == {"requeued": 0}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ async def ids_of(
     return [delivery.id for delivery in page.deliveries], page.next
 
 
-async def test_a_delivery_is_told_with_its_attempts(
+async def test_a_delivery_is_returned_with_its_attempts(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(500, b"oh\x00no" + b"x" * 5000), 204]
@@ -72,7 +72,7 @@ async def test_a_delivery_is_told_with_its_attempts(
     assert (second.attempt, second.at, second.status, second.error) == (2, clock(), 204, None)
 
 
-async def test_pages_go_by_key_newest_first(service: Service, make_tracker: MakeTracker) -> None:
+async def test_pages_are_newest_first_and_continue_below_an_id(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker("https://t.example/")
     made = await fill(service, tracker, DELIVERED, 7)
     await fill(service, await make_tracker("https://u.example/"), DELIVERED, 3)
@@ -105,7 +105,7 @@ async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTr
     assert (await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0] == []
 
 
-async def test_a_filter_that_no_index_knows_looks_only_so_far(
+async def test_a_filter_without_index_examines_a_limited_number_of_rows(
     service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "MAX_WALK_ROWS", 4)
@@ -132,7 +132,7 @@ async def test_an_application_does_not_see_the_deliveries_of_another(service: Se
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
+async def test_a_replay_gives_all_attempts_again_and_can_be_repeated(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -162,9 +162,7 @@ async def test_a_replay_gives_all_attempts_anew_and_works_more_than_once(
     assert (told.status, len(attempts)) == (DELIVERED, 8)
 
 
-async def test_what_has_not_ended_or_has_no_tracker_any_more_cannot_be_replayed(
-    service: Service, make_tracker: MakeTracker
-) -> None:
+async def test_replay_rejects_a_pending_delivery_and_a_deleted_tracker(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker("https://t.example/")
     (pending,) = await fill(service, tracker, PENDING, 1)
     (dead,) = await fill(service, tracker, DEAD, 1)
@@ -177,7 +175,7 @@ async def test_what_has_not_ended_or_has_no_tracker_any_more_cannot_be_replayed(
     assert caught.value.code is ErrorCode.CONFLICT
 
 
-async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_bounded_rate(
+async def test_replayed_dead_deliveries_are_released_at_the_recovery_rate(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_TRANSACTION", 2)
@@ -197,7 +195,7 @@ async def test_the_dead_of_a_tracker_are_replayed_by_time_and_released_at_a_boun
     assert (await service.trackers.get(other)).health.recovering_at is None
 
 
-async def test_a_backlog_is_counted_up_to_a_bound(
+async def test_a_backlog_is_counted_up_to_a_limit(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = await make_tracker("https://t.example/")
@@ -213,7 +211,7 @@ async def test_a_backlog_is_counted_up_to_a_bound(
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(2, 2, NOON + timedelta(minutes=1))
 
 
-async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
+async def test_a_test_delivery_is_one_attempt_and_changes_nothing_else(
     service: Service, make_tracker: MakeTracker, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
@@ -250,7 +248,9 @@ async def test_a_test_send_is_one_attempt_that_touches_nothing_else(
     assert len(receiver.requests) == 2
 
 
-async def test_a_test_send_to_a_forbidden_target_says_so(service: Service, make_tracker: MakeTracker, receiver: Receiver) -> None:
+async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver
+) -> None:
     tracker = await make_tracker(receiver.url())
     trial = await send_test(
         service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
@@ -258,7 +258,7 @@ async def test_a_test_send_to_a_forbidden_target_says_so(service: Service, make_
     assert (trial.delivered, trial.error, receiver.connections) == (False, "blocked_address", 0)
 
 
-async def test_a_tracker_whose_secret_cannot_be_read_holds_up_no_other(
+async def test_a_tracker_with_an_unreadable_secret_does_not_block_others(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     broken = await make_tracker(receiver.url("/broken"), secret="a secret of mine")

@@ -881,12 +881,12 @@ async def test_a_lane_costs_the_same_however_many_rows_wait_in_it(service: Servi
 
     await service.database.write(fill)
 
-    def names(connection: Connection, after: str) -> list[str]:
+    def fake_names(connection: Connection, after: str) -> list[str]:
         return [lane.name for lane in dispatch_queries.pending_queues(connection, after, 256)]
 
     everything = []
     after = ""
-    while found := await service.database.read(names, after):
+    while found := await service.database.read(fake_names, after):
         everything += found
         after = found[-1]
     assert everything == sorted(f"t{n}" for n in range(1, 600))

@@ -37,7 +37,7 @@ async def facts(service: Service) -> list[Any]:
     return [row.facts for row in await rows(service.database, schema.events)]
 
 
-async def test_one_delivery_for_each_topic_and_each_tracker_that_wants_it(
+async def test_an_event_creates_one_delivery_per_topic_and_subscribed_tracker(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     both = await make_tracker(URL, "state", "click")
@@ -56,7 +56,7 @@ async def test_one_delivery_for_each_topic_and_each_tracker_that_wants_it(
     assert await service.fanout.step() == 0
 
 
-async def test_an_event_that_nobody_wants_costs_no_facts(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_an_event_without_subscribers_gets_no_facts(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "conversion")
     await story.first_click()
     await service.fanout.flush()
@@ -65,7 +65,7 @@ async def test_an_event_that_nobody_wants_costs_no_facts(service: Service, make_
     assert await rows(service.database, schema.deliveries) == []
 
 
-async def test_another_application_is_told_nothing(service: Service, story: Story) -> None:
+async def test_trackers_of_another_application_get_no_deliveries(service: Service, story: Story) -> None:
     other = await service.database.write(create_application, "other", NOON)
     given = NewTracker(url=URL, events=["state", "click"])
     await service.trackers.create(other.application_id, given)
@@ -74,7 +74,7 @@ async def test_another_application_is_told_nothing(service: Service, story: Stor
     assert await rows(service.database, schema.deliveries) == []
 
 
-async def test_a_crash_in_the_middle_repeats_nothing_and_skips_nothing(
+async def test_a_crash_during_fanout_neither_repeats_nor_skips_an_event(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tracker(URL, "click")
@@ -96,10 +96,10 @@ async def test_a_crash_in_the_middle_repeats_nothing_and_skips_nothing(
     assert len(await rows(service.database, schema.deliveries)) == 3
 
 
-async def test_more_events_than_a_batch_holds_are_fanned_out_in_order(
+async def test_events_of_several_batches_are_fanned_out_in_order(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "BATCH", 4)
+    monkeypatch.setattr(fanout, "MAX_EVENTS", 4)
     await make_tracker(URL, "click")
     for _ in range(10):
         await story.first_click()
@@ -184,7 +184,7 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
     assert set(found) < set(FACTS)
 
 
-async def test_later_clicks_of_a_link_are_numbered(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_repeat_clicks_of_a_link_are_numbered(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "click")
     message = await story.message(links=2)
     await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected: no click
@@ -200,9 +200,7 @@ async def test_later_clicks_of_a_link_are_numbered(service: Service, make_tracke
     assert found == [("0", 1), ("0", 2), ("1", 1), ("0", 3), ("1", 2), ("0", 4)]
 
 
-async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
-    service: Service, make_tracker: MakeTracker, story: Story
-) -> None:
+async def test_the_facts_of_a_conversion_contain_its_click(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "conversion")
     message = await story.message(links=2)
     hit = await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
@@ -240,7 +238,9 @@ async def test_the_facts_of_a_conversion_name_the_click_that_it_followed(
     assert not {"click_id", "url"} & plain.keys(), "which link, if any, is not known"
 
 
-async def test_a_delivery_report_is_told_in_its_own_words(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_the_facts_of_a_delivery_report_contain_its_own_state(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "delivery")
     message = await story.message()
     await service.delivery_reports.record(
@@ -255,7 +255,7 @@ async def test_a_delivery_report_is_told_in_its_own_words(service: Service, make
     assert delivered["short_url"].endswith(message.codes[0]), "the message's first link, for Xoxzo's link_tracking"
 
 
-async def test_an_event_whose_rows_are_gone_does_not_hold_up_the_others(
+async def test_an_event_with_missing_rows_does_not_block_others(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), "click")
@@ -276,7 +276,7 @@ async def spoil(service: Service, event: int, data: str) -> None:
     await service.database.write(lambda connection: connection.execute(statement, {"data": data, "event": event}))
 
 
-async def test_an_event_that_cannot_be_fanned_out_is_set_aside_and_told_when_the_fault_is_mended(
+async def test_an_event_that_cannot_be_fanned_out_is_quarantined_and_can_be_requeued(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click", "state")
@@ -290,9 +290,9 @@ async def test_an_event_that_cannot_be_fanned_out_is_set_aside_and_told_when_the
     assert sorted(row.event_id for row in await rows(service.database, schema.deliveries)) == sorted(
         event for event in made * 2 if event != spoiled
     )
-    (line,) = [line for line in logs if line["event"] == "event_set_aside"]
+    (line,) = [line for line in logs if line["event"] == "event_quarantined"]
     assert (line["log_level"], line["event_id"]) == ("error", encode(spoiled))
-    assert b"\nshortener_events_set_aside_total 1.0\n" in service.metrics.text("")[0]
+    assert b"\nshortener_events_quarantined_total 1.0\n" in service.metrics.text("")[0]
     assert await service.fanout.step() == 0, "it is not tried again and again"
 
     await spoil(service, spoiled, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
@@ -302,10 +302,10 @@ async def test_an_event_that_cannot_be_fanned_out_is_set_aside_and_told_when_the
     assert len(await rows(service.database, schema.deliveries)) == 10
 
 
-async def test_a_batch_of_nothing_but_spoiled_events_does_not_stop_what_is_behind_it(
+async def test_a_batch_of_damaged_events_does_not_block_the_next_batch(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "BATCH", 2)
+    monkeypatch.setattr(fanout, "MAX_EVENTS", 2)
     await make_tracker(URL, "click")
     for _ in range(5):
         await story.first_click()
@@ -314,12 +314,10 @@ async def test_a_batch_of_nothing_but_spoiled_events_does_not_stop_what_is_behin
         await spoil(service, event, "]")
     await service.fanout.flush()
     assert [row.event_id for row in await rows(service.database, schema.deliveries)] == made[4:]
-    assert service.fanout.quarantine == 4
+    assert service.fanout.quarantined == 4
 
 
-async def test_a_store_that_does_not_understand_us_sets_no_event_aside(
-    service: Service, make_tracker: MakeTracker, story: Story
-) -> None:
+async def test_a_wrong_schema_does_not_quarantine_events(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "click")
     await story.first_click()
 
@@ -333,10 +331,10 @@ async def test_a_store_that_does_not_understand_us_sets_no_event_aside(
             await service.fanout.step()
     await rename("elsewhere", "disposition")
     await service.fanout.flush()
-    assert (len(await rows(service.database, schema.deliveries)), service.fanout.quarantine) == (1, 0)
+    assert (len(await rows(service.database, schema.deliveries)), service.fanout.quarantined) == (1, 0)
 
 
-async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_200(
+async def test_the_first_click_of_a_message_sends_the_callback_once_and_requires_status_200(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [201]
@@ -370,7 +368,9 @@ async def test_the_first_click_of_a_message_calls_back_once_and_wants_exactly_20
     assert (row.tracker_id, row.lane, row.status, row.attempt) == (None, "c127.0.0.1", DeliveryStatus.DELIVERED, 2)
 
 
-async def test_an_events_short_url_is_on_the_domain_of_its_link(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_the_short_url_of_an_event_uses_the_domain_of_its_link(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "click")
     message = await story.message()
 
@@ -385,7 +385,7 @@ async def test_an_events_short_url_is_on_the_domain_of_its_link(service: Service
     assert (await facts(service))[0]["short_url"] == f"https://go.example/{message.codes[0]}"
 
 
-async def test_a_suspected_click_is_told_only_where_it_is_asked_for_with_its_verdict_and_the_reason(
+async def test_a_suspected_click_goes_only_to_trackers_with_suspected_and_contains_its_verdict(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click", "state")
@@ -415,7 +415,7 @@ def told_of_a_click(format: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_came(
+async def test_every_click_event_contains_first_click_flags_and_seconds_since_sent(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, format: str
 ) -> None:
     await make_tracker(receiver.url(), "click", format=format, with_suspected=True)
@@ -427,8 +427,8 @@ async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_c
     await service.fanout.flush()
     await service.dispatcher.flush()
     bodies = [told_of_a_click(format, one.json) for one in receiver.requests]
-    names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
-    told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
+    fake_names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
+    told = sorted((tuple(body[name] for name in fake_names) for body in bodies), key=lambda one: (one[3], one[2]))
     assert told == [
         (True, True, 1, "human", "person"),
         (False, False, 2, "human", "person"),
@@ -438,7 +438,7 @@ async def test_every_click_event_says_what_it_was_the_first_of_and_how_soon_it_c
         assert (body["seconds_since_sent"], body["seconds_since_delivered"], body["label"]) == (5, 3, None)
 
 
-async def test_a_click_that_is_taken_back_is_told_with_its_own_time(
+async def test_a_retracted_click_event_contains_the_time_of_the_click(
     service: Service, make_tracker: MakeTracker, story: Story, clock: Clock
 ) -> None:
     await make_tracker(URL, "click_retracted")

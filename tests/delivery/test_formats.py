@@ -65,7 +65,7 @@ def body(format: str, facts: dict[str, Any], attempt: int = 1, fields: list[str]
     return json.loads(raw, parse_float=Decimal)
 
 
-def test_the_clickthru_event_of_syniverse_comes_out_to_the_letter() -> None:
+def test_the_scg_body_equals_syniverses_documented_example() -> None:
     raw, _ = render("scg", CLICK, attempt=1, fields=None)
     assert raw == (
         b'{"topic":"SCG-Message","attempt":1,"event_id":"evt_1","event":{"evt-tp":"message_state_change",'
@@ -79,26 +79,26 @@ def test_the_clickthru_event_of_syniverse_comes_out_to_the_letter() -> None:
     )
 
 
-def test_only_the_attempt_changes_from_attempt_to_attempt() -> None:
+def test_only_the_attempt_number_differs_between_attempts() -> None:
     first, second = body("scg", CLICK), body("scg", CLICK, attempt=2)
     assert (first.pop("attempt"), second.pop("attempt")) == (1, 2)
     assert first == second
 
 
-def test_metadata_is_echoed_after_syniverses_fields() -> None:
+def test_metadata_follows_syniverses_fields() -> None:
     values = body("scg", CLICK | {"metadata": {"order": 7}})["event"]["fld-val-list"]
     assert list(values)[-1] == "metadata"
     assert values["metadata"] == {"order": 7}
 
 
-def test_a_state_that_no_click_made_has_syniverses_fields_only() -> None:
+def test_a_state_change_without_click_has_only_syniverses_fields() -> None:
     facts = CLICK | {"new_state": "FAILED", "click_id": None, "reason_code": None}
     values = body("scg", facts)["event"]["fld-val-list"]
     assert list(values)[-1] == "mt_price"
     assert (values["reason_code"], values["reason_description"]) == ("", "")
 
 
-def test_a_reason_that_was_reported_is_told_as_text() -> None:
+def test_a_reported_reason_code_is_text() -> None:
     values = body("scg", CLICK | {"new_state": "FAILED", "reason_code": 4007, "reason_description": "Bad"})["event"]["fld-val-list"]
     assert (values["reason_code"], values["reason_description"]) == ("4007", "Bad")
 
@@ -115,10 +115,10 @@ def test_a_reason_that_was_reported_is_told_as_text() -> None:
         ("test", "test", set()),
     ],
 )
-def test_evt_tp_tells_what_happened(topic: str, event_type: str, names: set[str]) -> None:
+def test_evt_tp_names_the_kind_of_event(topic: str, event_type: str, fake_names: set[str]) -> None:
     event = body("scg", CONVERSION | {"topic": topic})["event"]
     assert event["evt-tp"] == event_type
-    assert names <= set(event["fld-val-list"])
+    assert fake_names <= set(event["fld-val-list"])
 
 
 @pytest.mark.parametrize(
@@ -136,23 +136,23 @@ def test_evt_tp_tells_what_happened(topic: str, event_type: str, names: set[str]
         (3, "3"),
     ],
 )
-def test_a_price_keeps_its_very_digits(price: Any, digits: str) -> None:
+def test_a_price_keeps_its_exact_digits(price: Any, digits: str) -> None:
     for format, key in (("scg", "mt_price"), ("json", "cost"), ("xoxzo", "cost"), ("infobip", "pricePerMessage")):
         raw = render(format, CLICK | {"mt_price": price}, attempt=1)[0].decode()
         assert re.search(rf'"{key}":{re.escape(digits)}[,}}]', raw)
 
 
 @pytest.mark.parametrize("price", [None, "", "NaN", "Infinity", "cheap", "1,5", "1E+999999999"])
-def test_what_is_no_price_is_null(price: str | None) -> None:
+def test_an_invalid_price_is_null(price: str | None) -> None:
     assert body("json", CLICK | {"mt_price": price}, fields=["cost", "mt_price"]) == {"cost": None, "mt_price": None}
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=8))
-def test_any_price_is_the_same_number_again(price: Decimal) -> None:
+def test_any_price_is_parsed_as_the_same_number(price: Decimal) -> None:
     assert Decimal(body("scg", {"mt_price": str(price)})["event"]["fld-val-list"]["mt_price"]) == price
 
 
-def test_json_holds_the_fields_that_the_tracker_names_in_its_order() -> None:
+def test_a_json_body_contains_the_fields_of_the_tracker_in_its_order() -> None:
     fields = ["value", "phone", "message_id", "status", "event", "first_for_link", "currency", "cost"]
     found = body("json", CONVERSION, fields=fields)
     assert list(found) == fields
@@ -168,12 +168,12 @@ def test_json_holds_the_fields_that_the_tracker_names_in_its_order() -> None:
     }
 
 
-def test_json_without_fields_holds_the_default_set() -> None:
+def test_a_json_body_has_default_fields() -> None:
     assert list(body("json", CONVERSION)) == list(DEFAULT_FIELDS)
     assert body("json", CONVERSION, fields=[]) == {}
 
 
-def test_every_fact_and_every_name_of_23_telecom_is_a_field() -> None:
+def test_every_fact_and_every_name_of_23_telecom_is_a_json_field() -> None:
     assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event"}
     assert len(FIELDS) == len(set(FIELDS))
     assert check_fields(FIELDS) == []
@@ -181,7 +181,7 @@ def test_every_fact_and_every_name_of_23_telecom_is_a_field() -> None:
     assert check_fields(["phone", "Phone", "fone"]) == ["Phone", "fone"]
 
 
-def test_xoxzo_tells_of_a_click_as_its_status_call_does() -> None:
+def test_the_xoxzo_body_of_a_click_equals_its_status_response() -> None:
     assert body("xoxzo", CLICK | {"topic": "click"}) == {
         "status": "DELIVERED",
         "sender": "Gladiator",
@@ -211,13 +211,13 @@ def test_xoxzo_tells_of_a_click_as_its_status_call_does() -> None:
     }
 
 
-def test_xoxzo_does_not_claim_a_click_that_was_not() -> None:
+def test_the_xoxzo_body_without_click_is_not_accessed() -> None:
     facts = {key: value for key, value in CLICK.items() if key != "clicked_at"}
     tracking = body("xoxzo", facts | {"topic": "delivery", "new_state": "SENT"})["link_tracking"]
     assert (tracking["accessed"], tracking["accessed_on"]) == (False, None)
 
 
-def test_infobip_gets_its_click_notification() -> None:
+def test_the_infobip_body_of_a_click_is_its_click_notification() -> None:
     assert body("infobip", CLICK | {"topic": "click", "metadata": {"order": 7}}) == {
         "notificationType": "CLICKED",
         "recipient": "14085550100",
@@ -245,12 +245,12 @@ def test_infobip_gets_its_click_notification() -> None:
     }
 
 
-def test_infobip_gets_back_the_callback_data_of_its_request() -> None:
+def test_the_infobip_body_returns_the_callback_data_of_the_request() -> None:
     assert body("infobip", CLICK | {"metadata": {"callbackData": "order 7"}})["callbackData"] == "order 7"
     assert body("infobip", CLICK | {"metadata": {"callbackData": "x", "b": 1}})["callbackData"] == '{"callbackData":"x","b":1}'
 
 
-def test_infobip_gets_conversions_and_reports_in_the_same_manner() -> None:
+def test_the_infobip_bodies_of_conversions_and_reports_have_the_same_structure() -> None:
     conversion = body("infobip", CONVERSION)
     assert (conversion["notificationType"], conversion["processKey"]) == ("CONVERTED", "A37D")
     assert conversion["conversion"]["value"] == "-19.90"
@@ -261,7 +261,7 @@ def test_infobip_gets_conversions_and_reports_in_the_same_manner() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("topic", [*TOPICS, None])
-def test_any_fact_may_be_absent(format: str, topic: str | None) -> None:
+def test_rendering_works_with_any_fact_absent(format: str, topic: str | None) -> None:
     assert body(format, {} if topic is None else {"topic": topic})
     assert body(format, dict.fromkeys(FACTS) | {"topic": topic})
 
@@ -271,5 +271,5 @@ def test_any_fact_may_be_absent(format: str, topic: str | None) -> None:
     st.sampled_from(TOPICS),
     st.dictionaries(st.sampled_from(FACTS), st.text(st.characters(codec="utf-8"))),
 )
-def test_any_text_makes_valid_json(format: str, topic: str, facts: dict[str, str]) -> None:
+def test_any_text_is_rendered_as_valid_json(format: str, topic: str, facts: dict[str, str]) -> None:
     assert body(format, facts | {"topic": topic})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.delivery import guard as guards
-from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, refusal
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, rejection_reason
 from tests.delivery.receiver import answer, receiver
 
 IPV4 = st.integers(0, 2**32 - 1)
@@ -43,8 +43,8 @@ ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), SPECIAL_IPV6)
         "2001:4860:4860::8888",
     ],
 )
-def test_public_addresses_pass(address: str) -> None:
-    assert refusal(address) is None
+def test_public_addresses_are_allowed(address: str) -> None:
+    assert rejection_reason(address) is None
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_public_addresses_pass(address: str) -> None:
         ("255.255.255.255", guards.RESERVED),
         ("::", guards.UNSPECIFIED),
         ("::1", guards.LOOPBACK),
-        ("::127.0.0.1", guards.DISGUISED),
+        ("::127.0.0.1", guards.TUNNELLED),
         ("::ffff:127.0.0.1", guards.LOOPBACK),
         ("::ffff:100.64.0.1", guards.SHARED),
         ("::ffff:0:127.0.0.1", guards.RESERVED),
         ("64:ff9b::7f00:1", guards.LOOPBACK),
         ("64:ff9b::a9fe:a9fe", guards.METADATA),
-        ("64:ff9b:1::a00:1", guards.DISGUISED),
-        ("2002:7f00:1::", guards.DISGUISED),
-        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guards.DISGUISED),
+        ("64:ff9b:1::a00:1", guards.TUNNELLED),
+        ("2002:7f00:1::", guards.TUNNELLED),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guards.TUNNELLED),
         ("fc00::1", guards.PRIVATE),
         ("fd00:ec2::254", guards.METADATA),
         ("fe80::1", guards.LINK_LOCAL),
@@ -94,10 +94,10 @@ def test_public_addresses_pass(address: str) -> None:
         ("127.0.0.1%lo", guards.LOOPBACK),
     ],
 )
-def test_special_addresses_are_refused(address: str, reason: str) -> None:
-    assert refusal(address) == reason
+def test_special_addresses_are_rejected(address: str, reason: str) -> None:
+    assert rejection_reason(address) == reason
     if "%" not in address:
-        assert refusal(ip_address(address)) == reason
+        assert rejection_reason(ip_address(address)) == reason
 
 
 @pytest.mark.parametrize(
@@ -114,30 +114,30 @@ def test_special_addresses_are_refused(address: str, reason: str) -> None:
         "8.8.8.8:80",
     ],
 )
-def test_what_is_not_an_address_is_refused(text: str) -> None:
-    assert refusal(text) is not None
+def test_a_text_that_is_not_an_address_is_rejected(text: str) -> None:
+    assert rejection_reason(text) is not None
 
 
 @given(ANY_IPV4)
-def test_mapped_and_nat64_addresses_are_judged_by_what_they_embed(number: int) -> None:
-    plain = refusal(IPv4Address(number))
-    assert refusal(IPv6Address(0xFFFF << 32 | number)) == plain
-    assert refusal(IPv6Address(0x64_FF9B << 96 | number)) == plain
+def test_mapped_and_nat64_addresses_are_checked_by_the_embedded_ipv4_address(number: int) -> None:
+    plain = rejection_reason(IPv4Address(number))
+    assert rejection_reason(IPv6Address(0xFFFF << 32 | number)) == plain
+    assert rejection_reason(IPv6Address(0x64_FF9B << 96 | number)) == plain
 
 
 @given(ANY_IPV4, st.integers(0, 2**80 - 1))
-def test_tunnels_are_refused_whatever_they_embed(number: int, rest: int) -> None:
-    assert refusal(IPv6Address(number)) is not None  # IPv4-compatible
-    assert refusal(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None  # 6to4
-    assert refusal(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None  # Teredo
-    assert refusal(IPv6Address(0x64_FF9B_0001 << 80 | rest >> 32 << 32 | number)) is not None  # local NAT64
+def test_tunnel_addresses_are_rejected_whatever_they_embed(number: int, rest: int) -> None:
+    assert rejection_reason(IPv6Address(number)) is not None  # IPv4-compatible
+    assert rejection_reason(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None  # 6to4
+    assert rejection_reason(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None  # Teredo
+    assert rejection_reason(IPv6Address(0x64_FF9B_0001 << 80 | rest >> 32 << 32 | number)) is not None  # local NAT64
 
 
 @given(st.one_of(ANY_IPV4.map(IPv4Address), ANY_IPV6.map(IPv6Address)))
-def test_the_list_is_never_laxer_than_the_standard_library(address: IPv4Address | IPv6Address) -> None:
+def test_every_address_that_the_standard_library_calls_private_is_rejected(address: IPv4Address | IPv6Address) -> None:
     if address.is_private or address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
         mapped = isinstance(address, IPv6Address) and address.ipv4_mapped
-        assert refusal(address) is not None or (mapped and mapped.is_global)
+        assert rejection_reason(address) is not None or (mapped and mapped.is_global)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_list_is_never_laxer_than_the_standard_library(address: IPv4Address 
         "::ffff:127.0.0.1",
     ],
 )
-def test_private_targets_may_be_allowed(address: str) -> None:
+def test_allow_private_accepts_private_addresses(address: str) -> None:
     Guard(allow_private=True).check_address(address)
     with pytest.raises(ForbiddenTarget):
         Guard().check_address(address)
@@ -171,7 +171,7 @@ def test_private_targets_may_be_allowed(address: str) -> None:
         "2002:a00:1::",
     ],
 )
-def test_metadata_and_the_like_are_refused_even_then(address: str) -> None:
+def test_allow_private_still_rejects_metadata_and_reserved_addresses(address: str) -> None:
     with pytest.raises(ForbiddenTarget):
         Guard(allow_private=True).check_address(address)
 
@@ -195,19 +195,19 @@ def test_metadata_and_the_like_are_refused_even_then(address: str) -> None:
         "0",
     ],
 )
-async def test_a_host_that_leads_inside_is_refused_when_saved(host: str) -> None:
+async def test_check_host_rejects_a_host_with_an_internal_address(host: str) -> None:
     with pytest.raises(ForbiddenTarget):
         await Guard().check_host(host, 80)
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["2606:4700::1111", "::ffff:10.0.0.1"]])
-async def test_one_bad_address_of_a_name_is_enough(addresses: list[str]) -> None:
+async def test_a_name_with_one_forbidden_address_is_rejected(addresses: list[str]) -> None:
     with pytest.raises(ForbiddenTarget) as caught:
         await Guard(lookup=lambda host, port: addresses).check_host("mixed.example", 443)
     assert not any(address in str(caught.value) for address in addresses)
 
 
-async def test_a_public_name_passes() -> None:
+async def test_check_host_accepts_a_public_name() -> None:
     await Guard(lookup=lambda host, port: ["8.8.8.8", "2606:4700::1111"]).check_host("public.example", 443)
 
 
@@ -224,12 +224,12 @@ def _unspeakable(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("lookup", [_missing, _nothing, _unspeakable])
-async def test_a_name_without_an_address_is_told_apart(lookup: guards.Lookup) -> None:
+async def test_a_name_without_an_address_raises_host_unresolved(lookup: guards.Lookup) -> None:
     with pytest.raises(HostUnresolved):
         await Guard(lookup=lookup).check_host("nowhere.example", 80)
 
 
-async def test_a_resolver_that_hangs_is_given_up_on() -> None:
+async def test_check_host_stops_waiting_for_a_resolver_that_hangs() -> None:
     released = threading.Event()
 
     def hanging(host: str, port: int) -> list[str]:
@@ -258,7 +258,7 @@ class Rebinding(AbstractResolver):
         pass
 
 
-async def test_the_socket_that_is_about_to_connect_is_judged_whatever_was_resolved_before() -> None:
+async def test_the_address_of_each_connection_is_checked_again() -> None:
     guard, rebinding = Guard(), Rebinding()
     (vetted,) = await rebinding.resolve("rebinding.example", 80)
     guard.check_address(vetted["host"])
@@ -291,7 +291,7 @@ async def test_the_socket_that_is_about_to_connect_is_judged_whatever_was_resolv
         "①②⑦.⓪.⓪.①",
     ],
 )
-async def test_no_disguise_reaches_a_canary_on_loopback(host: str) -> None:
+async def test_no_notation_of_a_loopback_address_reaches_a_local_server(host: str) -> None:
     async with receiver(answer(200), host="0.0.0.0") as canary:
         connector = aiohttp.TCPConnector(socket_factory=Guard().socket_factory)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -300,7 +300,7 @@ async def test_no_disguise_reaches_a_canary_on_loopback(host: str) -> None:
         assert canary.connections == 0
 
 
-async def test_the_canary_sings_when_loopback_is_allowed() -> None:
+async def test_the_local_server_is_reached_when_loopback_is_allowed() -> None:
     async with receiver(answer(200)) as canary:
         connector = aiohttp.TCPConnector(socket_factory=Guard(allow_private=True).socket_factory)
         async with aiohttp.ClientSession(connector=connector) as session, session.get(canary.url()) as response:

@@ -30,28 +30,28 @@ def replied(status: int | None, body: bytes = b"ok", error: str | None = None, *
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-def test_any_2xx_delivers_unless_the_tracker_says_otherwise(status: int) -> None:
+def test_any_2xx_status_means_delivered_by_default(status: int) -> None:
     assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.DELIVERED
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
-def test_redirects_are_tried_again_on_the_schedule(status: int) -> None:
+def test_redirects_are_retried(status: int) -> None:
     outcome = classify_response(replied(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.not_before) == (OutcomeKind.RETRY, "redirect", None)
 
 
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
-def test_other_failures_are_tried_again(status: int) -> None:
+def test_other_failures_are_retried(status: int) -> None:
     outcome = classify_response(replied(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.charged) == (OutcomeKind.RETRY, "other_status", True)
 
 
 @pytest.mark.parametrize("status", [405, 406, 411, 413, 414, 415, 431, 501, 505])
-def test_a_refusal_of_the_requests_form_is_final(status: int) -> None:
+def test_a_rejected_request_form_is_final(status: int) -> None:
     assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.FINAL
 
 
-def test_410_disables_the_tracker_even_when_its_body_breaks_off() -> None:
+def test_410_disables_the_tracker_even_if_the_body_is_incomplete() -> None:
     assert classify_response(replied(410), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
     assert classify_response(replied(410, error="too_large"), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
 
@@ -65,31 +65,31 @@ def test_retry_after_sets_the_earliest_time(status: int) -> None:
     assert classify_response(replied(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
 
 
-def test_retry_after_elsewhere_is_not_listened_to() -> None:
+def test_retry_after_is_ignored_for_other_statuses() -> None:
     assert classify_response(replied(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_a_success_that_breaks_off_is_no_receipt(error: str) -> None:
+def test_an_incomplete_success_response_is_retried(error: str) -> None:
     outcome = classify_response(replied(200, error=error), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "incomplete")
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_without_a_status_the_attempt_is_repeated_and_charged_to_whom_it_belongs(error: str) -> None:
+def test_without_a_status_the_attempt_is_retried_and_local_failures_do_not_count(error: str) -> None:
     for is_local in (True, False):
         outcome = classify_response(replied(None, b"", error, is_local=is_local), ANY_2XX, NOW)
         assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
 
 
-def test_exactly_200_may_be_wanted() -> None:
+def test_success_can_be_restricted_to_status_200() -> None:
     strict = parse_success({"statuses": "200"})
     assert classify_response(replied(200), strict, NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(replied(204, b""), strict, NOW).kind is OutcomeKind.RETRY
     assert classify_response(replied(201), strict, NOW).kind is OutcomeKind.RETRY
 
 
-def test_a_text_in_the_body_may_be_wanted() -> None:
+def test_success_can_require_a_text_in_the_body() -> None:
     wanting = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
     assert classify_response(replied(200, b"success=true;"), wanting, NOW).kind is OutcomeKind.DELIVERED
     refused = classify_response(replied(200, b"success=false;"), wanting, NOW)
@@ -97,7 +97,7 @@ def test_a_text_in_the_body_may_be_wanted() -> None:
     assert classify_response(replied(500, b"success=true;"), wanting, NOW).kind is OutcomeKind.RETRY
 
 
-def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewhere() -> None:
+def test_a_status_in_the_success_set_is_a_success_even_if_it_is_an_error_elsewhere() -> None:
     assert classify_response(replied(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(replied(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 
@@ -109,7 +109,7 @@ def test_a_status_that_the_tracker_names_is_a_success_whatever_it_means_elsewher
     retry_after=st.none() | st.floats(1, 86400),
     is_local=st.booleans(),
 )
-def test_every_answer_has_an_outcome_of_the_table(
+def test_every_response_matches_a_row_of_the_outcome_table(
     status: int | None, body: bytes, error: str | None, retry_after: float | None, is_local: bool
 ) -> None:
     outcome = classify_response(
@@ -119,7 +119,7 @@ def test_every_answer_has_an_outcome_of_the_table(
     assert (outcome.kind is OutcomeKind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
 
 
-def test_the_rows_of_the_table_have_names_and_words_of_their_own() -> None:
+def test_the_rows_of_the_outcome_table_are_unique() -> None:
     assert len({row.name for row in OUTCOME_TABLE}) == len({row.when for row in OUTCOME_TABLE}) == len(OUTCOME_TABLE)
     assert all(row.why for row in OUTCOME_TABLE)
 
@@ -139,15 +139,15 @@ def test_the_rows_of_the_table_have_names_and_words_of_their_own() -> None:
         ("200-599", [200, 599], [600]),
     ],
 )
-def test_status_sets_are_read(text: str, inside: list[int], outside: list[int]) -> None:
+def test_status_sets_are_parsed(text: str, inside: list[int], outside: list[int]) -> None:
     success = parse_success({"statuses": text})
     assert all(success.matches(status) for status in inside)
     assert not any(success.matches(status) for status in [*outside, None])
 
 
 @pytest.mark.parametrize("given_success", [None, {}, {"statuses": None, "body_contains": None}])
-def test_success_is_2xx_by_default(given_success: dict[str, Any] | None) -> None:
-    assert parse_success(given_success) == SuccessCriteria("2xx", None)
+def test_success_is_2xx_by_default(success: dict[str, Any] | None) -> None:
+    assert parse_success(success) == SuccessCriteria("2xx", None)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_success_is_2xx_by_default(given_success: dict[str, Any] | None) -> None
         {"status": "200"},
     ],
 )
-def test_an_unusable_success_is_refused(given_success: dict[str, Any]) -> None:
+def test_invalid_success_criteria_are_rejected(success: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_success(given_success)
+        parse_success(success)
 
 
 # Time
@@ -225,18 +225,18 @@ def test_jitter_is_added_and_never_subtracted(attempt: int, schedule: list[float
         ("Fri, 99 Nov 2026 12:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_within_bounds(text: str | None, seconds: float | None) -> None:
+def test_retry_after_is_parsed_as_seconds_or_a_date_within_limits(text: str | None, seconds: float | None) -> None:
     assert parse_retry_after(text, NOW) == seconds
 
 
 @given(st.text(max_size=60) | st.from_regex(r"\w{3}, \d+ \w{3} \d+ \d+:\d+:\d+ \S*", fullmatch=True))
-def test_no_retry_after_is_ever_an_error(text: str) -> None:
+def test_an_arbitrary_retry_after_never_raises(text: str) -> None:
     seconds = parse_retry_after(text, NOW)
     assert seconds is None or 1 <= seconds <= 86400
 
 
 @given(st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - bounds are naive
-def test_dates_of_retry_after_are_read_to_the_second(at: datetime) -> None:
+def test_dates_in_retry_after_are_exact_to_the_second(at: datetime) -> None:
     expected = min(max((at.replace(microsecond=0) - NOW).total_seconds(), 1), 86400)
     elsewhere = at.astimezone(timezone(timedelta(hours=-7)))
     assert parse_retry_after(format_datetime(at, usegmt=True), NOW) == expected

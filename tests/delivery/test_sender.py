@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import BODY_LIMIT, ERRORS, EXCERPT, OutgoingRequest, Sender, SendResult
+from shortener.delivery.sender import ERRORS, EXCERPT_BYTES, MAX_BODY_BYTES, OutgoingRequest, Sender, SendResult
 from tests.delivery.receiver import Behaviour, Receiver, answer, drip, flood, hang, hang_up, receiver, reset, say, then
 from tests.servers import self_signed, tls_context
 
@@ -54,7 +54,7 @@ async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY
 
 
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
-async def test_every_status_comes_back_as_it_is(sender: Sender, status: int) -> None:
+async def test_every_status_is_returned(sender: Sender, status: int) -> None:
     result, _ = await attempt(sender, answer(status))
     assert (result.status, result.error, result.is_local) == (status, None, False)
     assert result.body == (b"" if status in (101, 204, 304) else b"ok")
@@ -70,7 +70,7 @@ async def test_every_status_comes_back_as_it_is(sender: Sender, status: int) -> 
         ("soon", None),
     ],
 )
-async def test_retry_after_is_read(sender: Sender, text: str, seconds: float | None) -> None:
+async def test_retry_after_is_returned_in_seconds(sender: Sender, text: str, seconds: float | None) -> None:
     result, _ = await attempt(sender, answer(429, Retry_After=text))
     assert (result.status, result.retry_after) == (429, seconds)
 
@@ -101,29 +101,29 @@ async def test_retry_after_is_read(sender: Sender, text: str, seconds: float | N
         pytest.param(then(say(b"HTTP/1.1 429 Slow\r\nRetry-After: 9\r\n\r\n"), hang), 429, "timeout", id="429 without an end"),
     ],
 )
-async def test_whatever_a_peer_does_the_attempt_ends_in_time(
+async def test_an_attempt_ends_in_time_whatever_the_receiver_does(
     sender: Sender, behaviour: Behaviour, status: int | None, error: str
 ) -> None:
     result, _ = await attempt(sender, behaviour, DEADLINE if error == "timeout" else PLENTY)
     assert (result.status, result.error, result.is_local) == (status, error, False), result.detail
     assert result.detail
-    assert len(result.body) <= BODY_LIMIT
+    assert len(result.body) <= MAX_BODY_BYTES
     assert error in ERRORS
 
 
-async def test_what_came_before_the_deadline_is_kept(sender: Sender) -> None:
+async def test_the_part_received_before_the_time_limit_is_returned(sender: Sender) -> None:
     result, _ = await attempt(sender, then(say(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\nsorry"), hang), DEADLINE)
     assert (result.status, result.error, result.retry_after, result.body) == (503, "timeout", 9.0, b"sorry")
 
 
-async def test_a_gzip_bomb_stays_compressed(sender: Sender) -> None:
-    assert len(BOMB) < BODY_LIMIT
+async def test_a_gzip_bomb_is_not_decompressed(sender: Sender) -> None:
+    assert len(BOMB) < MAX_BODY_BYTES
     result, peer = await attempt(sender, answer(200, BOMB, Content_Encoding="gzip"))
     assert (result.status, result.error, result.body) == (200, None, BOMB)
     assert b"Accept-Encoding: identity\r\n" in peer.requests[0][0]
 
 
-async def test_memory_stays_flat_under_endless_answers(sender: Sender) -> None:
+async def test_memory_is_bounded_for_endless_responses(sender: Sender) -> None:
     peers = [
         flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
         then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)),
@@ -141,12 +141,12 @@ async def test_memory_stays_flat_under_endless_answers(sender: Sender) -> None:
     assert peak < 8_000_000  # both sides of 8 connections at a time
 
 
-async def test_the_body_is_given_whole_and_its_first_kib_as_an_excerpt(sender: Sender) -> None:
-    text = b"x" * (BODY_LIMIT - 4) + b"good"
+async def test_the_excerpt_is_the_first_kib_of_the_body(sender: Sender) -> None:
+    text = b"x" * (MAX_BODY_BYTES - 4) + b"good"
     result, _ = await attempt(sender, answer(200, text))
     assert result.error is None
     assert result.body == text
-    assert result.excerpt == text[:EXCERPT]
+    assert result.excerpt == text[:EXCERPT_BYTES]
 
 
 async def test_redirects_are_never_followed(sender: Sender) -> None:
@@ -157,7 +157,7 @@ async def test_redirects_are_never_followed(sender: Sender) -> None:
         assert len(peer.requests) == 1
 
 
-async def test_cookies_are_not_kept(sender: Sender) -> None:
+async def test_cookies_are_not_stored(sender: Sender) -> None:
     async with receiver(answer(200, Set_Cookie="tenant=a; Path=/")) as peer:
         await post(sender, peer.url())
         await post(sender, peer.url())
@@ -173,21 +173,21 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
         assert proxy.connections == 0
 
 
-async def test_a_connection_is_used_again_after_a_complete_answer(sender: Sender) -> None:
+async def test_a_connection_is_reused_after_a_complete_response(sender: Sender) -> None:
     async with receiver(answer(200)) as peer:
         for _ in range(3):
             await post(sender, peer.url())
         assert (peer.connections, len(peer.requests)) == (1, 3)
 
 
-async def test_a_connection_is_not_used_again_after_an_incomplete_answer(sender: Sender) -> None:
+async def test_a_connection_is_not_reused_after_an_incomplete_response(sender: Sender) -> None:
     async with receiver(say(HEAD + b"Content-Length: 900000\r\n\r\n", b"x" * 900_000)) as peer:
         for _ in range(2):
             await post(sender, peer.url())
         assert peer.connections == 2
 
 
-async def test_the_request_goes_out_as_it_was_made(sender: Sender) -> None:
+async def test_the_request_is_sent_unchanged(sender: Sender) -> None:
     path = "/a//b/../%2e%2F/[x];y=1?phone=%2B1415&u[0]=%41&empty=&q=a+b?c/d'(e)*!"
     async with receiver(answer(200)) as peer:
         request = OutgoingRequest("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
@@ -199,7 +199,7 @@ async def test_the_request_goes_out_as_it_was_made(sender: Sender) -> None:
     assert body == b"raw \xff"
 
 
-async def test_a_get_carries_no_body(sender: Sender) -> None:
+async def test_a_get_request_has_no_body(sender: Sender) -> None:
     async with receiver(answer(200)) as peer:
         await sender.send(OutgoingRequest("GET", peer.url("/x?a=1"), {}, b"ignored"), PLENTY)
     head, body = peer.requests[0]
@@ -210,7 +210,7 @@ async def test_a_get_carries_no_body(sender: Sender) -> None:
 # Before the request is out
 
 
-async def test_a_refused_connection_is_told(sender: Sender) -> None:
+async def test_a_refused_connection_is_reported(sender: Sender) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
@@ -251,7 +251,7 @@ class Names:
 
 
 @pytest.fixture
-def names() -> Iterator[Names]:
+def fake_names() -> Iterator[Names]:
     made = Names(
         good_example=["127.0.0.1"],
         missing_example=failing(socket.EAI_NONAME),
@@ -263,61 +263,67 @@ def names() -> Iterator[Names]:
 
 
 @pytest.fixture
-async def naming(names: Names) -> AsyncIterator[Sender]:
-    async with Sender(Guard(allow_private=True), user_agent="test", limit=4, lookup=names) as made:
+async def resolving_sender(fake_names: Names) -> AsyncIterator[Sender]:
+    async with Sender(Guard(allow_private=True), user_agent="test", limit=4, lookup=fake_names) as made:
         yield made
 
 
-async def test_a_name_that_does_not_exist_is_charged_to_the_tracker(naming: Sender) -> None:
-    result = await post(naming, "http://missing.example/")
+async def test_a_name_that_does_not_exist_counts_as_an_attempt(resolving_sender: Sender) -> None:
+    result = await post(resolving_sender, "http://missing.example/")
     assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
 @pytest.mark.parametrize("host", ["broken.example", "silent.example"])
-async def test_a_resolver_that_answers_nothing_is_a_fault_of_ours(naming: Sender, host: str) -> None:
-    result = await post(naming, f"http://{host}/", DEADLINE)
+async def test_a_resolver_without_any_response_is_a_local_failure(resolving_sender: Sender, host: str) -> None:
+    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
     assert (result.status, result.error, result.is_local) == (None, "resolver_down", True)
     assert result.milliseconds < (DEADLINE + GRACE) * 1000
 
 
 @pytest.mark.parametrize("host", ["broken.example", "silent.example"])
 @pytest.mark.parametrize("other", ["good.example", "missing.example"])
-async def test_a_dead_name_beside_a_living_resolver_is_charged_to_the_tracker(naming: Sender, host: str, other: str) -> None:
-    await post(naming, f"http://{other}:1/")
-    result = await post(naming, f"http://{host}/", DEADLINE)
+async def test_a_name_that_does_not_resolve_counts_as_an_attempt_if_the_resolver_works(
+    resolving_sender: Sender, host: str, other: str
+) -> None:
+    await post(resolving_sender, f"http://{other}:1/")
+    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
     assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
-async def test_the_dead_name_itself_is_no_witness_for_the_resolver(naming: Sender, names: Names) -> None:
-    await post(naming, "http://missing.example/")
-    names.answers["missing.example"] = failing(socket.EAI_AGAIN)
-    assert (await post(naming, "http://missing.example/")).error == "resolver_down"
+async def test_an_earlier_answer_for_the_same_name_does_not_prove_that_the_resolver_works(
+    resolving_sender: Sender, fake_names: Names
+) -> None:
+    await post(resolving_sender, "http://missing.example/")
+    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(resolving_sender, "http://missing.example/")).error == "resolver_down"
 
 
-async def test_an_older_witness_counts_when_the_dead_name_was_the_last_to_be_known(naming: Sender, names: Names) -> None:
-    await post(naming, "http://good.example:1/")
-    await post(naming, "http://missing.example/")
-    names.answers["missing.example"] = failing(socket.EAI_AGAIN)
-    assert (await post(naming, "http://missing.example/")).error == "dns_error"
+async def test_an_earlier_answer_for_another_name_proves_that_the_resolver_works(
+    resolving_sender: Sender, fake_names: Names
+) -> None:
+    await post(resolving_sender, "http://good.example:1/")
+    await post(resolving_sender, "http://missing.example/")
+    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(resolving_sender, "http://missing.example/")).error == "dns_error"
 
 
-async def test_of_several_addresses_the_most_telling_failure_is_told(naming: Sender, names: Names) -> None:
-    names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
+async def test_of_several_failed_addresses_the_most_specific_error_is_reported(resolving_sender: Sender, fake_names: Names) -> None:
+    fake_names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        result = await post(naming, f"http://good.example:{bound.getsockname()[1]}/")
+        result = await post(resolving_sender, f"http://good.example:{bound.getsockname()[1]}/")
     assert (result.error, result.is_local) == ("connection_refused", False)
 
 
-async def test_a_name_is_resolved_once_and_then_remembered_for_a_while(naming: Sender, names: Names) -> None:
+async def test_a_resolved_name_is_cached(resolving_sender: Sender, fake_names: Names) -> None:
     async with receiver(answer(200)) as peer:
-        assert (await post(naming, f"http://good.example:{peer.port}/")).status == 200
-        names.answers["good.example"] = failing(socket.EAI_NONAME)
+        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
+        fake_names.answers["good.example"] = failing(socket.EAI_NONAME)
         peer.behaviour = then(answer(200), hang_up)
-        assert (await post(naming, f"http://good.example:{peer.port}/")).status == 200
+        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
 
 
-async def test_running_out_of_sockets_is_a_fault_of_ours() -> None:
+async def test_running_out_of_sockets_is_a_local_failure() -> None:
     class Exhausted(Guard):
         def socket_factory(self, info: aiohttp.AddrInfoType) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -327,7 +333,7 @@ async def test_running_out_of_sockets_is_a_fault_of_ours() -> None:
     assert (result.status, result.error, result.is_local) == (None, "local_error", True)
 
 
-async def test_waiting_for_a_slot_is_a_fault_of_ours_and_ends_in_time() -> None:
+async def test_waiting_too_long_for_a_slot_is_a_local_failure() -> None:
     async with receiver(hang) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         first = asyncio.create_task(post(sender, peer.url(), deadline=3 * DEADLINE))
         await peer.asked.wait()
@@ -343,7 +349,7 @@ async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender
         assert peer.requests == []
 
 
-async def test_cancelling_an_attempt_is_not_turned_into_an_answer(sender: Sender) -> None:
+async def test_a_cancelled_attempt_raises_cancelled_error(sender: Sender) -> None:
     async with receiver(hang) as peer:
         task = asyncio.create_task(post(sender, peer.url(), deadline=30))
         await peer.asked.wait()
@@ -358,7 +364,7 @@ async def test_cancelling_an_attempt_is_not_turned_into_an_answer(sender: Sender
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
 )
-async def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
+async def test_no_notation_of_loopback_is_connected_to(host: str) -> None:
     async with receiver(answer(200)) as canary, Sender(Guard(), user_agent="test", limit=1) as sender:
         result = await post(sender, f"http://{host}:{canary.port}/")
         # Not every resolver knows the name with its final dot.
@@ -383,7 +389,7 @@ def disguised_loopback(draw: st.DrawFn) -> tuple[str, str]:
     return ".".join(draw(styles).format(part) for part in numbers), embedded
 
 
-def test_no_disguise_of_a_loopback_address_is_connected_to() -> None:
+def test_no_generated_notation_of_a_loopback_address_is_connected_to() -> None:
     """In the URL, and as the answer of a resolver: a canary on all addresses of this machine sees no connection."""
     resolved: list[str] = []
 
@@ -417,7 +423,7 @@ def test_no_disguise_of_a_loopback_address_is_connected_to() -> None:
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"], ["nonsense"]])
-async def test_a_name_that_is_rebound_after_the_check_is_not_connected_to(addresses: list[str]) -> None:
+async def test_a_name_whose_address_changes_after_the_check_is_not_connected_to(addresses: list[str]) -> None:
     def public(host: str, port: int) -> list[str]:
         return ["8.8.8.8"]
 
@@ -433,7 +439,7 @@ async def test_a_name_that_is_rebound_after_the_check_is_not_connected_to(addres
         assert canary.connections == 0
 
 
-async def test_a_name_with_one_bad_address_is_refused_before_any_socket_is_made() -> None:
+async def test_a_name_with_one_forbidden_address_is_rejected_before_a_socket_is_created() -> None:
     class Counting(Guard):
         sockets = 0
 
@@ -487,7 +493,7 @@ async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> N
     assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
 
 
-def test_the_loop_of_production_gives_the_same_answers() -> None:
+def test_uvloop_gives_the_same_results() -> None:
     async def scene() -> list[tuple[int | None, str | None]]:
         found = []
         async with Sender(Guard(allow_private=True), user_agent="test", limit=8) as sender:

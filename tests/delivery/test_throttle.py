@@ -4,8 +4,7 @@ from sqlalchemy import func, select
 
 from shortener.container import Service
 from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
-from shortener.delivery.fanout import PIECE as FANOUT_PIECE
-from shortener.delivery.fanout import Fanout
+from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.throttle import BUSY_RATE, FLOOD_RATE, MAX_PAUSE_SECONDS, WINDOW_SECONDS, Throttle
 from shortener.storage import schema
 from tests.delivery.conftest import MakeTracker, Story
@@ -26,7 +25,7 @@ class Hits:
         return self.throttle.is_busy
 
 
-def test_it_is_due_while_many_hits_come_in() -> None:
+def test_the_throttle_is_busy_while_many_hits_arrive() -> None:
     hits = Hits()
     assert not hits.throttle.is_busy
     assert not hits.come(BUSY_RATE * WINDOW_SECONDS - 1)
@@ -36,7 +35,7 @@ def test_it_is_due_while_many_hits_come_in() -> None:
     assert not hits.come(BUSY_RATE * WINDOW_SECONDS, 10), "over a long time they are few"
 
 
-def test_a_flood_is_left_more_and_more_of_the_time() -> None:
+def test_pauses_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:
     hits = Hits()
     assert hits.throttle.pause_for(0.004) == 0
     hits.come(FLOOD_RATE * WINDOW_SECONDS)
@@ -48,13 +47,13 @@ def test_a_flood_is_left_more_and_more_of_the_time() -> None:
     assert hits.throttle.pause_for(1.0) == 1.0
 
 
-async def test_while_it_is_due_deliveries_go_in_small_pieces(
+async def test_a_busy_throttle_limits_the_batches_of_fanout_and_dispatcher(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     hits = Hits()
     hits.come(1000)
     await make_tracker(receiver.url(), concurrency=64)
-    for _ in range(FANOUT_PIECE + 1):
+    for _ in range(MAX_EVENTS_WHILE_BUSY + 1):
         await story.first_click()
     fanout = Fanout(
         service.database,
@@ -65,7 +64,7 @@ async def test_while_it_is_due_deliveries_go_in_small_pieces(
         throttle=hits.throttle,
         on_deliveries=lambda: None,
     )
-    assert await fanout.step() == FANOUT_PIECE
+    assert await fanout.step() == MAX_EVENTS_WHILE_BUSY
     dispatcher = Dispatcher(
         service.database,
         service.trackers,
@@ -79,4 +78,4 @@ async def test_while_it_is_due_deliveries_go_in_small_pieces(
     assert await dispatcher.step() == MAX_STARTS
     await dispatcher.flush()
     delivered = select(func.count()).where(schema.deliveries.c.status == 1)
-    assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == FANOUT_PIECE
+    assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == MAX_EVENTS_WHILE_BUSY

@@ -33,7 +33,7 @@ async def refused(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
     return caught.value.code, [detail.field for detail in caught.value.details]
 
 
-async def test_what_was_given_is_what_is_told(service: Service) -> None:
+async def test_a_created_tracker_is_returned_with_its_values(service: Service) -> None:
     saved = await service.trackers.create(
         1,
         given(
@@ -61,7 +61,7 @@ async def test_what_was_given_is_what_is_told(service: Service) -> None:
     assert (told.headers_set, told.secret_set, told.enabled, told.created_at) == (True, True, True, NOON)
 
 
-async def test_what_is_left_out_is_as_the_installation_is_set(make_service: MakeService) -> None:
+async def test_missing_limits_come_from_the_settings(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, given())
     assert saved.tracker.name == "tracker.example"
@@ -89,14 +89,14 @@ async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> No
     assert len(target.secrets[0][0]) == 32
 
 
-async def test_null_means_unsigned(service: Service) -> None:
+async def test_an_unsigned_tracker_has_no_secret(service: Service) -> None:
     saved = await service.trackers.create(1, given(signed=False))
     assert (saved.secret, saved.tracker.secret_set) == (None, False)
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.secrets == ()
 
 
-async def test_a_url_that_cannot_be_called_is_refused(service: Service) -> None:
+async def test_an_invalid_or_forbidden_url_is_rejected(service: Service) -> None:
     for url, code in (
         ("https://t.example/?p={phon}", ErrorCode.UNKNOWN_PLACEHOLDER),
         ("https://t.example/?p={{phone}}", ErrorCode.UNKNOWN_PLACEHOLDER),
@@ -111,7 +111,7 @@ async def test_a_url_that_cannot_be_called_is_refused(service: Service) -> None:
         assert await refused(service, url=url) == (code, ["url"]), url
 
 
-async def test_private_targets_are_refused_when_saved(make_service: MakeService) -> None:
+async def test_private_targets_are_rejected_when_a_tracker_is_saved(make_service: MakeService) -> None:
     service = await make_service(allow_private_targets=False)
     private = ("http://127.0.0.1:9/", "http://localhost/", "http://10.1.2.3/", "http://[::1]/")
     for url in private:
@@ -124,7 +124,7 @@ async def test_private_targets_are_refused_when_saved(make_service: MakeService)
     assert (await service.trackers.get(tracker)).url == URL
 
 
-async def test_a_name_that_leads_to_a_forbidden_address_is_refused(service: Service, clock: Clock) -> None:
+async def test_a_host_with_a_forbidden_address_is_rejected(service: Service, clock: Clock) -> None:
     def lookup(host: str, port: int) -> Sequence[str]:
         return ["192.0.2.1" if host == "mixed.example" else "198.18.0.1", "10.0.0.1"]
 
@@ -135,13 +135,13 @@ async def test_a_name_that_leads_to_a_forbidden_address_is_refused(service: Serv
     assert "10.0.0.1" not in str(caught.value.details), "nothing is said of our network"
 
 
-async def test_http_is_refused_where_it_is_switched_off(make_service: MakeService) -> None:
+async def test_http_urls_are_rejected_if_they_are_disabled(make_service: MakeService) -> None:
     service = await make_service(allow_http_targets=False)
     assert await refused(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
     await service.trackers.create(1, given())
 
 
-async def test_an_application_has_only_so_many_trackers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_trackers_per_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "MAX_TRACKERS", 2)
     for _ in range(2):
         await service.trackers.create(1, given())
@@ -167,7 +167,7 @@ async def test_an_application_does_not_see_the_trackers_of_another(service: Serv
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_change_leaves_the_rest_as_it_was(service: Service, clock: Clock) -> None:
+async def test_an_update_leaves_other_values_unchanged(service: Service, clock: Clock) -> None:
     saved = await service.trackers.create(1, given(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
     clock.forward(seconds=1)
     changed = (await service.trackers.update(saved.tracker.id, changes(name="new", timeout=None))).tracker
@@ -178,7 +178,7 @@ async def test_a_change_leaves_the_rest_as_it_was(service: Service, clock: Clock
     assert (changed.headers_set, changed.fields, changed.topics) == (False, None, Topic.CLICK)
 
 
-async def test_rotation_keeps_the_replaced_secret_for_the_overlap(service: Service, clock: Clock) -> None:
+async def test_rotation_keeps_the_old_secret_for_the_overlap(service: Service, clock: Clock) -> None:
     saved = await service.trackers.create(1, given(secret="the first one"))
     tracker = saved.tracker.id
     rotated = await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=60))
@@ -195,7 +195,7 @@ async def test_rotation_keeps_the_replaced_secret_for_the_overlap(service: Servi
     assert (unsigned.tracker.secret_set, unsigned.tracker.previous_secret_until) == (False, None)
 
 
-async def test_disabling_says_why_and_enabling_forgets_it(service: Service, make_tracker: MakeTracker) -> None:
+async def test_disabling_stores_a_reason_and_enabling_removes_it(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker(URL)
     disabled = (await service.trackers.update(tracker, changes(enabled=False))).tracker
     assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
@@ -203,7 +203,7 @@ async def test_disabling_says_why_and_enabling_forgets_it(service: Service, make
     assert (enabled.enabled, enabled.disabled_reason) == (True, None)
 
 
-async def test_every_change_counts_up_the_revision(service: Service, make_tracker: MakeTracker) -> None:
+async def test_every_update_increments_the_revision(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker(URL)
     for _ in range(3):
         await service.trackers.update(tracker, changes(name="same"))
@@ -211,7 +211,7 @@ async def test_every_change_counts_up_the_revision(service: Service, make_tracke
     assert await service.database.read(lambda connection: connection.execute(revision).scalar_one()) == 4
 
 
-async def test_conversion_url_is_a_tracker_for_conversions(service: Service, clock: Clock) -> None:
+async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Service, clock: Clock) -> None:
     async def put(url: str | None, fields: list[str] | None = None) -> None:
         await service.database.write(trackers.write_conversion_url, 1, url, fields, clock())
 
