@@ -1,14 +1,19 @@
-"""Erasure: the personal data of a recipient, or of one message, is removed for good; what is left can still be counted.
+"""Erasure of the personal data of a recipient, or of one message. The rest of the data can still be counted.
 
-What goes: the number, the hash that repeats are compared by (numbers are few enough to be tried out), metadata, callback, texts
-and ids of a carrier's report, destinations and labels of the links, addresses and user agents of hits, metadata of conversions, the
-same in the event log, what trackers answered, and the answer kept for the message's Idempotency-Key. What stays: that the message
-was sent, by whom, what it cost, its states, hits and conversions with their times, so counts and a recount agree.
+Erased data:
 
-Links are switched off, because their destination may be personal: they answer 410. Whoever erases has the link cache forget them
-before, so that no copy is left there. Events still to be delivered go out with what
-is left; a callback of the message itself (Xoxzo) is given up. The erased message's id cannot be used again for another message.
-What was delivered to trackers, backups and logs of others are beyond reach.
+- of the message: the number, the content hash (numbers are few enough to try them all), metadata, callback URL, and the texts and
+  ids of the carrier's reports
+- destinations, fallbacks and labels of its links; addresses and user agents of its hits; metadata of its conversions
+- the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
+
+Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
+counts and a recount still agree.
+
+Erasure switches the links off, because their destinations may be personal: they return 410. The caller must first remove the links
+from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message (Xoxzo)
+is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to trackers, nor
+backups and logs of others.
 
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; repeat an interrupted run.
 """
@@ -21,7 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, literal, select, update
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
@@ -42,9 +47,9 @@ from shortener.storage.schema import (
 )
 
 MAX_MESSAGES_PER_BATCH = 100
-ERASED = "erased"  # `last_error` of a delivery that was given up
+ERASED = "erased"  # `last_error` of a callback that was given up
 
-#: What an event may hold about a person, by name (delivery.formats.FACTS and what the makers of events add).
+#: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
 PERSONAL_FIELDS = frozenset(
     {
         "to_address",
@@ -64,7 +69,7 @@ _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
 @dataclass(slots=True)
 class ErasureResult:
-    """Rows that personal data was removed from, by kind."""
+    """Number of rows that personal data was removed from, by kind."""
 
     messages: int = 0
     links: int = 0
@@ -74,22 +79,25 @@ class ErasureResult:
     attempts: int = 0
 
     def add(self, other: ErasureResult) -> None:
+        """Add the numbers of another result."""
         for name, rows in dataclasses.asdict(other).items():
             setattr(self, name, getattr(self, name) + rows)
 
 
 async def erase(database: Database, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
-    """Erase every message to a number, of one application or of all. Raises ApiError INVALID_RECIPIENT, StoreUnavailable."""
+    """Erase all messages to a number, in several transactions. `application_id` None means all applications.
+
+    Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
-    while (piece := await database.write(erase_phone_number, application_id, phone, now)).messages:
-        total.add(piece)
+    while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
+        total.add(batch)
     return total
 
 
 def erase_phone_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
-    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until it finds none.
+    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
 
-    Raises ApiError INVALID_RECIPIENT."""
+    Raise ApiError INVALID_RECIPIENT."""
     if not _PHONE.fullmatch(phone):
         raise ApiError(ErrorCode.INVALID_RECIPIENT)
     found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MAX_MESSAGES_PER_BATCH)
@@ -99,7 +107,9 @@ def erase_phone_number(connection: Connection, application_id: int | None, phone
 
 
 def erase_message(connection: Connection, application_id: int | None, message_id: str, now: datetime) -> ErasureResult:
-    """Erase one message. Raises ApiError MESSAGE_NOT_FOUND, and CONFLICT when several applications have a message of this id."""
+    """Erase one message. `application_id` None means the only application with such a message.
+
+    Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
     owners = [application_id] if application_id is not None else select(applications.c.id)
     found = select(messages.c.id).where(messages.c.application_id.in_(owners), messages.c.message_id == message_id)
     ids = list(connection.execute(found).scalars())
@@ -111,9 +121,9 @@ def erase_message(connection: Connection, application_id: int | None, message_id
 
 
 def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
-    """The codes of the links that erasing this number, or this message, switches off: for the link cache, to forget them first."""
-    which = messages.c.to_address == phone if phone else messages.c.message_id == message_id
-    found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(which)
+    """Return the codes of all links to this number, or of this message. The caller removes them from the link cache first."""
+    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
+    found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(selected)
     owners = [application_id] if application_id is not None else select(applications.c.id)
     return list(connection.execute(found.where(messages.c.application_id.in_(owners))).scalars())
 
@@ -122,22 +132,22 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
     if not ids:
         return ErasureResult()
 
-    def change(statement: Any, **values: Any) -> int:
+    def update_rows(statement: Any, **values: Any) -> int:
         return connection.execute(statement.values(**values)).rowcount
 
-    their_links = links.c.message_id.in_(ids)
-    their_events = select(events.c.id).where(events_of(ids))
-    their_deliveries = deliveries.c.event_id.in_(their_events)
+    links_of_messages = links.c.message_id.in_(ids)
+    message_events = select(events.c.id).where(events_of(ids))
+    message_deliveries = deliveries.c.event_id.in_(message_events)
     erased = ErasureResult(
-        links=change(
-            update(links).where(their_links),
+        links=update_rows(
+            update(links).where(links_of_messages),
             url="",
             location=None,
             label=None,
             fallback_url=None,
             disabled_at=func.coalesce(links.c.disabled_at, literal(now, links.c.disabled_at.type)),
         ),
-        messages=change(
+        messages=update_rows(
             update(messages).where(messages.c.id.in_(ids)),
             to_address="",
             content_hash="",
@@ -146,38 +156,40 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
             reason_description=None,
             telecom_message_id=None,
         ),
-        hits=change(
+        hits=update_rows(
             update(hits).where(hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids)))),
             address="",
             user_agent="",
         )
-        + change(
-            update(hits).where(other_hits(), hits.c.link_id.in_(select(links.c.id).where(their_links))), address="", user_agent=""
+        + update_rows(
+            update(hits).where(other_hits(), hits.c.link_id.in_(select(links.c.id).where(links_of_messages))),
+            address="",
+            user_agent="",
         ),
-        conversions=change(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None),
-        attempts=change(
-            update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(their_deliveries))),
+        conversions=update_rows(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None),
+        attempts=update_rows(
+            update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(message_deliveries))),
             answer=None,
             detail=None,
         ),
     )
-    change(
+    update_rows(
         update(deliveries).where(
-            their_deliveries, deliveries.c.tracker_id.is_(None), deliveries.c.status == DeliveryStatus.PENDING.value
+            message_deliveries, deliveries.c.tracker_id.is_(None), deliveries.c.status == DeliveryStatus.PENDING.value
         ),
         status=DeliveryStatus.DEAD.value,
         finished_at=now,
         lease_until=None,
         last_error=ERASED,
     )
-    change(update(deliveries).where(their_deliveries), callback_url=None)
+    update_rows(update(deliveries).where(message_deliveries), callback_url=None)
     erased.events = _scrub_events(connection, ids)
-    _forget_answers(connection, ids)
+    _delete_responses(connection, ids)
     return erased
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    # Locked, so that a fan-out that read the message before has written what it made of it.
+    # The lock waits for a fan-out that has already read the message, so that the facts it writes are erased too.
     found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:
@@ -187,7 +199,7 @@ def _scrub_events(connection: Connection, ids: list[int]) -> int:
 
 
 def _scrub(value: Any) -> Any:
-    """`value` without what is personal, at any depth: bodies are rendered from facts that may be absent."""
+    """Return `value` without personal fields, at any depth. Event bodies are rendered correctly without these facts."""
     if isinstance(value, dict):
         return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
     if isinstance(value, list):
@@ -195,11 +207,18 @@ def _scrub(value: Any) -> Any:
     return value
 
 
-def _forget_answers(connection: Connection, ids: list[int]) -> None:
-    """The answer that a request got is kept with the time of the messages that it made."""
-    made = select(messages.c.application_id, messages.c.created_at).where(messages.c.id.in_(ids)).distinct()
-    same = [
-        and_(idempotency.c.application_id == row.application_id, idempotency.c.created_at == row.created_at)
-        for row in connection.execute(made)
-    ]
-    connection.execute(delete(idempotency).where(or_(*same)))
+def _delete_responses(connection: Connection, ids: list[int]) -> None:
+    """Delete the stored responses that contain these messages. A response has the same time as the messages that it created."""
+    m, stored = messages.c, idempotency.c
+    erased: dict[tuple[int, datetime], set[str]] = {}
+    for row in connection.execute(select(m.application_id, m.created_at, m.message_id).where(m.id.in_(ids))):
+        erased.setdefault((row.application_id, row.created_at), set()).add(row.message_id)
+    for (application_id, created_at), message_ids in erased.items():
+        candidates = select(stored.key, stored.answer).where(
+            stored.application_id == application_id, stored.created_at == created_at
+        )
+        keys = [
+            row.key for row in connection.execute(candidates) if any(message["message_id"] in message_ids for message in row.answer)
+        ]
+        if keys:
+            connection.execute(delete(idempotency).where(stored.application_id == application_id, stored.key.in_(keys)))

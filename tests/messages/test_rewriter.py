@@ -11,8 +11,9 @@ from shortener.accounts.administration import add_domain, block_host
 from shortener.accounts.directory import Application
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.messages import url_detection
+from shortener.messages import spans
 from shortener.messages.plan import RewriteItem
+from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
 from tests.messages.rewriting import LINK, TO, item
@@ -84,11 +85,10 @@ async def test_a_repeat_gets_its_first_response_after_the_rules_of_detection_cha
     first = await rewrite(service, message)
     assert [link["url"] for link in first[0]["links"]] == ["http://shop.com"]
 
-    def find_urls(text: str) -> list[url_detection.DetectedUrl]:
-        return [url_detection.DetectedUrl(body.index(url), body.index(url) + len(url), f"http://{url}") for url in detected]
+    def find_urls(text: str) -> list[DetectedUrl]:
+        return [DetectedUrl(body.index(url), body.index(url) + len(url), f"http://{url}") for url in detected]
 
-    for module in ("spans", "rewriter"):
-        monkeypatch.setattr(f"shortener.messages.{module}.find_urls", find_urls, raising=False)
+    monkeypatch.setattr(spans, "find_urls", find_urls)
     assert await rewrite(service, message) == first
 
 

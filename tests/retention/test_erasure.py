@@ -19,11 +19,11 @@ from tests.rows import KINDS, Rows, count
 
 PHONE = "+14085550100"
 OTHER = "+14085550199"
-NAME = "Kola Adeyemi"  # stands wherever something personal can
+NAME = "Kola Adeyemi"  # is in every field that may contain personal data
 SENT = NOON - timedelta(hours=2)
 
 
-def a_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any) -> int:
+def add_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any) -> int:
     message = rows.message(
         SENT,
         message_id=message_id,
@@ -58,7 +58,7 @@ def a_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any
         rows.delivery(event, tracker_id=None, callback_url=f"https://xoxzo.example/?who={NAME}", lane="cxoxzo.example"),
         answer=NAME,
     )
-    rows.idempotent_response(SENT, f"key of {message_id}", answer=[{"to": to, "body": NAME}], **more)
+    rows.idempotent_response(SENT, f"key of {message_id}", answer=[{"message_id": message_id, "to": to, "body": NAME}], **more)
     return message
 
 
@@ -67,13 +67,13 @@ def build(connection: Connection) -> None:
     for application in (1, 2):
         values: dict[str, Any] = {"id": application, "name": f"application {application}", "settings": {}, "created_at": SENT}
         connection.execute(insert(schema.applications).values(values))
-    a_personal_message(rows, "one")
-    a_personal_message(rows, "two", application_id=2)
-    a_personal_message(rows, "other", OTHER)
+    add_personal_message(rows, "one")
+    add_personal_message(rows, "two", application_id=2)
+    add_personal_message(rows, "other", OTHER)
 
 
 def everything(connection: Connection) -> str:
-    """All rows of all kinds as one text."""
+    """Return all rows of all tables as one text."""
     return "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
 
 
@@ -81,7 +81,7 @@ def rows_of(connection: Connection, table: Table) -> list[Row[Any]]:
     return list(connection.execute(select(table).order_by(table.c.id)))
 
 
-async def test_nothing_personal_is_left_of_a_number(database: Database) -> None:
+async def test_erasing_a_number_leaves_no_personal_data(database: Database) -> None:
     await database.write(build)
     before = await database.read(count)
     assert await erase(database, None, OTHER, NOON) == ErasureResult(
@@ -90,13 +90,13 @@ async def test_nothing_personal_is_left_of_a_number(database: Database) -> None:
     assert await erase(database, None, PHONE, NOON) == ErasureResult(
         messages=2, links=2, hits=4, conversions=2, events=2, attempts=4
     )
-    left = await database.read(everything)
+    remaining = await database.read(everything)
     for personal in (NAME, PHONE, OTHER, "203.0.113.9", "0123456789"):
-        assert personal not in left
+        assert personal not in remaining
     assert await database.read(count) == before | {"idempotency": 0}
 
 
-async def test_what_can_be_counted_stays(database: Database) -> None:
+async def test_erasing_a_message_keeps_what_is_counted(database: Database) -> None:
     await database.write(build)
     await database.write(erase_message, 1, "one", NOON)
     message = (await database.read(rows_of, schema.messages))[0]
@@ -110,7 +110,7 @@ async def test_what_can_be_counted_stays(database: Database) -> None:
     assert event.facts == {"mt_price": "0.0095"}
 
 
-async def test_other_messages_are_left_alone(database: Database) -> None:
+async def test_erasing_a_message_does_not_change_other_messages(database: Database) -> None:
     await database.write(build)
     await database.write(erase_message, 1, "one", NOON)
     assert [m.to_address for m in await database.read(rows_of, schema.messages)] == ["", PHONE, OTHER]
@@ -118,14 +118,28 @@ async def test_other_messages_are_left_alone(database: Database) -> None:
     assert [event.facts.get("to_address") for event in await database.read(rows_of, schema.events)] == [None, PHONE, OTHER]
 
 
-async def test_a_number_is_erased_for_one_application_alone(database: Database) -> None:
+async def test_erasing_a_message_keeps_responses_of_other_requests_of_the_same_millisecond(database: Database) -> None:
+    await database.write(build)
+    await database.write(erase_message, 1, "one", NOON)
+    keys = await database.read(lambda connection: connection.execute(select(schema.idempotency.c.key)).scalars().all())
+    assert sorted(keys) == ["key of other", "key of two"]
+
+
+async def test_erasing_messages_that_another_process_has_purged_deletes_nothing(database: Database) -> None:
+    await database.write(build)
+    before = await database.read(everything)
+    assert await database.write(erasing._erase, [12345], NOON) == ErasureResult()
+    assert await database.read(everything) == before
+
+
+async def test_a_number_can_be_erased_for_one_application(database: Database) -> None:
     await database.write(build)
     assert (await erase(database, 2, PHONE, NOON)).messages == 1
     assert [m.to_address for m in await database.read(rows_of, schema.messages)] == [PHONE, "", OTHER]
 
 
-async def test_a_number_with_many_messages_goes_in_pieces(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasing, "MESSAGES_AT_ONCE", 3)
+async def test_a_number_with_many_messages_is_erased_in_batches(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasing, "MAX_MESSAGES_PER_BATCH", 3)
 
     def many(connection: Connection) -> None:
         rows = Rows(connection)
@@ -138,7 +152,7 @@ async def test_a_number_with_many_messages_goes_in_pieces(database: Database, mo
     assert await erase(database, None, PHONE, NOON) == ErasureResult()
 
 
-async def test_a_callback_to_be_made_is_given_up_and_trackers_are_told_what_is_left(database: Database) -> None:
+async def test_a_pending_callback_is_given_up_and_a_pending_delivery_stays(database: Database) -> None:
     pending = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
 
     def waiting(connection: Connection) -> None:
@@ -157,7 +171,7 @@ async def test_a_callback_to_be_made_is_given_up_and_trackers_are_told_what_is_l
         await Deliveries(database).replay(callback.id, NOON)
 
 
-async def test_a_link_that_was_off_keeps_its_time(database: Database) -> None:
+async def test_a_link_that_was_already_off_keeps_its_time(database: Database) -> None:
     def off(connection: Connection) -> None:
         rows = Rows(connection)
         rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)
@@ -167,34 +181,34 @@ async def test_a_link_that_was_off_keeps_its_time(database: Database) -> None:
     assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [SENT]
 
 
-async def test_an_unknown_or_ambiguous_message_is_refused(database: Database) -> None:
+async def test_an_unknown_or_ambiguous_message_is_rejected(database: Database) -> None:
     await database.write(build)
-    await database.write(lambda connection: a_personal_message(Rows(connection), "one", application_id=2))
+    await database.write(lambda connection: add_personal_message(Rows(connection), "one", application_id=2))
     before = await database.read(everything)
     for application, message_id, code in (
-        (1, "nobody", ErrorCode.MESSAGE_NOT_FOUND),
+        (1, "unknown", ErrorCode.MESSAGE_NOT_FOUND),
         (1, "two", ErrorCode.MESSAGE_NOT_FOUND),
         (None, "one", ErrorCode.CONFLICT),
     ):
-        with pytest.raises(ApiError) as refused:
+        with pytest.raises(ApiError) as raised:
             await database.write(erase_message, application, message_id, NOON)
-        assert refused.value.code is code
+        assert raised.value.code is code
     assert await database.read(everything) == before
     assert (await database.write(erase_message, None, "two", NOON)).messages == 1
 
 
-async def test_what_is_not_a_number_erases_nothing(database: Database) -> None:
+async def test_an_invalid_number_is_rejected_and_erases_nothing(database: Database) -> None:
     await database.write(build)
     before = await database.read(everything)
     for phone in ("", "4085550100", "+140855", "+1408555010O", "%", "+14085550100 "):
-        with pytest.raises(ApiError) as refused:
+        with pytest.raises(ApiError) as raised:
             await erase(database, None, phone, NOON)
-        assert refused.value.code is ErrorCode.INVALID_RECIPIENT
+        assert raised.value.code is ErrorCode.INVALID_RECIPIENT
     assert await database.read(everything) == before
 
 
-def test_every_fact_is_known_to_be_personal_or_not() -> None:
-    """A new fact must be put into one of the two sets by somebody who thinks about it."""
+def test_every_fact_is_classified_as_personal_or_not() -> None:
+    """Whoever adds a fact must decide whether it may contain personal data."""
     harmless = """
         event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
         from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price
@@ -205,7 +219,7 @@ def test_every_fact_is_known_to_be_personal_or_not() -> None:
     assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 
 
-async def test_the_link_cache_can_be_told_which_links_go(database: Database) -> None:
+async def test_the_codes_of_the_links_to_erase_are_found_for_the_link_cache(database: Database) -> None:
     await database.write(build)
     codes = {link.message_id: link.code for link in await database.read(rows_of, schema.links)}
     ids = {message.message_id: message.id for message in await database.read(rows_of, schema.messages)}

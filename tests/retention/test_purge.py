@@ -29,17 +29,17 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-WHOLE = 8  # rows of `Rows.complete_message`
-NOW = NOON + 800 * DAY  # ids begin in 2026; this leaves years to lie behind
+ROWS_OF_COMPLETE_MESSAGE = 8  # number of rows that `Rows.complete_message` inserts
+NOW = NOON + 800 * DAY  # ids start in 2026, so that rows may be two years old
 LONG_AGO = NOW - 400 * DAY
-#: The days are all different, so that a test sees which one counts.
-_CHOSEN: dict[str, Any] = {
+#: All days differ, so that a test shows which setting applies.
+_VALUES: dict[str, Any] = {
     "message_retention_days": 365,
     "hit_retention_days": 200,
     "event_retention_days": 90,
     "purge_batch": 10,
 }
-SETTINGS = Settings(**_CHOSEN)
+SETTINGS = Settings(**_VALUES)
 PENDING: dict[str, Any] = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
 
 
@@ -47,11 +47,11 @@ def put(connection: Connection, build: Callable[[Rows], T]) -> T:
     return build(Rows(connection))
 
 
-def left_of(connection: Connection, table: Table) -> set[int]:
+def ids_in(connection: Connection, table: Table) -> set[int]:
     return set(connection.execute(select(table.c.id)).scalars())
 
 
-def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
+def test_all_ids_before_a_time_are_smaller_than_its_first_id() -> None:
     at = to_ms(NOON)
     just_before, then = IdGenerator(1023, lambda: at - 1), IdGenerator(0, lambda: at)
     older = [just_before() for _ in range(4096)]
@@ -60,15 +60,14 @@ def test_ids_older_than_a_time_lie_below_its_first_id() -> None:
     assert first_id_at(to_ms(datetime.max.replace(tzinfo=UTC))) == 2**63 - 1
 
 
-async def test_a_message_past_its_retention_goes_with_everything_it_brought(database: Database) -> None:
+async def test_a_message_past_its_retention_is_deleted_with_all_its_rows(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO), rows.complete_message(NOW - 10 * DAY)])
     purged = await purge(database, SETTINGS, NOW)
     assert purged == PurgeResult(messages=1, links=1, first_clicks=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
-    rest = await database.read(count)
-    assert rest == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
+    assert await database.read(count) == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
 
 
-async def test_a_first_click_and_other_hits_go_with_their_message(database: Database) -> None:
+async def test_a_first_click_and_other_hits_are_deleted_with_their_message(database: Database) -> None:
     def build(rows: Rows) -> int:
         message = rows.message(LONG_AGO)
         link = rows.link(message)
@@ -79,55 +78,55 @@ async def test_a_first_click_and_other_hits_go_with_their_message(database: Data
 
     kept = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=1, first_clicks=1, hits=2)
-    assert await database.read(left_of, schema.hits) == {kept}
+    assert await database.read(ids_in, schema.hits) == {kept}
 
 
-async def test_many_messages_go_in_batches_of_a_few_rows_oldest_first(database: Database) -> None:
+async def test_many_messages_are_deleted_in_small_batches_oldest_first(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO + n * DAY) for n in range(20)])
-    every = sorted(await database.read(left_of, schema.messages))
+    ids = sorted(await database.read(ids_in, schema.messages))
     total = 0
     async for batch in Purge(database, SETTINGS).batches(NOW):
         assert batch.rows <= SETTINGS.purge_batch
         total += batch.rows
-        left = sorted(await database.read(left_of, schema.messages))
-        assert left == every[len(every) - len(left) :]
-    assert total == 20 * WHOLE
+        remaining = sorted(await database.read(ids_in, schema.messages))
+        assert remaining == ids[len(ids) - len(remaining) :]
+    assert total == 20 * ROWS_OF_COMPLETE_MESSAGE
     assert await database.read(count) == {table.name: 0 for table in KINDS}
 
 
-async def test_the_purge_rests_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_purge_pauses_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(4)])
-    took: list[float] = []
-    rests: list[float] = []
+    durations: list[float] = []
+    pauses: list[float] = []
     write, sleep = database.write, asyncio.sleep
 
     async def timed(*arguments: Any) -> Any:
-        began = time.monotonic()
+        started = time.monotonic()
         result = await write(*arguments)
-        took.append(time.monotonic() - began)
+        durations.append(time.monotonic() - started)
         return result
 
-    async def rest(seconds: float) -> None:
-        rests.append(seconds)
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
         await sleep(0)
 
     monkeypatch.setattr(database, "write", timed)
-    monkeypatch.setattr(asyncio, "sleep", rest)
+    monkeypatch.setattr(asyncio, "sleep", pause)
     batches = [batch async for batch in Purge(database, SETTINGS).batches(NOW)]
     monkeypatch.undo()
-    assert len(batches) == len(took) == len(rests) > len(KINDS)
-    assert all(rest >= PAUSE_FACTOR * seconds for seconds, rest in zip(took, rests, strict=True))
+    assert len(batches) == len(durations) == len(pauses) > len(KINDS)
+    assert all(pause >= PAUSE_FACTOR * seconds for seconds, pause in zip(durations, pauses, strict=True))
 
 
-async def test_progress_is_told_the_totals_after_each_batch(database: Database) -> None:
+async def test_progress_gets_the_total_after_each_batch(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(3)])
-    told: list[int] = []
-    purged = await purge(database, SETTINGS, NOW, lambda so_far: told.append(so_far.rows))
-    assert told == sorted(told)
-    assert told[-1] == purged.rows == 3 * WHOLE
+    totals: list[int] = []
+    purged = await purge(database, SETTINGS, NOW, lambda so_far: totals.append(so_far.rows))
+    assert totals == sorted(totals)
+    assert totals[-1] == purged.rows == 3 * ROWS_OF_COMPLETE_MESSAGE
 
 
-async def test_a_message_with_more_rows_than_a_batch_goes_in_several(database: Database) -> None:
+async def test_a_message_with_more_rows_than_a_batch_is_deleted_in_several_batches(database: Database) -> None:
     def build(rows: Rows) -> None:
         message = rows.message(LONG_AGO)
         for _ in range(3):
@@ -139,27 +138,27 @@ async def test_a_message_with_more_rows_than_a_batch_goes_in_several(database: D
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=3, hits=36)
 
 
-async def test_a_message_stays_while_one_of_its_links_is_alive(database: Database) -> None:
+async def test_a_message_stays_while_one_of_its_links_is_active(database: Database) -> None:
     def build(rows: Rows) -> tuple[int, int]:
-        alive, off = rows.message(LONG_AGO), rows.message(LONG_AGO)
-        rows.link(alive, expires_at=LONG_AGO + DAY)
-        rows.link(alive, expires_at=NOW + DAY)
+        active, off = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.link(active, expires_at=LONG_AGO + DAY)
+        rows.link(active, expires_at=NOW + DAY)
         rows.link(off, expires_at=NOW + DAY, disabled_at=NOW - DAY)
-        return alive, off
+        return active, off
 
-    alive, _ = await database.write(put, build)
+    active, _ = await database.write(put, build)
     assert (await purge(database, SETTINGS, NOW)).messages == 1
-    assert await database.read(left_of, schema.messages) == {alive}
+    assert await database.read(ids_in, schema.messages) == {active}
     assert (await purge(database, SETTINGS, NOW + DAY)).links == 2
 
 
-async def test_an_expired_link_stays_readable_until_its_message_goes(database: Database) -> None:
+async def test_an_expired_link_stays_until_its_message_is_deleted(database: Database) -> None:
     await database.write(put, lambda rows: rows.link(rows.message(NOW - 364 * DAY), expires_at=NOW - 274 * DAY))
     assert await purge(database, SETTINGS, NOW) == PurgeResult()
     assert await purge(database, SETTINGS, NOW + 2 * DAY) == PurgeResult(messages=1, links=1)
 
 
-async def test_hits_go_by_their_own_age(database: Database) -> None:
+async def test_hits_are_deleted_by_their_own_age(database: Database) -> None:
     def build(rows: Rows) -> int:
         link = rows.link(rows.message(NOW - 300 * DAY))
         for age in (299, 250, 201):
@@ -168,10 +167,10 @@ async def test_hits_go_by_their_own_age(database: Database) -> None:
 
     young = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=3)
-    assert await database.read(left_of, schema.hits) == {young}
+    assert await database.read(ids_in, schema.hits) == {young}
 
 
-async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_kept(database: Database) -> None:
+async def test_the_status_of_a_message_does_not_depend_on_the_retention_of_hits(database: Database) -> None:
     def build(rows: Rows) -> None:
         cohort = {"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": "US"}
         rows.connection.execute(schema.cohorts.insert().values(cohort))
@@ -182,23 +181,23 @@ async def test_what_is_told_of_a_message_does_not_depend_on_how_long_hits_are_ke
         rows.hit(second, NOW - 298 * DAY, flags=HitFlag.FIRST_FOR_LINK.value)
         rows.hit(second, NOW - 297 * DAY)
 
-    def told(connection: Connection) -> dict[str, Any]:
+    def status(connection: Connection) -> dict[str, Any]:
         found = find_status(connection, 1, "m")
         assert found is not None
         return MessageStatusReader(str, str).serialize(found)
 
     await database.write(put, build)
-    before = await database.read(told)
+    before = await database.read(status)
     assert [link["accessed"] for link in before["links"]] == [True, True]
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=2, emptied_hits=2)
-    assert await database.read(told) == before
-    kept = await database.read(lambda c: c.execute(select(schema.hits)).all())
-    assert {(hit.address, hit.user_agent) for hit in kept} == {("", "")}
+    assert await database.read(status) == before
+    remaining = await database.read(lambda c: c.execute(select(schema.hits)).all())
+    assert {(hit.address, hit.user_agent) for hit in remaining} == {("", "")}
     assert await purge(database, SETTINGS, NOW) == PurgeResult()
     assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == PurgeResult(messages=1, links=2, first_clicks=1, hits=2)
 
 
-async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> None:
+async def test_hits_stay_while_fan_out_is_late(database: Database) -> None:
     def build(rows: Rows) -> None:
         message = rows.message(NOW - 300 * DAY)
         hit = rows.hit(rows.link(message), NOW - 299 * DAY)
@@ -210,50 +209,50 @@ async def test_hits_wait_for_a_fan_out_that_is_behind(database: Database) -> Non
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=1, events=1)
 
 
-async def test_events_go_when_their_last_delivery_ended_long_ago(database: Database) -> None:
+async def test_events_are_deleted_when_their_last_delivery_finished_long_ago(database: Database) -> None:
     def build(rows: Rows) -> list[int]:
         message = rows.message(NOW - 200 * DAY)
 
-        def one(**delivery: Any) -> int:
+        def add_event(**delivery: Any) -> int:
             event = rows.event(message, NOW - 100 * DAY)
             rows.attempt(rows.delivery(event))
             if delivery:
                 rows.attempt(rows.delivery(event, **{"tracker_id": 3, **delivery}))
             return event
 
-        gone = {"finished_at": NOW - 91 * DAY}
-        one()
-        one(status=DeliveryStatus.DEAD.value, **gone)
+        old = {"finished_at": NOW - 91 * DAY}
+        add_event()
+        add_event(status=DeliveryStatus.DEAD.value, **old)
         rows.tracker(2, enabled=False)
-        one(tracker_id=2, **PENDING)
+        add_event(tracker_id=2, **PENDING)
         return [
-            one(**PENDING),
-            one(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
+            add_event(**PENDING),
+            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
         ]
 
-    staying = await database.write(put, build)
+    remaining = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(events=3, deliveries=5, attempts=5)
-    assert await database.read(left_of, schema.events) == set(staying)
+    assert await database.read(ids_in, schema.events) == set(remaining)
 
 
-async def test_nothing_pending_goes_with_its_message(database: Database) -> None:
+async def test_a_message_with_pending_work_is_not_deleted(database: Database) -> None:
     def build(rows: Rows) -> set[int]:
-        to_be_told, to_be_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
-        rows.event(to_be_told, NOW - DAY, fanned_out=False)
-        rows.delivery(rows.event(to_be_sent), **PENDING)
+        not_fanned_out, not_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
+        rows.event(not_fanned_out, NOW - DAY, fanned_out=False)
+        rows.delivery(rows.event(not_sent), **PENDING)
         parked = rows.message(LONG_AGO)
         rows.tracker(2, enabled=False)
         rows.delivery(rows.event(parked, NOW - DAY), tracker_id=2, **PENDING)
-        return {to_be_told, to_be_sent}
+        return {not_fanned_out, not_sent}
 
-    waiting = await database.write(put, build)
+    pending = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, events=1, deliveries=1)
-    assert await database.read(left_of, schema.messages) == waiting
+    assert await database.read(ids_in, schema.messages) == pending
 
 
-async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> None:
+async def test_responses_to_an_idempotency_key_are_deleted_after_a_day(database: Database) -> None:
     def build(rows: Rows) -> None:
         for hours in range(48):
             rows.idempotent_response(NOW - timedelta(hours=hours), str(hours))
@@ -264,7 +263,7 @@ async def test_answers_are_kept_for_their_keys_for_a_day(database: Database) -> 
     assert (await database.read(count))["idempotency"] == 25
 
 
-async def test_counts_stay(database: Database) -> None:
+async def test_counts_are_never_deleted(database: Database) -> None:
     def build(rows: Rows) -> None:
         rows.complete_message(LONG_AGO)
         values = {"cohort_id": 1, "quarter": 1, "metric": "clicks", "amount": 1}
@@ -275,10 +274,10 @@ async def test_counts_stay(database: Database) -> None:
     assert len(await database.read(lambda c: c.execute(select(schema.counts)).all())) == 1
 
 
-async def test_the_job_goes_on_where_it_ended_and_looks_back_once_a_day(database: Database) -> None:
+async def test_the_job_continues_where_it_ended_and_starts_again_once_a_day(database: Database) -> None:
     def build(rows: Rows) -> int:
-        held = rows.message(LONG_AGO)
-        delivery = rows.delivery(rows.event(held), **PENDING)
+        kept_message = rows.message(LONG_AGO)
+        delivery = rows.delivery(rows.event(kept_message), **PENDING)
         rows.message(LONG_AGO + DAY)
         return delivery
 
@@ -298,11 +297,11 @@ async def test_the_service_purges_in_the_background(service: Service, clock: Clo
     assert job.interval == service.settings.purge_interval
     assert await job.step() == 0
     clock.now = NOON + timedelta(days=service.settings.message_retention_days + 1)
-    assert await job.step() == WHOLE
+    assert await job.step() == ROWS_OF_COMPLETE_MESSAGE
 
 
 async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
-    """SQLite's planner is asked about each statement that a purge with work of every kind runs."""
+    """Read SQLite's query plan of each statement of a purge that deletes rows of every kind."""
     await migrate(f"sqlite:///{tmp_path / 'shortener.db'}")
     database = SqliteDatabase(tmp_path / "shortener.db", owner=True)
     seen: dict[str, Any] = {}
@@ -321,16 +320,16 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
                 steps.append((row.detail, statement))
         return steps
 
-    def note(c: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: Any) -> None:
+    def record(c: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: Any) -> None:
         if not statement.startswith(("BEGIN", "EXPLAIN")):
             seen.setdefault(statement, parameters)
 
     try:
         await database.write(put, build)
         writer = await database.write(lambda connection: connection.engine)
-        event.listen(writer, "before_cursor_execute", note)
+        event.listen(writer, "before_cursor_execute", record)
         purged = await purge(database, SETTINGS, NOW)
-        event.remove(writer, "before_cursor_execute", note)
+        event.remove(writer, "before_cursor_execute", record)
         assert all(dataclasses.asdict(purged).values()), purged
         steps = await database.write(explain)
     finally:
@@ -342,26 +341,24 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
     assert [step for step in scans if "USING COVERING INDEX events_pending" not in step[0]] == []
 
 
-async def test_two_processes_purge_beside_each_other(database: Database) -> None:
+async def test_two_processes_purge_at_the_same_time(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(10)])
     one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
-    assert one.rows + two.rows == 10 * WHOLE
+    assert one.rows + two.rows == 10 * ROWS_OF_COMPLETE_MESSAGE
 
 
-async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: Database) -> None:
-    """PostgreSQL's planner is asked about each statement, with rows enough to make a difference.
-
-    On PostgreSQL only: SQLite has a test of its own above."""
+async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database: Database) -> None:
+    """Read PostgreSQL's query plan of each statement, with enough rows for a realistic plan. SQLite has its own test above."""
     if database.dialect == "sqlite":
-        pytest.skip("it looks into plans of PostgreSQL; SQLite has a test of its own")
+        pytest.skip("it reads query plans of PostgreSQL; SQLite has its own test")
     many = 20_000
     first = first_id_at(to_ms(LONG_AGO))
-    messages_of_old = (
+    old_messages = (
         "INSERT INTO messages (id, application_id, cohort_id, message_id, request_id, content_hash, to_address, state, "
         f"created_at, encoding, segments) SELECT {first} + i, 1, 1, i::text, '', '', '', 0, 0, '', 1 "
     )
     fills = [
-        messages_of_old,
+        old_messages,
         f"INSERT INTO first_clicks (id, at, hit_id, links) SELECT {first} + i, 0, {first} + i, 1 ",
         f"INSERT INTO links (id, code, message_id, application_id, cohort_id, domain_id, position, flags, url, expires_at) "
         f"SELECT {first} + i, i::text, {first} + i, 1, 1, 0, 0, 0, '', i ",
@@ -375,7 +372,7 @@ async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: 
     ]
     plans: list[str] = []
 
-    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def record(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if not statement.startswith("EXPLAIN"):
             lines = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars()
             plans.append("\n".join((statement, *lines)))
@@ -386,11 +383,11 @@ async def test_no_statement_of_the_purge_looks_at_more_than_its_batch(database: 
         connection.exec_driver_sql("ANALYZE")
 
     def one_batch(connection: Connection, kind: str) -> None:
-        event.listen(connection, "before_cursor_execute", note)
+        event.listen(connection, "before_cursor_execute", record)
         try:
             _delete_batch(connection, _KINDS[kind], SETTINGS.model_copy(update={"purge_batch": 100}), NOW, 0)
         finally:
-            event.remove(connection, "before_cursor_execute", note)
+            event.remove(connection, "before_cursor_execute", record)
 
     await database.write(fill)
     for kind in ("events", "messages"):
