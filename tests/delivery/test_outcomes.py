@@ -90,11 +90,11 @@ def test_success_can_be_restricted_to_status_200() -> None:
 
 
 def test_success_can_require_a_text_in_the_body() -> None:
-    wanting = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
-    assert classify_response(replied(200, b"success=true;"), wanting, NOW).kind is OutcomeKind.DELIVERED
-    refused = classify_response(replied(200, b"success=false;"), wanting, NOW)
+    criteria = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
+    assert classify_response(replied(200, b"success=true;"), criteria, NOW).kind is OutcomeKind.DELIVERED
+    refused = classify_response(replied(200, b"success=false;"), criteria, NOW)
     assert (refused.kind, refused.reason) == (OutcomeKind.RETRY, "refused_in_body")
-    assert classify_response(replied(500, b"success=true;"), wanting, NOW).kind is OutcomeKind.RETRY
+    assert classify_response(replied(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
 
 
 def test_a_status_in_the_success_set_is_a_success_even_if_it_is_an_error_elsewhere() -> None:
@@ -145,13 +145,13 @@ def test_status_sets_are_parsed(text: str, inside: list[int], outside: list[int]
     assert not any(success.matches(status) for status in [*outside, None])
 
 
-@pytest.mark.parametrize("given_success", [None, {}, {"statuses": None, "body_contains": None}])
-def test_success_is_2xx_by_default(success: dict[str, Any] | None) -> None:
-    assert parse_success(success) == SuccessCriteria("2xx", None)
+@pytest.mark.parametrize("value", [None, {}, {"statuses": None, "body_contains": None}])
+def test_success_is_2xx_by_default(value: dict[str, Any] | None) -> None:
+    assert parse_success(value) == SuccessCriteria("2xx", None)
 
 
 @pytest.mark.parametrize(
-    "given_success",
+    "value",
     [
         {"statuses": ""},
         {"statuses": "1xx"},
@@ -171,9 +171,9 @@ def test_success_is_2xx_by_default(success: dict[str, Any] | None) -> None:
         {"status": "200"},
     ],
 )
-def test_invalid_success_criteria_are_rejected(success: dict[str, Any]) -> None:
+def test_invalid_success_criteria_are_rejected(value: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_success(success)
+        parse_success(value)
 
 
 # Time
