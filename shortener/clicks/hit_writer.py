@@ -104,10 +104,14 @@ class HitWriter:
         if not await self._is_fault_of_hits(len(hits), stored):
             log.error("hits_rejected", hits=len(hits), exc_info=failures[0][1])
             return await self.unavailable(hits, StoreUnavailable(str(failures[0][1])))
+        rejected = [waiting for waiting in hits if waiting.is_suspect]
         for waiting, error in failures:
-            log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
-        await self._on_rejected(hits)
-        return []
+            if waiting.is_suspect:
+                log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
+            waiting.is_suspect = True  # the fault of the database may have ended meanwhile: the hit gets a second attempt
+        if rejected:
+            await self._on_rejected(rejected)
+        return [waiting for waiting in hits if not waiting.is_obsolete]
 
     # Hits from the spool.
 
@@ -124,6 +128,16 @@ class HitWriter:
             first_error = batch_error
         else:
             return []
+        # A hit is rejected if it fails alone twice, and the database takes others each time: its fault may have ended in between.
+        failures = [(hit, first_error) for hit in hits]
+        for _ in range(2):
+            failures = await self._write_each([hit for hit, _ in failures])
+        for hit, error in failures:
+            log.error("hit_not_recordable", code=hit.code, exc_info=error)
+        return [hit for hit, _ in failures]
+
+    async def _write_each(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
+        """Write each hit alone and return the failures. Raises StoreUnavailable if the database takes no hits at all."""
         failures: list[tuple[Hit, Exception]] = []
         stored = 0
         for hit in hits:
@@ -138,11 +152,10 @@ class HitWriter:
             else:
                 stored += 1
         if failures and not await self._is_fault_of_hits(len(failures), stored):
+            _, first_error = failures[0]
             log.error("hits_rejected", hits=len(failures), exc_info=first_error)
             raise StoreUnavailable(str(first_error)) from first_error
-        for hit, error in failures:
-            log.error("hit_not_recordable", code=hit.code, exc_info=error)
-        return [hit for hit, _ in failures]
+        return failures
 
     async def _write_late(self, hits: Sequence[Hit]) -> None:
         for is_last in (False, True):

@@ -5,8 +5,8 @@ load hits share the cost of a commit. On an idle server a hit waits for no other
 
 If the database does not take a hit within `deadline` seconds, its response is sent without the commit: from the link cache, else
 from a plain read (`early_resolver`, `overdue`). The hit waits in memory and is written, with its own time, when the database is
-back. At most `waiting_limit` hits wait, besides those of the two batches in flight. If the code cannot be read either, the
-response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
+back. At most `waiting_limit` hits wait; without an outage, the hits of the two batches in flight do not count. If the code
+cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
 With a spool (Redis), a database that does not take a batch, or not in time, puts the recorder into an outage (`outage`). During
 an outage hits go to the spool, and a response is sent when its hit is there (`spool_writer`). Memory holds what the spool does
@@ -16,6 +16,7 @@ not take. `spool_drainer` writes the spool to the database later and ends the ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import structlog
@@ -83,6 +84,7 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, keep=self._keep, spawn=self._spawn)
+        self._overflow: list[WaitingHit] = []  # hits that memory has no room for
         self._refused = 0  # refused hits that the batcher may still hold
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +120,10 @@ class Recorder:
         response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         if self.take(hit, response):
             return await response
-        return await self._respond_without_recording(WaitingHit(hit, response, 0.0))
+        self._overflow.append(WaitingHit(hit, response, 0.0))
+        if len(self._overflow) == 1:
+            self._spawn(self._respond_to_overflow())
+        return await response
 
     def take(self, hit: Hit, response: PendingResponse) -> bool:
         """Record the hit and send `response` later. Return False, and do nothing, if too many hits wait."""
@@ -127,14 +132,15 @@ class Recorder:
             loop = self._loop = asyncio.get_running_loop()
         waiting = WaitingHit(hit, response, loop.time() + self._deadline)
         writer = self._spool_writer
-        queued = self._batcher.waiting if writer is None else self._batcher.waiting + len(writer)
-        if queued >= self._waiting_limit:
-            return False
         if writer is not None and self._outage.uses_spool:
+            if len(self._batcher) + len(writer) >= self._waiting_limit:
+                return False
             waiting.is_in_batcher = False
             writer.put(waiting)
-        else:
+        elif self._batcher.waiting < self._waiting_limit:
             self._batcher.put(waiting)
+        else:
+            return False
         self._overdue.append(waiting)
         return True
 
@@ -246,21 +252,25 @@ class Recorder:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0
 
-    async def _respond_without_recording(self, waiting: WaitingHit) -> Resolution:
-        """Respond to a hit that memory has no room for. Only the spool can store it."""
-        await self._resolver.from_cache([waiting], _CACHE_SECONDS)
-        await self._resolver.from_database([waiting], _READ_SECONDS)
-        if waiting.resolution is None:
-            raise StoreUnavailable("too many hits wait, and the link could not be read")
-        if not waiting.is_settled:
+    async def _respond_to_overflow(self) -> None:
+        """Respond to the hits that memory has no room for, many with one read. Only the spool can store them."""
+        await asyncio.sleep(_GROUP_SECONDS)
+        hits, self._overflow = self._overflow, []
+        try:
+            await self._resolver.from_cache(hits, _CACHE_SECONDS)
+            await self._resolver.from_database(hits, _READ_SECONDS)
+            to_store = [waiting for waiting in hits if waiting.resolution is not None and not waiting.is_settled]
             is_spooled = False
-            if self._spool_writer is not None and self.outage:
-                try:
-                    is_spooled = await asyncio.wait_for(self._spool_writer.add_to_spool([waiting]), self._deadline)
-                except TimeoutError:
-                    is_spooled = False
-            self.totals.dropped += not is_spooled
-        return waiting.resolution
+            if to_store and self._spool_writer is not None and self.outage:
+                with contextlib.suppress(TimeoutError):
+                    is_spooled = await asyncio.wait_for(self._spool_writer.add_to_spool(to_store), self._deadline)
+            self.totals.dropped += 0 if is_spooled else len(to_store)
+        finally:
+            for waiting in hits:
+                if waiting.resolution is not None:
+                    waiting.respond(waiting.resolution)
+                else:
+                    waiting.refuse(TimeoutError("too many hits wait, and the link could not be read in time"))
 
     async def _store_dead_letters(self, hits: Sequence[WaitingHit]) -> None:
         """Put hits that the database rejects into the dead-letter stream, and respond to them."""

@@ -32,6 +32,7 @@ class WaitingHit:
     is_queued_for_spool: bool = False  # the spool writer has received it at least once
     is_in_batcher: bool = True  # the batcher holds it, so the spool writer need not keep it
     is_settled: bool = False  # nothing is left to write: the hit is in the spool, or no link has its code
+    is_suspect: bool = False  # the database rejected the hit, and took another one later
     is_refused: bool = False  # the response was 503: the hit must not be stored
 
     @property

@@ -1,11 +1,12 @@
 """Helpers for tests that create links and record hits on them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from shortener.accounts.administration import update_application
 from shortener.clicks.recorder import Recorder
@@ -106,3 +107,13 @@ async def unreliable_recorder(service: Service, **more: Any) -> tuple[Unreliable
     recorder = Recorder(database, service.ids, service.click_ids, service.directory, **values)
     recorder.start()
     return database, recorder
+
+
+@asynccontextmanager
+async def hits_table_away(service: Service) -> AsyncIterator[None]:
+    """Rename the table of hits: the database works, but rejects every hit, as during a migration."""
+    await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits RENAME TO hits_away")))
+    try:
+        yield
+    finally:
+        await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits_away RENAME TO hits")))

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from shortener.clicks import device_counts
+from shortener.clicks.batch import HitBatchWriter
 from shortener.clicks.device_counts import LAG_MS, last_counted_hit
+from shortener.clicks.resolver import LinkResolver
 from shortener.container import Service
 from shortener.model import Verdict
 from shortener.outbox.count_deltas import CountDelta
@@ -92,6 +94,19 @@ async def test_a_hit_that_is_written_after_the_job_has_passed_it_is_counted_with
     await check_counts(service)
     await service.devices.catch_up(service.now_ms())
     assert (await counted(service))["device:desktop"] == 3
+    await check_counts(service)
+
+
+async def test_an_old_hit_behind_a_new_one_in_the_same_batch_is_counted_too(service: Service, clock: Clock) -> None:
+    (code,) = await send(service)
+    old = hit(service, code, user_agent=DESKTOP)
+    clock.forward(seconds=1)
+    await click(service, code)
+    clock.now += OLD_ENOUGH
+    await service.devices.catch_up(service.now_ms())
+    writer = HitBatchWriter(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
+    await service.database.write(writer.write, [hit(service, code), old])
+    assert (await counted(service))["device:desktop"] == 1
     await check_counts(service)
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import update
 
 from shortener.accounts.administration import update_application
 from shortener.clicks.hit_spool import HitSpool, SpoolState
-from shortener.clicks.recorder import Recorder
+from shortener.clicks.outage import OutageState
+from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
@@ -24,6 +25,7 @@ from tests.clicks.helpers import UnreliableDatabase as Unwilling
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import hits_table_away
 from tests.clicks.helpers import make_hit as hit
 from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService
@@ -425,3 +427,124 @@ async def test_without_redis_nothing_changes(make_service: MakeService) -> None:
     assert recorder.unrecorded == 1
     store.refuse_writes = False
     await recorder.stop(1)
+
+
+async def test_an_entry_of_the_spool_does_not_contain_the_hash_of_the_address(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    node.take_away()
+    await node.click(code, origin=hash("192.0.2.77"))
+    with contextlib.closing(redis_server.client()) as client:
+        ((_, entry),) = client.xrange("sms:test:spool:hits")
+    assert "origin" not in json.loads(entry["h"])
+    node.requeue()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 1
+
+
+async def test_hits_go_to_the_spool_while_the_database_rejects_every_hit(service: Service, node: Node) -> None:
+    (code,) = await send(service)
+    async with hits_table_away(service):
+        for _ in range(3):
+            assert await node.click(code) == LOCATION
+        assert node.recorder.outage
+        with pytest.raises(StoreUnavailable):
+            await node.drainer.step()
+        assert (await node.spool.look()).depth == 3
+        assert node.recorder.outage
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 3
+    assert (node.recorder.totals.dropped, node.recorder.totals.dead_letters) == (0, 0)
+
+
+@pytest.mark.parametrize("waiting_limit", [50, 10_000])
+async def test_with_a_frozen_redis_responses_keep_the_deadline_and_memory_the_limit(
+    service: Service, make_node: MakeNode, redis_server: RedisProcess, waiting_limit: int
+) -> None:
+    (code,) = await send(service)
+    deadline = 0.5
+    node = make_node(deadline=deadline, waiting_limit=waiting_limit)
+    node.store.refuse_writes = True  # reads work
+    assert await node.click(code) == LOCATION
+    assert node.recorder.outage
+    times: list[float] = []
+    most = refused = 0
+
+    async def click() -> None:
+        nonlocal refused
+        began = time.monotonic()
+        try:
+            assert await node.click(code) == LOCATION
+        except StoreUnavailable:  # a busy machine did not read the link in time
+            refused += 1
+        times.append(time.monotonic() - began)
+
+    redis_server.freeze()
+    try:
+        clicks: list[asyncio.Task[None]] = []
+        for _ in range(10):
+            clicks += [asyncio.create_task(click()) for _ in range(100)]
+            await asyncio.sleep(0.1)
+            most = max(most, node.recorder.unrecorded)
+        await asyncio.gather(*clicks)
+    finally:
+        redis_server.thaw()
+    assert max(times) < deadline + RESPONSE_GRACE_SECONDS + 1  # the last is for a busy machine
+    assert most <= waiting_limit
+    node.requeue()
+    await redis_is_up(service)
+    await node.drained()
+    await node.recorder.flush()
+    stored = await rows(service, schema.hits)
+    # Redis may execute a command after the client gave it up, so a hit that counts as dropped may be stored all the same.
+    assert len(stored) + node.recorder.totals.dropped + refused >= 1001
+    assert (node.recorder.totals.dropped == 0) is (waiting_limit > 1000)
+    assert refused < 500
+
+
+async def redis_is_up(service: Service) -> None:
+    """Return when the client notices that Redis responds again."""
+    assert service.redis is not None
+    async with asyncio.timeout(PATIENCE):
+        while not (service.redis.is_up and await service.redis.ping()):
+            await asyncio.sleep(0.01)
+
+
+async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_deadline_and_nothing_is_stored(
+    service: Service, make_node: MakeNode, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    deadline = 0.3
+    node = make_node(deadline=deadline)
+    node.take_away()
+    assert await node.click(code) == LOCATION
+    redis_server.freeze()
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            results = await asyncio.gather(*(node.click(code) for _ in range(20)), return_exceptions=True)
+            assert {type(result) for result in results} == {StoreUnavailable}
+            assert time.monotonic() - began < deadline + RESPONSE_GRACE_SECONDS + 1
+    finally:
+        redis_server.thaw()
+    node.requeue()
+    await redis_is_up(service)
+    await node.drained()
+    await node.recorder.flush()
+    assert len(await rows(service, schema.hits)) == 1
+
+
+async def test_an_outage_has_a_state_for_the_recovery(service: Service, node: Node) -> None:
+    (code,) = await send(service)
+    states = [node.recorder.outage_state]
+    node.take_away()
+    await node.click(code)
+    states.append(node.recorder.outage_state)
+    with pytest.raises(StoreUnavailable):
+        await node.drainer.step()
+    states.append(node.recorder.outage_state)
+    node.requeue()
+    await node.drained()
+    states.append(node.recorder.outage_state)
+    assert states == [OutageState.NORMAL, OutageState.OUTAGE, OutageState.OUTAGE, OutageState.NORMAL]

@@ -1,0 +1,247 @@
+"""Hits that the database cannot take: refused, rejected, or committed without a confirmation."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import ProgrammingError
+from structlog.testing import capture_logs
+
+from shortener.clicks.batch import BatchResult, HitBatchWriter
+from shortener.clicks.hit_writer import HitWriter
+from shortener.clicks.recorder import _RESTART_SECONDS, RESPONSE_GRACE_SECONDS, Recorder, _repeat
+from shortener.clicks.recorder_totals import RecorderTotals
+from shortener.clicks.resolver import Hit, LinkResolver, Resolution
+from shortener.clicks.waiting_hit import WaitingHit
+from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.storage import schema
+from shortener.storage.batcher import RetryTransaction
+from tests.clicks.helpers import (
+    UnreliableDatabase,
+    count_state_events,
+    create_codes,
+    fetch_rows,
+    hits_table_away,
+    make_hit,
+    unreliable_recorder,
+)
+
+LOCATION = b"https://x.example/a"
+
+
+def programming_error() -> ProgrammingError:
+    """Return what PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
+    return ProgrammingError("", None, Exception("permission denied for database"))
+
+
+class BrokenDatabase(UnreliableDatabase):
+    """The service's database; its writes and reads raise these errors before they begin."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.write_error: Exception | None = None
+        self.read_error: Exception | None = None
+
+    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.write_error is not None:
+            raise self.write_error
+        return await super().write(transact, *args, **kwargs)
+
+    async def read(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.read_error is not None:
+            raise self.read_error
+        return await super().read(query, *args, **kwargs)
+
+
+@asynccontextmanager
+async def broken_recorder(service: Service, **more: Any) -> AsyncIterator[tuple[BrokenDatabase, Recorder]]:
+    database = BrokenDatabase(service)
+    values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 10_000, "on_events": lambda: None} | more
+    recorder = Recorder(database, service.ids, service.click_ids, service.directory, **values)
+    recorder.start()
+    yield database, recorder
+    await recorder.stop(1)
+
+
+async def test_no_hit_that_got_503_is_stored_when_thousands_wait(service: Service) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (database, recorder):
+        database.refuse_writes = database.refuse_reads = True
+        hits = [recorder.record(make_hit(service, code)) for _ in range(3000)]
+        results = await asyncio.gather(*hits, return_exceptions=True)
+        assert {type(result) for result in results} == {StoreUnavailable}
+        database.refuse_writes = database.refuse_reads = False
+        await recorder.flush()
+        assert (await recorder.record(make_hit(service, code))).location == LOCATION
+        assert len(await fetch_rows(service, schema.hits)) == 1
+        assert recorder.totals.recorded == 1
+
+
+async def test_a_hit_that_is_refused_during_its_transaction_rolls_the_batch_back(service: Service) -> None:
+    (code,) = await create_codes(service)
+    totals = RecorderTotals()
+    refused_during: list[WaitingHit] = []
+
+    class Transaction(HitBatchWriter):
+        def write(self, connection: Any, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
+            result = super().write(connection, hits, is_uncertain)
+            while refused_during:
+                refused_during.pop().refuse(RuntimeError("the read failed"))
+            return result
+
+    transaction = Transaction(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
+
+    async def no_dead_letters(hits: Sequence[WaitingHit]) -> None:
+        raise AssertionError(hits)
+
+    writer = HitWriter(
+        service.database,
+        transaction,
+        totals,
+        on_stored=lambda: None,
+        on_unavailable=lambda hits: None,
+        on_rejected=no_dead_letters,
+        on_events=lambda: None,
+    )
+
+    def waiting() -> WaitingHit:
+        return WaitingHit(make_hit(service, code), asyncio.get_running_loop().create_future(), 0.0)
+
+    class Response:
+        """Unlike a future, it may be refused in the thread of the transaction."""
+
+        def __init__(self) -> None:
+            self.is_done = False
+
+        def done(self) -> bool:
+            return self.is_done
+
+        def set_result(self, resolution: Resolution) -> None:
+            self.is_done = True
+
+        def set_exception(self, error: Exception) -> None:
+            self.is_done = True
+
+    kept = waiting()
+    refused = WaitingHit(make_hit(service, code), Response(), 0.0)
+    refused_during.append(refused)
+    writer.batcher.put_all([kept, refused])
+    await writer.batcher.flush()
+    assert [row.id for row in await fetch_rows(service, schema.hits)] == [kept.hit.id]
+    assert kept.response.done()
+    refused_during.append(alone := WaitingHit(make_hit(service, code), Response(), 0.0))
+    with pytest.raises(RetryTransaction):
+        await service.database.write(writer.apply, [alone], False)
+
+
+@pytest.mark.parametrize("error", [programming_error(), RuntimeError("odd"), StoreUnavailable("down")])
+async def test_writes_that_fail_before_their_transaction_leave_the_recorder_working(service: Service, error: Exception) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (database, recorder):
+        database.write_error = error
+        resolutions = await asyncio.gather(*(recorder.record(make_hit(service, code)) for _ in range(5)))
+        assert {resolution.location for resolution in resolutions} == {LOCATION}
+        assert recorder.unrecorded == 5
+        database.write_error = None
+        await asyncio.wait_for(recorder.flush(), 10)
+        assert len(await fetch_rows(service, schema.hits)) == 5
+        assert recorder.totals.dropped == 0
+
+
+@pytest.mark.parametrize("error", [programming_error(), RuntimeError("odd")])
+async def test_a_read_that_raises_any_exception_gives_503_and_not_silence(service: Service, error: Exception) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (database, recorder):
+        database.write_error = database.read_error = error
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)
+        database.write_error = database.read_error = None
+        assert (await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)).location == LOCATION
+        assert len(await fetch_rows(service, schema.hits)) == 1
+
+
+async def test_a_read_that_hangs_gives_503_soon_after_the_deadline(service: Service) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (database, recorder):
+        never = asyncio.Event()
+
+        async def hang(*_: Any, **__: Any) -> Any:
+            await never.wait()
+
+        database.write = database.read = hang  # type: ignore[method-assign]
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await recorder.record(make_hit(service, code))
+        assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # the last is for a busy machine
+
+
+async def test_a_loop_that_fails_is_logged_and_goes_on() -> None:
+    runs: list[int] = []
+    ran_again = asyncio.Event()
+
+    async def step() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise RuntimeError("first step")
+        ran_again.set()
+        await asyncio.Event().wait()
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(_repeat("test", step))
+        await asyncio.wait_for(ran_again.wait(), _RESTART_SECONDS + 10)
+        task.cancel()
+    assert [entry["event"] for entry in logs] == ["recorder_loop_failed"]
+
+
+async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_notifies(service: Service) -> None:
+    (code,) = await create_codes(service)
+    notified: list[int] = []
+    database, recorder = await unreliable_recorder(service, on_events=lambda: notified.append(1))
+    database.lose_results = 1
+    await recorder.record(make_hit(service, code))
+    await recorder.flush()
+    totals = recorder.totals
+    assert (totals.recorded, totals.first_clicks, totals.unknown) == (1, 1, 0)
+    assert notified == [1]
+    assert list((await count_state_events(service)).values()) == [1]
+    await recorder.stop(1)
+
+
+@pytest.mark.parametrize("clicks", [1, 3, 30])
+async def test_hits_wait_while_the_database_rejects_every_hit(service: Service, clicks: int) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (_, recorder):
+        async with hits_table_away(service):
+            resolutions = await asyncio.gather(*(recorder.record(make_hit(service, code)) for _ in range(clicks)))
+            assert {resolution.location for resolution in resolutions} == {LOCATION}
+            assert recorder.unrecorded == clicks
+        await asyncio.wait_for(recorder.flush(), 20)
+        assert len(await fetch_rows(service, schema.hits)) == clicks
+        totals = recorder.totals
+        assert (totals.dropped, totals.dead_letters, totals.first_clicks) == (0, 0, 1)
+
+
+async def test_a_single_hit_that_the_database_rejects_is_a_dead_letter_and_gets_its_redirect(service: Service) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (_, recorder):
+        broken = make_hit(service, code, rule=None)
+        with capture_logs() as logs:
+            assert (await recorder.record(broken)).location == LOCATION
+        assert "hit_not_recordable" in [entry["event"] for entry in logs]
+        assert (recorder.totals.dead_letters, recorder.totals.dropped) == (1, 1)  # without Redis it is lost, too
+        assert (await recorder.record(make_hit(service, code))).location == LOCATION
+        assert len(await fetch_rows(service, schema.hits)) == 1
+
+
+async def test_a_probe_leaves_no_row(service: Service) -> None:
+    (code,) = await create_codes(service)
+    before = await fetch_rows(service, schema.count_deltas)
+    async with broken_recorder(service) as (_, recorder):
+        await recorder.record(make_hit(service, code, rule=None))
+    for table in (schema.hits, schema.events, schema.first_clicks):
+        assert await fetch_rows(service, table) == []
+    assert await fetch_rows(service, schema.count_deltas) == before
