@@ -155,7 +155,7 @@ class Purge:
         for name, kind in _KINDS.items():
             more = True
             while more:
-                started = time.monotonic()  # the clock of the event loop may be too coarse
+                started = time.monotonic()  # the clock of the event loop counts whole milliseconds
                 purged, self._reached[name], more = await self._database.write(
                     _delete_batch, kind, self._settings, now, self._reached.get(name, 0)
                 )
@@ -255,7 +255,7 @@ class _PurgeBatch:
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
     def delete(self, ids: list[int], deletions: Sequence[_Deletion]) -> bool:
-        """Run the deletions as far as the batch may. Return True if it may delete more, so that all are complete."""
+        """Run the deletions until the batch is full. Return True if it is not full, which means that all deletions are complete."""
         for deletion in deletions:
             if self.remaining:
                 self._count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))

@@ -23,7 +23,7 @@ def application(application_id: int = 1, domains: tuple[Domain, ...] = (), **set
 
 @dataclass
 class Hosts:
-    """`LinkHosts` that know what a test tells them: own prefixes, blocked hosts, and base URLs by domain id."""
+    """`LinkHosts` with fixed values: own URL prefixes, blocked hosts, and base URLs by domain id."""
 
     own: tuple[str, ...] = (BASE_URL,)
     blocked: set[str] = field(default_factory=set)
@@ -51,7 +51,7 @@ def plan(
     content: bytes = b"",
     **more: Any,
 ) -> PlannedRequest:
-    """Plan a request at noon; `application` and `hosts` default to ones without settings."""
+    """Plan a request at NOON. By default, the application and the hosts have no settings."""
     return plan_request(
         application or _APPLICATION,
         items,

@@ -73,12 +73,12 @@ async def test_a_first_click_and_other_hits_are_deleted_with_their_message(datab
         link = rows.link(message)
         rows.first_click(message, link, NOW - DAY)
         rows.hit(link, NOW - DAY)
-        kept = rows.message(NOW - DAY)
-        return rows.first_click(kept, rows.link(kept))
+        recent = rows.message(NOW - DAY)
+        return rows.first_click(recent, rows.link(recent))
 
-    kept = await database.write(put, build)
+    recent_hit = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=1, first_clicks=1, hits=2)
-    assert await database.read(ids_in, schema.hits) == {kept}
+    assert await database.read(ids_in, schema.hits) == {recent_hit}
 
 
 async def test_many_messages_are_deleted_in_small_batches_oldest_first(database: Database) -> None:
