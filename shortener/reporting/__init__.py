@@ -1,5 +1,4 @@
-"""Reading: one message's status, lists and their CSV, the counts and the statistics made from them.
+"""Reports: the status of a message, lists and their CSV, the counts, and the statistics made from them.
 
-Nothing here changes what happened: messages, links, hits and conversions are only read. The one thing that is written is
-`counts`, which tallies are folded into.
+This package only reads messages, links, hits and conversions. It writes one table, `counts`, into which count deltas are folded.
 """

@@ -1,7 +1,7 @@
-"""Conversion processes (Infobip): how many messages began one, and how many of them were said to have ended it.
+"""Conversion processes (Infobip): the number of messages that started one, and of conversions that ended one.
 
-Made from the counts, like all statistics: messages and conversions are never read. A start is counted when the message was
-rewritten, an end when it was reported; so of a short interval there may be more ends than starts.
+The numbers come from the counts, as all statistics do; messages and conversions are not read. A start is counted at the time of the
+rewrite, an end at the time of the conversion. Therefore a short interval may have more ends than starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shortener.reporting.queries import fetch_packed
 from shortener.reporting.statistics import MAX_PENDING_ROWS
 from shortener.storage.schema import cohorts, counts, messages, processes
 
-MAX_INTERVALS = 750  # each costs a statement; a month has 744 hours
+MAX_INTERVALS = 750  # each needs one statement; a month has 744 hours
 _STARTS, _ENDS = "messages", "ends"
 
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
@@ -27,13 +27,15 @@ Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
 
 @dataclass(slots=True)
 class ProcessCounts:
+    """The starts and ends of a conversion process."""
+
     starts: int = 0
     ends: int = 0
 
     @classmethod
     def total(cls, rates: Iterable[ProcessCounts]) -> ProcessCounts:
-        every = list(rates)
-        return cls(sum(rate.starts for rate in every), sum(rate.ends for rate in every))
+        parts = list(rates)
+        return cls(sum(rate.starts for rate in parts), sum(rate.ends for rate in parts))
 
     def add(self, metric: str, amount: int) -> None:
         if metric == _STARTS:
@@ -43,12 +45,12 @@ class ProcessCounts:
 
     @property
     def conversion_rate(self) -> float:
-        """Ends for each start; 0 when nothing began."""
+        """Ends divided by starts, rounded to six digits; 0 without starts."""
         return round(self.ends / self.starts, 6) if self.starts else 0.0
 
 
 def find_process_key(connection: Connection, application_id: int, message_id: str) -> str | None:
-    """The key of the process that the message belongs to; None when the application has no such message."""
+    """Return the key of a message's process; None if the application has no such message, or the message no process."""
     statement = (
         select(processes.c.process_key)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -60,21 +62,23 @@ def find_process_key(connection: Connection, application_id: int, message_id: st
 
 
 def find_process(connection: Connection, application_id: int, process_key: str) -> int | None:
-    """The number of the process; None when the application has none with this key."""
-    mine = processes.c.application_id == application_id
-    number: int | None = connection.scalar(select(processes.c.id).where(processes.c.process_key == process_key, mine))
+    """Return the id of the process with this key; None if the application has none."""
+    is_own = processes.c.application_id == application_id
+    number: int | None = connection.scalar(select(processes.c.id).where(processes.c.process_key == process_key, is_own))
     return number
 
 
 def split_interval(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
-    """The intervals between the two times (UTC): when each begins, and its quarters of an hour. They begin with the hour, the day,
-    Monday or the month, save the first; MINUTE cuts quarters of an hour, the finest that is counted.
+    """Split the time from `since` to `until` (UTC) into intervals. Return the start and the time slots of each.
 
-    Raises ValueError when there are more than MOST_INTERVALS."""
+    The first interval starts at `since`. The others start at a full hour, at midnight, on Monday or on the first of a month.
+    MINUTE gives intervals of 15 minutes, the shortest time that is counted. None gives one interval.
+
+    Raises ValueError if there are more than MAX_INTERVALS."""
     intervals: list[tuple[datetime, range]] = []
     while since < until:
         if len(intervals) == MAX_INTERVALS:
-            raise ValueError(f"cuts the time into more than {MAX_INTERVALS} intervals")
+            raise ValueError(f"gives more than {MAX_INTERVALS} intervals")
         end = until if granulation is None else min(_next(since, granulation), until)
         intervals.append((since, time_slots(since, end)))
         since = end
@@ -82,7 +86,7 @@ def split_interval(since: datetime, until: datetime, granulation: Granulation | 
 
 
 def _next(at: datetime, granulation: Granulation) -> datetime:
-    """When the next interval begins."""
+    """Return the start of the interval after the one that contains `at`."""
     match granulation:
         case "MINUTE":
             return at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0) + timedelta(minutes=15)
@@ -99,8 +103,10 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
-    """For each interval the rates by country ("" when unknown), where anything happened. `intervals` are ranges of quarters of an
-    hour, none overlapping, the oldest first. What happened a moment ago is in them, as far as folding is not behind."""
+    """Return the counts of each interval by country ("" if unknown). Countries without starts and ends are left out.
+
+    `intervals`: ranges of time slots that do not overlap, oldest first. Count deltas that are not folded yet are included, at most
+    MAX_PENDING_ROWS rows of them."""
     amount = func.sum(cast(type_coerce(counts.c.amount, Text), BigInteger))
     rates: list[dict[str, ProcessCounts]] = []
     for within in intervals:
@@ -122,14 +128,14 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
 def _add_pending(
     connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
 ) -> None:
-    """What is not yet folded into the counts."""
+    """Add the count deltas that are not folded into the counts yet."""
     _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return
-    mine = select(cohorts.c.id, cohorts.c.country).where(cohorts.c.process_id == process_id)
-    countries = {row.id: row.country for row in connection.execute(mine)}
-    begins = [within.start for within in intervals]
-    for (cohort, quarter, metric), counted in sums.items():
-        place = bisect.bisect(begins, quarter) - 1
-        if cohort in countries and metric in (_STARTS, _ENDS) and place >= 0 and quarter in intervals[place]:
-            rates[place].setdefault(countries[cohort], ProcessCounts()).add(metric, int(counted))
+    own_cohorts = select(cohorts.c.id, cohorts.c.country).where(cohorts.c.process_id == process_id)
+    countries = {row.id: row.country for row in connection.execute(own_cohorts)}
+    starts = [within.start for within in intervals]
+    for (cohort, slot, metric), counted in sums.items():
+        index = bisect.bisect(starts, slot) - 1
+        if cohort in countries and metric in (_STARTS, _ENDS) and index >= 0 and slot in intervals[index]:
+            rates[index].setdefault(countries[cohort], ProcessCounts()).add(metric, int(counted))

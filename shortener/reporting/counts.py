@@ -1,11 +1,10 @@
-"""The counts: folding what happened into them, and recounting them from the raw rows.
+"""The counts: count deltas are folded into them, and they can be verified by counting all rows again.
 
-Every transaction that changes what is counted adds one row to `tallies` (`outbox/count_deltas.py`). `fold` adds the oldest rows
-to `counts` and deletes them in the same transaction: a crash neither loses nor doubles a count. Amounts are exact decimals,
-added in Python, because SQLite would add them as floating point.
+Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds
+the oldest rows to the table `counts` and deletes them in the same transaction: a crash neither loses a count nor adds it twice.
+Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
 
-`verify` does not trust any of it: it counts messages, hits and conversions again by the rules of those who wrote them, and tells
-every difference from what the counts and the tallies not yet folded say.
+`verify` counts messages, hits and conversions again, and returns each difference from the counts and the deltas not folded yet.
 """
 
 from __future__ import annotations
@@ -45,23 +44,23 @@ from shortener.storage.schema import cohorts, conversions, counts, events, first
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
-#: Tally rows of one fold: under load a row holds some hundred amounts, and a fold holds the one writer of SQLite.
+#: Rows of count deltas per fold. Under load, a row has some hundred amounts, and a fold occupies SQLite's only writer.
 MAX_FOLD_ROWS = 100
 
-#: Far more digits than any sum has, so that none is ever rounded.
+#: More digits than any sum has, so that no sum is rounded.
 EXACT = Context(prec=100)
 _ZERO = Decimal()
 
-#: What a count is kept under: cohort, quarter of an hour since 1970, metric.
+#: The key of a count: cohort, time slot (15 minutes, counted from 1970), metric.
 Key = tuple[int, int, str]
 Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the `limit` oldest tallies into the counts and delete them; returns how many.
+    """Add the `limit` oldest rows of count deltas to the counts and delete them. Return their number.
 
-    0 also when another process is folding: two at once would wait for each other's rows of `counts` and then be no faster than
-    one, so a second one does not wait but leaves the work to the first (pg_try_advisory_xact_lock; on SQLite one process writes).
+    Return 0 at once if another process folds: both would wait for the same rows of `counts`. PostgreSQL has an advisory lock for
+    this; SQLite has one writing process.
     """
     if connection.dialect.name == "postgresql" and not connection.scalar(
         select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))
@@ -70,27 +69,27 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
     ids, sums = read_unfolded(connection, limit)
     if not ids:
         return 0
-    add(sums, raw_sql.rows(connection, _STANDING, *raw_sql.bulk_parameters(connection, list(sums))))
-    raw_sql.execute_bulk(connection, _SET, [(*key, format(amount, "f")) for key, amount in sums.items()])
-    raw_sql.execute_bulk(connection, _FORGET, [(row_id,) for row_id in ids])
+    add(sums, raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums))))
+    raw_sql.execute_bulk(connection, _UPSERT_COUNTS, [(*key, format(amount, "f")) for key, amount in sums.items()])
+    raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in ids])
     return len(ids)
 
 
-# By hand: SQLAlchemy takes longer to make these statements than they take to run, and the one writer of SQLite would wait for
+# These statements are text: SQLAlchemy takes longer to build them than they take to run, and SQLite's only writer would wait for
 # both. Each takes `direct.bulk_parameters`, but for the first.
 
-_OLDEST = {
+_READ_DELTAS = {
     "sqlite": "SELECT json_group_array(json_array(id, data)) FROM (SELECT id, data FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
     "postgresql": "SELECT id, data FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
 }
-_STANDING = {
+_READ_COUNTS = {
     "sqlite": "SELECT json_group_array(json_array(c.cohort_id, c.quarter, c.metric, c.amount)) FROM json_each(?) AS j "
     "CROSS JOIN counts AS c ON c.cohort_id = j.value ->> 0 AND c.quarter = j.value ->> 1 AND c.metric = j.value ->> 2",
     "postgresql": "SELECT c.cohort_id, c.quarter, c.metric, c.amount FROM counts AS c "
     "JOIN unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) USING (cohort_id, quarter, metric)",
 }
-_SET = {
-    # WHERE true: without it SQLite reads ON CONFLICT as a join condition.
+_UPSERT_COUNTS = {
+    # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
     "sqlite": "INSERT INTO counts (cohort_id, quarter, metric, amount) "
     "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?) WHERE true "
     "ON CONFLICT DO UPDATE SET amount = excluded.amount",
@@ -98,46 +97,46 @@ _SET = {
     "SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[]) "
     "ON CONFLICT (cohort_id, quarter, metric) DO UPDATE SET amount = excluded.amount",
 }
-_FORGET = {
+_DELETE_DELTAS = {
     "sqlite": "DELETE FROM tallies WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
     "postgresql": "DELETE FROM tallies WHERE id = ANY($1::bigint[])",
 }
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """The `limit` oldest tallies with an id above `after`: their ids, and what they add up to."""
-    rows = raw_sql.rows(connection, _OLDEST, after, limit)
-    whole: dict[Key, int] = {}
+    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts."""
+    rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
+    integers: dict[Key, int] = {}
     others: list[Sequence[Any]] = []
     for _, data in rows:
         for entry in orjson.loads(data):
             cohort, quarter, metric, amount = entry
-            if amount.isdecimal():  # as nearly all are, in the thousands
+            if amount.isdecimal():  # nearly all of the thousands of amounts are integers, which are faster to add
                 key = (cohort, quarter, metric)
-                whole[key] = whole.get(key, 0) + int(amount)
+                integers[key] = integers.get(key, 0) + int(amount)
             else:
                 others.append(entry)
-    sums = {key: Decimal(amount) for key, amount in whole.items()}
+    sums = {key: Decimal(amount) for key, amount in integers.items()}
     add(sums, others)
     return [row_id for row_id, _ in rows], sums
 
 
 def add(sums: Sums, rows: Iterable[Any]) -> None:
-    """Add rows of (cohort, quarter, metric, amount)."""
+    """Add rows of (cohort, time slot, metric, amount) to the sums."""
     for cohort, quarter, metric, amount in rows:
         key = (cohort, quarter, metric)
         sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
 
 
-# Counting again.
+# Verification.
 
-MAX_RECOUNT_ROWS = 100_000  # raw rows of one statement, so that none runs into a time limit
+MAX_RECOUNT_ROWS = 100_000  # rows that one statement counts, so that none exceeds a time limit
 MAX_RECOUNT_COHORTS = 100  # cohorts whose counts one statement reads
 
 
 @dataclass(frozen=True, slots=True)
 class CountDifference:
-    """A count that is not what the raw rows say. `at`: when its quarter of an hour begins."""
+    """A count (`kept`) that differs from the number of rows (`counted`). `at`: the start of its time slot."""
 
     application_id: int
     campaign: str
@@ -150,79 +149,80 @@ class CountDifference:
 
 
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
-    """From when on everything that counts still has its raw rows: `kept` is how long messages and hits are, and a message may
-    be clicked as long as its links live."""
+    """Return the time from which all counted rows still exist.
+
+    `kept`: the retention time of messages and hits. A message can be clicked during the life of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())
 
 
 def verify(connection: Connection, since: datetime, until: datetime) -> list[CountDifference]:
-    """Count messages, hits and conversions again for the quarters from `since` to `until`; returns each difference, oldest first.
+    """Count messages, hits and conversions again in the time slots from `since` to `until`. Return each difference, oldest first.
 
-    Run it as one read, so that all of it sees the same moment. It reads every message, hit and conversion once; what it keeps in
-    memory grows with the quarters, cohorts and metrics between the two times. What it cannot check: which bucket a time to click
-    fell into (a report that came after the click may have changed `sent_at`), only that every clicked message is in one; and which
-    device and browser the clicks of a quarter were made with if one of them is erased, only how many there were.
+    Run it in one read transaction, so that all statements see the same data. It reads every message, hit and conversion once. Its
+    memory grows with the number of time slots, cohorts and metrics. Two things cannot be verified in detail. For times to click,
+    only their number is verified, because a report after the click may have changed `sent_at`. For devices and browsers of a time
+    slot that contains an erased click, only the total is verified.
     """
     within = time_slots(since, until)
     counted: Sums = {}
     for statement in _recounts(connection, within):
         add(counted, connection.execute(statement).all())
     erased = _recount_devices(connection, within, counted)
-    kept = _kept(connection, within)
-    for statement in _untold(connection, within):
-        add(kept, connection.execute(statement).all())
+    stored = _read_counts(connection, within)
+    for statement in _count_pending_clicks(connection, within):
+        add(stored, connection.execute(statement).all())
     if erased:
-        kept, counted = (_blur(sums, erased) for sums in (kept, counted))
-    wrong = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
-    names = _names(connection, {cohort for cohort, _, _ in wrong})
+        stored, counted = (_merge_devices(sums, erased) for sums in (stored, counted))
+    different = [key for key in stored.keys() | counted.keys() if stored.get(key, _ZERO) != counted.get(key, _ZERO)]
+    names = _read_cohorts(connection, {cohort for cohort, _, _ in different})
     return [
         CountDifference(
             *names[cohort],
             at=from_ms(quarter * TIME_SLOT_MS),
             metric=metric,
-            kept=kept.get((cohort, quarter, metric), _ZERO),
+            kept=stored.get((cohort, quarter, metric), _ZERO),
             counted=counted.get((cohort, quarter, metric), _ZERO),
         )
-        for cohort, quarter, metric in sorted(wrong, key=lambda key: (key[1], key[0], key[2]))
+        for cohort, quarter, metric in sorted(different, key=lambda key: (key[1], key[0], key[2]))
     ]
 
 
 def time_slots(since: datetime, until: datetime) -> range:
-    """The quarters of an hour from the one that `since` lies in, up to `until`; a quarter that has begun before `until` counts."""
+    """Return the time slots from the one that contains `since` to the last one that starts before `until`."""
     return range(to_ms(since) // TIME_SLOT_MS, -(-to_ms(until) // TIME_SLOT_MS))
 
 
-def _kept(connection: Connection, within: range) -> Sums:
-    """The counts and what is not yet folded into them; all buckets of the time to click as one metric, `ttc`."""
-    kept: Sums = {}
+def _read_counts(connection: Connection, within: range) -> Sums:
+    """Return the counts plus the deltas that are not folded yet. All buckets of the time to click are one metric, `ttc`."""
+    stored: Sums = {}
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
     for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
         some = counts.c.cohort_id.between(start, start + MAX_RECOUNT_COHORTS - 1)
         rows = connection.execute(select(counts).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
-        add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in rows))
+        add(stored, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in rows))
     after = -1
     while True:
         ids, sums = read_unfolded(connection, MAX_FOLD_ROWS, after)
         if not ids:
-            return kept
+            return stored
         after = max(ids)
         pending = ((cohort, quarter, metric, amount) for (cohort, quarter, metric), amount in sums.items() if quarter in within)
-        add(kept, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in pending))
+        add(stored, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in pending))
 
 
-def _untold(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """What the fan-out will count."""
+def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
+    """Yield statements for the first clicks whose time to click the fan-out has not counted yet."""
     joined = join(events, messages, messages.c.id == events.c.message_id)
-    for piece in _pieces(connection, events):
-        each = _per_quarter(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
-        yield each.select_from(joined).where(piece, is_pending_click())
+    for id_range in _id_ranges(connection, events):
+        each = _by_time_slot(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
+        yield each.select_from(joined).where(id_range, is_pending_click())
 
 
 def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
 
-#: The metrics of a message, the time that each is counted at, and how much.
+#: The metrics of a message: the time that each is counted at, and its amount.
 _OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
     ("segments", messages.c.created_at, func.sum(messages.c.segments)),
@@ -234,66 +234,68 @@ _OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
 
 
 def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Statements that give (cohort, quarter, metric, amount), by the rules of rewrite, delivery reports, recorder and intake."""
-    for piece in _pieces(connection, messages):
+    """Yield statements with rows of (cohort, time slot, metric, amount): the rules of all modules that write count deltas."""
+    for id_range in _id_ranges(connection, messages):
         for metric, at, amount in _OF_MESSAGES:
-            yield _per_quarter(messages.c.cohort_id, at, literal(metric), within, amount).where(piece)
+            yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)
     clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
-    for piece in _pieces(connection, first_clicks):
+    for id_range in _id_ranges(connection, first_clicks):
         for metric in ("clicked_messages", "ttc"):
-            each = _per_quarter(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
-            yield each.select_from(clicked).where(piece)
-    for piece in _pieces(connection, hits):
-        of_hits = _per_quarter(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
-        yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(piece, HIT_METRIC.is_not(None))
+            each = _by_time_slot(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
+            yield each.select_from(clicked).where(id_range)
+    for id_range in _id_ranges(connection, hits):
+        of_hits = _by_time_slot(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
+        yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(id_range, HIT_METRIC.is_not(None))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
-    for piece in _pieces(connection, conversions):
+    for id_range in _id_ranges(connection, conversions):
         cohort, at = messages.c.cohort_id, conversions.c.at
-        yield _per_quarter(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(piece)
-        ends = _per_quarter(cohort, at, literal("ends"), within, func.count()).select_from(joined)
-        yield ends.where(piece, conversions.c.action == END_ACTION, conversions.c.transaction_id == "")
-        # Amounts are read one by one: SQLite would add them in floating point.
+        yield _by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
+        ends = _by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)
+        yield ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == "")
+        # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
         of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
-        each = _per_quarter(cohort, at, of_value, within).add_columns(conversions.c.value)
-        yield each.select_from(joined).where(piece, conversions.c.value.is_not(None))
+        each = _by_time_slot(cohort, at, of_value, within).add_columns(conversions.c.value)
+        yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None))
 
 
 def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:
-    """Add clicks by device and browser, as far as click.devices has come; returns the cohorts and quarters with erased ones."""
+    """Add the clicks by device and browser to `counted`, up to the position of the device counter.
+
+    Return (cohort, time slot) of the clicks whose user agent was erased."""
     last = last_counted_hit(connection)
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
-    for piece in _pieces(connection, hits):
-        for cohort, quarter, user_agent, amount in connection.execute(of_clicks.where(piece)):
+    for id_range in _id_ranges(connection, hits):
+        for cohort, quarter, user_agent, amount in connection.execute(of_clicks.where(id_range)):
             add(counted, ((cohort, quarter, metric, amount) for metric in device_metrics(user_agent)))
             if not user_agent:
                 erased.add((cohort, quarter))
     return erased
 
 
-def _blur(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
-    """All devices as one metric, and all browsers, where an agent was erased that the counts knew."""
-    blurred: Sums = {}
+def _merge_devices(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
+    """Return the sums with one metric for all devices and one for all browsers, where the user agent of a click was erased."""
+    merged: Sums = {}
     for (cohort, quarter, metric), amount in sums.items():
         kind, colon, _ = metric.partition(":")
-        apart = (cohort, quarter) not in erased or not colon or kind not in ("device", "browser")
-        add(blurred, [(cohort, quarter, metric if apart else kind, amount)])
-    return blurred
+        is_kept_apart = (cohort, quarter) not in erased or not colon or kind not in ("device", "browser")
+        add(merged, [(cohort, quarter, metric if is_kept_apart else kind, amount)])
+    return merged
 
 
-def _per_quarter(
+def _by_time_slot(
     cohort: Column[int], at: Column[Any], metric: ColumnElement[str], within: range, *amount: ColumnElement[Any]
 ) -> Select[Any]:
-    """(cohort, quarter, metric) of the rows whose time lies within these quarters, added up when an `amount` says how."""
+    """Return a statement with (cohort, time slot, metric) of the rows within these slots, grouped if `amount` is an aggregate."""
     quarter = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     chosen = select(cohort, quarter.label("quarter"), metric.label("metric"), *amount).where(at >= begins, at < ends)
     return chosen.group_by(cohort, text("quarter"), text("metric")) if amount else chosen
 
 
-def _pieces(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
-    """Conditions that cut the table into ranges of its primary key."""
+def _id_ranges(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions that split the table into ranges of its ids with at most MAX_RECOUNT_ROWS rows each."""
     after = -1
     while True:
         end = connection.scalar(
@@ -306,8 +308,8 @@ def _pieces(connection: Connection, table: Table) -> Iterator[ColumnElement[bool
         after = end
 
 
-def _names(connection: Connection, wanted: set[int]) -> dict[int, tuple[int, str, str, str]]:
-    """application, campaign, source and country of these cohorts; zero and nothing for one that has no row."""
+def _read_cohorts(connection: Connection, wanted: set[int]) -> dict[int, tuple[int, str, str, str]]:
+    """Return (application, campaign, source, country) by cohort; (0, "", "", "") for a cohort without a row."""
     chosen = values_table(connection, [(cohort,) for cohort in wanted], id=Integer)
     rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
     known = {row.id: (row.application_id, row.campaign, row.source, row.country) for row in rows}

@@ -1,13 +1,13 @@
-"""Messages as CSV, of any number, in constant memory.
+"""Messages as CSV, in any number and with constant memory.
 
-Page by page, each a short read of its own: a slow reader holds no transaction open (which would keep SQLite's log from being
-cut and PostgreSQL from cleaning up). Newest first; what is added while the export runs is not in it. UTF-8 without a byte order
-mark, RFC 4180.
+The export reads page by page, each page in a short transaction. Therefore a slow client holds no transaction open, which would stop
+SQLite from truncating its log and PostgreSQL from cleaning up. The order is newest first; messages added during the export are left
+out. The format is RFC 4180 in UTF-8 without a byte order mark.
 
-Cells that a spreadsheet would run as a formula get an apostrophe before the sign that starts it (OWASP, CSV injection). A plain
-number is left alone: a phone number such as +14085550100 stays what it is, and cannot run anything.
+A cell that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, CSV injection). A plain number is unchanged: a
+phone number such as +14085550100 cannot run anything.
 
-A store that goes away in the middle raises StoreUnavailable: a reader must be told that the rest is missing.
+Raises StoreUnavailable in the middle if the database becomes unavailable, so that the client can detect the missing rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shortener.storage.schema import links
 from shortener.storage.types import to_iso
 from shortener.storage.values_table import values_table
 
-PAGE_MESSAGES = 200  # messages; the event loop is held for as long as their lines take
+PAGE_MESSAGES = 200  # per page; the event loop is blocked while their lines are made
 
 HEADER = (
     "message_id",
@@ -65,24 +65,26 @@ async def export_csv(
     *,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> AsyncIterator[bytes]:
-    """The header, then the lines of the messages, in pieces. `base_url`: the prefix of the short links of a domain; `progress` is
-    told after each page how many messages were written so far. Raises StoreUnavailable."""
+    """Yield the header and the lines of the messages, one page at a time.
+
+    `base_url` returns the URL prefix of a domain's short links. `progress` is called after each page with the number of messages so
+    far. Raises StoreUnavailable."""
     below: int | None = None
     written = 0
     lines: list[Sequence[object]] = [HEADER]
     while True:
-        found, links_of = await database.read(_page, wanted, below)
+        found, links_of = await database.read(_read_page, wanted, below)
         lines += [_line(row, links_of.get(row.id), base_url) for row in found.rows]
         written += len(found.rows)
-        yield _written(lines)
+        yield _format_csv(lines)
         progress(written)
         if found.next is None:
             return
         below, lines = found.next, []
 
 
-def _page(connection: Connection, wanted: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
-    """A page, and the first link of each of its messages that has one."""
+def _read_page(connection: Connection, wanted: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
+    """Return a page of messages, and the first link of each message with links, by message."""
     found = list_messages(connection, wanted, PAGE_MESSAGES, below)
     shown = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
     statement = (
@@ -95,7 +97,7 @@ def _page(connection: Connection, wanted: MessageFilter, below: int | None) -> t
 
 
 def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> tuple[object, ...]:
-    """The cells in the order of HEADER. What others chose the words of is defused."""
+    """Return the cells in the order of HEADER. Text that came from outside is escaped."""
     return (
         escape_formula(row.message_id),
         escape_formula(row.request_id),
@@ -125,20 +127,20 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
     )
 
 
-def _written(lines: Sequence[Sequence[object]]) -> bytes:
+def _format_csv(lines: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(lines)
     return text.getvalue().encode()
 
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
-_SIGN = "=+\\-@＝＋－＠"
-#: Where a formula begins: at the start, or where a reader that splits at other signs would see one.
-_FORMULA = re.compile(rf"^(?=\s*[{_SIGN}\t\r\n])|(?<=[;|\t\r\n])(?=\s*[{_SIGN}])")
+_FORMULA_CHARACTERS = "=+\\-@＝＋－＠"
+#: The positions where a formula can start: the start of the cell, or behind a character at which a reader may split.
+_FORMULA = re.compile(rf"^(?=\s*[{_FORMULA_CHARACTERS}\t\r\n])|(?<=[;|\t\r\n])(?=\s*[{_FORMULA_CHARACTERS}])")
 
 
 def escape_formula(text: str | None) -> str:
-    """The text as a cell that no spreadsheet runs: an apostrophe stands before what would be a formula."""
+    """Return the text with an apostrophe before each formula, so that no spreadsheet runs it."""
     if not text or _NUMBER.fullmatch(text):
         return text or ""
     return _FORMULA.sub("'", text)

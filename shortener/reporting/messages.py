@@ -1,6 +1,6 @@
 """Lists of messages, newest first, in keyset pages.
 
-The cost of a page does not depend on its position in the list. A page begins below a row id and reads one index:
+The cost of a page does not depend on its position in the list. A page starts below a row id and reads one index:
 `messages_by_recipient`, `messages_by_cohort` for a campaign, or else `messages_by_application`. Times become limits of the id,
 because ids grow with time. No index contains the state, or the source without a campaign. For these filters, a page examines at
 most MAX_SCANNED_ROWS messages. Such a page may contain fewer messages than requested, or none, and still have a next page.
@@ -22,15 +22,15 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # messages among which a page looks for those that no index finds
-MAX_COHORTS_PER_PAGE = 200  # indexes walked side by side; SQLite takes 500
-_NO_ID = (1 << 63) - 1  # above every id
-_SLACK = timedelta(hours=1)  # between a message's time and that of its id: two clocks of one request
+MAX_SCANNED_ROWS = 10_000  # messages that one page examines for conditions without an index
+MAX_COHORTS_PER_PAGE = 200  # index ranges read in one statement; SQLite allows 500
+_MAX_ID = (1 << 63) - 1  # above every id
+_TIME_TOLERANCE = timedelta(hours=1)  # between a message's time and the time in its id, which may come from different clocks
 
 
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
-    """Which messages: `since` is included, `until` is not; "" as campaign means those without one."""
+    """Conditions of a list. `since` is included, `until` is not. `campaign` "" selects messages without a campaign."""
 
     application_id: int
     state: State | None = None
@@ -43,13 +43,13 @@ class MessageFilter:
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """Rows of COLUMNS; `next`: the id that the next page begins below, None when this is the last."""
+    """Rows of MESSAGE_COLUMNS. `next`: the next page has ids below this one; None on the last page."""
 
     rows: Sequence[AnyRow]
     next: int | None
 
 
-#: What lists and the status tell of a message.
+#: The columns of a message in lists and in the status.
 MESSAGE_COLUMNS = (
     messages.c.id,
     messages.c.message_id,
@@ -81,21 +81,21 @@ MESSAGE_COLUMNS = (
 
 
 def list_messages(connection: Connection, wanted: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
-    """The newest `limit` messages, or those with an id below `below`."""
-    ways, looked_for = _ways(connection, wanted)
-    if not ways:
+    """Return the newest `limit` messages, or the newest with an id below `below`."""
+    index_ranges, unindexed = _choose_indexes(connection, wanted)
+    if not index_ranges:
         return MessagePage([], None)
-    low, high = _bounds(wanted, below)
-    floor = _floor(connection, ways, low, high) if looked_for else None
-    conditions = [*looked_for, *_exactly(wanted)]
-    rows = connection.execute(_newest(connection, ways, floor or low, high, conditions, limit + 1)).all()
+    low, high = _id_limits(wanted, below)
+    floor = _lowest_scanned_id(connection, index_ranges, low, high) if unindexed else None
+    conditions = [*unindexed, *_exact_conditions(wanted)]
+    rows = connection.execute(_newest(connection, index_ranges, floor or low, high, conditions, limit + 1)).all()
     if len(rows) > limit:
         return MessagePage(rows[:limit], rows[limit - 1].id)
     return MessagePage(rows, floor)
 
 
 def serialize_message(row: AnyRow) -> dict[str, Any]:
-    """A row of COLUMNS as the API tells it: times in ISO 8601, the price as a decimal string."""
+    """Return a row of MESSAGE_COLUMNS as the API shows it: times in ISO 8601, the price as a decimal string."""
     return {
         "message_id": row.message_id,
         "message_request_id": row.request_id,
@@ -126,48 +126,48 @@ def serialize_message(row: AnyRow) -> dict[str, Any]:
 
 
 def serialize_decimal(amount: Decimal | None) -> str | None:
-    """Money as the API tells it: never in floating point, never with an exponent."""
+    """Return an amount of money as the API shows it: a string without an exponent."""
     return None if amount is None else format(amount, "f")
 
 
-#: An index to walk, by its first column and the value there; the second is the id.
-Way = tuple[Column[Any], int | str]
+#: A range of an index: its first column and the value there. The second column of the index is the id.
+IndexRange = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 
 
-def _ways(connection: Connection, wanted: MessageFilter) -> tuple[list[Way], Conditions]:
-    """The indexes to walk, side by side if there are several, and what they do not know and must be looked for."""
-    looked_for: Conditions = []
+def _choose_indexes(connection: Connection, wanted: MessageFilter) -> tuple[list[IndexRange], Conditions]:
+    """Return the index ranges to read, and the conditions that these indexes do not contain."""
+    unindexed: Conditions = []
     if wanted.state is State.CLICKTHRU:
-        looked_for.append(is_clicked())
+        unindexed.append(is_clicked())
     elif wanted.state is not None:
-        looked_for += [messages.c.state == int(wanted.state), ~is_clicked()]
-    own = [cohorts.c.application_id == wanted.application_id]
+        unindexed += [messages.c.state == int(wanted.state), ~is_clicked()]
+    of_cohort = [cohorts.c.application_id == wanted.application_id]
     if wanted.campaign is not None:
-        own.append(cohorts.c.campaign == wanted.campaign)
+        of_cohort.append(cohorts.c.campaign == wanted.campaign)
     if wanted.source is not None:
-        own.append(cohorts.c.source == wanted.source)
+        of_cohort.append(cohorts.c.source == wanted.source)
     if wanted.campaign is not None and wanted.to is None:
-        numbers = connection.scalars(select(cohorts.c.id).where(*own).limit(MAX_COHORTS_PER_PAGE + 1)).all()
+        numbers = connection.scalars(select(cohorts.c.id).where(*of_cohort).limit(MAX_COHORTS_PER_PAGE + 1)).all()
         if len(numbers) <= MAX_COHORTS_PER_PAGE:
-            return [(messages.c.cohort_id, number) for number in numbers], looked_for
-    if len(own) > 1:
-        # + 0: not to be looked up in an index of its own, whose order is another.
-        looked_for.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*own)))
+            return [(messages.c.cohort_id, number) for number in numbers], unindexed
+    if len(of_cohort) > 1:
+        # + 0 prevents the use of the index on cohorts, which has another order.
+        unindexed.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*of_cohort)))
     if wanted.to is not None:
-        return [(messages.c.to_address, wanted.to)], looked_for
-    return [(messages.c.application_id, wanted.application_id)], looked_for
+        return [(messages.c.to_address, wanted.to)], unindexed
+    return [(messages.c.application_id, wanted.application_id)], unindexed
 
 
-def _bounds(wanted: MessageFilter, below: int | None) -> tuple[int, int]:
-    """The ids lie from the first of these to below the second."""
-    low = 0 if wanted.since is None else first_id_at(to_ms(wanted.since - _SLACK))
-    high = _NO_ID if wanted.until is None else first_id_at(to_ms(wanted.until + _SLACK))
+def _id_limits(wanted: MessageFilter, below: int | None) -> tuple[int, int]:
+    """Return the lowest id (included) and the highest id (excluded) of the page."""
+    low = 0 if wanted.since is None else first_id_at(to_ms(wanted.since - _TIME_TOLERANCE))
+    high = _MAX_ID if wanted.until is None else first_id_at(to_ms(wanted.until + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 
 
-def _exactly(wanted: MessageFilter) -> Conditions:
-    """What the range of an index leaves a little open: few rows fall away here."""
+def _exact_conditions(wanted: MessageFilter) -> Conditions:
+    """Return the conditions that the index ranges fulfil only approximately. They exclude few rows."""
     conditions: Conditions = [] if wanted.since is None else [messages.c.created_at >= wanted.since]
     if wanted.until is not None:
         conditions.append(messages.c.created_at < wanted.until)
@@ -176,11 +176,13 @@ def _exactly(wanted: MessageFilter) -> Conditions:
     return conditions
 
 
-def _walk(connection: Connection, way: Way, low: int, high: int) -> Select[int]:
-    """Ids, newest first, from where the page begins. PostgreSQL is asked for a range of both columns, which leaves it no other
-    index to walk: told of the value and the order apart, it would rather go through all messages backwards until it met enough that
-    fit. SQLite takes such a range for one of the first column alone, and would walk from the newest message at every page."""
-    column, value = way
+def _select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
+    """Return a statement for the ids of an index range, newest first.
+
+    PostgreSQL gets a range of both columns. With separate conditions, it may read all messages backwards until enough of them
+    match. SQLite gets separate conditions. It would use a range of both columns for the first column only, and start each page
+    at the newest message."""
+    column, value = index_range
     if connection.dialect.name == "sqlite":
         within_id = messages.c.id >= low, messages.c.id < high
         return select(messages.c.id).where(column == value, *within_id).order_by(messages.c.id.desc())
@@ -189,19 +191,27 @@ def _walk(connection: Connection, way: Way, low: int, high: int) -> Select[int]:
     return select(messages.c.id).where(*within).order_by(column.desc(), messages.c.id.desc())
 
 
-def _floor(connection: Connection, ways: list[Way], low: int, high: int) -> int | None:
-    """The id down to which this page looks; None when that is the end. The highest one, where several indexes are walked: below
-    it, what one of them was not asked for would be missing."""
+def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
+    """Return the lowest id that this page examines; None if it can examine all.
+
+    With several index ranges, it is the highest of their limits. Below it, some ranges would be incomplete."""
     ends = union_all(
-        *(select(_walk(connection, way, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id) for way in ways)
+        *(
+            select(_select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)
+            for index_range in index_ranges
+        )
     ).subquery()
     floor: int | None = connection.scalar(select(func.max(ends.c.id)))
     return floor
 
 
-def _newest(connection: Connection, ways: list[Way], low: int, high: int, conditions: Conditions, limit: int) -> Select[Any]:
-    walks = (_walk(connection, way, low, high).where(*conditions).limit(limit).subquery() for way in ways)
-    found = union_all(*(select(walk.c.id) for walk in walks)).subquery()
+def _newest(
+    connection: Connection, index_ranges: list[IndexRange], low: int, high: int, conditions: Conditions, limit: int
+) -> Select[Any]:
+    id_lists = (
+        _select_ids(connection, index_range, low, high).where(*conditions).limit(limit).subquery() for index_range in index_ranges
+    )
+    found = union_all(*(select(ids.c.id) for ids in id_lists)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
     shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)

@@ -1,4 +1,4 @@
-"""How the parts of a report read rows."""
+"""How reports read rows."""
 # Tested by tests/reporting/test_statistics.py
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ AnyRow = Row[*tuple[Any, ...]]
 
 
 def fetch_packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:
-    """The rows of a statement whose columns JSON can carry (no instants).
+    """Return the rows of a statement whose columns are numbers and texts, without times.
 
-    On SQLite they come as one row of JSON: each row fetched hands the interpreter lock to the event loop and back."""
+    On SQLite they are fetched as one row of JSON, because each fetched row passes the interpreter lock to the event loop and
+    back."""
     if connection.dialect.name == "sqlite":
         rows = statement.subquery()
         found: list[list[Any]] = orjson.loads(

@@ -1,6 +1,6 @@
-"""What is known of one message: its state and times, its links and who followed them, its conversions.
+"""The status of one message: its state and times, its links and their first clicks, and its conversions.
 
-Two questions to the store, each answered from an index. Told in our own shape and in Xoxzo's.
+Two statements read it, each with an index. It can be serialized in this project's own form and in Xoxzo's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
 
-MAX_CONVERSIONS = 1000  # told of one message; the first ones
+MAX_CONVERSIONS = 1000  # of one message; the oldest
 
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
+    """The rows of a message, its links and its conversions."""
+
     message: AnyRow
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
@@ -36,13 +38,13 @@ _LINK = (
     links.c.url,
     links.c.label,
     links.c.expires_at,
-    # The first click on a link is the first click of its message, or else stands among the other hits of the link.
+    # The first click on a link is either the first click of its message or one of the link's other hits.
     func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
 
 
 def find_status(connection: Connection, application_id: int, message_id: str) -> MessageStatus | None:
-    """None when the application has no such message."""
+    """Return the status, None if the application has no message with this id."""
     statement = (
         select(*MESSAGE_COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -66,13 +68,16 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
 
 @dataclass(frozen=True, slots=True)
 class MessageStatusReader:
-    """Spells a status. `base_url`: the prefix of the short links of a domain; `click_id`: a hit as destinations carry it."""
+    """Serializes the status of messages.
+
+    `base_url` returns the URL prefix of a domain's short links. `click_id` encodes the id of a hit.
+    """
 
     base_url: Callable[[int], str]
     click_id: Callable[[int], str]
 
     def serialize(self, status: MessageStatus) -> dict[str, Any]:
-        """Our shape (contract, section 7)."""
+        """Return the status in the form of `GET /api/v1/sms/status/{message_id}`."""
         message = status.message
         return {
             **serialize_message(message),
@@ -84,9 +89,9 @@ class MessageStatusReader:
         }
 
     def serialize_xoxzo(self, status: MessageStatus, url: str) -> dict[str, Any]:
-        """Xoxzo's shape; `url` is where the status is asked for.
+        """Return the status in Xoxzo's form. `url`: the URL of this status.
 
-        A message that was read or clicked is DELIVERED: Xoxzo tells the click in `link_tracking` only."""
+        A message that was read or clicked has the status DELIVERED; the click is in `link_tracking` only."""
         message = status.message
         state = State(message.state)
         return {
@@ -96,13 +101,13 @@ class MessageStatusReader:
             "recipient": message.to_address,
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
-            "cost": None if message.mt_price is None else float(message.mt_price),  # a number there; shown, never calculated with
+            "cost": None if message.mt_price is None else float(message.mt_price),  # Xoxzo uses a number; it is only shown
             "tags": [message.campaign] if message.campaign else [],
             "link_tracking": self._link_tracking(status),
         }
 
     def _link_tracking(self, status: MessageStatus) -> dict[str, Any] | None:
-        """Xoxzo tracks one link: the first."""
+        """Return the tracking of the first link, because Xoxzo tracks only one; None without links."""
         if not status.links:
             return None
         link = status.links[0]
@@ -143,5 +148,5 @@ class MessageStatusReader:
 
 
 def serialize_xoxzo_time(at: datetime | None) -> str | None:
-    """YYYY-MM-DD HH:MM:SS, in UTC."""
+    """Return a time as YYYY-MM-DD HH:MM:SS in UTC."""
     return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
