@@ -1,9 +1,11 @@
-"""Every error that a caller can see, in one table.
+"""All errors that a caller of the API can receive, in one table.
 
-`ErrorCode` is the stable part of the interface: names never change, the API docs and the OpenAPI document are made from it.
-A part raises `ApiError` (or an error of its own that the rewrite, tracker or intake turns into one); the web layer turns an
-`ApiError` into the JSON body of the contract. Anything else that escapes becomes `INTERNAL_ERROR` and is logged, never shown.
+The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`, or an error of
+its own that its caller converts. The web layer converts an `ApiError` to the JSON body of an error response. It logs every other
+exception and responds with INTERNAL_ERROR, without details.
 """
+
+# Tested by tests/web/test_openapi.py and tests/web/test_callers.py
 
 from __future__ import annotations
 
@@ -14,44 +16,43 @@ from typing import Any
 
 
 class ErrorCode(enum.Enum):
-    """Name = `error_code`; value = (HTTP status, what it means to the caller)."""
+    """The error codes. The name is the `error_code`; the value is the HTTP status and the meaning for the caller."""
 
-    INVALID_JSON = (400, "The body is not valid JSON, or not an object.")
-    INVALID_REQUEST = (400, "A field is missing, unknown or has an unusable value; `details` names each one.")
+    INVALID_JSON = (400, "The body is not valid JSON, or not a JSON object.")
+    INVALID_REQUEST = (400, "A field is missing, unknown or has an invalid value; `details` names each field.")
     INVALID_TRACK_DIRECTIVE = (
         400,
-        "A #track or #trackurl directive is malformed; position and reason are in `details`.",
+        "A #track or #trackurl directive is malformed; `details` has the position and the reason.",
     )
-    INVALID_TRACK_URL = (400, "A URL to be tracked is unusable; position and reason are in `details`.")
+    INVALID_TRACK_URL = (400, "A URL to track is not usable; `details` has the position and the reason.")
     INVALID_RECIPIENT = (400, "A recipient is not an E.164 number such as +14155550100.")
-    BATCH_TOO_LARGE = (400, "More recipients or reports in one request than BATCH_LIMIT allows.")
+    BATCH_TOO_LARGE = (400, "The request has more recipients or reports than BATCH_LIMIT allows.")
     UNKNOWN_PLACEHOLDER = (
         400,
-        "A tracker's URL holds a placeholder that does not exist, or one in another system's style.",
+        "The URL of a tracker contains a placeholder that does not exist, or one in the syntax of another system.",
     )
-    INVALID_TRACKER_URL = (400, "A tracker's URL is unusable, or a placeholder stands in its scheme, host or port.")
-    FORBIDDEN_TARGET = (400, "A tracker's URL leads to a private, loopback, link-local or otherwise forbidden address.")
+    INVALID_TRACKER_URL = (400, "The URL of a tracker is not usable, or it has a placeholder in its scheme, host or port.")
+    FORBIDDEN_TARGET = (400, "The URL of a tracker leads to a private, loopback, link-local or otherwise forbidden address.")
     UNEXPANDED_PLACEHOLDER = (
         400,
-        "A value arrived as a literal placeholder such as {click_id}: the tracker did not fill it in.",
+        "A value is a literal placeholder such as {click_id}: the tracker did not replace it.",
     )
-    INVALID_CURSOR = (400, "The page cursor is not one that this service gave out.")
+    INVALID_CURSOR = (400, "The page cursor is not one that this service returned.")
     UNAUTHORIZED = (401, "The credential is missing, unknown, revoked or expired.")
-    FORBIDDEN = (403, "The credential is right but lacks the permission for this call.")
-    NOT_FOUND = (404, "There is no such resource, or it belongs to another application.")
-    MESSAGE_NOT_FOUND = (404, "There is no message with this id in the application.")
+    FORBIDDEN = (403, "The credential is valid but does not have the permission for this call.")
+    NOT_FOUND = (404, "The resource does not exist, or it belongs to another application.")
+    MESSAGE_NOT_FOUND = (404, "The application has no message with this id.")
     METHOD_NOT_ALLOWED = (405, "The path exists, but not for this method.")
-    MESSAGE_ID_CONFLICT = (409, "The message_id is already used for a message with other content.")
-    IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with other content.")
+    MESSAGE_ID_CONFLICT = (409, "The message_id is already used for a message with different content.")
+    IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with different content.")
     CONVERSION_CONFLICT = (409, "The same conversion was already reported with another value or currency.")
-    CONFLICT = (409, "The change collides with what is stored, for example a domain that another application owns.")
+    CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
     BODY_TOO_LARGE = (413, "The request body is larger than BODY_LIMIT.")
-    UNSUPPORTED_MEDIA_TYPE = (415, "The body's Content-Type is not one that this call takes.")
-    RATE_LIMITED = (429, "Too many requests; try again after `Retry-After` seconds.")
-    INTERNAL_ERROR = (500, "A fault of the service; it is logged, and the request may be repeated.")
+    UNSUPPORTED_MEDIA_TYPE = (415, "This call does not accept the Content-Type of the body.")
+    INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")
     UNAVAILABLE = (
         503,
-        "The store cannot take the request now; nothing was kept, try again after `Retry-After` seconds.",
+        "The database is not available; nothing was stored. Try again after `Retry-After` seconds.",
     )
 
     @property
@@ -67,23 +68,25 @@ class ErrorCode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One thing that is wrong: `field` is a path such as `messages.3.to`, `reason` is for a person, `position` counts
-    characters from 0 into a text where that helps."""
+    """One error in a request.
+
+    `field` is a path such as `messages.3.to`. `reason` is a text for people. `position` counts characters from 0 in a text."""
 
     field: str
     reason: str
     position: int | None = None
 
     def body(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"field": self.field, "reason": self.reason}
+        """Return the JSON object of the error. The reason begins with the position if there is one."""
+        fields: dict[str, Any] = {"field": self.field, "reason": self.reason}
         if self.position is not None:
-            told["reason"] = f"position {self.position}: {self.reason}"
-            told["position"] = self.position
-        return told
+            fields["reason"] = f"position {self.position}: {self.reason}"
+            fields["position"] = self.position
+        return fields
 
 
 class ApiError(Exception):
-    """A request is refused; carries everything that the caller is told."""
+    """The service rejects a request. The error has everything that the response contains."""
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class ApiError(Exception):
         *,
         retry_after: int | None = None,
     ) -> None:
+        """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds."""
         self.code = code
         self.description = description or code.meaning
         self.details = tuple(details)
@@ -100,7 +104,7 @@ class ApiError(Exception):
         super().__init__(f"{code.name}: {self.description}")
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the contract: status, error_code, description, details."""
+        """Return the JSON body of the error response: status, error_code, description, details."""
         return {
             "status": False,
             "error_code": self.code.name,
@@ -110,4 +114,4 @@ class ApiError(Exception):
 
 
 class StoreUnavailable(Exception):
-    """The database cannot take or answer this now (down, locked, full); nothing of the transaction was kept."""
+    """The database is down, locked or full. Nothing of the transaction is stored."""

@@ -1,9 +1,9 @@
-"""Identifiers: the numbers that rows are keyed by, and how they are spelled outside.
+"""Identifiers: the row ids in the database and their encoded forms in the API.
 
-Row ids are 63-bit numbers that grow with time (41 bits of milliseconds, 10 bits of node, 12 bits of counter), made in the
-process, so that a batch can refer to its own rows before it is written, and inserts go to the end of each index.
-A `click_id` leaves the service in destination URLs, where strangers see it; it carries a keyed check, so that nobody can make
-up the click id of another recipient.
+A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter.
+The process generates it, so a batch can refer to its own rows before they are written, and inserts append to the end of an index.
+A `click_id` is part of destination URLs, where others can read it. It contains a keyed check, so nobody can guess the click id of
+another recipient.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # 62 ** 11 > 2 ** 63
-_CHECK_LENGTH = 8  # 47 bits: a guess is right once in 10^14
+_CHECK_LENGTH = 8  # 47 bits: one of 10^14 guesses is right
 
 
 class IdGenerator:
-    """Makes row ids that are unique among up to 1,024 nodes and strictly growing within one; safe to call from any thread."""
+    """A generator of row ids. They are unique among 1,024 nodes and strictly increasing within a node. It is thread-safe."""
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         if not 0 <= node < MAX_NODES:
             raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         self._node = node << _COUNTER_BITS
         self._now_ms = now_ms
-        self._tick = 0  # milliseconds since the epoch of ids, then the counter
+        self._tick = 0  # milliseconds since _EPOCH_MS in the high bits, the counter in the low bits
         self._lock = threading.Lock()
 
     def __call__(self) -> int:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS
         with self._lock:
-            # A clock that stands still or steps back only uses up counters of the last millisecond, then borrows from the next.
+            # If the clock stops or steps back, the counter continues and then overflows into the next millisecond.
             if tick <= self._tick:
                 tick = self._tick + 1
             self._tick = tick
@@ -47,21 +47,21 @@ class IdGenerator:
 
 
 def first_id_at(ms: int) -> int:
-    """The least id that a clock makes at `ms` since 1970. Every id below it is older, so an age is a range of a primary key."""
+    """Return the smallest id of a time in milliseconds since 1970. Every smaller id is older, so an age is a range of ids."""
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
 
 
 def id_span(ms: int) -> int:
-    """By how much two ids differ that were made so many milliseconds apart, give or take those of other nodes."""
+    """Return the difference of two ids that were generated `ms` milliseconds apart, without their node and counter bits."""
     return ms << (_NODE_BITS + _COUNTER_BITS)
 
 
 def encode(number: int, length: int = _ID_LENGTH) -> str:
-    """Base 62, padded to `length` characters."""
+    """Return the number in base 62, padded to `length` characters."""
     pairs = []
     for _ in range(length // 2):
-        number, rest = divmod(number, 3844)
-        pairs.append(_PAIRS[rest])
+        number, remainder = divmod(number, 3844)
+        pairs.append(_PAIRS[remainder])
     if length % 2:
         pairs.append(ALPHABET[number % 62])
     pairs.reverse()
@@ -69,7 +69,7 @@ def encode(number: int, length: int = _ID_LENGTH) -> str:
 
 
 def decode(text: str) -> int | None:
-    """The number that `encode` spelled, or None."""
+    """Return the number of an encoded row id, None if the text is not one."""
     if len(text) != _ID_LENGTH:
         return None
     number = 0
@@ -82,21 +82,21 @@ def decode(text: str) -> int | None:
 
 
 def new_message_id() -> str:
-    """22 random base-62 characters, like Syniverse's."""
+    """Return a random message id of 22 base-62 characters, in the form of Syniverse."""
     return encode(randbits(131), 22)
 
 
 class _Randomness:
-    """What the operating system gives, asked for a page at a time: a call for every code and id costs more than what it is for."""
+    """Random bits of the operating system, read 4,096 bytes at a time, because a system call for each code or id is slow."""
 
     def __init__(self) -> None:
         self._bytes = b""
         self._used = 0
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._discard)
 
     def __call__(self, bits: int) -> int:
-        """A number of so many random bits, from 1 to 8,000; every bit of the page is used once."""
+        """Return a number of `bits` random bits, from 1 to 8,000. No byte is used twice."""
         size = (bits + 7) // 8
         with self._lock:
             if self._used + size > len(self._bytes):
@@ -105,7 +105,7 @@ class _Randomness:
             self._used += size
         return int.from_bytes(taken) >> (size * 8 - bits)
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         self._bytes, self._lock = b"", threading.Lock()
 
 
@@ -113,16 +113,17 @@ randbits = _Randomness()
 
 
 class ClickIds:
-    """Spells hit ids as click ids, 19 characters, and knows its own again."""
+    """The codec between hit ids and click ids. A click id has 19 characters: the hit id and a keyed check."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def encode(self, hit: int) -> str:
+        """Return the click id of a hit."""
         return encode(hit) + self._check(hit)
 
     def decode(self, click_id: str) -> int | None:
-        """The hit id, or None when this installation did not make the click id."""
+        """Return the hit id, None if this installation did not create the click id."""
         hit = decode(click_id[:_ID_LENGTH])
         if hit is None or not hmac.compare_digest(click_id[_ID_LENGTH:].encode(), self._check(hit).encode()):
             return None

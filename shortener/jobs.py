@@ -1,8 +1,8 @@
-"""Everything that runs in the background, in one table: name, pause, and what it does.
+"""The background jobs of a process, in one table: name, interval and function.
 
-A job is an async function that does one round of work and returns how many things it did; it runs again at once while it
-finds work, else after `interval` seconds or when its bell is rung. A round that fails is logged and tried again: an error in the
-background never takes the process down.
+A job is an async function that does one run of work and returns how many items it processed. It runs again at once while it finds
+work, else after `interval` seconds or when its wake-up event is set. A run that fails is logged and repeated. An error in a job
+never ends the process.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ log = structlog.get_logger(__name__)
 
 
 class WakeUp:
-    """Wakes a job before its pause is over."""
+    """An event that makes a job run before its interval is over."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
+        """Set the event."""
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
+        """Wait until the event is set, at most so many seconds, and clear it."""
         try:
             await asyncio.wait_for(self._event.wait(), seconds)
         except TimeoutError:
@@ -40,10 +42,11 @@ class WakeUp:
 
 @dataclass(slots=True)
 class Job:
-    """`interval`: seconds of pause when a round found nothing to do. `step`: one round, returns how many things it did.
+    """A background job.
 
-    `min_interval`: seconds between two rounds that found something: what comes in meanwhile is done in one go, instead of a
-    commit each."""
+    `step` does one run and returns how many items it processed. `interval` is the pause in seconds after a run without work.
+    `min_interval` is the pause in seconds after a run with work: items that arrive in this time are processed in one run, instead
+    of one commit each. `runs`, `failures` and `done` (items) count since the start of the process."""
 
     name: str
     interval: float
@@ -56,19 +59,21 @@ class Job:
 
 
 class Jobs:
+    """The table of background jobs."""
+
     def __init__(self) -> None:
         self.table: dict[str, Job] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def add(self, job: Job) -> Job:
+        """Add a job to the table and return it."""
         self.table[job.name] = job
         return job
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the counts of every job on /metrics."""
         for name, help in (
             ("runs", "Runs of background jobs."),
-            ("failures", "Runs of background jobs that failed and are retried."),
+            ("failures", "Runs of background jobs that failed and are repeated."),
             ("done", "Items that background jobs processed."),
         ):
             metrics.counter(f"shortener_job_{name}", help, partial(self._read, name), "job")
@@ -78,15 +83,16 @@ class Jobs:
 
     @property
     def running(self) -> bool:
-        """Whether every job is at work."""
+        """Whether all jobs are running."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def start(self, *, without: Collection[str] = ()) -> None:
+        """Start all jobs except those with the names in `without`."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(_run(job), name=job.name) for job in self.table.values() if job.name not in without]
 
     async def stop(self) -> None:
-        """Cancel every job where it waits; what it had committed stands."""
+        """Cancel all jobs. What they have committed stays."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,6 +113,6 @@ async def _run(job: Job) -> None:
             log.exception("job_failed", job=job.name)
         job.runs += 1
         if done:
-            await asyncio.sleep(job.min_interval)  # requests get in between two rounds in any case
+            await asyncio.sleep(job.min_interval)  # also with 0, other tasks run between two runs of the job
         else:
             await job.wake_up.wait(job.interval)

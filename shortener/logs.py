@@ -1,7 +1,8 @@
-"""Log lines: one JSON object a line on stderr, or text for people. Event names are stable snake_case words.
+"""Log lines: one JSON object per line on stderr, or text for people. Names of events are stable and in snake_case.
 
-Nothing that identifies a person or a credential is logged: phone numbers are masked by `mask`, addresses, tokens and bodies never
-given. Of an exception the frames and the message are told, never the values of variables or of rows.
+A log line contains no credentials and identifies no person: `mask` hides most of a phone number, and the service does not log IP
+addresses, tokens and bodies. The log line of an exception has its message and its stack frames, but no values of variables and
+rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def configure(settings: Settings) -> None:
-    """Set up structlog, and send the standard library's loggers (uvicorn, asyncio) the same way."""
+    """Configure structlog, and write the log lines of the standard library's loggers (uvicorn, asyncio) in the same format."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -33,11 +34,11 @@ def configure(settings: Settings) -> None:
         tail: list[Any] = [structlog.processors.JSONRenderer(serializer=_dumps)]
     else:
         tail = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    tail.insert(0, structlog.processors.ExceptionRenderer(_told))
+    tail.insert(0, structlog.processors.ExceptionRenderer(_format_exception))
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _StreamWithoutErrors(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -51,18 +52,18 @@ def configure(settings: Settings) -> None:
     root.setLevel(max(_LEVELS[settings.log_level], logging.WARNING))
 
 
-#: What PostgreSQL adds to a message: "Failing row contains (...)", "Key (to_address)=(...) already exists".
-_VALUES = re.compile(r"^DETAIL: .*$", re.MULTILINE)
+#: PostgreSQL adds such a line to an error: "Failing row contains (...)", "Key (to_address)=(...) already exists".
+_DETAIL_LINE = re.compile(r"^DETAIL: .*$", re.MULTILINE)
 
 
-def _told(exc_info: ExcInfo) -> str:
-    told = io.StringIO()
-    structlog.dev.plain_traceback(told, exc_info)
-    return _VALUES.sub("DETAIL: withheld", told.getvalue()).rstrip()
+def _format_exception(exc_info: ExcInfo) -> str:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    return _DETAIL_LINE.sub("DETAIL: withheld", text.getvalue()).rstrip()
 
 
-class _Unfailing(io.TextIOBase):
-    """A line that cannot be written is lost: a disk that is full of logs must not fail requests."""
+class _StreamWithoutErrors(io.TextIOBase):
+    """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -82,5 +83,5 @@ def _dumps(event: dict[str, Any], **_: Any) -> str:
 
 
 def mask(number: str) -> str:
-    """A phone number that a log may hold: country and the last two digits."""
+    """Return a phone number for a log line: only its first three characters and its last two digits are visible."""
     return f"{number[:3]}…{number[-2:]}" if len(number) > 6 else "…"

@@ -1,8 +1,7 @@
-"""The numbers that `/metrics` shows: what the parts count in memory, in Prometheus's text format.
+"""The metrics of `/metrics` in the text format of Prometheus.
 
-A part keeps plain totals and offers them once, each by its name and a function that reads it. A scrape calls those functions and
-does nothing else: no table is looked at, nothing waits, and a scrape every second costs no more than one a minute. Each process
-shows its own numbers, since it began.
+A part of the service counts in memory and registers a function that returns each number. A scrape calls these functions and does
+nothing else: it reads no table and waits for nothing. The numbers are those of one process since its start.
 """
 
 from __future__ import annotations
@@ -14,28 +13,31 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-#: A number, or one for each combination of values of the labels.
+#: One number, or a number for each combination of label values.
 Reading = float | Mapping[tuple[str, ...], float]
 
 
 class Metrics(Collector):
+    """The registered metrics of a process."""
+
     def __init__(self) -> None:
-        self._numbers: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, tuple[str, ...], Callable[[], Reading]]]
-        self._numbers = []
+        self._families: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str, tuple[str, ...], Callable[[], Reading]]]
+        self._families = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)  # memory, processor time, open files
 
     def counter(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Offer a number that only grows; it is shown as `{name}_total`."""
-        self._numbers.append((CounterMetricFamily, name, help, labels, read))
+        """Register a number that only grows. Its name in the output is `{name}_total`."""
+        self._families.append((CounterMetricFamily, name, help, labels, read))
 
     def gauge(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Offer a number that goes up and down."""
-        self._numbers.append((GaugeMetricFamily, name, help, labels, read))
+        """Register a number that can grow and shrink."""
+        self._families.append((GaugeMetricFamily, name, help, labels, read))
 
     def collect(self) -> Iterator[Metric]:
-        for kind, name, help, labels, read in self._numbers:
+        """Yield all metrics for the registry."""
+        for kind, name, help, labels, read in self._families:
             family = kind(name, help, labels=labels)
             reading = read()
             for values, value in reading.items() if isinstance(reading, Mapping) else [((), reading)]:
@@ -43,6 +45,6 @@ class Metrics(Collector):
             yield family
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """Everything offered, and its content type, as a scraper that accepts `accept` reads it."""
+        """Return all metrics and their content type. `accept` is the Accept header of the scraper."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type

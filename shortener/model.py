@@ -1,6 +1,6 @@
-"""The words of the service as types: states, verdicts, topics and the small frozen records that the parts hand to each other.
+"""The terms of the service as types: states, verdicts, topics and flags.
 
-No I/O and no imports from the other parts. Times are aware UTC, money is `Decimal`.
+This module imports no other module of the project. Times are aware UTC, money is `Decimal`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal, get_args
 
 
 class State(enum.IntEnum):
-    """What is known of a message, in the order in which it may move (Syniverse's names).
+    """The state of a message, in the order in which it can change (the names of Syniverse).
 
-    FAILED and EXPIRED share a rank between SENT and DELIVERED: a late DELIVERED or a person's click still moves the message on,
-    a late FAILED never moves a delivered one back.
+    FAILED and EXPIRED have the same rank between SENT and DELIVERED. A late DELIVERED or a click therefore replaces them, but a
+    late FAILED does not replace DELIVERED.
     """
 
     CREATED = 0
@@ -27,12 +27,12 @@ class State(enum.IntEnum):
     CLICKTHRU = 50
 
     def may_follow(self, current: State) -> bool:
-        """Whether a message in `current` moves to this state."""
+        """Return whether this state replaces the state `current`."""
         return self // 10 > current // 10
 
 
 class Verdict(enum.IntEnum):
-    """Who made a hit. Only `HUMAN` is a click."""
+    """The classification of a hit. Only a HUMAN hit is a click."""
 
     HUMAN = 0
     SUSPECTED = 1
@@ -40,11 +40,12 @@ class Verdict(enum.IntEnum):
 
     @property
     def api_name(self) -> str:
+        """The name in the API."""
         return self.name.lower()
 
 
 class Topic(enum.IntFlag):
-    """What an event is told as; one row of the event log may raise several. A tracker subscribes by these names in lower case."""
+    """The kinds of events. One row of the event log can have several topics."""
 
     STATE = 1
     CLICK = 2
@@ -53,55 +54,57 @@ class Topic(enum.IntFlag):
     DELIVERY = 16
     CLICK_RETRACTED = 32
     TEST = 64
-    SUSPECTED = 128  # beside CLICK: not a person's, and told as a click only where that was asked for
+    SUSPECTED = 128  # together with CLICK: a suspected hit, published only to trackers with `with_suspected`
 
     @property
     def api_name(self) -> str:
+        """The name in the API, for a single topic."""
         assert self.name is not None
         return self.name.lower()
 
 
-#: The events that a tracker may subscribe to, as the API, the command line and the documents name them.
+#: The events that a tracker can subscribe to, as the API, the command line and the documents name them.
 EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
 
 
 class LinkFlag(enum.IntFlag):
-    """What a link wants beyond a plain redirect."""
+    """Options of a link."""
 
     NONE = 0
-    EVERY_CLICK = 1  # raises a click event each time (`#trackurl`, or the application's click_events: every)
-    FILL_CLICK_ID = 2  # the destination holds {click_id}; what is known when the link is made is filled in then
-    APPEND_CLICK_ID = 4  # the application's click_id_param goes to the destination
+    EVERY_CLICK = 1  # each click creates an event (`#trackurl`, or click_events: every of the application)
+    FILL_CLICK_ID = 2  # the destination contains {click_id}; the rewriter replaces all other placeholders
+    APPEND_CLICK_ID = 4  # the redirect adds the click_id_param of the application to the destination
 
 
 class HitFlag(enum.IntFlag):
-    """What a hit was the first of, and what became of it."""
+    """Properties of a hit."""
 
     NONE = 0
     FIRST_FOR_LINK = 1
     FIRST_FOR_MESSAGE = 2
     LATE = 4  # the link had expired
-    RETRACTED = 8  # a later verdict took back that it was a first click
-    DISABLED = 16  # the link, its destination's host, its domain or its application was switched off
+    RETRACTED = 8  # it was a first click until a later verdict changed that
+    DISABLED = 16  # the link, the host of its destination, its domain or its application was disabled or blocked
 
 
 class DeliveryStatus(enum.IntEnum):
-    """Where a delivery stands. Only PENDING rows are ever claimed."""
+    """The status of a delivery. A dispatcher claims PENDING rows only."""
 
     PENDING = 0
     DELIVERED = 1
-    DEAD = 2  # the last attempt failed, or the answer was final; kept, listed, replayable
-    PARKED = 3  # told, not stored: PENDING, and its tracker is disabled; goes on when the tracker is enabled again
+    DEAD = 2  # the last attempt failed, or a response was final; it can be listed and replayed
+    PARKED = 3  # never stored: the API shows it for a PENDING delivery while its tracker is disabled
 
     @property
     def api_name(self) -> str:
+        """The name in the API."""
         return self.name.lower()
 
 
 def utcnow() -> datetime:
-    """The clock of a real process; everything takes a clock or a time, so that tests can pass their own."""
+    """Return the current time. Functions receive a clock or a time, so that tests can pass their own."""
     return datetime.now(UTC)
 
 

@@ -12,32 +12,32 @@ NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_a_number_is_spelled_in_eleven_characters_and_read_back(number: int) -> None:
+def test_a_number_is_encoded_in_eleven_characters_and_decoded(number: int) -> None:
     assert len(encode(number)) == 11
     assert decode(encode(number)) == number
 
 
 @given(st.text(max_size=30))
-def test_decoding_never_fails_on_what_strangers_send(text: str) -> None:
+def test_decode_accepts_any_text(text: str) -> None:
     number = decode(text)
     assert number is None or encode(number) == text
 
 
-def test_ids_grow_even_when_the_clock_stands_still_or_steps_back() -> None:
+def test_ids_increase_while_the_clock_stops_or_steps_back() -> None:
     times = iter([NOON] * 5000 + [NOON - 3_600_000] * 5000)
     ids = IdGenerator(7, lambda: next(times))
-    made = [ids() for _ in range(10_000)]
-    assert made == sorted(set(made))
-    assert all(0 < number < 2**63 for number in made)
+    created = [ids() for _ in range(10_000)]
+    assert created == sorted(set(created))
+    assert all(0 < number < 2**63 for number in created)
 
 
-def test_two_nodes_never_make_the_same_id() -> None:
+def test_two_nodes_never_create_the_same_id() -> None:
     one, two = IdGenerator(1, lambda: NOON), IdGenerator(2, lambda: NOON)
     assert not {one() for _ in range(9000)} & {two() for _ in range(9000)}
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 18), st.sampled_from("0Az"))
-def test_a_click_id_is_ours_only_if_every_character_is(hit: int, place: int, other: str) -> None:
+def test_a_click_id_with_a_changed_character_or_another_key_is_rejected(hit: int, place: int, other: str) -> None:
     click_ids = ClickIds(b"k" * 32)
     click_id = click_ids.encode(hit)
     assert len(click_id) == 19
@@ -48,18 +48,18 @@ def test_a_click_id_is_ours_only_if_every_character_is(hit: int, place: int, oth
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_click_id_of_nobody(text: str) -> None:
+def test_random_text_is_not_a_click_id(text: str) -> None:
     assert ClickIds(b"k" * 32).decode(text) is None
 
 
-def test_message_ids_look_like_those_of_syniverse_and_do_not_repeat() -> None:
-    made = {new_message_id() for _ in range(1000)}
-    assert len(made) == 1000
-    assert {len(one) for one in made} == {22}
-    assert all(one.isalnum() for one in made)
+def test_message_ids_have_22_letters_and_digits_and_do_not_repeat() -> None:
+    created = {new_message_id() for _ in range(1000)}
+    assert len(created) == 1000
+    assert {len(one) for one in created} == {22}
+    assert all(one.isalnum() for one in created)
 
 
-def test_random_numbers_have_their_bits_and_none_comes_twice() -> None:
+def test_random_numbers_use_every_bit_and_do_not_repeat() -> None:
     for bits in (1, 7, 8, 48, 131):
         numbers = [randbits(bits) for _ in range(2000)]
         assert max(numbers) < 1 << bits
@@ -73,7 +73,7 @@ def test_random_numbers_have_their_bits_and_none_comes_twice() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_child_process_does_not_draw_its_parents_numbers() -> None:
+def test_a_forked_process_has_other_random_numbers_than_its_parent() -> None:
     randbits(64)
     read, write = os.pipe()
     child = os.fork()
@@ -81,7 +81,7 @@ def test_a_child_process_does_not_draw_its_parents_numbers() -> None:
         os.write(write, randbits(64).to_bytes(8))
         os._exit(0)
     os.waitpid(child, 0)
-    theirs = int.from_bytes(os.read(read, 8))
+    of_child = int.from_bytes(os.read(read, 8))
     os.close(read)
     os.close(write)
-    assert theirs not in [randbits(64) for _ in range(1000)]
+    assert of_child not in [randbits(64) for _ in range(1000)]

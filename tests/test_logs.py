@@ -1,4 +1,4 @@
-"""What is never in a log line."""
+"""Log lines contain no personal data."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ADDRESS = "198.51.100.77"
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _reset_structlog() -> Iterator[None]:
     yield
     structlog.reset_defaults()
 
@@ -34,7 +34,7 @@ class Secret:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_an_exception_is_told_without_the_values_of_variables_and_rows(
+def test_the_log_line_of_an_exception_contains_no_values_of_variables_and_rows(
     form: Literal["json", "text"], capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure(form)
@@ -46,14 +46,14 @@ def test_an_exception_is_told_without_the_values_of_variables_and_rows(
         fail(Secret())
     except ValueError:
         structlog.get_logger().exception("job_failed", job="x")
-    told = capsys.readouterr().err
-    assert "a message" in told
-    assert "in fail" in told
-    assert "4085550100" not in told
+    logged = capsys.readouterr().err
+    assert "a message" in logged
+    assert "in fail" in logged
+    assert "4085550100" not in logged
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-async def test_the_address_of_a_hit_is_in_no_log_line_whatever_happens(
+async def test_no_log_line_contains_the_ip_address_of_a_hit(
     make_service: MakeService, form: Literal["json", "text"], capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = await make_service(ip_privacy="full", trusted_proxies="127.0.0.0/8", log_level="debug")
@@ -63,8 +63,8 @@ async def test_the_address_of_a_hit_is_in_no_log_line_whatever_happens(
     async with client_of(service, {"X-Forwarded-For": ADDRESS, "User-Agent": "Phone"}) as client:
         assert (await client.get(f"/{code}")).status_code == 302
         assert (await client.get("/nosuchcode")).status_code == 404
-    broken = hit(service, code, address=ADDRESS, rule=None)  # no fault of ours can be made to order but this one
+    broken = hit(service, code, address=ADDRESS, rule=None)  # the only way to make the recorder fail
     await service.recorder.record(broken)
-    told = capsys.readouterr().err
-    assert "hit_not_recordable" in told
-    assert ADDRESS not in told
+    logged = capsys.readouterr().err
+    assert "hit_not_recordable" in logged
+    assert ADDRESS not in logged

@@ -14,7 +14,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     }
 
 
-def test_what_a_part_offers_is_read_anew_at_each_scrape() -> None:
+def test_each_scrape_reads_the_current_values() -> None:
     metrics = Metrics()
     waiting = [0]
     by_status: dict[tuple[str, ...], float] = {}
@@ -23,19 +23,19 @@ def test_what_a_part_offers_is_read_anew_at_each_scrape() -> None:
     assert samples(metrics)["parts_waiting", ()] == 0
     waiting[0] = 7
     by_status["200",] = 3
-    told = samples(metrics)
-    assert told["parts_waiting", ()] == 7
-    assert told["parts_done_total", (("status", "200"),)] == 3
+    values = samples(metrics)
+    assert values["parts_waiting", ()] == 7
+    assert values["parts_done_total", (("status", "200"),)] == 3
 
 
-def test_two_services_in_one_process_do_not_share_their_numbers() -> None:
+def test_two_services_in_one_process_have_separate_metrics() -> None:
     one, two = Metrics(), Metrics()
     one.gauge("parts", "Parts.", lambda: 1)
     two.gauge("parts", "Parts.", lambda: 2)
     assert (samples(one)["parts", ()], samples(two)["parts", ()]) == (1, 2)
 
 
-def test_a_label_may_hold_any_text() -> None:
+def test_a_label_value_can_be_any_text() -> None:
     metrics = Metrics()
     metrics.counter("parts", "Parts, by name.", lambda: {('say "hi"\n\\',): 1}, "name")
     assert samples(metrics)["parts_total", (("name", 'say "hi"\n\\'),)] == 1

@@ -1,4 +1,4 @@
-"""Times as trackers and carriers write them."""
+"""The formats of times in requests."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 
@@ -27,11 +27,11 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
         "1795172400000",
     ],
 )
-def test_one_moment_in_many_spellings(text: str) -> None:
+def test_the_same_time_in_different_formats(text: str) -> None:
     assert parse_time(text, NOW) == datetime(2026, 11, 20, 11, 0, tzinfo=UTC)
 
 
-def test_a_date_alone_is_its_midnight_in_utc() -> None:
+def test_a_date_is_its_midnight_in_utc() -> None:
     assert parse_time("2026-11-20", NOW) == datetime(2026, 11, 20, tzinfo=UTC)
 
 
@@ -58,12 +58,12 @@ def test_times_are_cut_to_milliseconds(text: str) -> None:
         ("", "must be ISO 8601"),
     ],
 )
-def test_what_cannot_be_the_time_is_refused_with_a_reason(text: str, reason: str) -> None:
+def test_text_that_is_no_plausible_time_is_rejected_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_time(text, NOW)
 
 
-def test_a_day_ahead_is_forgiven() -> None:
+def test_a_time_24_hours_ahead_is_accepted() -> None:
     assert parse_time("2026-11-21T12:00:00Z", NOW) == NOW + MAX_AHEAD
 
 
@@ -71,12 +71,12 @@ def test_a_day_ahead_is_forgiven() -> None:
     st.datetimes(EARLIEST.replace(tzinfo=None) + timedelta(days=1), NOW.replace(tzinfo=None), timezones=st.just(UTC)),
     st.integers(-14 * 60, 14 * 60),
 )
-def test_every_spelling_of_a_time_is_read_as_that_time(at: datetime, offset: int) -> None:
+def test_every_format_of_a_time_is_parsed_to_the_same_time(at: datetime, offset: int) -> None:
     cut = at.replace(microsecond=at.microsecond // 1000 * 1000)
     local = at.astimezone(timezone(timedelta(minutes=offset))).isoformat()
     ms = (cut - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    spellings = [local, local.replace("+", " "), at.replace(tzinfo=None).isoformat(), f"{ms // 1000}.{ms % 1000:03d}"]
-    assert {parse_time(text, NOW) for text in spellings} == {cut}
+    texts = [local, local.replace("+", " "), at.replace(tzinfo=None).isoformat(), f"{ms // 1000}.{ms % 1000:03d}"]
+    assert {parse_time(text, NOW) for text in texts} == {cut}
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True))

@@ -44,7 +44,7 @@ def reason(url: str) -> str:
         "https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 21),
     ],
 )
-def test_an_ascii_url_is_kept_byte_for_byte(url: str) -> None:
+def test_an_ascii_url_stays_unchanged(url: str) -> None:
     destination = parse_destination(url)
     assert destination.url == url
     assert destination.location == url.encode()
@@ -74,7 +74,7 @@ def test_an_ascii_url_is_kept_byte_for_byte(url: str) -> None:
         ),
     ],
 )
-def test_host_and_scheme_are_made_plain_and_the_rest_stays_as_written(
+def test_host_and_scheme_are_normalized_and_the_rest_stays_unchanged(
     url: str, stored: str, location: bytes | str, host: str | None
 ) -> None:
     destination = parse_destination(url)
@@ -160,14 +160,14 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         f"https://{'ä' * 1000}.example/",
     ],
 )
-def test_a_host_that_parsers_could_read_differently_is_refused(url: str) -> None:
+def test_a_host_that_parsers_read_differently_is_rejected(url: str) -> None:
     assert reason(url)
 
 
 @pytest.mark.parametrize(
     "character", [*map(chr, range(0x21)), *'\x7f\x85\xa0"<>\\\xad\u1680\u200b\u200e\u202e\u2028\u2066\u3000\ufeff\ud800']
 )
-def test_a_character_that_no_url_holds_is_refused_wherever_it_stands(character: str) -> None:
+def test_a_character_that_is_not_allowed_in_urls_is_rejected_at_any_position(character: str) -> None:
     url = "https://shop.example/path?q=1#f"
     for position in (0, 3, 7, 10, 21, len(url)):
         with pytest.raises(UrlError) as caught:
@@ -175,7 +175,7 @@ def test_a_character_that_no_url_holds_is_refused_wherever_it_stands(character: 
         assert caught.value.position == position
 
 
-def test_the_length_is_capped_as_written_and_as_encoded() -> None:
+def test_the_length_is_limited_as_written_and_as_encoded() -> None:
     assert reason("https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 20)) == "is longer than 2048 characters"
     assert reason("https://shop.example/" + "ä" * 400) == "is longer than 2048 characters when percent-encoded"
 
@@ -188,7 +188,7 @@ def test_the_reason_continues_a_sentence_that_begins_with_the_url() -> None:
     assert reason("https://a@b.example/") == "must not contain a user name or password before its host"
 
 
-def test_placeholders_are_noticed_after_the_host() -> None:
+def test_placeholders_after_the_host_are_found() -> None:
     url = "https://shop.example/{code}?m={message_id}&x={nope}&y={click_id}{click_id}#{campaign}"
     destination = parse_destination(url)
     assert destination.placeholders == {"code", "message_id", "click_id", "campaign"}
@@ -231,7 +231,7 @@ def test_other_parsers_agree_on_scheme_host_and_port(url: str) -> None:
 
 
 @given(URLS)
-def test_what_is_stored_is_accepted_again_unchanged(url: str) -> None:
+def test_a_stored_destination_is_accepted_again_unchanged(url: str) -> None:
     try:
         destination = parse_destination(url)
     except UrlError:
@@ -240,26 +240,26 @@ def test_what_is_stored_is_accepted_again_unchanged(url: str) -> None:
     assert parse_destination(destination.location.decode()).location == destination.location
 
 
-def test_filling_encodes_every_value_and_leaves_the_rest() -> None:
+def test_placeholder_values_are_percent_encoded_and_the_rest_stays_unchanged() -> None:
     location = b"https://shop.example/{message_id}?c={campaign}&k={code}&x={nope}&e=%7Bcode%7D#{message_id}"
     filled = fill_placeholders(location, {"message_id": "a/b c", "campaign": "50% & +ä~-._", "code": "xyz"})
     assert filled == b"https://shop.example/a%2Fb%20c?c=50%25%20%26%20%2B%C3%A4~-._&k=xyz&x={nope}&e=%7Bcode%7D#a%2Fb%20c"
 
 
-def test_filling_expands_once() -> None:
+def test_a_value_that_looks_like_a_placeholder_is_not_replaced() -> None:
     assert fill_placeholders(b"https://a.example/{campaign}{code}", {"campaign": "{code}", "code": "{campaign}"}) == (
         b"https://a.example/%7Bcode%7D%7Bcampaign%7D"
     )
 
 
-def test_a_value_that_is_not_known_yet_is_filled_in_later() -> None:
+def test_a_placeholder_without_a_value_can_be_filled_later() -> None:
     first = fill_placeholders(b"https://a.example/{code}?c={click_id}", {"code": "{click_id}"})
     assert first == b"https://a.example/%7Bclick_id%7D?c={click_id}"
     assert fill_placeholders(first, {"click_id": ""}) == b"https://a.example/%7Bclick_id%7D?c="
 
 
 @given(st.fixed_dictionaries({name: st.text(st.characters(codec="utf-8")) for name in DESTINATION_PLACEHOLDERS}))
-def test_filled_values_come_back_from_the_query(values: dict[str, str]) -> None:
+def test_filled_values_can_be_decoded_from_the_query(values: dict[str, str]) -> None:
     template = b"https://a.example/?" + b"&".join(b"%b={%b}" % (name.encode(), name.encode()) for name in DESTINATION_PLACEHOLDERS)
     filled = fill_placeholders(template, values).decode("ascii")
     parts = [part.split("=") for part in filled.partition("?")[2].split("&")]
@@ -282,11 +282,11 @@ def test_filled_values_come_back_from_the_query(values: dict[str, str]) -> None:
         (b"https://a.example/?cid={click_id}", b"https://a.example/?cid={click_id}"),
     ],
 )
-def test_a_parameter_goes_before_the_fragment_and_overwrites_nothing(location: bytes, expected: bytes) -> None:
+def test_a_parameter_is_added_before_the_fragment_and_replaces_nothing(location: bytes, expected: bytes) -> None:
     assert append_param(location, "cid", "1+2") == expected
 
 
-def test_an_appended_name_is_encoded_too() -> None:
+def test_the_name_of_an_added_parameter_is_percent_encoded() -> None:
     assert append_param(b"https://a.example/", "a b", "{code}") == b"https://a.example/?a%20b=%7Bcode%7D"
     assert append_param(b"https://a.example/?a%20b=1", "a b", "2") == b"https://a.example/?a%20b=1"
 

@@ -1,6 +1,6 @@
 """Changes to applications, domains and blocked hosts.
 
-Each function is one transaction for `Database.write`; the caller refreshes the directory afterwards.
+Each function is part of one transaction of `Database.write`, and the caller refreshes the directory afterwards.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, increment_version, require_application
-from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, checked_fallback
+from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import UrlError, host_of, parse_base_url, parse_host
 
-MAX_BLOCKED_HOSTS = 10_000  # hosts that one application, or the installation, may block: every process holds all of them in memory
+MAX_BLOCKED_HOSTS = 10_000  # of one application or of the installation, because every process has all of them in memory
+MAX_NAME_CHARACTERS = 200
 
 
 def create_application(
     connection: Connection, name: str, now: datetime, *, domain: str | None = None, company_id: int | None = None
 ) -> Credentials:
-    """An application with one key that may do everything and one tracker token. Raises ApiError CONFLICT, INVALID_REQUEST."""
-    if not name.strip() or len(name) > 200:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", "wants 1 to 200 characters")])
+    """Create an application with an API key that has all permissions and a tracker token. Return the credentials.
+
+    `domain` is the base URL of its own domain. Raise ApiError CONFLICT, INVALID_REQUEST."""
     table = schema.applications
-    if connection.execute(select(table.c.id).where(table.c.name == name)).first():
-        raise ApiError(ErrorCode.CONFLICT, f"There is an application named {name!r} already.")
+    _check_name(connection, name)
     statement = insert(table).values(name=name, company_id=company_id, settings={}, created_at=now).returning(table.c.id)
     application_id: int = connection.execute(statement).scalar_one()
     if domain:
@@ -43,19 +43,18 @@ def create_application(
 
 
 def update_application(connection: Connection, application_id: int, changes: dict[str, Any], now: datetime) -> None:
-    """Change `name`, `company_id`, `disabled` and any of ApplicationSettings.
+    """Change `name`, `company_id`, `disabled` and fields of ApplicationSettings. Fields that `changes` does not have stay.
 
-    Raises ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
     table = schema.applications
     row = connection.execute(select(table).where(table.c.id == application_id)).first()
     if row is None:
-        raise ApiError(ErrorCode.NOT_FOUND)
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
     values: dict[str, Any] = {}
     changes = dict(changes)
     if "name" in changes:
         values["name"] = changes.pop("name")
-        if connection.execute(select(table.c.id).where(table.c.name == values["name"], table.c.id != application_id)).first():
-            raise ApiError(ErrorCode.CONFLICT, f"There is an application named {values['name']!r} already.")
+        _check_name(connection, values["name"], application_id)
     if "company_id" in changes:
         values["company_id"] = changes.pop("company_id")
     if "disabled" in changes:
@@ -71,7 +70,10 @@ def update_application(connection: Connection, application_id: int, changes: dic
 
 
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime) -> int:
-    """Give an application a domain of its own, such as https://go.brand.example. Raises ApiError INVALID_REQUEST, CONFLICT."""
+    """Add a domain to an application, such as https://go.brand.example. Return its id.
+
+    Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    require_application(connection, application_id)
     try:
         base_url = parse_base_url(base_url)
     except UrlError as error:
@@ -79,7 +81,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     host = host_of(base_url)
     table = schema.domains
     if connection.execute(select(table.c.id).where(table.c.host == host)).first():
-        raise ApiError(ErrorCode.CONFLICT, f"The domain {host} is taken.")
+        raise ApiError(ErrorCode.CONFLICT, f"The domain {host} already exists.")
     statement = insert(table).values(application_id=application_id, host=host, base_url=base_url, created_at=now)
     domain_id: int = connection.execute(statement.returning(table.c.id)).scalar_one()
     increment_version(connection)
@@ -87,13 +89,13 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
 
 
 def update_domain(connection: Connection, host: str, changes: Mapping[str, Any], now: datetime) -> None:
-    """Change `disabled` and `fallback_url` (None: none) of a domain. Raises ApiError NOT_FOUND, INVALID_REQUEST."""
+    """Change `disabled` and `fallback_url` (None removes it) of a domain. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     values: dict[str, Any] = {}
     if "disabled" in changes:
         values["disabled_at"] = now if changes["disabled"] else None
     if "fallback_url" in changes:
         try:
-            values["fallback_url"] = checked_fallback(changes["fallback_url"]) if changes["fallback_url"] else None
+            values["fallback_url"] = parse_fallback_url(changes["fallback_url"]) if changes["fallback_url"] else None
         except ValueError as error:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
     table = schema.domains
@@ -103,36 +105,36 @@ def update_domain(connection: Connection, host: str, changes: Mapping[str, Any],
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:
-    """No short link of the application (or of any: EVERYBODY) leads to this host any more; how the host is spelled here.
+    """Block a host as destination of short links of an application, or of all (ALL_APPLICATIONS). Return the normalized host.
 
-    `*.shop.example` blocks every host under shop.example, but not that one.
-    Raises ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    `*.shop.example` blocks every subdomain of shop.example, but not shop.example.
+    Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
-    spelled = _normalize_host(host)
+    normalized = _normalize_host(host)
     table = schema.blocked_hosts
     count = select(func.count()).where(table.c.application_id == application_id)
     if connection.execute(count).scalar_one() >= MAX_BLOCKED_HOSTS:
-        raise ApiError(ErrorCode.CONFLICT, f"There are {MAX_BLOCKED_HOSTS} blocked hosts, the most that there can be.")
-    values = {"application_id": application_id, "host": spelled, "created_at": now}
+        raise ApiError(ErrorCode.CONFLICT, f"There are already {MAX_BLOCKED_HOSTS} blocked hosts, which is the maximum.")
+    values = {"application_id": application_id, "host": normalized, "created_at": now}
     connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing())
     increment_version(connection)
-    return spelled
+    return normalized
 
 
 def unblock_host(connection: Connection, application_id: int, host: str) -> str:
-    """Raises ApiError NOT_FOUND, INVALID_REQUEST."""
-    spelled = _normalize_host(host)
+    """Unblock a host. Return the normalized host. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    normalized = _normalize_host(host)
     table = schema.blocked_hosts
-    done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host == spelled))
+    done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host == normalized))
     if not done.rowcount:
-        raise ApiError(ErrorCode.NOT_FOUND, f"{spelled} is not blocked.")
+        raise ApiError(ErrorCode.NOT_FOUND, f"{normalized} is not blocked.")
     increment_version(connection)
-    return spelled
+    return normalized
 
 
 def list_blocked_hosts(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """application_id (EVERYBODY for the installation's), host, created_at; of all when `application_id` is None."""
+    """Return application_id, host and created_at of each blocked host, of all applications if `application_id` is None."""
     table = schema.blocked_hosts
     statement = select(table).order_by(table.c.application_id, table.c.host)
     if application_id is not None:
@@ -142,7 +144,7 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
 
 
 def _normalize_host(host: str) -> str:
-    """As `HitPolicies` looks it up. Raises ApiError INVALID_REQUEST."""
+    """Return the host in the form that `HitPolicies` compares, with its wildcard. Raise ApiError INVALID_REQUEST."""
     wildcard = "*." if host.startswith("*.") else ""
     try:
         return wildcard + parse_host(host.removeprefix("*."))
@@ -150,8 +152,19 @@ def _normalize_host(host: str) -> str:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("host", error.reason)]) from None
 
 
+def _check_name(connection: Connection, name: str, application_id: int | None = None) -> None:
+    """Raise ApiError unless `name` is valid and no application but `application_id` has it."""
+    if not name.strip() or len(name) > MAX_NAME_CHARACTERS or "\x00" in name:
+        reason = f"must have 1 to {MAX_NAME_CHARACTERS} characters, not only spaces"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])
+    table = schema.applications
+    other = connection.execute(select(table.c.id).where(table.c.name == name)).scalar()
+    if other not in (None, application_id):
+        raise ApiError(ErrorCode.CONFLICT, f"An application with the name {name!r} already exists.")
+
+
 def ensure_default(connection: Connection, now: datetime) -> Credentials | None:
-    """On the very first start, make the application `default`; None when there is any application already."""
+    """Create the application `default` if there is no application yet. Return its credentials, or None."""
     if connection.execute(select(schema.applications.c.id).limit(1)).first():
         return None
     return create_application(connection, "default", now)

@@ -1,8 +1,11 @@
-"""API keys and tracker tokens: 32 random bytes each.
+"""API keys and tracker tokens. Each has 32 random bytes.
 
-Only their SHA-256 is stored, and rows are found by it, so response times reveal nothing. The plain text is returned once.
-Each function is one transaction for `Database.write`; the caller refreshes the directory afterwards.
+The database stores only their SHA-256 and finds rows by it, so the response time reveals nothing about a credential. The plain
+text is returned once. Each function here is part of one transaction of `Database.write`, and the caller refreshes the directory
+afterwards.
 """
+
+# Tested by tests/accounts/test_administration.py and tests/web/test_callers.py
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from shortener.storage import schema
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What is shown once, when it is made."""
+    """The credentials of a new application in plain text."""
 
     application_id: int
     api_key: str
@@ -30,10 +33,10 @@ class Credentials:
 
 
 def create_key(connection: Connection, application_id: int, name: str, permissions: Sequence[str], now: datetime) -> str:
-    """A new API key, returned once. Raises ApiError INVALID_REQUEST, NOT_FOUND."""
+    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST, NOT_FOUND."""
     unknown = sorted(set(permissions) - set(PERMISSIONS))
     if unknown or not permissions:
-        reason = f"unknown: {', '.join(unknown)}; there are {', '.join(PERMISSIONS)}"
+        reason = f"must contain at least one of {', '.join(PERMISSIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("permissions", reason)])
     require_application(connection, application_id)
     key = "sk_" + secrets.token_urlsafe(32)
@@ -52,16 +55,18 @@ def create_key(connection: Connection, application_id: int, name: str, permissio
 
 
 def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
-    """Raises ApiError NOT_FOUND."""
+    """Revoke an API key. Raise ApiError NOT_FOUND if there is no such key or it is already revoked."""
     table = schema.api_keys
     done = connection.execute(update(table).where(table.c.id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=now))
     if not done.rowcount:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no live key {key_id}.")
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id} that is not revoked.")
     increment_version(connection)
 
 
 def list_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Keys without their secrets: id, application_id, name, hint, permissions, created_at, revoked_at."""
+    """Return the keys of an application, or all keys, without their plain text.
+
+    Each has id, application_id, name, hint (the first characters), permissions, created_at and revoked_at."""
     table = schema.api_keys
     statement = select(table).order_by(table.c.id)
     if application_id is not None:
@@ -70,19 +75,22 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
 
 
 def rotate_token(connection: Connection, application_id: int, now: datetime, overlap: timedelta) -> tuple[str, datetime]:
-    """A new tracker token, and until when the previous one stays valid (23 Telecom). Older ones end now."""
+    """Create a tracker token. Return its plain text and the time until which the previous token is valid (23 Telecom).
+
+    Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
     table = schema.tracker_tokens
     until = now + overlap
-    mine = table.c.application_id == application_id
-    connection.execute(update(table).where(mine, table.c.valid_until > now).values(valid_until=now))
-    connection.execute(update(table).where(mine, table.c.valid_until.is_(None)).values(valid_until=until))
+    of_application = table.c.application_id == application_id
+    connection.execute(update(table).where(of_application, table.c.valid_until > now).values(valid_until=now))
+    connection.execute(update(table).where(of_application, table.c.valid_until.is_(None)).values(valid_until=until))
     token = new_token(connection, application_id, now)
     increment_version(connection)
     return token, until
 
 
 def new_token(connection: Connection, application_id: int, now: datetime) -> str:
+    """Create a tracker token and return its plain text. It does not change the other tokens of the application."""
     token = "tt_" + secrets.token_urlsafe(32)
     connection.execute(
         insert(schema.tracker_tokens).values(application_id=application_id, hash=hash_credential(token), created_at=now)

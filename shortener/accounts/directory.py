@@ -1,9 +1,11 @@
-"""The directory: applications, domains, API keys, tracker tokens and blocked hosts, held in memory.
+"""The directory: applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory.
 
-A redirect or an API call needs no database read to find its caller. Every change increments a version in its own transaction, and
-every process reads that version a few times a second. A revoked key, a disabled application or domain and a blocked host take
-effect within a second everywhere, and stay known while the database is unavailable.
+A redirect or an API call needs no database read to identify its caller. Every change increments a version in its own transaction,
+and every process reads that version a few times per second. A revoked key, a disabled application or domain and a blocked host
+therefore take effect in all processes within a second. They stay in effect while the database is down.
 """
+
+# Tested by tests/accounts/test_administration.py
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ from shortener.model import Topic
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 
-ALL_APPLICATIONS = 0  # in place of an application's number: what holds for all of them
+ALL_APPLICATIONS = 0  # used as an application id: the row applies to all applications
 _VERSION = "directory"
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A host whose codes belong to one application. `host` is as in the Host header, lower case, without a default port."""
+    """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port."""
 
     id: int
     application_id: int
@@ -39,6 +41,8 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Application:
+    """An application (a tenant) with its settings and its domains."""
+
     id: int
     name: str
     company_id: int | None
@@ -49,13 +53,13 @@ class Application:
 
     @property
     def domain(self) -> Domain | None:
-        """The one that new links are made on: the first that is not disabled."""
+        """The domain of new links: the first domain that is not disabled. None: links use BASE_URL."""
         return next((domain for domain in self.domains if not domain.disabled), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller that was recognised: which application, and what it may do."""
+    """An authenticated caller: its application and the permissions of its key."""
 
     application: Application
     permissions: frozenset[str]
@@ -64,22 +68,23 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class HitPolicies:
-    """What few applications ask of a hit, and those few that are switched off: empty in most installations, and then a hit costs
-    nothing more. Numbers are those of applications, if they are not said to be others."""
+    """The rules for hits that differ from the defaults. All fields are empty in most installations, so a hit costs nothing more.
 
-    contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)  # those that judge by them
-    with_suspected: frozenset[int] = frozenset()  # a tracker asks for suspected hits as click events
+    Keys and elements are application ids unless the name says otherwise."""
+
+    contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)  # applications with a contextual rule
+    with_suspected: frozenset[int] = frozenset()  # applications with a tracker that receives suspected hits
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
-    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # EVERYBODY's among them
+    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # also ALL_APPLICATIONS
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
 
     def blocks(self, application_id: int, url: str) -> bool:
-        """Whether an absolute http(s) URL, spelled as the Location header does, leads to a host that is blocked."""
+        """Return whether the host of a Location header value is blocked for the application."""
         return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
 
     def blocks_host(self, application_id: int, host: str) -> bool:
-        """`host`: lower case, punycode, without a port or brackets."""
+        """Return whether a host is blocked: lower case, punycode, without a port and brackets."""
         for owner in (ALL_APPLICATIONS, application_id):
             hosts = self.blocked_hosts.get(owner)
             if hosts and (host in hosts or any(f"*.{parent}" in hosts for parent in _parents(host))):
@@ -98,11 +103,14 @@ def _parents(host: str) -> list[str]:
 
 
 def hash_credential(text: str) -> str:
+    """Return the SHA-256 of a credential, in hexadecimal. The database stores only this value."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(slots=True)
 class _Snapshot:
+    """The content of the directory at one version."""
+
     version: str = ""
     applications: dict[int, Application] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
@@ -113,35 +121,39 @@ class _Snapshot:
 
 
 class Directory:
-    """All accounts in memory, as of the last `refresh`."""
+    """All accounts in memory, as they were at the last `refresh`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._now = _Snapshot()
+        self._snapshot = _Snapshot()
 
     async def refresh(self) -> bool:
-        """Read again if anything changed; True when it did. Raises StoreUnavailable, keeping what is known."""
-        fresh = await self._database.read(_load_if_changed, self._now.version)
+        """Read all accounts if one has changed. Return whether one has. Raise StoreUnavailable and keep them."""
+        fresh = await self._database.read(_load_if_changed, self._snapshot.version)
         if fresh is not None:
-            self._now = fresh
+            self._snapshot = fresh
         return fresh is not None
 
     def application(self, application_id: int) -> Application | None:
-        return self._now.applications.get(application_id)
+        """Return the application with this id."""
+        return self._snapshot.applications.get(application_id)
 
     def applications(self) -> list[Application]:
-        return list(self._now.applications.values())
+        """Return all applications."""
+        return list(self._snapshot.applications.values())
 
     @property
     def hit_policies(self) -> HitPolicies:
-        return self._now.hit_policies
+        """The rules for hits that differ from the defaults."""
+        return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """The domain of a Host header (lower case)."""
-        return self._now.domains.get(host)
+        """Return the domain of a Host header in lower case."""
+        return self._snapshot.domains.get(host)
 
     def domain_by_id(self, domain_id: int) -> Domain | None:
-        return self._now.domains_by_id.get(domain_id)
+        """Return the domain with this id."""
+        return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
         """The destination of expired links without a fallback URL of their own: the domain's, or else the application's."""
@@ -156,20 +168,22 @@ class Directory:
         return application.settings.click_id_param if application else None
 
     def find_by_api_key(self, key: str) -> Principal | None:
-        found = self._now.keys.get(hash_credential(key))
+        """Return the caller with this key, None for an unknown or revoked key and for a disabled application."""
+        found = self._snapshot.keys.get(hash_credential(key))
         if found is None:
             return None
         key_id, application_id, permissions = found
         return self._principal(application_id, permissions, key_id)
 
     def find_by_tracker_token(self, token: str, now: datetime) -> Principal | None:
-        found = self._now.tokens.get(hash_credential(token))
+        """Return the caller with this token, None for an unknown or expired token and for a disabled application."""
+        found = self._snapshot.tokens.get(hash_credential(token))
         if found is None or (found[1] is not None and found[1] <= now):
             return None
         return self._principal(found[0], frozenset(), 0)
 
     def _principal(self, application_id: int, permissions: frozenset[str], key_id: int) -> Principal | None:
-        application = self._now.applications.get(application_id)
+        application = self._snapshot.applications.get(application_id)
         if application is None or application.disabled:
             return None
         return Principal(application, permissions, key_id)
@@ -198,16 +212,16 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
             domains=tuple(domains.get(row.id, ())),
         )
     t = schema.trackers.c
-    asking = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
+    with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
     blocked: dict[int, set[str]] = {}
     for row in connection.execute(select(schema.blocked_hosts)):
         blocked.setdefault(row.application_id, set()).add(row.host)
     settings = {application.id: application.settings for application in fresh.applications.values()}
     fresh.hit_policies = HitPolicies(
-        contextual_rules={number: chosen for number, chosen in settings.items() if chosen.uses_contextual_rules},
-        with_suspected=frozenset(row.application_id for row in asking if row.topics & Topic.CLICK),
-        ip_privacy={number: chosen.ip_privacy for number, chosen in settings.items() if chosen.ip_privacy is not None},
-        blocked_hosts={number: frozenset(hosts) for number, hosts in blocked.items()},
+        contextual_rules={id_: chosen for id_, chosen in settings.items() if chosen.uses_contextual_rules},
+        with_suspected=frozenset(row.application_id for row in with_suspected if row.topics & Topic.CLICK),
+        ip_privacy={id_: chosen.ip_privacy for id_, chosen in settings.items() if chosen.ip_privacy is not None},
+        blocked_hosts={id_: frozenset(hosts) for id_, hosts in blocked.items()},
         disabled_applications=frozenset(one.id for one in fresh.applications.values() if one.disabled),
         disabled_domains=frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
     )
@@ -220,12 +234,13 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
 
 
 def increment_version(connection: Connection) -> None:
-    """Tell every process that accounts changed; part of each transaction that changes them."""
+    """Make every process read the accounts again. Call this in each transaction that changes them."""
     statement = upsert(connection, schema.installation).values(name=_VERSION, value=secrets.token_hex(8))
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value}))
 
 
 def require_application(connection: Connection, application_id: int) -> None:
+    """Raise ApiError NOT_FOUND unless the application exists."""
     table = schema.applications
     if connection.execute(select(table.c.id).where(table.c.id == application_id)).first() is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")

@@ -1,4 +1,6 @@
-"""What an application may choose, with defaults: `ApplicationSettings`, and the permissions of API keys."""
+"""The settings of an application, and the permissions of API keys."""
+
+# Tested by tests/accounts/test_administration.py
 
 from __future__ import annotations
 
@@ -14,52 +16,75 @@ Privacy = Literal["full", "short", "none"]
 
 
 class ApplicationSettings(BaseModel):
-    """What an application may choose; stored only where it differs from the default."""
+    """The settings of an application. The database stores only the values that differ from the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     click_events: Literal["first", "every"] = Field(
-        "first", description="Raise a click event for each link's first click, or every."
+        "first", description="Clicks that create a click event: the first click of each link, or every click."
     )
     click_id_param: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_.~-]{1,32}$", description="Query parameter that carries the click id to every destination."
+        None,
+        pattern=r"^[A-Za-z0-9_.~-]{1,32}$",
+        description="Name of a query parameter. Redirects add it, with the click id, to every destination. null: none.",
     )
-    fallback_url: str | None = Field(None, description="Where expired links lead to; without it a short page says so (410).")
-    link_ttl_days: int | None = Field(None, ge=1, le=3650, description="Longest life of a link in days; caps expires_in.")
-    ip_privacy: Privacy | None = Field(None, description="How much of handsets' addresses is kept, if less than IP_PRIVACY says.")
+    fallback_url: str | None = Field(
+        None, description="URL to which expired links redirect. null: they return a short page with status 410."
+    )
+    link_ttl_days: int | None = Field(
+        None, ge=1, le=3650, description="Maximum lifetime of a link in days; limits expires_in. null: no limit of its own."
+    )
+    ip_privacy: Privacy | None = Field(
+        None, description="How much of a recipient's IP address is stored, if less than IP_PRIVACY: full, short or none."
+    )
 
     # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md states what each rule costs.
     min_seconds_after_sent: float | None = Field(
-        None, gt=0, le=3600, allow_inf_nan=False, description="Suspect hits sooner than that after SENT. Off: null."
+        None,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Hits earlier than this many seconds after SENT are suspected. null: off.",
     )
     min_seconds_after_delivered: float | None = Field(
-        None, gt=0, le=3600, allow_inf_nan=False, description="Suspect hits within that of DELIVERED. Off: null."
+        None,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Hits earlier than this many seconds after DELIVERED are suspected. null: off.",
     )
     max_recipients_per_address_minute: int | None = Field(
-        None, ge=1, le=1_000_000, description="Suspect an address that opens more recipients' links in a minute. Off: null."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Hits of an IP address that opens links of more recipients than this in a minute are suspected. null: off.",
     )
-    all_links_within_second: bool = Field(False, description="Suspect hits that open all links of a message within a second.")
+    all_links_within_second: bool = Field(
+        False, description="true: hits that open all links of a message within one second are suspected."
+    )
     retract_clicks: bool = Field(
-        False, description="Take back clicks that later evidence calls a machine's, and tell so with click_retracted."
+        False,
+        description="true: if a click is later classified as automated, it no longer counts, and a click_retracted event follows.",
     )
 
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        return None if value is None else checked_fallback(value)
+        return None if value is None else parse_fallback_url(value)
 
     @property
     def uses_report_times(self) -> bool:
-        """By when a message was sent or delivered."""
+        """Whether a rule needs the time when a message was sent or delivered."""
         return self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
 
     @property
     def uses_contextual_rules(self) -> bool:
+        """Whether at least one contextual rule is on."""
         return self.uses_report_times or self.all_links_within_second or self.max_recipients_per_address_minute is not None
 
 
-def checked_fallback(url: str) -> str:
-    """As a Location header spells it. Raises ValueError."""
+def parse_fallback_url(url: str) -> str:
+    """Return the URL as the value of a Location header. Raise ValueError with the reason."""
     try:
         return parse_destination(url).location.decode()
     except UrlError as error:

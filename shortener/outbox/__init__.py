@@ -1,4 +1,4 @@
-"""What is written in the same transaction as the thing that happened: event rows, and tallies for the counts.
+"""Rows that a transaction writes together with its main change: events, count deltas and first clicks.
 
-Deliveries and statistics are readers of these two; nothing else has to agree with the database.
+Deliveries and statistics are derived from these rows later, so they always agree with the database.
 """

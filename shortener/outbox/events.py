@@ -1,8 +1,8 @@
-"""The event log. One row per thing that happened; `topics` says what it is told as.
+"""The event log: one row for each event. `topics` has every topic under which the event is published.
 
-A first click is one row that raises STATE and CLICK; a delivery report is one row that raises DELIVERY, and STATE when the
-message moved. `data` holds only what the maker of the event alone knew (previous_state and new_state of a report, its fields);
-everything else, also what a message was before its first click, is read from the rows that the event points to, once, at fan-out.
+A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and with STATE if the message
+changed its state. `data` has only what no other row contains, such as previous_state and new_state of a report. The fan-out reads
+everything else once, from the rows that the event refers to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def encode_event_id(row: int, topic: Topic) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row to append. `message_id`, `link_id`, `hit_id`, `conversion_id` are row ids; `at` is when it happened."""
+    """A row of the event log. `message_id`, `link_id`, `hit_id` and `conversion_id` are row ids; `at` is the time of the event."""
 
     id: int
     application_id: int
@@ -61,7 +61,9 @@ _insert = BulkInsert(
 
 
 def append(connection: Connection, events: Sequence[Event], counted: Sequence[tuple[int, str]] = ()) -> None:
-    """Write the events, and what they add to the counts (`tallies.rows`); call it in the transaction that makes them true."""
+    """Insert events and the rows of count deltas. Call this in the transaction that makes the change.
+
+    `counted` is the result of `count_deltas.rows`."""
     rows = [
         (
             event.id,

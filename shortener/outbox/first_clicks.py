@@ -1,10 +1,12 @@
-"""What was clicked of a message, for those who change it or the state of the message: read while nobody else can.
+"""The rows of `first_clicks`, locked for a transaction that changes them or the state of the message.
 
-On SQLite that is so within any transaction that writes. On PostgreSQL a row of `first_clicks` is the lock: a message that nobody
-clicked gets an empty one until the transaction ends (`lock`, `release`), and a click that comes meanwhile waits to insert its own.
-So a click touches nothing but that row, millions of times, and reports and corrections, which are fewer, do a little more. Whoever
-inserts or locks several of them does it in the order of their ids, or two could wait for each other.
+On SQLite, every writing transaction has the whole database for itself. On PostgreSQL, a row of `first_clicks` is the lock. `lock`
+inserts an empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives
+meanwhile waits to insert its own row. So millions of clicks touch this table only, while delivery reports and corrections, which
+are fewer, do some more work. Every transaction inserts and locks rows in the order of their ids, or two could deadlock.
 """
+
+# Tested by tests/clicks/test_batch.py
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from shortener.storage import raw_sql
 
 
 class FirstClick(NamedTuple):
-    """A row of `first_clicks`; `at` in ms since 1970."""
+    """A row of `first_clicks`. `at` is in ms since 1970. Bit n of `links` is set if the link at position n was clicked."""
 
     at: int | None = None
     hit_id: int | None = None
@@ -26,33 +28,36 @@ class FirstClick(NamedTuple):
 
 NO_CLICK = FirstClick()
 
-_MAKE = "INSERT INTO first_clicks (id, links) SELECT id, 0 FROM unnest($1::bigint[]) AS m(id) ORDER BY id ON CONFLICT DO NOTHING"
+_INSERT_EMPTY = (
+    "INSERT INTO first_clicks (id, links) SELECT id, 0 FROM unnest($1::bigint[]) AS m(id) ORDER BY id ON CONFLICT DO NOTHING"
+)
 _READ = {
     "sqlite": "SELECT json_group_array(json_array(c.id, c.at, c.hit_id, c.links)) FROM json_each(?) AS j "
     "CROSS JOIN first_clicks AS c ON c.id = j.value",
-    # By a statement of its own: one that waits sees whatever it does not lock as it was when it began.
+    # A statement that waits for a lock sees unlocked rows as they were when it began, so this is a statement of its own.
     "postgresql": "SELECT id, at, hit_id, links FROM first_clicks WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE",
 }
-_LET_GO = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"
+_DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"
 
 
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
-    """What was clicked of each of these messages (row ids), this transaction's alone until it ends; `release` of them before it
-    does. Lock the messages first, if at all."""
+    """Lock and return the clicks of each message (row ids). Call `release` for them before the transaction ends.
+
+    A transaction that also locks rows of `messages` must lock those first."""
     ids = list(messages)
     if not ids:
         return {}
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_MAKE, (ids,))
+        connection.exec_driver_sql(_INSERT_EMPTY, (ids,))
     return dict.fromkeys(ids, NO_CLICK) | read(connection, ids)
 
 
 def read(connection: Connection, ids: list[int]) -> dict[int, FirstClick]:
-    """The rows that are there."""
+    """Return the rows that exist, by message."""
     return {row[0]: FirstClick(*row[1:]) for row in raw_sql.rows(connection, _READ, ids)}
 
 
 def release(connection: Connection, messages: Collection[int]) -> None:
-    """Leave no row of a message that nothing was clicked of."""
+    """Delete the empty rows of messages without clicks."""
     if connection.dialect.name == "postgresql" and messages:
-        connection.exec_driver_sql(_LET_GO, (list(messages),))
+        connection.exec_driver_sql(_DELETE_EMPTY, (list(messages),))

@@ -3,7 +3,7 @@
 The rows never change, so a process can cache the ids. It caches the ids of a transaction only after the commit.
 """
 
-# Tested by tests/reporting/test_counts.py and tests/messages/test_rewriter.py
+# Tested by tests/reporting/test_counts.py
 
 from __future__ import annotations
 

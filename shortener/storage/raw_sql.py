@@ -5,7 +5,7 @@ the transaction of the connection. Errors are the same exceptions as those of SQ
 difference.
 """
 
-# Tested by tests/storage/test_bulk.py and the tests of the modules that call it
+# Tested by tests/storage/test_bulk.py
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""The tables. One schema, two engines; the words are those of `model.py`.
+"""The tables of the database, for both engines. The names are those of `model.py`.
 
-Rows that a message brings with it (message, links, hits, events, deliveries, attempts, conversions) are keyed by the growing
-numbers of `ids.py`; what people set up (applications, keys, trackers, domains) is keyed by small numbers of the database.
-A change here comes with a migration in `storage/migrations/`; a test compares the two.
+Messages, links, hits, events, deliveries, attempts and conversions have ids from `ids.py`, which grow with time. Applications,
+keys, trackers, domains and other configuration have small ids from the database.
+Every change of this module requires a migration in `storage/migrations/`. A test compares the two.
 """
+
+# Tested by tests/storage/test_migrate.py
 
 from __future__ import annotations
 
@@ -44,11 +46,11 @@ metadata = MetaData(
     }
 )
 
-#: A number of `ids.py` as a key. On SQLite only a column declared INTEGER is the row's own number; any other type gets a second
-#: tree, written with every insert and walked with every look-up.
+#: The type of an id from `ids.py`. On SQLite, only a column declared INTEGER is the rowid. A primary key of any other type has an
+#: additional index that every insert and every look-up must use.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-#: What this installation is: the secret's fingerprint, the version of the directory; how far jobs have come.
+#: Values about the installation: the fingerprint of the secret, the version of the directory, the progress of jobs.
 installation = Table(
     "installation",
     metadata,
@@ -62,7 +64,7 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("company_id", BigInteger),
-    # What the application chose (accounts.ApplicationSettings); what it left alone is not stored, so defaults can improve.
+    # The values of accounts.ApplicationSettings that differ from the defaults. A later version can change a default.
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
@@ -80,12 +82,12 @@ domains = Table(
     Column("disabled_at", Instant),
 )
 
-#: Hosts that no short link leads to any more.
+#: Hosts to which no short link redirects.
 blocked_hosts = Table(
     "blocked_hosts",
     metadata,
-    Column("application_id", Integer, primary_key=True, autoincrement=False),  # 0: whosever link it is
-    Column("host", Text, primary_key=True),  # lower case, punycode, no port; "*.example.com": every host under it
+    Column("application_id", Integer, primary_key=True, autoincrement=False),  # 0: for the links of all applications
+    Column("host", Text, primary_key=True),  # lower case, punycode, no port; "*.example.com": every subdomain
     Column("created_at", Instant, nullable=False),
 )
 
@@ -96,7 +98,7 @@ api_keys = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("name", Text, nullable=False),
     Column("hash", Text, nullable=False, unique=True),
-    Column("hint", Text, nullable=False),  # the first characters, so that a person can tell keys apart
+    Column("hint", Text, nullable=False),  # the first characters, to distinguish keys in a list
     Column("permissions", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("revoked_at", Instant),
@@ -109,10 +111,10 @@ tracker_tokens = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("hash", Text, nullable=False, unique=True),
     Column("created_at", Instant, nullable=False),
-    Column("valid_until", Instant),  # NULL: the current one
+    Column("valid_until", Instant),  # NULL: the current token
 )
 
-#: Where events go. `role` is "tracker", or "conversion_url" for the one that the application's own fields make.
+#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the one that the fields of an application define.
 trackers = Table(
     "trackers",
     metadata,
@@ -127,12 +129,12 @@ trackers = Table(
     Column("method", Text, nullable=False),
     Column("format", Text, nullable=False),
     Column("fields", Json),
-    Column("headers", Text),  # encrypted JSON: headers carry credentials
+    Column("headers", Text),  # encrypted JSON, because headers contain credentials
     Column("secret", Text),  # encrypted
     Column("previous_secret", Text),  # encrypted
     Column("previous_secret_until", Instant),
     Column("success", Json, nullable=False),
-    # NULL in the next four: what the installation is set to.
+    # NULL in the next four columns: the value of the installation's setting.
     Column("max_attempts", Integer),
     Column("timeout", Json),  # seconds
     Column("concurrency", Integer),
@@ -140,26 +142,26 @@ trackers = Table(
     Column("with_suspected", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    Column("revision", Integer, nullable=False, server_default="1"),  # counts changes, so that a dispatcher knows what it knows
-    # Health, written by the dispatcher when it changes (delivery/health.py).
+    Column("revision", Integer, nullable=False, server_default="1"),  # the number of changes; detects stale copies
+    # The health of the tracker (delivery/health.py). The dispatcher writes it when it changes.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
-    Column("open_until", Instant),  # the breaker is open: no attempts but one probe after this time
-    Column("recovering_at", Instant),  # the backlog is being released at a bounded rate, and has come this far
+    Column("open_until", Instant),  # the circuit breaker is open until then; one probe follows
+    Column("recovering_at", Instant),  # the backlog is released at a limited rate, up to this time so far
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
-    # The number of a deleted tracker is never given to another one: its deliveries would go there.
+    # Never reuse the id of a deleted tracker: its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
 
-#: What statistics are kept by: one row per application, campaign, source, country of the recipient and conversion process.
+#: The groups of the statistics: one row for each application, campaign, source, recipient country and conversion process.
 cohorts = Table(
     "cohorts",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("application_id", Integer, nullable=False),
-    Column("campaign", Text, nullable=False),  # "" when the message has none
+    Column("campaign", Text, nullable=False),  # "" if the message has none
     Column("source", Text, nullable=False),
-    Column("country", Text, nullable=False),  # ISO 3166, "" when unknown
+    Column("country", Text, nullable=False),  # ISO 3166, "" if unknown
     Column("process_id", Integer, nullable=False, server_default="0", index=True),
     UniqueConstraint("application_id", "campaign", "source", "country", "process_id"),
 )
@@ -173,12 +175,12 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    Column("content_hash", Text, nullable=False),  # what a repeat of the same message_id is compared by
+    Column("content_hash", Text, nullable=False),  # to compare a repeated message_id with the first request
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
     Column("sender_id_alias", Text, nullable=False, server_default=""),
-    # What was reported of it; a click stands in `first_clicks` and leaves this as it was just before (`current_state`).
+    # The reported state. A click adds a row to `first_clicks` and does not change this column (see `current_state`).
     Column("state", SmallInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("sent_at", Instant),
@@ -187,7 +189,7 @@ messages = Table(
     Column("failed_at", Instant),
     Column("encoding", Text, nullable=False),
     Column("segments", SmallInteger, nullable=False),
-    Column("fragments_count", SmallInteger),  # what the carrier billed, when a report said so
+    Column("fragments_count", SmallInteger),  # the billed segments, if a delivery report contained them
     Column("mt_price", Money),
     Column("report_status", Text),
     Column("reason_code", Text),
@@ -198,29 +200,29 @@ messages = Table(
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
-    Index("messages_by_cohort", "cohort_id", "id"),  # a campaign's messages, newest first
+    Index("messages_by_cohort", "cohort_id", "id"),  # the messages of a campaign, newest first
 )
 
-#: What was clicked of a message, for those that were. Not columns of `messages`, whose rows are ten times as large: people click in
-#: no order, and a click would read and write a page of its own there (docs/decisions/0013).
+#: The clicks of messages that were clicked. They are not columns of `messages`, whose rows are ten times as large: clicks come in
+#: no order, so each would read and write another page of `messages` (docs/decisions/0013).
 first_clicks = Table(
     "first_clicks",
     metadata,
-    Column("id", RowId, primary_key=True, autoincrement=False),  # the message's
-    # NULL in these two: its first click was taken back, and another link's still stands; or nothing was clicked, and the row is a
-    # lock until its transaction ends (outbox/first_clicks.py).
+    Column("id", RowId, primary_key=True, autoincrement=False),  # the id of the message
+    # Both columns are NULL if the first click was retracted while a click on another link remains, or if the row is only the lock
+    # of a transaction (outbox/first_clicks.py).
     Column("at", Instant),
-    Column("hit_id", BigInteger),  # the hit that was the first click of the message
+    Column("hit_id", BigInteger),  # the first click of the message
     Column("links", Integer, nullable=False),  # bit n: the link at position n was clicked
 )
 
 
 def is_clicked() -> ColumnElement[bool]:
-    """Whether a message of the query has had its first click."""
+    """Return the condition that a message of the query was clicked."""
     return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
 
 
-#: Of a query that joins `first_clicks` to `messages` from outside: the state of a message, and the one before CLICKTHRU.
+#: For a query with an outer join of `messages` and `first_clicks`: the state of a message, and its state before CLICKTHRU.
 current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
 previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
 
@@ -232,24 +234,24 @@ links = Table(
     Column("message_id", BigInteger, nullable=False, index=True),
     Column("application_id", Integer, nullable=False),
     Column("cohort_id", Integer, nullable=False),
-    Column("domain_id", Integer, nullable=False),  # 0: the installation's BASE_URL
+    Column("domain_id", Integer, nullable=False),  # 0: BASE_URL
     Column("position", SmallInteger, nullable=False),
     Column("flags", SmallInteger, nullable=False),  # model.LinkFlag
     Column("url", Text, nullable=False),
-    Column("location", Text),  # the bytes of the Location header; NULL when they are those of `url`
+    Column("location", Text),  # the value of the Location header; NULL if it is the same as `url`
     Column("label", Text),
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
 )
 
-#: Hits that were not the first click of their message. Those that were are found by `first_clicks.hit_id`, and so cost no entry in
-#: an index whose every insert would touch another page.
+#: The condition for hits that are not the first click of their message. `first_clicks.hit_id` finds the others, so they need no
+#: entry in an index in which every insert would write another page.
 OTHER_HITS = "flags & 2 = 0"
 
 
 def other_hits(name: str = "hits") -> TextClause:
-    """The condition of the index `hits_by_link`, letter by letter, for the table of that name in a query."""
+    """Return the condition of the index `hits_by_link` for a table name. It must have exactly the text of the index."""
     return text(f"{name}.{OTHER_HITS}")
 
 
@@ -264,21 +266,21 @@ hits = Table(
     Column("flags", SmallInteger, nullable=False),  # model.HitFlag
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    # What it was judged as when it was recorded; NULL: as it is judged now (clicks/verdicts/reclassify.py).
+    # The verdict when the hit was recorded; NULL if it has not changed since (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
-#: Events but the first clicks of messages, which carry the id of their hit: `first_clicks` knows it, and they cost no entry in an
-#: index whose every insert would touch another page. `events_of` finds them all.
+#: The condition for events that are not the first click of a message. The event of a first click has the id of its hit, so
+#: `first_clicks` finds it and it needs no entry in an index in which every insert would write another page. `events_of` finds all.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
-#: What stands in the place of facts that could not be made. No delivery points to such an event.
+#: The facts of a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
 QUARANTINED = {"set_aside": True}
 
-#: The event log. `topics` are the bits of model.Topic that the row is told as, `data` what only the maker of the event knew,
-#: `facts` the snapshot that bodies are rendered from, made at fan-out when somebody wants the event.
+#: The event log. `topics` has the bits of model.Topic under which the event is published. `data` has what only the creator of the
+#: event knew. `facts` is the snapshot for the bodies of deliveries; the fan-out builds it if a tracker subscribes to the event.
 events = Table(
     "events",
     metadata,
@@ -299,8 +301,9 @@ events = Table(
 
 
 def is_pending_click() -> ColumnElement[bool]:
-    """Events of messages' first clicks, as the recorder leaves them: the fan-out finds out what the message was before, and counts
-    how soon the click came."""
+    """Return the condition for first-click events that the fan-out has not processed or has quarantined.
+
+    For these, the fan-out determines the previous state of the message and counts the time to click."""
     pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
     return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
 
@@ -310,20 +313,20 @@ _other = text("coalesce(others.hit_id, 0) <> others.id")
 
 
 def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
-    """The condition for the events of these messages: row ids, or a parameter for them."""
+    """Return the condition for the events of these messages. `wanted` are row ids of messages, or a parameter for them."""
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
             select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
-            # The event of a first click that was taken back: what took it back points to the same hit.
+            # The event of a retracted first click: the event of the retraction has the same hit.
             select(_others.c.hit_id).where(*other),
         )
     )
 
 
 def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
-    """The same for the message of an outer query: an event is its if one of these holds. Each finds them by an index."""
+    """Return conditions of which one holds for each event of the message of an outer query. Each condition uses an index."""
     other = and_(_other, _others.c.message_id == messages.c.id)
     return (
         and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),
@@ -332,7 +335,7 @@ def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-#: One row per event, topic and place it goes to. `lane` is what slots are counted by: "t<tracker>" or "c<host>" for callbacks.
+#: One row for each event, topic and receiver. `lane` is the queue that the slots are counted by: "t<tracker>" or "c<host>".
 deliveries = Table(
     "deliveries",
     metadata,
@@ -340,21 +343,21 @@ deliveries = Table(
     Column("event_id", BigInteger, nullable=False, index=True),
     Column("topic", SmallInteger, nullable=False),
     Column("application_id", Integer, nullable=False),
-    Column("tracker_id", Integer),  # NULL: a message's own callback
+    Column("tracker_id", Integer),  # NULL: the callback URL of the message
     Column("callback_url", Text),
     Column("lane", Text, nullable=False),
     Column("status", SmallInteger, nullable=False),  # model.DeliveryStatus
-    Column("attempt", SmallInteger, nullable=False),  # how many were begun
-    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # those before the last replay
-    Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: first attempts; 1: everything after
-    # When it is due. While an attempt is under way, this is the end of its lease: a lost one is due again by itself.
+    Column("attempt", SmallInteger, nullable=False),  # the number of attempts that were started
+    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # the number of attempts before the last replay
+    Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: first attempts; 1: all other attempts
+    # The time of the next attempt. During an attempt it is the end of the lease, so a lost attempt is repeated then.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
-    # A crash between fan-out's two halves cannot happen (one transaction); this says so to whoever changes it.
+    # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index guarantees it.
     Index(
         "deliveries_once",
         "event_id",
@@ -381,7 +384,7 @@ attempts = Table(
     Column("status", SmallInteger),
     Column("error", Text),
     Column("detail", Text),
-    Column("answer", Text),  # the first KiB of what came back
+    Column("answer", Text),  # the first KiB of the response body
 )
 
 conversions = Table(
@@ -392,7 +395,7 @@ conversions = Table(
     Column("message_id", BigInteger, nullable=False),
     Column("hit_id", BigInteger),
     Column("action", Text, nullable=False),
-    Column("transaction_id", Text, nullable=False),  # "" when the tracker sent none
+    Column("transaction_id", Text, nullable=False),  # "" if the tracker sent none
     Column("status", Text),
     Column("disposition", Text),
     Column("value", Money),
@@ -404,26 +407,26 @@ conversions = Table(
     Index("conversions_by_application", "application_id", "id"),
 )
 
-#: What happened and is not yet folded into the counts: one small row per transaction, written in that transaction.
+#: Count deltas that are not yet folded into `counts`: one row for each transaction, inserted in that transaction.
 count_deltas = Table(
     "tallies",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
-    Column("data", Json, nullable=False),  # report.counts.Tally
+    Column("data", Json, nullable=False),  # outbox.count_deltas.CountDelta.data
 )
 
-#: Counts per cohort and quarter of an hour (so that a day can be cut in any time zone).
+#: Counts for each cohort, metric and time slot of 15 minutes, so that a day in any time zone is a number of slots.
 counts = Table(
     "counts",
     metadata,
     Column("cohort_id", Integer, primary_key=True, autoincrement=False),
-    Column("quarter", Integer, primary_key=True, autoincrement=False),  # quarters of an hour since 1970
+    Column("quarter", Integer, primary_key=True, autoincrement=False),  # the time slot: quarters of an hour since 1970
     Column("metric", Text, primary_key=True),
     Column("amount", Money, nullable=False),
 )
 
-#: Infobip's conversion processes: `tracking` objects with the same type share one, and so do all messages without such an object
-#: (then both are "").
+#: Conversion processes of the Infobip API. Messages whose `tracking` objects have the same track and type share one. Messages
+#: without such an object share one in which both are "".
 processes = Table(
     "processes",
     metadata,
@@ -436,7 +439,7 @@ processes = Table(
     UniqueConstraint("application_id", "track", "type"),
 )
 
-#: Answers to whole requests that came with an Idempotency-Key.
+#: Responses to requests with an Idempotency-Key.
 idempotency = Table(
     "idempotency",
     metadata,

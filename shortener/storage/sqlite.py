@@ -6,6 +6,8 @@ without the timeout. With WAL and synchronous=FULL, a committed transaction surv
 makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start.
 """
 
+# Tested by tests/storage/test_database.py
+
 from __future__ import annotations
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Applications, domains and blocked hosts: what may be set, and what every process knows of it."""
+"""Changes to applications, domains and blocked hosts, and the directory that every process reads."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 from shortener.accounts.administration import (
     add_domain,
     block_host,
+    create_application,
     list_blocked_hosts,
     unblock_host,
     update_application,
@@ -44,7 +45,7 @@ async def change(service: Service, **settings: Any) -> None:
         {"ip_privacy": "half"},
     ],
 )
-async def test_settings_that_make_no_sense_are_refused(service: Service, settings: dict[str, Any]) -> None:
+async def test_invalid_settings_are_rejected(service: Service, settings: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as caught:
         await change(service, **settings)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
@@ -52,7 +53,7 @@ async def test_settings_that_make_no_sense_are_refused(service: Service, setting
 
 
 @pytest.mark.parametrize(
-    ("settings", "judges"),
+    ("settings", "uses_rules"),
     [
         ({}, False),
         ({"retract_clicks": True}, False),
@@ -62,15 +63,15 @@ async def test_settings_that_make_no_sense_are_refused(service: Service, setting
         ({"all_links_within_second": True}, True),
     ],
 )
-def test_an_application_judges_by_circumstance_when_one_of_the_rules_is_on(settings: dict[str, Any], judges: bool) -> None:
-    assert chosen(**settings).uses_contextual_rules is judges
+def test_an_application_uses_contextual_rules_if_one_of_them_is_on(settings: dict[str, Any], uses_rules: bool) -> None:
+    assert chosen(**settings).uses_contextual_rules is uses_rules
 
 
-async def test_what_no_application_asks_for_is_empty(service: Service) -> None:
+async def test_hit_policies_are_empty_by_default(service: Service) -> None:
     assert service.directory.hit_policies == HitPolicies()
 
 
-async def test_what_one_asks_for_is_known_by_its_number(service: Service) -> None:
+async def test_hit_policies_contain_the_settings_by_application(service: Service) -> None:
     await change(service, min_seconds_after_sent=2, ip_privacy="none")
     await service.database.write(block_host, ALL_APPLICATIONS, "evil.example", NOON)
     await service.database.write(block_host, 1, "Shop.Example", NOON)
@@ -83,7 +84,7 @@ async def test_what_one_asks_for_is_known_by_its_number(service: Service) -> Non
     assert hit_policies.disabled_applications == hit_policies.disabled_domains == frozenset()
 
 
-async def test_what_is_switched_off_is_known_by_its_number(service: Service) -> None:
+async def test_hit_policies_contain_disabled_domains_and_applications(service: Service) -> None:
     domain_id = await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
     await service.database.write(update_domain, "go.brand.example", {"disabled": True}, NOON)
     await service.directory.refresh()
@@ -94,7 +95,7 @@ async def test_what_is_switched_off_is_known_by_its_number(service: Service) -> 
     assert service.directory.hit_policies == HitPolicies(disabled_applications=frozenset({1}))
 
 
-async def test_every_process_learns_which_applications_want_suspected_hits(service: Service) -> None:
+async def test_every_process_learns_which_applications_receive_suspected_hits(service: Service) -> None:
     other = Directory(service.database)
     await other.refresh()
     tracker = (
@@ -102,23 +103,23 @@ async def test_every_process_learns_which_applications_want_suspected_hits(servi
     ).tracker
     assert await other.refresh()
     assert other.hit_policies.with_suspected == {1}
-    for given, wanted in (
+    for changed, expected in (
         ({"events": ["state"]}, set()),
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        ({"enabled": False}, {1}),  # what is parked goes on one day
+        ({"enabled": False}, {1}),  # its deliveries continue when it is enabled again
     ):
-        await service.trackers.update(tracker.id, changes(**given))
+        await service.trackers.update(tracker.id, changes(**changed))
         await other.refresh()
-        assert other.hit_policies.with_suspected == wanted, given
+        assert other.hit_policies.with_suspected == expected, changed
     await service.trackers.delete(tracker.id)
     await other.refresh()
     assert other.hit_policies.with_suspected == frozenset()
 
 
 @pytest.mark.parametrize(
-    ("blocked", "url", "hit"),
+    ("blocked", "url", "matches"),
     [
         ("evil.example", "https://evil.example/x", True),
         ("evil.example", "http://evil.example:8080?x", True),
@@ -133,14 +134,14 @@ async def test_every_process_learns_which_applications_want_suspected_hits(servi
         ("192.0.2.1", "http://192.0.2.1/", True),
     ],
 )
-def test_a_host_is_blocked_exactly_or_with_everything_under_it(blocked: str, url: str, hit: bool) -> None:
-    for owner, application, expected in ((ALL_APPLICATIONS, 7, hit), (7, 7, hit), (8, 7, False)):
+def test_a_blocked_host_matches_exactly_and_a_wildcard_matches_subdomains(blocked: str, url: str, matches: bool) -> None:
+    for owner, application, expected in ((ALL_APPLICATIONS, 7, matches), (7, 7, matches), (8, 7, False)):
         hit_policies = HitPolicies(blocked_hosts={owner: frozenset({blocked})})
         assert hit_policies.blocks(application, url) is expected
 
 
 @pytest.mark.parametrize(
-    ("given", "spelled"),
+    ("host", "normalized"),
     [
         ("Evil.Example", "evil.example"),
         ("*.Evil.example", "*.evil.example"),
@@ -149,25 +150,25 @@ def test_a_host_is_blocked_exactly_or_with_everything_under_it(blocked: str, url
         ("2001:DB8::1", "2001:db8::1"),
     ],
 )
-async def test_a_host_is_kept_as_destinations_spell_it(service: Service, given: str, spelled: str) -> None:
+async def test_a_blocked_host_is_stored_in_the_form_of_destinations(service: Service, host: str, normalized: str) -> None:
     for _ in range(2):
-        assert await service.database.write(block_host, 1, given, NOON) == spelled
+        assert await service.database.write(block_host, 1, host, NOON) == normalized
     (row,) = await service.database.read(list_blocked_hosts, 1)
-    assert row == {"application_id": 1, "host": spelled, "created_at": NOON}
-    assert await service.database.write(unblock_host, 1, given) == spelled
+    assert row == {"application_id": 1, "host": normalized, "created_at": NOON}
+    assert await service.database.write(unblock_host, 1, host) == normalized
     assert await service.database.read(list_blocked_hosts) == []
 
 
 @pytest.mark.parametrize(
     "host", ["", "*.", "https://evil.example", "evil.example/x", "evil.example:80", "u@evil.example", "evil.example?", "a b"]
 )
-async def test_what_is_no_host_cannot_be_blocked(service: Service, host: str) -> None:
+async def test_text_that_is_not_a_host_cannot_be_blocked(service: Service, host: str) -> None:
     with pytest.raises(ApiError) as caught:
         await service.database.write(block_host, 1, host, NOON)
     assert [detail.field for detail in caught.value.details] == ["host"]
 
 
-async def test_only_so_many_hosts_are_blocked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_blocked_hosts_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortener.accounts.administration.MAX_BLOCKED_HOSTS", 2)
     for number in range(2):
         await service.database.write(block_host, 1, f"x{number}.example", NOON)
@@ -177,9 +178,11 @@ async def test_only_so_many_hosts_are_blocked(service: Service, monkeypatch: pyt
     await service.database.write(block_host, ALL_APPLICATIONS, "x3.example", NOON)
 
 
-async def test_what_is_not_there_cannot_be_changed(service: Service) -> None:
+async def test_changes_of_unknown_applications_hosts_and_domains_are_not_found(service: Service) -> None:
     for transact, arguments in (
         (unblock_host, (1, "evil.example")),
+        (add_domain, (7, "https://orphan.example", NOON)),
+        (update_application, (7, {"name": "x"}, NOON)),
         (block_host, (7, "evil.example", NOON)),
         (update_domain, ("nosuch.example", {"disabled": True}, NOON)),
     ):
@@ -188,14 +191,14 @@ async def test_what_is_not_there_cannot_be_changed(service: Service) -> None:
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_domain_is_switched_off_and_on_and_its_fallback_changed(service: Service) -> None:
+async def test_a_domain_is_disabled_and_enabled_and_its_fallback_url_changes(service: Service) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
-    for given, disabled, fallback in (
+    for changed, disabled, fallback in (
         ({"disabled": True}, True, None),
         ({"fallback_url": "https://über.example/"}, True, "https://xn--ber-goa.example/"),
         ({"disabled": False, "fallback_url": None}, False, None),
     ):
-        await service.database.write(update_domain, "go.brand.example", given, NOON)
+        await service.database.write(update_domain, "go.brand.example", changed, NOON)
         await service.directory.refresh()
         domain = service.directory.domain("go.brand.example")
         assert domain is not None
@@ -203,3 +206,35 @@ async def test_a_domain_is_switched_off_and_on_and_its_fallback_changed(service:
     with pytest.raises(ApiError) as caught:
         await service.database.write(update_domain, "go.brand.example", {"fallback_url": "ftp://x"}, NOON)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+async def test_a_domain_of_an_unknown_application_is_not_stored(service: Service) -> None:
+    with pytest.raises(ApiError):
+        await service.database.write(add_domain, 999, "https://go.brand.example", NOON)
+    await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\x00b"])
+async def test_an_invalid_name_is_rejected_when_an_application_is_created_or_renamed(service: Service, name: str) -> None:
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (create_application, (name, NOON)),
+        (update_application, (1, {"name": name}, NOON)),
+    ]
+    for transact, arguments in calls:
+        with pytest.raises(ApiError) as caught:
+            await service.database.write(transact, *arguments)
+        assert caught.value.code is ErrorCode.INVALID_REQUEST
+        assert [detail.field for detail in caught.value.details] == ["name"]
+
+
+async def test_two_applications_cannot_have_the_same_name(service: Service) -> None:
+    await service.database.write(create_application, "second", NOON)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (create_application, ("second", NOON)),
+        (update_application, (1, {"name": "second"}, NOON)),
+    ]
+    for transact, arguments in calls:
+        with pytest.raises(ApiError) as caught:
+            await service.database.write(transact, *arguments)
+        assert caught.value.code is ErrorCode.CONFLICT
+    await change(service, name="default")  # an application keeps its own name

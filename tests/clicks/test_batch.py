@@ -151,7 +151,7 @@ async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_t
     for statement, wanted in (
         (queries._FIND["postgresql"], ["one", "two", "three"]),
         (first_clicks._READ["postgresql"], list(range(30))),
-        (first_clicks._LET_GO, list(range(30))),
+        (first_clicks._DELETE_EMPTY, list(range(30))),
     ):
         told = await service.database.read(plan, statement, wanted)
         assert "first_clicks_pkey" in told
@@ -219,11 +219,11 @@ async def test_a_click_waits_for_a_report_that_holds_its_message(service: Servic
         pytest.skip("SQLite has one writer: one of the two is over before the other begins")
     (code,) = await send(service)
     (message,) = [one.id for one in await rows(service, messages_now)]
-    async with someone_at(service, first_clicks._MAKE.replace("$1::bigint[]", "ARRAY[$1::bigint]"), message) as report:
+    async with someone_at(service, first_clicks._INSERT_EMPTY.replace("$1::bigint[]", "ARRAY[$1::bigint]"), message) as report:
         click = asyncio.create_task(service.recorder.record(hit(service, code)))
         await until_it_waits(report, click)
         await report.execute("UPDATE messages SET state = $1", int(State.DELIVERED))
-        await report.execute(first_clicks._LET_GO, [message])
+        await report.execute(first_clicks._DELETE_EMPTY, [message])
     assert (await click).location == b"https://x.example/a"
     (now,) = await rows(service, messages_now)
     assert (now.state, now.previous_state) == (State.CLICKTHRU, State.DELIVERED)

@@ -1,5 +1,7 @@
 """The entry point of Alembic. It uses the connection that `shortener.storage.migrate` passes; there is no alembic.ini."""
 
+# Tested by tests/storage/test_migrate.py
+
 from alembic import context
 
 from shortener.storage.schema import metadata

@@ -1,5 +1,7 @@
 """The first schema"""
 
+# Tested by tests/storage/test_migrate.py
+
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,5 +1,7 @@
 """Index fewer events by message"""
 
+# Tested by tests/storage/test_migrate.py
+
 import sqlalchemy as sa
 from alembic import op
 

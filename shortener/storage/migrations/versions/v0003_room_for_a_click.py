@@ -1,5 +1,7 @@
 """Keep room in a message for its first click"""
 
+# Tested by tests/storage/test_migrate.py
+
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,5 +1,7 @@
 """Keep what was clicked of a message in a table of its own"""
 
+# Tested by tests/storage/test_migrate.py
+
 import sqlalchemy as sa
 from alembic import op
 

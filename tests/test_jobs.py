@@ -1,0 +1,92 @@
+"""Background jobs: when they run, what they count, and what happens after an error."""
+
+import asyncio
+
+import pytest
+
+from shortener.errors import StoreUnavailable
+from shortener.jobs import Job, Jobs, WakeUp
+from shortener.metrics import Metrics
+from tests.servers import PATIENCE
+
+NEVER = 1e6  # seconds
+
+
+class Work:
+    """A job that takes its results, or errors to raise, from a list and then finds no more work."""
+
+    def __init__(self, *results: int | Exception) -> None:
+        self._results = list(results)
+        self.finished = asyncio.Event()
+
+    async def step(self) -> int:
+        if not self._results:
+            self.finished.set()
+            return 0
+        result = self._results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def wait(self) -> None:
+        await asyncio.wait_for(self.finished.wait(), PATIENCE)
+
+
+async def test_a_job_runs_again_at_once_while_it_finds_work() -> None:
+    jobs, work = Jobs(), Work(3, 2)
+    job = jobs.add(Job("fold", NEVER, work.step))
+    jobs.start()
+    await work.wait()
+    await jobs.stop()
+    assert (job.runs, job.done, job.failures) == (2, 5, 0)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("down"), ValueError("a bug")])
+async def test_a_job_that_fails_is_repeated(error: Exception) -> None:
+    jobs, work = Jobs(), Work(error, 1)
+    job = jobs.add(Job("fold", 0.001, work.step))
+    jobs.start()
+    await work.wait()
+    assert jobs.running
+    await jobs.stop()
+    assert not jobs.running
+    assert (job.done, job.failures) == (1, 1)
+
+
+async def test_a_wake_up_event_ends_the_pause_of_a_job() -> None:
+    jobs, work = Jobs(), Work()
+    job = jobs.add(Job("fold", NEVER, work.step))
+    jobs.start()
+    await work.wait()
+    work.finished.clear()
+    job.wake_up.notify()
+    await work.wait()
+    await jobs.stop()
+
+
+async def test_a_job_named_in_without_does_not_start() -> None:
+    jobs, started, omitted = Jobs(), Work(), Work()
+    jobs.add(Job("started", NEVER, started.step))
+    jobs.add(Job("omitted", NEVER, omitted.step))
+    jobs.start(without={"omitted"})
+    await started.wait()
+    await jobs.stop()
+    assert not omitted.finished.is_set()
+
+
+async def test_a_wake_up_event_that_was_set_before_the_wait_is_not_lost() -> None:
+    wake_up = WakeUp()
+    wake_up.notify()
+    await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)
+
+
+async def test_jobs_count_their_runs_failures_and_items_on_metrics() -> None:
+    jobs, work, metrics = Jobs(), Work(4), Metrics()
+    jobs.add(Job("fold", NEVER, work.step))
+    jobs.register_metrics(metrics)
+    jobs.start()
+    await work.wait()
+    await jobs.stop()
+    text = metrics.text("")[0].decode()
+    assert 'shortener_job_done_total{job="fold"} 4.0' in text
+    assert 'shortener_job_failures_total{job="fold"} 0.0' in text
