@@ -1,8 +1,8 @@
-"""What the tests of delivery start from: an application with trackers, and events as the parts make them."""
+"""Fixtures for tests of deliveries: trackers, and events as the service writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -11,14 +11,17 @@ import pytest
 from sqlalchemy import Connection, insert
 
 from shortener.container import Service
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import NewTracker, TrackerChanges
 from shortener.model import HitFlag, Topic
 from shortener.outbox import events
 from shortener.outbox.events import Event
 from shortener.storage import schema
+from tests.delivery.sending import NOW
 from tests.factory import Message, add_hit, add_message
 
-#: Makes a tracker of the default application; returns its number.
+#: Creates a tracker of the default application and returns its id.
 MakeTracker = Callable[..., Awaitable[int]]
 
 
@@ -39,7 +42,7 @@ def changes(**values: Any) -> TrackerChanges:
 
 @dataclass
 class Story:
-    """Writes what happens, as the parts write it."""
+    """Writes messages and clicks as the service writes them."""
 
     service: Service
     count: int = 0
@@ -49,7 +52,7 @@ class Story:
         return await self.service.database.write(add_message, self.service.ids, f"m-{self.count}", **columns)
 
     async def first_click(self, message: Message | None = None, at: datetime | None = None) -> Message:
-        """The first click of a message, a new one if none is given."""
+        """Write the first click of a message; of a new message if none is given."""
         message = message or await self.message()
         await self.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK, at)
         return message
@@ -63,7 +66,7 @@ class Story:
         link: int = 0,
         **columns: Any,
     ) -> int:
-        """Returns the hit."""
+        """Write a click and return the id of its hit."""
         ids = self.service.ids
         at = at or self.service.clock()
 
@@ -83,3 +86,20 @@ class Story:
 @pytest.fixture
 def story(service: Service) -> Story:
     return Story(service)
+
+
+@pytest.fixture
+def story_of() -> Callable[[Service], Story]:
+    return Story
+
+
+@pytest.fixture
+def postgresql_only(store_url: str) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("this test runs several processes; SQLite allows only one")
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[Sender]:
+    async with Sender(Guard(allow_private=True), user_agent="test", limit=64, clock=lambda: NOW) as sender:
+        yield sender

@@ -1,4 +1,4 @@
-"""A receiver on loopback that does to a client what real ones do, down to the bytes."""
+"""A server on loopback that behaves like faulty receivers do, down to single bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 
 class Receiver(LoopbackServer):
-    """Counts connections, keeps requests as (head, body), and answers each request with `behaviour`."""
+    """Counts connections, stores requests as (head, body), and handles each request with `behaviour`."""
 
     def __init__(self, behaviour: Behaviour, scheme: str = "http") -> None:
         super().__init__()

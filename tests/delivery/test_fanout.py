@@ -427,8 +427,8 @@ async def test_every_click_event_contains_first_click_flags_and_seconds_since_se
     await service.fanout.flush()
     await service.dispatcher.flush()
     bodies = [told_of_a_click(format, one.json) for one in receiver.requests]
-    fake_names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
-    told = sorted((tuple(body[name] for name in fake_names) for body in bodies), key=lambda one: (one[3], one[2]))
+    names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
+    told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
     assert told == [
         (True, True, 1, "human", "person"),
         (False, False, 2, "human", "person"),

@@ -115,10 +115,10 @@ def test_a_reported_reason_code_is_text() -> None:
         ("test", "test", set()),
     ],
 )
-def test_evt_tp_names_the_kind_of_event(topic: str, event_type: str, fake_names: set[str]) -> None:
+def test_evt_tp_names_the_kind_of_event(topic: str, event_type: str, names: set[str]) -> None:
     event = body("scg", CONVERSION | {"topic": topic})["event"]
     assert event["evt-tp"] == event_type
-    assert fake_names <= set(event["fld-val-list"])
+    assert names <= set(event["fld-val-list"])
 
 
 @pytest.mark.parametrize(

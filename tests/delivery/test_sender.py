@@ -1,56 +1,23 @@
-from __future__ import annotations
+"""Sender: responses, time limits, memory and local failures, against real receivers."""
 
 import asyncio
-import contextlib
-import datetime as dt
 import errno
 import gzip
-import ipaddress
 import socket
-import threading
-import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import aiohttp
 import pytest
 import uvloop
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import ERRORS, EXCERPT_BYTES, MAX_BODY_BYTES, OutgoingRequest, Sender, SendResult
-from tests.delivery.receiver import Behaviour, Receiver, answer, drip, flood, hang, hang_up, receiver, reset, say, then
-from tests.servers import self_signed, tls_context
-
-NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
-DEADLINE = 0.2  # for what hangs
-PLENTY = 5.0  # for what must end by itself
-GRACE = 5.0  # what a loaded machine may add
+from shortener.delivery.sender import ERRORS, EXCERPT_BYTES, MAX_BODY_BYTES, OutgoingRequest, Sender
+from tests.delivery.receiver import Behaviour, answer, drip, flood, hang, hang_up, receiver, reset, say, then
+from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, post
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 BOMB = gzip.compress(b"\0" * 50_000_000)
-
-
-@pytest.fixture
-async def sender() -> AsyncIterator[Sender]:
-    async with Sender(Guard(allow_private=True), user_agent="test", limit=64, clock=lambda: NOW) as made:
-        yield made
-
-
-async def post(sender: Sender, url: str, deadline: float = PLENTY) -> SendResult:
-    return await sender.send(OutgoingRequest("POST", url, {"Content-Type": "application/json"}, b'{"a":1}'), deadline)
-
-
-async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> tuple[SendResult, Receiver]:
-    """One attempt against a receiver, which must end in time."""
-    async with receiver(behaviour) as peer:
-        began = time.monotonic()
-        result = await post(sender, peer.url("/in"), deadline)
-        assert time.monotonic() - began < deadline + GRACE
-        return result, peer
 
 
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
@@ -207,9 +174,6 @@ async def test_a_get_request_has_no_body(sender: Sender) -> None:
     assert (body, b"content-length" in head.lower()) == (b"", False)
 
 
-# Before the request is out
-
-
 async def test_a_refused_connection_is_reported(sender: Sender) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -227,100 +191,6 @@ async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) 
         result = await post(sender, f"http://127.0.0.1:{full.getsockname()[1]}/", DEADLINE)
     assert (result.status, result.error, result.is_local) == (None, "timeout", False)
     assert result.milliseconds < (DEADLINE + GRACE) * 1000
-
-
-def failing(code: int) -> socket.gaierror:
-    return socket.gaierror(code, "as the resolver says it")
-
-
-class Names:
-    """A resolver whose answers the test sets: addresses, an error, or none before `released`."""
-
-    def __init__(self, **answers: list[str] | Exception | None) -> None:
-        self.answers = {name.replace("_", "."): value for name, value in answers.items()}
-        self.released = threading.Event()
-
-    def __call__(self, host: str, port: int) -> list[str]:
-        found = self.answers[host]
-        if found is None:
-            self.released.wait(10)
-            return ["127.0.0.1"]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-@pytest.fixture
-def fake_names() -> Iterator[Names]:
-    made = Names(
-        good_example=["127.0.0.1"],
-        missing_example=failing(socket.EAI_NONAME),
-        broken_example=failing(socket.EAI_AGAIN),
-        silent_example=None,
-    )
-    yield made
-    made.released.set()
-
-
-@pytest.fixture
-async def resolving_sender(fake_names: Names) -> AsyncIterator[Sender]:
-    async with Sender(Guard(allow_private=True), user_agent="test", limit=4, lookup=fake_names) as made:
-        yield made
-
-
-async def test_a_name_that_does_not_exist_counts_as_an_attempt(resolving_sender: Sender) -> None:
-    result = await post(resolving_sender, "http://missing.example/")
-    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
-
-
-@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
-async def test_a_resolver_without_any_response_is_a_local_failure(resolving_sender: Sender, host: str) -> None:
-    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
-    assert (result.status, result.error, result.is_local) == (None, "resolver_down", True)
-    assert result.milliseconds < (DEADLINE + GRACE) * 1000
-
-
-@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
-@pytest.mark.parametrize("other", ["good.example", "missing.example"])
-async def test_a_name_that_does_not_resolve_counts_as_an_attempt_if_the_resolver_works(
-    resolving_sender: Sender, host: str, other: str
-) -> None:
-    await post(resolving_sender, f"http://{other}:1/")
-    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
-    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
-
-
-async def test_an_earlier_answer_for_the_same_name_does_not_prove_that_the_resolver_works(
-    resolving_sender: Sender, fake_names: Names
-) -> None:
-    await post(resolving_sender, "http://missing.example/")
-    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
-    assert (await post(resolving_sender, "http://missing.example/")).error == "resolver_down"
-
-
-async def test_an_earlier_answer_for_another_name_proves_that_the_resolver_works(
-    resolving_sender: Sender, fake_names: Names
-) -> None:
-    await post(resolving_sender, "http://good.example:1/")
-    await post(resolving_sender, "http://missing.example/")
-    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
-    assert (await post(resolving_sender, "http://missing.example/")).error == "dns_error"
-
-
-async def test_of_several_failed_addresses_the_most_specific_error_is_reported(resolving_sender: Sender, fake_names: Names) -> None:
-    fake_names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        result = await post(resolving_sender, f"http://good.example:{bound.getsockname()[1]}/")
-    assert (result.error, result.is_local) == ("connection_refused", False)
-
-
-async def test_a_resolved_name_is_cached(resolving_sender: Sender, fake_names: Names) -> None:
-    async with receiver(answer(200)) as peer:
-        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
-        fake_names.answers["good.example"] = failing(socket.EAI_NONAME)
-        peer.behaviour = then(answer(200), hang_up)
-        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
 
 
 async def test_running_out_of_sockets_is_a_local_failure() -> None:
@@ -358,141 +228,6 @@ async def test_a_cancelled_attempt_raises_cancelled_error(sender: Sender) -> Non
             await task
 
 
-# The guard is in the way
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
-)
-async def test_no_notation_of_loopback_is_connected_to(host: str) -> None:
-    async with receiver(answer(200)) as canary, Sender(Guard(), user_agent="test", limit=1) as sender:
-        result = await post(sender, f"http://{host}:{canary.port}/")
-        # Not every resolver knows the name with its final dot.
-        assert result.error == "blocked_address" or (host, result.error) == ("localhost.", "dns_error")
-        assert canary.connections == 0
-
-
-@st.composite
-def disguised_loopback(draw: st.DrawFn) -> tuple[str, str]:
-    """A loopback address as a host of a URL may spell it, and as a resolver may give it."""
-    number = draw(st.integers(0x7F00_0001, 0x7FFF_FFFE))
-    prefixes = (0xFFFF << 32, 0x64_FF9B << 96, 0x64_FF9B_0001 << 80, 0)
-    embedded = str(ipaddress.IPv6Address(draw(st.sampled_from(prefixes)) | number))
-    if draw(st.booleans()):
-        embedded = str(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | draw(st.integers(0, 2**80 - 1))))
-    if draw(st.booleans()):
-        return f"[{embedded}]", embedded
-    # As inet_aton reads it: one to four parts, each decimal, octal or hexadecimal.
-    parts = draw(st.integers(1, 4))
-    numbers = [number >> 24 - 8 * place & 255 for place in range(parts - 1)] + [number & (1 << 8 * (5 - parts)) - 1]
-    styles = st.sampled_from(["{}", "0{:o}", "0x{:x}"])
-    return ".".join(draw(styles).format(part) for part in numbers), embedded
-
-
-def test_no_generated_notation_of_a_loopback_address_is_connected_to() -> None:
-    """In the URL, and as the answer of a resolver: a canary on all addresses of this machine sees no connection."""
-    resolved: list[str] = []
-
-    async def prepare(stack: contextlib.AsyncExitStack) -> tuple[Receiver, Sender, Sender]:
-        canary = await stack.enter_async_context(receiver(answer(200), host="0.0.0.0"))
-        plain = await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1))
-        return canary, plain, await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1, lookup=lookup))
-
-    def lookup(host: str, port: int) -> list[str]:
-        return resolved[-1:]
-
-    with asyncio.Runner() as runner:
-        stack = contextlib.AsyncExitStack()
-        canary, plain, misled = runner.run(prepare(stack))
-
-        @settings(deadline=None)
-        @given(disguised_loopback())
-        def refused(disguise: tuple[str, str]) -> None:
-            host, address = disguise
-            resolved.append(address)
-            for sender, url in (
-                (plain, f"http://{host}:{canary.port}/"),
-                (misled, f"http://n{len(resolved)}.example:{canary.port}/"),
-            ):
-                result = runner.run(post(sender, url))
-                assert (result.status, result.error) == (None, "blocked_address"), url
-            assert canary.connections == 0
-
-        refused()
-        runner.run(stack.aclose())
-
-
-@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"], ["nonsense"]])
-async def test_a_name_whose_address_changes_after_the_check_is_not_connected_to(addresses: list[str]) -> None:
-    def public(host: str, port: int) -> list[str]:
-        return ["8.8.8.8"]
-
-    def rebound(host: str, port: int) -> list[str]:
-        return addresses
-
-    guard = Guard(lookup=public)
-    async with receiver(answer(200)) as canary, Sender(guard, user_agent="test", limit=1, lookup=rebound) as sender:
-        await guard.check_host("rebinding.example", canary.port)
-        result = await post(sender, f"http://rebinding.example:{canary.port}/")
-        assert result.error == "blocked_address"
-        assert "127" not in result.detail
-        assert canary.connections == 0
-
-
-async def test_a_name_with_one_forbidden_address_is_rejected_before_a_socket_is_created() -> None:
-    class Counting(Guard):
-        sockets = 0
-
-        def socket_factory(self, info: aiohttp.AddrInfoType) -> socket.socket:
-            self.sockets += 1
-            return super().socket_factory(info)
-
-    guard = Counting(lookup=lambda host, port: ["8.8.8.8", "10.0.0.1"])
-    async with Sender(guard, user_agent="test", limit=1) as sender:
-        assert (await post(sender, "http://mixed.example/")).error == "blocked_address"
-    assert guard.sockets == 0
-
-
-# TLS
-
-
-async def test_a_trusted_certificate_is_accepted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    tls = tls_context(certificate)
-    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
-        assert (await post(sender, peer.url())).status == 200
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
-async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    certificate = self_signed(tmp_path, host)
-    tls = tls_context(certificate)
-    if host != "127.0.0.1":
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
-        result = await post(sender, peer.url())
-        assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
-        assert peer.requests == []
-
-
-async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> None:
-    async with receiver(hang) as silent:
-        assert (await post(sender, silent.url().replace("http:", "https:"), DEADLINE)).error == "timeout"
-
-    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(plain, "127.0.0.1", 0)
-    async with server:
-        result = await post(sender, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-    assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
-
-
 def test_uvloop_gives_the_same_results() -> None:
     async def scene() -> list[tuple[int | None, str | None]]:
         found = []
@@ -510,11 +245,11 @@ def test_uvloop_gives_the_same_results() -> None:
                 bound.bind(("127.0.0.1", 0))
                 result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
                 found.append((result.status, result.error))
-        async with receiver(answer(200)) as canary, Sender(Guard(), user_agent="test", limit=8) as guarded:
+        async with receiver(answer(200)) as local_server, Sender(Guard(), user_agent="test", limit=8) as guarded:
             for host in ("127.0.0.1", "localhost", "[::1]"):
-                result = await post(guarded, f"http://{host}:{canary.port}/")
+                result = await post(guarded, f"http://{host}:{local_server.port}/")
                 found.append((result.status, result.error))
-            assert canary.connections == 0
+            assert local_server.connections == 0
         return found
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,0 +1,117 @@
+"""Helpers of the tests that run a dispatcher."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Row
+
+from shortener.container import Service
+from shortener.delivery.dispatcher import Dispatcher
+from shortener.delivery.sender import Sender
+from shortener.delivery.throttle import Throttle
+from shortener.errors import StoreUnavailable
+from shortener.model import DeliveryStatus
+from shortener.storage import schema
+from shortener.storage.database import Database
+from tests.conftest import Clock
+from tests.factory import rows
+from tests.receiver import Receiver
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PENDING, DELIVERED, DEAD = (int(status) for status in (DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD))
+
+
+async def deliver(service: Service) -> None:
+    """Fan out all events and attempt all due deliveries."""
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+
+
+async def deliveries(service: Service) -> list[Row[Any]]:
+    return await rows(service.database, schema.deliveries)
+
+
+async def delivery(service: Service) -> Row[Any]:
+    """Return the only delivery."""
+    (row,) = await deliveries(service)
+    return row
+
+
+async def tracker_row(service: Service, tracker: int) -> Row[Any]:
+    return next(row for row in await rows(service.database, schema.trackers) if row.id == tracker)
+
+
+def statuses(found: list[Row[Any]]) -> Counter[int]:
+    """Count deliveries by status."""
+    return Counter(row.status for row in found)
+
+
+def other_dispatcher(service: Service, database: Database | None = None, sender: Sender | None = None) -> Dispatcher:
+    """Return a dispatcher as another process would have it, or this one after a restart."""
+    store = database or service.database
+    rng = random.Random(1)
+    sender = sender or service.sender
+    return Dispatcher(store, service.trackers, sender, service.ids, service.clock, service.settings, rng, Throttle())
+
+
+async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> None:
+    """Run a cycle and wait until `requests` requests have reached the receiver, which does not respond."""
+    assert await dispatcher.step() >= requests
+    await receiver.wait_for(requests)
+
+
+def cancel_attempts(dispatcher: Dispatcher) -> None:
+    """Cancel all attempts, as if the process was killed: this dispatcher never records them."""
+    for task in dispatcher._tasks:
+        task.cancel()
+
+
+class SlowDatabase:
+    """A database whose next commits take the given numbers of seconds, by the clock of the test."""
+
+    def __init__(self, database: Database, clock: Clock, *seconds: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._seconds = list(seconds)
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await self._database.write(transact, *args, **kwargs)
+        if self._seconds:
+            self._clock.forward(seconds=self._seconds.pop(0))
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+class UnavailableDatabase:
+    """A database that rejects writes while `down` is set."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.down = False
+
+    @property
+    def dialect(self) -> Literal["sqlite", "postgresql"]:
+        return self._database.dialect
+
+    @property
+    def node(self) -> int:
+        return self._database.node
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.down:
+            raise StoreUnavailable("down")
+        return await self._database.write(transact, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+def now_ms(clock: Clock) -> int:
+    """Return the time in milliseconds since 1970-01-01 UTC."""
+    return int(clock().timestamp() * 1000)

@@ -1,0 +1,306 @@
+"""Attempts: requests, schedules, signatures and local failures, against a real receiver on both engines."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from standardwebhooks.webhooks import Webhook
+
+from shortener.container import Service, open_sender
+from shortener.delivery.claims import MIN_LEASE_LEFT_MS
+from shortener.delivery.guard import Guard
+from shortener.delivery.outcomes import DEFAULT_SCHEDULE
+from shortener.delivery.sender import Sender
+from shortener.delivery.trackers import NewTracker
+from shortener.storage import schema
+from tests.conftest import NOON, Clock, MakeService
+from tests.delivery.conftest import MakeTracker, Story, changes
+from tests.delivery.dispatching import (
+    DEAD,
+    DELIVERED,
+    PENDING,
+    SlowDatabase,
+    deliver,
+    deliveries,
+    delivery,
+    other_dispatcher,
+    tracker_row,
+)
+from tests.factory import rows
+from tests.receiver import Receiver, Reply
+
+
+async def test_a_delivery_is_recorded_with_its_attempt(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(202, b"thanks")
+    tracker = await make_tracker(receiver.url("/hook?m={message_id}"))
+    await story.first_click()
+    await deliver(service)
+    (request,) = receiver.requests
+    assert (request.method, request.target) == ("POST", "/hook?m=m-1")
+    row = await delivery(service)
+    assert (row.status, row.attempt, row.lease_until, row.finished_at) == (DELIVERED, 1, None, NOON)
+    assert (row.last_status, row.last_error) == (202, None)
+    (attempt,) = await rows(service.database, schema.attempts)
+    assert (attempt.delivery_id, attempt.attempt, attempt.at, attempt.status) == (row.id, 1, NOON, 202)
+    assert (attempt.error, attempt.detail, attempt.answer) == (None, None, "thanks")
+    assert (await tracker_row(service, tracker)).last_success_at == NOON
+
+
+@pytest.mark.parametrize(("seconds", "requests"), [(MIN_LEASE_LEFT_MS / 1000, 1), (MIN_LEASE_LEFT_MS / 1000 + 0.001, 0), (60, 0)])
+async def test_an_attempt_does_not_start_if_its_lease_is_too_short(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, seconds: float, requests: int
+) -> None:
+    await make_tracker(receiver.url(), timeout=5, format="scg")
+    await story.first_click()
+    await service.fanout.flush()
+    slow: Any = SlowDatabase(service.database, clock, seconds)
+    dispatcher = other_dispatcher(service, slow)
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
+    assert len(receiver.requests) == requests
+    assert await dispatcher.step() >= 1
+    await dispatcher.flush()
+    (request,) = receiver.requests
+    row = await delivery(service)
+    assert (request.json["attempt"], row.status, row.attempt) == (1, DELIVERED, 1), "a returned claim does not count as an attempt"
+    assert dispatcher.totals.claims_returned == 1 - requests
+
+
+async def test_an_attempt_ends_in_time_while_it_waits_for_resolver_or_slot(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    """A lease must cover all waiting: for the resolver and for a slot of the sender."""
+    released = threading.Event()
+
+    def hanging_lookup(host: str, port: int) -> list[str]:
+        released.wait(10)
+        return ["127.0.0.1"]
+
+    receiver.default_reply = Reply(hang=True)
+    await make_tracker("http://silent.example/", timeout=0.3)
+    await make_tracker(receiver.url(), timeout=0.3)
+    await story.first_click()
+    await service.fanout.flush()
+    try:
+        async with Sender(Guard(True), user_agent="test", limit=1, clock=service.clock, lookup=hanging_lookup) as sender:
+            dispatcher = other_dispatcher(service, sender=sender)
+            began = time.monotonic()
+            await dispatcher.step()
+            await asyncio.wait(dispatcher._tasks)
+            assert time.monotonic() - began < 5, "neither the resolver (10 s) nor the tracker delays the end"
+            await dispatcher.step()
+    finally:
+        released.set()
+    assert all(row.lease_until is None for row in await deliveries(service))
+
+
+async def test_a_delivery_is_dead_after_ten_failed_attempts_on_the_schedule(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    await make_tracker(receiver.url(), format="scg")
+    await story.first_click()
+    await deliver(service)
+    for _ in range(20):
+        row = await delivery(service)
+        if row.status != PENDING:
+            break
+        clock.now = row.next_at - timedelta(milliseconds=1)
+        await service.dispatcher.flush()
+        assert len(receiver.requests) == row.attempt, "no attempt before next_at"
+        clock.now = row.next_at
+        await service.dispatcher.flush()
+    assert (row.status, row.attempt, row.last_status, row.last_error) == (DEAD, 10, 500, "other_status")
+    attempts = await rows(service.database, schema.attempts)
+    assert [one.attempt for one in attempts] == list(range(1, 11))
+    assert [request.json["attempt"] for request in receiver.requests] == list(range(1, 11))
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+    for delay, (before, after) in zip(DEFAULT_SCHEDULE, pairwise(attempts), strict=True):
+        waited = (after.at - before.at).total_seconds()
+        assert delay <= waited <= delay + min(delay * 0.1, 900) + 0.001, "jitter is added, never subtracted"
+    clock.forward(days=30)
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 10
+
+
+async def test_a_tracker_can_have_its_own_schedule_and_max_attempts(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 503
+    await make_tracker(receiver.url(), schedule=[60], max_attempts=3)
+    await story.first_click()
+    await deliver(service)
+    for _ in range(5):
+        clock.forward(seconds=66)
+        await service.dispatcher.flush()
+    assert [(one.at - NOON).total_seconds() for one in await rows(service.database, schema.attempts)] == [0, 66, 132]
+    assert (await delivery(service)).status == DEAD
+
+
+async def test_the_next_attempt_waits_for_retry_after(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    delays = {"120": 120, "Fri, 20 Nov 2026 12:02:00 GMT": 120, "-5": 5, "soon": 5, "99999999": 86400}
+    for retry_after, seconds in delays.items():
+        receiver.replies = [Reply(429, headers={"retry-after": retry_after})]
+        tracker = await make_tracker(receiver.url())
+        await story.first_click()
+        await deliver(service)
+        wait = ((await deliveries(service))[-1].next_at - NOON).total_seconds()
+        assert seconds <= wait <= seconds * 1.1, retry_after
+        await service.trackers.delete(tracker)
+
+
+async def test_success_can_require_one_status_and_a_text(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url(), success={"statuses": "200", "body_contains": "success=true;"})
+    receiver.replies = [Reply(200, b"success=false;")]
+    await story.first_click()
+    await deliver(service)
+    receiver.replies = [Reply(201, b"success=true;")]
+    await story.first_click()
+    await deliver(service)
+    receiver.replies = [Reply(200, b"success=true;")]
+    await story.first_click()
+    await deliver(service)
+    errors = [(row.status, row.last_error) for row in await deliveries(service)]
+    assert errors == [(PENDING, "refused_in_body"), (PENDING, "other_status"), (DELIVERED, None)]
+
+
+async def test_redirects_are_retried_and_status_405_is_final(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url())
+    receiver.replies = [Reply(302, headers={"location": receiver.url("/elsewhere")}), 405]
+    await story.first_click()
+    await deliver(service)
+    await story.first_click()
+    await deliver(service)
+    assert [(row.status, row.last_error) for row in await deliveries(service)] == [(PENDING, "redirect"), (DEAD, "form_refused")]
+    assert len(receiver.requests) == 2
+
+
+async def test_a_get_has_no_body_and_includes_static_headers(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url("/?p={phone}"), method="GET", headers={"Authorization": "Bearer x", "X-Mine": "1"})
+    await story.first_click()
+    await deliver(service)
+    (request,) = receiver.requests
+    assert (request.method, request.target, request.body) == ("GET", "/?p=%2B14085550100", b"")
+    assert (request.headers["authorization"], request.headers["x-mine"]) == ("Bearer x", "1")
+    assert "content-type" not in request.headers
+
+
+async def test_both_secrets_sign_during_a_rotation_and_only_the_new_one_afterwards(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock
+    old, new = "whsec_" + "b2xk" * 8, "whsec_" + "bmV3" * 8
+    tracker = await make_tracker(receiver.url(), secret=old)
+
+    async def verified_by() -> list[bool]:
+        await story.first_click()
+        await deliver(service)
+        request = receiver.requests[-1]
+        found = []
+        for secret in (old, new):
+            try:
+                Webhook(secret).verify(request.body, request.headers)
+                found.append(True)
+            except Exception:
+                found.append(False)
+        return found
+
+    assert await verified_by() == [True, False]
+    await service.trackers.update(tracker, changes(secret=new, secret_overlap=3600))
+    assert await verified_by() == [True, True]
+    clock.forward(seconds=100)
+    assert len(receiver.requests[-1].headers["webhook-signature"].split()) == 2
+    await service.database.write(
+        lambda connection: connection.execute(update(schema.trackers).values(previous_secret_until=clock() - timedelta(seconds=1)))
+    )
+    await service.trackers.update(tracker, changes(name="changed"))
+    assert await verified_by() == [False, True]
+
+
+async def test_each_attempt_has_its_own_signature(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [500]
+    await make_tracker(receiver.url(), secret="a secret of mine")
+    await story.first_click()
+    await deliver(service)
+    clock.forward(seconds=6)
+    await service.dispatcher.flush()
+    first, second = (request.headers for request in receiver.requests)
+    assert first["webhook-id"] == second["webhook-id"]
+    assert int(second["webhook-timestamp"]) - int(first["webhook-timestamp"]) == 6
+    assert first["x-webhook-signature"] != second["x-webhook-signature"]
+
+
+async def test_a_local_failure_does_not_count_as_an_attempt(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    def failing_lookup(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_AGAIN, "the resolver is down")
+
+    tracker = await make_tracker("http://tracker.example/", concurrency=1)
+    await story.first_click()
+    await service.fanout.flush()
+    async with Sender(Guard(), user_agent="test", limit=4, clock=clock, lookup=failing_lookup) as sender:
+        dispatcher = other_dispatcher(service, sender=sender)
+        await dispatcher.flush()
+        row = await delivery(service)
+        assert (row.status, row.attempt, row.last_error) == (PENDING, 0, "resolver_down")
+        assert row.next_at > NOON
+        assert (await tracker_row(service, tracker)).failures_in_row == 0
+        assert await rows(service.database, schema.attempts) == []
+        assert dispatcher.totals.local_failures == 1
+        await story.first_click()
+        await service.fanout.flush()
+        await dispatcher.flush()
+        assert dispatcher.totals.local_failures == 1, "the queue is paused"
+        clock.forward(days=6)
+        for _ in range(2):
+            await dispatcher.flush()
+            clock.forward(minutes=1)
+        found = {(row.status, row.last_error) for row in await deliveries(service)}
+        assert found == {(DEAD, "resolver_down")}, "nothing waits without limit"
+
+
+async def test_no_request_reaches_an_address_that_became_forbidden(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
+) -> None:
+    """The trackers were saved while private targets were allowed; the guard checks each connection."""
+    open_service = await make_service()
+    story = story_of(open_service)
+    for url in (receiver.url("/literal"), f"http://localhost:{receiver.port}/name"):
+        await open_service.trackers.create(1, NewTracker(url=url, events=["click"]))
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await open_service.fanout.flush()
+    async with open_sender(Guard(), open_service.settings, open_service.clock) as guarded:
+        await other_dispatcher(open_service, sender=guarded).flush()
+    assert receiver.connections == 0
+    assert {(row.status, row.last_error) for row in await deliveries(open_service)} == {(PENDING, "blocked_address")}
+
+
+async def test_http_targets_are_blocked_if_they_are_disabled(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
+) -> None:
+    service = await make_service(allow_http_targets=False)
+    story = story_of(service)
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await deliver(service)
+    row = await delivery(service)
+    assert (row.status, row.last_error, receiver.connections) == (PENDING, "blocked_address", 0)

@@ -1,0 +1,238 @@
+"""Claims of several queues and processes, on both engines."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Connection, insert
+
+from shortener.container import Service
+from shortener.delivery.claims import LEASE_MARGIN_MS
+from shortener.delivery.health import MAX_FAILURES
+from shortener.delivery.trackers import NewTracker
+from shortener.storage import schema
+from tests.conftest import NOON, Clock, MakeService
+from tests.delivery.conftest import MakeTracker, Story
+from tests.delivery.dispatching import (
+    DELIVERED,
+    PENDING,
+    cancel_attempts,
+    deliver,
+    deliveries,
+    delivery,
+    other_dispatcher,
+    start_attempts,
+    statuses,
+    tracker_row,
+)
+from tests.receiver import Receiver, Reply
+
+
+async def test_a_claim_is_durable_before_the_response_arrives(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_tracker(receiver.url(), timeout=5)
+    await story.first_click()
+    await service.fanout.flush()
+    await start_attempts(service.dispatcher, receiver, 1)
+    row = await delivery(service)
+    lease = NOON + timedelta(seconds=5, milliseconds=LEASE_MARGIN_MS)
+    assert (row.status, row.attempt, row.lease_until) == (PENDING, 1, lease)
+    cancel_attempts(service.dispatcher)
+
+
+async def test_a_delivery_of_a_killed_process_is_attempted_again_when_its_lease_ends(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(hang=True)]
+    await make_tracker(receiver.url(), format="scg", timeout=5)
+    await story.first_click()
+    await service.fanout.flush()
+    await start_attempts(service.dispatcher, receiver, 1)
+    cancel_attempts(service.dispatcher)
+    restarted = other_dispatcher(service)
+    clock.forward(seconds=14)
+    await restarted.flush()
+    assert len(receiver.requests) == 1, "the lease still runs"
+    clock.forward(seconds=1)
+    await restarted.flush()
+    first, second = receiver.requests
+    assert (first.json["attempt"], second.json["attempt"]) == (1, 2), "the first attempt is spent"
+    assert first.json["event_id"] == second.json["event_id"] == first.headers["webhook-id"] == second.headers["webhook-id"]
+    row = await delivery(service)
+    assert (row.status, row.attempt) == (DELIVERED, 2)
+
+
+async def test_a_hanging_tracker_leaves_slots_for_a_healthy_one(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
+) -> None:
+    service = await make_service(delivery_slots=16)
+    story = story_of(service)
+    receiver.by_path = {"/hang": Reply(hang=True)}
+    for path in ("/hang", "/well"):
+        await service.trackers.create(1, NewTracker(url=receiver.url(path), events=["click"], timeout=5))
+    for _ in range(60):
+        await story.first_click()
+    await service.fanout.flush()
+    dispatcher = service.dispatcher
+    while Counter(request.target for request in receiver.requests)["/well"] < 60:
+        if not await dispatcher.step():
+            await dispatcher.wake_up.wait(5)
+    hanging = Counter(request.target for request in receiver.requests)["/hang"]
+    assert hanging <= 8, "a queue takes at most as many slots as it leaves free"
+    cancel_attempts(dispatcher)
+
+
+@pytest.mark.parametrize(("processes", "concurrency", "share"), [(1, 8, 8), (3, 8, 2), (4, 2, 1)])
+async def test_the_concurrency_of_a_tracker_is_divided_between_processes(
+    make_service: MakeService,
+    receiver: Receiver,
+    story_of: Callable[[Service], Story],
+    processes: int,
+    concurrency: int,
+    share: int,
+) -> None:
+    service = await make_service(delivery_processes=processes, delivery_slots_per_tracker=concurrency)
+    story = story_of(service)
+    receiver.default_reply = Reply(hang=True)
+    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=concurrency))
+    for number in range(10):
+        await story.first_click(await story.message(callback_url=f"http://127.0.0.1:{receiver.port}/{number}"))
+    await service.fanout.flush()
+    while await service.dispatcher.step():
+        pass
+    assert service.dispatcher._usage.by_queue == {"t1": share, "c127.0.0.1": share}
+    cancel_attempts(service.dispatcher)
+
+
+async def test_many_hanging_trackers_leave_slots_for_others(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
+) -> None:
+    service = await make_service(delivery_slots=16)
+    story = story_of(service)
+    receiver.by_path = {"/hang": Reply(hang=True)}
+    for _ in range(10):
+        await service.trackers.create(1, NewTracker(url=receiver.url("/hang"), events=["click"], timeout=5))
+    for _ in range(10):
+        await story.first_click()
+    await service.fanout.flush()
+    while await service.dispatcher.step():
+        pass
+    assert 10 <= service.dispatcher.in_flight < 16
+    await service.trackers.create(1, NewTracker(url=receiver.url("/well"), events=["click"]))
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.step()
+    await receiver.wait_for(service.dispatcher.in_flight)
+    assert "/well" in {request.target for request in receiver.requests}
+    cancel_attempts(service.dispatcher)
+
+
+async def test_first_attempts_and_retries_do_not_starve_each_other(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url(), concurrency=2, format="scg", schedule=[1])
+    receiver.replies = [500, 500, 500, 500]
+    for _ in range(4):
+        await story.first_click()
+    await deliver(service)
+    clock.forward(seconds=2)
+    for _ in range(4):
+        await story.first_click()
+    await service.fanout.flush()
+    receiver.take()
+    await service.dispatcher.flush()
+    assert sorted(request.json["attempt"] for request in receiver.requests[:2]) == [1, 2]
+    assert len(receiver.requests) == 8
+
+
+async def test_processes_that_share_a_database_never_claim_the_same_delivery(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story]
+) -> None:
+    first, second = await make_service(), await make_service()
+    story = story_of(first)
+    await first.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=8, signed=False))
+    for _ in range(100):
+        await story.first_click()
+    await asyncio.gather(first.fanout.flush(), second.fanout.flush())
+    await asyncio.gather(first.dispatcher.flush(), second.dispatcher.flush())
+    await asyncio.gather(first.dispatcher.flush(), second.dispatcher.flush())
+    assert statuses(await deliveries(first)) == {DELIVERED: 100}
+    assert Counter(Counter(request.headers["webhook-id"] for request in receiver.requests).values()) == {1: 100}
+    assert all(service.dispatcher.totals.delivered > 0 for service in (first, second))
+
+
+async def test_only_one_of_several_processes_sends_the_probe(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    services = [await make_service() for _ in range(3)]
+    story = story_of(services[0])
+    receiver.default_reply = 500
+    tracker = (
+        await services[0].trackers.create(
+            1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, timeout=5)
+        )
+    ).tracker.id
+    for _ in range(MAX_FAILURES + 10):
+        await story.first_click()
+    await deliver(services[0])
+    assert len(receiver.take()) == MAX_FAILURES
+    clock.forward(seconds=30)
+    receiver.default_reply = Reply(hang=True)
+    for _ in range(3):
+        await asyncio.gather(*(service.dispatcher.step() for service in services))
+    await receiver.wait_for(1)
+    assert [service.dispatcher.in_flight for service in services].count(1) == 1
+    assert sum(service.dispatcher.in_flight for service in services) == len(receiver.requests) == 1
+    assert (await tracker_row(services[0], tracker)).failures_in_row == MAX_FAILURES
+    for service in services:
+        cancel_attempts(service.dispatcher)
+
+
+async def test_several_processes_share_the_recovery_rate(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    services = [await make_service(delivery_recovery_rate=10) for _ in range(3)]
+    story = story_of(services[0])
+    receiver.default_reply = 500
+    await services[0].trackers.create(
+        1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, schedule=[1])
+    )
+    for _ in range(MAX_FAILURES + 30):
+        await story.first_click()
+    await deliver(services[0])
+    clock.forward(seconds=30)
+    receiver.default_reply = 200
+    receiver.take()
+    await services[0].dispatcher.flush()
+    assert len(receiver.take()) == 1, "the probe"
+    released = []
+    for _ in range(3):
+        clock.forward(seconds=1)
+        for _ in range(2):
+            await asyncio.gather(*(service.dispatcher.flush() for service in services))
+        released.append(len(receiver.take()))
+    assert released == [10, 10, 10]
+
+
+async def test_queues_beyond_the_limit_of_one_cycle_are_served(
+    service: Service, receiver: Receiver, make_tracker: MakeTracker, story: Story
+) -> None:
+    def fill(connection: Connection) -> None:
+        common = {"topic": 2, "application_id": 1, "status": 0, "attempt": 1, "created_at": NOON, "queue": 1}
+        later = NOON + timedelta(hours=1)
+        waiting = [{"id": n, "event_id": n, "lane": f"c{n}", "next_at": later, "callback_url": "x", **common} for n in range(600)]
+        connection.execute(insert(schema.deliveries), waiting)
+
+    await service.database.write(fill)
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await deliver(service)
+    assert len(receiver.requests) == 1
+    assert await service.dispatcher.step() in (0, 1)
+    turns = service.dispatcher.totals.dispatch_cycles
+    await service.dispatcher.flush()
+    assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "one round, then nothing is left to do"

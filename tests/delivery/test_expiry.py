@@ -1,0 +1,57 @@
+"""Deliveries that waited too long, or whose tracker was deleted, on both engines."""
+
+from datetime import timedelta
+
+from shortener.container import Service
+from shortener.delivery.expiry import MAX_HOLD
+from shortener.delivery.health import MAX_FAILURES
+from tests.conftest import Clock
+from tests.delivery.conftest import MakeTracker, Story
+from tests.delivery.dispatching import DEAD, PENDING, deliver, deliveries, delivery
+from tests.receiver import Receiver
+
+
+async def test_deliveries_of_a_tracker_that_is_disabled_for_too_long_end_dead(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url(), enabled=False)
+    await story.first_click()
+    await service.fanout.flush()
+    clock.forward(days=service.settings.event_retention_days - 1)
+    await deliver(service)
+    assert (await delivery(service)).status == PENDING
+    clock.forward(days=2)
+    await deliver(service)
+    row = await delivery(service)
+    assert (row.status, row.last_error, receiver.requests) == (DEAD, "tracker_disabled", [])
+
+
+async def test_deliveries_of_a_deleted_tracker_end_dead(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    tracker = await make_tracker(receiver.url("/deleted"))
+    await story.first_click()
+    await service.fanout.flush()
+    await service.trackers.delete(tracker)
+    assert await make_tracker(receiver.url("/other")) != tracker, "ids are not reused"
+    await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.last_error, receiver.requests) == (DEAD, "tracker_deleted", [])
+
+
+async def test_deliveries_end_dead_if_the_breaker_is_open_for_too_long(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    await make_tracker(receiver.url(), concurrency=1)
+    for _ in range(MAX_FAILURES + 5):
+        await story.first_click()
+    await deliver(service)
+    last = (await deliveries(service))[-1]
+    assert (last.status, last.attempt) == (PENDING, 0)
+    until = clock() + MAX_HOLD + timedelta(minutes=1)
+    while clock() < until:  # each probe fails
+        await service.dispatcher.flush()
+        clock.forward(hours=12)
+    await service.dispatcher.flush()
+    assert "breaker_open" in {row.last_error for row in await deliveries(service) if row.status == DEAD}

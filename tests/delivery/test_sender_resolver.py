@@ -1,0 +1,107 @@
+"""Sender: names that do not resolve, and a resolver that does not respond."""
+# Part of the tests of shortener/delivery/sender.py.
+
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import Sender
+from tests.delivery.receiver import answer, hang_up, receiver, then
+from tests.delivery.sending import DEADLINE, GRACE, post
+
+
+def failing(code: int) -> socket.gaierror:
+    return socket.gaierror(code, "error of the resolver")
+
+
+class Names:
+    """A resolver with prepared results: addresses, an error, or (None) no response before `released`."""
+
+    def __init__(self, **answers: list[str] | Exception | None) -> None:
+        self.answers = {name.replace("_", "."): value for name, value in answers.items()}
+        self.released = threading.Event()
+
+    def __call__(self, host: str, port: int) -> list[str]:
+        found = self.answers[host]
+        if found is None:
+            self.released.wait(10)
+            return ["127.0.0.1"]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@pytest.fixture
+def fake_names() -> Iterator[Names]:
+    made = Names(
+        good_example=["127.0.0.1"],
+        missing_example=failing(socket.EAI_NONAME),
+        broken_example=failing(socket.EAI_AGAIN),
+        silent_example=None,
+    )
+    yield made
+    made.released.set()
+
+
+@pytest.fixture
+async def resolving_sender(fake_names: Names) -> AsyncIterator[Sender]:
+    async with Sender(Guard(allow_private=True), user_agent="test", limit=4, lookup=fake_names) as sender:
+        yield sender
+
+
+async def test_a_name_that_does_not_exist_counts_as_an_attempt(resolving_sender: Sender) -> None:
+    result = await post(resolving_sender, "http://missing.example/")
+    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
+
+
+@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
+async def test_a_resolver_without_any_response_is_a_local_failure(resolving_sender: Sender, host: str) -> None:
+    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
+    assert (result.status, result.error, result.is_local) == (None, "resolver_down", True)
+    assert result.milliseconds < (DEADLINE + GRACE) * 1000
+
+
+@pytest.mark.parametrize("host", ["broken.example", "silent.example"])
+@pytest.mark.parametrize("other", ["good.example", "missing.example"])
+async def test_a_name_that_does_not_resolve_counts_as_an_attempt_if_the_resolver_works(
+    resolving_sender: Sender, host: str, other: str
+) -> None:
+    await post(resolving_sender, f"http://{other}:1/")
+    result = await post(resolving_sender, f"http://{host}/", DEADLINE)
+    assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
+
+
+async def test_an_earlier_answer_for_the_same_name_does_not_prove_that_the_resolver_works(
+    resolving_sender: Sender, fake_names: Names
+) -> None:
+    await post(resolving_sender, "http://missing.example/")
+    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(resolving_sender, "http://missing.example/")).error == "resolver_down"
+
+
+async def test_an_earlier_answer_for_another_name_proves_that_the_resolver_works(
+    resolving_sender: Sender, fake_names: Names
+) -> None:
+    await post(resolving_sender, "http://good.example:1/")
+    await post(resolving_sender, "http://missing.example/")
+    fake_names.answers["missing.example"] = failing(socket.EAI_AGAIN)
+    assert (await post(resolving_sender, "http://missing.example/")).error == "dns_error"
+
+
+async def test_of_several_failed_addresses_the_most_specific_error_is_reported(resolving_sender: Sender, fake_names: Names) -> None:
+    fake_names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        result = await post(resolving_sender, f"http://good.example:{bound.getsockname()[1]}/")
+    assert (result.error, result.is_local) == ("connection_refused", False)
+
+
+async def test_a_resolved_name_is_cached(resolving_sender: Sender, fake_names: Names) -> None:
+    async with receiver(answer(200)) as peer:
+        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
+        fake_names.answers["good.example"] = failing(socket.EAI_NONAME)
+        peer.behaviour = then(answer(200), hang_up)
+        assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
