@@ -106,7 +106,7 @@ class DeviceCounter:
         """Count one page of hits that are older than LAG_MS. Return their number if more may follow, otherwise 0.
 
         Raises StoreUnavailable."""
-        page = await self._database.read(_read_page, first_id_at(now_ms - LAG_MS))
+        page = await self._database.read(read_page, first_id_at(now_ms - LAG_MS))
         if page.last == page.position.counted:
             return 0
         delta = CountDelta()
@@ -115,7 +115,7 @@ class DeviceCounter:
                 delta.add(cohort, slot * TIME_SLOT_MS, metric, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)  # lets other tasks run
-        is_stored = await self._database.write(self._store, page, delta)
+        is_stored = await self._database.write(self.store, page, delta)
         return page.hits if is_stored and page.hits == PAGE_HITS else 0
 
     async def catch_up(self, now_ms: int) -> None:
@@ -123,7 +123,8 @@ class DeviceCounter:
         while await self.step(now_ms):
             pass
 
-    def _store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
+    def store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
+        """Store the counts of a page and the new position. Return False if the page must be read again."""
         if _lock(connection) != page.position:
             return False  # another process counted the page, or a late hit was stored
         connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))
@@ -140,7 +141,8 @@ class _Page(NamedTuple):
     clicks: Sequence[Any]
 
 
-def _read_page(connection: Connection, end: int) -> _Page:
+def read_page(connection: Connection, end: int) -> _Page:
+    """Read the next page of hits with ids below `end`."""
     position = _read_position(connection)
     page = select(hits.c.id).where(hits.c.id > position.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     number, last = connection.execute(select(func.count(), func.max(page.c.id))).one()

@@ -1,4 +1,4 @@
-"""Devices and browsers of clicks: counted once, behind the hot path, whatever comes late."""
+"""Devices and browsers of clicks: each click is counted once by the background job, even if it is stored late."""
 
 import asyncio
 from collections import Counter
@@ -19,108 +19,103 @@ from shortener.reporting.counts import verify
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
-from tests.clicks.helpers import create_codes as send
-from tests.clicks.helpers import fetch_rows as rows
-from tests.clicks.helpers import make_hit as hit
+from tests.clicks.helpers import PHONE_HEADERS, create_codes, fetch_rows, make_hit
 from tests.conftest import NOON, Clock, MakeService
 
-IPHONE = (
-    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-    "Version/18.6 Mobile/15E148 Safari/604.1"
-)
+IPHONE = PHONE_HEADERS["User-Agent"]
 DESKTOP = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:143.0) Gecko/20100101 Firefox/143.0"
 OLD_ENOUGH = timedelta(milliseconds=LAG_MS, seconds=1)
 
 
-async def click(service: Service, code: str, user_agent: str = IPHONE, **more: Any) -> None:
-    await service.recorder.record(hit(service, code, user_agent=user_agent, **more))
+async def record_click(service: Service, code: str, user_agent: str = IPHONE, **more: Any) -> None:
+    await service.recorder.record(make_hit(service, code, user_agent=user_agent, **more))
 
 
-async def counted(service: Service) -> dict[str, int]:
-    """By device and browser, as far as the job has come."""
+async def device_sums(service: Service) -> dict[str, int]:
+    """Return the sums of the count deltas by device and browser."""
     added: Counter[str] = Counter()
-    for tally in await rows(service, schema.count_deltas):
-        for _, _, metric, amount in tally.data:
+    for row in await fetch_rows(service, schema.count_deltas):
+        for _, _, metric, amount in row.data:
             if metric.startswith(("device:", "browser:")):
                 added[metric] += int(amount)
     return dict(added)
 
 
-async def check_counts(service: Service) -> None:
+async def assert_counts_match(service: Service) -> None:
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
-async def test_clicks_are_counted_by_device_and_browser_some_minutes_later(service: Service, clock: Clock) -> None:
-    (code,) = await send(service)
+async def test_clicks_are_counted_by_device_and_browser_minutes_later(service: Service, clock: Clock) -> None:
+    (code,) = await create_codes(service)
     for agent in (IPHONE, IPHONE, DESKTOP):
-        await click(service, code, agent)
+        await record_click(service, code, agent)
     step = service.jobs.table["devices"].step
     assert await step() == 0
-    assert await counted(service) == {}
-    await check_counts(service)
+    assert await device_sums(service) == {}
+    await assert_counts_match(service)
     clock.now += OLD_ENOUGH
     await step()
     expected = {"device:phone": 2, "browser:Safari": 2, "device:desktop": 1, "browser:Firefox": 1}
-    assert await counted(service) == expected
+    assert await device_sums(service) == expected
     await step()
-    assert await counted(service) == expected
-    await check_counts(service)
+    assert await device_sums(service) == expected
+    await assert_counts_match(service)
 
 
 async def test_only_clicks_are_counted(service: Service, clock: Clock) -> None:
-    (code,) = await send(service, expires_in=60)
-    await click(service, code, verdict=Verdict.SUSPECTED)
-    await click(service, code, verdict=Verdict.IGNORED)
+    (code,) = await create_codes(service, expires_in=60)
+    await record_click(service, code, verdict=Verdict.SUSPECTED)
+    await record_click(service, code, verdict=Verdict.IGNORED)
     clock.forward(minutes=2)
-    await click(service, code)
+    await record_click(service, code)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
-    assert await counted(service) == {}
-    assert await service.database.read(last_counted_hit) == (await rows(service, schema.hits))[-1].id
+    assert await device_sums(service) == {}
+    assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
 
-async def test_a_hit_that_is_written_after_the_job_has_passed_it_is_counted_with_it(service: Service, clock: Clock) -> None:
-    (code,) = await send(service)
-    waited = [hit(service, code, user_agent=DESKTOP) for _ in range(2)]
+async def test_a_hit_stored_after_the_job_passed_its_id_is_counted_when_it_is_stored(service: Service, clock: Clock) -> None:
+    (code,) = await create_codes(service)
+    delayed = [make_hit(service, code, user_agent=DESKTOP) for _ in range(2)]
     clock.forward(seconds=1)
-    await click(service, code)
-    last = hit(service, code, user_agent=DESKTOP)  # late, but not yet passed
+    await record_click(service, code)
+    last = make_hit(service, code, user_agent=DESKTOP)  # late, but the job has not passed its id
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     clock.forward(seconds=1)
-    for late in (*waited, last):
+    for late in (*delayed, last):
         await service.recorder.record(late)
-    assert await counted(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 2, "browser:Firefox": 2}
-    await check_counts(service)
+    assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 2, "browser:Firefox": 2}
+    await assert_counts_match(service)
     await service.devices.catch_up(service.now_ms())
-    assert (await counted(service))["device:desktop"] == 3
-    await check_counts(service)
+    assert (await device_sums(service))["device:desktop"] == 3
+    await assert_counts_match(service)
 
 
-async def test_an_old_hit_behind_a_new_one_in_the_same_batch_is_counted_too(service: Service, clock: Clock) -> None:
-    (code,) = await send(service)
-    old = hit(service, code, user_agent=DESKTOP)
+async def test_an_old_hit_in_a_batch_with_a_new_one_is_counted(service: Service, clock: Clock) -> None:
+    (code,) = await create_codes(service)
+    old = make_hit(service, code, user_agent=DESKTOP)
     clock.forward(seconds=1)
-    await click(service, code)
+    await record_click(service, code)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     writer = HitBatchWriter(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
-    await service.database.write(writer.write, [hit(service, code), old])
-    assert (await counted(service))["device:desktop"] == 1
-    await check_counts(service)
+    await service.database.write(writer.write, [make_hit(service, code), old])
+    assert (await device_sums(service))["device:desktop"] == 1
+    await assert_counts_match(service)
 
 
-async def test_a_late_hit_that_comes_between_reading_a_page_and_keeping_it_is_not_missed(service: Service, clock: Clock) -> None:
-    (code,) = await send(service)
-    waited = hit(service, code, user_agent=DESKTOP)
-    await click(service, code)
+async def test_a_late_hit_between_reading_and_storing_a_page_is_not_missed(service: Service, clock: Clock) -> None:
+    (code,) = await create_codes(service)
+    delayed = make_hit(service, code, user_agent=DESKTOP)
+    await record_click(service, code)
     clock.now += OLD_ENOUGH
-    page = await service.database.read(device_counts._read_page, service.ids())
-    await service.recorder.record(waited)
-    assert await service.database.write(service.devices._store, page, CountDelta()) is False, "to be read again"
+    page = await service.database.read(device_counts.read_page, service.ids())
+    await service.recorder.record(delayed)
+    assert await service.database.write(service.devices.store, page, CountDelta()) is False, "the page must be read again"
     await service.devices.catch_up(service.now_ms())
-    assert await counted(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
-    await check_counts(service)
+    assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
+    await assert_counts_match(service)
 
 
 async def test_several_processes_count_everything_once(
@@ -129,24 +124,24 @@ async def test_several_processes_count_everything_once(
     monkeypatch.setattr(device_counts, "PAGE_HITS", 7)
     one = await make_service()
     two = one if one.database.dialect == "sqlite" else await make_service()
-    (code,) = await send(one)
+    (code,) = await create_codes(one)
     for _ in range(30):
-        await click(one, code)
+        await record_click(one, code)
     clock.now += OLD_ENOUGH
 
-    async def walk(service: Service) -> None:
-        while await service.database.read(last_counted_hit) < (await rows(one, schema.hits))[-1].id:
+    async def count_all(service: Service) -> None:
+        while await service.database.read(last_counted_hit) < (await fetch_rows(one, schema.hits))[-1].id:
             await service.devices.step(service.now_ms())
 
-    await asyncio.gather(walk(one), walk(two), walk(one))
-    assert await counted(one) == {"device:phone": 30, "browser:Safari": 30}
-    await check_counts(one)
+    await asyncio.gather(count_all(one), count_all(two), count_all(one))
+    assert await device_sums(one) == {"device:phone": 30, "browser:Safari": 30}
+    await assert_counts_match(one)
 
 
-async def test_statistics_tell_them_and_verify_knows_them(service: Service, clock: Clock) -> None:
-    (code,) = await send(service)
-    await click(service, code)
-    await click(service, code, DESKTOP)
+async def test_statistics_contain_devices_and_verify_checks_them(service: Service, clock: Clock) -> None:
+    (code,) = await create_codes(service)
+    await record_click(service, code)
+    await record_click(service, code, DESKTOP)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     figures = (await service.database.read(totals, StatisticsFilter(1, NOON, NOON + timedelta(hours=1)))).groups[None]
@@ -154,19 +149,19 @@ async def test_statistics_tell_them_and_verify_knows_them(service: Service, cloc
     await service.jobs.table["counts"].step()
     figures = (await service.database.read(totals, StatisticsFilter(1, NOON, NOON + timedelta(hours=1)))).groups[None]
     assert figures.devices == {"phone": 1, "desktop": 1}
-    await check_counts(service)
+    await assert_counts_match(service)
     lost = schema.counts.c.metric == "device:phone"
     await service.database.write(lambda connection: connection.execute(schema.counts.delete().where(lost)))
-    (drift,) = await service.database.read(verify, NOON, NOON + timedelta(hours=1))
-    assert (drift.metric, drift.kept, drift.counted) == ("device:phone", Decimal(0), Decimal(1))
+    (difference,) = await service.database.read(verify, NOON, NOON + timedelta(hours=1))
+    assert (difference.metric, difference.kept, difference.counted) == ("device:phone", Decimal(0), Decimal(1))
 
 
-async def test_after_an_erasure_the_counts_are_still_right(service: Service, clock: Clock) -> None:
+async def test_after_an_erasure_the_counts_are_still_correct(service: Service, clock: Clock) -> None:
     for number in range(2):
-        (code,) = await send(service, message_ids=(f"m-{number}",))
-        await click(service, code)
+        (code,) = await create_codes(service, message_ids=(f"m-{number}",))
+        await record_click(service, code)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     await service.database.write(erase_message, 1, "m-0", clock())
-    assert (await counted(service))["device:phone"] == 2
-    await check_counts(service)
+    assert (await device_sums(service))["device:phone"] == 2
+    await assert_counts_match(service)

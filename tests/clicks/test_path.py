@@ -1,3 +1,5 @@
+"""The code in a request path, with the punctuation that phones add to links."""
+
 from __future__ import annotations
 
 import re
@@ -11,18 +13,18 @@ from hypothesis import strategies as st
 from shortener.clicks.path import MAX_CODE_LENGTH, MIN_CODE_LENGTH, code_of
 
 CODES = st.text(string.ascii_letters + string.digits, min_size=MIN_CODE_LENGTH, max_size=MAX_CODE_LENGTH)
-SIGNS = st.text(".,)!?;:'\"”“’‘»…。", max_size=8)
+PUNCTUATION = st.text(".,)!?;:'\"”“’‘»…。", max_size=8)
 
 
 @given(CODES)
-def test_a_plain_code_is_read_as_it_is(code: str) -> None:
+def test_a_plain_code_is_found(code: str) -> None:
     assert code_of(f"/{code}") == code_of(f"/{code}".encode()) == code
 
 
-@given(CODES, SIGNS)
-def test_punctuation_behind_a_code_is_forgiven_plain_and_encoded(code: str, signs: str) -> None:
-    encoded = quote(signs, safe="")
-    for behind in (signs, encoded, encoded.lower(), "".join(f"%{byte:02X}" for byte in signs.encode())):
+@given(CODES, PUNCTUATION)
+def test_punctuation_behind_a_code_is_ignored_plain_and_encoded(code: str, punctuation: str) -> None:
+    encoded = quote(punctuation, safe="")
+    for behind in (punctuation, encoded, encoded.lower(), "".join(f"%{byte:02X}" for byte in punctuation.encode())):
         assert code_of(f"/{code}{behind}") == code
         assert code_of(f"/{code}{behind}".encode()) == code
 
@@ -43,7 +45,7 @@ def test_punctuation_behind_a_code_is_forgiven_plain_and_encoded(code: str, sign
         "/Ab3xK9Qr.%22",
     ],
 )
-def test_what_linkifiers_take_along_is_forgiven(path: str) -> None:
+def test_punctuation_that_phones_add_to_links_is_ignored(path: str) -> None:
     assert code_of(path) == code_of(path.encode()) == "Ab3xK9Qr"
 
 
@@ -79,12 +81,12 @@ def test_what_linkifiers_take_along_is_forgiven(path: str) -> None:
         "/Ab3xK9Qr\ud800",
     ],
 )
-def test_what_is_no_code_has_none(path: str) -> None:
+def test_other_paths_have_no_code(path: str) -> None:
     assert code_of(path) is None
     assert code_of(path.encode(errors="surrogatepass")) is None
 
 
 @given(st.binary() | st.text())
-def test_nothing_but_a_code_ever_comes_out(path: bytes | str) -> None:
+def test_any_path_gives_a_valid_code_or_none(path: bytes | str) -> None:
     code = code_of(path)
     assert code is None or re.fullmatch(r"[A-Za-z0-9]{4,32}", code)

@@ -1,4 +1,4 @@
-"""SQLite alone, for tests that look at its query plans."""
+"""A SQLite database for tests that read query plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How SQLite goes about the statements that a function runs."""
+"""SQLite's query plans of the statements that a function runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from sqlalchemy import Connection, event
 
 
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
-    """The query plan of each statement, a step a line."""
-    ran: list[tuple[str, Any]] = []
+    """Call `run` and return the query plan of each statement that it executed, one step per line."""
+    statements: list[tuple[str, Any]] = []
 
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if not statement.startswith("BEGIN"):
-            ran.append((statement, parameters))
+            statements.append((statement, parameters))
 
-    event.listen(connection, "before_cursor_execute", note)
+    event.listen(connection, "before_cursor_execute", record)
     run()
-    event.remove(connection, "before_cursor_execute", note)
+    event.remove(connection, "before_cursor_execute", record)
     return [
         "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
-        for statement, parameters in ran
+        for statement, parameters in statements
     ]
 
 
 def scanned(plan: str, *tables: str) -> list[str]:
-    """The steps that read one of these tables other than through a search in an index."""
+    """Return the steps of a plan that read one of these tables without searching in an index."""
     steps = [step for step in plan.splitlines() for table in tables if f" {table}" in f" {step}"]
     return [step for step in steps if step.startswith("SCAN ")]

@@ -1,4 +1,4 @@
-"""Conversion rates of processes, from counts and from what is not yet folded into them."""
+"""Conversion rates of processes, from the counts and from deltas that are not folded yet."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HOUR = timedelta(hours=1)
 PROCESS, OTHER = 7, 8
 
 
-def happen(connection: Connection) -> None:
-    """Two countries and two campaigns of one process, and another process."""
+def put_counts(connection: Connection) -> None:
+    """Write counts of one process with two countries and two campaigns, and of another process."""
     names = ("id", "application_id", "campaign", "source", "country", "process_id")
     cohorts = [
         (1, 1, "", "api", "US", PROCESS),
@@ -34,7 +34,7 @@ def happen(connection: Connection) -> None:
         (4, 1, "", "api", "US", OTHER),
     ]
     connection.execute(insert(schema.cohorts), [dict(zip(names, cohort, strict=True)) for cohort in cohorts])
-    tally = CountDelta()
+    delta = CountDelta()
     for cohort, at, metric, amount in (
         (1, NOON, "messages", 10),
         (1, NOON, "segments", 20),
@@ -46,16 +46,16 @@ def happen(connection: Connection) -> None:
         (4, NOON, "messages", 100),
         (4, NOON, "ends", 100),
     ):
-        tally.add(cohort, to_ms(at), metric, amount)
-    count_deltas.append(connection, 1, tally)
+        delta.add(cohort, to_ms(at), metric, amount)
+    count_deltas.append(connection, 1, delta)
 
 
 HOURS = [time_slots(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number in range(-1, 2)]
 EXPECTED = [{}, {"US": ProcessCounts(10, 4)}, {"US": ProcessCounts(2, 1), "": ProcessCounts(3, 0)}]
 
 
-async def test_starts_and_ends_are_told_by_interval_and_country_folded_or_not(database: Database) -> None:
-    await database.write(happen)
+async def test_starts_and_ends_are_counted_by_interval_and_country_folded_or_not(database: Database) -> None:
+    await database.write(put_counts)
     assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
     assert await database.write(fold) == 1
     assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
@@ -66,13 +66,13 @@ async def test_starts_and_ends_are_told_by_interval_and_country_folded_or_not(da
     assert await database.read(conversion_rates, 9, HOURS) == [{}, {}, {}]
 
 
-async def test_a_rate_is_searches_in_indexes_and_reads_no_message(sqlite: Database) -> None:
-    await sqlite.write(happen)
+async def test_rates_are_read_with_index_searches_and_without_messages(sqlite: Database) -> None:
+    await sqlite.write(put_counts)
 
-    def ask(connection: Connection) -> list[str]:
+    def explain(connection: Connection) -> list[str]:
         return plans(connection, lambda: conversion_rates(connection, PROCESS, HOURS[:1]))
 
-    found = await sqlite.read(ask)
+    found = await sqlite.read(explain)
     assert len(found) == 3
     for plan in found:
         assert scanned(plan, "cohorts", "counts", "tallies") == []
@@ -81,28 +81,28 @@ async def test_a_rate_is_searches_in_indexes_and_reads_no_message(sqlite: Databa
     assert "(cohort_id=? AND quarter>? AND quarter<?)" in found[0]
 
 
-def test_a_rate_of_nothing_is_nothing() -> None:
+def test_a_rate_without_starts_is_zero() -> None:
     assert ProcessCounts().conversion_rate == 0
     assert ProcessCounts(3, 1).conversion_rate == 0.333333
     assert ProcessCounts.total([ProcessCounts(3, 1), ProcessCounts(2, 2)]) == ProcessCounts(5, 3)
 
 
-def begins(since: datetime, until: datetime, granulation: Granulation | None) -> list[str]:
+def starts(since: datetime, until: datetime, granulation: Granulation | None) -> list[str]:
     return [f"{at:%m-%d %H:%M}" for at, _ in split_interval(since, until, granulation)]
 
 
-def test_intervals_begin_with_the_hour_the_day_the_week_and_the_month() -> None:
+def test_intervals_start_with_the_hour_the_day_the_week_or_the_month() -> None:
     friday = NOON + timedelta(minutes=20)
-    assert begins(friday, friday + 2 * HOUR, None) == ["11-20 12:20"]
-    assert begins(friday, NOON + HOUR, "MINUTE") == ["11-20 12:20", "11-20 12:30", "11-20 12:45"]
-    assert begins(friday, friday + 2 * HOUR, "HOUR") == ["11-20 12:20", "11-20 13:00", "11-20 14:00"]
-    assert begins(friday, friday + timedelta(days=2), "DAY") == ["11-20 12:20", "11-21 00:00", "11-22 00:00"]
-    assert begins(friday, friday + timedelta(days=14), "WEEK") == ["11-20 12:20", "11-23 00:00", "11-30 00:00"]
-    assert begins(friday, friday + timedelta(days=60), "MONTH") == ["11-20 12:20", "12-01 00:00", "01-01 00:00"]
+    assert starts(friday, friday + 2 * HOUR, None) == ["11-20 12:20"]
+    assert starts(friday, NOON + HOUR, "MINUTE") == ["11-20 12:20", "11-20 12:30", "11-20 12:45"]
+    assert starts(friday, friday + 2 * HOUR, "HOUR") == ["11-20 12:20", "11-20 13:00", "11-20 14:00"]
+    assert starts(friday, friday + timedelta(days=2), "DAY") == ["11-20 12:20", "11-21 00:00", "11-22 00:00"]
+    assert starts(friday, friday + timedelta(days=14), "WEEK") == ["11-20 12:20", "11-23 00:00", "11-30 00:00"]
+    assert starts(friday, friday + timedelta(days=60), "MONTH") == ["11-20 12:20", "12-01 00:00", "01-01 00:00"]
     assert split_interval(friday, friday, "HOUR") == split_interval(friday, NOON, None) == []
 
 
-def test_there_are_not_more_intervals_than_a_question_may_cost() -> None:
+def test_too_many_intervals_are_an_error() -> None:
     assert len(split_interval(NOON, NOON + MAX_INTERVALS * HOUR, "HOUR")) == MAX_INTERVALS
     with pytest.raises(ValueError, match="more than 750"):
         split_interval(NOON, NOON + (MAX_INTERVALS + 1) * HOUR, "HOUR")
@@ -113,8 +113,8 @@ def test_there_are_not_more_intervals_than_a_question_may_cost() -> None:
     st.timedeltas(timedelta(), timedelta(days=7)),
     st.sampled_from(["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]),
 )
-def test_intervals_share_no_quarter_and_leave_none_out(since: datetime, length: timedelta, granulation: Granulation) -> None:
+def test_intervals_contain_each_time_slot_exactly_once(since: datetime, length: timedelta, granulation: Granulation) -> None:
     intervals = split_interval(since, since + length, granulation)
-    within = [quarter for _, part in intervals for quarter in part]
+    within = [slot for _, part in intervals for slot in part]
     assert within == list(time_slots(since, since + length)) if length else not within
     assert all(before < after for (before, _), (after, _) in pairwise(intervals))

@@ -1,4 +1,4 @@
-"""The CSV: what is in it, that it is safe in a spreadsheet, and that it takes constant memory."""
+"""The CSV export: its content, its safety in spreadsheets, and its constant memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def exported(database: Database, wanted: MessageFilter = EVERYTHING) -> li
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
 
-async def test_a_message_is_a_line(database: Database) -> None:
+async def test_a_message_is_one_line(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "Grüße 春")
         rows = Rows(connection)
@@ -63,7 +63,7 @@ async def test_a_message_is_a_line(database: Database) -> None:
     (line,) = await exported(database)
     assert tuple(line) == HEADER
     assert line["message_id"] == "m"
-    assert line["to"] == "+14085550100"  # a plain number: nothing to defuse
+    assert line["to"] == "+14085550100"  # a plain number is not escaped
     assert line["from"] == 'Shop, "Ltd"'
     assert line["campaign"] == "Grüße 春"
     assert (line["state"], line["delivered_at"], line["sent_at"]) == ("DELIVERED", "2026-11-20T12:00:04Z", "")
@@ -71,12 +71,12 @@ async def test_a_message_is_a_line(database: Database) -> None:
     assert (line["short_url"], line["url"]) == ("https://d3.example/AAA", "https://shop.example/?a=1,2")
 
 
-async def test_without_messages_there_is_a_header(database: Database) -> None:
+async def test_without_messages_the_export_has_only_a_header(database: Database) -> None:
     pieces = [piece async for piece in export_csv(database, EVERYTHING, base_url)]
     assert pieces == [(",".join(HEADER) + "\r\n").encode()]
 
 
-async def test_cells_that_would_run_as_formulas_are_defused(database: Database) -> None:
+async def test_cells_that_a_spreadsheet_would_run_are_escaped(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "=cmd|' /C calc'!A0")
         Rows(connection).message(NOON, message_id="@SUM(1)", from_address="+1-2", reason_description='-2+3;=HYPERLINK("x")')
@@ -110,12 +110,12 @@ async def test_cells_that_would_run_as_formulas_are_defused(database: Database) 
         ("+١٢", "'+١٢"),
     ],
 )
-def test_defused(text: str, safe: str) -> None:
+def test_formulas_are_escaped_and_other_text_is_unchanged(text: str, safe: str) -> None:
     assert escape_formula(text) == safe
 
 
 @given(st.text(alphabet=st.sampled_from("=+-@＝＋－＠\t\r\n ;|'\"a1.")))
-def test_nothing_defused_begins_like_a_formula(text: str) -> None:
+def test_escaped_text_never_starts_like_a_formula(text: str) -> None:
     safe = escape_formula(text)
     assert escape_formula(safe) == safe
     assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
@@ -123,7 +123,7 @@ def test_nothing_defused_begins_like_a_formula(text: str) -> None:
         Decimal(safe)  # a plain number, or this raises
 
 
-def many(connection: Connection, count: int) -> None:
+def put_messages(connection: Connection, count: int) -> None:
     cohorts(connection)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
     put = BulkInsert(schema.messages, *columns, "encoding", "segments")
@@ -131,10 +131,10 @@ def many(connection: Connection, count: int) -> None:
     put(connection, [(i + 1, 1, 1, f"m{i}", "r", "", "+14085550100", 0, at, "GSM-7", 1) for i in range(count)])
 
 
-async def test_an_export_of_any_length_takes_the_memory_of_a_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_export_of_any_length_needs_the_memory_of_one_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 100)
-    await database.write(many, 5000)
-    lines, most = 0, 0
+    await database.write(put_messages, 5000)
+    lines, peak_growth = 0, 0
     reports: list[int] = []
     tracemalloc.start()
     try:
@@ -142,17 +142,17 @@ async def test_an_export_of_any_length_takes_the_memory_of_a_page(database: Data
         async for piece in export_csv(database, EVERYTHING, base_url, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
-            before = before or now  # after the first page, with every cache warm
-            most = max(most, peak - before)
+            before = before or now  # after the first page, when all caches are filled
+            peak_growth = max(peak_growth, peak - before)
             tracemalloc.reset_peak()
     finally:
         tracemalloc.stop()
     assert lines == 5001
     assert reports == list(range(100, 5001, 100))
-    assert most < 1_500_000  # all 5000 rows at once take some 10 MB
+    assert peak_growth < 1_500_000  # all 5000 rows at once take about 10 MB
 
 
-async def test_filters_choose_what_is_exported(database: Database) -> None:
+async def test_filters_select_what_is_exported(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "spring")
         rows = Rows(connection)
@@ -165,15 +165,15 @@ async def test_filters_choose_what_is_exported(database: Database) -> None:
     assert await exported(database, MessageFilter(2)) == []
 
 
-async def test_a_store_that_goes_away_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unavailable_database_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
-    await database.write(many, 5)
+    await database.write(put_messages, 5)
     pages = export_csv(database, EVERYTHING, base_url)
     await anext(pages)
 
-    async def away(*arguments: object) -> None:
+    async def unavailable(*arguments: object) -> None:
         raise StoreUnavailable("gone")
 
-    monkeypatch.setattr(database, "read", away)
+    monkeypatch.setattr(database, "read", unavailable)
     with pytest.raises(StoreUnavailable):
         await anext(pages)

@@ -1,4 +1,4 @@
-"""Lists of messages: order, pages, filters, and that none of them reads more than it shows."""
+"""Lists of messages: order, pages and filters, and the indexes that they read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cohort(
 
 
 def fill(connection: Connection) -> None:
-    """Ten messages a minute apart, m0 to m9; the even ones are of the campaign "spring", every third was delivered."""
+    """Write ten messages m0 to m9, one per minute. Even ones have the campaign "spring"; every third one was delivered."""
     cohort(connection, 1)
     cohort(connection, 2, "spring", "campaign", "US")
     cohort(connection, 3, "spring", "campaign", "DE")
@@ -42,9 +42,9 @@ def fill(connection: Connection) -> None:
     rows = Rows(connection)
     for number in range(10):
         state = State.DELIVERED if number % 3 == 0 else State.SENT
-        kept = 1 if number % 2 else 2 + (number % 4 == 0)
-        to = "+491701234567" if kept == 3 else "+14085550100"
-        rows.message(NOON + number * MINUTE, message_id=f"m{number}", cohort_id=kept, state=int(state), to_address=to)
+        cohort_id = 1 if number % 2 else 2 + (number % 4 == 0)
+        to = "+491701234567" if cohort_id == 3 else "+14085550100"
+        rows.message(NOON + number * MINUTE, message_id=f"m{number}", cohort_id=cohort_id, state=int(state), to_address=to)
     rows.message(NOON, message_id="of another application", application_id=2, cohort_id=4)
 
 
@@ -62,14 +62,14 @@ async def filled(database: Database) -> Database:
     return database
 
 
-async def test_the_newest_message_comes_first_and_those_of_others_never(filled: Database) -> None:
+async def test_lists_are_newest_first_and_contain_only_own_messages(filled: Database) -> None:
     assert await listed(filled) == [f"m{number}" for number in range(9, -1, -1)]
     assert names(await filled.read(list_messages, MessageFilter(2), 100)) == ["of another application"]
     assert names(await filled.read(list_messages, MessageFilter(3), 100)) == []
 
 
 async def collect(database: Database, limit: int, **wanted: Any) -> list[list[str]]:
-    """Every page."""
+    """Return the message ids of every page."""
     pages: list[list[str]] = []
     below = None
     while True:
@@ -80,7 +80,7 @@ async def collect(database: Database, limit: int, **wanted: Any) -> list[list[st
             return pages
 
 
-async def test_pages_put_together_are_the_whole_list(filled: Database) -> None:
+async def test_all_pages_together_are_the_whole_list(filled: Database) -> None:
     for wanted in ({}, {"campaign": "spring"}, {"state": State.SENT}, {"to": "+14085550100"}):
         whole = await listed(filled, **wanted)
         assert whole
@@ -90,26 +90,26 @@ async def test_pages_put_together_are_the_whole_list(filled: Database) -> None:
             assert all(len(each) == limit for each in pages[:-1])
 
 
-async def test_a_message_that_arrives_between_two_pages_moves_nothing(filled: Database) -> None:
+async def test_a_message_that_arrives_between_two_pages_does_not_shift_the_next_page(filled: Database) -> None:
     first = await filled.read(list_messages, MessageFilter(1), 4)
     await filled.write(lambda connection: Rows(connection).message(NOON + timedelta(hours=1), message_id="new"))
     assert await listed(filled, below=first.next) == ["m5", "m4", "m3", "m2", "m1", "m0"]
 
 
-async def test_a_clicked_message_is_listed_as_one_and_no_longer_by_what_was_reported(filled: Database) -> None:
+async def test_a_clicked_message_is_listed_as_clickthru_and_not_by_its_reported_state(filled: Database) -> None:
     def click(connection: Connection) -> None:
         ids = {row.message_id: row.id for row in connection.execute(select(schema.messages.c.message_id, schema.messages.c.id))}
         rows = Rows(connection)
         rows.clicked(ids["m6"], NOON + timedelta(hours=1), hit_id=1)
         rows.clicked(ids["m7"], NOON + timedelta(hours=2), hit_id=2)
-        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))  # its first click was taken back
+        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))  # its first click was retracted
 
     await filled.write(click)
     assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]
     assert await listed(filled, state=State.DELIVERED) == ["m9", "m3", "m0"]
     assert await listed(filled, state=State.SENT) == ["m8", "m5", "m4", "m2", "m1"]
-    told = [serialize_message(row) for row in (await filled.read(list_messages, MessageFilter(1), 4)).rows]
-    assert [(one["message_id"], one["state"], one["clicked_at"]) for one in told] == [
+    messages_shown = [serialize_message(row) for row in (await filled.read(list_messages, MessageFilter(1), 4)).rows]
+    assert [(one["message_id"], one["state"], one["clicked_at"]) for one in messages_shown] == [
         ("m9", "DELIVERED", None),
         ("m8", "SENT", None),
         ("m7", "CLICKTHRU", "2026-11-20T14:00:00Z"),
@@ -117,7 +117,7 @@ async def test_a_clicked_message_is_listed_as_one_and_no_longer_by_what_was_repo
     ]
 
 
-CHOSEN: list[tuple[dict[str, Any], str]] = [
+FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"state": State.DELIVERED}, "9 6 3 0"),
     ({"to": "+491701234567"}, "8 4 0"),
     ({"campaign": "spring"}, "8 6 4 2 0"),
@@ -134,30 +134,30 @@ CHOSEN: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_filters_choose(filled: Database) -> None:
-    for wanted, expected in CHOSEN:
+async def test_filters_select_the_right_messages(filled: Database) -> None:
+    for wanted, expected in FILTERS:
         assert await listed(filled, **wanted) == [f"m{number}" for number in expected.split()], wanted
 
 
-async def test_a_rare_state_is_looked_for_piece_by_piece_and_nothing_is_missed(
+async def test_filters_without_an_index_use_several_pages_and_miss_nothing(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_SCANNED_ROWS", 2)
-    for wanted, expected in CHOSEN:
+    for wanted, expected in FILTERS:
         pages = await collect(filled, 100, **wanted)
         assert [name for each in pages for name in each] == [f"m{number}" for number in expected.split()], wanted
         if "state" in wanted:
             assert len(pages) > 1
 
 
-async def test_a_campaign_of_more_cohorts_than_can_be_walked_side_by_side_is_found_all_the_same(
+async def test_a_campaign_with_too_many_cohorts_for_index_ranges_is_found(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_COHORTS_PER_PAGE", 1)
     assert await listed(filled, campaign="spring") == ["m8", "m6", "m4", "m2", "m0"]
 
 
-async def test_a_campaign_in_hundreds_of_cohorts_is_one_statement(filled: Database) -> None:
+async def test_a_campaign_with_hundreds_of_cohorts_is_read_in_one_statement(filled: Database) -> None:
     def more(connection: Connection) -> None:
         for number in range(messages.MAX_COHORTS_PER_PAGE - 2):
             cohort(connection, 100 + number, "spring", country=f"X{number}")
@@ -166,20 +166,20 @@ async def test_a_campaign_in_hundreds_of_cohorts_is_one_statement(filled: Databa
     assert await listed(filled, limit=2, campaign="spring") == ["m8", "m6"]
 
 
-async def test_a_row_is_told_in_the_words_of_the_api(database: Database) -> None:
+async def test_a_message_is_serialized_as_the_api_shows_it(database: Database) -> None:
     def put(connection: Connection) -> None:
         cohort(connection, 1, country="")
         sent_at = NOON + timedelta(milliseconds=1500)
         Rows(connection).message(NOON, mt_price=Decimal("0.00950"), sent_at=sent_at, from_address="Gladiator")
 
     await database.write(put)
-    told = serialize_message((await database.read(list_messages, MessageFilter(1), 1)).rows[0])
-    assert (told["to"], told["from"], told["state"], told["country"]) == ("+14085550100", "Gladiator", "CREATED", None)
-    assert (told["created_at"], told["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01.500Z")
-    assert told["mt_price"] == "0.00950"
+    shown = serialize_message((await database.read(list_messages, MessageFilter(1), 1)).rows[0])
+    assert (shown["to"], shown["from"], shown["state"], shown["country"]) == ("+14085550100", "Gladiator", "CREATED", None)
+    assert (shown["created_at"], shown["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01.500Z")
+    assert shown["mt_price"] == "0.00950"
 
 
-WALKED: list[tuple[dict[str, Any], str]] = [
+INDEXES: list[tuple[dict[str, Any], str]] = [
     ({}, "messages_by_application"),
     ({"state": State.SENT}, "messages_by_application"),
     ({"source": "api"}, "messages_by_application"),
@@ -191,24 +191,24 @@ WALKED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_every_list_walks_an_index(sqlite: Database) -> None:
+async def test_every_list_reads_the_right_index(sqlite: Database) -> None:
     await sqlite.write(fill)
 
-    def look(connection: Connection, wanted: dict[str, Any], below: int | None) -> list[str]:
+    def explain(connection: Connection, wanted: dict[str, Any], below: int | None) -> list[str]:
         return plans(connection, lambda: list_messages(connection, MessageFilter(1, **wanted), 10, below))
 
-    for wanted, index in WALKED:
+    for wanted, index in INDEXES:
         for below in (None, 1 << 62):
-            found = await sqlite.read(look, wanted, below)
-            # Both columns are searched: a page begins where it begins, not at the newest message.
+            found = await sqlite.read(explain, wanted, below)
+            # Both columns are searched, so a page starts at its own first message and not at the newest one.
             assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), wanted
             assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), wanted
             if not wanted.keys() - {"to", "since", "until"}:
                 assert len(found) == 1, wanted
 
 
-async def test_postgresql_walks_the_index_of_an_old_campaign_too(postgresql: str, postgresql_template: str) -> None:
-    """Left to itself it goes backwards through every newer message."""
+async def test_postgresql_reads_the_index_for_an_old_campaign(postgresql: str, postgresql_template: str) -> None:
+    """Without the range of both columns, PostgreSQL reads all newer messages backwards."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
     put = BulkInsert(schema.messages, *columns, "encoding", "segments")
@@ -221,16 +221,16 @@ async def test_postgresql_walks_the_index_of_an_old_campaign_too(postgresql: str
         put(connection, rows)
         connection.execute(text("ANALYZE"))
 
-    def look(connection: Connection) -> str:
-        ran: list[tuple[str, Any]] = []
-        event.listen(connection, "before_cursor_execute", lambda *called: ran.append((called[2], called[3])))
+    def explain(connection: Connection) -> str:
+        statements: list[tuple[str, Any]] = []
+        event.listen(connection, "before_cursor_execute", lambda *args: statements.append((args[2], args[3])))
         assert len(list_messages(connection, MessageFilter(1, campaign="autumn"), 100).rows) == 100
-        statement, parameters = ran[-1]
+        statement, parameters = statements[-1]
         return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
 
     try:
         await database.write(fill)
-        plan = await database.read(look)
+        plan = await database.read(explain)
     finally:
         await database.close()
     assert "messages_by_cohort" in plan

@@ -1,4 +1,4 @@
-"""Statistics out of the counts: groups, days in any time zone, rates, times to click, money."""
+"""Statistics from the counts: groups, days in any time zone, rates, times to click, and money."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEEK = StatisticsFilter(1, NOON - 7 * DAY, NOON + DAY)
 
 
 def fill(connection: Connection) -> None:
-    """Three cohorts of application 1 and one of another."""
+    """Write counts of three cohorts of application 1 and one of application 2."""
     names = ("id", "application_id", "campaign", "source", "country")
     cohorts = [
         (1, 1, "spring", "campaign", "US"),
@@ -37,22 +37,22 @@ def fill(connection: Connection) -> None:
         (4, 2, "", "api", "US"),
     ]
     connection.execute(insert(schema.cohorts), [dict(zip(names, cohort, strict=True)) for cohort in cohorts])
-    tally = CountDelta()
+    delta = CountDelta()
     for cohort, messages in ((1, 40), (2, 20), (3, 10), (4, 1000)):
-        tally.add(cohort, to_ms(NOON), "messages", messages)
-        tally.add(cohort, to_ms(NOON), "delivered", messages // 2)
+        delta.add(cohort, to_ms(NOON), "messages", messages)
+        delta.add(cohort, to_ms(NOON), "delivered", messages // 2)
     for cohort, clicks in ((1, 10), (2, 5)):
-        tally.add(cohort, to_ms(NOON + HOUR), "clicks", clicks + 3)
-        tally.add(cohort, to_ms(NOON + HOUR), "clicked_messages", clicks)
-        tally.add(cohort, to_ms(NOON + HOUR), "ttc:0", clicks)
-    tally.add(1, to_ms(NOON - DAY), "suspected_hits", 4)
-    tally.add(1, to_ms(NOON), "conversions", 3)
-    tally.add(1, to_ms(NOON), "value:EUR", Decimal("0.10"))
-    tally.add(2, to_ms(NOON), "value:EUR", Decimal("0.20"))
-    tally.add(2, to_ms(NOON + HOUR), "value:EUR", Decimal("0.20"))
-    tally.add(2, to_ms(NOON), "value:JPY", Decimal("-5"))
-    tally.add(3, to_ms(NOON), "value:", Decimal("1.5"))
-    count_deltas.append(connection, 1, tally)
+        delta.add(cohort, to_ms(NOON + HOUR), "clicks", clicks + 3)
+        delta.add(cohort, to_ms(NOON + HOUR), "clicked_messages", clicks)
+        delta.add(cohort, to_ms(NOON + HOUR), "ttc:0", clicks)
+    delta.add(1, to_ms(NOON - DAY), "suspected_hits", 4)
+    delta.add(1, to_ms(NOON), "conversions", 3)
+    delta.add(1, to_ms(NOON), "value:EUR", Decimal("0.10"))
+    delta.add(2, to_ms(NOON), "value:EUR", Decimal("0.20"))
+    delta.add(2, to_ms(NOON + HOUR), "value:EUR", Decimal("0.20"))
+    delta.add(2, to_ms(NOON), "value:JPY", Decimal("-5"))
+    delta.add(3, to_ms(NOON), "value:", Decimal("1.5"))
+    count_deltas.append(connection, 1, delta)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def filled(database: Database) -> Database:
     return database
 
 
-async def ask(database: Database, scope: StatisticsFilter = WEEK) -> Figures:
+async def read_totals(database: Database, scope: StatisticsFilter = WEEK) -> Figures:
     report = await database.read(totals, scope)
     assert report.complete
     return report.groups[None]
@@ -69,7 +69,7 @@ async def ask(database: Database, scope: StatisticsFilter = WEEK) -> Figures:
 
 async def test_totals_are_the_same_before_and_after_folding(filled: Database) -> None:
     for _ in range(2):
-        figures = await ask(filled)
+        figures = await read_totals(filled)
         assert {
             metric: figures[metric] for metric in ("messages", "delivered", "clicks", "clicked_messages", "suspected_hits")
         } == {
@@ -85,31 +85,31 @@ async def test_totals_are_the_same_before_and_after_folding(filled: Database) ->
         await filled.write(fold)
 
 
-async def test_figures_add_what_is_folded_and_what_is_not(filled: Database) -> None:
+async def test_figures_include_deltas_that_are_not_folded(filled: Database) -> None:
     await filled.write(fold)
 
     def more(connection: Connection) -> None:
-        tally = CountDelta()
-        tally.add(1, to_ms(NOON), "messages", 2)
-        tally.add(1, to_ms(NOON), "value:EUR", Decimal("0.01"))
-        count_deltas.append(connection, 2, tally)
+        delta = CountDelta()
+        delta.add(1, to_ms(NOON), "messages", 2)
+        delta.add(1, to_ms(NOON), "value:EUR", Decimal("0.01"))
+        count_deltas.append(connection, 2, delta)
 
     await filled.write(more)
-    figures = await ask(filled)
+    figures = await read_totals(filled)
     assert figures["messages"] == 72
     assert figures.value["EUR"] == Decimal("0.51")
     assert (await filled.read(by_country, WEEK)).groups["US"]["messages"] == 42
     assert (await filled.read(daily, WEEK, UTC)).groups[date(2026, 11, 20)]["messages"] == 72
 
 
-async def test_an_answer_says_when_folding_is_far_behind(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_report_is_incomplete_when_folding_is_far_behind(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MAX_PENDING_ROWS", 0)
     assert not (await filled.read(totals, WEEK)).complete
     await filled.write(fold)
     assert (await filled.read(totals, WEEK)).complete
 
 
-async def test_filters_choose_cohorts(filled: Database) -> None:
+async def test_filters_select_cohorts(filled: Database) -> None:
     expected = {
         (None, None): 70,
         ("spring", None): 60,
@@ -120,25 +120,25 @@ async def test_filters_choose_cohorts(filled: Database) -> None:
     }
     for _ in range(2):
         for (campaign, source), messages in expected.items():
-            figures = await ask(filled, StatisticsFilter(1, WEEK.since, WEEK.until, campaign, source))
+            figures = await read_totals(filled, StatisticsFilter(1, WEEK.since, WEEK.until, campaign, source))
             assert figures["messages"] == messages, (campaign, source)
-        assert (await ask(filled, StatisticsFilter(2, WEEK.since, WEEK.until)))["messages"] == 1000
-        assert (await ask(filled, StatisticsFilter(3, WEEK.since, WEEK.until))).counted == {}
+        assert (await read_totals(filled, StatisticsFilter(2, WEEK.since, WEEK.until)))["messages"] == 1000
+        assert (await read_totals(filled, StatisticsFilter(3, WEEK.since, WEEK.until))).counted == {}
         await filled.write(fold)
 
 
-async def test_only_what_happened_in_the_time_is_counted(filled: Database) -> None:
+async def test_only_events_within_the_time_are_counted(filled: Database) -> None:
     for _ in range(2):
-        assert (await ask(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
-        assert (await ask(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
-        # A quarter of an hour counts as a whole, from both ends.
+        assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
+        assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
+        # Time slots count completely, at both ends.
         middle = NOON + timedelta(minutes=7)
-        assert (await ask(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
-        assert (await ask(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0
+        assert (await read_totals(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
+        assert (await read_totals(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0
         await filled.write(fold)
 
 
-async def test_countries_are_told_apart(filled: Database) -> None:
+async def test_figures_are_grouped_by_country(filled: Database) -> None:
     for _ in range(2):
         groups = (await filled.read(by_country, WEEK)).groups
         assert {country: figures["messages"] for country, figures in groups.items()} == {"US": 40, "DE": 20, "": 10}
@@ -146,16 +146,16 @@ async def test_countries_are_told_apart(filled: Database) -> None:
         await filled.write(fold)
 
 
-async def test_days_are_those_of_the_callers_time_zone(database: Database) -> None:
-    """Two clicks, at 23:30 and 00:30 in Kathmandu (UTC+05:45), are of two days there and of one in London."""
+async def test_days_follow_the_time_zone_of_the_request(database: Database) -> None:
+    """Clicks at 23:30 and 00:30 in Kathmandu (UTC+05:45) belong to two days there and to one day in London."""
     late = datetime(2026, 11, 20, 17, 45, tzinfo=UTC)
 
     def put(connection: Connection) -> None:
         connection.execute(insert(schema.cohorts).values(id=1, application_id=1, campaign="", source="api", country="NP"))
-        tally = CountDelta()
-        tally.add(1, to_ms(late), "clicks", 1)
-        tally.add(1, to_ms(late + HOUR), "clicks", 2)
-        count_deltas.append(connection, 1, tally)
+        delta = CountDelta()
+        delta.add(1, to_ms(late), "clicks", 1)
+        delta.add(1, to_ms(late + HOUR), "clicks", 2)
+        count_deltas.append(connection, 1, delta)
 
     await database.write(put)
     kathmandu = ZoneInfo("Asia/Kathmandu")
@@ -175,23 +175,23 @@ async def test_days_are_those_of_the_callers_time_zone(database: Database) -> No
         ("America/New_York", date(2026, 3, 7)),  # a day of 23 hours
         ("America/Santiago", date(2026, 9, 5)),  # a day without a midnight
         ("America/Havana", date(2026, 10, 31)),  # a day with two midnights
-        ("Australia/Lord_Howe", date(2026, 10, 3)),  # half an hour less
+        ("Australia/Lord_Howe", date(2026, 10, 3)),  # a day of 23.5 hours
     ],
 )
-async def test_days_on_which_clocks_change_are_neither_short_nor_counted_twice(sqlite: Database, zone: str, first: date) -> None:
+async def test_days_with_a_clock_change_count_each_slot_once(sqlite: Database, zone: str, first: date) -> None:
     place = ZoneInfo(zone)
     since = datetime(first.year, first.month, first.day, tzinfo=place).astimezone(UTC)
     expected: dict[date, int] = {}
 
     def put(connection: Connection) -> None:
         connection.execute(insert(schema.cohorts).values(id=1, application_id=1, campaign="", source="api", country=""))
-        tally = CountDelta()
-        for quarter in range(3 * 96):
-            at = since + quarter * timedelta(minutes=15)
-            tally.add(1, to_ms(at), "clicks")
+        delta = CountDelta()
+        for slot in range(3 * 96):
+            at = since + slot * timedelta(minutes=15)
+            delta.add(1, to_ms(at), "clicks")
             day = at.astimezone(place).date()
             expected[day] = expected.get(day, 0) + 1
-        count_deltas.append(connection, 1, tally)
+        count_deltas.append(connection, 1, delta)
 
     await sqlite.write(put)
     scope = StatisticsFilter(1, since, since + 3 * DAY)
@@ -201,30 +201,30 @@ async def test_days_on_which_clocks_change_are_neither_short_nor_counted_twice(s
         await sqlite.write(fold)
 
 
-def test_there_is_no_rate_of_nothing_and_no_time_when_nobody_clicked() -> None:
+def test_rates_and_times_without_counts_are_none() -> None:
     figures = Figures()
     assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (None, None, None)
     assert figures.seconds_to_click(50) is None
     figures.add("ttc:9", Decimal(1))
-    figures.add("ttc:9", Decimal(-1))  # a click that was taken back
+    figures.add("ttc:9", Decimal(-1))  # a click that was retracted
     assert figures.seconds_to_click(50) is None
 
 
 @given(st.lists(st.floats(1, 90 * 86400), min_size=1, max_size=200), st.sampled_from([50, 90]))
-def test_a_percentile_is_right_within_the_width_of_a_bucket(seconds: list[float], percent: int) -> None:
+def test_a_percentile_is_exact_to_the_width_of_a_bucket(seconds: list[float], percent: int) -> None:
     figures = Figures()
     for each in seconds:
         figures.add(f"ttc:{time_to_click_bucket(each)}", Decimal(1))
     exact = sorted(seconds)[math.ceil(len(seconds) * percent / 100) - 1]
-    told = figures.seconds_to_click(percent)
-    assert told is not None
-    assert abs(told - exact) <= max(0.026 * exact, 0.5)
+    seconds_to_click = figures.seconds_to_click(percent)
+    assert seconds_to_click is not None
+    assert abs(seconds_to_click - exact) <= max(0.026 * exact, 0.5)
 
 
-async def test_statistics_read_counts_through_their_index_and_no_message_or_hit(sqlite: Database) -> None:
+async def test_statistics_read_counts_with_their_index_and_no_messages_or_hits(sqlite: Database) -> None:
     await sqlite.write(fill)
 
-    def look(connection: Connection) -> list[str]:
+    def explain(connection: Connection) -> list[str]:
         def run() -> None:
             totals(connection, WEEK)
             by_country(connection, WEEK)
@@ -232,7 +232,7 @@ async def test_statistics_read_counts_through_their_index_and_no_message_or_hit(
 
         return plans(connection, run)
 
-    found = await sqlite.read(look)
+    found = await sqlite.read(explain)
     for plan in found:
         assert scanned(plan, "counts", "cohorts", "tallies") == []
         assert not any(table in plan for table in ("messages", "links", "hits", "conversions"))

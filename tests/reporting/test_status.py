@@ -1,4 +1,4 @@
-"""One message's status, in our shape and in Xoxzo's."""
+"""The status of one message, in this project's form and in Xoxzo's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.rows import Rows
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 CLICKED = NOON + timedelta(minutes=5, milliseconds=250)
-TELLER = MessageStatusReader(lambda domain: f"https://d{domain}.example", lambda hit: f"click-{hit}")
+READER = MessageStatusReader(lambda domain: f"https://d{domain}.example", lambda hit: f"click-{hit}")
 
 
 def fill(connection: Connection) -> None:
@@ -51,14 +51,14 @@ async def filled(database: Database) -> Database:
     return database
 
 
-async def told(database: Database, message_id: str = "m") -> dict[str, Any]:
+async def read_status(database: Database, message_id: str = "m") -> dict[str, Any]:
     found = await database.read(find_status, 1, message_id)
     assert found is not None
-    return TELLER.serialize(found)
+    return READER.serialize(found)
 
 
-async def test_the_status_tells_state_times_and_price(filled: Database) -> None:
-    message = await told(filled)
+async def test_the_status_contains_state_times_and_price(filled: Database) -> None:
+    message = await read_status(filled)
     assert message["message_id"] == "m"
     assert (message["state"], message["previous_state"]) == ("CLICKTHRU", "DELIVERED")
     assert (message["sent_at"], message["delivered_at"]) == ("2026-11-20T12:00:01Z", None)
@@ -68,8 +68,8 @@ async def test_the_status_tells_state_times_and_price(filled: Database) -> None:
     assert message["metadata"] == {"order": 7}
 
 
-async def test_links_come_in_the_order_of_the_text_and_the_first_as_xoxzo_tells_it(filled: Database) -> None:
-    message = await told(filled)
+async def test_links_have_the_order_of_the_text_and_the_first_is_in_link_tracking(filled: Database) -> None:
+    message = await read_status(filled)
     first = {
         "code": "AAA",
         "short_url": "https://d0.example/AAA",
@@ -94,7 +94,7 @@ async def test_links_come_in_the_order_of_the_text_and_the_first_as_xoxzo_tells_
     }
 
 
-async def test_a_link_that_was_clicked_after_another_has_its_own_time(filled: Database) -> None:
+async def test_each_link_has_the_time_of_its_own_first_click(filled: Database) -> None:
     later = CLICKED + timedelta(hours=1)
 
     def click(connection: Connection) -> None:
@@ -105,12 +105,12 @@ async def test_a_link_that_was_clicked_after_another_has_its_own_time(filled: Da
         rows.hit(link, later + timedelta(hours=1))
 
     await filled.write(click)
-    links = (await told(filled))["links"]
+    links = (await read_status(filled))["links"]
     assert [link["accessed_on"] for link in links] == ["2026-11-20T12:05:00.250Z", "2026-11-20T13:05:00.250Z"]
 
 
-async def test_conversions_are_told_with_exact_values(filled: Database) -> None:
-    sale, reply = (await told(filled))["conversions"]
+async def test_conversions_have_exact_values(filled: Database) -> None:
+    sale, reply = (await read_status(filled))["conversions"]
     assert sale["conversion_id"].startswith(encode_conversion_id(1)[:4])
     assert sale["click_id"].startswith("click-")
     assert (sale["action"], sale["transaction_id"], sale["value"], sale["currency"]) == ("sale", "t1", "12.50", "EUR")
@@ -119,20 +119,20 @@ async def test_conversions_are_told_with_exact_values(filled: Database) -> None:
     assert reply["transaction_id"] is None
 
 
-async def test_only_the_first_of_very_many_conversions_are_told(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_status_contains_at_most_the_oldest_max_conversions(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "MAX_CONVERSIONS", 1)
-    assert [conversion["action"] for conversion in (await told(filled))["conversions"]] == ["sale"]
+    assert [conversion["action"] for conversion in (await read_status(filled))["conversions"]] == ["sale"]
 
 
 async def test_a_message_without_links_has_no_link_tracking(filled: Database) -> None:
-    message = await told(filled, "plain")
+    message = await read_status(filled, "plain")
     assert (message["link_tracking"], message["links"], message["conversions"]) == (None, [], [])
 
 
-async def test_xoxzo_is_told_what_its_documents_show(filled: Database) -> None:
+async def test_xoxzos_form_equals_the_example_in_its_documentation(filled: Database) -> None:
     found = await filled.read(find_status, 1, "m")
     assert found is not None
-    assert TELLER.serialize_xoxzo(found, "https://go.example/sms/messages/m/") == {
+    assert READER.serialize_xoxzo(found, "https://go.example/sms/messages/m/") == {
         "msgid": "m",
         "status": "DELIVERED",
         "sender": "Gladiator",
@@ -150,12 +150,12 @@ async def test_xoxzo_is_told_what_its_documents_show(filled: Database) -> None:
     }
 
 
-async def test_an_unknown_message_and_one_of_another_application_are_not_found(filled: Database) -> None:
+async def test_unknown_messages_and_those_of_other_applications_are_not_found(filled: Database) -> None:
     assert await filled.read(find_status, 1, "none") is None
     assert await filled.read(find_status, 2, "m") is None
 
 
-async def test_a_status_is_two_searches_in_indexes(sqlite: Database) -> None:
+async def test_a_status_needs_two_statements_that_search_in_indexes(sqlite: Database) -> None:
     await sqlite.write(fill)
     found = await sqlite.read(lambda connection: plans(connection, lambda: find_status(connection, 1, "m")))
     assert len(found) == 2

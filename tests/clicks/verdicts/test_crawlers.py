@@ -1,3 +1,5 @@
+"""The compiled list of crawlers matches what the package matches."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,7 +13,7 @@ PATTERNS = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
 
 def test_the_compiled_list_matches_what_the_package_matches() -> None:
     words, expressions = compile_list(PATTERNS)
-    # Agents that the package knows, and the same ones cut and changed so that it may not.
+    # The package's example agents, and shortened and changed variants that it may not match.
     agents = [*EXAMPLES, *(agent[1:] for agent in EXAMPLES), *(agent[:-1] for agent in EXAMPLES), *map(str.swapcase, EXAMPLES)]
     for agent in agents[::3]:
         text = f"\n{agent}\n"
@@ -40,11 +42,11 @@ def test_each_kind_of_pattern_keeps_its_meaning(pattern: str, matches: str, miss
     assert (found(matches), found(misses)) == (True, False)
 
 
-def test_the_words_that_matched_are_told() -> None:
+def test_the_matching_text_is_returned() -> None:
     assert find_crawler("python-requests/2.32.3") == "python-requests"
     assert find_crawler("curl/8.5.0") == "curl"
     assert find_crawler("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0") is None
 
 
-def test_every_pattern_that_is_left_out_is_still_in_the_list() -> None:
+def test_every_excluded_pattern_exists_in_the_package() -> None:
     assert set(PATTERNS) >= NOT_CRAWLERS

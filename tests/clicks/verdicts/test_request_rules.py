@@ -1,3 +1,5 @@
+"""Request rules: which requests are from people, which are suspected, and which are ignored."""
+
 from __future__ import annotations
 
 import pytest
@@ -25,17 +27,17 @@ def rule(agent: str) -> str:
     return classify(RequestTraits("GET", agent)).rule
 
 
-def test_a_browsers_plain_get_is_a_persons() -> None:
-    judgement = classify(RequestTraits("GET", IPHONE))
-    assert (judgement.verdict, judgement.rule) == (Verdict.HUMAN, "browser")
+def test_a_plain_get_of_a_browser_is_human() -> None:
+    classification = classify(RequestTraits("GET", IPHONE))
+    assert (classification.verdict, classification.rule) == (Verdict.HUMAN, "browser")
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
-def test_what_is_not_a_get_is_ignored_whatever_its_agent(method: str) -> None:
-    # X sends HEAD with the agents of ordinary iPhones.
-    judgement = classify(RequestTraits(method, IPHONE))
-    assert (judgement.verdict, judgement.rule) == (Verdict.IGNORED, "method")
-    assert method in judgement.reason
+def test_other_methods_than_get_are_ignored_with_any_agent(method: str) -> None:
+    # The app X sends HEAD requests with the agents of ordinary iPhones.
+    classification = classify(RequestTraits(method, IPHONE))
+    assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "method")
+    assert method in classification.reason
 
 
 @pytest.mark.parametrize(
@@ -50,23 +52,23 @@ def test_what_is_not_a_get_is_ignored_whatever_its_agent(method: str) -> None:
         {"x_moz": "prefetch"},
     ],
 )
-def test_a_browser_that_looks_ahead_is_ignored(headers: dict[str, str]) -> None:
-    judgement = classify(RequestTraits("GET", IPHONE, **headers))
-    assert (judgement.verdict, judgement.rule) == (Verdict.IGNORED, "prefetch")
+def test_a_prefetch_is_ignored(headers: dict[str, str]) -> None:
+    classification = classify(RequestTraits("GET", IPHONE, **headers))
+    assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "prefetch")
 
 
-def test_a_purpose_that_is_not_to_look_ahead_is_no_reason() -> None:
+def test_a_purpose_header_without_prefetch_is_not_ignored() -> None:
     assert classify(RequestTraits("GET", IPHONE, purpose="navigate", x_purpose="")).verdict is Verdict.HUMAN
 
 
 @pytest.mark.parametrize("agent", ["", " ", "\t "])
 def test_an_empty_agent_is_suspected(agent: str) -> None:
-    judgement = classify(RequestTraits("GET", agent))
-    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "empty_agent")
+    classification = classify(RequestTraits("GET", agent))
+    assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "empty_agent")
 
 
 @pytest.mark.parametrize(
-    ("whose", "agent"),
+    ("app", "agent"),
     [
         (
             "iMessage",
@@ -98,10 +100,10 @@ def test_an_empty_agent_is_suspected(agent: str) -> None:
         ("Matrix", "Synapse (bot; +https://github.com/matrix-org/synapse)"),
     ],
 )
-def test_the_link_preview_of_an_app_is_suspected_and_named(whose: str, agent: str) -> None:
-    judgement = classify(RequestTraits("GET", agent))
-    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "link_preview")
-    assert judgement.reason == f"link preview of {whose}"
+def test_the_link_preview_of_an_app_is_suspected_and_named(app: str, agent: str) -> None:
+    classification = classify(RequestTraits("GET", agent))
+    assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "link_preview")
+    assert classification.reason == f"link preview of {app}"
 
 
 def test_the_names_of_the_previewing_apps_are_unique() -> None:
@@ -126,8 +128,8 @@ def test_the_names_of_the_previewing_apps_are_unique() -> None:
     ],
 )
 def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
-    judgement = classify(RequestTraits("GET", agent))
-    assert (judgement.verdict, judgement.rule) == (Verdict.SUSPECTED, "crawler")
+    classification = classify(RequestTraits("GET", agent))
+    assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "crawler")
 
 
 @pytest.mark.parametrize(
@@ -147,11 +149,11 @@ def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
         "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
     ],
 )
-def test_a_program_that_says_so_is_suspected_without_being_listed(agent: str) -> None:
+def test_an_unlisted_program_that_names_itself_is_suspected(agent: str) -> None:
     assert rule(agent) == "program"
 
 
-def test_no_address_out_of_an_agent_gets_into_the_reason() -> None:
+def test_the_reason_contains_no_email_address_of_the_agent() -> None:
     assert "jane" not in classify(RequestTraits("GET", "Mozilla/5.0 (jane@mail.example)")).reason
 
 
@@ -166,14 +168,14 @@ def test_no_address_out_of_an_agent_gets_into_the_reason() -> None:
         "x",
     ],
 )
-def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
+def test_an_agent_without_a_browser_is_suspected(agent: str) -> None:
     assert rule(agent) in ("no_browser", "crawler")
 
 
 @pytest.mark.parametrize(
     "agent",
     [
-        # Phones that are called what robots are called.
+        # Phones whose names look like crawlers.
         android("10; CUBOT J9"),
         android("8.1.0; CUBOT_POWER"),
         android(
@@ -188,7 +190,7 @@ def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
         android("8.1.0; Fever_Plus_J"),
         "Mozilla/5.0 (Linux; U; Android 4.3; en-us; HTC_Butterfly Build/JSS15J) AppleWebKit/534.30 (KHTML, like Gecko) "
         "Version/4.0 Mobile Safari/534.30",
-        # A build of Android that the list of crawlers holds against a million phones.
+        # A build of Android on many phones that the list of crawlers contains.
         android("15; CPH2581 Build/AP3A.240617.008"),
         # Browsers inside apps.
         android(
@@ -211,7 +213,7 @@ def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
         android("13; SM-A536B; wv", " com.unheard.app/17 [FBAN/FB4A;FBCR/mobile.com]"),
         "User-Agent: " + android("13; SM-A536B"),
         android("13; I2208; wv", " csh-store-checkout d2c-back-supported"),
-        # Browsers of the less common kinds.
+        # Less common browsers.
         android("10; K", " (Ecosia android@143.0.0.0)"),
         android("7.0; SM-G930F", " SogouMSE,SogouMobileBrowser/5.23.53"),
         "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) GSA/317.0.634488990 "
@@ -226,23 +228,23 @@ def test_an_agent_that_names_no_browser_is_suspected(agent: str) -> None:
         "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
     ],
 )
-def test_a_person_with_an_odd_agent_is_still_a_person(agent: str) -> None:
-    judgement = classify(RequestTraits("GET", agent))
-    assert judgement.verdict is Verdict.HUMAN, judgement
+def test_people_with_unusual_agents_are_human(agent: str) -> None:
+    classification = classify(RequestTraits("GET", agent))
+    assert classification.verdict is Verdict.HUMAN, classification
 
 
-def test_a_phones_odd_name_hides_no_robot_behind_it() -> None:
+def test_an_unusual_phone_name_does_not_hide_a_crawler() -> None:
     assert rule(android("10; CUBOT J9", " (compatible; Googlebot/2.1; +http://www.google.com/bot.html)")) == "crawler"
 
 
-def test_of_the_listed_crawlers_only_browsers_inside_apps_pass() -> None:
+def test_only_browsers_inside_apps_pass_of_the_listed_crawlers() -> None:
     examples = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
     people = [agent for agent in examples if classify(RequestTraits("GET", agent)).verdict is Verdict.HUMAN]
-    assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)  # on purpose
+    assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)  # NOT_CRAWLERS excludes these
 
 
 @pytest.mark.parametrize("sample", list(samples_of_strangers()), ids=lambda sample: sample.name)
-def test_agents_that_nobody_here_wrote_are_judged_rightly_but_for_a_share(sample: Sample) -> None:
+def test_agents_of_public_lists_are_classified_correctly_within_the_limit(sample: Sample) -> None:
     wrong = sum(classify(RequestTraits("GET", agent)).verdict is sample.wrong for agent in sample.agents)
     assert len(sample.agents) > 500
     assert 100 * wrong / len(sample.agents) < (MOST_CRAWLERS_HUMAN if sample.most is None else sample.most)
@@ -258,19 +260,19 @@ def test_agents_that_nobody_here_wrote_are_judged_rightly_but_for_a_share(sample
         st.text(),
     )
 )
-def test_every_request_gets_one_verdict_of_a_named_rule(request: RequestTraits) -> None:
-    judgement = classify(request)
-    assert (judgement.verdict, judgement.rule) in RULES
-    assert judgement.reason
-    assert classify(request) == judgement
+def test_every_request_gets_a_verdict_of_a_named_rule(request: RequestTraits) -> None:
+    classification = classify(request)
+    assert (classification.verdict, classification.rule) in RULES
+    assert classification.reason
+    assert classify(request) == classification
 
 
-def test_a_rule_gives_one_verdict() -> None:
+def test_the_rules_have_a_fixed_order() -> None:
     names = [name for _, name in RULES]
     assert names == ["method", "prefetch", "empty_agent", "link_preview", "crawler", "program", "no_browser", "browser"]
 
 
-def test_a_seen_agent_is_not_looked_at_again() -> None:
+def test_a_known_agent_is_read_from_the_cache() -> None:
     agent = android("10; K", " not seen before")
     classify(RequestTraits("GET", agent))
     before = classify_agent.cache_info()
@@ -279,7 +281,7 @@ def test_a_seen_agent_is_not_looked_at_again() -> None:
     assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
 
 
-def test_what_is_remembered_of_agents_is_bounded() -> None:
+def test_the_cache_of_agents_is_limited() -> None:
     assert classify_agent.cache_info().maxsize is not None
     before = classify_agent.cache_info().misses
     classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "y" * 100_000))
