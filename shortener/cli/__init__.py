@@ -1,43 +1,48 @@
-"""The `shortener` command. Each file holds the commands of one noun; they are imported when they are asked for, so that
-`shortener --help` answers at once.
+"""The `shortener` command.
 
-Exit codes: 0 done, 1 a failure (said on stderr), 2 bad usage.
+Each module contains the commands of one subject. A module is imported only when one of its commands runs, so that
+`shortener --help` responds at once.
+
+Exit codes: 0 success, 1 failure with one plain message on stderr, 2 wrong usage.
 """
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
 #: Command -> (module, one line of help).
 COMMANDS = {
-    "serve": ("serve", "Serve web and delivery in one process."),
-    "deliver": ("serve", "Run delivery workers alone (scale-out)."),
+    "serve": ("serve", "Run the web server and the delivery workers in one process."),
+    "deliver": ("serve", "Run delivery workers only, in addition to servers on PostgreSQL."),
     "applications": ("accounts", "Create, list, show and update applications."),
-    "keys": ("accounts", "API keys: create, list, revoke."),
-    "tokens": ("accounts", "Tracker tokens: rotate."),
-    "trackers": ("trackers", "Where events go: add, list, show, update, remove, test."),
-    "deliveries": ("trackers", "What was delivered and what was not: list, show, replay, requeue."),
-    "messages": ("data", "Messages: show one, erase a person's data."),
-    "clicks": ("clicks", "Clicks: judge them again by today's rules."),
-    "links": ("links", "Links: show one, switch it off or on."),
-    "hosts": ("links", "Destination hosts that no link leads to: block, unblock, list."),
-    "domains": ("links", "Applications' own domains: list, add, disable, enable, update."),
-    "purge": ("data", "Delete what is past its retention."),
-    "export": ("data", "Write an application's messages as CSV."),
-    "verify": ("data", "Count everything again and compare with the kept counts."),
-    "demo": ("demo", "Play the whole life of one message against a real local receiver."),
-    "listen": ("listen", "A local receiver that prints, and verifies, what it is sent."),
-    "migrate": ("maintenance", "Bring the database's schema to this version."),
-    "copy": ("maintenance", "Move an installation to another database; goes on where it was cut off."),
-    "doctor": ("maintenance", "Check the set-up and say what to mend."),
+    "keys": ("accounts", "Create, list and revoke API keys."),
+    "tokens": ("accounts", "Rotate tracker tokens."),
+    "trackers": ("trackers", "Add, list, show, update, remove and test trackers (the endpoints that receive events)."),
+    "deliveries": ("deliveries", "List, show and replay deliveries of events; requeue quarantined events."),
+    "messages": ("messages", "Show messages; erase personal data."),
+    "clicks": ("clicks", "Classify stored hits again."),
+    "links": ("links", "Show, disable and enable short links."),
+    "hosts": ("links", "Block, unblock and list destination hosts."),
+    "domains": ("domains", "Add, list, update, disable and enable domains of applications."),
+    "purge": ("data", "Delete data that is older than its retention period."),
+    "export": ("data", "Export the messages of an application as CSV or JSON."),
+    "verify": ("data", "Recount all statistics and report differences."),
+    "demo": ("demo", "Run the life of one message against a local receiver, step by step."),
+    "listen": ("listen", "Run a local receiver that prints and verifies the requests that it receives."),
+    "migrate": ("maintenance", "Upgrade the database schema to this version."),
+    "copy": ("maintenance", "Copy an installation to another database."),
+    "doctor": ("maintenance", "Check the installation and report problems."),
 }
 
 
-class _Lazy(click.Group):
+class _LazyGroup(click.Group):
+    """A group of commands that imports the module of a command when the command runs."""
+
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -53,19 +58,23 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sms-shortener", prog_name="shortener")
 def cli() -> None:
     """A self-hosted link shortener and click tracker for SMS.
 
-    Settings come from config/shortener.toml and SHORTENER_<NAME>; every command takes --json.
+    Settings are read from config/shortener.toml and from environment variables SHORTENER_<NAME>. Every command accepts --json for
+    machine-readable output.
     """
 
 
 def main() -> None:
-    """Run the command line; turns what can go wrong into a line on stderr and an exit code."""
+    """Run the command line and exit. Every error becomes a message on stderr and an exit code, never a traceback.
+
+    With SHORTENER_LOG_LEVEL=debug an unexpected error keeps its traceback.
+    """
     try:
-        # Without standalone mode click returns the code of an Exit instead of leaving with it.
+        # Outside of standalone mode click returns the exit code and raises errors instead of exiting.
         sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)
@@ -74,4 +83,10 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         error.show()
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SHORTENER_LOG_LEVEL", "").lower() == "debug":
+            raise
+        click.echo(f"Error: unexpected {type(error).__name__}: {error}", err=True)
+        click.echo("SHORTENER_LOG_LEVEL=debug shows where it occurred.", err=True)
         sys.exit(1)

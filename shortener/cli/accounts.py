@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any
 
 import click
 
-from shortener.cli.common import json_option, open_store, runs, show, table
+from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
 
 @click.group()
@@ -19,76 +19,72 @@ def applications() -> None:
 
 @applications.command("create")
 @click.argument("name")
-@click.option("--domain", help="Prefix of its short links, for example https://go.brand.example.")
-@click.option("--company-id", type=int, help="Echoed in events as company-id.")
+@click.option("--domain", help="Prefix of its short links, for example https://go.brand.example. Default: BASE_URL.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that events repeat as company-id.")
 @json_option
-@runs
+@async_command
 async def create_application(name: str, domain: str | None, company_id: int | None, as_json: bool) -> None:
-    """Make an application; prints its API key and tracker token, this once."""
+    """Create an application and print its id, API key and tracker token.
+
+    The key and the token are stored hashed and are never shown again.
+    """
     from shortener.accounts import administration
     from shortener.model import utcnow
 
     async with open_store() as database:
-        made = await database.write(administration.create_application, name, utcnow(), domain=domain, company_id=company_id)
-    data = {"application_id": made.application_id, "api_key": made.api_key, "tracker_token": made.tracker_token}
+        created = await database.write(administration.create_application, name, utcnow(), domain=domain, company_id=company_id)
+    fields = {
+        "application_id": created.application_id,
+        "api_key": created.api_key,
+        "tracker_token": created.tracker_token,
+    }
 
-    def people() -> None:
-        click.echo(f"application_id  {made.application_id}")
-        click.echo(f"api_key         {made.api_key}")
-        click.echo(f"tracker_token   {made.tracker_token}")
-        click.echo("Keep them now: they are stored hashed and not shown again.", err=True)
+    def print_text() -> None:
+        print_fields(fields)
+        click.echo("Store the key and the token now; they are not shown again.", err=True)
 
-    show(data, as_json, people)
+    print_result(fields, as_json, print_text)
 
 
 @applications.command("list")
 @json_option
-@runs
+@async_command
 async def list_applications(as_json: bool) -> None:
     """List all applications."""
-    from shortener.accounts.directory import Directory
-
-    async with open_store() as database:
-        directory = Directory(database)
-        await directory.refresh()
-    rows = [_told(application) for application in directory.applications()]
-    show(rows, as_json, lambda: table(rows, "application_id", "name", "company_id", "domains", "disabled", "created_at"))
+    directory = await _load_directory()
+    rows = [_application_fields(application) for application in directory.applications()]
+    columns = ("application_id", "name", "company_id", "domains", "disabled", "created_at")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
 @applications.command("show")
-@click.argument("application", type=int)
+@click.argument("application", type=ID)
 @json_option
-@runs
+@async_command
 async def show_application(application: int, as_json: bool) -> None:
     """Show one application with its settings."""
-    from shortener.accounts.directory import Directory
-
-    async with open_store() as database:
-        directory = Directory(database)
-        await directory.refresh()
-    found = directory.application(application)
-    if found is None:
-        raise click.ClickException(f"there is no application {application}")
-    data = _told(found) | {"settings": found.settings.model_dump(mode="json")}
-
-    def people() -> None:
-        for name, value in data.items():
-            click.echo(f"{name:16}{value}")
-
-    show(data, as_json, people)
+    found = await _find_application(application)
+    fields = _application_fields(found) | {"settings": found.settings.model_dump(mode="json")}
+    print_result(fields, as_json, lambda: print_fields(fields))
 
 
 @applications.command("update")
-@click.argument("application", type=int)
-@click.option("--name", help="A new name.")
-@click.option("--company-id", type=int, help="Echoed in events as company-id.")
-@click.option("--add-domain", help="One more domain, for example https://go.brand.example; new links use the first one.")
+@click.argument("application", type=ID)
+@click.option("--name", help="New name.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that events repeat as company-id.")
 @click.option(
-    "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting, for example click_events=every; empty resets."
+    "--add-domain", help="Another domain, for example https://go.brand.example. New links are created on the first enabled domain."
 )
-@click.option("--disable/--enable", default=None, help="Switch the application off or on.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, for example click_events=every; an empty value resets it. Can be repeated.",
+)
+@click.option("--disable/--enable", default=None, help="Disable or enable the application with all its links, keys and tokens.")
 @json_option
-@runs
+@async_command
 async def update_application(
     application: int,
     name: str | None,
@@ -98,36 +94,59 @@ async def update_application(
     disable: bool | None,
     as_json: bool,
 ) -> None:
-    """Change an application."""
+    """Change an application. Whatever is not named keeps its value."""
     from shortener.accounts import administration
-    from shortener.accounts.directory import Directory
-    from shortener.accounts.settings import ApplicationSettings
     from shortener.model import utcnow
 
-    changes: dict[str, Any] = {}
+    changes = _parse_settings(pairs)
+    for field, value in (("name", name), ("company_id", company_id), ("disabled", disable)):
+        if value is not None:
+            changes[field] = value
+
+    def write(connection: Any) -> None:
+        if changes:
+            administration.update_application(connection, application, changes, utcnow())
+        if add_domain:
+            administration.add_domain(connection, application, add_domain, utcnow())
+
+    await _find_application(application)
+    async with open_store() as database:
+        await database.write(write)
+    found = await _find_application(application)
+    print_result(_application_fields(found), as_json, lambda: click.echo(f"application {application} is updated"))
+
+
+def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Return settings by name. An empty value becomes the default of the setting."""
+    from shortener.accounts.settings import ApplicationSettings
+
+    settings: dict[str, Any] = {}
     for pair in pairs:
-        key, sign, value = pair.partition("=")
+        name, sign, value = pair.partition("=")
         if not sign:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
-        default = ApplicationSettings.model_fields.get(key)
-        changes[key] = value if value or default is None else default.default
-    for key, given in (("name", name), ("company_id", company_id), ("disabled", disable)):
-        if given is not None:
-            changes[key] = given
+        field = ApplicationSettings.model_fields.get(name)
+        settings[name] = value if value or field is None else field.default
+    return settings
+
+
+async def _load_directory() -> Any:
+    from shortener.accounts.directory import Directory
+
     async with open_store() as database:
-        if changes:
-            await database.write(administration.update_application, application, changes, utcnow())
-        if add_domain:
-            await database.write(administration.add_domain, application, add_domain, utcnow())
         directory = Directory(database)
         await directory.refresh()
-    found = directory.application(application)
+    return directory
+
+
+async def _find_application(application: int) -> Any:
+    found = (await _load_directory()).application(application)
     if found is None:
         raise click.ClickException(f"there is no application {application}")
-    show(_told(found), as_json, lambda: click.echo(f"application {application} updated"))
+    return found
 
 
-def _told(application: Any) -> dict[str, Any]:
+def _application_fields(application: Any) -> dict[str, Any]:
     return {
         "application_id": application.id,
         "name": application.name,
@@ -140,94 +159,83 @@ def _told(application: Any) -> dict[str, Any]:
 
 @click.group()
 def keys() -> None:
-    """API keys: create, list, revoke."""
+    """Create, list and revoke API keys."""
 
 
 @keys.command("create")
-@click.argument("application", type=int)
-@click.option("--name", default="", help="For people.")
-@click.option("--permission", "permissions", multiple=True, help="sms.send, sms.read or trackers.write; all when absent.")
+@click.argument("application", type=ID)
+@click.option("--name", default="", help="Name of the key, for people.")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    help="sms.send, sms.read or trackers.write. Can be repeated. Default: all three.",
+)
 @json_option
-@runs
+@async_command
 async def create_key(application: int, name: str, permissions: tuple[str, ...], as_json: bool) -> None:
-    """Make a key; it is shown this once."""
+    """Create an API key and print it. The key is stored hashed and is never shown again."""
     from shortener.accounts import credentials
     from shortener.accounts.settings import PERMISSIONS
     from shortener.model import utcnow
 
-    wanted = permissions or PERMISSIONS
+    granted = permissions or PERMISSIONS
     async with open_store() as database:
-        key = await database.write(credentials.create_key, application, name, wanted, utcnow())
-    show({"api_key": key, "permissions": sorted(wanted)}, as_json, lambda: click.echo(key))
+        key = await database.write(credentials.create_key, application, name, granted, utcnow())
+    print_result({"api_key": key, "permissions": sorted(granted)}, as_json, lambda: click.echo(key))
 
 
 @keys.command("list")
-@click.argument("application", type=int, required=False)
+@click.argument("application", type=ID, required=False)
 @json_option
-@runs
+@async_command
 async def list_keys(application: int | None, as_json: bool) -> None:
-    """List keys; their secrets are not kept."""
-
+    """List API keys of one application, or of all. The keys themselves are not stored."""
     from shortener.accounts import credentials
 
     async with open_store() as database:
         rows = await database.read(credentials.list_keys, application)
-    show(rows, as_json, lambda: table(rows, "id", "application_id", "name", "hint", "permissions", "created_at", "revoked_at"))
+    columns = ("id", "application_id", "name", "hint", "permissions", "created_at", "revoked_at")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
 @keys.command("revoke")
-@click.argument("key", type=int)
+@click.argument("key", type=ID)
 @json_option
-@runs
+@async_command
 async def revoke_key(key: int, as_json: bool) -> None:
-    """Revoke a key; it stops working within a second on every node."""
+    """Revoke an API key by its id. It stops working on every node within a second."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
         await database.write(credentials.revoke_key, key, utcnow())
-    show({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} revoked"))
+    print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} is revoked"))
 
 
 @click.group()
 def tokens() -> None:
-    """Tracker tokens: rotate."""
-
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-class Duration(click.ParamType[timedelta]):
-    """90s, 15m, 24h, 7d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        if isinstance(value, timedelta):
-            return value
-        match = re.fullmatch(r"(\d{1,6})([smhd])", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a duration such as 90s, 15m, 24h or 7d", param, ctx)
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    """Rotate tracker tokens."""
 
 
 @tokens.command("rotate")
-@click.argument("application", type=int)
-@click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the previous token stays valid.")
+@click.argument("application", type=ID)
+@click.option(
+    "--overlap",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long the previous token stays valid, for example 90s, 15m, 24h or 7d.",
+)
 @json_option
-@runs
+@async_command
 async def rotate_token(application: int, overlap: timedelta, as_json: bool) -> None:
-    """Make a new tracker token; the previous one stays valid for the overlap."""
+    """Create a new tracker token and print it. The previous token stays valid during the overlap."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
         token, until = await database.write(credentials.rotate_token, application, utcnow(), overlap)
-    data = {"tracker_token": token, "previous_valid_until": to_iso(until)}
-
-    def people() -> None:
-        click.echo(f"tracker_token         {token}")
-        click.echo(f"previous_valid_until  {to_iso(until)}")
-
-    show(data, as_json, people)
+    fields = {"tracker_token": token, "previous_valid_until": to_iso(until)}
+    print_result(fields, as_json, lambda: print_fields(fields))

@@ -9,32 +9,32 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import json_option, open_store, runs, show
-from shortener.cli.data import Moment
+from shortener.cli.common import async_command, json_option, open_store, print_result
+from shortener.cli.parameters import ID, TIME
 
 
 @click.group()
 def clicks() -> None:
-    """Reclassify stored clicks."""
+    """Classify stored hits again."""
 
 
 @clicks.command("reclassify")
-@click.option("--since", type=Moment(), required=True, help="Reclassify hits from this time on (UTC).")
+@click.option("--since", type=TIME, required=True, help="Reclassify hits from this time on (UTC).")
 @click.option(
     "--until",
-    type=Moment(),
+    type=TIME,
     help="Reclassify hits before this time (UTC). Default: now. The newest three minutes are always left out.",
 )
 @click.option(
     "--application",
     "applications",
-    type=int,
+    type=ID,
     multiple=True,
     help="Only hits of this application. The option may be repeated. Default: all.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @json_option
-@runs
+@async_command
 async def reclassify(since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool) -> None:
     """Classify stored hits again, with the current rules and the data that is known now.
 
@@ -66,7 +66,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     if dry_run:
         del data["first_clicks"]  # a dry run assigns no first clicks
 
-    def people() -> None:
+    def print_text() -> None:
         done = result.corrections
         click.echo(f"{result.hits:,} hits reclassified" + (" (dry run: nothing was changed):" if dry_run else ":"))
         click.echo(f"  {done.to_suspected:,} now suspected, {done.to_human:,} now human")
@@ -76,7 +76,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         if not dry_run:
             click.echo(f"  {done.first_clicks:,} messages have a new first click")
 
-    show(data, as_json, people)
+    print_result(data, as_json, print_text)
 
 
 #: The command's former name.

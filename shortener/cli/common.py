@@ -1,11 +1,12 @@
-"""What the commands share: `--json`, settings, the store, and how a failure is said."""
+"""What all commands share: `--json`, settings, the database, tables, and the texts of errors."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -24,28 +25,32 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
+#: Width of a table whose reader is a file or a program: no line is ever wrapped.
+UNLIMITED_WIDTH = 1_000_000  # characters
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 
 
 def load_settings(**overrides: Any) -> Settings:
+    """Return the settings; `overrides` replace them. Raise ClickException with one line for each unusable setting."""
     try:
         return settings_module.load(**overrides)
     except SettingsError as error:
         raise click.ClickException(f"unusable settings:\n{error}") from None
 
 
-#: Commands that run for long: they are worth the import of uvloop.
+#: Commands that run long enough to justify the time to import uvloop.
 _SERVERS = frozenset({"_serve_one", "deliver"})
 
 
-def _fast_loop() -> asyncio.AbstractEventLoop:
-    import uvloop
+def _new_fast_loop() -> asyncio.AbstractEventLoop:
+    import uvloop  # here, because the import is slow and only servers need it
 
     return uvloop.new_event_loop()
 
 
-def runs(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Makes a command of an async function; failures that an operator can act on become one line on stderr."""
+def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Run an async function as a command. Failures that an operator can correct become a ClickException with a plain text."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -53,14 +58,14 @@ def runs(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         from shortener.storage.migrate import SchemaMismatch
 
         try:
-            with asyncio.Runner(loop_factory=_fast_loop if command.__name__ in _SERVERS else None) as runner:
+            with asyncio.Runner(loop_factory=_new_fast_loop if command.__name__ in _SERVERS else None) as runner:
                 return runner.run(command(*args, **kwargs))
         except ApiError as error:
             lines = [f"{error.code.name}: {error.description}"]
             lines += [f"  {detail.field}: {detail.reason}" for detail in error.details]
             raise click.ClickException("\n".join(lines)) from None
         except StoreUnavailable as error:
-            raise click.ClickException(f"the store is unavailable: {error}") from None
+            raise click.ClickException(f"the database is unavailable: {error}") from None
         except (SchemaMismatch, SecretError) as error:
             raise click.ClickException(str(error)) from None
 
@@ -69,7 +74,7 @@ def runs(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 @asynccontextmanager
 async def open_store() -> AsyncIterator[Any]:
-    """The database of the settings, its schema checked, beside a server that may be running."""
+    """Open the database of the settings and check its schema. A running server may use the database at the same time."""
     from shortener.storage.migrate import prepare
     from shortener.storage.open import open_database
 
@@ -84,7 +89,7 @@ async def open_store() -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def open_cache() -> AsyncIterator[LinkCache]:
-    """The link cache of the settings: for a command that changes links."""
+    """Open the link cache of the settings, for commands that change links."""
     from shortener.container import open_link_cache
     from shortener.model import utcnow
     from shortener.secret import open_secret
@@ -99,31 +104,46 @@ async def open_cache() -> AsyncIterator[LinkCache]:
             await redis.close()
 
 
-def show(data: Any, as_json: bool, people: Callable[[], None]) -> None:
-    """Print `data` as JSON, or let `people` print it for people."""
+def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> None:
+    """Print `data` as JSON, or call `print_text` to print it for people."""
     if as_json:
-        click.echo(orjson.dumps(data, default=plain, option=orjson.OPT_INDENT_2).decode())
+        print_json(data)
     else:
-        people()
+        print_text()
 
 
-def plain(value: Any) -> Any:
+def print_json(data: Any) -> None:
+    """Print `data` as indented JSON on stdout."""
+    click.echo(orjson.dumps(data, default=_to_json, option=orjson.OPT_INDENT_2).decode())
+
+
+def _to_json(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     raise TypeError(type(value).__name__)
 
 
-def table(rows: list[dict[str, Any]], *columns: str) -> None:
-    """A table for people."""
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print one line for each field: its name and its value."""
+    width = max(map(len, fields), default=0) + 2
+    for name, value in fields.items():
+        click.echo(f"{name:{width}}{_cell(value)}")
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
+    """Print a table for people. Values are never truncated.
+
+    On a terminal long values are wrapped inside their column. If stdout is a file or a pipe, each row is one line.
+    """
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column)
+        grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(grid)
+    Console(width=None if sys.stdout.isatty() else UNLIMITED_WIDTH, markup=False, highlight=False).print(grid)
 
 
 def _cell(value: Any) -> str:

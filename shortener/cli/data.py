@@ -1,104 +1,41 @@
-"""`shortener messages`, `purge`, `verify` and `export`: what an operator does with what is stored."""
+"""`shortener purge`, `verify` and `export`: commands on all stored data."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+import orjson
 
-from shortener.cli.common import json_option, load_settings, open_store, runs, show, table
-from shortener.times import parse_iso, to_utc
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.parameters import ID, TIME
 
+if TYPE_CHECKING:
+    from shortener.reporting.messages import MessageFilter
 
-class Moment(click.ParamType[datetime]):
-    """A time in UTC: 2026-11-20, or 2026-11-20T12:00:00Z."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            return to_utc(parse_iso(str(value)))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
+EXPORT_PAGE_ROWS = 200
 
 
-@click.group()
-def messages() -> None:
-    """Messages: show one, erase a person's data."""
+def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) -> None:
+    """Print numbers of rows by kind, or `text_without_rows` if all are 0."""
 
+    def print_text() -> None:
+        parts = [f"{rows:,} {kind}" for kind, rows in counts.items() if rows]
+        click.echo(", ".join(parts) or text_without_rows)
 
-@messages.command("show")
-@click.argument("message_id")
-@click.option("--application", type=int, help="Its number, when several applications have a message of this id.")
-@json_option
-@runs
-async def show_message(message_id: str, application: int | None, as_json: bool) -> None:
-    """Show what is known of one message: state, times, links, conversions."""
-    from shortener.accounts.directory import Directory
-    from shortener.cli.listen import pretty
-    from shortener.container import base_url_of
-    from shortener.ids import ClickIds
-    from shortener.reporting.status import MessageStatusReader, find_status
-    from shortener.secret import open_secret
-
-    settings = load_settings()
-    secret = open_secret(settings.secret, settings.data_dir)
-    async with open_store() as database:
-        directory = Directory(database)
-        await directory.refresh()
-        candidates = [application] if application is not None else [one.id for one in directory.applications()]
-        found = [status for one in candidates if (status := await database.read(find_status, one, message_id)) is not None]
-    if not found:
-        raise click.ClickException(f"there is no message {message_id!r}")
-    if len(found) > 1:
-        raise click.ClickException("several applications have a message of this id; name one with --application")
-    told = MessageStatusReader(base_url_of(settings, directory), ClickIds(secret.key("click ids")).encode).serialize(found[0])
-
-    def people() -> None:
-        import orjson
-
-        click.echo(pretty(orjson.dumps(told)))
-
-    show(told, as_json, people)
-
-
-@messages.command("erase")
-@click.option("--phone", help="Erase every message to this number.")
-@click.option("--message", "message_id", help="Erase one message.")
-@click.option("--application", type=int, help="Only in this application; all of them when absent.")
-@click.confirmation_option(prompt="Personal data is removed for good. Go on?")
-@json_option
-@runs
-async def erase_messages(phone: str | None, message_id: str | None, application: int | None, as_json: bool) -> None:
-    """Remove a person's data: number, agents, addresses, metadata. Counts stay right, the links are switched off."""
-    from shortener.cli.common import open_cache
-    from shortener.model import utcnow
-    from shortener.retention.erasure import erase, erase_message, find_codes
-
-    if (phone is None) == (message_id is None):
-        raise click.UsageError("wants --phone or --message, one of them")
-    async with open_store() as database, open_cache() as cache:
-        codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
-        if not await cache.invalidate(codes):
-            raise click.ClickException("nothing is erased: Redis is away, and may hold the destinations; try again when it is back")
-        if phone is not None:
-            erased = await erase(database, application, phone, utcnow())
-        else:
-            erased = await database.write(erase_message, application, message_id, utcnow())
-    _tell_counts(dataclasses.asdict(erased), as_json, "nothing to erase")
+    print_result(counts, as_json, print_text)
 
 
 @click.command()
 @json_option
-@runs
+@async_command
 async def purge(as_json: bool) -> None:
-    """Delete what is past its retention, in small batches; a running server does the same by itself."""
+    """Delete data that is older than its retention period, in small batches. A running server also does this regularly."""
     from shortener.model import utcnow
     from shortener.retention.purge import PurgeResult
     from shortener.retention.purge import purge as run
@@ -111,56 +48,48 @@ async def purge(as_json: bool) -> None:
         purged = await run(database, load_settings(), utcnow(), progress)
     if sys.stderr.isatty():
         click.echo(err=True)
-    _tell_counts(dataclasses.asdict(purged), as_json, "nothing was due")
-
-
-def _tell_counts(counts: dict[str, int], as_json: bool, nothing: str) -> None:
-    def people() -> None:
-        told = [f"{rows:,} {kind}" for kind, rows in counts.items() if rows]
-        click.echo(", ".join(told) or nothing)
-
-    show(counts, as_json, people)
+    print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")
 
 
 @click.command()
-@click.option("--since", type=Moment(), help="From when on; by default as far back as all raw data is kept.")
-@click.option("--until", type=Moment(), help="Up to when; now when absent.")
+@click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: as far back as all raw data is stored.")
+@click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
 @json_option
-@runs
+@async_command
 async def verify(since: datetime | None, until: datetime | None, as_json: bool) -> None:
-    """Count everything again and compare with the kept counts. Exit code 1 when they differ."""
+    """Recount all statistics from the raw data and report differences. The exit code is 1 if there are any."""
     from shortener.model import utcnow
     from shortener.reporting import counts
     from shortener.storage.types import to_iso
 
     settings = load_settings()
     now = utcnow()
-    kept = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
-    begin = since or counts.verifiable_since(now, kept=kept, link_ttl=timedelta(days=settings.link_ttl_days))
+    retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
+    begin = since or counts.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
         drifts = await database.read(counts.verify, begin, until or now + timedelta(minutes=1))
     rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at)} for drift in drifts]
 
-    def people() -> None:
+    def print_text() -> None:
         if not rows:
             click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
             return
-        table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted")
+        print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted")
 
-    show({"since": to_iso(begin), "drift": rows}, as_json, people)
+    print_result({"since": to_iso(begin), "drift": rows}, as_json, print_text)
     if rows:
         raise click.exceptions.Exit(1)
 
 
 @click.command()
-@click.argument("application", type=int)
-@click.option("--since", type=Moment(), help="Messages from this time on.")
-@click.option("--until", type=Moment(), help="Messages before this time.")
-@click.option("--campaign", help="Only those of a campaign.")
-@click.option("--source", type=click.Choice(["api", "campaign"]), help="Only those of a source.")
-@click.option("--output", type=click.File("wb"), default="-", help="A file; stdout when absent.")
-@json_option
-@runs
+@click.argument("application", type=ID)
+@click.option("--since", type=TIME, help="Only messages created at this time or later (UTC).")
+@click.option("--until", type=TIME, help="Only messages created before this time (UTC).")
+@click.option("--campaign", help="Only messages of this campaign.")
+@click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
+@click.option("--output", type=click.File("wb"), default="-", help="File to write. Default: stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")
+@async_command
 async def export(
     application: int,
     since: datetime | None,
@@ -170,32 +99,44 @@ async def export(
     output: IO[bytes],
     as_json: bool,
 ) -> None:
-    """Write an application's messages as CSV, newest first. With --json, the number of messages goes to stderr."""
-    import orjson
-
+    """Export the messages of an application, newest first, as CSV or JSON."""
     from shortener.accounts.directory import Directory
     from shortener.container import base_url_of
     from shortener.reporting.export import export_csv
     from shortener.reporting.messages import MessageFilter
 
-    written = 0
-
     def progress(messages: int) -> None:
-        nonlocal written
-        written = messages
-        if sys.stderr.isatty() and not as_json:
+        if sys.stderr.isatty():
             click.echo(f"\r{messages:,} messages", nl=False, err=True)
 
-    wanted = MessageFilter(application, campaign=campaign, source=source, since=since, until=until)
+    filters = MessageFilter(application, campaign=campaign, source=source, since=since, until=until)
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
         if directory.application(application) is None:
             raise click.ClickException(f"there is no application {application}")
-        async for piece in export_csv(database, wanted, base_url_of(load_settings(), directory), progress=progress):
-            output.write(piece)
+        if as_json:
+            chunks = _export_json(database, filters)
+        else:
+            chunks = export_csv(database, filters, base_url_of(load_settings(), directory), progress=progress)
+        async for chunk in chunks:
+            output.write(chunk)
     output.flush()
-    if as_json:
-        click.echo(orjson.dumps({"messages": written}).decode(), err=True)
-    elif sys.stderr.isatty():
+    if sys.stderr.isatty():
         click.echo(err=True)
+
+
+async def _export_json(database: Any, filters: MessageFilter) -> AsyncIterator[bytes]:
+    """Yield a JSON array of messages, one line per message, in constant memory."""
+    from shortener.reporting.messages import list_messages, serialize_message
+
+    separator, below = b"[\n", None
+    while True:
+        page = await database.read(list_messages, filters, EXPORT_PAGE_ROWS, below)
+        for row in page.rows:
+            yield separator + orjson.dumps(serialize_message(row))
+            separator = b",\n"
+        below = page.next
+        if below is None:
+            break
+    yield b"[]\n" if separator == b"[\n" else b"\n]\n"

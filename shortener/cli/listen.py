@@ -1,4 +1,4 @@
-"""`shortener listen`: a local receiver that prints, and verifies, what it is sent."""
+"""`shortener listen`: a local receiver that prints and verifies the requests that it receives."""
 # Tested by tests/acceptance/test_listen.py
 
 from __future__ import annotations
@@ -6,65 +6,66 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import orjson
 
-from shortener.cli.common import json_option, runs
+from shortener.cli.common import async_command, json_option
+from shortener.cli.sockets import bind, port_of
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
-@click.option("--fail", type=click.IntRange(0), default=0, help="Answer the first N requests with 500.")
-@click.option("--delay", type=click.FloatRange(0, 3600), default=0.0, help="Seconds to wait before each answer.")
-@click.option("--secret", multiple=True, help="Signing secret of the tracker; twice during a rotation.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="Port to listen on; 0: a free port.")
+@click.option(
+    "--fail", type=click.IntRange(0), default=0, show_default=True, help="Number of requests to fail with status 500 at first."
+)
+@click.option(
+    "--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds to wait before each response."
+)
+@click.option("--secret", multiple=True, help="Signing secret of the tracker. Repeat it for both secrets of a rotation.")
 @json_option
-@runs
+@async_command
 async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[str, ...], as_json: bool) -> None:
-    """Print every request that arrives; stop with Ctrl-C."""
+    """Print every request that arrives, and check its signature. Ctrl-C stops it."""
     import uvicorn
 
     from shortener.cli.receiver import Receiver
     from shortener.delivery.signatures import parse_secret
 
     try:
-        secrets = [parse_secret(one) for one in secret]
+        secrets = [parse_secret(text) for text in secret]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--secret") from None
-    receiver = Receiver(secrets=secrets, fail=fail, delay=delay, on_request=lambda received: show(received, as_json))
-    click.echo(f"Listening on http://{host}:{port}/", err=True)
-    config = uvicorn.Config(
-        receiver, host=host, port=port, access_log=False, log_level="error", lifespan="off", server_header=False
-    )
-    await uvicorn.Server(config).serve()
+    listener = bind(host, port)
+    receiver = Receiver(secrets=secrets, fail=fail, delay=delay, on_request=lambda request: print_request(request, as_json))
+    click.echo(f"Listening on http://{host}:{port_of(listener)}/", err=True)
+    config = uvicorn.Config(receiver, access_log=False, log_level="error", lifespan="off", server_header=False)
+    await uvicorn.Server(config).serve([listener])
 
 
-def show(received: Any, as_json: bool) -> None:
-    """Print one request: a JSON line for machines, the request as it came for people."""
-    import orjson
-
+def print_request(request: Any, as_json: bool) -> None:
+    """Print one received request: as one line of JSON, or in full for people."""
     if as_json:
-        line = {
-            "at": received.at,
-            "method": received.method,
-            "target": received.target,
-            "headers": received.headers,
-            "body": received.body.decode("utf-8", "replace"),
-            "signature": received.signature,
-            "answered": received.answered,
+        fields = {
+            "at": request.at,
+            "method": request.method,
+            "target": request.target,
+            "headers": request.headers,
+            "body": request.body.decode("utf-8", "replace"),
+            "signature": request.signature,
+            "answered": request.status,
         }
-        click.echo(orjson.dumps(line).decode())
+        click.echo(orjson.dumps(fields).decode())
         return
-    click.echo(f"\n{received.at:%H:%M:%S} {received.method} {received.target}  -> {received.answered}")
-    for name, value in received.headers.items():
+    click.echo(f"\n{request.at:%H:%M:%S} {request.method} {request.target}  -> {request.status}")
+    for name, value in request.headers.items():
         click.echo(f"  {name}: {value}")
-    click.echo(f"  (signature: {received.signature})")
-    if received.body:
-        click.echo(pretty(received.body))
+    click.echo(f"  (signature: {request.signature})")
+    if request.body:
+        click.echo(format_body(request.body))
 
 
-def pretty(body: bytes) -> str:
-    """JSON indented, anything else as it came."""
-    import orjson
-
+def format_body(body: bytes) -> str:
+    """Return a JSON body indented, and any other body unchanged."""
     try:
         return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:

@@ -1,7 +1,7 @@
-"""A local receiver: what a customer's endpoint would be, for `shortener listen` and `shortener demo`.
+"""A local receiver for `shortener listen` and `shortener demo`, which stands in for the endpoint of a customer.
 
-Keeps every request as it came, checks its signature when it knows the secret, and answers as told: the first `fail` requests
-with 500, each after `delay` seconds.
+It stores every request unchanged and checks the signature if it has a secret. It responds to the first `fail` requests with 500 and
+to all others with 200, each after `delay` seconds.
 """
 # Tested by tests/acceptance/test_listen.py
 
@@ -19,12 +19,12 @@ from shortener.model import Clock, utcnow
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-MAX_BODY = 1024 * 1024
+MAX_BODY_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """One request. `signature` says what came of checking it."""
+class ReceivedRequest:
+    """One request. `signature` is the result of its check in words; `status` is the status of the response."""
 
     at: datetime
     method: str
@@ -32,19 +32,19 @@ class Received:
     headers: dict[str, str]
     body: bytes
     signature: str
-    answered: int
+    status: int
 
 
 @dataclass(slots=True)
 class Receiver:
-    """An ASGI application; `on_request` is told of each request, `received` keeps them."""
+    """An ASGI application. It calls `on_request` with each request and appends the request to `received`."""
 
     secrets: Sequence[bytes] = ()
     fail: int = 0
     delay: float = 0.0
     clock: Clock = utcnow
-    on_request: Callable[[Received], None] = lambda received: None
-    received: list[Received] = field(default_factory=list)
+    on_request: Callable[[ReceivedRequest], None] = lambda request: None
+    received: list[ReceivedRequest] = field(default_factory=list)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -54,10 +54,10 @@ class Receiver:
         while True:
             message = await receive()
             body += message.get("body", b"")
-            if not message.get("more_body") or len(body) > MAX_BODY:
+            if not message.get("more_body") or len(body) > MAX_BODY_BYTES:
                 break
         if self.delay:
-            await asyncio.sleep(self.delay)  # as a slow endpoint does
+            await asyncio.sleep(self.delay)  # simulates a slow endpoint
         status = 200
         if self.fail > 0:
             self.fail -= 1
@@ -65,7 +65,7 @@ class Receiver:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         query = scope["query_string"].decode("latin-1")
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
-        received = Received(
+        request = ReceivedRequest(
             self.clock(),
             scope["method"],
             f"{path}?{query}" if query else path,
@@ -74,16 +74,16 @@ class Receiver:
             self._check(headers, body),
             status,
         )
-        self.received.append(received)
-        self.on_request(received)
+        self.received.append(request)
+        self.on_request(request)
         self._arrived.set()
-        answer = b"OK\n" if status == 200 else b"told to fail\n"
-        kind = [(b"content-type", b"text/plain"), (b"content-length", str(len(answer)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": kind})
-        await send({"type": "http.response.body", "body": answer})
+        content = b"OK\n" if status == 200 else b"fails on request\n"
+        response_headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": response_headers})
+        await send({"type": "http.response.body", "body": content})
 
-    async def wait_for(self, number: int, seconds: float) -> Received:
-        """The request of that number (from 0), once it is there. Raises TimeoutError."""
+    async def wait_for(self, number: int, seconds: float) -> ReceivedRequest:
+        """Return the request with this number, counted from 0. Raise TimeoutError if it does not arrive within `seconds`."""
         async with asyncio.timeout(seconds):
             while len(self.received) <= number:
                 self._arrived.clear()

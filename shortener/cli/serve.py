@@ -1,18 +1,26 @@
-"""`shortener serve` and `deliver`."""
+"""`shortener serve` and `deliver`: start, signals and stop of the servers.
+
+`serve` binds its port first, so that a port in use is an error before anything is created. After SIGTERM `/readyz` responds with
+503; SHUTDOWN_DELAY later the process accepts no more connections, finishes requests and deliveries in flight, and exits with 0.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 
-from shortener.cli.common import json_option, load_settings, runs
+from shortener.cli.common import async_command, json_option, load_settings, print_json
+from shortener.cli.sockets import bind, port_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -22,51 +30,55 @@ if TYPE_CHECKING:
     from shortener.settings import Settings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds for a whole stop, once nothing new is taken: supervisors kill after ten, of which SHUTDOWN_DELAY takes one, and the
-#: parent of several workers a half.
-STOP_WITHIN = 7.5
-#: Seconds of these that requests under way get, whole ones because uvicorn wants them so.
-REQUESTS_WITHIN = 5
-#: Seconds after which the process ends whatever hangs (a disk, a resolver): it is built to be killed at any time.
-TOO_LONG = 0.5
+#: Time limit of a stop after the process accepts no more connections. Supervisors kill a process after 10 s; SHUTDOWN_DELAY takes
+#: one of them, and the parent of several workers half a second.
+STOP_SECONDS = 7.5
+#: The part of a stop in which requests in flight may finish; uvicorn requires an integer.
+REQUEST_GRACE_SECONDS = 5
+#: A process that hangs this long after the end of its stop ends itself. It is built to be killed at any time.
+HANG_SECONDS = 0.5
 
 
 @click.command()
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option("--workers", type=click.IntRange(1, 64), help="Processes; more than one needs PostgreSQL.")
+@click.option("--host", help="Address to listen on. Default: HOST (127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0: a free port. Default: PORT (8000).")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Number of processes; more than one requires PostgreSQL. Default: WORKERS (1)."
+)
 @json_option
 def serve(host: str | None, port: int | None, workers: int | None, as_json: bool) -> None:
-    """Serve web and delivery in one process."""
+    """Run the web server and the delivery workers in one process.
+
+    The first start creates a default application and prints its credentials once.
+    """
     settings = load_settings(host=host, port=port, workers=workers)
+    listener = bind(settings.host, settings.port)
+    if settings.port == 0:  # with the real port BASE_URL gets its default for that port
+        settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
         _first_start(settings, as_json)
-        _serve_many(settings)
+        _serve_many(settings, listener)
     else:
-        _serve_one(settings, as_json)
+        _serve_one(settings, listener, as_json)
 
 
-@runs
-async def _serve_one(settings: Settings, as_json: bool) -> None:
-    with _starting():
+@async_command
+async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool) -> None:
+    with _fast_start():
         from shortener import logs
         from shortener.container import open_service
 
         logs.configure(settings)
         service = await open_service(settings)
-        _greet(service, as_json)
-        server = _server(service)
-    await server.serve()
+        _print_start(service, as_json)
+        server = _new_server(service)
+    try:
+        await server.serve([listener])
+    except OSError as error:  # another process began to listen on the port since `bind`
+        raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
-async def serve_service(service: Service) -> None:
-    """Serve until SIGTERM or SIGINT (see `_asked_to_stop`): requests under way finish, what waits is written, then it returns."""
-    with _starting():
-        server = _server(service)
-    await server.serve()
-
-
-def _server(service: Service) -> uvicorn.Server:
+def _new_server(service: Service) -> uvicorn.Server:
     import uvicorn
 
     from shortener.server.application import HttpApplication
@@ -74,10 +86,10 @@ def _server(service: Service) -> uvicorn.Server:
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # uvicorn's own would raise the signal again afterwards, and a clean stop would not exit 0.
+            # The original raises the signal again after the stop, so that a clean stop would not exit with 0.
             loop = asyncio.get_running_loop()
             for number in STOP_SIGNALS:
-                loop.add_signal_handler(number, _asked_to_stop, service, number, self.handle_exit)
+                loop.add_signal_handler(number, _handle_stop_signal, service, number, self.handle_exit)
             try:
                 yield
             finally:
@@ -87,39 +99,45 @@ def _server(service: Service) -> uvicorn.Server:
     return Server(uvicorn_config(HttpApplication(service), service.settings))
 
 
-def _asked_to_stop(service: Service, number: int, end: Callable[[int, None], None]) -> None:
-    """From this moment /readyz says 503 and no delivery begins; `end`, which takes no more connections, follows SHUTDOWN_DELAY
-    later, when load balancers had time to look. Somebody at the keyboard (SIGINT), or who asks twice, does not wait for that."""
+def _handle_stop_signal(service: Service, number: int, close_listener: Callable[[int, None], None]) -> None:
+    """Begin the stop, and call `close_listener` after SHUTDOWN_DELAY, when load balancers have seen the 503 of /readyz.
+
+    SIGINT and a second signal skip the delay.
+    """
     if service.is_stopping:
-        end(number, None)
+        close_listener(number, None)
         return
     delay = service.settings.shutdown_delay if number == signal.SIGTERM else 0.0
-    _stop_within(service, delay + STOP_WITHIN)
-    asyncio.get_running_loop().call_later(delay, end, number, None)
+    _stop_within(service, delay + STOP_SECONDS)
+    asyncio.get_running_loop().call_later(delay, close_listener, number, None)
 
 
 def _stop_within(service: Service, seconds: float) -> None:
     service.begin_stop(seconds)
-    signal.setitimer(signal.ITIMER_REAL, seconds + TOO_LONG)  # nobody handles SIGALRM: it ends the process
+    signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)  # SIGALRM has no handler, so it ends the process
 
 
 @contextlib.contextmanager
-def _starting() -> Iterator[None]:
-    """Modules, classes and routes live as long as the process. Collections that look through them while they are made, and once
-    more at the end, took a fifth of the start; afterwards a full one stops everything for a tenth of a second, again and again."""
+def _fast_start() -> Iterator[None]:
+    """Suspend garbage collection during the start, and exclude the objects of the start from it afterwards.
+
+    Modules, classes and routes exist as long as the process. Collections took a fifth of the start, and each later full collection
+    would stop the process for a tenth of a second to examine them again.
+    """
     gc.disable()
     try:
         yield
-        gc.freeze()  # with what little garbage there is, less than a MiB
-        # A request leaves few cycles behind. By default every 700 new objects are looked through, which is every tenth redirect.
+        gc.freeze()
+        # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
         gc.set_threshold(20_000, 20, 50)
-        # The thread that writes to SQLite takes the interpreter back after each statement; by default it waits 5 ms for the loop.
+        # The thread that writes to SQLite needs the interpreter after each statement; by default it waits up to 5 ms for it.
         sys.setswitchinterval(0.001)
     finally:
         gc.enable()
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
+    """Return the configuration of uvicorn for `app`; `more` are further arguments of it."""
     import uvicorn
 
     from shortener.server.http_protocol import RedirectProtocol
@@ -134,49 +152,47 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # click.address reads X-Forwarded-For, from TRUSTED_PROXIES only
-        timeout_graceful_shutdown=REQUESTS_WITHIN,
+        proxy_headers=False,  # clicks/client_address.py reads X-Forwarded-For, and only from TRUSTED_PROXIES
+        timeout_graceful_shutdown=REQUEST_GRACE_SECONDS,
         backlog=4096,
         **more,
     )
 
 
-@runs
+@async_command
 async def _first_start(settings: Settings, as_json: bool) -> None:
-    """Once, before there are several: make the store ready, and say what the very first start has to say."""
+    """Prepare the database once before several workers use it, and print the address and the first credentials."""
     from shortener import logs
     from shortener.container import open_service
 
     logs.configure(settings)
     service = await open_service(settings)
-    _greet(service, as_json)
+    _print_start(service, as_json)
     await service.close()
 
 
-def _serve_many(settings: Settings) -> None:
-    """Serve from several processes on one socket until SIGTERM or SIGINT; a worker that dies is replaced."""
-    import os
-
+def _serve_many(settings: Settings, listener: socket.socket) -> None:
+    """Serve from several processes on one socket until SIGTERM or SIGINT. A worker that dies is replaced."""
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
     class Supervisor(Multiprocess):
         def terminate_all(self) -> None:
             super().terminate_all()
-            for listener in self.sockets:
-                listener.close()  # or clients could go on to connect, to nobody, until the last worker has stopped
+            for shared in self.sockets:
+                shared.close()  # or clients could still connect until the last worker stops, without any response
 
-    for name in ("host", "port", "workers"):  # the workers read settings of their own
+    for name in ("host", "port", "workers"):  # each worker loads its settings from the environment
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
     config = uvicorn_config("shortener.cli.serve:Worker", settings, factory=True, workers=settings.workers)
-    supervisor = Supervisor(config, [config.bind_socket()])
+    supervisor = Supervisor(config, [listener])
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise click.ClickException("a worker could not start")
 
 
 class Worker:
-    """The application of one process of several; it opens its service when its loop runs."""
+    """The ASGI application of one of several workers. It opens its service at the first call, when its event loop runs."""
 
     def __init__(self) -> None:
         from shortener import logs
@@ -191,7 +207,7 @@ class Worker:
         await self.app(scope, receive, send)
 
     async def _open(self) -> HttpApplication:
-        with _starting():
+        with _fast_start():
             from shortener.container import open_service
             from shortener.server.application import HttpApplication
 
@@ -199,47 +215,45 @@ class Worker:
             app = HttpApplication(service)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            end: Any = signal.getsignal(number)  # uvicorn's
-            loop.add_signal_handler(number, _asked_to_stop, service, number, end)
+            close_listener: Any = signal.getsignal(number)  # uvicorn's handler
+            loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
         return app
 
 
-def _greet(service: Service, as_json: bool) -> None:
-    """Say where it listens; the very first start prints the default application's credentials, this once."""
-    import orjson
-
-    base = service.settings.base_url
+def _print_start(service: Service, as_json: bool) -> None:
+    """Print the address, and at the very first start the credentials of the default application."""
+    base_url, port = service.settings.base_url, service.settings.port
     first = service.first_credentials
     if as_json:
-        made = first and {
+        credentials = first and {
             "application_id": first.application_id,
             "api_key": first.api_key,
             "tracker_token": first.tracker_token,
         }
-        click.echo(orjson.dumps({"base_url": base, "port": service.settings.port, "first_start": made}).decode())
+        click.echo(orjson.dumps({"base_url": base_url, "port": port, "first_start": credentials}).decode())
         return
     if first is not None:
         click.echo(
-            f"The default application is made. Keep these now: they are not shown again.\n\n"
+            f"The default application is created. Store these credentials now; they are not shown again.\n\n"
             f"  application_id  {first.application_id}\n"
             f"  api_key         {first.api_key}\n"
             f"  tracker_token   {first.tracker_token}\n\n"
             f"A first rewrite:\n\n"
-            f"  curl -s {base}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
+            f"  curl -s {base_url}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
         )
-    click.echo(f"Serving on http://{service.settings.host}:{service.settings.port}, short links begin with {base}/")
+    click.echo(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
 
 
 @click.command()
 @json_option
-@runs
+@async_command
 async def deliver(as_json: bool) -> None:
-    """Run delivery workers alone (scale-out); needs PostgreSQL."""
+    """Run delivery workers only, in addition to servers. This requires PostgreSQL."""
     settings = load_settings()
     if not settings.is_postgresql:
-        raise click.UsageError("deliver runs beside serve and so needs PostgreSQL; with SQLite, serve delivers by itself")
-    with _starting():
+        raise click.UsageError("deliver requires PostgreSQL, because it runs in addition to serve; with SQLite, serve delivers")
+    with _fast_start():
         from shortener import logs
         from shortener.container import open_service
 
@@ -250,7 +264,10 @@ async def deliver(as_json: bool) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     service.start(web=False)
-    click.echo("Delivering.")
+    if as_json:
+        print_json({"delivering": True})
+    else:
+        click.echo("Delivering.")
     await stop.wait()
-    _stop_within(service, STOP_WITHIN)
+    _stop_within(service, STOP_SECONDS)
     await service.close()

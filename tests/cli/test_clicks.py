@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, insert, select
 
 from shortener.model import State, Topic
 from shortener.storage import schema
-from tests.cli.here import Here
+from tests.cli.shell import InProcessShell
 from tests.rows import Rows, messages_now
 
 PHONE = (
@@ -18,12 +18,12 @@ PHONE = (
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Here:
-    return Here(tmp_path / "data")
+def shell(tmp_path: Path) -> InProcessShell:
+    return InProcessShell(tmp_path / "data")
 
 
 @pytest.fixture
-def yesterday(shell: Here) -> str:
+def yesterday(shell: InProcessShell) -> str:
     """Store a message with a first click of a scanner and a later click of a person; return the application's id."""
     number = shell.json("applications", "create", "Brand")["application_id"]
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
@@ -40,7 +40,7 @@ def yesterday(shell: Here) -> str:
     return str(number)
 
 
-def test_clicks_reclassify_changes_the_hits_of_a_range_of_time(shell: Here, yesterday: str) -> None:
+def test_clicks_reclassify_changes_the_hits_of_a_range_of_time(shell: InProcessShell, yesterday: str) -> None:
     since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
     result = shell.json("clicks", "reclassify", "--since", since)
     assert (result["hits"], result["kept"], result["retracted"]) == (2, 1, 0)
@@ -60,12 +60,12 @@ def test_clicks_reclassify_changes_the_hits_of_a_range_of_time(shell: Here, yest
     engine.dispose()
 
 
-def test_an_invalid_time_is_a_usage_error(shell: Here) -> None:
+def test_an_invalid_time_is_a_usage_error(shell: InProcessShell) -> None:
     assert "is not a time" in shell("clicks", "reclassify", "--since", "yesterday", code=2).stderr
     assert "Missing option" in shell("clicks", "reclassify", code=2).stderr
 
 
-def test_the_former_name_of_clicks_reclassify_still_works_and_is_hidden(shell: Here, yesterday: str) -> None:
+def test_the_former_name_of_clicks_reclassify_still_works_and_is_hidden(shell: InProcessShell, yesterday: str) -> None:
     since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
     assert shell.json("clicks", "rejudge", "--since", since, "--dry-run")["hits"] == 2
     assert "rejudge" not in shell("clicks", "--help").stdout

@@ -1,4 +1,4 @@
-"""The command line, as a process of its own, beside no server and beside a running one."""
+"""The command line as a process, with and without a running server."""
 
 from __future__ import annotations
 
@@ -11,36 +11,15 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
 from tests.acceptance.process import Server
+from tests.cli.shell import Shell
 
 pytestmark = pytest.mark.acceptance
-
-
-class Shell:
-    def __init__(self, folder: Path, **more: str) -> None:
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
-        self.environment |= {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", **more}
-
-    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "shortener", *words],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr + done.stdout
-        return done
-
-    def json(self, *words: str, code: int = 0) -> Any:
-        return orjson.loads(self(*words, "--json", code=code).stdout)
 
 
 @pytest.fixture
@@ -60,7 +39,7 @@ def test_help_names_every_command(shell: Shell) -> None:
         assert "--json" in shown.stdout or "Commands:" in shown.stdout, name
 
 
-def test_bad_usage_is_2_and_a_failure_1_both_on_stderr(shell: Shell) -> None:
+def test_wrong_usage_exits_with_2_and_a_failure_with_1_and_both_print_to_stderr(shell: Shell) -> None:
     assert "No such command" in shell("nothing", code=2).stderr
     assert "Missing argument" in shell("applications", "show", code=2).stderr
     assert "there is no application 7" in shell("applications", "show", "7", code=1).stderr
@@ -68,22 +47,22 @@ def test_bad_usage_is_2_and_a_failure_1_both_on_stderr(shell: Shell) -> None:
     assert "unusable settings" in Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
 
 
-def test_applications_are_made_listed_changed_and_shown(shell: Shell) -> None:
-    made = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example", "--company-id", "92")
-    assert set(made) == {"application_id", "api_key", "tracker_token"}
-    number = str(made["application_id"])
+def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None:
+    created = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example", "--company-id", "92")
+    assert set(created) == {"application_id", "api_key", "tracker_token"}
+    number = str(created["application_id"])
     assert "CONFLICT" in shell("applications", "create", "Brand", code=1).stderr
     shell("applications", "update", number, "--set", "click_events=every", "--add-domain", "https://two.brand.example")
     assert "INVALID_REQUEST" in shell("applications", "update", number, "--set", "click_events=never", code=1).stderr
-    told = shell.json("applications", "show", number)
-    assert (told["name"], told["company_id"]) == ("Brand", 92)
-    assert told["domains"] == ["https://go.brand.example", "https://two.brand.example"]
-    assert told["settings"]["click_events"] == "every"
+    shown = shell.json("applications", "show", number)
+    assert (shown["name"], shown["company_id"]) == ("Brand", 92)
+    assert shown["domains"] == ["https://go.brand.example", "https://two.brand.example"]
+    assert shown["settings"]["click_events"] == "every"
     assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
     assert "api_key" not in str(shell.json("applications", "list"))
 
 
-def test_keys_and_tokens_are_made_and_taken_back(shell: Shell) -> None:
+def test_keys_are_created_and_revoked_and_tokens_are_rotated(shell: Shell) -> None:
     number = str(shell.json("applications", "create", "Brand")["application_id"])
     key = shell.json("keys", "create", number, "--permission", "sms.read", "--name", "reader")
     assert key["permissions"] == ["sms.read"]
@@ -98,13 +77,13 @@ def test_keys_and_tokens_are_made_and_taken_back(shell: Shell) -> None:
     assert "not a duration" in shell("tokens", "rotate", number, "--overlap", "soon", code=2).stderr
 
 
-def test_migrate_makes_a_store_ready_and_doctor_looks_at_it(shell: Shell) -> None:
+def test_migrate_creates_the_schema_and_doctor_reports_problems(shell: Shell) -> None:
     assert shell.json("migrate")["from"] is None
     assert "nothing to do" in shell("migrate").stdout
     checks = {one["check"]: one["level"] for one in shell.json("doctor")}
     assert (checks["secret"], checks["schema"]) == ("ok", "ok")
-    place = Path(shell.environment["SHORTENER_DATA_DIR"]) / "secret"
-    place.write_text("changeme")
+    secret = shell.folder / "secret"
+    secret.write_text("changeme")
     assert any(one["level"] == "error" for one in shell.json("doctor", code=1))
 
 
@@ -113,8 +92,8 @@ def test_commands_work_beside_a_running_server(server: Server) -> None:
     with server.api() as client:
         body = {"to": "+14085550100", "body": '#track("https://x.example/")', "campaign": "spring", "message_id": "m-1"}
         link = client.post("/api/v1/rewrite", json=body).json()["messages"][0]["links"][0]
-    told = shell.json("messages", "show", "m-1")
-    assert (told["state"], told["links"][0]["code"]) == ("CREATED", link["code"])
+    shown = shell.json("messages", "show", "m-1")
+    assert (shown["state"], shown["links"][0]["code"]) == ("CREATED", link["code"])
     assert "there is no message" in shell("messages", "show", "m-2", code=1).stderr
     exported = shell("export", str(server.first["application_id"]))
     rows = list(csv.DictReader(io.StringIO(exported.stdout)))
@@ -128,7 +107,7 @@ def test_commands_work_beside_a_running_server(server: Server) -> None:
     assert "another process serves" in shell("serve", "--port", "0", code=1).stderr
 
 
-def test_the_demo_tells_the_whole_story(shell: Shell) -> None:
+def test_the_demo_shows_the_whole_life_of_a_message(shell: Shell) -> None:
     lines = [orjson.loads(line) for line in shell("demo", "--json").stdout.splitlines()]
     titles = [line["title"] for line in lines if "title" in line]
     assert len(titles) == 9
@@ -139,7 +118,7 @@ def test_the_demo_tells_the_whole_story(shell: Shell) -> None:
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
 
 
-def test_verify_tells_a_count_that_is_wrong_and_export_shows_how_far_it_is(server: Server) -> None:
+def test_verify_reports_a_wrong_count_and_export_shows_its_progress(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})
@@ -149,9 +128,65 @@ def test_verify_tells_a_count_that_is_wrong_and_export_shows_how_far_it_is(serve
     drift = shell.json("verify", code=1)["drift"]
     assert {(one["metric"], one["kept"], one["counted"]) for one in drift} >= {("messages", "0", "1")}
 
-    ours, theirs = pty.openpty()
+    reader, terminal = pty.openpty()
     words = [sys.executable, "-m", "shortener", "export", str(server.first["application_id"]), "--output", os.devnull]
-    subprocess.run(words, env=shell.environment, stderr=theirs, timeout=60, check=True)
-    os.close(theirs)
-    assert b"1 messages" in os.read(ours, 1000)
-    os.close(ours)
+    subprocess.run(words, env=shell.environment, stderr=terminal, timeout=60, check=True)
+    os.close(terminal)
+    assert b"1 messages" in os.read(reader, 1000)
+    os.close(reader)
+
+
+def test_tables_show_complete_ids_if_stdout_is_a_pipe_or_a_narrow_terminal(shell: Shell) -> None:
+    name = "A very long name of an application that is wider than any terminal " * 3
+    shell("applications", "create", name.strip(), "--domain", "https://go.a-rather-long-host-name-of-a-brand.example")
+    line = shell("applications", "list").stdout.splitlines()[1]
+    assert name.strip() in line
+    assert "https://go.a-rather-long-host-name-of-a-brand.example" in line
+
+    reader, terminal = pty.openpty()
+    words = [sys.executable, "-m", "shortener", "applications", "list"]
+    environment = shell.environment | {"COLUMNS": "60"}
+    subprocess.run(words, env=environment, stdout=terminal, timeout=60, check=True)
+    os.close(terminal)
+    printed = b""
+    with contextlib.suppress(OSError):  # EIO: everything is read and the other end is closed
+        while chunk := os.read(reader, 65536):
+            printed += chunk
+    os.close(reader)
+    assert "…" not in printed.decode()
+
+
+def test_export_writes_a_json_array_with_json(shell: Shell, server: Server) -> None:
+    shell = Shell(server.folder / "data")
+    number = str(server.first["application_id"])
+    assert shell.json("export", number) == []
+    with server.api() as client:
+        for message_id in ("m-1", "m-2"):
+            client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain", "message_id": message_id})
+    assert [message["message_id"] for message in shell.json("export", number)] == ["m-2", "m-1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("keys", "revoke", "99999999999999999999"), 2),
+        (("applications", "show", "-1"), 2),
+        (("trackers", "show", "2147483648"), 2),
+        (("keys", "revoke", "2147483647"), 1),
+        (("links", "show", "\x01"), 1),
+        (("messages", "show", "x" * 1000), 1),
+        (("verify", "--since", "0001-01-01T00:00:00+12:00"), 2),
+        (("purge", "--nothing"), 2),
+    ],
+)
+def test_no_command_line_ends_in_a_traceback(shell: Shell, words: tuple[str, ...], code: int) -> None:
+    assert shell(*words, code=code).stderr.splitlines()[-1].startswith(("Error: ", "Usage: "))
+
+
+def test_a_secret_file_that_is_not_text_is_reported_in_one_line(shell: Shell) -> None:
+    shell.folder.mkdir()
+    (shell.folder / "secret").write_bytes(b"\xff\xfe\x00" * 20)
+    (shell.folder / "secret").chmod(0o600)
+    for words in (("serve", "--port", "0"), ("doctor",), ("messages", "show", "m-1")):
+        result = shell(*words, code=1)
+        assert "secret" in result.stderr + result.stdout

@@ -1,4 +1,4 @@
-"""`shortener links`, `hosts` and `domains`: kill switches beside a running server, effective within a second."""
+"""`shortener links`, `hosts` and `domains`: switches beside a running server take effect within a second."""
 
 import time
 from pathlib import Path
@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from tests.acceptance.process import PHONE, Server
-from tests.cli.here import Here
+from tests.cli.shell import InProcessShell
 from tests.servers import SOON_SECONDS
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Here:
-    return Here(tmp_path / "data")
+def shell(tmp_path: Path) -> InProcessShell:
+    return InProcessShell(tmp_path / "data")
 
 
 def becomes(client: httpx.Client, path: str, status: int) -> float:
@@ -25,8 +25,8 @@ def becomes(client: httpx.Client, path: str, status: int) -> float:
     return time.monotonic() - began
 
 
-def test_links_hosts_domains_and_applications_are_switched_off_beside_a_running_server(server: Server) -> None:
-    shell = Here(server.folder / "data")
+def test_links_hosts_domains_and_applications_are_disabled_beside_a_running_server(server: Server) -> None:
+    shell = InProcessShell(server.folder / "data")
     number = str(server.first["application_id"])
     domain = shell.json("domains", "add", number, "https://go.brand.example", "--fallback-url", "https://x.example/over")
     assert (domain["host"], domain["enabled"], domain["fallback_url"]) == ("go.brand.example", True, "https://x.example/over")
@@ -59,28 +59,28 @@ def test_links_hosts_domains_and_applications_are_switched_off_beside_a_running_
         assert shell.json("links", "show", code)["state"] == "live"
 
 
-def test_what_was_set_is_listed(shell: Here) -> None:
+def test_domains_and_blocked_hosts_are_listed(shell: InProcessShell) -> None:
     number = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example")["application_id"]
     shell("domains", "add", str(number), "https://two.brand.example")
     shell("domains", "disable", "GO.brand.example")
     assert shell.json("domains", "update", "two.brand.example", "--fallback-url", "https://x.example/")["fallback_url"]
 
-    def told(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    def values(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)
 
     listed = shell.json("domains", "list", str(number))
-    assert [told(row, "host", "enabled", "new_links") for row in listed] == [
+    assert [values(row, "host", "enabled", "new_links") for row in listed] == [
         ("go.brand.example", False, False),
         ("two.brand.example", True, True),
     ]
     shell("hosts", "block", "Evil.example")
     shell("hosts", "block", "*.evil.example", "--application", str(number))
     listed = shell.json("hosts", "list")
-    assert [told(row, "host", "application_id") for row in listed] == [("evil.example", None), ("*.evil.example", number)]
+    assert [values(row, "host", "application_id") for row in listed] == [("evil.example", None), ("*.evil.example", number)]
     assert "evil.example" in shell("hosts", "list").stdout
 
 
-def test_what_is_not_there_is_a_failure(shell: Here) -> None:
+def test_an_unknown_link_domain_or_host_is_a_failure_with_exit_code_1(shell: InProcessShell) -> None:
     assert "NOT_FOUND" in shell("links", "disable", "nosuchcode", code=1).stderr
     assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
     assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr

@@ -1,19 +1,32 @@
-"""What the start of a server leaves behind in its process."""
+"""The start of a server: its port, its first output, and its garbage collector."""
 
 from __future__ import annotations
 
 import gc
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
+import orjson
 import pytest
 
-from shortener.cli.serve import _starting
+from shortener.cli.serve import _fast_start
 from shortener.errors import StoreUnavailable
+from tests.cli.shell import Shell
+from tests.servers import PATIENCE
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "data")
+
+
+@pytest.fixture
+def _restore_interpreter_settings() -> Iterator[None]:
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
     yield
     gc.unfreeze()
@@ -21,16 +34,55 @@ def _as_before() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def test_nothing_is_collected_during_the_start_and_what_it_made_never_is() -> None:
-    with _starting():
+@pytest.mark.usefixtures("_restore_interpreter_settings")
+def test_garbage_collection_is_off_during_the_start_and_skips_its_objects_afterwards() -> None:
+    with _fast_start():
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
 
 
-def test_a_start_that_fails_leaves_the_collector_as_it_was() -> None:
+@pytest.mark.usefixtures("_restore_interpreter_settings")
+def test_a_failed_start_restores_the_garbage_collector() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
-    with pytest.raises(StoreUnavailable), _starting():
-        raise StoreUnavailable("away")
+    with pytest.raises(StoreUnavailable), _fast_start():
+        raise StoreUnavailable("the database is down")
     assert gc.isenabled()
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_a_port_in_use_is_one_plain_line_and_exit_code_1_before_anything_is_created(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = shell("serve", "--port", port, code=1)
+        assert result.stderr == f"Error: port {port} on 127.0.0.1 is already in use; choose another port with --port\n"
+        assert result.stdout == ""
+        assert not shell.folder.exists()
+        assert "already in use" in shell("listen", "--port", port, code=1).stderr
+
+
+def test_an_address_of_another_machine_is_one_plain_line_and_exit_code_1(shell: Shell) -> None:
+    result = shell("serve", "--host", "192.0.2.1", "--port", "0", code=1)
+    assert result.stderr.startswith("Error: cannot listen on 192.0.2.1")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_port_0_selects_a_free_port_and_short_links_have_that_port(shell: Shell) -> None:
+    command = [sys.executable, "-m", "shortener", "serve", "--port", "0", "--json"]
+    server = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        started = orjson.loads(server.stdout.readline())
+        assert started["port"] > 0
+        assert started["base_url"] == f"http://127.0.0.1:{started['port']}"
+        transport = httpx.HTTPTransport(retries=10)
+        with httpx.Client(base_url=started["base_url"], transport=transport, timeout=PATIENCE, trust_env=False) as client:
+            headers = {"X-API-Key": started["first_start"]["api_key"]}
+            body = {"to": "+14085550100", "body": '#track("https://x.example/")'}
+            (message,) = client.post("/api/v1/rewrite", json=body, headers=headers).json()["messages"]
+            assert message["links"][0]["short_url"].startswith(started["base_url"] + "/")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+        if server.stdout is not None:
+            server.stdout.close()

@@ -1,4 +1,4 @@
-"""`shortener trackers` and `deliveries`, beside a service that has the same store open."""
+"""`shortener trackers` and `deliveries`, while a service uses the same database."""
 
 import asyncio
 import re
@@ -44,8 +44,10 @@ def run(invoke: Callable[..., Awaitable[Result]]) -> Run:
     return run
 
 
-async def test_a_tracker_that_was_added_beside_the_server_is_told(service: Service, run: Run, receiver: Receiver) -> None:
-    made = await run(
+async def test_a_tracker_that_a_command_adds_receives_events_of_a_running_service(
+    service: Service, run: Run, receiver: Receiver
+) -> None:
+    added = await run(
         *("trackers", "add", "1", receiver.url("/?p={phone}"), "--event", "click", "--event", "state", "--format", "json"),
         *(
             "--field",
@@ -62,25 +64,25 @@ async def test_a_tracker_that_was_added_beside_the_server_is_told(service: Servi
             "1,2",
         ),
     )
-    assert made["secret"].startswith("whsec_")
-    assert (made["events"], made["fields"], made["headers_set"]) == (["state", "click"], ["phone", "event"], True)
-    assert (made["success"]["statuses"], made["timeout"], made["schedule"]) == ("200", 2.5, [1.0, 2.0])
+    assert added["secret"].startswith("whsec_")
+    assert (added["events"], added["fields"], added["headers_set"]) == (["state", "click"], ["phone", "event"], True)
+    assert (added["success"]["statuses"], added["timeout"], added["schedule"]) == ("200", 2.5, [1.0, 2.0])
     await Story(service).first_click()
     await service.fanout.flush()
     await service.dispatcher.flush()
     assert {request.json["event"] for request in receiver.requests} == {"click", "state"}
     assert receiver.requests[0].headers["x-mine"] == "1"
     (listed,) = await run("trackers", "list", "1")
-    assert (listed["tracker_id"], listed["breaker"]) == (made["tracker_id"], "closed")
+    assert (listed["tracker_id"], listed["breaker"]) == (added["tracker_id"], "closed")
     assert await run("trackers", "list", "2") == []
 
 
 async def test_a_tracker_is_changed_tested_and_removed(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:
-    made = await run("trackers", "add", "1", receiver.url(), "--event", "state", "--unsigned")
-    assert (made["secret"], made["secret_set"]) == (None, False)
-    number = str(made["tracker_id"])
+    added = await run("trackers", "add", "1", receiver.url(), "--event", "state", "--unsigned")
+    assert (added["secret"], added["secret_set"]) == (None, False)
+    number = str(added["tracker_id"])
     changed = await run(
         "trackers", "update", number, "--name", "new", "--rotate-secret", "--disable", "--url", receiver.url("/new")
     )
@@ -93,8 +95,8 @@ async def test_a_tracker_is_changed_tested_and_removed(
     assert (tested["delivered"], tested["http_status"], receiver.requests[0].target) == (True, 200, "/new")
     receiver.default_reply = 500
     failed = await invoke("trackers", "test", number)
-    assert (failed.exit_code, "NOT taken" in failed.output) == (1, True)
-    assert await run("trackers", "remove", number) == {"tracker_id": made["tracker_id"], "deleted": True}
+    assert (failed.exit_code, "NOT accepted" in failed.output) == (1, True)
+    assert await run("trackers", "remove", number) == {"tracker_id": added["tracker_id"], "deleted": True}
     gone = await invoke("trackers", "remove", number)
     assert isinstance(gone.exception, SystemExit)
     assert "NOT_FOUND" in gone.output
@@ -104,8 +106,8 @@ async def test_deliveries_are_listed_shown_and_replayed(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:
     receiver.default_reply = 500
-    made = await run("trackers", "add", "1", receiver.url(), "--event", "click", "--max-attempts", "1")
-    number = str(made["tracker_id"])
+    added = await run("trackers", "add", "1", receiver.url(), "--event", "click", "--max-attempts", "1")
+    number = str(added["tracker_id"])
     story = Story(service)
     for _ in range(3):
         await story.first_click()
@@ -113,16 +115,16 @@ async def test_deliveries_are_listed_shown_and_replayed(
     await service.dispatcher.flush()
     page = await run("deliveries", "list", "--tracker", number, "--status", "dead", "--limit", "2")
     assert [one["message_id"] for one in page["deliveries"]] == ["m-3", "m-2"]
-    rest = await run("deliveries", "list", "--application", "1", "--below", page["next"])
-    assert ([one["message_id"] for one in rest["deliveries"]], rest["next"]) == (["m-1"], None)
-    delivery = rest["deliveries"][0]["delivery_id"]
+    second_page = await run("deliveries", "list", "--application", "1", "--below", page["next"])
+    assert ([one["message_id"] for one in second_page["deliveries"]], second_page["next"]) == (["m-1"], None)
+    delivery = second_page["deliveries"][0]["delivery_id"]
     shown = await run("deliveries", "show", delivery)
     assert (shown["status"], [one["status"] for one in shown["attempts"]]) == ("dead", [500])
-    told = (await run("trackers", "show", number))["health"]
-    assert (told["breaker"], told["failures_in_row"], told["pending"], told["dead"]) == ("closed", 3, 0, 3)
-    assert told["last_failure_at"] is not None
-    people = await invoke("trackers", "show", number)
-    assert re.search(r"^failures_in_row +3$", people.output, re.MULTILINE)
+    health = (await run("trackers", "show", number))["health"]
+    assert (health["breaker"], health["failures_in_row"], health["pending"], health["dead"]) == ("closed", 3, 0, 3)
+    assert health["last_failure_at"] is not None
+    printed = await invoke("trackers", "show", number)
+    assert re.search(r"^failures_in_row +3$", printed.output, re.MULTILINE)
     assert await run("deliveries", "replay", delivery) == {"replayed": 1}
     assert await run("deliveries", "replay", "--tracker", number, "--since", "2026-11-21") == {"replayed": 0}
     assert await run("deliveries", "replay", "--tracker", number) == {"replayed": 2}
@@ -164,14 +166,20 @@ async def test_requeue_delivers_quarantined_events(service: Service, run: Run, r
         ("trackers", "add", "1", "https://t.example/", "--event", "nonsense"),
     ],
 )
-def test_bad_usage_has_exit_code_2(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_has_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(cli, list(arguments)).exit_code == 2
 
 
-async def test_what_is_wrong_is_said(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
+async def test_errors_are_printed_with_exit_code_1(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
     result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
     assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (1, True)
     result = await invoke("trackers", "add", "1", "https://t.example/")
     assert (result.exit_code, "events" in result.output) == (1, True)
     result = await invoke("deliveries", "show", "nonsense")
     assert (result.exit_code, "no delivery" in result.output) == (1, True)
+
+
+def test_help_lists_options_in_the_order_in_which_people_need_them() -> None:
+    text = CliRunner().invoke(cli, ["trackers", "add", "--help"]).output
+    positions = [text.index(option) for option in ("--name", "--event", "--method", "--format", "--timeout", "--secret", "--json")]
+    assert positions == sorted(positions)

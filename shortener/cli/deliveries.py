@@ -1,0 +1,146 @@
+"""`shortener deliveries`: what was delivered to trackers, and replay.
+
+The commands work on the database; a running server sends the deliveries that become due.
+"""
+# Tested by tests/cli/test_trackers.py
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import ID, TIME
+from shortener.cli.trackers import open_trackers
+
+_COLUMNS = ("delivery_id", "created_at", "tracker_id", "event", "message_id", "status", "attempt", "last_status", "last_error")
+
+
+@click.group()
+def deliveries() -> None:
+    """List, show and replay deliveries of events; requeue quarantined events."""
+
+
+@deliveries.command("list")
+@click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
+@click.option("--application", type=ID, help="Only deliveries of this application.")
+@click.option("--status", type=click.Choice(["pending", "parked", "delivered", "dead"]), help="Only deliveries with this status.")
+@click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
+@click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of deliveries.")
+@click.option("--below", metavar="DELIVERY", help="Continue after this delivery, the last one of the previous page.")
+@json_option
+@async_command
+async def list_deliveries(
+    tracker: int | None,
+    application: int | None,
+    status: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    below: str | None,
+    as_json: bool,
+) -> None:
+    """List deliveries of a tracker or an application, newest first."""
+    from shortener.delivery.deliveries import Deliveries, DeliveryFilter
+    from shortener.delivery.tracker_presenter import delivery_fields
+    from shortener.ids import encode
+    from shortener.model import DeliveryStatus
+
+    if tracker is None and application is None:
+        raise click.UsageError("use --tracker or --application")
+    filters = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, since, until)
+    async with open_store() as database:
+        page = await Deliveries(database).page(filters, limit, None if below is None else _parse_delivery_id(below))
+    rows = [delivery_fields(delivery) for delivery in page.deliveries]
+    next_page = None if page.next is None else encode(page.next)
+
+    def print_text() -> None:
+        print_table(rows, *_COLUMNS)
+        if next_page:
+            click.echo(f"The next page: --below {next_page}")
+
+    print_result({"deliveries": rows, "next": next_page}, as_json, print_text)
+
+
+@deliveries.command("show")
+@click.argument("delivery")
+@json_option
+@async_command
+async def show_delivery(delivery: str, as_json: bool) -> None:
+    """Show one delivery and its attempts."""
+    from shortener.delivery.deliveries import Deliveries
+    from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
+
+    async with open_store() as database:
+        found, attempts = await Deliveries(database).get(_parse_delivery_id(delivery))
+    fields = delivery_fields(found)
+    rows = [attempt_fields(attempt) for attempt in attempts]
+
+    def print_text() -> None:
+        print_fields(fields)
+        print_table(rows, "attempt", "at", "milliseconds", "status", "error", "detail", "answer")
+
+    print_result(fields | {"attempts": rows}, as_json, print_text)
+
+
+@deliveries.command("replay")
+@click.argument("delivery", required=False)
+@click.option("--tracker", type=ID, help="Replay all dead deliveries of this tracker.")
+@click.option("--since", type=TIME, help="With --tracker: only deliveries created at this time or later (UTC).")
+@click.option("--until", type=TIME, help="With --tracker: only deliveries created before this time (UTC).")
+@json_option
+@async_command
+async def replay_deliveries(
+    delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, as_json: bool
+) -> None:
+    """Send one delivery, or the dead deliveries of a tracker, again, with all attempts."""
+    from shortener.delivery.deliveries import Deliveries, DeliveryFilter
+    from shortener.model import utcnow
+
+    if (delivery is None) == (tracker is None):
+        raise click.UsageError("use either a delivery or --tracker")
+    async with open_trackers() as (database, trackers, _settings):
+        stored = Deliveries(database)
+        if delivery is not None:
+            await stored.replay(_parse_delivery_id(delivery), utcnow())
+            replayed = 1
+        else:
+            found = await trackers.get(tracker or 0)
+            filters = DeliveryFilter(None, found.id, None, since, until)
+            replayed, last_id = await stored.replay_dead(filters, utcnow())
+            while last_id is not None:
+                count, last_id = await stored.replay_dead(filters, utcnow(), last_id)
+                replayed += count
+    print_result({"replayed": replayed}, as_json, lambda: click.echo(f"{replayed} deliveries are due again"))
+
+
+@deliveries.command("requeue")
+@json_option
+@async_command
+async def requeue_events(as_json: bool) -> None:
+    """Create the deliveries of quarantined events.
+
+    An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an upgrade.
+    """
+    from shortener.delivery import fanout
+
+    async with open_store() as database:
+        count = await fanout.requeue_events(database)
+    print_result({"requeued": count}, as_json, lambda: click.echo(f"{count} events requeued"))
+
+
+#: The former name of the command.
+deliveries.add_command(
+    click.Command("retell", params=requeue_events.params, callback=requeue_events.callback, hidden=True, help=requeue_events.help)
+)
+
+
+def _parse_delivery_id(text: str) -> int:
+    from shortener.ids import decode
+
+    delivery_id = decode(text)
+    if delivery_id is None:
+        raise click.ClickException(f"there is no delivery {text}")
+    return delivery_id

@@ -1,0 +1,70 @@
+"""Types of arguments and options: ids, times and durations."""
+# Tested by tests/cli/test_commands.py
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from shortener.times import parse_iso, to_utc
+
+MAX_ID = 2**31 - 1
+MAX_COMPANY_ID = 2**63 - 1
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Id(click.ParamType[int]):
+    """The id of an application, a key or a tracker."""
+
+    name = "id"
+
+    def __init__(self, largest: int = MAX_ID) -> None:
+        self._largest = largest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not re.fullmatch(r"[0-9]{1,20}", str(value)) or int(value) > self._largest:
+            self.fail(f"{value!r} is not an id; an id is a number from 0 to {self._largest}", param, ctx)
+        return int(value)
+
+
+class Time(click.ParamType[datetime]):
+    """A time in UTC: 2026-11-20, or 2026-11-20T12:00:00Z."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            return to_utc(parse_iso(str(value)))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
+
+
+class Duration(click.ParamType[timedelta]):
+    """A number with a unit: 90s, 15m, 24h, 7d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"(\d{1,6})([smhd])", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a duration such as 90s, 15m, 24h or 7d", param, ctx)
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+ID = Id()
+COMPANY_ID = Id(MAX_COMPANY_ID)
+TIME = Time()
+DURATION = Duration()
+
+since_option = click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: the oldest data.")
+until_option = click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")

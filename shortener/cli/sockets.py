@@ -1,0 +1,36 @@
+"""Listening sockets. A command binds its port before anything else, so that a port in use is reported first."""
+# Tested by tests/cli/test_serve.py
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import click
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a plain text."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}: {error.strerror or error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.set_inheritable(True)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"port {port} on {host} is already in use; choose another port with --port") from None
+        raise click.ClickException(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+    return listener
+
+
+def port_of(listener: socket.socket) -> int:
+    """Return the port of a bound socket."""
+    port: int = listener.getsockname()[1]
+    return port

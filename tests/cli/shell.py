@@ -1,0 +1,62 @@
+"""The command line for tests: in this process, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+from click.testing import CliRunner, Result
+
+from shortener.cli import cli
+from tests.servers import PATIENCE
+
+
+def environment_of(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a command on the installation in `folder`, without the settings of the test run itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    return environment | {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"} | more
+
+
+class InProcessShell:
+    """Runs commands on the installation in `folder` in this process. It is faster, and shows what commands do."""
+
+    def __init__(self, folder: Path, **more: str) -> None:
+        self.folder = folder
+        self._environment: dict[str, str | None] = {name: None for name in os.environ if name.startswith("SHORTENER_")}
+        self._environment |= environment_of(folder, **more)
+
+    def __call__(self, *words: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(cli, words, env=self._environment)
+        assert result.exit_code == code, (result.stderr, result.stdout, result.exception)
+        return result
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return orjson.loads(self(*words, "--json", code=code).stdout)
+
+
+class Shell:
+    """Runs commands on the installation in `folder` as processes. It shows how a process starts, prints and exits."""
+
+    def __init__(self, folder: Path, **more: str) -> None:
+        self.folder = folder
+        self.environment = environment_of(folder, **more)
+
+    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "shortener", *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=3 * PATIENCE,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return orjson.loads(self(*words, "--json", code=code).stdout)
