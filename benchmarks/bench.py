@@ -1,9 +1,11 @@
-"""`make bench`: one run on this machine, one table: figure, ratio to the ceiling of the same run, target, met or not.
+"""`make bench`: one run on this machine, one table: figure, ratio to the baseline of the same run, target, met or not.
 
-    python -m benchmarks.bench [--quick] [--only WORD ...] [--folder DIR] [--json] [--chart FILE.svg]
+    python -m benchmarks.bench [--quick] [--only PART ...] [--compare CHECKOUT] [--folder DIR] [--json] [--chart FILE.svg]
 
-`--quick` uses 200,000 links and short runs. Without it a million links are made first, and ten million for the row about many
-links, which takes some ten minutes and 10 GB in `--folder`.
+`--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million for the rows about many links; this
+takes about ten minutes and 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy (`traffic.py`).
+
+`--compare CHECKOUT` measures this code and the code in another folder, in alternating rounds, with a server of each.
 """
 
 from __future__ import annotations
@@ -23,59 +25,66 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deliveries, growth, loads, postgresql, rig
+from benchmarks import deliveries, growth, loads, postgresql, rig, traffic
+from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
-CONVERTED = 100_000  # messages
+CONVERTED_MESSAGES = 100_000
+ROUNDS = 5  # of each load and each checkout, with --compare
 
 
 class Run:
+    """The sizes and durations of a run, the rate of its baseline, and its figures."""
+
     def __init__(self, quick: bool) -> None:
         self.seconds = 4.0 if quick else 10.0
         self.many = 200_000 if quick else 1_000_000
         self.most = 1_000_000 if quick else 10_000_000
-        self.newest = 500_000 if quick else 1_000_000  # of these
-        self.folder: Path | None = None  # of the large files; the temporary one
-        self.raw = 0.0
+        self.newest = 500_000 if quick else 1_000_000  # the newest of these links
+        self.folder: Path | None = None  # for large files; None: the system's folder for temporary files
+        self.baseline = 0.0  # responses per second
         self.figures: list[Figure] = []
 
-    def add(self, work: str, value: float, unit: str, *, target: float | None = None, of_raw: bool = True, note: str = "") -> None:
-        ratio = value / self.raw if of_raw and self.raw else None
+    def add(
+        self, work: str, value: float, unit: str, *, target: float | None = None, relative: bool = True, note: str = ""
+    ) -> None:
+        """Add a figure. With `relative` its target is a ratio to the baseline, otherwise a value in `unit`."""
+        ratio = value / self.baseline if relative and self.baseline else None
         measured = ratio if ratio is not None else value
         met = None if target is None else measured >= target
-        text = "" if target is None else (f"{target:.2f} of raw" if ratio is not None else f"{target:,.0f} {unit}")
+        text = "" if target is None else (f"{target:.2f} of baseline" if ratio is not None else f"{target:,.0f} {unit}")
         self.figures.append(Figure(work, value, unit, ratio, text, met, note))
 
 
-def check_recorded(server: Server, before: int, answered: int, slack: int = 64) -> None:
-    """Every 302 that was counted has its row; wrk may leave as many requests under way as it has connections."""
+def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
+    """Exit if a counted 302 has no row. wrk may leave as many requests unfinished as it has connections."""
     recorded = server.query("SELECT count(*) FROM hits") - before
-    if not answered <= recorded <= answered + slack:
-        sys.exit(f"the run is void: {answered} redirects were answered, {recorded} hits are in the store")
+    if not responses <= recorded <= responses + slack:
+        sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")
 
 
 def settled(server: Server, table: str = "hits") -> int:
-    """The number of rows, once what wrk left under way is done."""
-    time.sleep(0.5)  # the last answers may be under way
+    """Return the number of rows after the unfinished requests of wrk are done."""
+    time.sleep(0.5)
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
 
 
 def clicks(run: Run) -> None:
+    """First clicks, repeated clicks and unknown codes, while a tracker receives the events."""
     with deliveries.receiver() as sink, rig.server() as server:
         started = time.perf_counter()
         codes = server.links(run.many)
         filled = time.perf_counter() - started
         with server.api() as client:
             tracker = {"name": "bench", "url": f"http://127.0.0.1:{sink.port}/", "events": ["state"], "format": "scg"}
-            answer = client.post("/api/v1/trackers", json=tracker)
-            answer.raise_for_status()
+            client.post("/api/v1/trackers", json=tracker).raise_for_status()
         distinct = loads.first_clicks(server, codes)
         before = settled(server)
         load = distinct.run(run.seconds)
         check_recorded(server, before, load.requests)
         firsts = server.query("SELECT count(*) FROM first_clicks WHERE at IS NOT NULL")
-        note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks out of {run.many:,} links, "
+        note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms (target 10), {firsts:,} first clicks of {run.many:,} links, "
         note += f"{sink.count():,} delivered meanwhile"
         run.add("first clicks, distinct links", load.per_second, "/s", target=0.45, note=note)
         before = settled(server)
@@ -84,178 +93,196 @@ def clicks(run: Run) -> None:
         run.add("repeat clicks, one hot link", load.per_second, "/s", target=0.50, note=f"p99 {load.p99:.1f} ms")
         load = loads.unknown_codes(server).run(run.seconds)
         run.add(
-            "unknown codes", load.per_second, "/s", target=0.60, note=f"p99 {load.p99:.1f} ms, {load.not_2xx_3xx:,} answered 404"
+            "unknown codes",
+            load.per_second,
+            "/s",
+            target=0.60,
+            note=f"p99 {load.p99:.1f} ms, {load.not_2xx_3xx:,} responses were 404",
         )
-        run.add("links made, 500 recipients a request", run.many / filled, "/s", of_raw=False, note="one connection, while filling")
-        run.add("resident memory", server.resident_mb, "MB", of_raw=False)
+        run.add("links created, 500 recipients a request", run.many / filled, "/s", relative=False, note="one connection")
+        run.add("resident memory", server.resident_mb, "MB", relative=False)
 
 
-def lonely(run: Run) -> None:
-    """One person alone: every click is a first one, and waits for its own commit. On a server that has run for a while: its WAL is
-    written over, which a disk does faster than letting it grow."""
+def single(run: Run) -> None:
+    """First clicks of one client at a time: each waits for its own commit.
+
+    The server first gets enough clicks that its WAL restarts at its beginning, because a disk overwrites a file faster than it
+    extends one."""
     with rig.server() as server:
         paths = [f"/{code}" for code in server.links(60_000)]
         salts = server.salts_of_wal()
-        rig.wrk(server.base, seconds=7, connections=1, script=rig.script(server.folder, "before", paths[:30_000]))
+        rig.wrk(server.base, traffic.script(server.folder, "before", paths[:30_000]), seconds=7, connections=1)
         if server.salts_of_wal() == salts:
-            sys.exit("the run is void: the WAL did not begin anew")
+            sys.exit("the run is void: the WAL did not restart at its beginning")
         before = settled(server)
-        script = rig.script(server.folder, "lonely", paths[30_000:])
-        alone = rig.wrk(server.base, seconds=3, connections=1, script=script)
-        check_recorded(server, before, alone.requests)
-        if alone.requests > 30_000:
+        load = rig.wrk(server.base, traffic.script(server.folder, "single", paths[30_000:]), seconds=3, connections=1)
+        check_recorded(server, before, load.requests)
+        if load.requests > 30_000:
             sys.exit("the run is void: links were clicked twice")
         fsync = rig.fsync_ms(server.folder)
-    raw = rig.measure_raw(2, connections=1)
-    most = 3 * raw.p50 + fsync
-    note = f"p99 {alone.p99:.2f} ms; raw {raw.p50:.3f} ms, an fsync {fsync:.3f} ms"
-    run.figures.append(Figure("one lonely click", alone.p50, "ms", target=f"{most:.2f} ms", met=alone.p50 < most, note=note))
+    baseline = rig.measure_baseline(2, connections=1)
+    limit = 3 * baseline.p50 + fsync
+    note = f"p99 {load.p99:.2f} ms; baseline {baseline.p50:.3f} ms, an fsync {fsync:.3f} ms"
+    run.figures.append(Figure("a single click", load.p50, "ms", target=f"{limit:.2f} ms", met=load.p50 < limit, note=note))
 
 
 def rewrites(run: Run) -> None:
+    """Rewrites of one and of 100 recipients a request."""
     with rig.server() as server:
         for recipients, connections in ((1, 64), (100, 16)):
             work = loads.rewrites(server, recipients, connections)
             work.run(1)
             before = settled(server, "links")
             load = work.run(run.seconds)
-            made = server.query("SELECT count(*) FROM links") - before
-            if not load.requests * recipients <= made <= (load.requests + connections) * recipients or load.not_2xx_3xx:
-                sys.exit(f"the run is void: {load.requests} rewrites of {recipients} were answered, {made} links are in the store")
+            created = server.query("SELECT count(*) FROM links") - before
+            if not load.requests * recipients <= created <= (load.requests + connections) * recipients or load.not_2xx_3xx:
+                sys.exit(
+                    f"the run is void: {load.requests} rewrites of {recipients} succeeded, but {created} links are in the database"
+                )
             note = f"p99 {load.p99:.1f} ms"
             if recipients == 1:
                 run.add("rewrite, one message a request", load.per_second, "/s", target=0.12, note=note)
             else:
                 value = load.per_second * recipients
-                run.add("rewrite, 100 recipients a request", value, "messages/s", target=20_000, of_raw=False, note=note)
+                run.add("rewrite, 100 recipients a request", value, "messages/s", target=20_000, relative=False, note=note)
 
 
 def conversions(run: Run) -> None:
+    """Conversions, one for each message."""
     with rig.server() as server:
-        load = loads.conversions(server, CONVERTED).run(run.seconds)
-        made = server.query("SELECT count(*) FROM conversions")
-        if load.not_2xx_3xx or made < min(load.requests, CONVERTED):
-            sys.exit(f"the run is void: {load.requests} conversions were answered, {made} are in the store")
-        run.add("conversions in", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {made:,} stored")
+        load = loads.conversions(server, CONVERTED_MESSAGES).run(run.seconds)
+        stored = server.query("SELECT count(*) FROM conversions")
+        if load.not_2xx_3xx or stored < min(load.requests, CONVERTED_MESSAGES):
+            sys.exit(f"the run is void: {load.requests} conversions succeeded, but {stored} are in the database")
+        run.add("conversions received", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {stored:,} stored")
 
 
-#: A store of so many links lets a run be only so short: each click is a first one, on a link that nobody clicked before.
-FEW, WARMING, SHORT, TIMES = 100_000, 35_000, 2.0, 3
+#: The runs of `many` are short, because each click must be the first one of its link and the small database has few links.
+FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 
 
 def many(run: Run) -> None:
-    """The same clicks on a store of 100,000 links and on one of many more, made by the service's own statements: on any of them, as
-    likely as another, and then on the newest alone, where people's clicks are. Medians of short runs, each on its own server."""
+    """First clicks on a database of 100,000 links and on a much larger one, filled by the service's own statements.
+
+    In the larger one the clicks go to random links, and then to random links of the newest ones, as most clicks in practice do.
+    The figures are medians of short runs, each with a new server."""
     chance = random.Random(1)
     few: list[Load] = []
-    for _ in range(TIMES):
-        with _grown(run, FEW) as (url, folder, codes):
-            few.append(_short_run(url, folder, chance.sample(codes, FEW))[0])
-    rate = _add_median(run, f"first clicks, {FEW:,} links", few)
+    for _ in range(REPEATS):
+        with _grown(run, FEW_LINKS) as (url, folder, codes):
+            few.append(_short_run(url, folder, chance.sample(codes, FEW_LINKS))[0])
+    rate = _add_median(run, f"first clicks, {FEW_LINKS:,} links", few)
     with _grown(run, run.most) as (url, folder, codes):
-        any_of_them = chance.sample(codes, FEW * TIMES)
-        clicked = set(any_of_them)
-        newest = chance.sample([code for code in codes[-run.newest :] if code not in clicked], FEW * TIMES)
+        random_links = chance.sample(codes, FEW_LINKS * REPEATS)
+        clicked = set(random_links)
+        newest = chance.sample([code for code in codes[-run.newest :] if code not in clicked], FEW_LINKS * REPEATS)
         memory = 0.0
-        for which, chosen in (("", any_of_them), (f", on the newest {run.newest:,}", newest)):
-            loads = []
-            for start in range(TIMES):
-                load, memory = _short_run(url, folder, chosen[start::TIMES])
-                loads.append(load)
-            ratio = _add_median(run, f"first clicks, {run.most:,} links{which}", loads) / rate
-            name = f"{run.most:,} links instead of {FEW:,}{which}"
+        for which, chosen in (("", random_links), (f", on the newest {run.newest:,}", newest)):
+            results = []
+            for start in range(REPEATS):
+                load, memory = _short_run(url, folder, chosen[start::REPEATS])
+                results.append(load)
+            ratio = _add_median(run, f"first clicks, {run.most:,} links{which}", results) / rate
+            name = f"{run.most:,} links instead of {FEW_LINKS:,}{which}"
             run.figures.append(Figure(name, ratio, "x", target="0.80 x", met=ratio >= 0.8))
     run.figures.append(Figure(f"resident memory with {run.most:,} links", memory, "MB", target="200 MB", met=memory <= 200))
 
 
 @contextlib.contextmanager
 def _grown(run: Run, links: int) -> Iterator[tuple[str, Path, list[str]]]:
-    """The URL of a store with so many links, its folder, and their codes, oldest first."""
+    """Create a database with `links` links. Yield its URL, its folder, and the codes, oldest first."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-many-", dir=run.folder))
     try:
-        with growth.store("sqlite", folder) as url:
+        with growth.empty_database("sqlite", folder) as url:
             yield url, folder, asyncio.run(growth.fill(url, folder, links, 80, 0.0, growth.Grown("sqlite", links)))
     finally:
         shutil.rmtree(folder)
 
 
 def _short_run(url: str, folder: Path, codes: Sequence[str]) -> tuple[Load, float]:
-    """Clicks on these links, with a fresh server; and its memory in MB."""
+    """Start a server and click on these links. Return the load and the server's memory in MiB."""
     with rig.server(data_dir=str(folder), database_url=url, secret=growth.SECRET) as server:
-        for name, some, seconds in (("warming", codes[:WARMING], SHORT / 2), ("many", codes[WARMING:], SHORT)):
+        for name, part, seconds in (
+            ("warm_up", codes[:WARM_UP_CLICKS], SHORT_SECONDS / 2),
+            ("many", codes[WARM_UP_CLICKS:], SHORT_SECONDS),
+        ):
             before = settled(server)
-            load = rig.wrk(server.base, seconds=seconds, script=rig.script(folder, name, [f"/{code}" for code in some]))
+            load = rig.wrk(server.base, traffic.script(folder, name, [f"/{code}" for code in part]), seconds=seconds)
             check_recorded(server, before, load.requests)
-            if load.requests > len(some):
-                sys.exit(f"the run is void: {load.requests} clicks came on {len(some)} links, and were not all first ones")
+            if load.requests > len(part):
+                sys.exit(f"the run is void: {load.requests} clicks went to {len(part)} links, so not all were first clicks")
         return load, server.resident_mb
 
 
-def _add_median(run: Run, work: str, loads: Sequence[Load]) -> float:
-    rate = rig.median([load.per_second for load in loads])
-    run.add(work, rate, "/s", note=f"p99 {rig.median([load.p99 for load in loads]):.1f} ms; medians of {len(loads)} runs")
+def _add_median(run: Run, work: str, results: Sequence[Load]) -> float:
+    rate = rig.median([load.per_second for load in results])
+    run.add(work, rate, "/s", note=f"p99 {rig.median([load.p99 for load in results]):.1f} ms; medians of {len(results)} runs")
     return rate
 
 
 def purging(run: Run) -> None:
-    """Expired links go while people click, at the pace that growth.py clicks at."""
+    """The latency of clicks while expired links are purged, at the rate of clicks of growth.py."""
     links = 5 * run.many
     found = growth.Grown("sqlite", links)
     folder = Path(tempfile.mkdtemp(prefix="shortener-purge-", dir=run.folder))
     try:
-        with growth.store("sqlite", folder) as url:
+        with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            growth.clicks_beside_the_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # two checkpoints
+            growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # two checkpoints
     finally:
         shutil.rmtree(folder)
     without, beside = found.clicks["without"].p99, found.clicks["with"].p99
-    note = f"p99 {without:.1f} ms without, {beside:.1f} ms beside it; {found.purged_per_second:,.0f} messages a second went"
+    note = f"p99 {without:.1f} ms without a purge, {beside:.1f} ms during it"
+    note += f"; {found.purged_per_second:,.0f} messages a second were purged"
     run.figures.append(
-        Figure("purge beside clicks, p99", beside / without, "x", target="below 2 x", met=beside < 2 * without, note=note)
+        Figure("clicks during a purge, p99", beside / without, "x", target="below 2 x", met=beside < 2 * without, note=note)
     )
 
 
 def delivering(run: Run) -> None:
+    """Deliveries to a local receiver."""
     with deliveries.receiver() as sink:
         rate = uvloop.run(deliveries.deliver(sink.port, 20_000, 4, 64))
         if sink.count() != 20_000:
-            sys.exit("the run is void: the receiver got another number of deliveries than were due")
-    run.add("deliveries out", rate, "/s", target=deliveries.LEAST_PER_SECOND, of_raw=False, note="everything durable, 4 trackers")
+            sys.exit("the run is void: the receiver did not get each delivery once")
+    run.add("deliveries sent", rate, "/s", target=deliveries.MIN_PER_SECOND, relative=False, note="everything durable, 4 trackers")
 
 
 def scaled_out(run: Run) -> None:
-    """PostgreSQL and Redis on the same two cores; with a ceiling of its own run."""
+    """PostgreSQL and Redis on the same machine, with a baseline of their own run."""
     for figure in postgresql.measure(50_000 if run.many < 1_000_000 else 500_000, run.seconds):
         if figure.work.startswith("first clicks"):
             assert figure.ratio is not None
-            figure.target, figure.met = "0.15 of raw", figure.ratio >= 0.15
+            figure.target, figure.met = "0.15 of baseline", figure.ratio >= 0.15
         figure.work = f"PostgreSQL + Redis: {figure.work}"
         run.figures.append(figure)
 
 
 def starting(run: Run) -> None:
-    def clock(*command: str) -> float:
+    """The time of `--help` and of the first start of a server."""
+
+    def seconds_of(*command: str) -> float:
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            start = time.perf_counter()
             subprocess.run([sys.executable, "-m", "shortener", *command], check=True, capture_output=True)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         return rig.median(times)
 
-    helped = clock("--help")
-    run.figures.append(Figure("shortener --help", helped, "s", target="0.3 s", met=helped <= 0.3))
+    help_seconds = seconds_of("--help")
+    run.figures.append(Figure("shortener --help", help_seconds, "s", target="0.3 s", met=help_seconds <= 0.3))
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         with rig.server():
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     first = rig.median(times)
-    run.figures.append(Figure("start to first answer (fresh folder)", first, "s", target="1.0 s", met=first <= 1.0))
+    run.figures.append(Figure("start to first response (empty folder)", first, "s", target="1.0 s", met=first <= 1.0))
 
 
 WORKS: dict[str, Callable[[Run], None]] = {
     "clicks": clicks,
-    "lonely": lonely,
+    "single": single,
     "rewrites": rewrites,
     "conversions": conversions,
     "deliveries": delivering,
@@ -266,52 +293,93 @@ WORKS: dict[str, Callable[[Run], None]] = {
 }
 
 
+def compare(run: Run, other: Path) -> None:
+    """Measure the loads with this code and with the code in `other`, in alternating rounds, each round with the baseline."""
+    with contextlib.ExitStack() as stack:
+        base, script = stack.enter_context(rig.baseline_server())
+        servers = {checkout: stack.enter_context(rig.server(checkout)) for checkout in (other, rig.ROOT)}
+        codes = {checkout: server.links(run.many) for checkout, server in servers.items()}
+        works: dict[str, Callable[[Server, list[str], int], Work]] = {
+            "first clicks, distinct links": _some_first_clicks,
+            "repeat clicks, one hot link": lambda server, codes, _: loads.repeat_clicks(server, codes[0]),
+            "unknown codes": lambda server, _, __: loads.unknown_codes(server),
+            "rewrite, one message a request": lambda server, _, __: loads.rewrites(server, 1, 64),
+            "conversions received": lambda server, _, __: loads.conversions(server, CONVERTED_MESSAGES),
+        }
+        for name, work in works.items():
+            print(f"{name} ...", file=sys.stderr)
+            baseline: list[float] = []
+            results: dict[Path, list[Load]] = {checkout: [] for checkout in servers}
+            for number in range(ROUNDS):
+                baseline.append(rig.wrk(base, script, seconds=run.seconds / 2).per_second)
+                for checkout in sorted(servers, reverse=bool(number % 2)):
+                    server = servers[checkout]
+                    results[checkout].append(work(server, codes[checkout], number).run(run.seconds))
+            rates = {checkout: rig.median([load.per_second for load in loads]) for checkout, loads in results.items()}
+            for checkout, label in ((other, "other"), (rig.ROOT, "this")):
+                p99 = rig.median([load.p99 for load in results[checkout]])
+                ratio = rates[checkout] / rig.median(baseline)
+                run.figures.append(Figure(f"{name} ({label})", rates[checkout], "/s", ratio=ratio, note=f"p99 {p99:.1f} ms"))
+            run.figures[-1].note += f", {rates[rig.ROOT] / rates[other]:.2f} x the other; medians of {ROUNDS} rounds"
+
+
+def _some_first_clicks(server: Server, codes: list[str], number: int) -> Work:
+    """Return clicks on the links of one round. No link belongs to two rounds."""
+    random.Random(1).shuffle(part := codes[number::ROUNDS])
+    return Work(server.base, traffic.script(server.folder, f"distinct{number}", [f"/{code}" for code in part]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="200,000 links, short runs")
-    parser.add_argument("--only", choices=WORKS, nargs="+", help="parts of the table")
-    parser.add_argument("--folder", type=Path, help="for the large files")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--quick", action="store_true", help="use 200,000 links and short runs")
+    parser.add_argument("--only", choices=WORKS, nargs="+", help="measure only these parts of the table")
+    parser.add_argument(
+        "--compare", type=Path, metavar="CHECKOUT", help="measure the code in this folder too, in alternating rounds"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for large files")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--chart", type=Path, help="write a bar chart as SVG")
     options = parser.parse_args()
     rig.need_wrk()
     run = Run(options.quick)
     run.folder = options.folder
-    before = rig.measure_raw(run.seconds / 2).per_second
-    run.raw = before
+    before = run.baseline = rig.measure_baseline(run.seconds / 2).per_second
+    if options.compare:
+        compare(run, options.compare.resolve())
     for name, work in WORKS.items():
-        if options.only is None or name in options.only:
+        if not options.compare and (options.only is None or name in options.only):
             print(f"{name} ...", file=sys.stderr)
             work(run)
-    after = rig.measure_raw(run.seconds / 2).per_second
+    after = rig.measure_baseline(run.seconds / 2).per_second
     drift = abs(after - before) / before
     if options.json:
-        print(json.dumps({"raw": [before, after], "figures": [vars(figure) for figure in run.figures]}, indent=2))
+        print(json.dumps({"baseline": [before, after], "figures": [vars(figure) for figure in run.figures]}, indent=2))
     else:
-        print(f"raw: {before:,.0f}/s before, {after:,.0f}/s after" + ("  (a noisy machine: read with care)" if drift > 0.1 else ""))
+        warning = "  (the machine was not idle: the figures are not reliable)" if drift > 0.1 else ""
+        print(f"baseline: {before:,.0f}/s before, {after:,.0f}/s after{warning}")
         print(rig.table(run.figures))
     if options.chart:
         options.chart.write_text(chart(run.figures))
 
 
 def chart(figures: list[Figure]) -> str:
-    """Bars of the ratios to raw, with a mark at each target."""
+    """Return an SVG bar chart of the ratios to the baseline, with a line at each target."""
     bars = [figure for figure in figures if figure.ratio is not None]
     height = 30 * len(bars) + 40
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="13">',
         f'<rect width="760" height="{height}" fill="white"/>',
-        '<text x="10" y="20">Share of the raw ASGI ceiling in the same run; the line marks the target</text>',
+        '<text x="10" y="20">Ratio to the bare ASGI application in the same run; the line marks the target</text>',
     ]
-    for index, one in enumerate(bars):
-        assert one.ratio is not None
+    for index, figure in enumerate(bars):
+        assert figure.ratio is not None
         y = 34 + 30 * index
-        colour = {None: "#777", True: "#2a7", False: "#c63"}[one.met]
-        parts.append(f'<text x="10" y="{y + 15}">{one.work}</text>')
-        parts.append(f'<rect x="270" y="{y}" width="{400 * min(one.ratio, 1):.0f}" height="20" fill="{colour}"/>')
-        parts.append(f'<text x="{276 + 400 * min(one.ratio, 1):.0f}" y="{y + 15}">{one.ratio:.2f}</text>')
-        if one.target:
-            x = 270 + 400 * float(one.target.split()[0])
+        colour = {None: "#777", True: "#2a7", False: "#c63"}[figure.met]
+        parts.append(f'<text x="10" y="{y + 15}">{figure.work}</text>')
+        parts.append(f'<rect x="270" y="{y}" width="{400 * min(figure.ratio, 1):.0f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{276 + 400 * min(figure.ratio, 1):.0f}" y="{y + 15}">{figure.ratio:.2f}</text>')
+        if figure.target:
+            x = 270 + 400 * float(figure.target.split()[0])
             parts.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{y - 3}" y2="{y + 23}" stroke="black"/>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 

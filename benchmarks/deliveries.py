@@ -1,12 +1,12 @@
 """Deliveries: python -m benchmarks.deliveries speed | isolation | backlog
 
-speed      Events that are in the log already are fanned out, claimed, rendered, signed, POSTed to a receiver in a process of its
-           own, and recorded, everything durable, on SQLite with synchronous=FULL. Beside it, in the same run and to the same
-           receiver, what httpx 0.28 sends from its own pool with 64 requests in flight, with nothing stored.
-isolation  A real server with 50 trackers, clicked at a fixed rate: the time from an event to its arrival, without and with one
-           more tracker that never answers, in turns.
-backlog    A real server, clicked at a fixed rate, first at rest and then while 100,000 deliveries become due at once: the time
-           that a redirect takes, and the memory of the server.
+speed      The service fans out stored events, claims, renders and signs the deliveries, POSTs them to a receiver in another
+           process and records the outcomes. Each step is durable, on SQLite with synchronous=FULL. The same run measures how many
+           requests httpx sends to the same receiver with 64 requests in flight, without storing anything.
+isolation  A real server with 50 trackers gets clicks at a fixed rate. Measures the time from an event to its arrival at a tracker,
+           alternately without and with a tracker that never responds.
+backlog    A real server gets clicks at a fixed rate, first without deliveries and then while 100,000 deliveries become due at once.
+           Measures the latency of redirects and the memory of the server.
 
 Exits with 1 if a target is missed.
 """
@@ -33,6 +33,7 @@ import httpx
 import uvloop
 from sqlalchemy import Connection, insert
 
+from benchmarks import traffic
 from benchmarks.rig import PHONE, free_port, wait_for
 from shortener.accounts.administration import create_application
 from shortener.container import Service, open_service
@@ -43,14 +44,14 @@ from shortener.outbox.events import Event
 from shortener.settings import load
 from shortener.storage import schema
 
-LEAST_PER_SECOND = 3000.0
-LEAST_TIMES_HTTPX = 8.0
-MOST_SLOWER = 1.1  # p95 from event to arrival, with a hanging tracker beside it
-MOST_MEGABYTES = 250.0
-MOST_TIMES_P99 = 2.0
+MIN_PER_SECOND = 3000.0
+MIN_RATIO_TO_HTTPX = 8.0
+MAX_ISOLATION_RATIO = 1.1  # of the p95 from event to arrival, with to without a hanging tracker
+MAX_MEGABYTES = 250.0
+MAX_P99_RATIO = 2.0  # of a redirect, with to without deliveries
 
 HTTPX_IN_FLIGHT, HTTPX_REQUESTS = 64, 2000
-PIECE = 5000  # rows of one transaction of the preparation
+BATCH_ROWS = 5000  # of one transaction of the preparation
 
 
 def main() -> int:
@@ -58,12 +59,12 @@ def main() -> int:
     modes = parser.add_subparsers(required=True)
     speed = modes.add_parser("speed")
     speed.add_argument("--events", type=int, default=20_000)
-    speed.add_argument("--trackers", type=int, default=4, help="that the events are spread over")
-    speed.add_argument("--concurrency", type=int, default=64, help="of each tracker")
+    speed.add_argument("--trackers", type=int, default=4, help="number of trackers that share the events")
+    speed.add_argument("--concurrency", type=int, default=64, help="requests in flight to each tracker")
     speed.set_defaults(run=measure_speed)
     isolation = modes.add_parser("isolation")
-    isolation.add_argument("--seconds", type=float, default=2.0, help="of each turn")
-    isolation.add_argument("--turns", type=int, default=20, help="without, and as many with the hanging tracker")
+    isolation.add_argument("--seconds", type=float, default=2.0, help="duration of each round")
+    isolation.add_argument("--rounds", type=int, default=20, help="rounds without, and as many with the hanging tracker")
     isolation.set_defaults(run=measure_isolation)
     backlog = modes.add_parser("backlog")
     backlog.add_argument("--deliveries", type=int, default=100_000)
@@ -80,19 +81,21 @@ def main() -> int:
 
 
 def measure_speed(options: argparse.Namespace, sink: Sink) -> bool:
+    """Print the rates. Return whether the targets are met."""
     rate = uvloop.run(deliver(sink.port, options.events, options.trackers, options.concurrency))
     received = sink.count()
     httpx_rate = uvloop.run(post_with_httpx(sink.port))
-    print(f"deliveries                  {rate:8.0f} /s   (at least {LEAST_PER_SECOND:.0f})")
+    print(f"deliveries                  {rate:8.0f} /s   (at least {MIN_PER_SECOND:.0f})")
     print(f"httpx {httpx.__version__}, {HTTPX_IN_FLIGHT} in flight     {httpx_rate:8.0f} /s")
-    print(f"ratio                       {rate / httpx_rate:8.1f}      (at least {LEAST_TIMES_HTTPX:.0f})")
+    print(f"ratio                       {rate / httpx_rate:8.1f}      (at least {MIN_RATIO_TO_HTTPX:.0f})")
     if received != options.events:
-        print(f"the receiver got {received} requests, {options.events} were due")
+        print(f"the receiver got {received} requests instead of {options.events}")
         return False
-    return rate >= LEAST_PER_SECOND and rate >= LEAST_TIMES_HTTPX * httpx_rate
+    return rate >= MIN_PER_SECOND and rate >= MIN_RATIO_TO_HTTPX * httpx_rate
 
 
 async def deliver(port: int, count: int, trackers: int, concurrency: int) -> float:
+    """Deliver `count` stored events to `trackers` trackers on this port. Return the deliveries per second."""
     with tempfile.TemporaryDirectory() as folder:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
         try:
@@ -100,16 +103,17 @@ async def deliver(port: int, count: int, trackers: int, concurrency: int) -> flo
                 url = f"http://127.0.0.1:{port}/{application}?message={{message_id}}&click={{click_id}}"
                 await add_tracker(service, application, url, concurrency=concurrency)
             await fill(service, count, trackers)
-            began = time.perf_counter()
+            start = time.perf_counter()
             service.start(web=False)
             while service.dispatcher.totals.delivered < count:
-                await asyncio.sleep(0.005)  # and look again
-            return count / (time.perf_counter() - began)
+                await asyncio.sleep(0.005)
+            return count / (time.perf_counter() - start)
         finally:
             await service.close()
 
 
 async def post_with_httpx(port: int) -> float:
+    """Return the requests per second that httpx sends to this port."""
     body = b"x" * 900
     limits = httpx.Limits(max_connections=HTTPX_IN_FLIGHT, max_keepalive_connections=HTTPX_IN_FLIGHT)
     async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
@@ -119,9 +123,9 @@ async def post_with_httpx(port: int) -> float:
                 (await client.post(f"http://127.0.0.1:{port}/", content=body)).raise_for_status()
 
         share = HTTPX_REQUESTS // HTTPX_IN_FLIGHT
-        began = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(work(share) for _ in range(HTTPX_IN_FLIGHT)))
-        return share * HTTPX_IN_FLIGHT / (time.perf_counter() - began)
+        return share * HTTPX_IN_FLIGHT / (time.perf_counter() - start)
 
 
 # Isolation.
@@ -132,34 +136,35 @@ def measure_isolation(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
+    """Print the times. Return whether the target is met."""
     healthy, clicks_a_second = 50, 10
     with tempfile.TemporaryDirectory() as folder:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
         for number in range(healthy):
             await add_tracker(service, 1, f"http://127.0.0.1:{sink.port}/{number}?t={{timestamp}}")
         hanging = await add_tracker(service, 1, f"http://127.0.0.1:{sink.port}/hang", enabled=False)
-        codes = await unclicked(service, int(options.seconds * clicks_a_second * (2 * options.turns + 1)), application=1)
+        codes = await unclicked(service, int(options.seconds * clicks_a_second * (2 * options.rounds + 1)), application=1)
         first = service.first_credentials
         await service.close()
         assert first is not None
-        # Short turns, all of a kind together: the machine's own moods fall on both alike.
-        took: dict[bool, list[float]] = {False: [], True: []}
+        # The rounds are short and alternate, so that variations of the machine affect both kinds.
+        milliseconds: dict[bool, list[float]] = {False: [], True: []}
         with server(Path(folder)) as (port, _):
-            await click(port, codes, clicks_a_second, options.seconds / 2)  # warm
+            await click(port, codes, clicks_a_second, options.seconds / 2)  # warm-up
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 client.headers["X-API-Key"] = first.api_key
-                for turn in range(2 * options.turns):
-                    with_hanging = turn % 2 == 1
-                    answer = await client.patch(f"/api/v1/trackers/{hanging}", json={"enabled": with_hanging})
-                    answer.raise_for_status()
+                for round_ in range(2 * options.rounds):
+                    with_hanging = round_ % 2 == 1
+                    response = await client.patch(f"/api/v1/trackers/{hanging}", json={"enabled": with_hanging})
+                    response.raise_for_status()
                     sink.latencies()
                     await click(port, codes, clicks_a_second, options.seconds)
-                    took[with_hanging] += sink.latencies()
-    alone, beside = (quantile(took[which], 0.95) for which in (False, True))
-    print(f"{healthy} trackers, p95 from event to arrival           {alone:7.1f} ms")
-    print(f"the same beside one that never answers      {beside:7.1f} ms")
-    print(f"ratio                                       {beside / alone:7.2f}      (at most {MOST_SLOWER})")
-    return beside <= alone * MOST_SLOWER
+                    milliseconds[with_hanging] += sink.latencies()
+    without, with_hanging_tracker = (quantile(milliseconds[kind], 0.95) for kind in (False, True))
+    print(f"{healthy} trackers, p95 from event to arrival           {without:7.1f} ms")
+    print(f"the same with one that never responds       {with_hanging_tracker:7.1f} ms")
+    print(f"ratio                                       {with_hanging_tracker / without:7.2f}      (at most {MAX_ISOLATION_RATIO})")
+    return with_hanging_tracker <= without * MAX_ISOLATION_RATIO
 
 
 # Backlog.
@@ -170,6 +175,7 @@ def measure_backlog(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 async def clear(options: argparse.Namespace, sink: Sink) -> bool:
+    """Print the latencies and the memory. Return whether the targets are met."""
     with tempfile.TemporaryDirectory() as folder:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
         one, other = await applications(service, 2)
@@ -181,10 +187,10 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
         await service.close()
         assert first is not None
         with server(Path(folder), delivery_recovery_rate="100000") as (port, pid):
-            await click(port, codes, options.rate, 2)  # warm
+            await click(port, codes, options.rate, 2)  # warm-up
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)  # until the clicks have begun
+            await asyncio.sleep(0.2)  # until the first clicks
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()
@@ -192,48 +198,51 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
             delivered = sink.count()
             megabytes = peak_megabytes(pid)
     before, during = quantile(idle, 0.99), quantile(busy, 0.99)
-    print(f"redirect at rest        p50 {quantile(idle, 0.5):6.1f} ms   p99 {before:6.1f} ms   ({options.rate} clicks a second)")
-    print(f"with deliveries due     p50 {quantile(busy, 0.5):6.1f} ms   p99 {during:6.1f} ms   ({delivered} delivered meanwhile)")
-    print(f"ratio of p99            {during / before:6.2f}               (at most {MOST_TIMES_P99})")
-    print(f"memory of the server    {megabytes:6.0f} MB            (at most {MOST_MEGABYTES:.0f})")
-    return during <= before * MOST_TIMES_P99 and megabytes <= MOST_MEGABYTES
+    print(f"without deliveries      p50 {quantile(idle, 0.5):6.1f} ms   p99 {before:6.1f} ms   ({options.rate} clicks a second)")
+    print(f"with deliveries         p50 {quantile(busy, 0.5):6.1f} ms   p99 {during:6.1f} ms   ({delivered} delivered meanwhile)")
+    print(f"ratio of p99            {during / before:6.2f}               (at most {MAX_P99_RATIO})")
+    print(f"memory of the server    {megabytes:6.0f} MB            (at most {MAX_MEGABYTES:.0f})")
+    return during <= before * MAX_P99_RATIO and megabytes <= MAX_MEGABYTES
 
 
 def peak_megabytes(pid: int) -> float:
+    """Return the largest resident memory that the process had, in MiB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) / 1024
 
 
-# What they stand on.
+# Preparation.
 
 
 def quantile(values: Sequence[float], part: float) -> float:
+    """Return the value below which the share `part` of the values lies."""
     return sorted(values)[min(int(len(values) * part), len(values) - 1)]
 
 
 async def applications(service: Service, count: int) -> list[int]:
-    """The default application, and others."""
+    """Return the ids of `count` applications: the default one and new ones."""
     found = [1]
     for number in range(1, count):
-        made = await service.database.write(create_application, f"application {number}", service.clock())
-        found.append(made.application_id)
+        created = await service.database.write(create_application, f"application {number}", service.clock())
+        found.append(created.application_id)
     return found
 
 
-async def add_tracker(service: Service, application: int, url: str, **more: Any) -> int:
-    given = NewTracker(url=url, events=["state"], format="scg", **more)
-    return (await service.trackers.create(application, given)).tracker.id
+async def add_tracker(service: Service, application: int, url: str, **options: Any) -> int:
+    """Create a tracker of state events. Return its id."""
+    new = NewTracker(url=url, events=["state"], format="scg", **options)
+    return (await service.trackers.create(application, new)).tracker.id
 
 
 async def fill(service: Service, count: int, applications: int) -> None:
-    """First clicks of messages, as the click path leaves them."""
-    for start in range(0, count, PIECE):
-        await service.database.write(_fill, service, start, min(PIECE, count - start), applications)
+    """Insert `count` messages with their first clicks and events, as the recorder writes them."""
+    for start in range(0, count, BATCH_ROWS):
+        await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications)
 
 
 async def unclicked(service: Service, count: int, *, application: int) -> Iterator[str]:
-    """Links that nobody clicked; their codes."""
+    """Insert links without clicks. Return their codes."""
     await service.database.write(_unclicked, service, count, application)
     return (f"fresh{number}" for number in range(count))
 
@@ -245,7 +254,7 @@ def _unclicked(connection: Connection, service: Service, count: int, application
 
 
 def _message(service: Service, code: str, application: int, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A message and its link."""
+    """Return the rows of a message and of its link."""
     ids, now = service.ids, service.clock()
     message = {
         "id": ids(),
@@ -306,12 +315,13 @@ def _fill(connection: Connection, service: Service, start: int, count: int, appl
 
 @contextmanager
 def server(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
-    """A real `shortener serve` on a folder that is filled already: its port and its process."""
+    """Start `shortener serve` on an existing database. Yield its port and its process id."""
     port = free_port()
     environment = {
         "PATH": "/usr/bin:/bin",
         "SHORTENER_DATA_DIR": str(folder),
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
+        "SHORTENER_TRUSTED_PROXIES": traffic.TRUSTED_PROXIES,
         "SHORTENER_LOG_LEVEL": "error",
         **{f"SHORTENER_{name.upper()}": value for name, value in settings.items()},
     }
@@ -326,54 +336,58 @@ def server(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
 
 
 async def click(port: int, codes: Iterator[str], rate: int, seconds: float) -> list[float]:
-    """Click a fresh link every 1/rate seconds, whatever the answers do; milliseconds from when each click was due."""
+    """Click on a new link every 1/rate seconds, without waiting for responses. Return the latencies in milliseconds.
+
+    A latency includes the delay between the time when the click was due and the time when it was sent."""
     idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     opened = []
-    taken: list[float] = []
+    latencies: list[float] = []
 
-    async def one(due: float, code: str) -> None:
+    async def click_once(number: int, due: float) -> None:
         try:
             reader, writer = idle.get_nowait()
         except asyncio.QueueEmpty:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             opened.append(writer)
-        writer.write(f"GET /{code} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: {PHONE}\r\n\r\n".encode())
+        writer.write(traffic.request(number, f"/{next(codes)}", f"127.0.0.1:{port}"))
         head = await reader.readuntil(b"\r\n\r\n")
-        taken.append((time.perf_counter() - due) * 1000)  # the loop's own clock tells whole milliseconds
+        latencies.append((time.perf_counter() - due) * 1000)  # uvloop's clock has whole milliseconds only
         if not head.startswith(b"HTTP/1.1 302"):
             raise RuntimeError(head.decode())
         idle.put_nowait((reader, writer))
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in range(int(rate * seconds)):
-            due = began + number / rate
-            await asyncio.sleep(due - time.perf_counter())  # they come at a fixed pace
-            group.create_task(one(due, next(codes)))
+            due = start + number / rate
+            await asyncio.sleep(due - time.perf_counter())
+            group.create_task(click_once(number, due))
     for writer in opened:
         writer.close()
-    return taken
+    return latencies
 
 
-# The receiver: as little as answers a POST, in a process of its own.
+# The receiver: a minimal HTTP server in another process.
 
 
 @dataclass
 class Sink:
+    """The receiver process: its port and the pipe to it."""
+
     port: int
     _pipe: Pipe
 
     def count(self) -> int:
-        """Requests so far."""
+        """Return the number of requests received."""
         self._pipe.send("count")
-        got: int = self._pipe.recv()
-        return got
+        requests: int = self._pipe.recv()
+        return requests
 
     def latencies(self) -> list[float]:
-        """Milliseconds from `?t=TIME` to the arrival, of the requests since the last call."""
+        """Return the milliseconds from `?t=TIME` to the arrival, for the requests since the previous call."""
         self._pipe.send("latencies")
-        got: list[float] = self._pipe.recv()
-        return got
+        milliseconds: list[float] = self._pipe.recv()
+        return milliseconds
 
 
 class _Protocol(asyncio.Protocol):
@@ -407,11 +421,11 @@ class _Protocol(asyncio.Protocol):
 def _receive(pipe: Pipe) -> None:
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        listening = await loop.create_server(_Protocol, "127.0.0.1", 0, backlog=1024)
-        pipe.send(listening.sockets[0].getsockname()[1])
+        server = await loop.create_server(_Protocol, "127.0.0.1", 0, backlog=1024)
+        pipe.send(server.sockets[0].getsockname()[1])
         stop = asyncio.Event()
 
-        def asked() -> None:
+        def handle_command() -> None:
             match pipe.recv():
                 case "count":
                     pipe.send(_Protocol.count)
@@ -421,7 +435,7 @@ def _receive(pipe: Pipe) -> None:
                 case _:
                     stop.set()
 
-        loop.add_reader(pipe.fileno(), asked)
+        loop.add_reader(pipe.fileno(), handle_command)
         await stop.wait()
 
     uvloop.run(serve())
@@ -429,14 +443,15 @@ def _receive(pipe: Pipe) -> None:
 
 @contextmanager
 def receiver() -> Iterator[Sink]:
+    """Start the receiver process."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_receive, args=(theirs,), daemon=True)
+    pipe, pipe_of_process = context.Pipe()
+    process = context.Process(target=_receive, args=(pipe_of_process,), daemon=True)
     process.start()
     try:
-        yield Sink(ours.recv(), ours)
+        yield Sink(pipe.recv(), pipe)
     finally:
-        ours.send("stop")
+        pipe.send("stop")
         process.join(5)
 
 

@@ -1,16 +1,16 @@
-"""What many links weigh, and whether clicks notice that old ones go: python -m benchmarks.growth --links 1000000
+"""Size of a database with many links, and latency of clicks during a purge: python -m benchmarks.growth --links 1000000
 
-Fills a fresh store of each engine with messages of one link each, made at even distances over the last `--days`, of which
-`--clicked` per cent were clicked, told to a tracker and delivered. The rows go in by the service's own schema and its own bulk
-statements, shaped like those that the service writes. Then it tells
+Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`. Of these,
+`--clicked` per cent are clicked, with an event and a delivery. The rows are those of the service, written with the service's schema
+and bulk statements. Then it reports
 
 - the bytes per link of every table and index,
-- how long a look-up of one code takes, and one of 256,
-- how fast the purge goes that a real server does beside clicks that come at a fixed pace, and what the clicks take with and without
-  it: everything older than 90 days is due,
-- and, once, what a link in the cache and a hit in the spool weigh in Redis.
+- the duration of a look-up of one code, and of 256 codes,
+- the rate of the purge in a real server during clicks at a fixed rate, and the latency of these clicks with and without the purge,
+  which deletes everything older than 90 days,
+- once, the bytes that Redis needs for a link in the cache and for a hit in the spool.
 
-PostgreSQL and Redis are the packaged servers, with their defaults; Redis keeps its append-only file.
+PostgreSQL and Redis use their default settings. Redis writes its append-only file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import httpx
 import orjson
 from sqlalchemy import Connection, text
 
-from benchmarks import rig
+from benchmarks import rig, traffic
 from shortener.clicks import queries
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.resolver import Hit
@@ -54,13 +54,13 @@ from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
 from tests.servers import PostgresProcess, RedisProcess
 
-SECRET = "the secret of a benchmark, which nobody needs to keep 0123456789"
-PIECE = 20_000  # messages of one transaction
-KEPT_DAYS = 90
+SECRET = "the secret of a benchmark protects nothing 0123456789"
+BATCH_MESSAGES = 20_000  # of one transaction
+RETENTION_DAYS = 90
 DAY_MS = 86_400_000
-PLAN = 1_000_000  # messages a day
-PATIENCE = 900  # seconds until the purge comes to the messages
-PEOPLE, PAUSE_MS = 16, 20  # connections of the clicks, and the rest of each between two clicks
+DAILY_MESSAGES = 1_000_000  # to which the rate of the purge is compared
+PURGE_TIMEOUT_SECONDS = 900  # until the purge reaches the messages
+CLIENTS, PAUSE_MS = 16, 20  # connections of the clicks, and the pause of each between two clicks
 
 insert_messages = BulkInsert(
     schema.messages,
@@ -88,7 +88,7 @@ insert_attempts = BulkInsert(schema.attempts, "id", "delivery_id", "attempt", "a
 
 @dataclass
 class Grown:
-    """What was found of one engine."""
+    """The measurements of one engine."""
 
     engine: str
     links: int
@@ -96,35 +96,36 @@ class Grown:
     bytes_per_link: dict[str, float] = field(default_factory=dict)
     look_up_ms: dict[str, float] = field(default_factory=dict)
     clicks: dict[str, rig.Load] = field(default_factory=dict)
-    purged_per_second: float = 0.0  # messages with all that is theirs
+    purged_per_second: float = 0.0  # messages with all their rows
 
 
 class Rows:
-    """Makes the rows of messages that were sent one after the other from `began` (ms) on, `apart` ms from each other."""
+    """Writes the rows of messages sent every `interval_ms` since `start_ms`. `clicked` is the share of clicked ones."""
 
-    def __init__(self, began: int, apart: float, clicked: float, cohort: int) -> None:
-        self._began = began
-        self._apart = apart
+    def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int) -> None:
+        self._start_ms = start_ms
+        self._interval_ms = interval_ms
         self._clicked = clicked
         self._cohort = cohort
         self._chance = random.Random(1)
         self._codes = Codes(Secret(SECRET).code_salt, randbits=self._chance.getrandbits)
         self.codes: list[str] = []
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
 
     def _mint(self) -> str:
-        """A code that no other message has: among 10 M one in six runs has two that are the same."""
-        while (code := self._codes.mint()) in self._taken:
+        """Return a new code. Without the check, one in six runs of 10 million links would contain a code twice."""
+        while (code := self._codes.mint()) in self._used:
             pass
-        self._taken.add(code)
+        self._used.add(code)
         self.codes.append(code)
         return code
 
     def write(self, connection: Connection, first: int, count: int) -> None:
+        """Insert the messages number `first` to `first + count - 1`."""
         messages, links, first_clicks, hits, events, deliveries, attempts = [], [], [], [], [], [], []
         chance, cohort = self._chance, self._cohort
         for number in range(first, first + count):
-            at = self._began + int(number * self._apart)
+            at = self._start_ms + int(number * self._interval_ms)
             message = first_id_at(at) + number % 1000 * 4
             link, code, to = message + 1, self._mint(), f"+1408{number % 10_000_000:07d}"
             clicked_at = at + chance.randrange(10_000, 40_000_000) if chance.random() < self._clicked else None
@@ -135,7 +136,7 @@ class Rows:
                  "EjihJOXWJE24O", "Gladiator", int(State.DELIVERED), at, at + 800, at + 2300, "GSM-7", 1, "0.0095")
             )  # fmt: skip
             url = f"https://shop.example/campaigns/spring?utm_source=sms&customer={number:08d}"
-            links.append((link, code, message, 1, cohort, 0, 0, 0, url, at + KEPT_DAYS * DAY_MS))
+            links.append((link, code, message, 1, cohort, 0, 0, 0, url, at + RETENTION_DAYS * DAY_MS))
             if hit is None or clicked_at is None:
                 continue
             first_clicks.append((message, clicked_at, hit, 1))
@@ -144,8 +145,10 @@ class Rows:
             facts = _facts(name, request, to, code, url)
             topics = int(Topic.STATE | Topic.CLICK)
             events.append((hit, 1, topics, clicked_at, message, link, hit, facts, True))
-            delivery, done = hit + 1, int(DeliveryStatus.DELIVERED)
-            deliveries.append((delivery, hit, int(Topic.STATE), 1, 1, "t1", done, 1, clicked_at, clicked_at, clicked_at + 40, 200))
+            delivery, delivered = hit + 1, int(DeliveryStatus.DELIVERED)
+            deliveries.append(
+                (delivery, hit, int(Topic.STATE), 1, 1, "t1", delivered, 1, clicked_at, clicked_at, clicked_at + 40, 200)
+            )
             attempts.append((delivery + 1, delivery, 1, clicked_at, 40, 200, "OK"))
         for insert, rows in (
             (insert_messages, messages),
@@ -160,7 +163,7 @@ class Rows:
 
 
 def _facts(name: str, request: str, to: str, code: str, url: str) -> str:
-    """As the fan-out snapshots them for a tracker."""
+    """Return the JSON that the fan-out stores in an event for its deliveries."""
     facts = {
         "timestamp": "2026-11-20T12:00:13.000Z", "application_id": 1, "company_id": None, "message_id": name,
         "message_request_id": request, "external_message_request_id": "", "to_address": to, "phone_sha256": "0" * 64,
@@ -177,8 +180,8 @@ def _facts(name: str, request: str, to: str, code: str, url: str) -> str:
 
 
 @contextlib.contextmanager
-def store(engine: str, folder: Path) -> Iterator[str]:
-    """The URL of an empty one."""
+def empty_database(engine: str, folder: Path) -> Iterator[str]:
+    """Yield the URL of an empty database."""
     if engine == "sqlite":
         yield f"sqlite:///{folder / 'shortener.db'}"
         return
@@ -190,18 +193,18 @@ def store(engine: str, folder: Path) -> Iterator[str]:
 
 
 async def fill(url: str, folder: Path, links: int, days: int, clicked: float, found: Grown) -> list[str]:
-    """Returns the codes, oldest first."""
+    """Fill the database and measure its size and its look-ups. Return the codes, oldest first."""
     service = await open_service(Settings(data_dir=folder, database_url=url, secret=SECRET))
     await service.close(grace=1)
     database = await open_database(url, owner=True)
     try:
         key = (1, "spring", "api", "US", 0)
         cohort = (await database.write(lambda connection: Cohorts().get_ids(connection, {key})))[key]
-        began = to_ms(datetime.now(UTC) - timedelta(days=days, hours=12))
-        rows = Rows(began, days * DAY_MS / links, clicked, cohort)
+        start_ms = to_ms(datetime.now(UTC) - timedelta(days=days, hours=12))
+        rows = Rows(start_ms, days * DAY_MS / links, clicked, cohort)
         started = time.perf_counter()
-        for first in range(0, links, PIECE):
-            await database.write(rows.write, first, min(PIECE, links - first))
+        for first in range(0, links, BATCH_MESSAGES):
+            await database.write(rows.write, first, min(BATCH_MESSAGES, links - first))
             found.filled_per_second = links / (time.perf_counter() - started)
         found.bytes_per_link = await database.read(sizes, links)
         found.look_up_ms = await look_up(database, rows.codes)
@@ -222,70 +225,70 @@ _SIZES = {
 
 
 def sizes(connection: Connection, links: int) -> dict[str, float]:
-    """Bytes per link of each table and index that comes to one at least, the largest first."""
+    """Return the bytes per link of each table and index, largest first. Omits those below one byte."""
     found = {name: size / links for name, size in connection.execute(text(_SIZES[connection.dialect.name]))}
-    return {name: round(size, 1) for name, size in sorted(found.items(), key=lambda one: -one[1]) if size >= 1}
+    return {name: round(size, 1) for name, size in sorted(found.items(), key=lambda item: -item[1]) if size >= 1}
 
 
 async def look_up(database: Database, codes: Sequence[str], times: int = 300) -> dict[str, float]:
-    """Milliseconds of a transaction that looks up random codes, as a batch of clicks does: of one, and of 256."""
+    """Return the milliseconds of a transaction that looks up one random code, and 256, as a batch of clicks does."""
     chance = random.Random(2)
-    took: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
     for size in (1, 256):
         seconds = []
         for _ in range(times):
-            wanted = chance.sample(codes, size)
-            began = time.perf_counter()
-            targets = await database.write(queries.find_links, wanted)  # where a click does it
-            seconds.append(time.perf_counter() - began)
+            sample = chance.sample(codes, size)
+            start = time.perf_counter()
+            targets = await database.write(queries.find_links, sample)  # in the writing transaction, as for clicks
+            seconds.append(time.perf_counter() - start)
             assert len(targets) == size
         seconds.sort()
-        took[f"{size} codes, p50"] = 1000 * seconds[len(seconds) // 2]
-        took[f"{size} codes, p99"] = 1000 * seconds[len(seconds) * 99 // 100]
-    return took
+        milliseconds[f"{size} codes, p50"] = 1000 * seconds[len(seconds) // 2]
+        milliseconds[f"{size} codes, p99"] = 1000 * seconds[len(seconds) * 99 // 100]
+    return milliseconds
 
 
-def clicks_beside_the_purge(url: str, folder: Path, codes: Sequence[str], days: int, seconds: float, found: Grown) -> None:
-    """A server with nothing to purge, then one with everything to purge that is older than 90 days; the same clicks on both."""
-    due = len(codes) * (days - KEPT_DAYS) // days
-    alive = list(codes[due + len(codes) // days :])
+def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: int, seconds: float, found: Grown) -> None:
+    """Click on a server that has nothing to purge, and then on one that purges all messages older than RETENTION_DAYS."""
+    expired = len(codes) * (days - RETENTION_DAYS) // days
+    alive = list(codes[expired + len(codes) // days :])
     random.Random(3).shuffle(alive)
-    script = rig.script(folder, "clicks", [f"/{code}" for code in alive[:200_000]])
+    script = traffic.script(folder, "clicks", [f"/{code}" for code in alive[:200_000]])
     script.write_text(script.read_text() + f"function delay() return {PAUSE_MS} end\n")
     settings = {"data_dir": str(folder), "database_url": url, "secret": SECRET, "purge_interval": "1"}
-    for name, kept in (("without", 3650), ("with", KEPT_DAYS)):
-        retention = {f"{what}_retention_days": str(kept) for what in ("message", "hit", "event")}
+    for name, days_kept in (("without", 3650), ("with", RETENTION_DAYS)):
+        retention = {f"{what}_retention_days": str(days_kept) for what in ("message", "hit", "event")}
         with rig.server(**settings, **retention) as server:
-            rig.wrk(server.base, seconds=1, connections=PEOPLE, script=script)
+            rig.wrk(server.base, script, seconds=1, connections=CLIENTS)
             if name == "with":
                 _wait_for_the_first(server)
-            before, began = purged(server), time.perf_counter()
-            found.clicks[name] = rig.wrk(server.base, seconds=seconds, connections=PEOPLE, script=script)
+            before, start = purged(server), time.perf_counter()
+            found.clicks[name] = rig.wrk(server.base, script, seconds=seconds, connections=CLIENTS)
             if name == "with":
-                gone = purged(server)
-                found.purged_per_second = (gone - before) / (time.perf_counter() - began)
-                if gone >= due:
-                    sys.exit("the run is void: all that was due had gone before the clicks ended; take more links or fewer seconds")
+                purged_messages = purged(server)
+                found.purged_per_second = (purged_messages - before) / (time.perf_counter() - start)
+                if purged_messages >= expired:
+                    sys.exit("the run is void: the purge ended before the clicks did; use more links or fewer seconds")
 
 
 def _wait_for_the_first(server: rig.Server) -> None:
-    """Events go before messages."""
-    end = time.monotonic() + PATIENCE
+    """Wait until the purge, which deletes events first, has deleted a message."""
+    end = time.monotonic() + PURGE_TIMEOUT_SECONDS
     while not purged(server):
         if time.monotonic() > end:
-            sys.exit(f"the run is void: no message was purged within {PATIENCE} s")
-        time.sleep(0.1)  # and look again
+            sys.exit(f"the run is void: no message was purged within {PURGE_TIMEOUT_SECONDS} s")
+        time.sleep(0.1)
 
 
 def purged(server: rig.Server) -> float:
-    """Messages that went since the server began."""
+    """Return the number of messages purged since the start of the server."""
     lines = httpx.get(f"{server.base}/metrics", trust_env=False).text.splitlines()
     line = next((line for line in lines if line.startswith('shortener_purged_rows_total{kind="messages"}')), "0")
     return float(line.rpartition(" ")[2])
 
 
-async def weigh_redis(links: int) -> dict[str, float]:
-    """Bytes in Redis of a cached link, and of a spooled hit."""
+async def redis_sizes(links: int) -> dict[str, float]:
+    """Return the bytes that Redis needs for a cached link and for a spooled hit."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-redis-"))
     process = RedisProcess(folder)
     process.start()
@@ -305,7 +308,7 @@ async def weigh_redis(links: int) -> dict[str, float]:
                 [
                     CachedLink(codes.mint(), first_id_at(now) + number, first_id_at(now) + number, 1, 0, 0,
                                f"https://shop.example/campaigns/spring?utm_source=sms&customer={number:08d}", None,
-                               now + KEPT_DAYS * DAY_MS)
+                               now + RETENTION_DAYS * DAY_MS)
                     for number in range(first, first + 1000)
                 ]
             )  # fmt: skip
@@ -326,18 +329,20 @@ async def weigh_redis(links: int) -> dict[str, float]:
 
 
 def grow(engine: str, options: argparse.Namespace) -> Grown:
+    """Run all measurements of one engine."""
     found = Grown(engine, options.links)
     folder = Path(tempfile.mkdtemp(prefix="shortener-growth-", dir=options.folder))
     try:
-        with store(engine, folder) as url:
+        with empty_database(engine, folder) as url:
             codes = asyncio.run(fill(url, folder, options.links, options.days, options.clicked / 100, found))
-            clicks_beside_the_purge(url, folder, codes, options.days, options.seconds, found)
+            clicks_during_a_purge(url, folder, codes, options.days, options.seconds, found)
     finally:
         shutil.rmtree(folder)
     return found
 
 
-def tell(found: Grown) -> None:
+def report(found: Grown) -> None:
+    """Print the measurements of one engine."""
     total = sum(found.bytes_per_link.values())
     print(f"\n{found.engine}, {found.links:,} links, filled at {found.filled_per_second:,.0f} links/s")
     print(f"  {'bytes per link':34}{total:10,.0f}")
@@ -351,27 +356,30 @@ def tell(found: Grown) -> None:
             + (f", {load.not_2xx_3xx:,} not redirected" if load.not_2xx_3xx else "")
         )
     day = found.purged_per_second * 86_400
-    print(f"  {'purge beside the clicks':34}{found.purged_per_second:10,.0f} messages/s: {day / PLAN:.0f} times {PLAN:,} a day")
+    rate = f"{found.purged_per_second:10,.0f} messages/s: {day / DAILY_MESSAGES:.0f} times {DAILY_MESSAGES:,} a day"
+    print(f"  {'purge during the clicks':34}{rate}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", type=int, default=100_000)
-    parser.add_argument("--days", type=int, default=112, help="over which they were made; those older than 90 are due")
-    parser.add_argument("--clicked", type=float, default=20.0, help="per cent of the messages")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of clicks, without and with the purge")
-    parser.add_argument("--engine", choices=("sqlite", "postgresql"), action="append", help="one of them only")
-    parser.add_argument("--folder", type=Path, help="where the SQLite file goes; the temporary folder if absent")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--days", type=int, default=112, help="age of the oldest message; the purge deletes those older than 90 days"
+    )
+    parser.add_argument("--clicked", type=float, default=20.0, help="percentage of clicked messages")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of the clicks, without and with the purge")
+    parser.add_argument("--engine", choices=("sqlite", "postgresql"), action="append", help="measure only this engine")
+    parser.add_argument("--folder", type=Path, help="folder of the SQLite file (default: the system's folder for temporary files)")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     options = parser.parse_args()
     rig.need_wrk()
     results = [grow(engine, options) for engine in options.engine or ("sqlite", "postgresql")]
-    redis = asyncio.run(weigh_redis(min(options.links, 100_000)))
+    redis = asyncio.run(redis_sizes(min(options.links, 100_000)))
     if options.json:
         print(json.dumps({"engines": [asdict(found) for found in results], "redis": redis}, indent=2))
         return
     for found in results:
-        tell(found)
+        report(found)
     print("\nRedis")
     for name, size in redis.items():
         print(f"  {name:34}{size:10,.0f} bytes")

@@ -1,4 +1,4 @@
-"""What is asked of a server, for the benchmarks and the profiles: each makes what it needs, and tells wrk what to ask for."""
+"""The loads of the benchmarks and profiles: each prepares its data on a server and returns the requests that wrk sends."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import rig
+from benchmarks import rig, traffic
 from benchmarks.rig import Load, Server
 
-WARM = 2000  # links that are clicked before anything is measured
+WARM_UP_LINKS = 2000  # links that are clicked before a measurement starts
 
 
 @dataclass(frozen=True)
 class Work:
-    """Requests that wrk sends again and again, over so many connections."""
+    """Requests that wrk sends repeatedly over `connections` connections."""
 
     url: str
-    script: Path | None
+    script: Path
     connections: int = 64
-    header: str | None = None
 
     def run(self, seconds: float) -> Load:
-        return rig.wrk(self.url, seconds=seconds, connections=self.connections, script=self.script, header=self.header)
+        return rig.wrk(self.url, self.script, seconds=seconds, connections=self.connections)
 
 
 def first_clicks(server: Server, codes: list[str]) -> Work:
-    """Distinct links in no order. `codes` is shuffled; its first WARM are clicked once now."""
+    """Clicks on distinct links in random order. Shuffles `codes` and clicks the first WARM_UP_LINKS of them now."""
     random.Random(1).shuffle(codes)
-    rig.wrk(server.base, seconds=1, script=rig.script(server.folder, "warm", [f"/{code}" for code in codes[:WARM]]))
-    return Work(server.base, rig.script(server.folder, "distinct", [f"/{code}" for code in codes[WARM:]]))
+    warm_up = traffic.script(server.folder, "warm_up", [f"/{code}" for code in codes[:WARM_UP_LINKS]])
+    rig.wrk(server.base, warm_up, seconds=1)
+    return Work(server.base, traffic.script(server.folder, "distinct", [f"/{code}" for code in codes[WARM_UP_LINKS:]]))
 
 
 def repeat_clicks(server: Server, code: str) -> Work:
-    return Work(f"{server.base}/{code}", None, header=f"User-Agent: {rig.PHONE}")
+    """Clicks of many people on one link."""
+    return Work(server.base, traffic.script(server.folder, "repeat", [f"/{code}"]))
 
 
 def unknown_codes(server: Server) -> Work:
-    paths = [f"/{random.Random(n).getrandbits(59):010x}"[:11] for n in range(10_000)]
-    return Work(server.base, rig.script(server.folder, "unknown", paths))
+    """Requests for codes that do not exist."""
+    return Work(server.base, traffic.script(server.folder, "unknown", rig.random_paths()))
 
 
 def rewrites(server: Server, recipients: int, connections: int) -> Work:
-    """Two thousand requests of so many recipients each."""
+    """Rewrite requests of `recipients` recipients each: 2,000 different bodies."""
 
     def body(number: int) -> str:
         to = [rig.phone(number * recipients + n) for n in range(recipients)]
@@ -57,19 +58,19 @@ def rewrites(server: Server, recipients: int, connections: int) -> Work:
 
 
 def conversions(server: Server, messages: int) -> Work:
-    """One for each of so many messages."""
+    """One conversion for each of `messages` new messages."""
     ids = []
     with server.api() as client:
         for start in range(0, messages, 500):
             to = [rig.phone(start + n) for n in range(500)]
-            answer = client.post("/api/v1/rewrite", json={"to": to, "body": "x"})
-            ids += [message["message_id"] for message in answer.json()["messages"]]
+            response = client.post("/api/v1/rewrite", json={"to": to, "body": "x"})
+            ids += [message["message_id"] for message in response.json()["messages"]]
     token = {"X-Api-Token": server.first["tracker_token"]}
-    bodies = [json.dumps({"message_id": one, "action": "deposit", "value": "25.00", "currency": "EUR"}) for one in ids]
+    bodies = [json.dumps({"message_id": id_, "action": "deposit", "value": "25.00", "currency": "EUR"}) for id_ in ids]
     return Work(server.base, rig.post_script(server.folder, "convert", bodies, "/api/v1/callback/action", token))
 
 
-#: What `profiles.py` looks at, row by row of the table.
+#: The loads that `profiles.py` examines, by their name in its report.
 WORKS: dict[str, Callable[[Server], Work]] = {
     "first clicks": lambda server: first_clicks(server, server.links(300_000)),
     "repeat clicks": lambda server: repeat_clicks(server, server.links(1)[0]),

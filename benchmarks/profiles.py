@@ -1,9 +1,10 @@
-"""Where the time goes, row by row of the table: python -m benchmarks.profiles [--only WORD ...] [--seconds N]
+"""Processor time by load, thread and function: python -m benchmarks.profiles [--only LOAD ...] [--seconds N]
 
-For each work it tells the microseconds of processor that a request costs each thread of the server, in user and in kernel mode
-(/proc; nothing disturbs the server meanwhile), and then, from a second run under py-spy, the functions in which each thread was:
-`own` without what they called, `all` with it. py-spy tells Python's functions: time of SQLite, of sockets and of the parser is
-their callers' own. Its looks cost some speed, and its shares are of the samples in which a thread was not idle.
+The first run of each load reports the microseconds of processor time per request of each thread of the server, in user and in
+kernel mode. They come from /proc, so that the measurement does not slow the server down.
+
+The second run is under py-spy. It reports the share of samples of each Python function: `own` without and `all` with the functions
+that it calls. Time in SQLite, sockets and the HTTP parser counts as `own` of the calling function. Idle samples are not counted.
 """
 
 from __future__ import annotations
@@ -22,60 +23,61 @@ from benchmarks import loads, rig
 from benchmarks.loads import Work
 from benchmarks.rig import Server
 
-LEAST = 0.02  # of a thread's samples: functions with less are not shown
+MIN_SHARE = 0.02  # of a thread's samples; functions with less are not printed
 _TICK = os.sysconf("SC_CLK_TCK")
 _NAMES = {"MainThread": "event loop", "sqlite-writer": "writer", "sqlite-checkpoint": "checkpoints"}
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds of processor."""
+class ProcessorTime:
+    """Processor time in seconds."""
 
     user: float
     kernel: float
 
-    def __sub__(self, other: Spent) -> Spent:
-        return Spent(self.user - other.user, self.kernel - other.kernel)
+    def __sub__(self, other: ProcessorTime) -> ProcessorTime:
+        return ProcessorTime(self.user - other.user, self.kernel - other.kernel)
 
 
-def spent(server: Server) -> dict[int, Spent]:
-    """By thread of the server."""
+def processor_time(server: Server) -> dict[int, ProcessorTime]:
+    """Return the processor time used so far, by thread of the server."""
     found = {}
     for task in Path(f"/proc/{server.process.pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()
-        found[int(task.name)] = Spent(int(fields[11]) / _TICK, int(fields[12]) / _TICK)
+        found[int(task.name)] = ProcessorTime(int(fields[11]) / _TICK, int(fields[12]) / _TICK)
     return found
 
 
 def names(server: Server, py_spy: str) -> dict[int, str]:
-    told = subprocess.run([py_spy, "dump", "--json", "--pid", str(server.process.pid)], capture_output=True, check=True).stdout
-    return {thread["os_thread_id"]: thread["thread_name"] for thread in json.loads(told)}
+    """Return the names of the server's threads."""
+    printed = subprocess.run([py_spy, "dump", "--json", "--pid", str(server.process.pid)], capture_output=True, check=True).stdout
+    return {thread["os_thread_id"]: thread["thread_name"] for thread in json.loads(printed)}
 
 
 def costs(server: Server, work: Work, seconds: float, py_spy: str) -> str:
-    """A line on what a request costs each thread."""
-    before = spent(server)
+    """Run the load. Return a line with the processor time per request of each thread."""
+    before = processor_time(server)
     load = work.run(seconds)
-    after = spent(server)
-    called = names(server, py_spy)
-    others = Spent(0, 0)
+    after = processor_time(server)
+    thread_names = names(server, py_spy)
+    others = ProcessorTime(0, 0)
     parts = []
     for thread, total in after.items():
-        took = total - before.get(thread, Spent(0, 0))
-        name = _NAMES.get(called.get(thread, ""))
+        used = total - before.get(thread, ProcessorTime(0, 0))
+        name = _NAMES.get(thread_names.get(thread, ""))
         if name is None:
-            others = Spent(others.user + took.user, others.kernel + took.kernel)
+            others = ProcessorTime(others.user + used.user, others.kernel + used.kernel)
         else:
-            parts.append((name, took))
+            parts.append((name, used))
     each = [
-        f"{name} {1e6 * took.user / load.requests:.1f} + {1e6 * took.kernel / load.requests:.1f}"
-        for name, took in [*parts, ("others", others)]
+        f"{name} {1e6 * used.user / load.requests:.1f} + {1e6 * used.kernel / load.requests:.1f}"
+        for name, used in [*parts, ("others", others)]
     ]
     return f"{load.per_second:,.0f}/s, p99 {load.p99:.1f} ms; µs a request, user + kernel: {', '.join(each)}"
 
 
 def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
-    """By thread: the number of samples, and those of each function, own and all."""
+    """Run the load under py-spy. Return by thread the number of samples, and by function those with `own` and with `all`."""
     stacks = server.folder / "stacks"
     command = [py_spy, "record", "--pid", str(server.process.pid), "--duration", str(round(seconds)), "--rate", "200", "--threads"]
     record = subprocess.Popen(
@@ -93,7 +95,7 @@ def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[s
         if name is None or not frames:
             continue
         samples, own, every = found.get(name, (0, Counter(), Counter()))
-        calls = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames]  # without the line
+        calls = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames]  # without the line number number
         own[calls[-1]] += int(count)
         for call in set(calls):
             every[call] += int(count)
@@ -103,8 +105,8 @@ def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=loads.WORKS, nargs="+", help="parts of the table")
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--only", choices=loads.WORKS, nargs="+", help="examine only these loads")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each run")
     options = parser.parse_args()
     rig.need_wrk()
     py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or "py-spy"
@@ -118,7 +120,7 @@ def main() -> None:
             for thread, (samples, own, every) in functions(server, work, options.seconds, py_spy).items():
                 print(f"\n{thread}, {samples} samples\n   all   own")
                 for call, count in every.most_common():
-                    if count >= LEAST * samples and (own[call] or "shortener/" in call):
+                    if count >= MIN_SHARE * samples and (own[call] or "shortener/" in call):
                         print(f"{count / samples:6.1%}{own[call] / samples:6.1%}  {call}")
 
 

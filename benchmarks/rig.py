@@ -1,7 +1,7 @@
-"""What the benchmarks stand on: the real server on a fresh folder, the raw ceiling beside it, wrk as the load generator.
+"""The parts of every benchmark: a real server on an empty folder, the baseline, and wrk as the load generator.
 
-Speed is told as ratios of one run: "raw" is a bare ASGI application that answers a fixed 302 on the same uvicorn settings, and it
-is measured before and after. Nothing here asserts a time; what is asserted is that every answer that wrk counted has its row.
+Speed is reported as ratios within one run. The baseline is a bare ASGI application that returns a fixed 302 with the same uvicorn
+settings. No benchmark asserts a time. The benchmarks do check that each response that wrk counted has its row in the database.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -26,11 +27,14 @@ from typing import Any
 
 import httpx
 
+from benchmarks import traffic
+
+ROOT = Path(__file__).parent.parent
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
     "Version/18.6 Mobile/15E148 Safari/604.1"
 )
-RAW = """
+BASELINE = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
@@ -47,7 +51,7 @@ async def app(scope, receive, send):
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw. Latencies in milliseconds."""
+    """The result of one run of wrk. `p50` and `p99` are latencies in milliseconds."""
 
     requests: int
     per_second: float
@@ -59,7 +63,7 @@ class Load:
 
 @dataclass
 class Figure:
-    """One row of the report."""
+    """One row of the report. `ratio` is relative to the baseline."""
 
     work: str
     value: float
@@ -72,30 +76,28 @@ class Figure:
 
 
 def phone(number: int) -> str:
-    """A number of North America, ten digits as real ones have."""
+    """Return a North American phone number with ten digits after the country code."""
     return f"+1{2_010_000_000 + number % 900_000_000}"
 
 
 def need_wrk() -> str:
-    found = shutil.which("wrk")
-    if not found:
-        sys.exit("wrk is needed as the load generator: apt-get install wrk")
-    return found
+    """Return the path of wrk. Exit if it is not installed."""
+    program = shutil.which("wrk")
+    if not program:
+        sys.exit("wrk is required as the load generator: apt-get install wrk")
+    return program
 
 
-def wrk(url: str, *, seconds: float, connections: int = 64, script: Path | None = None, header: str | None = None) -> Load:
+def wrk(url: str, script: Path, *, seconds: float, connections: int = 64) -> Load:
+    """Send the script's requests to `url` for `seconds` over `connections` connections."""
     command = [need_wrk(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
-    if script:
-        command += ["-s", str(script)]
-    if header:
-        command += ["-H", header]
-    told = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
 
     def find(pattern: str, default: str = "0") -> str:
-        match = re.search(pattern, told, re.MULTILINE)
+        match = re.search(pattern, printed, re.MULTILINE)
         return match[1] if match else default
 
-    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", told)
+    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", printed)
     return Load(
         requests=int(find(r"(\d+) requests in")),
         per_second=float(find(r"Requests/sec:\s+([\d.]+)")),
@@ -120,43 +122,54 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def raw_server() -> Iterator[str]:
-    """The ceiling: a fixed 302 on the same uvicorn settings."""
-    with tempfile.TemporaryDirectory(prefix="shortener-raw-") as folder:
-        Path(folder, "raw.py").write_text(RAW)
+def baseline_server() -> Iterator[tuple[str, Path]]:
+    """Start the baseline. Yield its URL and a script of redirect requests."""
+    with tempfile.TemporaryDirectory(prefix="shortener-baseline-") as name:
+        folder = Path(name)
+        (folder / "baseline.py").write_text(BASELINE)
         port = free_port()
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "raw:app", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
+            [sys.executable, "-m", "uvicorn", "baseline:app", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
              "--no-access-log", "--no-server-header", "--log-level", "error", "--backlog", "4096"],
             cwd=folder,
         )  # fmt: skip
         try:
-            wait_for(f"http://127.0.0.1:{port}/x")
-            yield f"http://127.0.0.1:{port}/abcdefghij"
+            base = f"http://127.0.0.1:{port}"
+            wait_for(f"{base}/x")
+            yield base, traffic.script(folder, "baseline", random_paths())
         finally:
             process.terminate()
             process.wait(20)
 
 
-def measure_raw(seconds: float, connections: int = 64) -> Load:
-    with raw_server() as url:
-        wrk(url, seconds=1, connections=connections)
-        return wrk(url, seconds=seconds, connections=connections)
+def random_paths(number: int = 10_000) -> list[str]:
+    """Return paths that look like codes. They are the same in each run."""
+    chance = random.Random(1)
+    return [f"/{chance.getrandbits(59):010x}"[:11] for _ in range(number)]
+
+
+def measure_baseline(seconds: float, connections: int = 64) -> Load:
+    with baseline_server() as (base, script):
+        wrk(base, script, seconds=1, connections=connections)
+        return wrk(base, script, seconds=seconds, connections=connections)
 
 
 def wait_for(url: str, patience: float = 30) -> None:
+    """Wait until a server responds at `url`. Raise TimeoutError after `patience` seconds."""
     end = time.monotonic() + patience
     with httpx.Client(trust_env=False) as client:
         while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
                 client.get(url)
                 return
-            time.sleep(0.02)  # and look again
+            time.sleep(0.02)
     raise TimeoutError(url)
 
 
 @dataclass
 class Server:
+    """A running `shortener serve`. `folder` contains its SQLite database, `first` the credentials of the default application."""
+
     folder: Path
     base: str
     process: subprocess.Popen[bytes]
@@ -166,49 +179,58 @@ class Server:
         return httpx.Client(base_url=self.base, headers={"X-API-Key": self.first["api_key"]}, timeout=60, trust_env=False)
 
     def salts_of_wal(self) -> bytes:
-        """Change whenever SQLite's WAL begins anew."""
+        """Return the salts of SQLite's WAL, which change each time the WAL restarts at its beginning."""
         with open(self.folder / "shortener.db-wal", "rb") as wal:
             return wal.read(24)[16:]
 
     def query(self, statement: str) -> Any:
-        """One value of the SQLite database, from beside the server."""
+        """Return the first value of a query on the SQLite database, on a connection of the benchmark's own."""
         with contextlib.closing(sqlite3.connect(f"file:{self.folder / 'shortener.db'}?mode=ro", uri=True)) as connection:
             return connection.execute(statement).fetchone()[0]
 
     @property
     def resident_mb(self) -> float:
+        """Resident memory of the process in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert match
         return int(match[1]) / 1024
 
     def links(self, number: int, body: str = 'see #track("https://shop.example/a?b=1")', batch: int = 500) -> list[str]:
-        """Rewrite `number` messages; the codes."""
+        """Rewrite `number` messages of one link each, `batch` per request. Return the codes."""
         codes: list[str] = []
         with self.api() as client:
             while len(codes) < number:
                 to = [phone(len(codes) + n) for n in range(min(batch, number - len(codes)))]
-                answer = client.post("/api/v1/rewrite", json={"to": to, "body": body})
-                answer.raise_for_status()
-                codes += [message["links"][0]["code"] for message in answer.json()["messages"]]
+                response = client.post("/api/v1/rewrite", json={"to": to, "body": body})
+                response.raise_for_status()
+                codes += [message["links"][0]["code"] for message in response.json()["messages"]]
         return codes
 
 
 @contextlib.contextmanager
-def server(**settings: str) -> Iterator[Server]:
-    """A real `shortener serve` on a fresh folder."""
+def server(checkout: Path = ROOT, /, **settings: str) -> Iterator[Server]:
+    """Start `shortener serve` on an empty folder. It trusts the benchmark as a proxy. `settings` are further settings.
+
+    `checkout` is the folder of the code. If that folder has a virtual environment of its own (.venv), its Python runs the server.
+    """
     folder = Path(tempfile.mkdtemp(prefix="shortener-bench-"))
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
+        "PYTHONPATH": str(checkout),
         "SHORTENER_DATA_DIR": str(folder),
+        "SHORTENER_TRUSTED_PROXIES": traffic.TRUSTED_PROXIES,
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
         "SHORTENER_LOG_LEVEL": "warning",
         "SHORTENER_BATCH_LIMIT": "10000",
         **{f"SHORTENER_{name.upper()}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "shortener", "serve", "--port", str(port), "--json"], env=environment, stdout=subprocess.PIPE
+        [python_of(checkout), "-m", "shortener", "serve", "--port", str(port), "--json"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
@@ -223,46 +245,43 @@ def server(**settings: str) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# In `init`, not before: only then does wrk know the Host header.
-_RUN_THROUGH = """local requests, n = {{}}, 0
+def python_of(checkout: Path) -> str:
+    """Return the Python of the checkout's virtual environment, or the running one if the checkout has none."""
+    own = checkout / ".venv" / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
+# `init` builds the requests, because wrk does not know the Host header earlier.
+_POST_SCRIPT = """local requests, n = {{}}, 0
 function init()
-  for line in io.lines("{listed}") do requests[#requests + 1] = {request} end
+  for line in io.lines("{listed}") do requests[#requests + 1] = wrk.format("POST", "{path}", {{{headers}}}, line) end
 end
 function request() n = n + 1; return requests[(n - 1) % #requests + 1] end
 """
 
 
-def script(folder: Path, name: str, paths: Sequence[str], *, agent: str = PHONE, method: str = "GET") -> Path:
-    """A wrk script that asks for each path once, then from the beginning again."""
-    place = folder / f"{name}.lua"
-    listed = folder / f"{name}.txt"
-    listed.write_text("\n".join(paths) + "\n")
-    place.write_text(_RUN_THROUGH.format(listed=listed, request=f'wrk.format("{method}", line, {{["User-Agent"] = "{agent}"}})'))
-    return place
-
-
 def post_script(folder: Path, name: str, bodies: Sequence[str], path: str, headers: dict[str, str]) -> Path:
-    """A wrk script that posts each body in turn."""
+    """Write a script for wrk that posts each JSON body once, in order, and then starts again. Return the script's file."""
     place = folder / f"{name}.lua"
     listed = folder / f"{name}.txt"
     listed.write_text("\n".join(bodies) + "\n")
-    fetch_packed = ", ".join(f'["{key}"] = "{value}"' for key, value in (headers | {"Content-Type": "application/json"}).items())
-    place.write_text(_RUN_THROUGH.format(listed=listed, request=f'wrk.format("POST", "{path}", {{{fetch_packed}}}, line)'))
+    pairs = ", ".join(f'["{key}"] = "{value}"' for key, value in (headers | {"Content-Type": "application/json"}).items())
+    place.write_text(_POST_SCRIPT.format(listed=listed, path=path, headers=pairs))
     return place
 
 
 def fsync_ms(folder: Path) -> float:
-    """Milliseconds that the disk takes for 16 KiB of a file that has them already, as a WAL does."""
-    took = []
+    """Return the median milliseconds of an fdatasync after 16 KiB are overwritten in a file, as in a WAL."""
+    milliseconds = []
     with open(folder / "fsync", "wb") as file:
         file.write(bytes(1 << 22))
         os.fsync(file.fileno())
         for number in range(200):
             os.pwrite(file.fileno(), os.urandom(1 << 14), number << 14)
-            began = time.perf_counter()
+            start = time.perf_counter()
             os.fdatasync(file.fileno())
-            took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)
+            milliseconds.append(1000 * (time.perf_counter() - start))
+    return statistics.median(milliseconds)
 
 
 def median(values: Sequence[float]) -> float:
@@ -270,10 +289,11 @@ def median(values: Sequence[float]) -> float:
 
 
 def table(figures: list[Figure]) -> str:
-    lines = [f"{'work':40}{'figure':>18}{'of raw':>9}  {'target':16}{'met':5}note"]
-    for one in figures:
-        value = f"{one.value:,.2f}" if one.value < 100 else f"{one.value:,.0f}"
-        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
-        met = {None: "", True: "yes", False: "NO"}[one.met]
-        lines.append(f"{one.work:40}{value + ' ' + one.unit:>18}{ratio:>9}  {one.target:16}{met:5}{one.note}")
+    """Return the figures as a table of text."""
+    lines = [f"{'work':40}{'figure':>18}{'ratio':>9}  {'target':16}{'met':5}note"]
+    for figure in figures:
+        value = f"{figure.value:,.2f}" if figure.value < 100 else f"{figure.value:,.0f}"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+        met = {None: "", True: "yes", False: "NO"}[figure.met]
+        lines.append(f"{figure.work:40}{value + ' ' + figure.unit:>18}{ratio:>9}  {figure.target:16}{met:5}{figure.note}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.verdicts import MOST_CRAWLERS_HUMAN, Sample, samples_of_strangers
+from benchmarks.verdicts import MAX_CRAWLERS_HUMAN, Sample, samples
 from shortener.clicks.verdicts.request_rules import MAX_AGENT_LENGTH, PREVIEWS, RULES, RequestTraits, classify, classify_agent
 from shortener.model import Verdict
 
@@ -243,11 +243,11 @@ def test_only_browsers_inside_apps_pass_of_the_listed_crawlers() -> None:
     assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)  # NOT_CRAWLERS excludes these
 
 
-@pytest.mark.parametrize("sample", list(samples_of_strangers()), ids=lambda sample: sample.name)
+@pytest.mark.parametrize("sample", list(samples()), ids=lambda sample: sample.name)
 def test_agents_of_public_lists_are_classified_correctly_within_the_limit(sample: Sample) -> None:
     wrong = sum(classify(RequestTraits("GET", agent)).verdict is sample.wrong for agent in sample.agents)
     assert len(sample.agents) > 500
-    assert 100 * wrong / len(sample.agents) < (MOST_CRAWLERS_HUMAN if sample.most is None else sample.most)
+    assert 100 * wrong / len(sample.agents) < (MAX_CRAWLERS_HUMAN if sample.limit is None else sample.limit)
 
 
 @given(
