@@ -1,1 +1,1 @@
-"""How events reach customers' trackers: templates, bodies, signatures, the address guard, the sender, what answers mean."""
+"""Delivery of events to the trackers of customers: fan-out, claims, attempts, outcomes, formats, signatures, address guard."""

@@ -22,7 +22,7 @@ class Receiver(LoopbackServer):
         self.behaviour = behaviour
         self.scheme = scheme
         self.requests: list[tuple[bytes, bytes]] = []
-        self.asked = asyncio.Event()
+        self.received = asyncio.Event()
 
     def url(self, path: str = "/") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
@@ -35,19 +35,19 @@ class Receiver(LoopbackServer):
                 if line.startswith(b"content-length:"):
                     length = int(line.split(b":")[1])
             self.requests.append((head, await reader.readexactly(length)))
-            self.asked.set()
+            self.received.set()
             await self.behaviour(reader, writer)
 
 
 @asynccontextmanager
 async def receiver(behaviour: Behaviour, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
-    made = Receiver(behaviour, "https" if tls else "http")
-    async with made.listen(host, tls):
-        yield made
+    server = Receiver(behaviour, "https" if tls else "http")
+    async with server.listen(host, tls):
+        yield server
 
 
-def say(*parts: bytes) -> Behaviour:
-    """Answer with these very bytes and keep the connection."""
+def send_bytes(*parts: bytes) -> Behaviour:
+    """Send these bytes and leave the connection open."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for part in parts:
@@ -57,14 +57,14 @@ def say(*parts: bytes) -> Behaviour:
     return behaviour
 
 
-def answer(status: int, body: bytes = b"ok", **headers: str) -> Behaviour:
+def respond(status: int, body: bytes = b"ok", **headers: str) -> Behaviour:
     lines = [f"HTTP/1.1 {status} Word".encode()]
     lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
     if status in (101, 204, 304):
         body = b""
     else:
         lines.append(b"Content-Length: %d" % len(body))
-    return say(b"\r\n".join([*lines, b"", body]))
+    return send_bytes(b"\r\n".join([*lines, b"", body]))
 
 
 def then(first: Behaviour, *others: Behaviour) -> Behaviour:
@@ -76,25 +76,25 @@ def then(first: Behaviour, *others: Behaviour) -> Behaviour:
 
 
 def drip(piece: bytes, seconds: float = 0.02) -> Behaviour:
-    """The same bytes again and again, a moment between them, without end."""
+    """Send the same bytes without end, with a pause between them."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(seconds)  # an answer that drips
+            await asyncio.sleep(seconds)  # a slow response
 
     return behaviour
 
 
 def flood(piece: bytes) -> Behaviour:
-    """The same bytes again and again, as fast as they are taken."""
+    """Send the same bytes without end, as fast as the client reads them."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0)  # or nobody else would get a turn as long as the buffer takes them
+            await asyncio.sleep(0)  # lets other tasks run while the buffer accepts the bytes
 
     return behaviour
 
@@ -108,6 +108,6 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    made: socket.socket = writer.get_extra_info("socket")
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, update
 
 from shortener.container import Service
 from shortener.delivery.claims import LEASE_MARGIN_MS
+from shortener.delivery.deliveries import DeliveryFilter
 from shortener.delivery.health import MAX_FAILURES
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
@@ -236,3 +237,18 @@ async def test_queues_beyond_the_limit_of_one_cycle_are_served(
     turns = service.dispatcher.totals.dispatch_cycles
     await service.dispatcher.flush()
     assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "one round, then nothing is left to do"
+
+
+async def test_a_tracker_with_an_unreadable_secret_does_not_block_others(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    broken = await make_tracker(receiver.url("/broken"), secret="a secret of mine")
+    await make_tracker(receiver.url("/well"))
+    damage = update(schema.trackers).where(schema.trackers.c.id == broken).values(secret="gAAAA", revision=2)
+    await service.database.write(lambda connection: connection.execute(damage))
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert [request.target for request in receiver.requests] == ["/well"]
+    page = await service.deliveries.page(DeliveryFilter(1, broken), 10)
+    assert [(one.status, one.attempt, one.last_error) for one in page.deliveries] == [(PENDING, 0, "internal_error")]

@@ -1,16 +1,15 @@
-"""Looking at deliveries, and replaying them."""
+"""Lists, details, replay and backlog of deliveries, on both engines."""
 
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, insert
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.delivery import deliveries
 from shortener.delivery.deliveries import DeliveryBacklog, DeliveryFilter
-from shortener.delivery.sample_delivery import send_test
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
@@ -23,7 +22,7 @@ PENDING, DELIVERED, DEAD, PARKED = DeliveryStatus.PENDING, DeliveryStatus.DELIVE
 
 
 async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
-    """Deliveries that are nobody's event."""
+    """Insert deliveries that have no event, and return their ids."""
     ids = [service.ids() for _ in range(count)]
     common = {
         "topic": Topic.CLICK.value,
@@ -45,9 +44,9 @@ async def fill(service: Service, tracker: int, status: DeliveryStatus, count: in
 
 
 async def ids_of(
-    service: Service, wanted: DeliveryFilter, limit: int = 100, below: int | None = None
+    service: Service, criteria: DeliveryFilter, limit: int = 100, below: int | None = None
 ) -> tuple[list[int], int | None]:
-    page = await service.deliveries.page(wanted, limit, below)
+    page = await service.deliveries.page(criteria, limit, below)
     return [delivery.id for delivery in page.deliveries], page.next
 
 
@@ -62,19 +61,19 @@ async def test_a_delivery_is_returned_with_its_attempts(
     clock.forward(seconds=6)
     await service.dispatcher.flush()
     (row,) = await rows(service.database, schema.deliveries)
-    told, attempts = await service.deliveries.get(row.id, 1)
-    assert (told.tracker_id, told.message_id, told.topic, told.status) == (tracker, "m-1", Topic.CLICK, DELIVERED)
-    assert told.event_id == receiver.requests[0].headers["webhook-id"]
-    assert (told.attempt, told.next_at, told.finished_at, told.last_status) == (2, None, clock(), 204)
+    stored, attempts = await service.deliveries.get(row.id, 1)
+    assert (stored.tracker_id, stored.message_id, stored.topic, stored.status) == (tracker, "m-1", Topic.CLICK, DELIVERED)
+    assert stored.event_id == receiver.requests[0].headers["webhook-id"]
+    assert (stored.attempt, stored.next_at, stored.finished_at, stored.last_status) == (2, None, clock(), 204)
     first, second = attempts
     assert (first.attempt, first.at, first.status, first.error) == (1, NOON, 500, "other_status")
-    assert first.answer == "oh\ufffdno" + "x" * (1024 - 5), "the first KiB, as text that can be kept"
+    assert first.answer == "oh\ufffdno" + "x" * (1024 - 5), "the first KiB, without invalid characters"
     assert (second.attempt, second.at, second.status, second.error) == (2, clock(), 204, None)
 
 
 async def test_pages_are_newest_first_and_continue_below_an_id(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker("https://t.example/")
-    made = await fill(service, tracker, DELIVERED, 7)
+    ids = await fill(service, tracker, DELIVERED, 7)
     await fill(service, await make_tracker("https://u.example/"), DELIVERED, 3)
     seen: list[int] = []
     below = None
@@ -83,7 +82,7 @@ async def test_pages_are_newest_first_and_continue_below_an_id(service: Service,
         seen += some
         if below is None:
             break
-    assert seen == made[::-1]
+    assert seen == ids[::-1]
     assert len((await ids_of(service, DeliveryFilter(1)))[0]) == 10
 
 
@@ -119,7 +118,7 @@ async def test_a_filter_without_index_examines_a_limited_number_of_rows(
         pages.append(some)
     assert pages == [[], [], wanted]
     assert below is None
-    assert len((await ids_of(service, DeliveryFilter(1, tracker, DEAD), 100))[0]) == 9, "dead ones have an index"
+    assert len((await ids_of(service, DeliveryFilter(1, tracker, DEAD), 100))[0]) == 9, "dead deliveries have an index"
 
 
 async def test_an_application_does_not_see_the_deliveries_of_another(service: Service, make_tracker: MakeTracker) -> None:
@@ -153,13 +152,13 @@ async def test_a_replay_gives_all_attempts_again_and_can_be_repeated(
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
     receiver.default_reply = 200
-    for _ in range(2):  # a delivered one too
+    for _ in range(2):  # a delivered delivery can be replayed too
         await service.deliveries.replay(row.id, clock(), 1)
         await until_it_ends()
     assert [request.json["attempt"] for request in receiver.requests] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
-    told, attempts = await service.deliveries.get(row.id)
-    assert (told.status, len(attempts)) == (DELIVERED, 8)
+    stored, attempts = await service.deliveries.get(row.id)
+    assert (stored.status, len(attempts)) == (DELIVERED, 8)
 
 
 async def test_replay_rejects_a_pending_delivery_and_a_deleted_tracker(service: Service, make_tracker: MakeTracker) -> None:
@@ -209,65 +208,3 @@ async def test_a_backlog_is_counted_up_to_a_limit(
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(4, 3, NOON + timedelta(minutes=1))
     monkeypatch.setattr(deliveries, "MAX_COUNT", 2)
     assert await service.deliveries.backlog(tracker, clock()) == DeliveryBacklog(2, 2, NOON + timedelta(minutes=1))
-
-
-async def test_a_test_delivery_is_one_attempt_and_changes_nothing_else(
-    service: Service, make_tracker: MakeTracker, receiver: Receiver
-) -> None:
-    tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
-
-    async def send() -> Any:
-        return await send_test(
-            service.database,
-            service.trackers,
-            service.sender,
-            service.ids,
-            service.clock,
-            tracker,
-            allow_http=True,
-            application_id=1,
-        )
-
-    good = await send()
-    receiver.default_reply = Reply(410, b"go away")
-    bad = await send()
-    assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
-    assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")
-    first, second = receiver.requests
-    assert first.json["event"]["evt-tp"] == "test"
-    assert first.headers["webhook-id"] == first.json["event_id"] == good.event_id != second.json["event_id"]
-    assert "webhook-signature" in first.headers
-    told = await service.trackers.get(tracker)
-    assert (told.disabled_reason, told.health.failures_in_row, told.health.last_success_at) == ("created disabled", 0, None)
-    page = await service.deliveries.page(DeliveryFilter(1, tracker), 10)
-    assert [(one.status, one.topic, one.attempt) for one in page.deliveries] == [(DEAD, Topic.TEST, 1), (DELIVERED, Topic.TEST, 1)]
-    _, attempts = await service.deliveries.get(bad.delivery_id)
-    assert [(one.status, one.answer) for one in attempts] == [(410, "go away")]
-    await service.fanout.flush()
-    await service.dispatcher.flush()
-    assert len(receiver.requests) == 2
-
-
-async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
-    service: Service, make_tracker: MakeTracker, receiver: Receiver
-) -> None:
-    tracker = await make_tracker(receiver.url())
-    trial = await send_test(
-        service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
-    )
-    assert (trial.delivered, trial.error, receiver.connections) == (False, "blocked_address", 0)
-
-
-async def test_a_tracker_with_an_unreadable_secret_does_not_block_others(
-    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
-) -> None:
-    broken = await make_tracker(receiver.url("/broken"), secret="a secret of mine")
-    await make_tracker(receiver.url("/well"))
-    spoil = update(schema.trackers).where(schema.trackers.c.id == broken).values(secret="gAAAA", revision=2)
-    await service.database.write(lambda connection: connection.execute(spoil))
-    await story.first_click()
-    await service.fanout.flush()
-    await service.dispatcher.flush()
-    assert [request.target for request in receiver.requests] == ["/well"]
-    page = await service.deliveries.page(DeliveryFilter(1, broken), 10)
-    assert [(one.status, one.attempt, one.last_error) for one in page.deliveries] == [(PENDING, 0, "internal_error")]

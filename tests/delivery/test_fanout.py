@@ -1,4 +1,4 @@
-"""Events become deliveries, on both engines."""
+"""Fan-out of events into deliveries and facts, on both engines."""
 
 import hashlib
 import re
@@ -67,8 +67,8 @@ async def test_an_event_without_subscribers_gets_no_facts(service: Service, make
 
 async def test_trackers_of_another_application_get_no_deliveries(service: Service, story: Story) -> None:
     other = await service.database.write(create_application, "other", NOON)
-    given = NewTracker(url=URL, events=["state", "click"])
-    await service.trackers.create(other.application_id, given)
+    new = NewTracker(url=URL, events=["state", "click"])
+    await service.trackers.create(other.application_id, new)
     await story.first_click()
     await service.fanout.flush()
     assert await rows(service.database, schema.deliveries) == []
@@ -82,7 +82,7 @@ async def test_a_crash_during_fanout_neither_repeats_nor_skips_an_event(
         await story.first_click()
 
     class Killed(BaseException):
-        """The process dies before the events are marked."""
+        """Fail as if the process was killed before the events are marked."""
 
     def crash(connection: Connection, facts: object) -> None:
         raise Killed
@@ -187,7 +187,7 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
 async def test_repeat_clicks_of_a_link_are_numbered(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "click")
     message = await story.message(links=2)
-    await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected: no click
+    await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected hits are not counted
     await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
     await story.click(message)
     await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
@@ -235,7 +235,7 @@ async def test_the_facts_of_a_conversion_contain_its_click(service: Service, mak
     assert {name: found[name] for name in expected} == expected
     assert plain["conversion_id"] == without_click.conversion_id
     assert plain["transaction_id"] is None
-    assert not {"click_id", "url"} & plain.keys(), "which link, if any, is not known"
+    assert not {"click_id", "url"} & plain.keys(), "the conversion has no link"
 
 
 async def test_the_facts_of_a_delivery_report_contain_its_own_state(
@@ -270,8 +270,8 @@ async def test_an_event_with_missing_rows_does_not_block_others(
     assert len(receiver.requests) == 2
 
 
-async def spoil(service: Service, event: int, data: str) -> None:
-    """Change what is stored of an event, past everything that would keep it readable."""
+async def damage(service: Service, event: int, data: str) -> None:
+    """Overwrite the stored data of an event with an invalid text."""
     statement = text("UPDATE events SET data = :data WHERE id = :event")
     await service.database.write(lambda connection: connection.execute(statement, {"data": data, "event": event}))
 
@@ -282,20 +282,20 @@ async def test_an_event_that_cannot_be_fanned_out_is_quarantined_and_can_be_requ
     await make_tracker(URL, "click", "state")
     for _ in range(5):
         await story.first_click()
-    made = [row.id for row in await rows(service.database, schema.events)]
-    spoiled = made[2]
-    await spoil(service, spoiled, "{not JSON")
+    event_ids = [row.id for row in await rows(service.database, schema.events)]
+    damaged = event_ids[2]
+    await damage(service, damaged, "{not JSON")
     with capture_logs() as logs:
         await service.fanout.flush()
     assert sorted(row.event_id for row in await rows(service.database, schema.deliveries)) == sorted(
-        event for event in made * 2 if event != spoiled
+        event for event in event_ids * 2 if event != damaged
     )
     (line,) = [line for line in logs if line["event"] == "event_quarantined"]
-    assert (line["log_level"], line["event_id"]) == ("error", encode(spoiled))
+    assert (line["log_level"], line["event_id"]) == ("error", encode(damaged))
     assert b"\nshortener_events_quarantined_total 1.0\n" in service.metrics.text("")[0]
-    assert await service.fanout.step() == 0, "it is not tried again and again"
+    assert await service.fanout.step() == 0, "a quarantined event is not repeated"
 
-    await spoil(service, spoiled, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
+    await damage(service, damaged, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
     assert await requeue_events(service.database) == 1
     assert await requeue_events(service.database) == 0
     await service.fanout.flush()
@@ -309,11 +309,11 @@ async def test_a_batch_of_damaged_events_does_not_block_the_next_batch(
     await make_tracker(URL, "click")
     for _ in range(5):
         await story.first_click()
-    made = [row.id for row in await rows(service.database, schema.events)]
-    for event in made[:4]:
-        await spoil(service, event, "]")
+    event_ids = [row.id for row in await rows(service.database, schema.events)]
+    for event in event_ids[:4]:
+        await damage(service, event, "]")
     await service.fanout.flush()
-    assert [row.event_id for row in await rows(service.database, schema.deliveries)] == made[4:]
+    assert [row.event_id for row in await rows(service.database, schema.deliveries)] == event_ids[4:]
     assert service.fanout.quarantined == 4
 
 
@@ -396,8 +396,8 @@ async def test_a_suspected_click_goes_only_to_trackers_with_suspected_and_contai
     (row,) = await rows(service.database, schema.deliveries)
     assert (row.tracker_id, row.topic) == (asking, Topic.CLICK)
     (found,) = await facts(service)
-    told = {name: found[name] for name in ("verdict", "verdict_reason", "first_for_message", "first_for_link", "click_number")}
-    assert told == {
+    fields = {name: found[name] for name in ("verdict", "verdict_reason", "first_for_message", "first_for_link", "click_number")}
+    assert fields == {
         "verdict": "suspected",
         "verdict_reason": "crawler",
         "first_for_message": False,
@@ -406,12 +406,12 @@ async def test_a_suspected_click_goes_only_to_trackers_with_suspected_and_contai
     }
 
 
-def told_of_a_click(format: str, body: dict[str, Any]) -> dict[str, Any]:
+def click_fields(format: str, body: dict[str, Any]) -> dict[str, Any]:
     if format == "scg":
-        told: dict[str, Any] = body["event"]["fld-val-list"]
+        fields: dict[str, Any] = body["event"]["fld-val-list"]
     else:
-        told = body if format == "json" else body["click"]
-    return {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name): value for name, value in told.items()}
+        fields = body if format == "json" else body["click"]
+    return {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name): value for name, value in fields.items()}
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -426,10 +426,10 @@ async def test_every_click_event_contains_first_click_flags_and_seconds_since_se
     await story.click(message)
     await service.fanout.flush()
     await service.dispatcher.flush()
-    bodies = [told_of_a_click(format, one.json) for one in receiver.requests]
+    bodies = [click_fields(format, one.json) for one in receiver.requests]
     names = ("first_for_message", "first_for_link", "click_number", "verdict", "verdict_reason")
-    told = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
-    assert told == [
+    fields = sorted((tuple(body[name] for name in names) for body in bodies), key=lambda one: (one[3], one[2]))
+    assert fields == [
         (True, True, 1, "human", "person"),
         (False, False, 2, "human", "person"),
         (False, False, None, "suspected", "crawler"),

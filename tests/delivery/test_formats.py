@@ -59,7 +59,7 @@ TOPICS = ["state", "click", "late_click", "conversion", "delivery", "click_retra
 
 
 def body(format: str, facts: dict[str, Any], attempt: int = 1, fields: list[str] | None = None) -> Any:
-    """The parsed body; numbers with a point come back as Decimal, as they were written."""
+    """Return the parsed body. Decimal numbers are parsed as Decimal, to compare their digits."""
     raw, content_type = render(format, facts, attempt=attempt, fields=fields)
     assert content_type == CONTENT_TYPE
     return json.loads(raw, parse_float=Decimal)

@@ -10,17 +10,17 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.delivery import guard as guards
+from shortener.delivery import guard as guard_module
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, rejection_reason
-from tests.delivery.receiver import answer, receiver
+from tests.delivery.receiver import receiver, respond
 
 IPV4 = st.integers(0, 2**32 - 1)
-# Uniform numbers hardly ever hit a small network: half of them come from the neighbourhood of the special ones.
-SPECIAL_IPV4 = st.sampled_from([network for network, _ in guards._IPV4]).flatmap(
+# Random numbers rarely hit a small network, so half of the addresses are taken from the special networks.
+SPECIAL_IPV4 = st.sampled_from([network for network, _ in guard_module._IPV4]).flatmap(
     lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**32 - 1))
 )
 ANY_IPV4 = st.one_of(IPV4, SPECIAL_IPV4)
-SPECIAL_IPV6 = st.sampled_from([network for network, _ in guards._IPV6]).flatmap(
+SPECIAL_IPV6 = st.sampled_from([network for network, _ in guard_module._IPV6]).flatmap(
     lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**128 - 1))
 )
 ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), SPECIAL_IPV6)
@@ -50,48 +50,48 @@ def test_public_addresses_are_allowed(address: str) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("127.0.0.1", guards.LOOPBACK),
-        ("127.255.255.255", guards.LOOPBACK),
-        ("0.0.0.0", guards.UNSPECIFIED),
-        ("0.1.2.3", guards.UNSPECIFIED),
-        ("10.0.0.1", guards.PRIVATE),
-        ("172.16.0.1", guards.PRIVATE),
-        ("172.31.255.255", guards.PRIVATE),
-        ("192.168.1.1", guards.PRIVATE),
-        ("100.64.0.1", guards.SHARED),
-        ("169.254.1.1", guards.LINK_LOCAL),
-        ("169.254.169.254", guards.METADATA),
-        ("100.100.100.200", guards.METADATA),
-        ("168.63.129.16", guards.METADATA),
-        ("192.88.99.1", guards.RESERVED),
-        ("198.18.0.1", guards.RESERVED),
-        ("224.0.0.1", guards.MULTICAST),
-        ("239.1.1.1", guards.MULTICAST),
-        ("240.0.0.1", guards.RESERVED),
-        ("255.255.255.255", guards.RESERVED),
-        ("::", guards.UNSPECIFIED),
-        ("::1", guards.LOOPBACK),
-        ("::127.0.0.1", guards.TUNNELLED),
-        ("::ffff:127.0.0.1", guards.LOOPBACK),
-        ("::ffff:100.64.0.1", guards.SHARED),
-        ("::ffff:0:127.0.0.1", guards.RESERVED),
-        ("64:ff9b::7f00:1", guards.LOOPBACK),
-        ("64:ff9b::a9fe:a9fe", guards.METADATA),
-        ("64:ff9b:1::a00:1", guards.TUNNELLED),
-        ("2002:7f00:1::", guards.TUNNELLED),
-        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guards.TUNNELLED),
-        ("fc00::1", guards.PRIVATE),
-        ("fd00:ec2::254", guards.METADATA),
-        ("fe80::1", guards.LINK_LOCAL),
-        ("fe80::1%eth0", guards.LINK_LOCAL),
-        ("fec0::1", guards.RESERVED),
-        ("ff02::1", guards.MULTICAST),
-        ("ff0e::1", guards.MULTICAST),
-        ("2001:db8::1", guards.RESERVED),
-        ("3fff::1", guards.RESERVED),
-        ("5f00::1", guards.RESERVED),
-        ("100::1", guards.RESERVED),
-        ("127.0.0.1%lo", guards.LOOPBACK),
+        ("127.0.0.1", guard_module.LOOPBACK),
+        ("127.255.255.255", guard_module.LOOPBACK),
+        ("0.0.0.0", guard_module.UNSPECIFIED),
+        ("0.1.2.3", guard_module.UNSPECIFIED),
+        ("10.0.0.1", guard_module.PRIVATE),
+        ("172.16.0.1", guard_module.PRIVATE),
+        ("172.31.255.255", guard_module.PRIVATE),
+        ("192.168.1.1", guard_module.PRIVATE),
+        ("100.64.0.1", guard_module.SHARED),
+        ("169.254.1.1", guard_module.LINK_LOCAL),
+        ("169.254.169.254", guard_module.METADATA),
+        ("100.100.100.200", guard_module.METADATA),
+        ("168.63.129.16", guard_module.METADATA),
+        ("192.88.99.1", guard_module.RESERVED),
+        ("198.18.0.1", guard_module.RESERVED),
+        ("224.0.0.1", guard_module.MULTICAST),
+        ("239.1.1.1", guard_module.MULTICAST),
+        ("240.0.0.1", guard_module.RESERVED),
+        ("255.255.255.255", guard_module.RESERVED),
+        ("::", guard_module.UNSPECIFIED),
+        ("::1", guard_module.LOOPBACK),
+        ("::127.0.0.1", guard_module.TUNNELLED),
+        ("::ffff:127.0.0.1", guard_module.LOOPBACK),
+        ("::ffff:100.64.0.1", guard_module.SHARED),
+        ("::ffff:0:127.0.0.1", guard_module.RESERVED),
+        ("64:ff9b::7f00:1", guard_module.LOOPBACK),
+        ("64:ff9b::a9fe:a9fe", guard_module.METADATA),
+        ("64:ff9b:1::a00:1", guard_module.TUNNELLED),
+        ("2002:7f00:1::", guard_module.TUNNELLED),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guard_module.TUNNELLED),
+        ("fc00::1", guard_module.PRIVATE),
+        ("fd00:ec2::254", guard_module.METADATA),
+        ("fe80::1", guard_module.LINK_LOCAL),
+        ("fe80::1%eth0", guard_module.LINK_LOCAL),
+        ("fec0::1", guard_module.RESERVED),
+        ("ff02::1", guard_module.MULTICAST),
+        ("ff0e::1", guard_module.MULTICAST),
+        ("2001:db8::1", guard_module.RESERVED),
+        ("3fff::1", guard_module.RESERVED),
+        ("5f00::1", guard_module.RESERVED),
+        ("100::1", guard_module.RESERVED),
+        ("127.0.0.1%lo", guard_module.LOOPBACK),
     ],
 )
 def test_special_addresses_are_rejected(address: str, reason: str) -> None:
@@ -224,7 +224,7 @@ def _unspeakable(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("lookup", [_missing, _nothing, _unspeakable])
-async def test_a_name_without_an_address_raises_host_unresolved(lookup: guards.Lookup) -> None:
+async def test_a_name_without_an_address_raises_host_unresolved(lookup: guard_module.Lookup) -> None:
     with pytest.raises(HostUnresolved):
         await Guard(lookup=lookup).check_host("nowhere.example", 80)
 
@@ -244,14 +244,14 @@ async def test_check_host_stops_waiting_for_a_resolver_that_hangs() -> None:
 
 
 class Rebinding(AbstractResolver):
-    """Public when it is asked first, loopback ever after."""
+    """A resolver that returns a public address first and loopback afterwards."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        self.asked += 1
-        address = "8.8.8.8" if self.asked == 1 else "127.0.0.1"
+        self.calls += 1
+        address = "8.8.8.8" if self.calls == 1 else "127.0.0.1"
         return [ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None:
@@ -262,14 +262,14 @@ async def test_the_address_of_each_connection_is_checked_again() -> None:
     guard, rebinding = Guard(), Rebinding()
     (vetted,) = await rebinding.resolve("rebinding.example", 80)
     guard.check_address(vetted["host"])
-    async with receiver(answer(200)) as canary:
+    async with receiver(respond(200)) as local_server:
         connector = aiohttp.TCPConnector(socket_factory=guard.socket_factory, resolver=rebinding)
         async with aiohttp.ClientSession(connector=connector) as session:
             with pytest.raises(aiohttp.ClientConnectorError) as caught:
-                await session.get(f"http://rebinding.example:{canary.port}/")
+                await session.get(f"http://rebinding.example:{local_server.port}/")
             assert isinstance(caught.value.os_error, ForbiddenTarget)
-        assert rebinding.asked == 2
-        assert canary.connections == 0
+        assert rebinding.calls == 2
+        assert local_server.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -292,17 +292,17 @@ async def test_the_address_of_each_connection_is_checked_again() -> None:
     ],
 )
 async def test_no_notation_of_a_loopback_address_reaches_a_local_server(host: str) -> None:
-    async with receiver(answer(200), host="0.0.0.0") as canary:
+    async with receiver(respond(200), host="0.0.0.0") as local_server:
         connector = aiohttp.TCPConnector(socket_factory=Guard().socket_factory)
         async with aiohttp.ClientSession(connector=connector) as session:
             with pytest.raises((aiohttp.ClientError, ValueError)):
-                await session.get(f"http://{host}:{canary.port}/")
-        assert canary.connections == 0
+                await session.get(f"http://{host}:{local_server.port}/")
+        assert local_server.connections == 0
 
 
 async def test_the_local_server_is_reached_when_loopback_is_allowed() -> None:
-    async with receiver(answer(200)) as canary:
+    async with receiver(respond(200)) as local_server:
         connector = aiohttp.TCPConnector(socket_factory=Guard(allow_private=True).socket_factory)
-        async with aiohttp.ClientSession(connector=connector) as session, session.get(canary.url()) as response:
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(local_server.url()) as response:
             assert response.status == 200
-        assert canary.connections == 1
+        assert local_server.connections == 1

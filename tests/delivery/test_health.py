@@ -49,7 +49,7 @@ def test_a_success_closes_the_breaker_and_releases_the_backlog_at_the_rate() -> 
     assert health.allowance(T + 500, 10) == 5
     health = health.released(5, T + 500, 10)
     assert health.allowance(T + 500, 10) == 0
-    assert health.allowance(T + 60_000, 10) == 10, "time that went unused gives no more than a burst"
+    assert health.allowance(T + 60_000, 10) == 10, "unused time allows at most one burst"
     assert health.recovered().breaker(T) == "closed"
     assert health.recovered().allowance(T, 10) is None
 
@@ -70,7 +70,7 @@ def test_the_release_of_a_backlog_never_exceeds_the_rate(steps: list[int], rate:
         if allowed > 0:
             health = health.released(allowed, now, rate)
             released += allowed
-    # Each release rounds to a millisecond.
+    # Each release is rounded to a millisecond.
     assert released <= (now - T + len(steps)) * rate / 1000 + 1
 
 

@@ -25,81 +25,81 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ANY_2XX = SuccessCriteria()
 
 
-def replied(status: int | None, body: bytes = b"ok", error: str | None = None, **more: Any) -> SendResult:
+def response(status: int | None, body: bytes = b"ok", error: str | None = None, **more: Any) -> SendResult:
     return SendResult(status=status, body=body, error=error, detail="", milliseconds=1, **more)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_status_means_delivered_by_default(status: int) -> None:
-    assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(response(status), ANY_2XX, NOW).kind is OutcomeKind.DELIVERED
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
 def test_redirects_are_retried(status: int) -> None:
-    outcome = classify_response(replied(status), ANY_2XX, NOW)
+    outcome = classify_response(response(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.not_before) == (OutcomeKind.RETRY, "redirect", None)
 
 
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
 def test_other_failures_are_retried(status: int) -> None:
-    outcome = classify_response(replied(status), ANY_2XX, NOW)
+    outcome = classify_response(response(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.charged) == (OutcomeKind.RETRY, "other_status", True)
 
 
 @pytest.mark.parametrize("status", [405, 406, 411, 413, 414, 415, 431, 501, 505])
 def test_a_rejected_request_form_is_final(status: int) -> None:
-    assert classify_response(replied(status), ANY_2XX, NOW).kind is OutcomeKind.FINAL
+    assert classify_response(response(status), ANY_2XX, NOW).kind is OutcomeKind.FINAL
 
 
 def test_410_disables_the_tracker_even_if_the_body_is_incomplete() -> None:
-    assert classify_response(replied(410), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
-    assert classify_response(replied(410, error="too_large"), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
+    assert classify_response(response(410), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
+    assert classify_response(response(410, error="too_large"), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_sets_the_earliest_time(status: int) -> None:
-    assert classify_response(replied(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
-    assert classify_response(replied(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
-    assert classify_response(replied(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
-    assert classify_response(replied(status), ANY_2XX, NOW).not_before is None
-    assert classify_response(replied(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
+    assert classify_response(response(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
+    assert classify_response(response(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
+    assert classify_response(response(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
+    assert classify_response(response(status), ANY_2XX, NOW).not_before is None
+    assert classify_response(response(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
 
 
 def test_retry_after_is_ignored_for_other_statuses() -> None:
-    assert classify_response(replied(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
+    assert classify_response(response(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
 def test_an_incomplete_success_response_is_retried(error: str) -> None:
-    outcome = classify_response(replied(200, error=error), ANY_2XX, NOW)
+    outcome = classify_response(response(200, error=error), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "incomplete")
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_without_a_status_the_attempt_is_retried_and_local_failures_do_not_count(error: str) -> None:
     for is_local in (True, False):
-        outcome = classify_response(replied(None, b"", error, is_local=is_local), ANY_2XX, NOW)
+        outcome = classify_response(response(None, b"", error, is_local=is_local), ANY_2XX, NOW)
         assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
 
 
 def test_success_can_be_restricted_to_status_200() -> None:
-    strict = parse_success({"statuses": "200"})
-    assert classify_response(replied(200), strict, NOW).kind is OutcomeKind.DELIVERED
-    assert classify_response(replied(204, b""), strict, NOW).kind is OutcomeKind.RETRY
-    assert classify_response(replied(201), strict, NOW).kind is OutcomeKind.RETRY
+    only_200 = parse_success({"statuses": "200"})
+    assert classify_response(response(200), only_200, NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(response(204, b""), only_200, NOW).kind is OutcomeKind.RETRY
+    assert classify_response(response(201), only_200, NOW).kind is OutcomeKind.RETRY
 
 
 def test_success_can_require_a_text_in_the_body() -> None:
     criteria = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
-    assert classify_response(replied(200, b"success=true;"), criteria, NOW).kind is OutcomeKind.DELIVERED
-    refused = classify_response(replied(200, b"success=false;"), criteria, NOW)
+    assert classify_response(response(200, b"success=true;"), criteria, NOW).kind is OutcomeKind.DELIVERED
+    refused = classify_response(response(200, b"success=false;"), criteria, NOW)
     assert (refused.kind, refused.reason) == (OutcomeKind.RETRY, "refused_in_body")
-    assert classify_response(replied(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
+    assert classify_response(response(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
 
 
 def test_a_status_in_the_success_set_is_a_success_even_if_it_is_an_error_elsewhere() -> None:
-    assert classify_response(replied(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
-    assert classify_response(replied(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(response(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
+    assert classify_response(response(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 
 
 @given(
@@ -113,7 +113,7 @@ def test_every_response_matches_a_row_of_the_outcome_table(
     status: int | None, body: bytes, error: str | None, retry_after: float | None, is_local: bool
 ) -> None:
     outcome = classify_response(
-        replied(status, body, error, retry_after=retry_after, is_local=is_local), SuccessCriteria("2xx", "ok"), NOW
+        response(status, body, error, retry_after=retry_after, is_local=is_local), SuccessCriteria("2xx", "ok"), NOW
     )
     assert (outcome.reason, outcome.kind) in {(row.name, row.kind) for row in OUTCOME_TABLE}
     assert (outcome.kind is OutcomeKind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)

@@ -12,7 +12,7 @@ import uvloop
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import ERRORS, EXCERPT_BYTES, MAX_BODY_BYTES, OutgoingRequest, Sender
-from tests.delivery.receiver import Behaviour, answer, drip, flood, hang, hang_up, receiver, reset, say, then
+from tests.delivery.receiver import Behaviour, drip, flood, hang, hang_up, receiver, reset, respond, send_bytes, then
 from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, post
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -22,7 +22,7 @@ BOMB = gzip.compress(b"\0" * 50_000_000)
 
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
 async def test_every_status_is_returned(sender: Sender, status: int) -> None:
-    result, _ = await attempt(sender, answer(status))
+    result, _ = await attempt(sender, respond(status))
     assert (result.status, result.error, result.is_local) == (status, None, False)
     assert result.body == (b"" if status in (101, 204, 304) else b"ok")
 
@@ -38,7 +38,7 @@ async def test_every_status_is_returned(sender: Sender, status: int) -> None:
     ],
 )
 async def test_retry_after_is_returned_in_seconds(sender: Sender, text: str, seconds: float | None) -> None:
-    result, _ = await attempt(sender, answer(429, Retry_After=text))
+    result, _ = await attempt(sender, respond(429, Retry_After=text))
     assert (result.status, result.retry_after) == (429, seconds)
 
 
@@ -47,25 +47,29 @@ async def test_retry_after_is_returned_in_seconds(sender: Sender, text: str, sec
     [
         pytest.param(hang, None, "timeout", id="no answer"),
         pytest.param(drip(b"H"), None, "protocol_error", id="drip of what is not HTTP"),
-        pytest.param(then(say(HEAD), drip(b"X-A: b\r\n")), None, "timeout", id="header drip"),
-        pytest.param(then(say(HEAD + b"X-A: "), drip(b"b")), None, "timeout", id="drip inside a header"),
-        pytest.param(then(say(HEAD + b"Content-Length: 9999\r\n\r\n"), drip(b"b")), 200, "timeout", id="body drip"),
-        pytest.param(then(say(CHUNKED), drip(b"1\r\nb\r\n")), 200, "timeout", id="chunked body drip"),
+        pytest.param(then(send_bytes(HEAD), drip(b"X-A: b\r\n")), None, "timeout", id="header drip"),
+        pytest.param(then(send_bytes(HEAD + b"X-A: "), drip(b"b")), None, "timeout", id="drip inside a header"),
+        pytest.param(then(send_bytes(HEAD + b"Content-Length: 9999\r\n\r\n"), drip(b"b")), 200, "timeout", id="body drip"),
+        pytest.param(then(send_bytes(CHUNKED), drip(b"1\r\nb\r\n")), 200, "timeout", id="chunked body drip"),
         pytest.param(drip(b"HTTP/1.1 100 Continue\r\n\r\n"), None, "timeout", id="interim answer drip"),
         pytest.param(flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500), None, "too_large", id="interim answer flood"),
-        pytest.param(then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)), 200, "too_large", id="endless body"),
-        pytest.param(then(say(CHUNKED), flood(b"1\r\nb\r\n" * 5000)), 200, "too_large", id="endless chunks"),
-        pytest.param(say(HEAD + b"Content-Length: 70000\r\n\r\n", b"x" * 70_000), 200, "too_large", id="long body"),
-        pytest.param(say(HEAD + b"X-A: " + b"b" * 65_536 + b"\r\n\r\n"), None, "too_large", id="64 KiB header"),
-        pytest.param(then(say(HEAD), flood(b"X-A: b\r\n" * 1000)), None, "protocol_error", id="endless headers"),
+        pytest.param(then(send_bytes(HEAD + b"\r\n"), flood(b"x" * 60_000)), 200, "too_large", id="endless body"),
+        pytest.param(then(send_bytes(CHUNKED), flood(b"1\r\nb\r\n" * 5000)), 200, "too_large", id="endless chunks"),
+        pytest.param(send_bytes(HEAD + b"Content-Length: 70000\r\n\r\n", b"x" * 70_000), 200, "too_large", id="long body"),
+        pytest.param(send_bytes(HEAD + b"X-A: " + b"b" * 65_536 + b"\r\n\r\n"), None, "too_large", id="64 KiB header"),
+        pytest.param(then(send_bytes(HEAD), flood(b"X-A: b\r\n" * 1000)), None, "protocol_error", id="endless headers"),
         pytest.param(hang_up, None, "connection_reset", id="hang up"),
         pytest.param(reset, None, "connection_reset", id="reset"),
-        pytest.param(then(say(HEAD + b"Content-Length: 9\r\n\r\nabc"), hang_up), 200, "protocol_error", id="body cut off"),
-        pytest.param(then(say(HEAD + b"Content-Length: 9\r\n\r\nabc"), reset), 200, "protocol_error", id="reset in the body"),
-        pytest.param(say(CHUNKED + b"zz\r\n"), None, "protocol_error", id="malformed chunk"),
-        pytest.param(say(b"220 mail.example ESMTP\r\n"), None, "protocol_error", id="not HTTP"),
-        pytest.param(say(HEAD + b"Content-Length: 1, 2\r\n\r\n"), None, "protocol_error", id="malformed length"),
-        pytest.param(then(say(b"HTTP/1.1 429 Slow\r\nRetry-After: 9\r\n\r\n"), hang), 429, "timeout", id="429 without an end"),
+        pytest.param(then(send_bytes(HEAD + b"Content-Length: 9\r\n\r\nabc"), hang_up), 200, "protocol_error", id="body cut off"),
+        pytest.param(
+            then(send_bytes(HEAD + b"Content-Length: 9\r\n\r\nabc"), reset), 200, "protocol_error", id="reset in the body"
+        ),
+        pytest.param(send_bytes(CHUNKED + b"zz\r\n"), None, "protocol_error", id="malformed chunk"),
+        pytest.param(send_bytes(b"220 mail.example ESMTP\r\n"), None, "protocol_error", id="not HTTP"),
+        pytest.param(send_bytes(HEAD + b"Content-Length: 1, 2\r\n\r\n"), None, "protocol_error", id="malformed length"),
+        pytest.param(
+            then(send_bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 9\r\n\r\n"), hang), 429, "timeout", id="429 without an end"
+        ),
     ],
 )
 async def test_an_attempt_ends_in_time_whatever_the_receiver_does(
@@ -79,13 +83,13 @@ async def test_an_attempt_ends_in_time_whatever_the_receiver_does(
 
 
 async def test_the_part_received_before_the_time_limit_is_returned(sender: Sender) -> None:
-    result, _ = await attempt(sender, then(say(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\nsorry"), hang), DEADLINE)
+    result, _ = await attempt(sender, then(send_bytes(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\nsorry"), hang), DEADLINE)
     assert (result.status, result.error, result.retry_after, result.body) == (503, "timeout", 9.0, b"sorry")
 
 
 async def test_a_gzip_bomb_is_not_decompressed(sender: Sender) -> None:
     assert len(BOMB) < MAX_BODY_BYTES
-    result, peer = await attempt(sender, answer(200, BOMB, Content_Encoding="gzip"))
+    result, peer = await attempt(sender, respond(200, BOMB, Content_Encoding="gzip"))
     assert (result.status, result.error, result.body) == (200, None, BOMB)
     assert b"Accept-Encoding: identity\r\n" in peer.requests[0][0]
 
@@ -93,10 +97,10 @@ async def test_a_gzip_bomb_is_not_decompressed(sender: Sender) -> None:
 async def test_memory_is_bounded_for_endless_responses(sender: Sender) -> None:
     peers = [
         flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
-        then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)),
+        then(send_bytes(HEAD + b"\r\n"), flood(b"x" * 60_000)),
         drip(HEAD + b"X-A: b", 0),
     ]
-    await attempt(sender, answer(200))
+    await attempt(sender, respond(200))
     tracemalloc.start()
     try:
         for behaviour in peers:
@@ -105,34 +109,34 @@ async def test_memory_is_bounded_for_endless_responses(sender: Sender) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 8_000_000  # both sides of 8 connections at a time
+    assert peak < 8_000_000  # client and server of 8 connections
 
 
 async def test_the_excerpt_is_the_first_kib_of_the_body(sender: Sender) -> None:
     text = b"x" * (MAX_BODY_BYTES - 4) + b"good"
-    result, _ = await attempt(sender, answer(200, text))
+    result, _ = await attempt(sender, respond(200, text))
     assert result.error is None
     assert result.body == text
     assert result.excerpt == text[:EXCERPT_BYTES]
 
 
 async def test_redirects_are_never_followed(sender: Sender) -> None:
-    async with receiver(answer(200)) as elsewhere:
-        result, peer = await attempt(sender, answer(307, Location=elsewhere.url("/metadata")))
+    async with receiver(respond(200)) as elsewhere:
+        result, peer = await attempt(sender, respond(307, Location=elsewhere.url("/metadata")))
         assert result.status == 307
         assert elsewhere.connections == 0
         assert len(peer.requests) == 1
 
 
 async def test_cookies_are_not_stored(sender: Sender) -> None:
-    async with receiver(answer(200, Set_Cookie="tenant=a; Path=/")) as peer:
+    async with receiver(respond(200, Set_Cookie="tenant=a; Path=/")) as peer:
         await post(sender, peer.url())
         await post(sender, peer.url())
     assert b"cookie" not in peer.requests[1][0].lower()
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with receiver(answer(500)) as proxy, receiver(answer(200)) as peer:
+    async with receiver(respond(500)) as proxy, receiver(respond(200)) as peer:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url())
         async with Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
@@ -141,14 +145,14 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 
 
 async def test_a_connection_is_reused_after_a_complete_response(sender: Sender) -> None:
-    async with receiver(answer(200)) as peer:
+    async with receiver(respond(200)) as peer:
         for _ in range(3):
             await post(sender, peer.url())
         assert (peer.connections, len(peer.requests)) == (1, 3)
 
 
 async def test_a_connection_is_not_reused_after_an_incomplete_response(sender: Sender) -> None:
-    async with receiver(say(HEAD + b"Content-Length: 900000\r\n\r\n", b"x" * 900_000)) as peer:
+    async with receiver(send_bytes(HEAD + b"Content-Length: 900000\r\n\r\n", b"x" * 900_000)) as peer:
         for _ in range(2):
             await post(sender, peer.url())
         assert peer.connections == 2
@@ -156,7 +160,7 @@ async def test_a_connection_is_not_reused_after_an_incomplete_response(sender: S
 
 async def test_the_request_is_sent_unchanged(sender: Sender) -> None:
     path = "/a//b/../%2e%2F/[x];y=1?phone=%2B1415&u[0]=%41&empty=&q=a+b?c/d'(e)*!"
-    async with receiver(answer(200)) as peer:
+    async with receiver(respond(200)) as peer:
         request = OutgoingRequest("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
         await sender.send(request, PLENTY)
     head, body = peer.requests[0]
@@ -167,7 +171,7 @@ async def test_the_request_is_sent_unchanged(sender: Sender) -> None:
 
 
 async def test_a_get_request_has_no_body(sender: Sender) -> None:
-    async with receiver(answer(200)) as peer:
+    async with receiver(respond(200)) as peer:
         await sender.send(OutgoingRequest("GET", peer.url("/x?a=1"), {}, b"ignored"), PLENTY)
     head, body = peer.requests[0]
     assert head.startswith(b"GET /x?a=1 HTTP/1.1\r\n")
@@ -206,14 +210,14 @@ async def test_running_out_of_sockets_is_a_local_failure() -> None:
 async def test_waiting_too_long_for_a_slot_is_a_local_failure() -> None:
     async with receiver(hang) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         first = asyncio.create_task(post(sender, peer.url(), deadline=3 * DEADLINE))
-        await peer.asked.wait()
+        await peer.received.wait()
         second = await post(sender, peer.url(), DEADLINE)
         assert (second.error, second.is_local) == ("no_slot", True)
         assert (await first).error == "timeout"
 
 
 async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender) -> None:
-    async with receiver(answer(200)) as peer:
+    async with receiver(respond(200)) as peer:
         result = await sender.send(OutgoingRequest("POST", peer.url(), {"X-A": "b\r\nX-C: d"}, b""), PLENTY)
         assert (result.status, result.error, result.is_local) == (None, "internal_error", False)
         assert peer.requests == []
@@ -222,7 +226,7 @@ async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender
 async def test_a_cancelled_attempt_raises_cancelled_error(sender: Sender) -> None:
     async with receiver(hang) as peer:
         task = asyncio.create_task(post(sender, peer.url(), deadline=30))
-        await peer.asked.wait()
+        await peer.received.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -233,11 +237,11 @@ def test_uvloop_gives_the_same_results() -> None:
         found = []
         async with Sender(Guard(allow_private=True), user_agent="test", limit=8) as sender:
             for behaviour in (
-                answer(200),
+                respond(200),
                 hang,
                 hang_up,
                 flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
-                then(say(HEAD + b"\r\n"), flood(b"x" * 60_000)),
+                then(send_bytes(HEAD + b"\r\n"), flood(b"x" * 60_000)),
             ):
                 result, _ = await attempt(sender, behaviour, DEADLINE if behaviour is hang else PLENTY)
                 found.append((result.status, result.error))
@@ -245,7 +249,7 @@ def test_uvloop_gives_the_same_results() -> None:
                 bound.bind(("127.0.0.1", 0))
                 result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
                 found.append((result.status, result.error))
-        async with receiver(answer(200)) as local_server, Sender(Guard(), user_agent="test", limit=8) as guarded:
+        async with receiver(respond(200)) as local_server, Sender(Guard(), user_agent="test", limit=8) as guarded:
             for host in ("127.0.0.1", "localhost", "[::1]"):
                 result = await post(guarded, f"http://{host}:{local_server.port}/")
                 found.append((result.status, result.error))

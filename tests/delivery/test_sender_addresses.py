@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
-from tests.delivery.receiver import Receiver, answer, receiver
+from tests.delivery.receiver import Receiver, receiver, respond
 from tests.delivery.sending import post
 
 
@@ -21,9 +21,9 @@ from tests.delivery.sending import post
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
 )
 async def test_no_notation_of_loopback_is_connected_to(host: str) -> None:
-    async with receiver(answer(200)) as local_server, Sender(Guard(), user_agent="test", limit=1) as sender:
+    async with receiver(respond(200)) as local_server, Sender(Guard(), user_agent="test", limit=1) as sender:
         result = await post(sender, f"http://{host}:{local_server.port}/")
-        # Not every resolver knows the name with its final dot.
+        # Some resolvers do not know the name with a trailing dot.
         assert result.error == "blocked_address" or (host, result.error) == ("localhost.", "dns_error")
         assert local_server.connections == 0
 
@@ -38,7 +38,7 @@ def loopback_notations(draw: st.DrawFn) -> tuple[str, str]:
         embedded = str(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | draw(st.integers(0, 2**80 - 1))))
     if draw(st.booleans()):
         return f"[{embedded}]", embedded
-    # As inet_aton reads it: one to four parts, each decimal, octal or hexadecimal.
+    # Notations that inet_aton accepts: one to four parts, each decimal, octal or hexadecimal.
     parts = draw(st.integers(1, 4))
     numbers = [number >> 24 - 8 * place & 255 for place in range(parts - 1)] + [number & (1 << 8 * (5 - parts)) - 1]
     styles = st.sampled_from(["{}", "0{:o}", "0x{:x}"])
@@ -50,7 +50,7 @@ def test_no_generated_notation_of_a_loopback_address_is_connected_to() -> None:
     resolved: list[str] = []
 
     async def prepare(stack: contextlib.AsyncExitStack) -> tuple[Receiver, Sender, Sender]:
-        local_server = await stack.enter_async_context(receiver(answer(200), host="0.0.0.0"))
+        local_server = await stack.enter_async_context(receiver(respond(200), host="0.0.0.0"))
         plain = await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1))
         return local_server, plain, await stack.enter_async_context(Sender(Guard(), user_agent="test", limit=1, lookup=lookup))
 
@@ -87,7 +87,7 @@ async def test_a_name_whose_address_changes_after_the_check_is_not_connected_to(
         return addresses
 
     guard = Guard(lookup=public)
-    async with receiver(answer(200)) as local_server, Sender(guard, user_agent="test", limit=1, lookup=rebound) as sender:
+    async with receiver(respond(200)) as local_server, Sender(guard, user_agent="test", limit=1, lookup=rebound) as sender:
         await guard.check_host("rebinding.example", local_server.port)
         result = await post(sender, f"http://rebinding.example:{local_server.port}/")
         assert result.error == "blocked_address"

@@ -9,7 +9,7 @@ import pytest
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
-from tests.delivery.receiver import answer, hang_up, receiver, then
+from tests.delivery.receiver import hang_up, receiver, respond, then
 from tests.delivery.sending import DEADLINE, GRACE, post
 
 
@@ -36,14 +36,14 @@ class Names:
 
 @pytest.fixture
 def fake_names() -> Iterator[Names]:
-    made = Names(
+    names = Names(
         good_example=["127.0.0.1"],
         missing_example=failing(socket.EAI_NONAME),
         broken_example=failing(socket.EAI_AGAIN),
         silent_example=None,
     )
-    yield made
-    made.released.set()
+    yield names
+    names.released.set()
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ async def test_of_several_failed_addresses_the_most_specific_error_is_reported(r
 
 
 async def test_a_resolved_name_is_cached(resolving_sender: Sender, fake_names: Names) -> None:
-    async with receiver(answer(200)) as peer:
+    async with receiver(respond(200)) as peer:
         assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
         fake_names.answers["good.example"] = failing(socket.EAI_NONAME)
-        peer.behaviour = then(answer(200), hang_up)
+        peer.behaviour = then(respond(200), hang_up)
         assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200

@@ -8,7 +8,7 @@ import pytest
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
-from tests.delivery.receiver import answer, hang, receiver
+from tests.delivery.receiver import hang, receiver, respond
 from tests.delivery.sending import DEADLINE, post
 from tests.servers import self_signed, tls_context
 
@@ -16,7 +16,7 @@ from tests.servers import self_signed, tls_context
 async def test_a_trusted_certificate_is_accepted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     tls = tls_context(certificate)
-    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+    async with receiver(respond(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         assert (await post(sender, peer.url())).status == 200
 
 
@@ -28,7 +28,7 @@ async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
     tls = tls_context(certificate)
     if host != "127.0.0.1":
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with receiver(answer(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
+    async with receiver(respond(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         result = await post(sender, peer.url())
         assert (result.status, result.error, result.is_local) == (None, "tls_error", False)
         assert peer.requests == []

@@ -17,8 +17,8 @@ OLD, NEW = b"o" * 32, b"n" * 32
 BODY = b'{"a":1}'
 
 
-def oracle(secret: bytes, event_id: str, at: datetime, body: str) -> str:
-    # The package stamps the wall clock of any zone as if it were UTC.
+def reference_signature(secret: bytes, event_id: str, at: datetime, body: str) -> str:
+    # The package treats the local time of any zone as UTC.
     return Webhook(secret).sign(event_id, at.astimezone(UTC), body)
 
 
@@ -29,7 +29,7 @@ def oracle(secret: bytes, event_id: str, at: datetime, body: str) -> str:
 )
 def test_the_signature_equals_that_of_the_standard_webhooks_package(body: str, secret: bytes, at: datetime) -> None:
     headers = sign("evt_1", at, body.encode(), [secret])
-    assert headers["webhook-signature"] == oracle(secret, "evt_1", at, body)
+    assert headers["webhook-signature"] == reference_signature(secret, "evt_1", at, body)
     assert headers["webhook-timestamp"] == str(int(at.timestamp()))
 
 
@@ -120,7 +120,7 @@ def test_signatures_of_other_versions_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "secret", "later", "said"),
+    ("body", "secret", "later", "message"),
     [
         (b"other", NEW, 0, "match"),
         (BODY, OLD, 0, "match"),
@@ -128,8 +128,8 @@ def test_signatures_of_other_versions_are_ignored() -> None:
         (BODY, NEW, -301, "differs"),
     ],
 )
-def test_a_wrong_body_secret_or_time_is_rejected(body: bytes, secret: bytes, later: int, said: str) -> None:
-    with pytest.raises(SignatureError, match=said):
+def test_a_wrong_body_secret_or_time_is_rejected(body: bytes, secret: bytes, later: int, message: str) -> None:
+    with pytest.raises(SignatureError, match=message):
         verify(sign("evt_1", NOW, BODY, [NEW]), body, [secret], NOW + timedelta(seconds=later))
 
 

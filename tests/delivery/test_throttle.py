@@ -12,14 +12,14 @@ from tests.receiver import Receiver
 
 
 class Hits:
-    """So many hits, so much time."""
+    """A counter of hits and a clock, both set by the test."""
 
     def __init__(self) -> None:
         self.count = 0
         self.now = 0.0
         self.throttle = Throttle(lambda: self.count, lambda: self.now)
 
-    def come(self, count: float, seconds: float = WINDOW_SECONDS) -> bool:
+    def arrive(self, count: float, seconds: float = WINDOW_SECONDS) -> bool:
         self.count += int(count)
         self.now += seconds
         return self.throttle.is_busy
@@ -28,21 +28,21 @@ class Hits:
 def test_the_throttle_is_busy_while_many_hits_arrive() -> None:
     hits = Hits()
     assert not hits.throttle.is_busy
-    assert not hits.come(BUSY_RATE * WINDOW_SECONDS - 1)
-    assert hits.come(BUSY_RATE * WINDOW_SECONDS)
-    assert hits.come(0, WINDOW_SECONDS / 2), "until there were none for a while"
-    assert not hits.come(0)
-    assert not hits.come(BUSY_RATE * WINDOW_SECONDS, 10), "over a long time they are few"
+    assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS - 1)
+    assert hits.arrive(BUSY_RATE * WINDOW_SECONDS)
+    assert hits.arrive(0, WINDOW_SECONDS / 2), "the rate is measured over a whole window"
+    assert not hits.arrive(0)
+    assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS, 10), "the same number of hits over a longer time"
 
 
 def test_pauses_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:
     hits = Hits()
     assert hits.throttle.pause_for(0.004) == 0
-    hits.come(FLOOD_RATE * WINDOW_SECONDS)
+    hits.arrive(FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == 2 * 0.004
-    hits.come(2 * FLOOD_RATE * WINDOW_SECONDS)
+    hits.arrive(2 * FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == 4 * 0.004
-    hits.come(20 * FLOOD_RATE * WINDOW_SECONDS)
+    hits.arrive(20 * FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == MAX_PAUSE_SECONDS
     assert hits.throttle.pause_for(1.0) == 1.0
 
@@ -51,7 +51,7 @@ async def test_a_busy_throttle_limits_the_batches_of_fanout_and_dispatcher(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     hits = Hits()
-    hits.come(1000)
+    hits.arrive(1000)
     await make_tracker(receiver.url(), concurrency=64)
     for _ in range(MAX_EVENTS_WHILE_BUSY + 1):
         await story.first_click()

@@ -1,4 +1,4 @@
-"""What a tracker may be, what is kept of it, and what is never shown."""
+"""Creation, change, limits and encryption of trackers, on both engines."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,13 +22,13 @@ from tests.factory import rows
 URL = "https://tracker.example/hook?phone={phone}"
 
 
-def given(**more: Any) -> NewTracker:
+def new_tracker(**more: Any) -> NewTracker:
     return NewTracker(**({"url": URL, "events": ["state"]} | more))
 
 
-async def refused(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
+async def rejection(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
     with pytest.raises(ApiError) as caught:
-        await service.trackers.create(1, given(**more))
+        await service.trackers.create(1, new_tracker(**more))
     assert await service.trackers.all() == []
     return caught.value.code, [detail.field for detail in caught.value.details]
 
@@ -36,7 +36,7 @@ async def refused(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
 async def test_a_created_tracker_is_returned_with_its_values(service: Service) -> None:
     saved = await service.trackers.create(
         1,
-        given(
+        new_tracker(
             name="mine",
             events=["click", "state"],
             method="GET",
@@ -51,19 +51,19 @@ async def test_a_created_tracker_is_returned_with_its_values(service: Service) -
             schedule=[1, 2.5],
         ),
     )
-    assert saved.secret is None, "what the caller knows is not shown again"
-    told = await service.trackers.get(saved.tracker.id, 1)
-    assert told == saved.tracker
-    assert (told.name, told.url, told.events) == ("mine", URL, ["state", "click"])
-    assert (told.method, told.format, told.fields) == ("GET", "json", ["phone", "status"])
-    assert told.success == {"statuses": "200", "body_contains": "ok"}
-    assert (told.max_attempts, told.timeout, told.concurrency, told.schedule) == (3, 1.5, 2, [1.0, 2.5])
-    assert (told.headers_set, told.secret_set, told.enabled, told.created_at) == (True, True, True, NOON)
+    assert saved.secret is None, "a secret from the caller is not returned"
+    stored = await service.trackers.get(saved.tracker.id, 1)
+    assert stored == saved.tracker
+    assert (stored.name, stored.url, stored.events) == ("mine", URL, ["state", "click"])
+    assert (stored.method, stored.format, stored.fields) == ("GET", "json", ["phone", "status"])
+    assert stored.success == {"statuses": "200", "body_contains": "ok"}
+    assert (stored.max_attempts, stored.timeout, stored.concurrency, stored.schedule) == (3, 1.5, 2, [1.0, 2.5])
+    assert (stored.headers_set, stored.secret_set, stored.enabled, stored.created_at) == (True, True, True, NOON)
 
 
 async def test_missing_limits_come_from_the_settings(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
-    saved = await service.trackers.create(1, given())
+    saved = await service.trackers.create(1, new_tracker())
     assert saved.tracker.name == "tracker.example"
     assert trackers.effective_limits(service.settings, saved.tracker) == {
         "max_attempts": 7,
@@ -77,20 +77,20 @@ async def test_missing_limits_come_from_the_settings(make_service: MakeService) 
 
 
 async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> None:
-    saved = await service.trackers.create(1, given(headers={"Authorization": "Bearer hunter2"}))
+    saved = await service.trackers.create(1, new_tracker(headers={"Authorization": "Bearer hunter2"}))
     assert saved.secret is not None
     assert saved.secret.startswith("whsec_")
     (row,) = await rows(service.database, schema.trackers)
-    kept = " ".join(str(value) for value in row)
-    assert "hunter2" not in kept
-    assert saved.secret not in kept
+    columns = " ".join(str(value) for value in row)
+    assert "hunter2" not in columns
+    assert saved.secret not in columns
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.headers == {"Authorization": "Bearer hunter2"}
     assert len(target.secrets[0][0]) == 32
 
 
 async def test_an_unsigned_tracker_has_no_secret(service: Service) -> None:
-    saved = await service.trackers.create(1, given(signed=False))
+    saved = await service.trackers.create(1, new_tracker(signed=False))
     assert (saved.secret, saved.tracker.secret_set) == (None, False)
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.secrets == ()
@@ -108,15 +108,15 @@ async def test_an_invalid_or_forbidden_url_is_rejected(service: Service) -> None
         ("http://169.254.169.254/latest/meta-data", ErrorCode.FORBIDDEN_TARGET),
         ("http://[::ffff:169.254.169.254]/", ErrorCode.FORBIDDEN_TARGET),
     ):
-        assert await refused(service, url=url) == (code, ["url"]), url
+        assert await rejection(service, url=url) == (code, ["url"]), url
 
 
 async def test_private_targets_are_rejected_when_a_tracker_is_saved(make_service: MakeService) -> None:
     service = await make_service(allow_private_targets=False)
     private = ("http://127.0.0.1:9/", "http://localhost/", "http://10.1.2.3/", "http://[::1]/")
     for url in private:
-        assert await refused(service, url=url) == (ErrorCode.FORBIDDEN_TARGET, ["url"]), url
-    tracker = (await service.trackers.create(1, given())).tracker.id
+        assert await rejection(service, url=url) == (ErrorCode.FORBIDDEN_TARGET, ["url"]), url
+    tracker = (await service.trackers.create(1, new_tracker())).tracker.id
     for url in private:
         with pytest.raises(ApiError) as caught:
             await service.trackers.update(tracker, changes(url=url))
@@ -130,23 +130,23 @@ async def test_a_host_with_a_forbidden_address_is_rejected(service: Service, clo
 
     guarded = Trackers(service.database, service.secret, Guard(lookup=lookup), service.settings, clock)
     with pytest.raises(ApiError) as caught:
-        await guarded.create(1, given(url="https://mixed.example/"))
+        await guarded.create(1, new_tracker(url="https://mixed.example/"))
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
-    assert "10.0.0.1" not in str(caught.value.details), "nothing is said of our network"
+    assert "10.0.0.1" not in str(caught.value.details), "errors do not reveal addresses of the network"
 
 
 async def test_http_urls_are_rejected_if_they_are_disabled(make_service: MakeService) -> None:
     service = await make_service(allow_http_targets=False)
-    assert await refused(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
-    await service.trackers.create(1, given())
+    assert await rejection(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
+    await service.trackers.create(1, new_tracker())
 
 
 async def test_the_number_of_trackers_per_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "MAX_TRACKERS", 2)
     for _ in range(2):
-        await service.trackers.create(1, given())
+        await service.trackers.create(1, new_tracker())
     with pytest.raises(ApiError) as caught:
-        await service.trackers.create(1, given())
+        await service.trackers.create(1, new_tracker())
     assert caught.value.code is ErrorCode.CONFLICT
 
 
@@ -160,7 +160,7 @@ async def test_an_application_does_not_see_the_trackers_of_another(service: Serv
         service.trackers.delete(tracker, other),
         service.trackers.load(tracker, other),
         service.trackers.get(1 << 60),
-        service.trackers.create(77, given()),
+        service.trackers.create(77, new_tracker()),
     ):
         with pytest.raises(ApiError) as caught:
             await attempt
@@ -168,7 +168,7 @@ async def test_an_application_does_not_see_the_trackers_of_another(service: Serv
 
 
 async def test_an_update_leaves_other_values_unchanged(service: Service, clock: Clock) -> None:
-    saved = await service.trackers.create(1, given(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
+    saved = await service.trackers.create(1, new_tracker(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
     clock.forward(seconds=1)
     changed = (await service.trackers.update(saved.tracker.id, changes(name="new", timeout=None))).tracker
     assert (changed.name, changed.timeout, changed.updated_at) == ("new", None, clock())
@@ -179,7 +179,7 @@ async def test_an_update_leaves_other_values_unchanged(service: Service, clock: 
 
 
 async def test_rotation_keeps_the_old_secret_for_the_overlap(service: Service, clock: Clock) -> None:
-    saved = await service.trackers.create(1, given(secret="the first one"))
+    saved = await service.trackers.create(1, new_tracker(secret="the first one"))
     tracker = saved.tracker.id
     rotated = await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=60))
     assert rotated.secret is not None
@@ -216,17 +216,17 @@ async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Se
         await service.database.write(trackers.write_conversion_url, 1, url, fields, clock())
 
     await put("https://c.example/?v={value}", ["phone", "value"])
-    made = await service.trackers.conversion_url(1)
-    assert made is not None
-    assert (made.role, made.format, made.method, made.topics) == ("conversion_url", "json", "POST", Topic.CONVERSION)
-    assert (made.fields, made.secret_set, made.success["statuses"]) == (["phone", "value"], False, "2xx")
+    tracker = await service.trackers.conversion_url(1)
+    assert tracker is not None
+    assert (tracker.role, tracker.format, tracker.method, tracker.topics) == ("conversion_url", "json", "POST", Topic.CONVERSION)
+    assert (tracker.fields, tracker.secret_set, tracker.success["statuses"]) == (["phone", "value"], False, "2xx")
     await put("https://d.example/")
     changed = await service.trackers.conversion_url(1)
     assert changed is not None
-    assert (changed.id, changed.url, changed.fields) == (made.id, "https://d.example/", None)
+    assert (changed.id, changed.url, changed.fields) == (tracker.id, "https://d.example/", None)
     with pytest.raises(ApiError):
-        await service.trackers.update(made.id, changes(events=["click"]))
-    signed = await service.trackers.update(made.id, changes(rotate_secret=True))
+        await service.trackers.update(tracker.id, changes(events=["click"]))
+    signed = await service.trackers.update(tracker.id, changes(rotate_secret=True))
     assert signed.secret is not None
     await put(None)
     assert await service.trackers.conversion_url(1) is None

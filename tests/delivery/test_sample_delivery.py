@@ -1,0 +1,59 @@
+"""Test deliveries: one attempt that is stored and changes nothing else."""
+
+from typing import Any
+
+from shortener.container import Service
+from shortener.delivery.deliveries import DeliveryFilter
+from shortener.delivery.sample_delivery import send_test
+from shortener.model import DeliveryStatus, Topic
+from tests.delivery.conftest import MakeTracker
+from tests.receiver import Receiver, Reply
+
+DELIVERED, DEAD = DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
+
+
+async def test_a_test_delivery_is_one_attempt_and_changes_nothing_else(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver
+) -> None:
+    tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
+
+    async def send() -> Any:
+        return await send_test(
+            service.database,
+            service.trackers,
+            service.sender,
+            service.ids,
+            service.clock,
+            tracker,
+            allow_http=True,
+            application_id=1,
+        )
+
+    good = await send()
+    receiver.default_reply = Reply(410, b"go away")
+    bad = await send()
+    assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
+    assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")
+    first, second = receiver.requests
+    assert first.json["event"]["evt-tp"] == "test"
+    assert first.headers["webhook-id"] == first.json["event_id"] == good.event_id != second.json["event_id"]
+    assert "webhook-signature" in first.headers
+    stored = await service.trackers.get(tracker)
+    assert (stored.disabled_reason, stored.health.failures_in_row, stored.health.last_success_at) == ("created disabled", 0, None)
+    page = await service.deliveries.page(DeliveryFilter(1, tracker), 10)
+    assert [(one.status, one.topic, one.attempt) for one in page.deliveries] == [(DEAD, Topic.TEST, 1), (DELIVERED, Topic.TEST, 1)]
+    _, attempts = await service.deliveries.get(bad.delivery_id)
+    assert [(one.status, one.answer) for one in attempts] == [(410, "go away")]
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 2
+
+
+async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver
+) -> None:
+    tracker = await make_tracker(receiver.url())
+    result = await send_test(
+        service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
+    )
+    assert (result.delivered, result.error, receiver.connections) == (False, "blocked_address", 0)
