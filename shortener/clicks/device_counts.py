@@ -43,9 +43,9 @@ def device_metrics(user_agent: str) -> tuple[str, str]:
 
 def clicks_by_agent() -> Select[Any]:
     """Return a statement with the rows (cohort, time slot, user agent, number of clicks). The agents of erased messages are ""."""
-    quarter = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
+    slot = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     return (
-        select(links.c.cohort_id, quarter.label("quarter"), hits.c.user_agent, func.count())
+        select(links.c.cohort_id, slot.label("quarter"), hits.c.user_agent, func.count())
         .join_from(hits, links, links.c.id == hits.c.link_id)
         .where(IS_CLICK)
         .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent)

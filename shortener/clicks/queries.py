@@ -94,12 +94,12 @@ _STORED = {
 def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
     """Return the link of each code that exists, by code."""
     engine = connection.dialect.name
-    wanted = list(codes)
+    codes = list(codes)
     if engine == "sqlite":
-        packed = raw_sql.value(connection, _FIND[engine], _dumps(wanted))
+        packed = raw_sql.value(connection, _FIND[engine], _dumps(codes))
         make = tuple.__new__  # takes less than half the time of LinkRow._make
         return {row[0]: make(LinkRow, row) for row in orjson.loads(packed)}
-    return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (wanted,))}
+    return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (codes,))}
 
 
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
@@ -147,17 +147,17 @@ def find_stored_hits(connection: Connection, ids: Sequence[int]) -> dict[int, in
 
 def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:
     """Return the number of links by message. Only applications with the setting `all_links_within_second` need this."""
-    wanted = values_table(connection, [(message,) for message in messages], id=BigInteger)
+    ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
     links = schema.links
-    counted = select(links.c.message_id, func.count()).join_from(wanted, links, links.c.message_id == wanted.c.id)
+    counted = select(links.c.message_id, func.count()).join_from(ids, links, links.c.message_id == ids.c.id)
     return {row[0]: row[1] for row in connection.execute(counted.group_by(links.c.message_id))}
 
 
 def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
     """Return (sent_at, delivered_at) by message, in ms since 1970. Only applications with rules on report times need this."""
-    wanted = values_table(connection, [(message,) for message in messages], id=BigInteger)
+    ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
-    found = select(schema.messages.c.id, *times).join_from(wanted, schema.messages, schema.messages.c.id == wanted.c.id)
+    found = select(schema.messages.c.id, *times).join_from(ids, schema.messages, schema.messages.c.id == ids.c.id)
     return {row[0]: (row[1], row[2]) for row in connection.execute(found)}
 
 

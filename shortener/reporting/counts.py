@@ -110,9 +110,9 @@ def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[
     others: list[Sequence[Any]] = []
     for _, data in rows:
         for entry in orjson.loads(data):
-            cohort, quarter, metric, amount = entry
+            cohort, slot, metric, amount = entry
             if amount.isdecimal():  # nearly all of the thousands of amounts are integers, which are faster to add
-                key = (cohort, quarter, metric)
+                key = (cohort, slot, metric)
                 integers[key] = integers.get(key, 0) + int(amount)
             else:
                 others.append(entry)
@@ -123,8 +123,8 @@ def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[
 
 def add(sums: Sums, rows: Iterable[Any]) -> None:
     """Add rows of (cohort, time slot, metric, amount) to the sums."""
-    for cohort, quarter, metric, amount in rows:
-        key = (cohort, quarter, metric)
+    for cohort, slot, metric, amount in rows:
+        key = (cohort, slot, metric)
         sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
 
 
@@ -178,12 +178,12 @@ def verify(connection: Connection, since: datetime, until: datetime) -> list[Cou
     return [
         CountDifference(
             *names[cohort],
-            at=from_ms(quarter * TIME_SLOT_MS),
+            at=from_ms(slot * TIME_SLOT_MS),
             metric=metric,
-            kept=stored.get((cohort, quarter, metric), _ZERO),
-            counted=counted.get((cohort, quarter, metric), _ZERO),
+            kept=stored.get((cohort, slot, metric), _ZERO),
+            counted=counted.get((cohort, slot, metric), _ZERO),
         )
-        for cohort, quarter, metric in sorted(different, key=lambda key: (key[1], key[0], key[2]))
+        for cohort, slot, metric in sorted(different, key=lambda key: (key[1], key[0], key[2]))
     ]
 
 
@@ -199,15 +199,15 @@ def _read_counts(connection: Connection, within: range) -> Sums:
     for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
         some = counts.c.cohort_id.between(start, start + MAX_RECOUNT_COHORTS - 1)
         rows = connection.execute(select(counts).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
-        add(stored, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in rows))
+        add(stored, ((cohort, slot, _without_bucket(metric), amount) for cohort, slot, metric, amount in rows))
     after = -1
     while True:
         ids, sums = read_unfolded(connection, MAX_FOLD_ROWS, after)
         if not ids:
             return stored
         after = max(ids)
-        pending = ((cohort, quarter, metric, amount) for (cohort, quarter, metric), amount in sums.items() if quarter in within)
-        add(stored, ((cohort, quarter, _without_bucket(metric), amount) for cohort, quarter, metric, amount in pending))
+        pending = ((cohort, slot, metric, amount) for (cohort, slot, metric), amount in sums.items() if slot in within)
+        add(stored, ((cohort, slot, _without_bucket(metric), amount) for cohort, slot, metric, amount in pending))
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
@@ -267,20 +267,20 @@ def _recount_devices(connection: Connection, within: range, counted: Sums) -> se
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
     for id_range in _id_ranges(connection, hits):
-        for cohort, quarter, user_agent, amount in connection.execute(of_clicks.where(id_range)):
-            add(counted, ((cohort, quarter, metric, amount) for metric in device_metrics(user_agent)))
+        for cohort, slot, user_agent, amount in connection.execute(of_clicks.where(id_range)):
+            add(counted, ((cohort, slot, metric, amount) for metric in device_metrics(user_agent)))
             if not user_agent:
-                erased.add((cohort, quarter))
+                erased.add((cohort, slot))
     return erased
 
 
 def _merge_devices(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
     """Return the sums with one metric for all devices and one for all browsers, where the user agent of a click was erased."""
     merged: Sums = {}
-    for (cohort, quarter, metric), amount in sums.items():
+    for (cohort, slot, metric), amount in sums.items():
         kind, colon, _ = metric.partition(":")
-        is_kept_apart = (cohort, quarter) not in erased or not colon or kind not in ("device", "browser")
-        add(merged, [(cohort, quarter, metric if is_kept_apart else kind, amount)])
+        is_kept_apart = (cohort, slot) not in erased or not colon or kind not in ("device", "browser")
+        add(merged, [(cohort, slot, metric if is_kept_apart else kind, amount)])
     return merged
 
 
@@ -288,9 +288,9 @@ def _by_time_slot(
     cohort: Column[int], at: Column[Any], metric: ColumnElement[str], within: range, *amount: ColumnElement[Any]
 ) -> Select[Any]:
     """Return a statement with (cohort, time slot, metric) of the rows within these slots, grouped if `amount` is an aggregate."""
-    quarter = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
+    slot = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
-    chosen = select(cohort, quarter.label("quarter"), metric.label("metric"), *amount).where(at >= begins, at < ends)
+    chosen = select(cohort, slot.label("quarter"), metric.label("metric"), *amount).where(at >= begins, at < ends)
     return chosen.group_by(cohort, text("quarter"), text("metric")) if amount else chosen
 
 
@@ -308,9 +308,9 @@ def _id_ranges(connection: Connection, table: Table) -> Iterator[ColumnElement[b
         after = end
 
 
-def _read_cohorts(connection: Connection, wanted: set[int]) -> dict[int, tuple[int, str, str, str]]:
+def _read_cohorts(connection: Connection, ids: set[int]) -> dict[int, tuple[int, str, str, str]]:
     """Return (application, campaign, source, country) by cohort; (0, "", "", "") for a cohort without a row."""
-    chosen = values_table(connection, [(cohort,) for cohort in wanted], id=Integer)
+    chosen = values_table(connection, [(cohort,) for cohort in ids], id=Integer)
     rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
     known = {row.id: (row.application_id, row.campaign, row.source, row.country) for row in rows}
-    return {cohort: known.get(cohort, (0, "", "", "")) for cohort in wanted}
+    return {cohort: known.get(cohort, (0, "", "", "")) for cohort in ids}

@@ -60,7 +60,7 @@ HEADER = (
 
 async def export_csv(
     database: Database,
-    wanted: MessageFilter,
+    filters: MessageFilter,
     base_url: Callable[[int], str],
     *,
     progress: Callable[[int], None] = lambda rows: None,
@@ -73,7 +73,7 @@ async def export_csv(
     written = 0
     lines: list[Sequence[object]] = [HEADER]
     while True:
-        found, links_of = await database.read(_read_page, wanted, below)
+        found, links_of = await database.read(_read_page, filters, below)
         lines += [_line(row, links_of.get(row.id), base_url) for row in found.rows]
         written += len(found.rows)
         yield _format_csv(lines)
@@ -83,9 +83,9 @@ async def export_csv(
         below, lines = found.next, []
 
 
-def _read_page(connection: Connection, wanted: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
+def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
     """Return a page of messages, and the first link of each message with links, by message."""
-    found = list_messages(connection, wanted, PAGE_MESSAGES, below)
+    found = list_messages(connection, filters, PAGE_MESSAGES, below)
     shown = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
     statement = (
         select(links.c.message_id, links.c.domain_id, links.c.code, links.c.url)

@@ -80,14 +80,14 @@ MESSAGE_COLUMNS = (
 )
 
 
-def list_messages(connection: Connection, wanted: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
+def list_messages(connection: Connection, filters: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
     """Return the newest `limit` messages, or the newest with an id below `below`."""
-    index_ranges, unindexed = _choose_indexes(connection, wanted)
+    index_ranges, unindexed = _choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
-    low, high = _id_limits(wanted, below)
+    low, high = _id_limits(filters, below)
     floor = _lowest_scanned_id(connection, index_ranges, low, high) if unindexed else None
-    conditions = [*unindexed, *_exact_conditions(wanted)]
+    conditions = [*unindexed, *_exact_conditions(filters)]
     rows = connection.execute(_newest(connection, index_ranges, floor or low, high, conditions, limit + 1)).all()
     if len(rows) > limit:
         return MessagePage(rows[:limit], rows[limit - 1].id)
@@ -135,44 +135,44 @@ IndexRange = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 
 
-def _choose_indexes(connection: Connection, wanted: MessageFilter) -> tuple[list[IndexRange], Conditions]:
+def _choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list[IndexRange], Conditions]:
     """Return the index ranges to read, and the conditions that these indexes do not contain."""
     unindexed: Conditions = []
-    if wanted.state is State.CLICKTHRU:
+    if filters.state is State.CLICKTHRU:
         unindexed.append(is_clicked())
-    elif wanted.state is not None:
-        unindexed += [messages.c.state == int(wanted.state), ~is_clicked()]
-    of_cohort = [cohorts.c.application_id == wanted.application_id]
-    if wanted.campaign is not None:
-        of_cohort.append(cohorts.c.campaign == wanted.campaign)
-    if wanted.source is not None:
-        of_cohort.append(cohorts.c.source == wanted.source)
-    if wanted.campaign is not None and wanted.to is None:
+    elif filters.state is not None:
+        unindexed += [messages.c.state == int(filters.state), ~is_clicked()]
+    of_cohort = [cohorts.c.application_id == filters.application_id]
+    if filters.campaign is not None:
+        of_cohort.append(cohorts.c.campaign == filters.campaign)
+    if filters.source is not None:
+        of_cohort.append(cohorts.c.source == filters.source)
+    if filters.campaign is not None and filters.to is None:
         numbers = connection.scalars(select(cohorts.c.id).where(*of_cohort).limit(MAX_COHORTS_PER_PAGE + 1)).all()
         if len(numbers) <= MAX_COHORTS_PER_PAGE:
             return [(messages.c.cohort_id, number) for number in numbers], unindexed
     if len(of_cohort) > 1:
         # + 0 prevents the use of the index on cohorts, which has another order.
         unindexed.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*of_cohort)))
-    if wanted.to is not None:
-        return [(messages.c.to_address, wanted.to)], unindexed
-    return [(messages.c.application_id, wanted.application_id)], unindexed
+    if filters.to is not None:
+        return [(messages.c.to_address, filters.to)], unindexed
+    return [(messages.c.application_id, filters.application_id)], unindexed
 
 
-def _id_limits(wanted: MessageFilter, below: int | None) -> tuple[int, int]:
+def _id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     """Return the lowest id (included) and the highest id (excluded) of the page."""
-    low = 0 if wanted.since is None else first_id_at(to_ms(wanted.since - _TIME_TOLERANCE))
-    high = _MAX_ID if wanted.until is None else first_id_at(to_ms(wanted.until + _TIME_TOLERANCE))
+    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
+    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 
 
-def _exact_conditions(wanted: MessageFilter) -> Conditions:
+def _exact_conditions(filters: MessageFilter) -> Conditions:
     """Return the conditions that the index ranges fulfil only approximately. They exclude few rows."""
-    conditions: Conditions = [] if wanted.since is None else [messages.c.created_at >= wanted.since]
-    if wanted.until is not None:
-        conditions.append(messages.c.created_at < wanted.until)
-    if wanted.to is not None:
-        conditions.append(messages.c.application_id + 0 == wanted.application_id)
+    conditions: Conditions = [] if filters.since is None else [messages.c.created_at >= filters.since]
+    if filters.until is not None:
+        conditions.append(messages.c.created_at < filters.until)
+    if filters.to is not None:
+        conditions.append(messages.c.application_id + 0 == filters.application_id)
     return conditions
 
 

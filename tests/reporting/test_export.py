@@ -39,8 +39,8 @@ def cohorts(connection: Connection, campaign: str = "") -> None:
 EVERYTHING = MessageFilter(1)
 
 
-async def exported(database: Database, wanted: MessageFilter = EVERYTHING) -> list[dict[str, str]]:
-    pieces = [piece async for piece in export_csv(database, wanted, base_url)]
+async def exported(database: Database, filters: MessageFilter = EVERYTHING) -> list[dict[str, str]]:
+    pieces = [piece async for piece in export_csv(database, filters, base_url)]
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
 

@@ -52,8 +52,8 @@ def names(found: MessagePage) -> list[str]:
     return [row.message_id for row in found.rows]
 
 
-async def listed(database: Database, limit: int = 100, below: int | None = None, **wanted: Any) -> list[str]:
-    return names(await database.read(list_messages, MessageFilter(1, **wanted), limit, below))
+async def listed(database: Database, limit: int = 100, below: int | None = None, **filters: Any) -> list[str]:
+    return names(await database.read(list_messages, MessageFilter(1, **filters), limit, below))
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ async def test_lists_are_newest_first_and_contain_only_own_messages(filled: Data
     assert names(await filled.read(list_messages, MessageFilter(3), 100)) == []
 
 
-async def collect(database: Database, limit: int, **wanted: Any) -> list[list[str]]:
+async def collect(database: Database, limit: int, **filters: Any) -> list[list[str]]:
     """Return the message ids of every page."""
     pages: list[list[str]] = []
     below = None
     while True:
-        found = await database.read(list_messages, MessageFilter(1, **wanted), limit, below)
+        found = await database.read(list_messages, MessageFilter(1, **filters), limit, below)
         pages.append(names(found))
         below = found.next
         if below is None:
@@ -81,11 +81,11 @@ async def collect(database: Database, limit: int, **wanted: Any) -> list[list[st
 
 
 async def test_all_pages_together_are_the_whole_list(filled: Database) -> None:
-    for wanted in ({}, {"campaign": "spring"}, {"state": State.SENT}, {"to": "+14085550100"}):
-        whole = await listed(filled, **wanted)
+    for filters in ({}, {"campaign": "spring"}, {"state": State.SENT}, {"to": "+14085550100"}):
+        whole = await listed(filled, **filters)
         assert whole
         for limit in (1, 2, 3, 100):
-            pages = await collect(filled, limit, **wanted)
+            pages = await collect(filled, limit, **filters)
             assert [name for each in pages for name in each] == whole
             assert all(len(each) == limit for each in pages[:-1])
 
@@ -135,18 +135,18 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 
 
 async def test_filters_select_the_right_messages(filled: Database) -> None:
-    for wanted, expected in FILTERS:
-        assert await listed(filled, **wanted) == [f"m{number}" for number in expected.split()], wanted
+    for filters, expected in FILTERS:
+        assert await listed(filled, **filters) == [f"m{number}" for number in expected.split()], filters
 
 
 async def test_filters_without_an_index_use_several_pages_and_miss_nothing(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_SCANNED_ROWS", 2)
-    for wanted, expected in FILTERS:
-        pages = await collect(filled, 100, **wanted)
-        assert [name for each in pages for name in each] == [f"m{number}" for number in expected.split()], wanted
-        if "state" in wanted:
+    for filters, expected in FILTERS:
+        pages = await collect(filled, 100, **filters)
+        assert [name for each in pages for name in each] == [f"m{number}" for number in expected.split()], filters
+        if "state" in filters:
             assert len(pages) > 1
 
 
@@ -194,17 +194,17 @@ INDEXES: list[tuple[dict[str, Any], str]] = [
 async def test_every_list_reads_the_right_index(sqlite: Database) -> None:
     await sqlite.write(fill)
 
-    def explain(connection: Connection, wanted: dict[str, Any], below: int | None) -> list[str]:
-        return plans(connection, lambda: list_messages(connection, MessageFilter(1, **wanted), 10, below))
+    def explain(connection: Connection, filters: dict[str, Any], below: int | None) -> list[str]:
+        return plans(connection, lambda: list_messages(connection, MessageFilter(1, **filters), 10, below))
 
-    for wanted, index in INDEXES:
+    for filters, index in INDEXES:
         for below in (None, 1 << 62):
-            found = await sqlite.read(explain, wanted, below)
+            found = await sqlite.read(explain, filters, below)
             # Both columns are searched, so a page starts at its own first message and not at the newest one.
-            assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), wanted
-            assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), wanted
-            if not wanted.keys() - {"to", "since", "until"}:
-                assert len(found) == 1, wanted
+            assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), filters
+            assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), filters
+            if not filters.keys() - {"to", "since", "until"}:
+                assert len(found) == 1, filters
 
 
 async def test_postgresql_reads_the_index_for_an_old_campaign(postgresql: str, postgresql_template: str) -> None:

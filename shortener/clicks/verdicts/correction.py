@@ -8,7 +8,6 @@ A retraction must undo what a click caused when it was recorded. The first click
 message caused the state CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each click
 caused an event.
 """
-# Tested by tests/clicks/verdicts/test_reclassify.py
 
 from __future__ import annotations
 
