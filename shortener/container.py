@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from shortener import __version__
 from shortener.accounts.administration import ensure_default
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import Directory
+from shortener.accounts.directory import Directory, base_url_of
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.recorder import Recorder
@@ -482,16 +482,6 @@ def notify_everywhere(notifier: PostgresNotifier | None, name: str, wake_up: Wak
         notifier.notify(name)
 
     return notify
-
-
-def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function from a domain's id to the prefix of its short links; the id 0 stands for BASE_URL."""
-
-    def base_url(domain_id: int) -> str:
-        domain = directory.domain_by_id(domain_id)
-        return domain.base_url if domain else settings.base_url
-
-    return base_url
 
 
 class InstallationHosts:

@@ -88,3 +88,12 @@ def test_no_test_module_imports_another_test_module() -> None:
         if re.search(r"^\s*(?:from|import) tests[\w.]*\.test_", file.read_text(), re.MULTILINE):
             found.add(str(file.relative_to(ROOT)))
     assert found - IMPORTING == set()
+
+
+def test_the_modules_of_the_lowest_layer_import_no_module_of_the_project() -> None:
+    for name in ("errors", "ids", "model", "times", "urls"):
+        tree = ast.parse((ROOT / "shortener" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [one for one in names if one.split(".")[0] == "shortener"], name

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, select
 from shortener.accounts.settings import ApplicationSettings, Privacy
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
+from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 
@@ -187,6 +188,16 @@ class Directory:
         if application is None or application.disabled:
             return None
         return Principal(application, permissions, key_id)
+
+
+def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
+    """Return a function from the id of a domain to the prefix of its short links. The id 0 means BASE_URL."""
+
+    def base_url(domain_id: int) -> str:
+        domain = directory.domain_by_id(domain_id)
+        return domain.base_url if domain else settings.base_url
+
+    return base_url
 
 
 def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:

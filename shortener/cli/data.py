@@ -100,8 +100,7 @@ async def export(
     as_json: bool,
 ) -> None:
     """Export the messages of an application, newest first, as CSV or JSON."""
-    from shortener.accounts.directory import Directory
-    from shortener.container import base_url_of
+    from shortener.accounts.directory import Directory, base_url_of
     from shortener.reporting.export import export_csv
     from shortener.reporting.messages import MessageFilter
 

@@ -73,9 +73,8 @@ async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
 
 
 async def _print_link(database: Any, link: Any, as_json: bool) -> None:
-    from shortener.accounts.directory import Directory
+    from shortener.accounts.directory import Directory, base_url_of
     from shortener.clicks.link_admin import serialize_link
-    from shortener.container import base_url_of
     from shortener.model import utcnow
 
     directory = Directory(database)

@@ -26,8 +26,7 @@ def messages() -> None:
 @async_command
 async def show_message(message_id: str, application: int | None, as_json: bool) -> None:
     """Show the state, times, links and conversions of one message."""
-    from shortener.accounts.directory import Directory
-    from shortener.container import base_url_of
+    from shortener.accounts.directory import Directory, base_url_of
     from shortener.ids import ClickIds
     from shortener.reporting.status import MessageStatusReader, find_status
     from shortener.secret import open_secret

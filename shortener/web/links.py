@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from shortener.accounts.directory import base_url_of
 from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link, switch_link
-from shortener.container import base_url_of
 from shortener.errors import ErrorCode
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 
