@@ -42,10 +42,13 @@ def create_application(
     return Credentials(application_id, key, token)
 
 
-def update_application(connection: Connection, application_id: int, changes: dict[str, Any], now: datetime) -> None:
+def update_application(
+    connection: Connection, application_id: int, changes: dict[str, Any], now: datetime, *, own_url: str = ""
+) -> None:
     """Change `name`, `company_id`, `disabled` and fields of ApplicationSettings. Fields that `changes` does not have stay.
 
-    Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
+    INVALID_REQUEST, NOT_FOUND, CONFLICT."""
     table = schema.applications
     row = connection.execute(select(table).where(table.c.id == application_id)).first()
     if row is None:
@@ -64,6 +67,8 @@ def update_application(connection: Connection, application_id: int, changes: dic
     except ValidationError as error:
         details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+    if "fallback_url" in changes and merged.fallback_url is not None:
+        _reject_own_host(connection, merged.fallback_url, own_url)
     values["settings"] = merged.model_dump(exclude_defaults=True)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
@@ -88,8 +93,11 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     return domain_id
 
 
-def update_domain(connection: Connection, host: str, changes: Mapping[str, Any], now: datetime) -> None:
-    """Change `disabled` and `fallback_url` (None removes it) of a domain. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+def update_domain(connection: Connection, host: str, changes: Mapping[str, Any], now: datetime, *, own_url: str = "") -> None:
+    """Change `disabled` and `fallback_url` (None removes it) of a domain.
+
+    `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
+    NOT_FOUND, INVALID_REQUEST."""
     values: dict[str, Any] = {}
     if "disabled" in changes:
         values["disabled_at"] = now if changes["disabled"] else None
@@ -98,10 +106,21 @@ def update_domain(connection: Connection, host: str, changes: Mapping[str, Any],
             values["fallback_url"] = parse_fallback_url(changes["fallback_url"]) if changes["fallback_url"] else None
         except ValueError as error:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
+        if values["fallback_url"] is not None:
+            _reject_own_host(connection, values["fallback_url"], own_url)
     table = schema.domains
     if not connection.execute(update(table).where(table.c.host == host).values(values)).rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
     increment_version(connection)
+
+
+def _reject_own_host(connection: Connection, fallback_url: str, own_url: str) -> None:
+    """Raise ApiError INVALID_REQUEST if a fallback leads to a host of the installation, because it could redirect to itself."""
+    host, table = host_of(fallback_url), schema.domains
+    is_own = bool(own_url) and host == host_of(own_url)
+    if is_own or connection.execute(select(table.c.id).where(table.c.host == host)).first():
+        reason = "leads to a host of this service, so the redirect would loop"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", reason)])
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
 
@@ -105,7 +105,7 @@ async def update_application(
 
     def write(connection: Any) -> None:
         if changes:
-            administration.update_application(connection, application, changes, utcnow())
+            administration.update_application(connection, application, changes, utcnow(), own_url=load_settings().base_url)
         if add_domain:
             administration.add_domain(connection, application, add_domain, utcnow())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import ID
 
 
@@ -55,7 +55,8 @@ async def add_domain(application: int, base_url: str, fallback_url: str | None, 
     def add(connection: Any) -> None:
         administration.add_domain(connection, application, base_url, utcnow())
         if fallback_url is not None:
-            administration.update_domain(connection, host_of(base_url), {"fallback_url": fallback_url}, utcnow())
+            changes, own_url = {"fallback_url": fallback_url}, load_settings().base_url
+            administration.update_domain(connection, host_of(base_url), changes, utcnow(), own_url=own_url)
 
     async with open_store() as database:
         await database.write(add)
@@ -99,7 +100,8 @@ async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> N
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await database.write(administration.update_domain, host.lower(), changes, utcnow())
+        own_url = load_settings().base_url
+        await database.write(administration.update_domain, host.lower(), changes, utcnow(), own_url=own_url)
         await _print_domain(database, host.lower(), as_json)
 
 

@@ -92,7 +92,7 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
             reason = "requires a conversion_url"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
         conversion = (url, fields)
-    await service.database.write(_write, call.application_id, settings, conversion, service.clock())
+    await service.database.write(_write, call.application_id, settings, conversion, service.clock(), service.settings.base_url)
     await service.directory.refresh()
     return await show(Call(service, call.request, call.path, None, None, call.principal))
 
@@ -103,9 +103,10 @@ def _write(
     settings: dict[str, Any],
     conversion: tuple[str | None, list[str] | None] | None,
     now: datetime,
+    own_url: str,
 ) -> None:
     if settings:
-        update_application(connection, application_id, settings, now)
+        update_application(connection, application_id, settings, now, own_url=own_url)
     if conversion is not None:
         write_conversion_url(connection, application_id, *conversion, now)
 

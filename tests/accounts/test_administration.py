@@ -1,5 +1,6 @@
 """Changes to applications, domains and blocked hosts, and the directory that every process reads."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -179,13 +180,14 @@ async def test_the_number_of_blocked_hosts_is_limited(service: Service, monkeypa
 
 
 async def test_changes_of_unknown_applications_hosts_and_domains_are_not_found(service: Service) -> None:
-    for transact, arguments in (
+    transactions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
         (unblock_host, (1, "evil.example")),
         (add_domain, (7, "https://orphan.example", NOON)),
         (update_application, (7, {"name": "x"}, NOON)),
         (block_host, (7, "evil.example", NOON)),
         (update_domain, ("nosuch.example", {"disabled": True}, NOON)),
-    ):
+    ]
+    for transact, arguments in transactions:
         with pytest.raises(ApiError) as caught:
             await service.database.write(transact, *arguments)
         assert caught.value.code is ErrorCode.NOT_FOUND
@@ -238,3 +240,15 @@ async def test_two_applications_cannot_have_the_same_name(service: Service) -> N
             await service.database.write(transact, *arguments)
         assert caught.value.code is ErrorCode.CONFLICT
     await change(service, name="default")  # an application keeps its own name
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/abcdefghij", "https://GO.brand.example:443/abcdefghij"])
+async def test_a_fallback_that_leads_to_a_host_of_the_installation_is_rejected(service: Service, url: str) -> None:
+    await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+    own_url = service.settings.base_url
+    transactions: list[tuple[Callable[..., None], Any]] = [(update_application, 1), (update_domain, "go.brand.example")]
+    for transact, target in transactions:
+        with pytest.raises(ApiError) as caught:
+            await service.database.write(transact, target, {"fallback_url": url}, NOON, own_url=own_url)
+        assert [detail.field for detail in caught.value.details] == ["fallback_url"]
+        await service.database.write(transact, target, {"fallback_url": "https://shop.example/"}, NOON, own_url=own_url)
