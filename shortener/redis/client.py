@@ -130,8 +130,8 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
 
     `timeout` is the time limit of a call in seconds, `connections` the maximum size of the pool."""
     parsed = parse_redis_url(url)
-    given: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
-    options = given | {
+    from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
+    options = from_url | {
         # `RedisServer.run` has the actual time limits. These end what `run` no longer waits for.
         "socket_timeout": FORCED_TIMEOUT_SECONDS,
         "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
@@ -100,6 +101,7 @@ async def test_all_rows_are_copied_and_the_service_continues_on_the_target(
 ) -> None:
     steps: list[Progress] = []
     copied = await copy(source, target, steps.append)
+    assert orjson.loads(orjson.dumps(copied)) == copied, "`shortener copy --json` writes this"
     assert copied["messages"] == MESSAGES + 4
     assert copied["hits"] == 4
     assert min(copied[name] for name in ("links", "events", "counts", "tallies", "installation", "idempotency", "api_keys")) > 0

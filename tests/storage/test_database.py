@@ -98,8 +98,10 @@ async def test_sqlite_uses_wal_with_full_synchronization_and_a_busy_timeout(tmp_
     database = await open_database(f"sqlite:///{tmp_path / 'shortener.db'}", owner=True)
 
     def pragmas(connection: Connection) -> tuple[str, int, int]:
-        ask = [connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("journal_mode", "synchronous", "busy_timeout")]
-        return (ask[0], ask[1], ask[2])
+        values = [
+            connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("journal_mode", "synchronous", "busy_timeout")
+        ]
+        return (values[0], values[1], values[2])
 
     assert await database.write(pragmas) == ("wal", 2, 1000)
     await database.close()

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, where there is one on this machine: each transaction may run on another server connection."""
+"""PgBouncer in transaction mode, if it is installed: each transaction can use another server connection."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PGBOUNCER = shutil.which("pgbouncer")
 
 @pytest.fixture
 def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
-    """A database behind a pool of two connections."""
+    """The URL of a database behind PgBouncer with two server connections."""
     if PGBOUNCER is None:
-        pytest.skip("there is no pgbouncer on this machine")
+        pytest.skip("PgBouncer is not installed")
     direct = asyncio.run(new_postgresql_database(postgresql, postgresql_template))
     name, _, host = direct.partition("?host=")
     port = free_port()
@@ -43,13 +43,13 @@ def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
         "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
     )
     command = [PGBOUNCER, "-q", str(configuration)]
-    if os.geteuid() == 0:  # which it refuses to run as; the other one is whom PostgreSQL runs as
+    if os.geteuid() == 0:  # PgBouncer does not run as root; pgserver is the user of the PostgreSQL server
         folder.chmod(0o755)
         command[1:1] = ["-u", "pgserver"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"postgresql://postgres@127.0.0.1:{port}/{name.rpartition('/')[2]}"
     try:
-        asyncio.run(_until_it_answers(url))
+        asyncio.run(_wait_until_ready(url))
         yield url
     finally:
         process.terminate()
@@ -57,14 +57,14 @@ def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-async def _until_it_answers(url: str) -> None:
+async def _wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             connection = await asyncpg.connect(url, statement_cache_size=0)
         except OSError:
             assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)  # and try again
+            await asyncio.sleep(0.02)
         else:
             await connection.close()
             return
@@ -75,7 +75,7 @@ def work(connection: Connection, number: int) -> int:
     return len(connection.execute(select(schema.installation)).all())
 
 
-async def test_many_transactions_share_two_connections(pooled_url: str) -> None:
+async def test_many_transactions_share_two_connections_of_pgbouncer(pooled_url: str) -> None:
     databases = [await open_database(pooled_url + "?prepared_statements=off", owner=True) for _ in range(3)]
     try:
         await asyncio.gather(*(databases[number % 3].write(work, number) for number in range(300)))
@@ -90,8 +90,8 @@ async def test_many_transactions_share_two_connections(pooled_url: str) -> None:
             await database.close()
 
 
-async def test_prepared_statements_would_not_survive_it(pooled_url: str) -> None:
-    """Why there is a parameter: if this fails, PgBouncer has learned to pass them on, as newer ones do when they are told to."""
+async def test_prepared_statements_fail_behind_pgbouncer_without_the_parameter(pooled_url: str) -> None:
+    """This is the reason for `prepared_statements=off`. Newer versions of PgBouncer can be configured to support them."""
     databases: list[Database] = []
     with pytest.raises(StoreUnavailable, match="prepared statement"):
         await _work_with(3, pooled_url, databases)
@@ -103,13 +103,13 @@ async def _work_with(nodes: int, url: str, databases: list[Database]) -> None:
     for node in range(nodes):
         databases.append(await open_database(url, owner=True))
         writes = (databases[-1].write(work, 100 * node + number) for number in range(50))
-        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # none is left under way
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # all writes have ended
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
 
 
-def test_our_parameter_is_not_the_servers() -> None:
+def test_the_parameter_prepared_statements_is_removed_from_the_url() -> None:
     assert split_url("postgresql://u:p@h/d?sslmode=require&prepared_statements=off") == (
         "postgresql://u:p@h/d?sslmode=require",
         False,
@@ -118,7 +118,7 @@ def test_our_parameter_is_not_the_servers() -> None:
     assert split_url("postgresql://u:p%40@h1:1,h2:2/d?a=%20b") == ("postgresql://u:p%40@h1:1,h2:2/d?a=%20b", True)
 
 
-def test_bells_want_a_connection_that_stays() -> None:
+def test_there_is_no_notifier_without_prepared_statements_and_on_sqlite() -> None:
     assert open_notifier(Settings(database_url="postgresql://h/d?prepared_statements=off")) is None
     assert open_notifier(Settings(database_url="postgresql://h/d")) is not None
     assert open_notifier(Settings()) is None

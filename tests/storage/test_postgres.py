@@ -1,4 +1,4 @@
-"""What only PostgreSQL has: connections that are cut, statements that hang, several hosts, TLS."""
+"""PostgreSQL only: cut connections, statements that hang, several hosts and TLS."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ async def use_all_connections(database: PostgresDatabase) -> None:
     await asyncio.gather(*(database.read(names) for _ in range(8)))
 
 
-async def test_a_restart_is_seen_by_nobody_who_comes_after_it(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
+async def test_transactions_after_a_server_restart_do_not_fail(
+    database: PostgresDatabase, postgres_server: PostgresProcess
+) -> None:
     await use_all_connections(database)
     await asyncio.to_thread(postgres_server.stop)
     await asyncio.to_thread(postgres_server.start)
@@ -54,7 +56,7 @@ async def test_a_restart_is_seen_by_nobody_who_comes_after_it(database: Postgres
     assert [len(rows) async for rows in database.stream(select(schema.installation))] == [2]
 
 
-async def test_while_it_is_stopped_it_is_unavailable_at_once(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
+async def test_a_stopped_server_is_unavailable_at_once(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
     await database.read(names)
     await asyncio.to_thread(postgres_server.stop)
     try:
@@ -71,7 +73,7 @@ async def test_while_it_is_stopped_it_is_unavailable_at_once(database: PostgresD
         await asyncio.to_thread(postgres_server.start)
 
 
-async def test_a_statement_that_hangs_is_given_up_and_its_connection_with_it(database: PostgresDatabase) -> None:
+async def test_a_statement_that_hangs_is_cancelled_and_its_connection_is_replaced(database: PostgresDatabase) -> None:
     def hang(connection: Connection) -> None:
         add(connection, "never")
         connection.execute(text("SELECT pg_sleep(10)"))
@@ -84,7 +86,7 @@ async def test_a_statement_that_hangs_is_given_up_and_its_connection_with_it(dat
     assert await database.read(names) == {"a"}
 
 
-async def test_a_frozen_server_costs_its_time_limit_and_comes_back(
+async def test_a_frozen_server_is_unavailable_after_the_time_limit_and_works_again_later(
     database: PostgresDatabase, postgres_server: PostgresProcess
 ) -> None:
     await use_all_connections(database)
@@ -100,7 +102,7 @@ async def test_a_frozen_server_costs_its_time_limit_and_comes_back(
     assert "b" in await database.read(names)
 
 
-async def test_of_several_hosts_the_one_that_answers_is_taken(postgres_server: PostgresProcess, tmp_path: Path) -> None:
+async def test_of_several_hosts_one_that_responds_is_used(postgres_server: PostgresProcess, tmp_path: Path) -> None:
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     several = url.replace("?host=", f"?target_session_attrs=read-write&host={tmp_path},")
@@ -109,7 +111,7 @@ async def test_of_several_hosts_the_one_that_answers_is_taken(postgres_server: P
     await database.close()
 
 
-async def test_whoever_asks_for_tls_sends_nothing_without_it() -> None:
+async def test_with_sslmode_require_no_data_is_sent_without_tls() -> None:
     received, done = bytearray(), asyncio.Event()
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,38 +127,38 @@ async def test_whoever_asks_for_tls_sends_nothing_without_it() -> None:
         await PostgresDatabase.open(f"postgresql://me:password@127.0.0.1:{port}/d?sslmode=require")
     await asyncio.wait_for(done.wait(), PATIENCE)
     server.close()
-    assert bytes(received) == bytes.fromhex("0000000804d2162f"), "SSLRequest, and then good-bye"
+    assert bytes(received) == bytes.fromhex("0000000804d2162f"), "an SSLRequest and nothing else"
 
 
 @pytest.fixture
-async def behind_tls(postgres_server: PostgresProcess, certificate: Path) -> AsyncIterator[str]:
-    """A database of a real server, by TCP and TLS only: the packaged server is built without TLS, so a door before it does that."""
+async def tls_url(postgres_server: PostgresProcess, certificate: Path) -> AsyncIterator[str]:
+    """The URL of a database over TCP and TLS. The packaged server has no TLS, so a proxy adds it."""
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     user_and_name, _, folder = url.partition("?host=")
-    async with Proxy(Path(folder) / ".s.PGSQL.5432", tls=tls_context(certificate), like_postgresql=True).running() as door:
-        yield f"postgresql://postgres@127.0.0.1:{door.port}/{user_and_name.rpartition('/')[2]}"
+    async with Proxy(Path(folder) / ".s.PGSQL.5432", tls=tls_context(certificate), like_postgresql=True).running() as proxy:
+        yield f"postgresql://postgres@127.0.0.1:{proxy.port}/{user_and_name.rpartition('/')[2]}"
 
 
-async def test_over_tls_to_whom_the_certificate_names_and_to_nobody_else(behind_tls: str, certificate: Path) -> None:
-    database = await PostgresDatabase.open(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}", pool_size=2)
+async def test_tls_rejects_a_host_that_the_certificate_does_not_name(tls_url: str, certificate: Path) -> None:
+    database = await PostgresDatabase.open(f"{tls_url}?sslmode=verify-full&sslrootcert={certificate}", pool_size=2)
     try:
         await database.write(add, "a")
         assert await database.read(names) == {"a"}
     finally:
         await database.close()
     with pytest.raises(StoreUnavailable, match="certificate"):
-        await PostgresDatabase.open(f"{behind_tls.replace('127.0.0.1', 'localhost')}?sslmode=verify-full&sslrootcert={certificate}")
+        await PostgresDatabase.open(f"{tls_url.replace('127.0.0.1', 'localhost')}?sslmode=verify-full&sslrootcert={certificate}")
     with pytest.raises(StoreUnavailable):
-        await PostgresDatabase.open(f"{behind_tls}?sslmode=disable")
+        await PostgresDatabase.open(f"{tls_url}?sslmode=disable")
 
 
-async def test_bells_ring_over_tls_too(behind_tls: str, certificate: Path) -> None:
-    notifier = PostgresNotifier(f"{behind_tls}?sslmode=verify-full&sslrootcert={certificate}")
+async def test_the_notifier_connects_over_tls(tls_url: str, certificate: Path) -> None:
+    notifier = PostgresNotifier(f"{tls_url}?sslmode=verify-full&sslrootcert={certificate}")
     notifier.start()
     try:
         async with asyncio.timeout(PATIENCE):
             while not notifier.connected:
-                await asyncio.sleep(0.01)  # and look again
+                await asyncio.sleep(0.01)
     finally:
         await notifier.stop()
