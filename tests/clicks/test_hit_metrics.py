@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, hit_metric
+from shortener.clicks.link_admin import switch_link
 from shortener.clicks.verdicts.correction import VerdictChange, apply_changes
 from shortener.container import Service
 from shortener.model import HitFlag, Verdict
@@ -52,31 +53,25 @@ async def test_python_and_sql_give_the_same_metric_for_every_verdict_and_flag(se
         assert bool(is_click) == (metric == "clicks")
 
 
-async def _switch(service: Service, code: str, clock: Clock, *, on: bool) -> None:
-    from shortener.clicks.link_admin import switch_link
-
-    await service.database.write(switch_link, code, clock(), enabled=on)
-
-
 async def test_recorder_corrections_and_recount_count_every_kind_of_hit_equally(service: Service, clock: Clock) -> None:
-    async def drift() -> list[Any]:
+    async def differences() -> list[Any]:
         await service.database.write(fold)
         return await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1))
 
     (active,) = await create_codes(service)
     (late,) = await create_codes(service, expires_in=60)
     (disabled,) = await create_codes(service)
-    await _switch(service, disabled, clock, on=False)
+    await service.database.write(switch_link, disabled, clock(), enabled=False)
     clock.forward(seconds=90)
     for code in (active, late, disabled):
         for verdict in Verdict:
             for _ in range(2):
                 await service.recorder.record(make_hit(service, code, verdict))
-    assert await drift() == []
+    assert await differences() == []
 
     clock.forward(minutes=10)  # corrections leave hits alone that are not counted by device yet
     await service.devices.catch_up(service.now_ms())
-    assert await drift() == []
+    assert await differences() == []
     opposite = {Verdict.HUMAN: Verdict.SUSPECTED, Verdict.SUSPECTED: Verdict.HUMAN}
     links = {link.id: link.message_id for link in await fetch_rows(service, schema.links)}
     changes = [
@@ -86,4 +81,4 @@ async def test_recorder_corrections_and_recount_count_every_kind_of_hit_equally(
     ]
     result = await apply_changes(service.database, changes, service.ids, clock())
     assert (result.to_suspected, result.to_human) == (6, 6)
-    assert await drift() == []
+    assert await differences() == []
