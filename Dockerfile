@@ -1,4 +1,4 @@
-# Two stages: the first installs the locked dependencies, the second holds nothing but them and the code.
+# Two stages: the first installs the locked dependencies, the second contains only these and the code.
 FROM python:3.11-slim AS build
 WORKDIR /app
 RUN python -m venv .venv
