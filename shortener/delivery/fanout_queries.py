@@ -3,6 +3,7 @@
 Each statement works on a whole batch. On SQLite a result is one row that contains JSON (see storage/raw_sql.py).
 Times are milliseconds since 1970-01-01 UTC.
 """
+# Tested by tests/delivery/test_fanout.py
 
 from __future__ import annotations
 

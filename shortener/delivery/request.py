@@ -2,6 +2,7 @@
 
 Each attempt has its own request, because the body contains the number of the attempt and the signature contains its time.
 """
+# Tested by tests/delivery/test_formats.py
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 The request is built and signed like every other request. There is exactly one attempt. It is stored as a delivery that has
 ended, with its event and its attempt. It changes neither the breaker nor the queue.
 """
+# Tested by tests/web/test_trackers.py
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Times become ISO 8601 texts in UTC. No I/O.
 """
+# Tested by tests/web/test_trackers.py
 
 from __future__ import annotations
 

@@ -14,33 +14,7 @@ from shortener.container import Service
 from shortener.web.messages import MessagesResponse, MessageStatusResponse
 from shortener.web.vendors.xoxzo import XoxzoStatusResponse
 from tests.conftest import Clock, client_of
-
-TO = "+14085550100"
-PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"}
-
-
-async def rewrite(client: httpx.AsyncClient, message_id: str, **more: Any) -> dict[str, Any]:
-    body = {"to": TO, "message_id": message_id, "body": 'Look #track("https://shop.example/a?b=1") now', **more}
-    answer = await client.post("/api/v1/rewrite", json=body)
-    assert answer.status_code == 200, answer.text
-    message: dict[str, Any] = answer.json()["messages"][0]
-    return message
-
-
-async def report(client: httpx.AsyncClient, message_id: str, state: str, **more: Any) -> None:
-    answer = await client.post("/api/v1/sms/status", json={"message_id": message_id, "state": state, **more})
-    assert answer.status_code == 200, answer.text
-
-
-async def click(client: httpx.AsyncClient, message: dict[str, Any]) -> None:
-    answer = await client.get("/" + message["links"][0]["code"], headers=PHONE)
-    assert answer.status_code == 302
-
-
-async def convert(service: Service, credentials: Credentials, **parameters: Any) -> None:
-    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
-        answer = await client.get("/api/v1/track", params=parameters)
-        assert answer.status_code == 200, answer.text
+from tests.web.calls import TO, click, convert, report, rewrite
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> None:

@@ -11,7 +11,7 @@ from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.web.statistics import CountriesResponse, DailyResponse, TotalsResponse
 from tests.conftest import Clock
-from tests.web.test_messages import click, convert, report, rewrite
+from tests.web.calls import click, convert, report, rewrite
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:

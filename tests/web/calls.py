@@ -1,0 +1,42 @@
+"""Calls of the HTTP API that the tests of reports share. Each one fails the test if the response is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from tests.conftest import client_of
+
+TO = "+14085550100"
+PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"}
+
+
+async def rewrite(client: httpx.AsyncClient, message_id: str, **fields: Any) -> dict[str, Any]:
+    """Rewrite a message of one link. Return the message of the response."""
+    body = {"to": TO, "message_id": message_id, "body": 'Look #track("https://shop.example/a?b=1") now', **fields}
+    response = await client.post("/api/v1/rewrite", json=body)
+    assert response.status_code == 200, response.text
+    message: dict[str, Any] = response.json()["messages"][0]
+    return message
+
+
+async def report(client: httpx.AsyncClient, message_id: str, state: str, **fields: Any) -> None:
+    """Send a delivery report of a message."""
+    response = await client.post("/api/v1/sms/status", json={"message_id": message_id, "state": state, **fields})
+    assert response.status_code == 200, response.text
+
+
+async def click(client: httpx.AsyncClient, message: dict[str, Any]) -> None:
+    """Click the first link of a message."""
+    response = await client.get("/" + message["links"][0]["code"], headers=PHONE)
+    assert response.status_code == 302
+
+
+async def convert(service: Service, credentials: Credentials, **parameters: Any) -> None:
+    """Report a conversion."""
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
+        response = await client.get("/api/v1/track", params=parameters)
+        assert response.status_code == 200, response.text
