@@ -1,0 +1,10 @@
+"""Changes of links, paths and defaults of domains"""
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
