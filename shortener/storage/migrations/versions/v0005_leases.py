@@ -1,5 +1,7 @@
 """Node leases, process heartbeats, dead-letter hits"""
 
+# Tested by tests/storage/test_migrate.py
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None

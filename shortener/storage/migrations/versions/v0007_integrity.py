@@ -1,5 +1,7 @@
 """Checks, and what repeats and erasure need"""
 
+# Tested by tests/storage/test_migrate.py
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None

@@ -1,5 +1,7 @@
 """Revisions of conversions, refused conversions, postback keys"""
 
+# Tested by tests/storage/test_migrate.py
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
