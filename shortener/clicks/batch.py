@@ -32,7 +32,7 @@ from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddress
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import CountDelta
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
@@ -102,11 +102,11 @@ class HitBatchWriter:
         won = (
             queries.claim_first_clicks(connection, list(candidates.claims.values()), candidates.links) if candidates.claims else {}
         )
-        rows = _BatchRows(self._ids, policies, candidates, won, result)
-        for hit, link, is_off in new:
-            rows.add(hit, link, is_off)
         # The order of the hits says nothing about their ages: the spool may return old hits behind new ones.
-        if rows.clicks and min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE:
+        is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
+        rows = _BatchRows(self._ids, policies, candidates, won, keep_clicks=is_late)
+        rows.add(new)
+        if rows.clicks:
             count_late(connection, rows.deltas, rows.clicks)
         insert_all(
             connection,
@@ -116,6 +116,7 @@ class HitBatchWriter:
         )
         result.recorded += len(rows.hits)
         result.events += len(rows.events)
+        result.first_clicks += rows.first_clicks
         return result
 
     def probe(self, connection: Connection) -> None:
@@ -206,57 +207,67 @@ class _BatchRows:
         policies: HitPolicies,
         candidates: _Candidates,
         won: Mapping[int, tuple[int, bool]],
-        result: BatchResult,
+        *,
+        keep_clicks: bool,
     ) -> None:
-        """`won`: what `queries.claim_first_clicks` returned. First clicks on messages are added to `result`."""
+        """`won`: the result of `queries.claim_first_clicks`. `keep_clicks`: whether `clicks` is filled."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
         self._candidates = candidates
         self._won = won
-        self._result = result
+        self._keep_clicks = keep_clicks
         self.hits: list[HitRow] = []
         self.events: list[EventRow] = []
         self.deltas = CountDelta()
         self.clicks: list[tuple[int, int, int, str]] = []  # hit, cohort, ms, user agent
+        self.first_clicks = 0
 
-    def add(self, hit: Hit, link: LinkRow, is_off: bool) -> None:
-        """Add the hit, its event if it raises one, and its counts."""
-        flags = _OFF if is_off else 0
-        topics = 0
-        if hit.at >= link.expires_at:
-            flags |= _LATE
-        metric = hit_metric(hit.verdict, flags)
-        if metric is not None:
-            self.deltas.add(link.cohort_id, hit.at, metric)
-        if flags & _LATE:
-            if hit.verdict is _HUMAN and not is_off:
-                topics = _LATE_CLICK
-        elif hit.verdict is _SUSPECTED:
-            if link.application_id in self._with_suspected and not is_off:
-                topics = _SUSPECTED_CLICK
-        elif metric == CLICKS:
-            click_flags, topics = self._add_click(hit, link)
-            flags |= click_flags
-        address, user_agent = hit.address, hit.user_agent
-        if not link.url:  # the message was erased: nothing personal is stored about it again
-            address = user_agent = ""
-        elif self._ip_privacy and (privacy := self._ip_privacy.get(link.application_id)) is not None:
-            address = shorten_address(address, privacy)
-        self.hits.append((hit.id, link.link_id, hit.at, int(hit.verdict), hit.rule, flags, address, user_agent))
-        if topics:
-            event = hit.id if topics & _STATE else self._ids()  # schema.OTHER_EVENTS
-            self.events.append((event, link.application_id, topics, hit.at, link.message, link.link_id, hit.id, False))
+    def add(self, hits: Sequence[_LinkHit]) -> None:
+        """Add the rows of the hits, of the events that they raise, and of their counts."""
+        counts: dict[tuple[int, int, str], int] = {}  # by cohort, time slot and metric
+        ip_privacy, hit_rows = self._ip_privacy, self.hits
+        for hit, link, is_off in hits:
+            verdict, at = hit.verdict, hit.at
+            flags = _OFF if is_off else 0
+            topics = 0
+            if at >= link.expires_at:
+                flags |= _LATE
+            metric = hit_metric(verdict, flags)
+            if flags & _LATE:
+                if verdict is _HUMAN and not is_off:
+                    topics = _LATE_CLICK
+            elif verdict is _SUSPECTED:
+                if link.application_id in self._with_suspected and not is_off:
+                    topics = _SUSPECTED_CLICK
+            elif metric == CLICKS:
+                click_flags, topics = self._flags_of_click(hit, link)
+                flags |= click_flags
+            if metric is not None:
+                key = (link.cohort_id, at // TIME_SLOT_MS, metric)
+                counts[key] = counts.get(key, 0) + 1
+            address, user_agent = hit.address, hit.user_agent
+            if not link.url:  # the message was erased: nothing personal is stored about it again
+                address = user_agent = ""
+            elif ip_privacy and (privacy := ip_privacy.get(link.application_id)) is not None:
+                address = shorten_address(address, privacy)
+            hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent))
+            if topics:
+                event = hit.id if topics & _STATE else self._ids()  # schema.OTHER_EVENTS
+                self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
+        for (cohort, slot, metric), amount in counts.items():
+            self.deltas.add(cohort, slot * TIME_SLOT_MS, metric, amount)
 
-    def _add_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
-        """Note a click; return the flags of the hit and the topics of its event."""
-        self.clicks.append((hit.id, link.cohort_id, hit.at, hit.user_agent))
-        bits, is_first = self._won.get(link.message, (0, False))
-        if self._candidates.first_on_link.get(link.link_id) == hit.id and bits & 1 << link.position:
-            _, _, earliest, _ = self._candidates.claims[link.message]
-            if is_first and earliest == hit.id:
-                self._result.first_clicks += 1
-                self.deltas.add(link.cohort_id, hit.at, "clicked_messages")  # the fan-out counts the time to this click
-                return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
-            return _FIRST_FOR_LINK, _CLICK
+    def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
+        """Return the flags of a click and the topics of its event."""
+        if self._keep_clicks:
+            self.clicks.append((hit.id, link.cohort_id, hit.at, hit.user_agent))
+        if self._candidates.first_on_link.get(link.link_id) == hit.id:
+            bits, is_first = self._won.get(link.message, (0, False))
+            if bits & 1 << link.position:
+                if is_first and self._candidates.claims[link.message][2] == hit.id:
+                    self.first_clicks += 1
+                    self.deltas.add(link.cohort_id, hit.at, "clicked_messages")  # the fan-out counts the time to this click
+                    return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
+                return _FIRST_FOR_LINK, _CLICK
         return 0, _CLICK if link.flags & _EVERY_CLICK else 0

@@ -3,7 +3,7 @@
 Both have time limits, because the database and Redis may accept a connection and then never answer. Nothing here raises: a hit
 that cannot be resolved is missing from the result.
 """
-# Tested by tests/clicks/test_recorder.py, tests/clicks/test_hit_spool.py
+# Tested by tests/clicks/test_hit_writer.py, tests/clicks/test_hit_spool.py
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ again without it. A batch that the database rejects as a whole (a table is missi
 retried like one that the database could not answer. A single hit that the database rejects, while it takes others, becomes a dead
 letter. To tell the two apart, a transaction writes a test row and rolls back (`HitBatchWriter.probe`).
 """
-# Tested by tests/clicks/test_recorder.py, tests/clicks/test_hit_spool.py
 
 from __future__ import annotations
 
