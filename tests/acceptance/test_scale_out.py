@@ -140,7 +140,7 @@ def test_workers_that_cannot_start_end_the_command_with_one_line(nodes: Nodes, t
         timeout=PATIENCE,
     )
     assert done.returncode == 1
-    assert b"the store is unavailable" in done.stderr
+    assert b"the database is unavailable" in done.stderr
     assert b"Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Who may call (contract, section 2)."""
+"""Credentials: API keys, tracker tokens and permissions."""
 
 import base64
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Rewriting through HTTP, on both engines (contract, section 3)."""
+"""Rewriting over HTTP, on both engines."""
 
 import asyncio
 from typing import Any
