@@ -165,7 +165,7 @@ def caddy(nodes: Nodes, tmp_path: Path) -> Iterator[Caddy]:
         caddy.close()
 
 
-def test_caddy_takes_the_file_as_it_is_and_finds_it_well_written(tmp_path: Path) -> None:
+def test_caddy_accepts_the_caddyfile_and_its_format(tmp_path: Path) -> None:
     for words in (["validate", "--adapter", "caddyfile", "--config"], ["fmt", "--diff"]):
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def test_connections_end_at_caddy_before_they_end_at_a_node() -> None:
     assert "keepalive 3s\n" in CADDYFILE.read_text()
 
 
-async def test_a_domain_gets_its_certificate_as_soon_as_an_application_has_it(nodes: Nodes, caddy: Caddy) -> None:
+async def test_a_domain_gets_its_certificate_after_it_is_added_to_an_application(nodes: Nodes, caddy: Caddy) -> None:
     with pytest.raises(ssl.SSLError):
         caddy.connect(BRAND)
     made = nodes.servers[0].command("applications", "create", "brand", "--domain", f"https://{BRAND}")
@@ -207,14 +207,14 @@ async def test_a_domain_gets_its_certificate_as_soon_as_an_application_has_it(no
     assert [hit["address"] for hit in hits] == [VISITOR, VISITOR], "nobody can say that he is somebody else"
 
 
-async def test_a_strangers_name_gets_none(caddy: Caddy) -> None:
+async def test_an_unknown_domain_gets_no_certificate(caddy: Caddy) -> None:
     for name in ("stranger.example", f"www.{BASE}", "localhost", None):
         with pytest.raises(ssl.SSLError):
             caddy.connect(name)
     assert not caddy.certified()
 
 
-async def test_what_is_for_the_inside_is_not_found_from_outside(nodes: Nodes, caddy: Caddy) -> None:
+async def test_internal_paths_return_404_from_outside(nodes: Nodes, caddy: Caddy) -> None:
     ask = f"domain-check?domain={BASE}"
     with nodes.servers[0].client() as client:
         assert client.get("/metrics").status_code == client.get("/internal/" + ask).status_code == 200
@@ -228,7 +228,7 @@ async def test_what_is_for_the_inside_is_not_found_from_outside(nodes: Nodes, ca
             assert answer.status == 200
 
 
-async def test_a_rewrite_comes_through_and_names_https_links(nodes: Nodes, caddy: Caddy) -> None:
+async def test_a_rewrite_behind_caddy_returns_https_links(nodes: Nodes, caddy: Caddy) -> None:
     async with caddy.people(**{"X-API-Key": nodes.servers[0].first["api_key"]}) as session:
         given: dict[str, Any] = {"to": [f"+1408555{number:04}" for number in range(500)], "body": '#track("https://x.example/")'}
         async with session.post(caddy.url("/api/v1/rewrite"), json=given) as answer:
@@ -240,7 +240,7 @@ async def test_a_rewrite_comes_through_and_names_https_links(nodes: Nodes, caddy
             assert answer.status == 302
 
 
-async def test_requests_that_fail_are_not_held_against_the_nodes(nodes: Nodes, caddy: Caddy) -> None:
+async def test_failed_requests_do_not_mark_a_node_as_down(nodes: Nodes, caddy: Caddy) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     head = f"POST /{code} HTTP/1.1\r\nHost: {BASE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     for _ in range(4):
@@ -289,7 +289,7 @@ class Vanishing:
         self._server.server_close()
 
 
-async def test_a_machine_that_is_gone_costs_another_try(nodes: Nodes, tmp_path: Path) -> None:
+async def test_an_unreachable_node_costs_one_more_try(nodes: Nodes, tmp_path: Path) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     gone = Vanishing()
     caddy = Caddy(tmp_path, (nodes.servers[0].port, gone.port))
@@ -307,7 +307,7 @@ async def test_a_machine_that_is_gone_costs_another_try(nodes: Nodes, tmp_path: 
         gone.close()
 
 
-async def test_neither_a_node_that_is_killed_nor_one_that_is_stopped_costs_anybody_an_error(nodes: Nodes, caddy: Caddy) -> None:
+async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, caddy: Caddy) -> None:
     one, two = nodes.servers
     codes = [message["links"][0]["code"] for message in nodes.rewrite(20)]
     answers, done, base = Answers(), asyncio.Event(), str(caddy.url(""))

@@ -69,7 +69,7 @@ def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_delivery_under_way_at_kill_nine_is_made_again_when_its_lease_ends(server: Server, endpoint: Endpoint) -> None:
+def test_a_delivery_in_flight_at_kill_9_is_repeated_after_its_lease(server: Server, endpoint: Endpoint) -> None:
     endpoint.slow = {"/": 60.0}
     with server.api() as client:
         given = {"url": endpoint.url + "/", "events": ["click"], "format": "scg", "timeout": 30}

@@ -187,7 +187,7 @@ def test_infobip_from_the_advanced_message_to_the_conversion_rate(server: Server
 # Xoxzo
 
 
-def test_xoxzo_calls_back_up_to_ten_times_until_it_is_answered_with_200(server: Server, endpoint: Endpoint) -> None:
+def test_xoxzo_callback_is_repeated_up_to_ten_times_until_a_200(server: Server, endpoint: Endpoint) -> None:
     customer = Customer(server, "xoxzo")
     form = {
         "sender": "Sender",

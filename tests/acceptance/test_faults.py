@@ -111,7 +111,7 @@ def message_of(told: Request) -> str:
     return found
 
 
-def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
+def test_an_outage_of_postgresql_under_load_loses_no_click_and_counts_none_twice(
     nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess, endpoint: Endpoint
 ) -> None:
     one, two = nodes.serve(), nodes.serve()
@@ -162,7 +162,7 @@ def test_postgresql_away_under_load_loses_nothing_and_counts_nothing_twice(
     assert nodes.close() == [0, 0]
 
 
-def test_with_postgresql_and_redis_away_people_are_told_to_come_again(
+def test_without_postgresql_and_redis_redirects_get_503_with_retry_after(
     nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess
 ) -> None:
     server = nodes.serve()
@@ -238,7 +238,7 @@ REDIS_FAULTS: dict[Callable[[RedisProcess, Proxy], AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize("fault", REDIS_FAULTS)
-def test_redis_in_trouble_costs_a_redirect_nothing(
+def test_a_failing_redis_does_not_delay_redirects(
     nodes: Nodes,
     redis_server: RedisProcess,
     proxy: Proxy,
@@ -287,7 +287,7 @@ def test_redis_in_trouble_costs_a_redirect_nothing(
     assert nodes.close() == [0]
 
 
-def test_an_erased_or_switched_off_link_is_not_answered_from_the_cache_of_any_node(
+def test_an_erased_or_disabled_link_is_not_redirected_from_the_cache_of_any_node(
     nodes: Nodes, postgres_server: PostgresProcess
 ) -> None:
     one, two = nodes.serve(), nodes.serve()
@@ -372,13 +372,13 @@ def disk_full(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [locked, takes_no_byte])
-def test_a_file_that_takes_nothing_holds_people_up_for_the_deadline_only(
+def test_a_database_file_without_write_access_delays_redirects_only_until_the_deadline(
     lone_server: Server, fault: Callable[[Server], AbstractContextManager[None]]
 ) -> None:
     people_go_on(lone_server, fault)
 
 
-def test_a_full_disk_holds_people_up_for_the_deadline_only(small_disk: Path, lone_server: Server) -> None:
+def test_a_full_disk_delays_redirects_only_until_the_deadline(small_disk: Path, lone_server: Server) -> None:
     people_go_on(lone_server, disk_full)
 
 

@@ -42,7 +42,7 @@ def signed_by(line: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in line["headers"].items() if name.startswith(("webhook-", "x-webhook-"))}
 
 
-def test_what_is_sent_is_verified_with_the_secrets_of_a_rotation_and_with_no_other(server: Server) -> None:
+def test_listen_verifies_signatures_with_both_secrets_of_a_rotation(server: Server) -> None:
     old, new, other = new_secret(), new_secret(), new_secret()
     with (
         server.api() as client,

@@ -130,7 +130,7 @@ def test_workers_of_one_serve_share_its_port_are_replaced_and_stop_together(node
     assert told["events"] == 50
 
 
-def test_workers_that_cannot_start_end_the_command_with_one_line(nodes: Nodes, tmp_path: Path) -> None:
+def test_workers_that_cannot_start_end_the_command_with_one_plain_line(nodes: Nodes, tmp_path: Path) -> None:
     environment = nodes.environment("nowhere", DATABASE_URL=f"postgresql://nobody@/none?host={tmp_path}")
     done = subprocess.run(
         [sys.executable, "-m", "shortener", "serve", "--workers", "2", "--port", str(free_port())],
@@ -193,7 +193,7 @@ def switch_application(server: Server, code: str, enabled: bool) -> None:
 
 
 @pytest.mark.parametrize("switch", [switch_link, switch_host, switch_domain, switch_application])
-def test_a_kill_switch_is_thrown_on_every_node_within_a_second(
+def test_a_disabled_link_takes_effect_on_every_node_within_a_second(
     nodes: Nodes, pair: tuple[Server, Server], switch: Callable[[Server, str, bool], None]
 ) -> None:
     one, two = pair
@@ -229,7 +229,7 @@ def metrics(server: Server) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 
-def test_machines_whose_clocks_are_minutes_apart_keep_to_one(nodes: Nodes, endpoint: Endpoint) -> None:
+def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes, endpoint: Endpoint) -> None:
     slow, fast = nodes.clock_off_by(-600), nodes.clock_off_by(600)
     one, two = nodes.prepare(), nodes.prepare()
     for server, environment in ((one, slow), (two, fast)):

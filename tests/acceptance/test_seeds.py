@@ -148,7 +148,7 @@ def test_23_telecom_a_conversion_becomes_a_postback_with_its_placeholders(server
     assert len(endpoint.arrived) == 2
 
 
-def test_xoxzo_the_first_click_calls_back_once_and_the_status_tells_it(server: Server, endpoint: Endpoint) -> None:
+def test_xoxzo_the_first_click_triggers_one_callback_and_appears_in_the_status(server: Server, endpoint: Endpoint) -> None:
     message = rewrite(
         server,
         {

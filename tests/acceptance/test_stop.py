@@ -61,7 +61,7 @@ def connect_again_and_again(server: Server) -> None:
         socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN).close()
 
 
-def test_a_stop_ends_or_hands_back_what_is_under_way_in_time(server: Server, endpoint: Endpoint) -> None:
+def test_a_stop_finishes_or_hands_back_deliveries_in_flight_in_time(server: Server, endpoint: Endpoint) -> None:
     endpoint.slow = {"/slow": 2.0, "/hangs": 60.0}
     with server.api() as client:
         for path in endpoint.slow:
@@ -140,7 +140,7 @@ def test_nodes_workers_and_deliverers_stop_in_time_and_leave_no_lease(nodes: Nod
     assert len(endpoint.arrived) == 6, "three processes share the tracker's slots out"
 
 
-def test_a_store_that_answers_no_more_delays_no_stop(postgres_server: PostgresProcess, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_frozen_database_does_not_delay_a_stop(postgres_server: PostgresProcess, endpoint: Endpoint, tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgres_server.url, None)))
     endpoint.slow = {"/slow": 1.0}
     server = nodes.serve()

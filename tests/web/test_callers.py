@@ -27,7 +27,7 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-async def test_a_key_is_taken_in_the_words_of_every_system(service: Service, credentials: Credentials) -> None:
+async def test_an_api_key_is_accepted_in_the_header_of_every_vendor(service: Service, credentials: Credentials) -> None:
     key = credentials.api_key
     ways = [
         {"X-API-Key": key},
@@ -74,7 +74,7 @@ async def test_a_key_without_the_permission_is_403(service: Service, credentials
     assert await messages(service) == 0
 
 
-async def test_a_revoked_key_and_a_disabled_application_no_longer_count(
+async def test_a_revoked_key_and_the_keys_of_a_disabled_application_are_rejected(
     service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     second = await service.database.write(create_key, credentials.application_id, "second", ["sms.send"], clock())
@@ -87,7 +87,7 @@ async def test_a_revoked_key_and_a_disabled_application_no_longer_count(
     assert service.directory.find_by_api_key(credentials.api_key) is None
 
 
-async def test_a_rotated_token_counts_until_its_overlap_is_over(service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_a_rotated_token_is_valid_until_its_overlap_ends(service: Service, credentials: Credentials, clock: Clock) -> None:
     application = credentials.application_id
     first = credentials.tracker_token
     second, until = await service.database.write(rotate_token, application, clock(), timedelta(hours=24))

@@ -44,7 +44,7 @@ async def code_of(client: httpx.AsyncClient, **parameters: Any) -> tuple[int, st
     return response.status_code, response.json()["error_code"]
 
 
-async def test_a_conversion_is_reported_by_click_and_answered_to_the_letter(
+async def test_a_conversion_reported_by_click_id_gets_the_documented_response(
     service: Service, tracker: httpx.AsyncClient, message: Message
 ) -> None:
     hit = await service.database.write(add_hit, service.ids, message.links[0])
@@ -95,7 +95,7 @@ async def test_a_reply_posted_by_the_pipeline_is_a_conversion(service: Service, 
     assert (stored.action, stored.disposition, stored.metadata) == ("reply", "negative", {"text": "STOP"})
 
 
-async def test_the_deprecated_call_says_so_and_names_its_successor(tracker: httpx.AsyncClient) -> None:
+async def test_the_deprecated_endpoint_has_deprecation_and_link_headers(tracker: httpx.AsyncClient) -> None:
     for parameters, status in (({"message_id": "m-1"}, 200), ({"message_id": "nobody's"}, 404)):
         response = await tracker.get("/api/v1/action/track", params=parameters)
         assert response.status_code == status
@@ -104,7 +104,9 @@ async def test_the_deprecated_call_says_so_and_names_its_successor(tracker: http
     assert "deprecation" not in (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).headers
 
 
-async def test_repeated_parameters(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_known_parameter_may_occur_once_and_other_repeated_parameters_are_lists(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     """Ours may be given once; others are kept as a list, in a query and in a form."""
     for query in ("message_id=m-1&message_id=m-1", "message_id=m-1&value=1&value=2"):
         response = await tracker.get(f"/api/v1/track?{query}")
@@ -143,9 +145,7 @@ REFUSALS = [
 ]
 
 
-async def test_what_cannot_be_recorded_is_refused_alike_by_query_form_and_json(
-    service: Service, tracker: httpx.AsyncClient
-) -> None:
+async def test_an_invalid_conversion_is_rejected_in_query_form_and_json(service: Service, tracker: httpx.AsyncClient) -> None:
     for parameters, status, error_code in REFUSALS:
         for call in CALLS:
             for form in (False, True):
@@ -161,7 +161,7 @@ async def test_a_repeat_with_another_value_is_a_conflict(tracker: httpx.AsyncCli
     assert await code_of(tracker, message_id="m-1", value="2") == (409, "CONVERSION_CONFLICT")
 
 
-async def test_a_body_that_is_no_object_is_refused(tracker: httpx.AsyncClient) -> None:
+async def test_a_body_that_is_not_an_object_is_rejected(tracker: httpx.AsyncClient) -> None:
     for content in ("", "[]", "7", "null", '"m-1"', "{", '{"value": NaN}', '{"message_id": "\\ud800"}'):
         response = await tracker.post("/action", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 400, content
@@ -201,7 +201,9 @@ def row_counts(connection: Connection) -> dict[str, int]:
     }
 
 
-async def test_an_api_key_is_no_tracker_token(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
+async def test_an_api_key_is_not_accepted_as_a_tracker_token(
+    service: Service, client: httpx.AsyncClient, credentials: Credentials
+) -> None:
     assert (await client.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 401
     async with client_of(service, {"X-Api-Token": credentials.api_key}) as other:
         assert (await other.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 401

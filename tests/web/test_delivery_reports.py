@@ -44,7 +44,7 @@ async def test_one_report_with_every_field(service: Service, client: httpx.Async
     assert len(await rows(service.database, schema.events)) == 1
 
 
-async def test_a_list_of_reports_is_answered_one_by_one(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_a_list_of_reports_gets_one_result_per_report(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     clock.forward(seconds=9)
     reports = [
@@ -77,7 +77,7 @@ REFUSALS: list[tuple[Any, list[str]]] = [
 ]
 
 
-async def test_a_request_with_anything_wrong_is_refused_by_field(service: Service, client: httpx.AsyncClient) -> None:
+async def test_an_invalid_request_is_rejected_with_the_names_of_its_fields(service: Service, client: httpx.AsyncClient) -> None:
     for body, fields in REFUSALS:
         response = await client.post(PATH, json=body)
         assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
@@ -85,7 +85,9 @@ async def test_a_request_with_anything_wrong_is_refused_by_field(service: Servic
     assert await rows(service.database, schema.events) == []
 
 
-async def test_unknown_messages_are_named_and_nothing_is_kept(service: Service, client: httpx.AsyncClient) -> None:
+async def test_reports_on_unknown_messages_are_rejected_by_name_and_nothing_is_stored(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     reports = [{"message_id": name, "state": "SENT"} for name in ("m-1", "x", "y")]
     response = await client.post(PATH, json=reports)
     assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
@@ -95,7 +97,7 @@ async def test_unknown_messages_are_named_and_nothing_is_kept(service: Service, 
     assert [detail["field"] for detail in single.json()["details"]] == ["message_id"]
 
 
-async def test_a_batch_is_capped(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_batch_has_a_maximum_size(service: Service, client: httpx.AsyncClient) -> None:
     limit = service.settings.batch_limit
     report = {"message_id": "m-1", "state": "SENT"}
     assert (await client.post(PATH, json=[report] * limit)).status_code == 200
@@ -103,7 +105,7 @@ async def test_a_batch_is_capped(service: Service, client: httpx.AsyncClient) ->
     assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
 
 
-async def test_reports_want_the_permission_to_send(service: Service, client: httpx.AsyncClient) -> None:
+async def test_delivery_reports_require_sms_send(service: Service, client: httpx.AsyncClient) -> None:
     reader = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
     await service.directory.refresh()
     report = {"message_id": "m-1", "state": "SENT"}

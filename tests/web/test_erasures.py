@@ -24,7 +24,7 @@ async def everything(service: Service) -> str:
     )
 
 
-async def test_a_number_is_erased_and_the_counts_stay_right(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_erasing_a_phone_number_keeps_the_counts_correct(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     paths = [await link(client, metadata={"name": "Kola"}) for _ in range(2)]
     await client.get(paths[0], headers=PHONE)
     answer = await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
@@ -63,12 +63,12 @@ async def test_one_message_is_erased(client: httpx.AsyncClient) -> None:
         ({"number": "+14085550100"}, 400, "INVALID_REQUEST"),
     ],
 )
-async def test_what_cannot_be_erased_is_refused(client: httpx.AsyncClient, body: dict[str, Any], status: int, code: str) -> None:
+async def test_an_invalid_erasure_is_rejected(client: httpx.AsyncClient, body: dict[str, Any], status: int, code: str) -> None:
     answer = await client.post("/api/v1/erasures", json=body)
     assert (answer.status_code, answer.json()["error_code"]) == (status, code)
 
 
-async def test_another_applications_messages_stay(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_an_erasure_keeps_messages_of_another_application(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     await link(client, message_id="m-1")
     made = await service.database.write(create_application, "other", clock())
     await service.directory.refresh()
@@ -78,7 +78,7 @@ async def test_another_applications_messages_stay(client: httpx.AsyncClient, ser
     assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
 
 
-async def test_nothing_is_erased_while_the_link_cache_cannot_forget(
+async def test_nothing_is_erased_while_redis_is_unavailable(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Away(NoLinkCache):

@@ -51,7 +51,7 @@ async def test_a_process_that_has_not_started_is_alive_but_not_ready(service: Se
         assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_a_shutdown_is_not_ready_from_its_beginning(service: Service) -> None:
+async def test_readyz_responds_with_503_from_the_start_of_a_shutdown(service: Service) -> None:
     service.start(web=False, deliver=False)
     service.begin_stop(2)
     status, told = await ready(service)
@@ -74,7 +74,7 @@ class Away:
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-async def test_a_database_that_is_away_is_told_without_its_error(
+async def test_an_unavailable_database_is_reported_without_its_error_text(
     service: Service, refuses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.start(web=False, deliver=False)
@@ -88,7 +88,7 @@ async def test_a_database_that_is_away_is_told_without_its_error(
     monkeypatch.undo()
 
 
-async def test_a_node_whose_links_redis_answers_for_stays_ready_without_its_database(
+async def test_a_node_without_its_database_stays_ready_while_redis_responds(
     make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await make_service(redis_url=redis_server.url)
@@ -112,13 +112,13 @@ async def test_an_older_schema_is_not_ready_and_a_newer_one_is_a_rollout(service
     assert told["checks"]["schema"] == state
 
 
-async def test_probes_are_answered_whatever_the_host(service: Service) -> None:
+async def test_probes_get_a_response_on_any_host(service: Service) -> None:
     async with client_of(service) as client:
         for path in ("/healthz", "/metrics"):
             assert (await client.get(path, headers={"Host": "10.0.0.7.nodes.example"})).status_code == 200
 
 
-async def test_metrics_tell_what_the_redirect_did(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_redirects(client: httpx.AsyncClient) -> None:
     message = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
     code = (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]["links"][0]["code"]
     for _ in range(3):
@@ -137,7 +137,7 @@ async def test_metrics_tell_what_the_redirect_did(client: httpx.AsyncClient) -> 
     assert told["shortener_hit_batches_total"] >= 1
 
 
-async def test_metrics_tell_of_every_job_and_read_no_table(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_contain_every_job_and_need_no_database(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async with client_of(service) as client:
         monkeypatch.setattr(service, "database", None)
         told = await numbers(client)
@@ -148,13 +148,13 @@ async def test_metrics_tell_of_every_job_and_read_no_table(service: Service, mon
     assert told["process_resident_memory_bytes"] > 0
 
 
-async def test_metrics_come_in_openmetrics_for_a_scraper_that_asks(client: httpx.AsyncClient) -> None:
+async def test_metrics_are_in_openmetrics_format_if_the_scraper_accepts_it(client: httpx.AsyncClient) -> None:
     answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_a_proxy_is_told_which_domains_are_ours(service: Service) -> None:
+async def test_the_domain_check_knows_the_domains_of_the_installation(service: Service) -> None:
     now = service.clock()
     application = service.directory.applications()[0].id
     await service.database.write(add_domain, application, "https://go.brand.example", now)

@@ -24,7 +24,7 @@ async def shown(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
     return dict(answer.json()["link"])
 
 
-async def test_a_link_is_shown_with_where_it_leads(client: httpx.AsyncClient) -> None:
+async def test_a_link_is_shown_with_its_destination(client: httpx.AsyncClient) -> None:
     path = await link(client, message_id="m-1")
     assert await shown(client, path) == {
         "code": path[1:],
@@ -40,7 +40,7 @@ async def test_a_link_is_shown_with_where_it_leads(client: httpx.AsyncClient) ->
     }
 
 
-async def test_a_link_is_switched_off_at_once_and_on_again(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_a_link_can_be_disabled_at_once_and_enabled_again(client: httpx.AsyncClient, clock: Clock) -> None:
     path = await link(client)
     for _ in range(2):
         told = (await client.patch(f"/api/v1/links{path}", json={"enabled": False})).json()["link"]
@@ -53,7 +53,7 @@ async def test_a_link_is_switched_off_at_once_and_on_again(client: httpx.AsyncCl
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
-async def test_a_link_tells_why_it_leads_nowhere(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_a_link_shows_why_it_does_not_redirect(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", clock())
     await service.directory.refresh()
     path = await link(client, expires_in=60)
@@ -70,7 +70,7 @@ async def test_a_link_tells_why_it_leads_nowhere(client: httpx.AsyncClient, serv
     assert (told["state"], told["off_by"]) == ("expired", None)
 
 
-async def test_a_link_whose_message_was_erased_stays_off(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_a_link_of_an_erased_message_cannot_be_enabled(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     path = await link(client, message_id="m-1")
     await service.database.write(erase_message, 1, "m-1", clock())
     answer = await client.patch(f"/api/v1/links{path}", json={"enabled": True})
@@ -78,7 +78,7 @@ async def test_a_link_whose_message_was_erased_stays_off(client: httpx.AsyncClie
     assert (await client.get(path, headers=PHONE)).status_code == 410
 
 
-async def test_the_link_cache_is_told_of_a_switch(
+async def test_disabling_a_link_removes_it_from_the_link_cache(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[str] = []
@@ -108,12 +108,12 @@ async def test_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("body", [{}, {"host": ""}, {"host": "https://x.example/"}, {"host": "x" * 300}, {"host": "a\0b"}])
-async def test_what_is_no_host_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_an_invalid_host_is_rejected(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     answer = await client.post("/api/v1/blocked-hosts", json=body)
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "host")
 
 
-async def test_another_applications_links_and_hosts_do_not_exist(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_links_and_hosts_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     path = await link(client)
     await client.post("/api/v1/blocked-hosts", json={"host": "other.example"})
     made = await service.database.write(create_application, "other", clock())
@@ -137,7 +137,7 @@ async def test_another_applications_links_and_hosts_do_not_exist(client: httpx.A
         ("POST", "/api/v1/erasures", {"phone": "+14085550100"}, "trackers.write"),
     ],
 )
-async def test_each_call_wants_its_permission(
+async def test_each_endpoint_requires_its_permission(
     service: Service, clock: Clock, method: str, path: str, body: Any, permission: str
 ) -> None:
     others = [name for name in PERMISSIONS if name != permission]

@@ -56,7 +56,7 @@ async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
     assert (conversion["action"], conversion["value"], conversion["currency"]) == ("sale", "12.50", "EUR")
 
 
-async def test_xoxzo_finds_its_shape_with_and_without_the_last_slash(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_xoxzo_status_works_with_and_without_the_final_slash(client: httpx.AsyncClient, clock: Clock) -> None:
     message = await rewrite(client, "m1", mt_price=0.5)
     for path in ("/sms/messages/m1/", "/sms/messages/m1"):
         told = (await client.get(path)).json()
@@ -111,7 +111,7 @@ async def test_another_application_and_a_key_without_sms_read_see_nothing(
             refused(await nobody.get(path), 401, "UNAUTHORIZED")
 
 
-async def test_lists_come_in_pages_newest_first(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_lists_are_paged_newest_first(client: httpx.AsyncClient, clock: Clock) -> None:
     for number in range(5):
         await rewrite(client, f"m{number}", source="campaign" if number == 2 else "api", campaign="spring" if number < 3 else "")
         clock.forward(minutes=1)
@@ -142,7 +142,7 @@ async def test_lists_come_in_pages_newest_first(client: httpx.AsyncClient, clock
     assert await ids("/unified", source="api", campaign="spring") == ["m1", "m0"]
 
 
-async def test_a_cursor_that_we_did_not_make_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_foreign_cursor_is_rejected(client: httpx.AsyncClient) -> None:
     for number in range(3):
         await rewrite(client, f"m{number}")
     cursor = (await client.get("/api/v1/sms/messages", params={"limit": 1})).json()["next_cursor"]
@@ -151,7 +151,7 @@ async def test_a_cursor_that_we_did_not_make_is_refused(client: httpx.AsyncClien
         refused(await client.get("/api/v1/sms/messages", params={"cursor": wrong}), 400, "INVALID_CURSOR")
 
 
-async def test_filters_that_cannot_be_are_refused_by_name(client: httpx.AsyncClient) -> None:
+async def test_invalid_filters_are_rejected_by_name(client: httpx.AsyncClient) -> None:
     wrong: list[tuple[str, Any]] = [
         ("limit", 0),
         ("limit", 1001),

@@ -71,7 +71,7 @@ async def test_a_directive_becomes_a_short_link_of_this_recipient(client: httpx.
         '#track( "https://x.example/" )',
     ],
 )
-async def test_the_quotes_that_people_paste_are_understood(client: httpx.AsyncClient, directive: str) -> None:
+async def test_typographic_quotes_in_directives_are_accepted(client: httpx.AsyncClient, directive: str) -> None:
     message = (await rewrite(client, body=f"a {directive} b")).json()["messages"][0]
     assert message["body"] == f"a {message['links'][0]['short_url']} b"
     assert message["links"][0]["url"] == "https://x.example/"
@@ -101,9 +101,7 @@ async def test_each_recipient_gets_a_message_and_links_of_their_own(client: http
     assert await stored(service) == (50, 50)
 
 
-async def test_a_text_without_directives_comes_back_byte_for_byte_and_is_registered(
-    client: httpx.AsyncClient, service: Service
-) -> None:
+async def test_a_text_without_directives_is_returned_unchanged_and_registered(client: httpx.AsyncClient, service: Service) -> None:
     body = "  plain \r\n text, #tracker and https://x.example/ and \u202eRTL\u202c \U0001f600 stay "
     message = (await rewrite(client, body=body)).json()["messages"][0]
     assert message["body"] == body
@@ -130,7 +128,7 @@ async def test_segments_are_those_of_the_rewritten_text(client: httpx.AsyncClien
         ('ok #track("https://x.example/") and #track("https://127.0.0.1:8000/abc")', "INVALID_TRACK_URL", 36),
     ],
 )
-async def test_a_bad_directive_fails_the_request_with_its_place_and_leaves_nothing(
+async def test_a_malformed_directive_is_rejected_with_its_position_and_nothing_is_stored(
     client: httpx.AsyncClient, service: Service, body: str, code: str, position: int | None
 ) -> None:
     answer = await rewrite(client, body=body)
@@ -145,7 +143,7 @@ async def test_a_bad_directive_fails_the_request_with_its_place_and_leaves_nothi
     assert await stored(service) == (0, 0)
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all_and_every_bad_item_is_named(
+async def test_a_batch_is_stored_completely_or_not_at_all_and_every_invalid_item_is_named(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     batch = [
@@ -163,7 +161,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all_and_every_bad_item_is_named
     assert answer.status_code == 200
 
 
-async def test_more_recipients_than_the_limit_are_refused(make_service: Any) -> None:
+async def test_too_many_recipients_are_rejected(make_service: Any) -> None:
     from tests.conftest import client_of
 
     service = await make_service(batch_limit=3)
@@ -191,14 +189,16 @@ async def test_the_same_message_id_with_other_content_is_a_conflict(client: http
     assert await stored(service) == (1, 1)
 
 
-async def test_fifty_racing_requests_for_one_message_id_make_one_message(client: httpx.AsyncClient, service: Service) -> None:
+async def test_fifty_concurrent_requests_with_one_message_id_create_one_message(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     answers = await asyncio.gather(*(rewrite(client, message_id="m-1", body=SYNIVERSE) for _ in range(50)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1
     assert await stored(service) == (1, 1)
 
 
-async def test_an_idempotency_key_repeats_a_whole_answer(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_repeated_idempotency_key_gets_the_first_response(client: httpx.AsyncClient, service: Service) -> None:
     batch = {"messages": [{"to": TO, "body": SYNIVERSE}, {"to": TO, "body": "plain"}]}
     headers = {"Idempotency-Key": "send-1"}
     first = await client.post("/api/v1/rewrite", json=batch, headers=headers)
@@ -209,7 +209,7 @@ async def test_an_idempotency_key_repeats_a_whole_answer(client: httpx.AsyncClie
     assert (other.status_code, other.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
 
 
-async def test_message_ids_come_as_many_as_recipients(client: httpx.AsyncClient) -> None:
+async def test_a_list_of_message_ids_must_be_as_long_as_the_recipients(client: httpx.AsyncClient) -> None:
     answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["a", "b"], body="x")
     assert [message["message_id"] for message in answer.json()["messages"]] == ["a", "b"]
     answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["c"], body="x")
@@ -218,7 +218,7 @@ async def test_message_ids_come_as_many_as_recipients(client: httpx.AsyncClient)
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id.1")
 
 
-async def test_life_is_ninety_days_or_what_the_request_says(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_links_expire_after_ninety_days_or_as_requested(client: httpx.AsyncClient, clock: Clock) -> None:
     body = 'see #track("https://x.example/")'
 
     async def expiry(**more: Any) -> str:
@@ -234,7 +234,7 @@ async def test_life_is_ninety_days_or_what_the_request_says(client: httpx.AsyncC
     assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
 
 
-async def test_23_telecom_a_message_goes_to_as_many_as_a_hundred(client: httpx.AsyncClient, service: Service) -> None:
+async def test_23_telecom_a_message_can_have_a_hundred_recipients(client: httpx.AsyncClient, service: Service) -> None:
     numbers = [f"+4479111{number:05}" for number in range(100)]
     assert (await rewrite(client, to=numbers, body="x")).status_code == 200
     assert await stored(service) == (100, 0)
@@ -253,14 +253,14 @@ async def test_a_host_that_mixes_scripts_brings_a_warning(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("sender", ["Gladiator", "72345", "+18775550100", "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ", ""])
-async def test_a_sender_that_carriers_take_brings_no_warning(client: httpx.AsyncClient, sender: str) -> None:
+async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sender: str) -> None:
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == []
     assert (await client.get("/api/v1/sms/status/m-1")).json()["from"] == sender.strip()
 
 
 @pytest.mark.parametrize("sender", ["2Fast", "My", "A very long name", "1877555XXXX", "Shöp"])
-async def test_a_sender_that_some_carriers_refuse_is_kept_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
+async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
     """23 Telecom: 3-11 alphanumeric characters, not starting with a digit. Other systems' masked or longer ones still work."""
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == [
@@ -269,7 +269,7 @@ async def test_a_sender_that_some_carriers_refuse_is_kept_with_a_warning(client:
     ]
 
 
-async def test_syniverse_a_sender_id_is_known_by_its_prefix(client: httpx.AsyncClient) -> None:
+async def test_syniverse_a_sender_id_is_recognized_by_its_prefix(client: httpx.AsyncClient) -> None:
     message = {"to": TO, "body": "x", "message_id": "m-1", "from": "sender_id:EjihJOXWJE24O"}
     await client.post("/api/v1/rewrite", json=message)
     status = (await client.get("/api/v1/sms/status/m-1")).json()
@@ -286,7 +286,7 @@ async def test_xoxzo_tracks_the_first_url_or_bare_domain(client: httpx.AsyncClie
     assert answer.json()["messages"][0]["links"][0]["url"] == "http://xoxzo.com"
 
 
-async def test_all_urls_are_tracked_when_asked(client: httpx.AsyncClient) -> None:
+async def test_track_all_urls_replaces_every_url(client: httpx.AsyncClient) -> None:
     message = (await rewrite(client, body="a https://x.example/1, b http://y.example.", track="all_urls")).json()["messages"][0]
     one, two = (link["short_url"] for link in message["links"])
     assert message["body"] == f"a {one}, b {two}."
@@ -321,7 +321,7 @@ async def test_a_message_has_thirty_links_at_most_and_each_of_them_can_be_clicke
         ({"lt_callbackurl": "javascript:x"}, "lt_callbackurl"),
     ],
 )
-async def test_a_bad_field_is_named(client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str) -> None:
+async def test_an_invalid_field_is_named(client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str) -> None:
     answer = await rewrite(client, **{"body": "x", **change})
     assert answer.status_code == 400
     assert answer.json()["error_code"] in ("INVALID_REQUEST", "INVALID_RECIPIENT")
@@ -330,20 +330,20 @@ async def test_a_bad_field_is_named(client: httpx.AsyncClient, service: Service,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"to": "\\ud800"}', b"[" * 100_000])
-async def test_what_is_not_a_json_object_is_refused(client: httpx.AsyncClient, content: bytes) -> None:
+async def test_a_rewrite_body_that_is_not_a_json_object_is_rejected(client: httpx.AsyncClient, content: bytes) -> None:
     answer = await client.post("/api/v1/rewrite", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error_code"] in ("INVALID_JSON", "INVALID_REQUEST")
 
 
-async def test_other_content_types_and_huge_bodies_are_refused(client: httpx.AsyncClient) -> None:
+async def test_other_content_types_and_huge_bodies_are_rejected(client: httpx.AsyncClient) -> None:
     answer = await client.post("/api/v1/rewrite", content=b"a=b", headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["error_code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
     answer = await client.post("/api/v1/rewrite", content=b" " * (9 * 1024 * 1024), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error_code"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_a_clash_of_codes_is_tried_again(
+async def test_a_code_that_already_exists_is_replaced_by_a_new_one(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]["links"][0]["code"]

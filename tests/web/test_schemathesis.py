@@ -100,7 +100,7 @@ def served(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.T
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_every_answer_is_as_the_document_says(case: schemathesis.Case[Any], served: Served) -> None:
+def test_every_response_conforms_to_the_openapi_document(case: schemathesis.Case[Any], served: Served) -> None:
     response = case.call(base_url=served.url, headers=served.headers, allow_redirects=False, timeout=10)
     case.validate_response(
         response,

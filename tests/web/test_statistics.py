@@ -73,13 +73,13 @@ async def test_totals_rates_and_times(client: httpx.AsyncClient, service: Servic
         assert await service.jobs.table["counts"].step() == 0
 
 
-async def test_nothing_is_counted_as_nothing(client: httpx.AsyncClient) -> None:
+async def test_statistics_without_data_are_zero(client: httpx.AsyncClient) -> None:
     told = await ask(client)
     assert (told["messages"], told["value"], told["click_rate"], told["median_seconds_to_click"]) == (0, {}, None, None)
     assert (await ask(client, "/by-country"))["countries"] == []
 
 
-async def test_days_are_cut_in_the_callers_time_zone(
+async def test_daily_statistics_use_the_callers_time_zone(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -96,7 +96,7 @@ async def test_days_are_cut_in_the_callers_time_zone(
     assert [(day["day"], day["messages"], day["clicks"]) for day in told["days"]] == [("2026-11-20", 4, 3), ("2026-11-21", 0, 0)]
 
 
-async def test_countries_come_with_the_most_messages_first(
+async def test_countries_are_sorted_by_messages(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -108,7 +108,7 @@ async def test_countries_come_with_the_most_messages_first(
     ]
 
 
-async def test_filters_choose(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_filters_select_messages(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
     await live(client, service, credentials, clock)
     assert (await ask(client, campaign="spring"))["messages"] == 3
     assert (await ask(client, source="campaign"))["messages"] == 1
@@ -117,7 +117,7 @@ async def test_filters_choose(client: httpx.AsyncClient, service: Service, crede
     assert (await ask(client, until="2026-11-20"))["clicks"] == 0
 
 
-async def test_a_question_that_cannot_be_answered_is_refused_by_name(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_query_parameter_is_rejected_by_name(client: httpx.AsyncClient) -> None:
     wrong = [
         ({"tz": "Mars/Olympus"}, "tz"),
         ({"tz": "../../etc/passwd"}, "tz"),

@@ -38,7 +38,7 @@ async def deliver(service: Service) -> None:
     await service.dispatcher.flush()
 
 
-async def test_a_tracker_from_its_making_to_its_end(client: httpx.AsyncClient) -> None:
+async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClient) -> None:
     made = await make(client, "https://t.example/?p={phone}", name="mine", headers={"Authorization": "x"})
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
@@ -94,7 +94,7 @@ async def test_a_tracker_from_its_making_to_its_end(client: httpx.AsyncClient) -
     assert (await client.get(f"{PATH}/x")).status_code == 404
 
 
-async def test_what_is_wrong_is_told_by_field_and_nothing_is_kept(client: httpx.AsyncClient) -> None:
+async def test_invalid_reports_are_rejected_by_field_and_nothing_is_stored(client: httpx.AsyncClient) -> None:
     for given, code, field in (
         ({"url": "https://t.example/{{phone}}", "events": ["click"]}, "UNKNOWN_PLACEHOLDER", "url"),
         ({"url": "https://{phone}/", "events": ["click"]}, "INVALID_TRACKER_URL", "url"),
@@ -110,7 +110,7 @@ async def test_what_is_wrong_is_told_by_field_and_nothing_is_kept(client: httpx.
     assert (await client.get(PATH)).json()["trackers"] == []
 
 
-async def test_everything_wants_the_permission(service: Service) -> None:
+async def test_all_tracker_endpoints_require_trackers_write(service: Service) -> None:
     key = await service.database.write(create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": key}) as client:
@@ -220,7 +220,7 @@ async def test_deliveries_are_found_by_status_and_time(
     assert answer.json()["replayed"] == 0
 
 
-async def test_the_test_send_tells_what_came_of_it(client: httpx.AsyncClient, receiver: Receiver) -> None:
+async def test_a_test_event_returns_the_result_of_the_attempt(client: httpx.AsyncClient, receiver: Receiver) -> None:
     tracker = await make(client, receiver.url(), success={"statuses": "200", "body_contains": "yes"})
     answer = (await client.post(f"{PATH}/{tracker['tracker_id']}/test")).json()
     assert answer["event_id"] == receiver.requests[0].headers["webhook-id"]
@@ -240,7 +240,7 @@ async def test_the_test_send_tells_what_came_of_it(client: httpx.AsyncClient, re
     assert (shown["event"], shown["status"], len(shown["attempts"])) == ("test", "dead", 1)
 
 
-async def test_conversion_url_and_fields_tell_conversions_as_flat_json(
+async def test_conversion_url_receives_conversions_as_flat_json(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver
 ) -> None:
     path = "/api/v1/application"

@@ -45,7 +45,7 @@ async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[s
 
 
 @pytest.mark.parametrize("path", SENDS)
-async def test_the_documented_request_gets_the_documented_answer_and_the_text(client: httpx.AsyncClient, path: str) -> None:
+async def test_infobips_documented_request_gets_the_documented_response_and_the_text(client: httpx.AsyncClient, path: str) -> None:
     told = await send(client, text("Your PIN is 1a2B3c."), path=path, tracking=TRACKING)
     (message,) = told["messages"]
     assert told == {
@@ -73,7 +73,7 @@ async def test_the_documented_request_gets_the_documented_answer_and_the_text(cl
     assert (status["to"], status["from"], status["message_request_id"]) == ("+41793026731", "InfoSMS", told["bulkId"])
 
 
-async def test_every_destination_gets_a_text_of_its_own(client: httpx.AsyncClient) -> None:
+async def test_every_destination_gets_a_separate_text(client: httpx.AsyncClient) -> None:
     told = await send(
         client,
         text('one #track("https://x.example/1")', {"to": "41793026731", "messageId": "a"}, {"to": "+41793026732"}),
@@ -115,7 +115,7 @@ async def test_url_options_replace_every_url(client: httpx.AsyncClient) -> None:
         assert (message["text"], message["links"]) == (body, [])
 
 
-async def test_a_custom_domain_is_the_applications_own_or_refused(service: Service, credentials: Credentials) -> None:
+async def test_a_custom_domain_of_another_owner_is_rejected(service: Service, credentials: Credentials) -> None:
     await service.database.write(add_domain, credentials.application_id, "https://go.brand.example", NOON)
     await service.directory.refresh()
     async with client_of(service, {"Authorization": f"App {credentials.api_key}"}) as client:
@@ -125,14 +125,14 @@ async def test_a_custom_domain_is_the_applications_own_or_refused(service: Servi
         assert await refused(client, request) == ("INVALID_REQUEST", ["urlOptions.customDomain"])
 
 
-async def test_what_concerns_the_sender_is_taken_and_callback_data_kept(client: httpx.AsyncClient) -> None:
+async def test_infobip_fields_for_sending_are_ignored_and_callback_data_is_stored(client: httpx.AsyncClient) -> None:
     more = {"flash": True, "notifyUrl": "https://a.example/", "validityPeriod": 720, "language": {"languageCode": "TR"}}
     message = text("x", {"to": "41793026731", "messageId": "a"}, callbackData="order 7", **more)
     await send(client, message)
     assert (await client.get("/api/v1/sms/status/a")).json()["metadata"] == {"callbackData": "order 7"}
 
 
-async def test_what_is_wrong_is_named_in_infobips_words(client: httpx.AsyncClient, service: Service) -> None:
+async def test_errors_use_the_field_names_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
     numbers = text("x", {"to": "41793026731"}, {"to": "0041793026731"}, {"to": "4179X"})
     assert await refused(client, {"messages": [text("y"), numbers]}) == (
         "INVALID_RECIPIENT",
@@ -155,7 +155,7 @@ async def test_what_is_wrong_is_named_in_infobips_words(client: httpx.AsyncClien
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_a_message_id_that_is_taken_is_named_where_it_stands(client: httpx.AsyncClient) -> None:
+async def test_a_used_message_id_is_reported_with_its_position(client: httpx.AsyncClient) -> None:
     await send(client, text("x", {"to": "41793026731", "messageId": "a"}))
     message = text("y", {"to": "41793026732"}, {"to": "41793026731", "messageId": "a"})
     answer = await client.post(SENDS[1], json={"messages": [message]})
@@ -163,7 +163,7 @@ async def test_a_message_id_that_is_taken_is_named_where_it_stands(client: httpx
     assert answer.json()["details"][0]["field"] == "messages.0.destinations.1.messageId"
 
 
-async def test_numbers_without_a_plus_are_infobips_alone(client: httpx.AsyncClient) -> None:
+async def test_phone_numbers_without_a_plus_are_accepted_only_in_infobips_format(client: httpx.AsyncClient) -> None:
     for request in ({"to": "41793026731", "body": "x"}, {"recipient": "41793026731", "message": "x"}):
         answer = await client.post("/api/v1/rewrite", json=request)
         assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_RECIPIENT")
@@ -185,19 +185,19 @@ async def message_of(client: httpx.AsyncClient, to: str = "41793026731", **more:
     return message_id
 
 
-async def test_messages_tracked_alike_share_a_process(client: httpx.AsyncClient) -> None:
+async def test_messages_with_the_same_tracking_share_a_conversion_process(client: httpx.AsyncClient) -> None:
     ids = [await message_of(client, tracking=tracking) for tracking in (TRACKING, TRACKING, {"track": "SMS"})]
     keys = [await end(client, message_id) for message_id in ids]
     assert all(len(key) == 32 and int(key, 16) and key.upper() == key for key in keys)
     assert keys[0] == keys[1] != keys[2]
 
 
-async def test_all_messages_without_tracking_are_one_process(client: httpx.AsyncClient) -> None:
+async def test_messages_without_tracking_share_one_conversion_process(client: httpx.AsyncClient) -> None:
     first, second = await message_of(client), await message_of(client)
     assert await end(client, first) == await end(client, second) != await end(client, await message_of(client, tracking=TRACKING))
 
 
-async def test_an_end_is_one_conversion_however_often_it_is_reported(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_repeated_end_of_a_process_is_one_conversion(client: httpx.AsyncClient, service: Service) -> None:
     message_id = await message_of(client, tracking=TRACKING)
     assert len({await end(client, message_id) for _ in range(3)}) == 1
     (conversion,) = await rows(service.database, schema.conversions)
@@ -207,7 +207,7 @@ async def test_an_end_is_one_conversion_however_often_it_is_reported(client: htt
     assert told["action"] == "end"
 
 
-async def test_an_end_wants_a_message_of_the_application_and_the_permission_to_send(
+async def test_the_end_of_a_process_requires_a_message_of_the_application_and_sms_send(
     client: httpx.AsyncClient, service: Service, credentials: Credentials
 ) -> None:
     message_id = await message_of(client)
@@ -252,7 +252,7 @@ async def rate(client: httpx.AsyncClient, key: str, **query: str) -> dict[str, A
 TOTAL = {"startCount": 5, "endCount": 3, "conversionRate": 0.6}
 
 
-async def test_the_rate_of_the_last_day_is_told_at_once_and_stays_when_it_is_folded(
+async def test_the_conversion_rate_is_the_same_before_and_after_folding(
     client: httpx.AsyncClient, service: Service, process: str
 ) -> None:
     expected = {"statistics": [{"intervalStart": "2026-11-19T13:00:00.001+0000", **TOTAL}], "cumulativeStatistics": TOTAL}
@@ -289,7 +289,7 @@ async def test_the_rate_by_interval(client: httpx.AsyncClient, process: str) -> 
     ]
 
 
-async def test_what_a_rate_cannot_be_asked_is_refused(client: httpx.AsyncClient, process: str) -> None:
+async def test_an_invalid_conversion_rate_query_is_rejected(client: httpx.AsyncClient, process: str) -> None:
     for query, field in (
         ({"aggrType": "byNetwork"}, "aggrType"),
         ({"intervalGranulation": "YEAR"}, "intervalGranulation"),
@@ -302,7 +302,9 @@ async def test_what_a_rate_cannot_be_asked_is_refused(client: httpx.AsyncClient,
         assert [detail["field"] for detail in answer.json()["details"]] == [field]
 
 
-async def test_a_process_is_seen_by_its_application_alone(client: httpx.AsyncClient, service: Service, process: str) -> None:
+async def test_a_conversion_process_is_visible_only_to_its_application(
+    client: httpx.AsyncClient, service: Service, process: str
+) -> None:
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": other.api_key}) as stranger:

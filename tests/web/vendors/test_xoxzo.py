@@ -19,7 +19,7 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_the_documented_request_is_answered_with_a_msgid_and_the_text(client: httpx.AsyncClient, form: bool) -> None:
+async def test_xoxzos_documented_request_gets_a_msgid_and_the_text(client: httpx.AsyncClient, form: bool) -> None:
     answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
     assert answer.status_code == 201
     told = answer.json()
@@ -45,7 +45,7 @@ async def test_the_documented_request_is_answered_with_a_msgid_and_the_text(clie
     }
 
 
-async def test_its_names_work_under_our_call_which_answers_in_our_shape(client: httpx.AsyncClient) -> None:
+async def test_xoxzos_field_names_work_in_the_native_rewrite_call(client: httpx.AsyncClient) -> None:
     answer = await client.post("/api/v1/rewrite", json={**SAMPLE, "campaign": "spring", "message_id": "m-1"})
     assert answer.status_code == 200
     (message,) = answer.json()["messages"]
@@ -56,14 +56,14 @@ async def test_its_names_work_under_our_call_which_answers_in_our_shape(client: 
 
 
 @pytest.mark.parametrize("name", ["lt_callbackurl", "lt_callbackur"])
-async def test_both_spellings_of_the_callback_are_taken(client: httpx.AsyncClient, service: Service, name: str) -> None:
+async def test_both_spellings_of_lt_callbackurl_are_accepted(client: httpx.AsyncClient, service: Service, name: str) -> None:
     answer = await client.post("/sms/messages/", json={**SAMPLE, name: "https://customer.example/cb"})
     assert answer.status_code == 201
     (message,) = await rows(service.database, schema.messages)
     assert message.callback_url == "https://customer.example/cb"
 
 
-async def test_without_track_link_the_text_stays(client: httpx.AsyncClient) -> None:
+async def test_without_track_link_the_text_is_unchanged(client: httpx.AsyncClient) -> None:
     for more in ({"track_link": "false"}, {"track_link": False}, {"track_link": None}):
         told = (await client.post("/sms/messages/", json=SAMPLE | more)).json()
         assert (told["message"], told["links"]) == (SAMPLE["message"], [])
@@ -81,7 +81,7 @@ async def test_without_track_link_the_text_stays(client: httpx.AsyncClient) -> N
         ({"text": "x"}, "INVALID_REQUEST", "text"),
     ],
 )
-async def test_what_is_wrong_is_named_in_its_words(
+async def test_errors_use_the_field_names_of_xoxzo(
     client: httpx.AsyncClient, service: Service, change: dict[str, Any], code: str, field: str
 ) -> None:
     for path in ("/sms/messages/", "/api/v1/rewrite"):
