@@ -181,37 +181,7 @@ class Fanout:
             "company_id": source.company_id,
         }
         if source.message_id is not None:
-            sent_at = source.sent_at or source.created_at
-            # A retracted click keeps the time of the click itself.
-            at = source.hit_at if source.hit_id is not None and source.click_hit is not None else source.at
-            facts |= {
-                "message_id": source.message_id,
-                "message_request_id": source.request_id,
-                "external_message_request_id": source.external_request_id,
-                "to_address": source.to_address,
-                "phone_sha256": hashlib.sha256(source.to_address.encode()).hexdigest(),
-                "from_address": source.from_address,
-                "sender_id_id": source.sender_id_id,
-                "sender_id_alias": source.sender_id_alias,
-                "new_state": (State(source.state) if source.clicked_at is None else State.CLICKTHRU).name,
-                "reason_code": source.reason_code,
-                "reason_description": source.reason_description,
-                "report_status": source.report_status,
-                "telecom_message_id": source.telecom_message_id,
-                "fragments_count": source.fragments_count or source.segments,
-                "mt_price": source.mt_price,
-                "has_attachment": False,
-                "campaign": source.campaign or None,
-                "source": source.source,
-                "country": source.country or None,
-                "metadata": source.metadata and orjson.loads(source.metadata),
-                "process_key": source.process_key,
-                "sent_at": _iso(source.sent_at),
-                "delivered_at": _iso(source.delivered_at),
-                "clicked_at": _iso(at if source.hit_id is not None else source.clicked_at),
-                "seconds_since_sent": _seconds(sent_at, at),
-                "seconds_since_delivered": _seconds(source.delivered_at, at),
-            }
+            facts |= _message_facts(source)
         if source.code is not None:
             facts |= {
                 "code": source.code,
@@ -230,16 +200,7 @@ class Fanout:
                 "click_number": click_number,
             }
         if source.conversion_id is not None:
-            facts |= {
-                "conversion_id": encode_conversion_id(source.conversion_id),
-                "action": source.action,
-                "conversion_status": source.conversion_status,
-                "disposition": source.disposition,
-                "value": source.value,
-                "currency": source.currency,
-                "transaction_id": source.transaction_id or None,
-                "conversion_metadata": source.conversion_metadata and orjson.loads(source.conversion_metadata),
-            }
+            facts |= _conversion_facts(source, source.conversion_id)
         if source.topics & Topic.STATE and source.hit_id == source.event:  # the first click of its message
             facts |= {"previous_state": State(source.state).name, "new_state": State.CLICKTHRU.name}
         if source.data is not None:
@@ -248,6 +209,53 @@ class Fanout:
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts
+
+
+def _message_facts(source: Sources) -> dict[str, Any]:
+    sent_at = source.sent_at or source.created_at
+    # A retracted click keeps the time of the click itself.
+    at = source.hit_at if source.hit_id is not None and source.click_hit is not None else source.at
+    return {
+        "message_id": source.message_id,
+        "message_request_id": source.request_id,
+        "external_message_request_id": source.external_request_id,
+        "to_address": source.to_address,
+        "phone_sha256": hashlib.sha256(source.to_address.encode()).hexdigest(),
+        "from_address": source.from_address,
+        "sender_id_id": source.sender_id_id,
+        "sender_id_alias": source.sender_id_alias,
+        "new_state": (State(source.state) if source.clicked_at is None else State.CLICKTHRU).name,
+        "reason_code": source.reason_code,
+        "reason_description": source.reason_description,
+        "report_status": source.report_status,
+        "telecom_message_id": source.telecom_message_id,
+        "fragments_count": source.fragments_count or source.segments,
+        "mt_price": source.mt_price,
+        "has_attachment": False,
+        "campaign": source.campaign or None,
+        "source": source.source,
+        "country": source.country or None,
+        "metadata": source.metadata and orjson.loads(source.metadata),
+        "process_key": source.process_key,
+        "sent_at": _iso(source.sent_at),
+        "delivered_at": _iso(source.delivered_at),
+        "clicked_at": _iso(at if source.hit_id is not None else source.clicked_at),
+        "seconds_since_sent": _seconds(sent_at, at),
+        "seconds_since_delivered": _seconds(source.delivered_at, at),
+    }
+
+
+def _conversion_facts(source: Sources, conversion_id: int) -> dict[str, Any]:
+    return {
+        "conversion_id": encode_conversion_id(conversion_id),
+        "action": source.action,
+        "conversion_status": source.conversion_status,
+        "disposition": source.disposition,
+        "value": source.value,
+        "currency": source.currency,
+        "transaction_id": source.transaction_id or None,
+        "conversion_metadata": source.conversion_metadata and orjson.loads(source.conversion_metadata),
+    }
 
 
 async def requeue_events(database: Database) -> int:
