@@ -1,4 +1,4 @@
-"""An outage of the database, with a real Redis: what the spool takes, who is answered how, and what is drained."""
+"""An outage of the database with a real Redis: the spool, the responses and the drain."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,11 @@ from shortener.errors import StoreUnavailable
 from shortener.model import HitFlag, Topic, Verdict
 from shortener.outbox.count_deltas import CountDelta
 from shortener.storage import schema
-from tests.clicks.helpers import UnreliableDatabase as Unwilling
+from tests.clicks.helpers import UnreliableDatabase, hits_table_away, unreliable_recorder
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
-from tests.clicks.helpers import hits_table_away
 from tests.clicks.helpers import make_hit as hit
-from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService
 from tests.rows import messages_now
 from tests.servers import PATIENCE, RedisProcess
@@ -35,8 +33,8 @@ from tests.servers import PATIENCE, RedisProcess
 LOCATION = b"https://x.example/a"
 
 
-class Reluctant(Unwilling):
-    """As unwilling; and it can hang: a write begins, and ends only when it is let go."""
+class HangingDatabase(UnreliableDatabase):
+    """An unreliable database whose writes hang while `go` is not set."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -49,26 +47,26 @@ class Reluctant(Unwilling):
 
 
 class Node:
-    """A recorder with its drainer on a store that can be taken away, and the Redis of the service."""
+    """A recorder and its drainer with a database that a test can disconnect, and the Redis of the service."""
 
     def __init__(self, service: Service, **more: Any) -> None:
         assert service.redis is not None
         self.service = service
-        self.store = Reluctant(service)
+        self.store = HangingDatabase(service)
         self.spool = HitSpool(service.redis, "sms:test:", limit=more.pop("limit", 1000), now_ms=service.now_ms)
-        self.rung = 0
-        values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._ring, "cache": service.cache} | more
+        self.notifications = 0
+        values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._notify, "cache": service.cache} | more
         self.recorder = Recorder(self.store, service.ids, service.click_ids, service.directory, spool=self.spool, **values)
         self.drainer = SpoolDrainer(self.spool, self.recorder, self.store)
         self.recorder.start()
 
-    def _ring(self) -> None:
-        self.rung += 1
+    def _notify(self) -> None:
+        self.notifications += 1
 
-    def take_away(self) -> None:
+    def disconnect(self) -> None:
         self.store.refuse_writes = self.store.refuse_reads = True
 
-    def requeue(self) -> None:
+    def reconnect(self) -> None:
         self.store.refuse_writes = self.store.refuse_reads = False
 
     async def click(self, code: str, **more: Any) -> bytes | None:
@@ -107,11 +105,11 @@ async def node(make_node: MakeNode) -> Node:
     return make_node()
 
 
-async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_with_its_own_times(
+async def test_hits_of_an_outage_get_cached_redirects_at_once_and_are_stored_later_with_their_own_times(
     service: Service, node: Node, clock: Clock
 ) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     began = time.monotonic()
     times = []
     for _ in range(5):
@@ -124,7 +122,7 @@ async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_wi
     assert await rows(service, schema.hits) == []
 
     clock.forward(minutes=1)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     hits = await rows(service, schema.hits)
     assert [kept.at for kept in hits] == times
@@ -132,7 +130,7 @@ async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_wi
     (event,) = await rows(service, schema.events)
     assert (event.topics, event.at, event.hit_id) == (Topic.STATE | Topic.CLICK, times[0], hits[0].id)
     assert (await rows(service, messages_now))[0].clicked_at == times[0]
-    assert node.rung == 1
+    assert node.notifications == 1
     assert await node.spool.look() == SpoolState(0)
     assert (node.recorder.totals.spooled, node.recorder.totals.drained) == (5, 5)
 
@@ -140,18 +138,18 @@ async def test_an_outage_is_answered_from_the_cache_at_once_and_written_later_wi
     assert len(await rows(service, schema.hits)) == 6, "and hits go to the database again"
 
 
-async def test_the_earliest_click_in_the_spool_is_the_first_whoever_brought_it_there_first(
+async def test_the_earliest_click_in_the_spool_is_the_first_click_in_any_order_of_arrival(
     service: Service, make_node: MakeNode, clock: Clock
 ) -> None:
     (code,) = await send(service)
     one, two = make_node(), make_node()
-    one.take_away()
-    two.take_away()
+    one.disconnect()
+    two.disconnect()
     at = service.now_ms()
     for node, later in ((one, 500), (two, 200), (one, 300), (two, 100), (one, 400)):
         assert await node.click(code, at=at + later) == LOCATION
-    one.requeue()
-    two.requeue()
+    one.reconnect()
+    two.reconnect()
     await asyncio.gather(one.drained(), two.drained())
     firsts = [kept.at for kept in await rows(service, schema.hits) if kept.flags & HitFlag.FIRST_FOR_MESSAGE]
     assert firsts == [clock.forward(milliseconds=100)]
@@ -159,22 +157,22 @@ async def test_the_earliest_click_in_the_spool_is_the_first_whoever_brought_it_t
     assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "one drains at a time"
 
 
-async def test_a_click_that_was_committed_stays_the_first(service: Service, node: Node, make_node: MakeNode) -> None:
+async def test_a_click_committed_before_the_drain_stays_first(service: Service, node: Node, make_node: MakeNode) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     at = service.now_ms()
     assert await node.click(code, at=at) == LOCATION
     other = make_node()  # has not noticed the outage
     live = service.ids()
     assert await other.click(code, at=at + 1000, id=live) == LOCATION
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 2
     assert (await rows(service, messages_now))[0].click_hit_id == live
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_store_that_hangs_is_left_after_the_deadline_and_what_it_took_after_all_counts_once(
+async def test_a_database_that_hangs_starts_an_outage_after_the_deadline_and_its_late_commit_counts_once(
     service: Service, node: Node
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -201,7 +199,7 @@ async def test_a_store_that_hangs_is_left_after_the_deadline_and_what_it_took_af
     assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 6
 
 
-async def test_hits_that_another_process_drained_do_not_hold_up_the_batch_that_hung(
+async def test_a_batch_that_hung_finishes_although_another_process_drained_its_hits(
     service: Service, node: Node, make_node: MakeNode
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -215,7 +213,7 @@ async def test_hits_that_another_process_drained_do_not_hold_up_the_batch_that_h
     assert node.recorder.totals.dropped == 0
 
 
-async def test_a_commit_whose_answer_was_lost_and_whose_hits_were_spooled_counts_once(service: Service, node: Node) -> None:
+async def test_spooled_hits_of_a_commit_whose_result_was_lost_count_once(service: Service, node: Node) -> None:
     (code,) = await send(service)
     node.store.lose_results = 1
     assert await node.click(code) == LOCATION
@@ -225,12 +223,12 @@ async def test_a_commit_whose_answer_was_lost_and_whose_hits_were_spooled_counts
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_drainer_that_was_killed_after_its_commit_repeats_nothing(service: Service, node: Node) -> None:
+async def test_a_drainer_that_was_killed_after_its_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     for _ in range(3):
         await node.click(code)
-    node.requeue()
+    node.reconnect()
     entries = await node.spool.read(10)
     await node.recorder.write_late([kept for _, kept in entries if kept is not None])  # and then it is killed, before it deletes
     await node.drained()
@@ -238,14 +236,14 @@ async def test_a_drainer_that_was_killed_after_its_commit_repeats_nothing(servic
     assert len(await rows(service, schema.events)) == 1
 
 
-async def test_machines_and_late_clicks_are_what_they_were_when_they_came(service: Service, node: Node, clock: Clock) -> None:
+async def test_spooled_hits_keep_their_verdict_and_their_time_of_arrival(service: Service, node: Node, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60)
-    node.take_away()
+    node.disconnect()
     await node.click(code, verdict=Verdict.SUSPECTED)
     clock.forward(seconds=59)
     await node.click(code)
     clock.forward(hours=1)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert [(kept.verdict, kept.flags) for kept in await rows(service, schema.hits)] == [
         (Verdict.SUSPECTED, 0),
@@ -253,23 +251,23 @@ async def test_machines_and_late_clicks_are_what_they_were_when_they_came(servic
     ]
 
 
-async def test_no_more_of_an_address_is_spooled_than_the_application_lets_be_kept(
+async def test_the_spool_contains_the_address_only_as_the_application_may_store_it(
     service: Service, node: Node, clock: Clock, redis_server: RedisProcess
 ) -> None:
     await service.database.write(update_application, 1, {"ip_privacy": "none"}, clock())
     await service.directory.refresh()
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     assert await node.click(code, address="198.51.100.0") == LOCATION
     with contextlib.closing(redis_server.client()) as client:
         ((_, entry),) = client.xrange("sms:test:spool:hits")
     assert orjson.loads(entry["h"])["address"] == ""
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert [one.address for one in await rows(service, schema.hits)] == [""]
 
 
-async def test_what_is_switched_off_is_off_in_the_cache_too(service: Service, node: Node, clock: Clock) -> None:
+async def test_a_disabled_application_or_link_gets_no_redirect_from_the_cache(service: Service, node: Node, clock: Clock) -> None:
     (code,) = await send(service)
     (other,) = await send(service)
     await service.cache.invalidate([other])
@@ -279,14 +277,14 @@ async def test_what_is_switched_off_is_off_in_the_cache_too(service: Service, no
 
     await service.database.write(increment_version)
     await service.directory.refresh()
-    node.take_away()
+    node.disconnect()
     resolution = await node.recorder.record(hit(service, code))
     assert (resolution.location, resolution.gone) == (None, True)
     with pytest.raises(StoreUnavailable):
         await node.click(other)
 
 
-async def test_a_link_that_the_cache_does_not_know_is_read_and_its_hit_spooled(
+async def test_a_link_that_is_not_cached_is_read_from_the_database_and_its_hit_is_spooled(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -297,23 +295,23 @@ async def test_a_link_that_the_cache_does_not_know_is_read_and_its_hit_spooled(
     assert (await node.spool.look()).depth == 1
     assert (await node.recorder.record(hit(service, "unknowncod"))).gone is False
     assert (await node.spool.look()).depth == 1, "what is no link is not spooled"
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 1
 
 
-async def test_with_both_away_the_caller_is_told_at_once_and_nothing_is_kept(
+async def test_with_database_and_redis_away_hits_get_503_at_once_and_are_not_stored(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     redis_server.kill()
     for _ in range(3):
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await node.click(code)
         assert time.monotonic() - began < 10
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert await node.click(code) == LOCATION
     assert len(await rows(service, schema.hits)) == 1
@@ -330,7 +328,7 @@ async def full(redis_server: RedisProcess) -> None:
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
-async def test_hits_that_the_spool_does_not_take_wait_in_memory(
+async def test_hits_that_the_spool_rejects_wait_in_memory_up_to_the_limit(
     service: Service,
     make_node: MakeNode,
     redis_server: RedisProcess,
@@ -340,12 +338,12 @@ async def test_hits_that_the_spool_does_not_take_wait_in_memory(
     (code,) = await send(service)
     node = make_node(limit=limit, waiting_limit=3)
     await trouble(redis_server)
-    node.take_away()
+    node.disconnect()
     for _ in range(5):
         assert await node.click(code) == LOCATION
     assert node.recorder.unrecorded == 3
     assert node.recorder.totals.dropped == 2
-    node.requeue()
+    node.reconnect()
     await node.drained()
     await node.recorder.flush()
     assert node.recorder.unrecorded == 0
@@ -353,44 +351,44 @@ async def test_hits_that_the_spool_does_not_take_wait_in_memory(
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_what_redis_acknowledged_survives_its_kill_nine(service: Service, node: Node, redis_server: RedisProcess) -> None:
+async def test_spooled_hits_survive_a_kill_of_redis(service: Service, node: Node, redis_server: RedisProcess) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     await asyncio.gather(*(node.click(code) for _ in range(20)))
     redis_server.kill()
     redis_server.start()
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 20
 
 
-async def test_a_redis_that_was_wiped_during_the_outage_loses_its_hits_and_nothing_else(
+async def test_a_redis_that_was_wiped_during_the_outage_loses_only_its_hits(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     await node.click(code)
     with contextlib.closing(redis_server.client()) as client:
         client.flushall()
     with pytest.raises(StoreUnavailable):
         await node.click(code)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert await node.click(code) == LOCATION
     (fresh,) = await send(service)
-    node.take_away()
+    node.disconnect()
     assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
 
 
-async def test_an_entry_that_is_no_hit_is_let_go_loudly(service: Service, node: Node, redis_server: RedisProcess) -> None:
+async def test_an_entry_that_is_not_a_hit_counts_as_dropped(service: Service, node: Node, redis_server: RedisProcess) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     await node.click(code)
     newer = orjson.dumps({**orjson.loads(orjson.dumps(hit(service, code))), "of_a_newer_version": 1})
     with contextlib.closing(redis_server.client()) as client:
         for fields in ({"h": "not JSON"}, {"h": '{"id": 1}'}, {"x": "y"}, {"h": newer}):
             client.xadd("sms:test:spool:hits", fields)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 2
     assert node.recorder.totals.dropped == 3
@@ -402,11 +400,11 @@ async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
 ) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     for _ in range(3):
         await node.click(code)
     await node.click(code, **fault)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     await node.recorder.flush()
     assert len(await rows(service, schema.hits)) == 3
@@ -417,10 +415,10 @@ async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter
     assert json.loads(entry["h"])["code"] == code
 
 
-async def test_without_redis_nothing_changes(make_service: MakeService) -> None:
+async def test_without_redis_there_is_no_outage_and_hits_wait_in_memory(make_service: MakeService) -> None:
     service = await make_service()
     (code,) = await send(service)
-    store, recorder = await unwilling(service)
+    store, recorder = await unreliable_recorder(service)
     store.refuse_writes = True
     assert (await recorder.record(hit(service, code))).location == LOCATION
     assert not recorder.outage
@@ -433,12 +431,12 @@ async def test_an_entry_of_the_spool_does_not_contain_the_hash_of_the_address(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    node.take_away()
+    node.disconnect()
     await node.click(code, origin=hash("192.0.2.77"))
     with contextlib.closing(redis_server.client()) as client:
         ((_, entry),) = client.xrange("sms:test:spool:hits")
     assert "origin" not in json.loads(entry["h"])
-    node.requeue()
+    node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 1
 
@@ -492,7 +490,7 @@ async def test_with_a_frozen_redis_responses_keep_the_deadline_and_memory_the_li
         redis_server.thaw()
     assert max(times) < deadline + RESPONSE_GRACE_SECONDS + 1  # the last is for a busy machine
     assert most <= waiting_limit
-    node.requeue()
+    node.reconnect()
     await redis_is_up(service)
     await node.drained()
     await node.recorder.flush()
@@ -517,7 +515,7 @@ async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_dead
     (code,) = await send(service)
     deadline = 0.3
     node = make_node(deadline=deadline)
-    node.take_away()
+    node.disconnect()
     assert await node.click(code) == LOCATION
     redis_server.freeze()
     try:
@@ -528,7 +526,7 @@ async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_dead
             assert time.monotonic() - began < deadline + RESPONSE_GRACE_SECONDS + 1
     finally:
         redis_server.thaw()
-    node.requeue()
+    node.reconnect()
     await redis_is_up(service)
     await node.drained()
     await node.recorder.flush()
@@ -538,13 +536,13 @@ async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_dead
 async def test_an_outage_has_a_state_for_the_recovery(service: Service, node: Node) -> None:
     (code,) = await send(service)
     states = [node.recorder.outage_state]
-    node.take_away()
+    node.disconnect()
     await node.click(code)
     states.append(node.recorder.outage_state)
     with pytest.raises(StoreUnavailable):
         await node.drainer.step()
     states.append(node.recorder.outage_state)
-    node.requeue()
+    node.reconnect()
     await node.drained()
     states.append(node.recorder.outage_state)
     assert states == [OutageState.NORMAL, OutageState.OUTAGE, OutageState.OUTAGE, OutageState.NORMAL]

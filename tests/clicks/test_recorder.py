@@ -370,7 +370,7 @@ def test_every_rule_is_counted_by_name_from_the_start() -> None:
 # While the store is away.
 
 
-async def test_redirects_go_on_after_the_deadline_and_the_hits_are_written_when_the_store_is_back(service: Service) -> None:
+async def test_redirects_are_sent_after_the_deadline_and_hits_are_stored_when_the_database_is_back(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service)
     store.refuse_writes = True
@@ -386,7 +386,7 @@ async def test_redirects_go_on_after_the_deadline_and_the_hits_are_written_when_
     await recorder.stop(1)
 
 
-async def test_a_commit_whose_answer_was_lost_counts_once(service: Service) -> None:
+async def test_a_commit_whose_result_was_lost_counts_once(service: Service) -> None:
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
     store, recorder = await unwilling(service)
@@ -400,7 +400,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(service: Service) -> N
     await recorder.stop(1)
 
 
-async def test_when_not_even_reading_works_the_caller_is_told_and_the_hit_not_kept(service: Service) -> None:
+async def test_a_hit_whose_link_cannot_be_read_raises_store_unavailable_and_is_not_stored(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service)
     store.refuse_writes = store.refuse_reads = True
@@ -412,7 +412,7 @@ async def test_when_not_even_reading_works_the_caller_is_told_and_the_hit_not_ke
     await recorder.stop(1)
 
 
-async def test_only_so_many_hits_wait(service: Service) -> None:
+async def test_at_most_waiting_limit_hits_wait_and_the_others_are_dropped(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service, waiting_limit=3)
     store.refuse_writes = True
@@ -425,7 +425,7 @@ async def test_only_so_many_hits_wait(service: Service) -> None:
     await recorder.stop(1)
 
 
-async def test_one_hit_that_cannot_be_written_does_not_hold_up_the_others(service: Service) -> None:
+async def test_a_hit_that_cannot_be_stored_does_not_delay_the_others(service: Service) -> None:
     (code,) = await send(service)
     good = [hit(service, code) for _ in range(3)]
     twin = hit(service, code, id=good[0].id)  # a key that is taken: no other fault of ours can be made to order
