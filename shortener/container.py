@@ -385,7 +385,7 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         codes=codes,
         cohorts=cohorts,
         rewriter=rewriter,
-        delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events),
+        delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
         conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
         status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
     )

@@ -75,6 +75,12 @@ class Settings(BaseModel):
     link_ttl_days: int = Field(90, ge=1, le=3650, description="Days until a link expires, unless the request states a time.")
     code_bits: int = Field(48, ge=40, le=62, description="Random bits in the code of a link; 48 bits give 10 characters.")
     batch_limit: int = Field(1000, ge=1, le=100_000, description="Maximum number of recipients or reports in one request.")
+    report_wait: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="Seconds that a delivery report waits for its message, because it can arrive before the rewrite is stored.",
+    )
     body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of a request body in bytes.")
 
     hit_deadline: float = Field(

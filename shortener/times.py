@@ -1,4 +1,4 @@
-"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970.
+"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970. Carriers and gateways use others too.
 
 Every part of the project parses times here. All results are aware UTC datetimes, except those of `parse_iso`.
 """
@@ -6,7 +6,8 @@ Every part of the project parses times here. All results are aware UTC datetimes
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from email.utils import parsedate_to_datetime
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: A reported time may be this far ahead, because clocks differ and some systems send local time (up to 14 hours ahead) without
@@ -59,6 +60,60 @@ def parse_time(text: str, now: datetime) -> datetime:
     if at > now + MAX_AHEAD:
         raise ValueError("must not be more than 24 hours in the future")
     return at
+
+
+#: The times of SMPP and of gateways without separators: YYMMDDhhmm and YYMMDDhhmmss, also with a four-digit year.
+_COMPACT = {10: "%y%m%d%H%M", 12: "%y%m%d%H%M%S", 14: "%Y%m%d%H%M%S"}
+#: SMPP's absolute time: YYMMDDhhmmss, tenths of a second, the distance to UTC in quarters of an hour.
+_SMPP = re.compile(r"([0-9]{12})[0-9]([0-9]{2})([+-])")
+_SLASHES = re.compile(r"([0-9]{4})[/.]([0-9]{2})[/.]([0-9]{2})(.*)")
+_MIDNIGHT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]24(:00(?::00(?:\.0+)?)?)(.*)")
+_SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$|Z$)")
+
+
+def parse_report_time(text: str, now: datetime) -> datetime:
+    """Return the time of a delivery report in UTC, cut to milliseconds. A time without a zone is in UTC.
+
+    Accept the formats of `parse_time`, RFC 2822 (`Fri, 27 Nov 2026 10:00:00 +0000`), `2026/11/27 10:00:00`, hour 24 of ISO 8601,
+    and the formats without separators of SMPP. Ten digits are seconds since 1970 if these are not in the future, else YYMMDDhhmm.
+    Raise ValueError with a reason for the caller, as `parse_time` does."""
+    text = text.strip()
+    try:
+        return parse_time(text, now)
+    except ValueError as error:
+        reason = error
+    for read in (_from_compact, _from_rfc2822, _from_other_iso):
+        try:
+            at = read(text)
+        except (ValueError, TypeError, OverflowError, IndexError):
+            continue
+        if at is not None and EARLIEST <= at <= now + MAX_AHEAD:
+            return at
+    raise reason
+
+
+def _from_compact(text: str) -> datetime | None:
+    if absolute := _SMPP.fullmatch(text):
+        distance = timedelta(minutes=15 * int(absolute[2])) * (1 if absolute[3] == "+" else -1)
+        return datetime.strptime(absolute[1], _COMPACT[12]).replace(tzinfo=timezone(distance)).astimezone(UTC)
+    if text.isdecimal() and text.isascii() and len(text) in _COMPACT:
+        return datetime.strptime(text, _COMPACT[len(text)]).replace(tzinfo=UTC)
+    return None
+
+
+def _from_rfc2822(text: str) -> datetime | None:
+    return to_utc(parsedate_to_datetime(text)) if text[:1].isalpha() or " " in text else None
+
+
+def _from_other_iso(text: str) -> datetime:
+    text = text.removesuffix(" UTC").removesuffix(" GMT")
+    if slashes := _SLASHES.fullmatch(text):
+        text = f"{slashes[1]}-{slashes[2]}-{slashes[3]}{slashes[4]}"
+    text = _SPACE_BEFORE_ZONE.sub("", text)
+    days = 0
+    if midnight := _MIDNIGHT.fullmatch(text):
+        text, days = f"{midnight[1]}T00{midnight[2]}{midnight[3]}", 1
+    return _from_iso(text) + timedelta(days=days)
 
 
 def start_of(moment: date, zone: tzinfo = UTC) -> datetime:

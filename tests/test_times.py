@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.times import EARLIEST, MAX_AHEAD, end_of, parse_iso, parse_time, start_of
+from shortener.times import EARLIEST, MAX_AHEAD, end_of, parse_iso, parse_report_time, parse_time, start_of
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -119,3 +119,52 @@ def test_a_requested_period_includes_the_whole_day_of_its_last_date() -> None:
 def test_a_requested_period_is_cut_to_the_years_1970_to_2999() -> None:
     assert start_of(date(1, 1, 1)) == datetime(1970, 1, 2, tzinfo=UTC)
     assert end_of(date(9999, 12, 31)) == datetime(2999, 12, 31, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Fri, 20 Nov 2026 11:00:00 +0000",
+        "Fri, 20 Nov 2026 12:00:00 +0100",
+        "20 Nov 2026 11:00:00 GMT",
+        "2026/11/20 11:00:00",
+        "2026/11/20T11:00",
+        "2026.11.20 11:00:00",
+        "2026-11-20 11:00:00 +0000",
+        "2026-11-20 13:00:00 +02:00",
+        "2026-11-20T11:00:00.000+0000",
+        "2026-11-20 11:00:00 UTC",
+        "2611201100",
+        "261120110000",
+        "261120120000004+",
+        "261120100000004-",
+        "20261120110000",
+        "1795172400",
+        "1795172400000",
+        " 2026-11-20T11:00:00Z ",
+    ],
+)
+def test_the_formats_of_times_in_delivery_reports(text: str) -> None:
+    assert parse_report_time(text, NOW) == datetime(2026, 11, 20, 11, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["2026-11-19T24:00:00Z", "2026-11-19 24:00", "2026/11/19 24:00:00"])
+def test_hour_24_is_the_midnight_of_the_next_day(text: str) -> None:
+    assert parse_report_time(text, NOW) == datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", "", "20/11/2026", "2699999999", "2026-11-19T24:30:00Z", "9" * 14, "٢٦١١٢٠١١٠٠", "Fri, 20"]
+)
+def test_other_texts_are_no_time_of_a_report(text: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        parse_report_time(text, NOW)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[0-9]{8,16}[+-]?", fullmatch=True))
+def test_any_text_is_a_time_in_range_or_raises_value_error(text: str) -> None:
+    try:
+        at = parse_report_time(text, NOW)
+    except ValueError:
+        return
+    assert EARLIEST <= at <= NOW + MAX_AHEAD

@@ -1,15 +1,19 @@
 """Delivery reports: the send pipeline reports the progress of a message to the handset.
 
-A request is atomic: if one of its messages is unknown, no report of the request is stored. The transaction locks the messages and
-their first clicks in the order of their ids. A concurrent click therefore runs completely before or after the reports, and its
-previous state is exact.
+Each report stands alone: the reports of unknown messages have no effect on the others of the request. The transaction locks the
+messages and their first clicks in the order of their ids. A concurrent click therefore runs completely before or after the reports,
+and its previous state is exact.
+
+A report can arrive before the rewrite of its message is stored. Reports of unknown messages therefore wait a short time
+(REPORT_WAIT) and are tried again. At most MAX_WAITING requests wait at a time; the reports of further requests are not tried again.
 
 The state of a message only moves forward:
 
 - A late report (of an earlier state) still stores its time if none is stored, and adds missing facts (telecom_message_id, mt_price,
   fragments_count). A report of the newest reported state also corrects these facts.
-- The carrier's texts (status, reason_code, reason_description) belong to the newest reported state. A late SENT does not replace
-  them. A DELIVERED after a FAILED replaces all of them, even with null.
+- The carrier's texts (status, reason_code, reason_description) belong to the newest report that had any. A report without texts
+  keeps them, except that a DELIVERED after a FAILED removes the reason of the failure. A late SENT does not replace them.
+- A report without a state (ENROUTE, UNKNOWN) stores its texts until the message has failed or is delivered, and moves nothing.
 - A click is not a report. A DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
 A report that changes the message raises a `delivery` event, and a `state` event if the state changed. A repeat raises none.
@@ -17,6 +21,7 @@ A report that changes the message raises a `delivery` event, and a `state` event
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -25,7 +30,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, update
 
-from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.model import State, Topic
 from shortener.outbox import count_deltas, events, first_clicks
@@ -38,7 +42,9 @@ from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 
 MAX_REQUESTS_PER_TRANSACTION = 64  # each may contain BATCH_LIMIT reports
-_MAX_DETAILS = 100  # details of one rejection
+MAX_WAITING = 64  # requests that wait at a time for a message that is not stored yet
+#: When reports of unknown messages are tried again, as parts of the whole wait.
+_PAUSES = (0.1, 0.3, 0.6)
 
 #: For each reported state: the column that stores its time, and the metric that counts it.
 _TIME_COLUMNS = {
@@ -54,10 +60,10 @@ _FACTS = ("telecom_message_id", "mt_price", "fragments_count")
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """A report of one message. `state` is SENT to READ, reached at `at`. `path` locates the report in the request, for errors."""
+    """A report of one message. `state` is SENT to READ, reached at `at`. None: the report does not move the message."""
 
     message_id: str
-    state: State
+    state: State | None
     at: datetime
     report_status: str | None = None  # the carrier's name of the state, for example DELIVRD
     reason_code: str | None = None
@@ -65,7 +71,6 @@ class DeliveryReport:
     telecom_message_id: str | None = None
     mt_price: Decimal | None = None
     fragments_count: int | None = None
-    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +114,27 @@ class _ReportedMessage:
     def apply(self, report: DeliveryReport) -> bool:
         """Apply a report. Return whether it changed anything."""
         newest = self.newest_report
-        is_newer = report.state.may_follow(newest)
-        is_late = newest.may_follow(report.state)
+        is_newer = report.state is not None and report.state.may_follow(newest)
+        is_late = newest.may_follow(report.state or State.SENT)
         new: dict[str, Any] = {}
-        for name in _CARRIER_TEXTS:
-            value = getattr(report, name)
-            if is_newer or (value is not None and not is_late):
-                new[name] = value
+        texts = {name: getattr(report, name) for name in _CARRIER_TEXTS}
+        if all(text is None for text in texts.values()):
+            if is_newer and newest in (State.FAILED, State.EXPIRED):
+                new |= texts
+        elif is_newer:
+            new |= texts
+        elif not is_late:
+            new |= {name: text for name, text in texts.items() if text is not None}
         for name in _FACTS:
             value = getattr(report, name)
             if value is not None and (not is_late or getattr(self, name) is None):
                 new[name] = value
-        column, _ = _TIME_COLUMNS[report.state]
-        if getattr(self, column) is None:
-            new[column] = report.at
-        if report.state.may_follow(self.state):
-            new["reported_state"] = report.state
+        if report.state is not None:
+            column, _ = _TIME_COLUMNS[report.state]
+            if getattr(self, column) is None:
+                new[column] = report.at
+            if report.state.may_follow(self.state):
+                new["reported_state"] = report.state
         changed = False
         for name, value in new.items():
             if getattr(self, name) != value:
@@ -149,21 +159,38 @@ _Request = tuple[int, Sequence[DeliveryReport]]  # application_id, reports
 
 
 class DeliveryReports:
-    """Stores delivery reports. `on_events` is called after each commit that wrote events."""
+    """Stores delivery reports. `on_events` is called after each commit that wrote events.
 
-    def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None]) -> None:
+    `wait`: how long the reports of an unknown message wait for it, in seconds."""
+
+    def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None], *, wait: float = 0) -> None:
         self._ids = ids
         self._on_events = on_events
-        self._group: GroupCommit[_Request, list[DeliveryReportResult], int] = GroupCommit(
+        self._wait = wait
+        self._waiting = 0  # requests
+        self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
             database, self._apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
         )
 
-    async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult]:
-        """Store all reports or none. Return one result per report, in request order, after the commit.
+    async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
+        """Store the reports. Return one result per report, in request order, after the commit. None: the message is unknown.
 
-        Several reports of one message are applied in request order. Raise ApiError MESSAGE_NOT_FOUND, with a detail for each
-        unknown message, or StoreUnavailable."""
-        return await self._group.submit((application_id, reports))
+        Several reports of one message are applied in request order. Raise StoreUnavailable: some may be stored already, and they
+        can be repeated."""
+        results = await self._group.submit((application_id, reports))
+        for part in _PAUSES if self._wait else ():
+            unknown = [index for index, result in enumerate(results) if result is None]
+            if not unknown or self._waiting >= MAX_WAITING:
+                break
+            self._waiting += 1
+            try:
+                await asyncio.sleep(self._wait * part)
+            finally:
+                self._waiting -= 1
+            again = await self._group.submit((application_id, [reports[index] for index in unknown]))
+            for index, result in zip(unknown, again, strict=True):
+                results[index] = result
+        return results
 
     def _committed(self, events: int) -> None:
         if events:
@@ -173,24 +200,23 @@ class DeliveryReports:
 
     def _apply(
         self, connection: Connection, requests: Sequence[_Request]
-    ) -> tuple[list[list[DeliveryReportResult] | Exception], int]:
+    ) -> tuple[list[list[DeliveryReportResult | None] | Exception], int]:
         """Return one result for each request, and the number of events."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
-        results: list[list[DeliveryReportResult] | Exception] = []
+        results: list[list[DeliveryReportResult | None] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}
         new_events: list[Event] = []
         counted = CountDelta()
         for application, reports in requests:
-            unknown = [report for report in reports if (application, report.message_id) not in messages]
-            if unknown:
-                results.append(_unknown_messages(unknown))
-                continue
-            applied = []
+            applied: list[DeliveryReportResult | None] = []
             for report in reports:
-                message = messages[application, report.message_id]
+                message = messages.get((application, report.message_id))
+                if message is None:
+                    applied.append(None)
+                    continue
                 before = message.state
-                column, metric = _TIME_COLUMNS[report.state]
-                is_first = getattr(message, column) is None
+                column, metric = _TIME_COLUMNS[report.state] if report.state is not None else (None, "")
+                is_first = column is not None and getattr(message, column) is None
                 is_changed = message.apply(report)
                 if is_changed:
                     changed[message.id] = message
@@ -208,7 +234,7 @@ class DeliveryReports:
     def _event(self, application: int, message: _ReportedMessage, report: DeliveryReport, before: State) -> Event:
         topics = Topic.DELIVERY
         data = {
-            "state": report.state.name,
+            "state": (report.state if report.state is not None else message.state).name,
             "status": report.report_status,
             "reason_code": report.reason_code,
             "reason_description": report.reason_description,
@@ -238,9 +264,3 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
         messages[application, message_id] = message = _ReportedMessage(row, cohort, State(state), *columns)
         message.is_clicked = clicks[row].at is not None
     return messages
-
-
-def _unknown_messages(reports: Sequence[DeliveryReport]) -> ApiError:
-    reason = "is not the id of a message of this application"
-    details = [Detail(f"{report.path}.message_id".lstrip("."), reason) for report in reports]
-    return ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=details[:_MAX_DETAILS])

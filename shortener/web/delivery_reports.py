@@ -1,107 +1,245 @@
-"""POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier."""
+"""POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier.
+
+Each report of a list is accepted or refused separately. A report is refused only if it does not name a message of the application
+or no known state. Everything else that is unusual, such as a long text or an unknown date format, costs only that value: the report
+is stored without it and its result contains a warning.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, field_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, RootModel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
+from shortener.messages.report_words import parse_state
 from shortener.model import State
-from shortener.times import parse_time
+from shortener.times import parse_report_time
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Price, Text
+from shortener.web.fields import Price, Text, parse_price
 from shortener.web.validation import MAX_DETAILS
+
+MAX_ID_CHARACTERS = 255
+MAX_FRAGMENTS = 1000
+PRICE_DIGITS = 8  # after the decimal point
+_MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
 
 class DeliveryReportItem(RequestModel):
     """A delivery report for one message. Codes and times may also be numbers."""
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="allow")
 
-    message_id: Text = Field(max_length=255)
-    state: Literal["SENT", "DELIVERED", "READ", "FAILED", "EXPIRED"]
-    status: Text | None = Field(None, max_length=64, description="Status word of the carrier, for example DELIVRD.")
-    reason_code: Text | None = Field(None, max_length=64)
-    reason_description: Text | None = Field(None, max_length=255)
+    message_id: Text = Field(max_length=MAX_ID_CHARACTERS)
+    state: Text = Field(
+        description="SENT, DELIVERED, READ, FAILED or EXPIRED in any case, or a word of SMPP, Kannel, Jasmin, playSMS, Twilio, "
+        "Infobip or Vonage, for example DELIVRD. Default: `status`.",
+        examples=["DELIVERED"],
+    )
+    status: Text | None = Field(None, description="Status word of the carrier, for example DELIVRD. Cut to 64 characters.")
+    reason_code: Text | None = Field(None, description="Cut to 64 characters.")
+    reason_description: Text | None = Field(None, description="Cut to 255 characters.")
     mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
-    fragments_count: int | None = Field(None, ge=1, le=1000, description="Number of segments that the carrier billed.")
-    telecom_message_id: Text | None = Field(None, max_length=255)
+    fragments_count: int | None = Field(None, description="Number of segments that the carrier billed, from 1 to 1000.")
+    telecom_message_id: Text | None = Field(None, description="Cut to 255 characters.")
     timestamp: Text | None = Field(
         None,
-        max_length=64,
-        description="Time of the report: ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970. Default: now.",
+        description="Time of the report (UTC without a zone): ISO 8601, RFC 2822, 2026/11/27 10:00:00, SMPP's YYMMDDhhmm, or "
+        "seconds or milliseconds since 1970. Default, also for a time that cannot be read: now.",
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_to_none(cls, value: object) -> object:
-        return None if value == "" else value
 
-
-def _form_of(value: Any) -> str:
-    return "batch" if isinstance(value, list) else "single"
-
-
-class DeliveryReportRequest(
-    RootModel[
-        Annotated[
-            Annotated[DeliveryReportItem, Tag("single")] | Annotated[list[DeliveryReportItem], Field(min_length=1), Tag("batch")],
-            Discriminator(_form_of),
-        ]
-    ]
-):
+class DeliveryReportRequest(RootModel[Any]):
     """One delivery report, or a list of delivery reports."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        item = handler(DeliveryReportItem.__pydantic_core_schema__)
+        return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}], "description": cls.__doc__}
 
 
 class DeliveryReportFields(ResponseModel):
-    message_id: str
-    state: str = Field(description="State of the message after this report.")
+    message_id: str | None = Field(description="The message_id of the report; null if the report has none.")
+    accepted: bool
+    error_code: str | None = Field(description="Why the report was refused: MESSAGE_NOT_FOUND or INVALID_REQUEST.")
+    reason: str | None = Field(description="A text for people about the refusal.")
+    state: str | None = Field(description="State of the message after this report; null if it was refused.")
     changed: bool = Field(description="false if the report changed nothing.")
+    warnings: list[str] = Field(description="Parts of the report that were cut or not stored.")
 
 
 class DeliveryReportsResponse(ResponseModel):
     """One entry for each report, in the order of the request."""
 
     status: Literal[True] = True
-    reports: list[DeliveryReportFields]
+    accepted: int = Field(description="Number of accepted reports.")
+    refused: int = Field(description="Number of refused reports.")
+    results: list[DeliveryReportFields]
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """A report of the request. `report` None: it is refused with `invalid_field` and `reason`."""
+
+    message_id: str | None
+    report: DeliveryReport | None = None
+    invalid_field: str = ""
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_report(item: Any, now: datetime) -> ReadReport:
+    """Read one report of a request. Nothing but its message_id and its state can make it invalid."""
+    if not isinstance(item, Mapping):
+        return ReadReport(None, reason="must be an object")
+    message_id = _text(item.get("message_id"))
+    if not message_id:
+        return ReadReport(None, invalid_field="message_id", reason="is required")
+    if len(message_id) > MAX_ID_CHARACTERS:
+        return ReadReport(
+            message_id[:MAX_ID_CHARACTERS], invalid_field="message_id", reason=f"must have at most {MAX_ID_CHARACTERS} characters"
+        )
+    read = ReadReport(message_id)
+    word = _text(item.get("state")) or _text(item.get("status"))
+    if not word:
+        read.invalid_field, read.reason = "state", "is required"
+        return read
+    try:
+        state, is_own_name = parse_state(word)
+    except ValueError as error:
+        read.invalid_field, read.reason = "state", str(error)
+        return read
+    texts = {name: _cut(item.get(name), name, limit, read.warnings) for name, limit in _MAX_CHARACTERS.items()}
+    unknown = [name for name in item if name not in DeliveryReportItem.model_fields]
+    read.warnings += [f"{name[:64]} is not a known field" for name in unknown[:10]]
+    read.report = DeliveryReport(
+        message_id=message_id,
+        state=state,
+        at=_time(item.get("timestamp"), now, read.warnings),
+        report_status=texts["status"] or (None if is_own_name else word[: _MAX_CHARACTERS["status"]].replace("\x00", "\ufffd")),
+        reason_code=texts["reason_code"],
+        reason_description=texts["reason_description"],
+        telecom_message_id=texts["telecom_message_id"],
+        mt_price=_price(item.get("mt_price"), read.warnings),
+        fragments_count=_fragments(item.get("fragments_count"), read.warnings),
+    )
+    return read
+
+
+def _text(value: Any) -> str:
+    """Return a text or a number as text without surrounding spaces; anything else is the empty string."""
+    return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _cut(value: Any, name: str, limit: int, warnings: list[str]) -> str | None:
+    if value is None or value == "":
+        return None
+    text = _text(value).replace("\x00", "\ufffd")
+    if not text:
+        warnings.append(f"{name} is not a text, so it is not stored")
+    elif len(text) > limit:
+        warnings.append(f"{name} is cut to {limit} characters")
+    return text[:limit] or None
+
+
+def _time(value: Any, now: datetime, warnings: list[str]) -> datetime:
+    if value is None or value == "":
+        return now
+    try:
+        return parse_report_time(_text(value), now)
+    except ValueError as error:
+        warnings.append(f"timestamp {error}; the current time is stored")
+        return now
+
+
+def _price(value: Any, warnings: list[str]) -> Decimal | None:
+    if value is None or value == "":
+        return None
+    try:
+        return parse_price(value)
+    except ValueError as error:
+        reason = error
+    try:
+        rounded = parse_price(str(round(Decimal(_text(value)), PRICE_DIGITS)))
+    except (ValueError, ArithmeticError):
+        warnings.append(f"mt_price {reason}; it is not stored")
+        return None
+    warnings.append(f"mt_price is rounded to {PRICE_DIGITS} digits after the decimal point")
+    return rounded
+
+
+def _fragments(value: Any, warnings: list[str]) -> int | None:
+    if value is None or value == "":
+        return None
+    text = _text(value)
+    if text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= MAX_FRAGMENTS:
+        return int(text)
+    warnings.append(f"fragments_count must be a number from 1 to {MAX_FRAGMENTS}; it is not stored")
+    return None
 
 
 async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResponse:
-    """Store one delivery report or a batch; a batch is stored completely or not at all."""
+    """Store one delivery report or a list. Each report of a list is accepted or refused separately."""
     body = call.body.root
-    items = [("", body)] if isinstance(body, DeliveryReportItem) else [(str(index), item) for index, item in enumerate(body)]
+    items = body if isinstance(body, list) else [body]
+    if not items:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("", "must have at least 1 item")])
     limit = call.service.settings.batch_limit
     if len(items) > limit:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"One request must have at most {limit} reports (BATCH_LIMIT), not {len(items)}.")
     now = call.service.clock()
-    reports, invalid = [], []
-    for path, item in items:
-        try:
-            at = parse_time(item.timestamp, now) if item.timestamp else now
-        except ValueError as error:
-            invalid.append(Detail(f"{path}.timestamp".lstrip("."), str(error)))
+    read = [read_report(item, now) for item in items]
+    valid = [one.report for one in read if one.report is not None]
+    stored = iter(await call.service.delivery_reports.record(call.application_id, valid) if valid else ())
+    results: list[DeliveryReportFields] = []
+    details: list[Detail] = []
+    codes: Counter[ErrorCode] = Counter()
+    for index, one in enumerate(read):
+        result = next(stored) if one.report is not None else None
+        if result is not None:
+            results.append(_accepted(result.message_id, result.state, result.changed, one.warnings))
             continue
-        reports.append(
-            DeliveryReport(
-                message_id=item.message_id,
-                state=State[item.state],
-                at=at,
-                report_status=item.status,
-                reason_code=item.reason_code,
-                reason_description=item.reason_description,
-                telecom_message_id=item.telecom_message_id,
-                mt_price=item.mt_price,
-                fragments_count=item.fragments_count,
-                path=path,
+        code, name, reason = ErrorCode.INVALID_REQUEST, one.invalid_field, one.reason
+        if one.report is not None:
+            code, name, reason = ErrorCode.MESSAGE_NOT_FOUND, "message_id", "is not the id of a message of this application"
+        codes[code] += 1
+        details.append(Detail(f"{index}.{name}".rstrip(".") if isinstance(body, list) else name, reason))
+        refusal = f"{name} {reason}".strip()
+        results.append(
+            DeliveryReportFields(
+                message_id=one.message_id,
+                accepted=False,
+                error_code=code.name,
+                reason=refusal,
+                state=None,
+                changed=False,
+                warnings=one.warnings,
             )
         )
-    if invalid:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=invalid[:MAX_DETAILS])
-    taken = await call.service.delivery_reports.record(call.application_id, reports)
-    return DeliveryReportsResponse(
-        reports=[DeliveryReportFields(message_id=one.message_id, state=one.state.name, changed=one.changed) for one in taken]
+    refused = codes.total()
+    if refused == len(items):
+        only_unknown = set(codes) == {ErrorCode.MESSAGE_NOT_FOUND}
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND if only_unknown else ErrorCode.INVALID_REQUEST, details=details[:MAX_DETAILS])
+    return DeliveryReportsResponse(accepted=len(items) - refused, refused=refused, results=results)
+
+
+def _accepted(message_id: str, state: State, changed: bool, warnings: list[str]) -> DeliveryReportFields:
+    return DeliveryReportFields(
+        message_id=message_id,
+        accepted=True,
+        error_code=None,
+        reason=None,
+        state=state.name,
+        changed=changed,
+        warnings=warnings,
     )
 
 
@@ -116,8 +254,11 @@ ENDPOINTS = [
         body=DeliveryReportRequest,
         response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
-        description="The body is one report or a list. A list is stored completely or not at all. A state only moves forward: "
-        "CREATED < SENT < FAILED, EXPIRED < DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the "
-        "state back.",
+        description="The body is one report or a list. Each report is accepted or refused separately: `results` has one entry for "
+        "each. The call returns an error only if no report was accepted. Texts that are too long are cut, and values that"
+        " cannot be read are left out, with a warning. A state only moves forward: CREATED < SENT < FAILED, EXPIRED < "
+        "DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the state back. The words of SMPP, "
+        "Kannel, Jasmin, playSMS, Twilio, Infobip and Vonage are accepted too; ACCEPTD, ENROUTE and UNKNOWN are stored "
+        "and do not change the state.",
     )
 ]

@@ -26,8 +26,10 @@ Text = Annotated[str, AfterValidator(_reject_nul)]
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
-def _to_decimal(value: Any) -> Any:
-    """Return the value as a decimal. A JSON number arrives as a float; its shortest text is what the caller wrote."""
+def parse_price(value: Any) -> Decimal:
+    """Return the value as a decimal. Raise ValueError.
+
+    A JSON number arrives as a float; its shortest text is what the caller wrote."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
     try:
@@ -42,7 +44,7 @@ def _to_decimal(value: Any) -> Any:
 #: An exact price. Callers send a decimal string or a JSON number.
 Price = Annotated[
     Decimal,
-    BeforeValidator(_to_decimal),
+    BeforeValidator(parse_price),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^-?\d{1,12}(\.\d{1,8})?$"}, {"type": "number"}]}),
 ]
 

@@ -12,8 +12,7 @@ from sqlalchemy import Connection, Row
 from shortener.accounts.administration import create_application
 from shortener.clicks.resolver import Hit
 from shortener.container import Service
-from shortener.errors import ApiError, ErrorCode
-from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportResult, _ReportedMessage
+from shortener.messages.delivery_reports import MAX_WAITING, DeliveryReport, DeliveryReportResult, _ReportedMessage
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
 from tests.conftest import NOON
@@ -33,7 +32,7 @@ async def message(service: Service) -> Message:
 
 
 async def record(service: Service, *reports: DeliveryReport) -> list[DeliveryReportResult]:
-    return await service.delivery_reports.record(1, reports)
+    return [one for one in await service.delivery_reports.record(1, reports) if one is not None]
 
 
 async def stored(service: Service) -> Row[Any]:
@@ -175,31 +174,48 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
     assert await count_delta_sums(service.database) == dict.fromkeys(metrics, "30")
 
 
-# Atomic requests
-
-
-async def test_a_batch_with_unknown_messages_stores_nothing_and_names_them(service: Service, message: Message) -> None:
+async def test_reports_of_unknown_messages_do_not_affect_the_others_of_their_request(service: Service, message: Message) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(add_message, service.ids, "other", application_id=other)
-    names = ["m-1", "unknown", "m-1", "other"]
-    with pytest.raises(ApiError) as raised:
-        await record(service, *(replace(SENT, message_id=name, path=str(index)) for index, name in enumerate(names)))
-    assert raised.value.code is ErrorCode.MESSAGE_NOT_FOUND
-    assert [detail.field for detail in raised.value.details] == ["1.message_id", "3.message_id"]
-    assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED}
-    assert await rows(service.database, schema.events) == []
-    assert await count_delta_sums(service.database) == {}
+    reports = [replace(report, message_id=name) for report in (SENT, DELIVERED) for name in ("m-1", "unknown", "other")]
+    results = await service.delivery_reports.record(1, reports)
+    assert [None if one is None else one.state.name for one in results] == ["SENT", None, None, "DELIVERED", None, None]
+    assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED, State.DELIVERED}
+    assert len(await rows(service.database, schema.events)) == 2
+    assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
 
 
-async def test_a_rejected_request_does_not_affect_requests_in_the_same_commit(service: Service, message: Message) -> None:
-    results = await asyncio.gather(
-        record(service, SENT),
-        record(service, replace(SENT, message_id="unknown")),
-        record(service, DELIVERED),
-        return_exceptions=True,
-    )
-    assert [isinstance(result, ApiError) for result in results] == [False, True, False]
-    assert (await stored(service)).state == State.DELIVERED
+async def test_a_report_waits_for_the_rewrite_of_its_message(service: Service) -> None:
+    first = asyncio.create_task(record(service, SENT, DELIVERED))
+    while not service.delivery_reports._waiting:
+        await asyncio.sleep(0)
+    await service.database.write(add_message, service.ids)
+    assert [one.state for one in await first] == [State.SENT, State.DELIVERED]
+    assert (await stored(service)).sent_at == SENT.at
+
+
+async def test_only_a_bounded_number_of_requests_waits_for_unknown_messages(service: Service) -> None:
+    service.delivery_reports._waiting = MAX_WAITING
+    assert await service.delivery_reports.record(1, [SENT]) == [None]
+    assert service.delivery_reports._waiting == MAX_WAITING
+
+
+async def test_a_later_report_without_texts_keeps_the_earlier_texts(service: Service, message: Message) -> None:
+    await record(service, DELIVERED, READ)
+    row = await stored(service)
+    assert (row.state, row.report_status, row.reason_code) == (State.READ, "DELIVRD", "000")
+
+
+async def test_a_report_without_a_state_stores_its_texts_and_moves_nothing(service: Service, message: Message) -> None:
+    accepted = DeliveryReport("m-1", None, NOON, report_status="ENROUTE", telecom_message_id="tm-1")
+    assert await record(service, accepted) == [DeliveryReportResult("m-1", State.CREATED, changed=True)]
+    row = await stored(service)
+    assert (row.state, row.sent_at, row.report_status, row.telecom_message_id) == (State.CREATED, None, "ENROUTE", "tm-1")
+    (event,) = await rows(service.database, schema.events)
+    assert (event.topics, event.data["state"], event.data["status"]) == (Topic.DELIVERY, "CREATED", "ENROUTE")
+    await record(service, DELIVERED, replace(accepted, report_status="UNKNOWN"))
+    assert (await stored(service)).report_status == "DELIVRD"
+    assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
 # Property test of the order
@@ -217,11 +233,12 @@ def test_in_any_order_the_newest_state_wins_and_the_first_time_of_each_state_sta
     for report in reports:
         message.apply(report)
         clicked.apply(report)
+        assert report.state is not None
         assert message.state // 10 >= rank
         rank = message.state // 10
         first.setdefault(State.FAILED if report.state is State.EXPIRED else report.state, report.at)
         assert not message.apply(report)
-    assert rank == max((report.state // 10 for report in reports), default=0)
+    assert rank == max((report.state // 10 for report in reports if report.state is not None), default=0)
     times = [message.sent_at, message.delivered_at, message.read_at, message.failed_at]
     assert times == [first.get(state) for state in (State.SENT, State.DELIVERED, State.READ, State.FAILED)]
     assert clicked.state is State.CLICKTHRU

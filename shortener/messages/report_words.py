@@ -1,0 +1,108 @@
+"""The words of carriers and gateways for the state of a message, in one table.
+
+`parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. A word that says nothing about
+the progress to the handset (`ENROUTE`, `UNKNOWN`, `queued`) has no state: the report is stored and does not move the message.
+
+Numbers are not accepted, because they differ: 2 means DELIVERED in SMPP, failed in Kannel and playSMS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from shortener.model import State
+
+#: The states that a report can name, with their own names.
+REPORTED_STATES = (State.SENT, State.DELIVERED, State.READ, State.FAILED, State.EXPIRED)
+
+_SENT, _DELIVERED, _READ, _FAILED, _EXPIRED = REPORTED_STATES
+
+#: The words of each system, with the state that they mean. None: the word is stored and the state does not change.
+WORDS: Mapping[str, Mapping[str, State | None]] = {
+    "SMPP": {
+        "DELIVRD": _DELIVERED,
+        "UNDELIV": _FAILED,
+        "UNDELIVERABLE": _FAILED,
+        "REJECTD": _FAILED,
+        "REJECTED": _FAILED,
+        "DELETED": _FAILED,
+        "EXPIRED": _EXPIRED,
+        "SKIPPED": _FAILED,
+        "ACCEPTD": None,
+        "ACCEPTED": None,
+        "ENROUTE": None,
+        "SCHEDULED": None,
+        "UNKNOWN": None,
+    },
+    "Kannel": {
+        "DELIVERY SUCCESS": _DELIVERED,
+        "DELIVERY FAILURE": _FAILED,
+        "MESSAGE BUFFERED": None,
+        "SMSC SUBMIT": _SENT,
+        "SMSC REJECT": _FAILED,
+        "SMSC INTERMEDIATE NOTIFICATION": None,
+    },
+    "Jasmin": {"ESME_ROK": _SENT},  # any other ESME_R... is an error of the submission: FAILED
+    "playSMS": {"PENDING": None, "SENT": _SENT, "FAILED": _FAILED, "DELIVERED": _DELIVERED},
+    "Twilio": {
+        "QUEUED": None,
+        "SENDING": None,
+        "SENT": _SENT,
+        "DELIVERED": _DELIVERED,
+        "UNDELIVERED": _FAILED,
+        "FAILED": _FAILED,
+        "CANCELED": _FAILED,
+        "READ": _READ,
+    },
+    "Infobip": {
+        "PENDING": None,
+        "PENDING WAITING DELIVERY": None,
+        "PENDING ENROUTE": None,
+        "PENDING ACCEPTED": None,
+        "DELIVERED TO OPERATOR": _SENT,
+        "DELIVERED TO HANDSET": _DELIVERED,
+        "SEEN": _READ,
+        "EXPIRED EXPIRED": _EXPIRED,
+        "EXPIRED DLR UNKNOWN": _EXPIRED,
+        # Any other UNDELIVERABLE_... and REJECTED_... is FAILED.
+    },
+    "Vonage": {
+        "SUBMITTED": _SENT,
+        "BUFFERED": None,
+        "DELIVERED": _DELIVERED,
+        "READ": _READ,
+        "FAILED": _FAILED,
+        "REJECTED": _FAILED,
+        "UNDELIVERABLE": _FAILED,
+        "EXPIRED": _EXPIRED,
+        "ACCEPTED": None,
+        "UNKNOWN": None,
+    },
+}
+_PREFIXES = (("ESME R", _FAILED), ("UNDELIVERABLE ", _FAILED), ("REJECTED ", _FAILED))
+
+
+def _normalized(word: str) -> str:
+    return re.sub(r"[\s_-]+", " ", word.strip()).upper()
+
+
+_BY_WORD = {_normalized(word): state for words in WORDS.values() for word, state in words.items()}
+_BY_WORD |= {state.name: state for state in REPORTED_STATES}
+
+
+def parse_state(word: str) -> tuple[State | None, bool]:
+    """Return the state that a word means, or None if it does not move a message, and whether the word is the state's own name.
+
+    Raise ValueError with a reason for the caller if no system in `WORDS` has the word."""
+    normal = _normalized(word)
+    if normal in _BY_WORD:
+        state = _BY_WORD[normal]
+        return state, state is not None and normal == state.name
+    for prefix, state in _PREFIXES:
+        if normal.startswith(prefix):
+            return state, False
+    if normal.lstrip("+-").isdecimal():
+        raise ValueError("must be a word such as DELIVERED or DELIVRD; a number means something else in each system")
+    names = ", ".join(state.name for state in REPORTED_STATES)
+    raise ValueError(f"must be {names}, or a word of SMPP, Kannel, Jasmin, playSMS, Twilio, Infobip or Vonage")

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from shortener.messages.report_words import WORDS, parse_state
+from shortener.model import State
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "delivery-reports.md"
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("delivered", State.DELIVERED),
+        ("DELIVRD", State.DELIVERED),
+        ("UNDELIV", State.FAILED),
+        ("REJECTD", State.FAILED),
+        ("DELETED", State.FAILED),
+        ("Expired", State.EXPIRED),
+        ("ENROUTE", None),
+        ("UNKNOWN", None),
+        ("ACCEPTD", None),
+        ("smsc-submit", State.SENT),
+        ("ESME_ROK", State.SENT),
+        ("ESME_RTHROTTLED", State.FAILED),
+        ("REJECTED_NOT_ENOUGH_CREDITS", State.FAILED),
+        ("DELIVERED_TO_HANDSET", State.DELIVERED),
+        (" submitted ", State.SENT),
+    ],
+)
+def test_words_of_smpp_and_gateways_have_states(word: str, state: State | None) -> None:
+    assert parse_state(word)[0] is state
+
+
+@pytest.mark.parametrize("word", ["LOST", "", "2", "CLICKTHRU", "CREATED"])
+def test_other_words_and_numbers_are_rejected(word: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        parse_state(word)
+
+
+def test_one_word_has_one_meaning_in_all_systems() -> None:
+    for words in WORDS.values():
+        for word, state in words.items():
+            assert parse_state(word)[0] is state, word
+
+
+def test_the_page_about_delivery_reports_contains_each_word() -> None:
+    text = PAGE.read_text()
+    assert [word for words in WORDS.values() for word in words if f"`{word}`" not in text] == []
