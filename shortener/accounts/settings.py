@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shortener.urls import UrlError, parse_destination
 
-Permission = Literal["sms.send", "sms.read", "trackers.write"]
-PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read", "trackers.write")
+Permission = Literal[
+    "sms.send", "sms.read", "trackers.read", "trackers.write", "links.write", "privacy.erase", "privacy.reveal", "admin"
+]
+#: All permissions. The key that is created together with an application has all of them.
+PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
+#: The permissions of a key whose creator requests none.
+DEFAULT_PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read")
 Privacy = Literal["full", "short", "none"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
@@ -169,17 +170,17 @@ def keys() -> None:
     "--permission",
     "permissions",
     multiple=True,
-    help="sms.send, sms.read or trackers.write. Can be repeated. Default: all three.",
+    type=click.Choice([*PERMISSIONS, "all"]),
+    help="A permission of the key; all: every permission. Can be repeated. Default: sms.send and sms.read.",
 )
 @json_option
 @async_command
 async def create_key(application: int, name: str, permissions: tuple[str, ...], as_json: bool) -> None:
     """Create an API key and print it. The key is stored hashed and is never shown again."""
     from shortener.accounts import credentials
-    from shortener.accounts.settings import PERMISSIONS
     from shortener.model import utcnow
 
-    granted = permissions or PERMISSIONS
+    granted = PERMISSIONS if "all" in permissions else permissions or DEFAULT_PERMISSIONS
     async with open_store() as database:
         key = await database.write(credentials.create_key, application, name, granted, utcnow())
     print_result({"api_key": key, "permissions": sorted(granted)}, as_json, lambda: click.echo(key))

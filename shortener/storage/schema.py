@@ -76,10 +76,17 @@ domains = Table(
     Column("id", Integer, primary_key=True),
     Column("application_id", Integer, nullable=False, index=True),
     Column("host", Text, nullable=False, unique=True),  # lower case, with the port if it has one
-    Column("base_url", Text, nullable=False),
+    Column("base_url", Text, nullable=False),  # without the path
     Column("fallback_url", Text),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
+    Column("path", Text, nullable=False, server_default=""),  # before the code of new links: "/ABCDEF", "/{sender}"
+    Column("previous_paths", Json),  # the paths of older links, which still work
+    Column("home_url", Text),
+    Column("assetlinks", Text),  # JSON, the content of /.well-known/assetlinks.json
+    Column("apple_app_site_association", Text),  # JSON
+    Column("is_default", Boolean, nullable=False, server_default=false()),
+    Column("removed_at", Instant),  # no new links and not listed; the links that exist still work
 )
 
 #: Hosts to which no short link redirects.
@@ -243,6 +250,44 @@ links = Table(
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
+    Column("path", Text),  # the path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host
+)
+
+#: The changes of links after they were sent. `changes` has [old, new] by the name of the field.
+link_changes = Table(
+    "link_changes",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("link_id", BigInteger, nullable=False, index=True),
+    Column("application_id", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("actor", Text, nullable=False),  # "key 12", "command line"
+    Column("update_id", BigInteger),  # the update of many links that it is part of
+    Column("changes", Json, nullable=False),
+)
+
+#: Updates of many links, which any process performs in pieces (clicks/link_updates.py).
+link_updates = Table(
+    "link_updates",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("state", Text, nullable=False),  # counting, running, done, stopped
+    Column("actor", Text, nullable=False),
+    Column("filter", Json, nullable=False),
+    Column("changes", Json, nullable=False),
+    Column("total", BigInteger),  # NULL while the links are counted
+    Column("counted", BigInteger, nullable=False, server_default="0"),
+    Column("done", BigInteger, nullable=False, server_default="0"),
+    Column("changed", BigInteger, nullable=False, server_default="0"),
+    # The position: messages up to `last_message_id`, in the ranges of an index, behind `cursor` in the range of this number.
+    Column("last_message_id", BigInteger, nullable=False),
+    Column("range_index", Integer, nullable=False, server_default="0"),
+    Column("cursor", BigInteger, nullable=False, server_default="0"),
+    Column("lease_until", Instant),
+    Column("owner", Text),  # the process that works on it
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
 )
 
 #: The condition for hits that are not the first click of their message. `first_clicks.hit_id` finds the others, so they need no

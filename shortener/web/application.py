@@ -118,7 +118,7 @@ ENDPOINTS = [
         show,
         "Show the application",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         response=ApplicationResponse,
     ),
     Endpoint(
@@ -127,7 +127,7 @@ ENDPOINTS = [
         update,
         "Change the application",
         _TAG,
-        permission="trackers.write",
+        permission="admin",
         body=ApplicationUpdateRequest,
         response=ApplicationResponse,
         errors=(

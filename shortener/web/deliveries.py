@@ -1,6 +1,6 @@
 """Deliveries of events to trackers and to callback URLs: lists, attempts and replay.
 
-All endpoints require `trackers.write`, even for reading, because URLs and responses of trackers may contain credentials.
+Reading requires `trackers.read` and not only `sms.read`, because URLs and responses of trackers may contain credentials.
 """
 # Tested by tests/web/test_trackers.py
 
@@ -171,7 +171,7 @@ ENDPOINTS = [
         index,
         "List the deliveries of a tracker",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         query=DeliveriesQuery,
         response=DeliveriesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
@@ -195,7 +195,7 @@ ENDPOINTS = [
         index,
         "List all deliveries",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         query=DeliveriesQuery,
         response=DeliveriesResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
@@ -207,7 +207,7 @@ ENDPOINTS = [
         show,
         "Show a delivery and its attempts",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         response=DeliveryResponse,
     ),
     Endpoint(

@@ -69,7 +69,7 @@ ENDPOINTS = [
         create,
         "Erase a person's data",
         "Erasure",
-        permission="trackers.write",
+        permission="privacy.erase",
         body=ErasureRequest,
         response=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),

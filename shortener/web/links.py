@@ -83,7 +83,7 @@ ENDPOINTS = [
         update,
         "Disable or enable a link",
         _TAG,
-        permission="trackers.write",
+        permission="links.write",
         body=LinkUpdateRequest,
         response=LinkResponse,
         errors=(ErrorCode.CONFLICT,),

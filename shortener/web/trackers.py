@@ -1,6 +1,6 @@
 """Trackers: the endpoints of a customer that receive events. A test event shows whether a tracker works.
 
-All endpoints require `trackers.write`, even for reading, because URLs of trackers may contain credentials.
+Reading requires `trackers.read` and not only `sms.read`, because URLs of trackers may contain credentials.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ ENDPOINTS = [
         index,
         "List trackers",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         response=TrackersResponse,
     ),
     Endpoint(
@@ -207,7 +207,7 @@ ENDPOINTS = [
         show,
         "Show a tracker and its health",
         _TAG,
-        permission="trackers.write",
+        permission="trackers.read",
         response=TrackerResponse,
     ),
     Endpoint(

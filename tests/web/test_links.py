@@ -130,11 +130,15 @@ async def test_links_and_hosts_of_another_application_return_404(client: httpx.A
     ("method", "path", "body", "permission"),
     [
         ("GET", "/api/v1/links/x", None, "sms.read"),
-        ("PATCH", "/api/v1/links/x", {"enabled": False}, "trackers.write"),
+        ("PATCH", "/api/v1/links/x", {"enabled": False}, "links.write"),
         ("GET", "/api/v1/blocked-hosts", None, "sms.read"),
-        ("POST", "/api/v1/blocked-hosts", {"host": "x.example"}, "trackers.write"),
-        ("DELETE", "/api/v1/blocked-hosts/x.example", None, "trackers.write"),
-        ("POST", "/api/v1/erasures", {"phone": "+14085550100"}, "trackers.write"),
+        ("POST", "/api/v1/blocked-hosts", {"host": "x.example"}, "links.write"),
+        ("DELETE", "/api/v1/blocked-hosts/x.example", None, "links.write"),
+        ("POST", "/api/v1/erasures", {"phone": "+14085550100"}, "privacy.erase"),
+        ("GET", "/api/v1/trackers", None, "trackers.read"),
+        ("POST", "/api/v1/trackers", {}, "trackers.write"),
+        ("GET", "/api/v1/application", None, "trackers.read"),
+        ("PATCH", "/api/v1/application", {}, "admin"),
     ],
 )
 async def test_each_endpoint_requires_its_permission(

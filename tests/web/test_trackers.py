@@ -110,7 +110,7 @@ async def test_invalid_reports_are_rejected_by_field_and_nothing_is_stored(clien
     assert (await client.get(PATH)).json()["trackers"] == []
 
 
-async def test_all_tracker_endpoints_require_trackers_write(service: Service) -> None:
+async def test_no_tracker_endpoint_accepts_a_key_for_messages_only(service: Service) -> None:
     key = await service.database.write(create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": key}) as client:
