@@ -111,10 +111,10 @@ OUTCOME_TABLE = (
     ),
     OutcomeRule(
         "success",
-        "a status of the tracker's success set, and a complete body that contains `body_contains`",
+        "a status of the tracker's success set; with `body_contains`, this text is in the first 64 KiB of the body",
         OutcomeKind.DELIVERED,
-        "default: any 2xx",
-        lambda response, success: success.matches(response.status) and _is_complete(response) and _has_text(response, success),
+        "default: any 2xx; the status line is the receipt, whatever follows",
+        lambda response, success: success.matches(response.status) and _has_text(response, success),
     ),
     OutcomeRule(
         "refused_in_body",
@@ -146,9 +146,9 @@ OUTCOME_TABLE = (
     ),
     OutcomeRule(
         "incomplete",
-        "a status of the success set, then a timeout, a reset or more than 64 KiB of body",
+        "a status of the success set, then a failure before `body_contains` was found",
         OutcomeKind.RETRY,
-        "only a complete response proves that the event was received",
+        "the rest of the body could contain the text",
         lambda response, success: success.matches(response.status),
     ),
     OutcomeRule(

@@ -5,7 +5,11 @@ It raises only `CancelledError`, when the caller is cancelled. It follows no red
 the environment and decompresses nothing. It reads at most 64 KiB of a body. The guard checks every address twice: when a name
 is resolved, and on the socket that is about to connect.
 
-A failure of this host (its resolver is down, no sockets are left) has `is_local` set. It says nothing about the tracker.
+The status line counts as soon as it has arrived, even if the rest of the response is malformed, too long or never complete.
+A request on an idle connection that the receiver has just closed is sent again at once, on another connection.
+
+A failure of this host (its resolver is down, no sockets are left) has `is_local` set. It says nothing about the tracker. Every
+other failure is the receiver's, also without an error number. No text of a result contains the URL of the request.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import asyncio
 import errno
 import functools
 import math
+import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -26,7 +32,7 @@ import aiohttp
 from aiohttp import hdrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, look_up
@@ -37,8 +43,10 @@ MAX_BODY_BYTES = 64 * 1024
 EXCERPT_BYTES = 1024
 #: Bytes of one response on the wire, including interim (1xx) responses and headers.
 MAX_WIRE_BYTES = 2 * MAX_BODY_BYTES
-#: How long an idle connection stays open: shorter than the timeout of common servers (gunicorn 2 s, Node 5 s). Otherwise a POST
-#: could use a connection that the server is just closing, which would cost an attempt.
+#: Header lines of one response.
+MAX_HEADER_LINES = 2000
+#: How long an idle connection stays open: shorter than the timeout of common servers (gunicorn 2 s, Node 5 s). A request on a
+#: connection that the server is just closing must be sent twice.
 IDLE_CONNECTION_SECONDS = 1.5
 #: How long the addresses of a name are cached.
 DNS_CACHE_SECONDS = 10
@@ -53,7 +61,21 @@ _ERROR_CLASSES = {
     errno.ETIMEDOUT: "timeout",
     errno.ENETUNREACH: "network_unreachable",
     errno.EHOSTUNREACH: "network_unreachable",
+    errno.EAFNOSUPPORT: "network_unreachable",
 }
+#: Errors that only this host can cause: no descriptors, memory, buffers or ports left, a local firewall.
+_LOCAL_ERRORS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+        errno.EADDRNOTAVAIL,
+        errno.EADDRINUSE,
+        errno.EPERM,
+        errno.EACCES,
+    }
+)
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
@@ -87,9 +109,9 @@ class OutgoingRequest:
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """The result of a request. If `error` is set, the response is missing (`status` None) or incomplete.
+    """The result of a request. If `error` is set, the response is missing (`status` None), malformed or incomplete.
 
-    `body`: at most 64 KiB, as received. `error`: one of ERRORS. `detail`: a text for people. `retry_after`: seconds.
+    `body`: the first 64 KiB, as received. `error`: one of ERRORS. `detail`: a text for people. `retry_after`: seconds.
     """
 
     status: int | None
@@ -139,6 +161,9 @@ class Sender:
             headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
             # `send` has its own time limit: aiohttp rounds limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            max_line_size=MAX_WIRE_BYTES,
+            max_field_size=MAX_WIRE_BYTES,
+            max_headers=MAX_HEADER_LINES,
         )
 
     async def __aenter__(self) -> Sender:
@@ -156,6 +181,7 @@ class Sender:
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
         """Send a request within `deadline` seconds, which include the wait for a free slot."""
         attempt = _Attempt()
+        _CURRENT_ATTEMPT.set(attempt)
         failure = None
         began = self._loop.time()
         try:
@@ -177,7 +203,19 @@ class Sender:
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: _Attempt) -> None:
+        """Send the request until it was not lost on an idle connection that the receiver had closed.
+
+        Each repetition removes a connection from the pool, so the last one uses a new connection."""
+        while True:
+            try:
+                return await self._exchange_once(request, attempt)
+            except (aiohttp.ClientError, OSError):
+                if not (attempt.is_reused and not attempt.has_data):
+                    raise
+
+    async def _exchange_once(self, request: OutgoingRequest, attempt: _Attempt) -> None:
         """Send the request and read the response into `attempt`. After a timeout, `attempt` contains what was received."""
+        attempt.is_reused = False
         response = await self._session.request(
             request.method,
             URL(request.url, encoded=True),
@@ -190,10 +228,8 @@ class Sender:
             if (retry_after := response.headers.get(hdrs.RETRY_AFTER)) is not None:
                 attempt.retry_after = parse_retry_after(retry_after, self._clock())
             body, content = attempt.body, response.content
-            while chunk := await content.readany():
+            while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise _ResponseTooLarge(f"the body is longer than {MAX_BODY_BYTES} bytes")
         finally:
             # Keeps the connection if the response was read completely, and closes it otherwise.
             response.close()
@@ -203,6 +239,8 @@ class Sender:
             return _Failure("no_slot", "no slot of the sender became free in time", is_local=True)
         if attempt.status is not None:
             return _Failure("timeout", "the response was not complete in time")
+        if attempt.has_data:
+            return _Failure("timeout", "the status line was not complete in time")
         url = URL(request.url, encoded=True)
         if self._resolver.is_pending(url.raw_host or "", url.port or 0):
             return self._unresolved(request, began)
@@ -225,28 +263,33 @@ class Sender:
                 if code in _NO_SUCH_NAME:
                     return _Failure("dns_error", "the name does not exist")
                 return self._unresolved(request, began)
-            case aiohttp.ClientSSLError() | ssl.SSLError():
-                return _Failure("tls_error", str(error))
             case _ResponseTooLarge():
                 return _Failure("too_large", str(error))
             case aiohttp.ClientResponseError(__cause__=HttpProcessingError() as cause):
-                too_long = isinstance(cause.__cause__ or cause, LineTooLong)
-                return _Failure("too_large" if too_long else "protocol_error", f"not a valid HTTP response: {cause.message}")
+                return _Failure("protocol_error", f"not a valid HTTP response: {cause.message}")
             case aiohttp.ClientPayloadError():
                 return _Failure("protocol_error", "the body is incomplete or malformed")
+        if (tls_reason := _tls_reason(request, error)) is not None:
+            return _Failure("tls_error", tls_reason)
+        match error:
             case aiohttp.ServerDisconnectedError():
                 return _Failure("connection_reset", "the connection was closed without a response")
-            case OSError():
-                return _explain_os_error(error)
+            case OSError() | aiohttp.ClientConnectionError():
+                return _explain_connection_error(error)
         # The request cannot be sent at all. It counts as an attempt; otherwise it would be repeated without end.
-        return _Failure("internal_error", f"{type(error).__name__}: {error}")
+        return _Failure("internal_error", f"the request could not be sent ({type(error).__name__})")
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """The part of a response that has been received so far."""
+    """The part of a response that has been received so far.
+
+    `is_reused`: the request was sent on a connection that had served another request. `has_data`: the receiver has sent
+    anything for this request."""
 
     has_slot: bool = False
+    is_reused: bool = False
+    has_data: bool = False
     status: int | None = None
     retry_after: float | None = None
     body: bytearray = field(default_factory=bytearray)
@@ -261,33 +304,114 @@ class _Failure:
     is_local: bool = False
 
 
-def _explain_os_error(error: OSError) -> _Failure:
-    # If several addresses failed in different ways, only the text contains the error numbers.
-    numbers = [error.errno] if error.errno is not None else [int(found) for found in _ERRNO.findall(str(error))]
-    known = [_ERROR_CLASSES[number] for number in numbers if number in _ERROR_CLASSES]
+#: The attempt of the running task. aiohttp has no other way to tell a connection which request it serves.
+_CURRENT_ATTEMPT: ContextVar[_Attempt] = ContextVar("current_attempt")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and all exceptions that caused it."""
+    found: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in found:
+            found.append(one)
+            yield one
+            waiting += [one.__cause__, one.__context__, getattr(one, "os_error", None)]
+
+
+def _tls_reason(request: OutgoingRequest, error: Exception) -> str | None:
+    """Return why TLS failed; None if the error has another cause."""
+    for cause in _causes(error):
+        if isinstance(cause, aiohttp.ClientError):
+            continue  # some are also certificate errors, without a reason
+        if isinstance(cause, ssl.CertificateError):
+            return f"the certificate is not valid: {getattr(cause, 'verify_message', '') or 'wrong host or unknown issuer'}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {(cause.reason or 'protocol error').replace('_', ' ').lower()}"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "TLS failed"
+    is_handshake = isinstance(error, aiohttp.ClientConnectorError) and request.url.startswith("https:")
+    if is_handshake and not _error_numbers(error):
+        return "the connection was closed during the TLS handshake"
+    return None
+
+
+def _error_numbers(error: Exception) -> list[int]:
+    """Return the error numbers of a failed connection. If several addresses failed in different ways, only the text has them."""
+    number = getattr(error, "errno", None)
+    return [number] if number is not None else [int(found) for found in _ERRNO.findall(str(error))]
+
+
+def _explain_connection_error(error: Exception) -> _Failure:
+    numbers = _error_numbers(error)
     # An error that a receiver caused says more than an address family that this host cannot reach.
-    for name in sorted(known, key=lambda name: name == "network_unreachable"):
-        return _Failure(name, str(error))
-    # EMFILE, ENOBUFS, EADDRNOTAVAIL (no ports left), EPERM (a local firewall) and similar errors.
-    return _Failure("local_error", str(error), is_local=True)
+    for number in sorted(numbers, key=lambda number: _ERROR_CLASSES.get(number) == "network_unreachable"):
+        if number in _ERROR_CLASSES:
+            return _Failure(_ERROR_CLASSES[number], os.strerror(number))
+    for number in numbers:
+        if number in _LOCAL_ERRORS:
+            return _Failure("local_error", os.strerror(number), is_local=True)
+    return _Failure("connection_reset", os.strerror(numbers[0]) if numbers else "the connection was closed")
 
 
 class _ResponseTooLarge(aiohttp.ClientPayloadError):
     """The receiver sent more bytes for one request than any usable response has."""
 
 
-class _BoundedHandler(ResponseHandler):
-    """A protocol handler that closes a connection after `MAX_WIRE_BYTES` for one request, for example endless 1xx responses."""
+class _StatusLine:
+    """Finds the status in the bytes of a response. It skips interim (1xx) responses."""
+
+    _PATTERN = re.compile(rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r?\n")
+    _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+    _MAX_BYTES = 8192
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self.is_found = False
+
+    def feed(self, data: bytes) -> int | None:
+        """Return the status once its line is complete, else None."""
+        self._buffer += data
+        while match := self._PATTERN.match(self._buffer):
+            status = int(match[1])
+            if status >= 200 or status == 101:
+                self.is_found = True
+                return status
+            end = self._END_OF_HEAD.search(self._buffer)
+            if end is None:
+                break
+            self._buffer = self._buffer[end.end() :]
+        if len(self._buffer) > self._MAX_BYTES:
+            self.is_found = True  # this is not a status line: the parser of aiohttp reports what it is
+        return None
+
+
+class _Handler(ResponseHandler):
+    """A connection that reads the status line itself and ends after `MAX_WIRE_BYTES` for one request.
+
+    The parser of aiohttp returns nothing of a response that it rejects later, and it limits no interim (1xx) responses."""
 
     _left = MAX_WIRE_BYTES
+    _requests = 0
+    _attempt = _Attempt()
+    _status_line = _StatusLine()
 
     def set_response_params(self, **params: Any) -> None:
-        # aiohttp calls this once per request on the connection.
+        # aiohttp calls this once per request on the connection, in the task of the request.
         self._left = MAX_WIRE_BYTES
+        self._attempt = _CURRENT_ATTEMPT.get()
+        self._status_line = _StatusLine()
+        self._attempt.is_reused = self._requests > 0
+        self._requests += 1
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         self._left -= len(data)
+        if data and self._requests:
+            self._attempt.has_data = True
+            if not self._status_line.is_found and (status := self._status_line.feed(data)) is not None:
+                self._attempt.status = status
         if self._left >= 0:
             super().data_received(data)
             return
@@ -299,7 +423,7 @@ class _BoundedHandler(ResponseHandler):
 
 
 def _handler_factory(loop: asyncio.AbstractEventLoop) -> functools.partial[ResponseHandler]:
-    make: type[ResponseHandler] = _BoundedHandler
+    make: type[ResponseHandler] = _Handler
     return functools.partial(make, loop=loop)
 
 

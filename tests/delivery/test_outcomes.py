@@ -70,9 +70,18 @@ def test_retry_after_is_ignored_for_other_statuses() -> None:
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_an_incomplete_success_response_is_retried(error: str) -> None:
+def test_a_status_of_the_success_set_is_a_receipt_whatever_follows(error: str) -> None:
     outcome = classify_response(response(200, error=error), ANY_2XX, NOW)
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
+
+
+@pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
+def test_an_incomplete_response_without_the_required_text_is_retried(error: str) -> None:
+    criteria = SuccessCriteria(body_contains="good")
+    outcome = classify_response(response(200, error=error), criteria, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "incomplete")
+    outcome = classify_response(response(200, b"all good", error=error), criteria, NOW)
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
 
 
 @pytest.mark.parametrize("error", ERRORS)
