@@ -269,9 +269,14 @@ async def remove_tracker(tracker: int, as_json: bool) -> None:
 
 @trackers.command("test")
 @click.argument("tracker", type=ID)
+@click.option(
+    "--event",
+    type=click.Choice(EVENT_NAMES),
+    help="Event to send. Default: an event named test with the values of a subscribed event.",
+)
 @json_option
 @async_command
-async def test_tracker(tracker: int, as_json: bool) -> None:
+async def test_tracker(tracker: int, event: str | None, as_json: bool) -> None:
     """Send one test event now and show the result. The exit code is 1 if the tracker does not accept it."""
     from shortener.container import open_sender
     from shortener.delivery.guard import Guard
@@ -285,7 +290,7 @@ async def test_tracker(tracker: int, as_json: bool) -> None:
         open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
     ):
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
-        sample = await send_test(database, stored, sender, ids, utcnow, tracker, allow_http=allow_http)
+        sample = await send_test(database, stored, sender, ids, utcnow, tracker, allow_http=allow_http, event_name=event)
 
     def print_text() -> None:
         result = "accepted" if sample.delivered else f"NOT accepted: {sample.error}"

@@ -27,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from shortener.delivery.placeholders import displayed_sender, status_word
+from shortener.delivery.placeholders import displayed_sender, kind_of_event, status_word
 from shortener.times import parse_iso, to_utc
 
 Facts = Mapping[str, Any]
@@ -101,15 +101,20 @@ _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "mt_price": lambda facts: _number(facts.get("mt_price")),
 }
 
-#: Fields that a `json` body can contain.
-FIELDS = FACTS + tuple(name for name in _TELECOM if name not in FACTS)
+#: Fields that a `json` body can contain. `attempt` is the number of the attempt.
+FIELDS = (*FACTS, *(name for name in _TELECOM if name not in FACTS), "attempt")
 
-#: Default fields of a `json` body: 23 Telecom's names, then the fields of clicks and conversions.
+#: Default fields of a `json` body: the event and the ids, 23 Telecom's names, then the fields of clicks and conversions.
 DEFAULT_FIELDS = (
     "event_id",
     "event",
+    "attempt",
     "timestamp",
+    "previous_state",
+    "new_state",
     "message_id",
+    "message_request_id",
+    "external_message_request_id",
     "phone",
     "recipient",
     "sender_id",
@@ -136,6 +141,7 @@ DEFAULT_FIELDS = (
     "value",
     "currency",
     "transaction_id",
+    "metadata",
 )
 
 #: `evt-tp` of each topic. The first is Syniverse's own.
@@ -252,7 +258,8 @@ def _scg(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, 
         "fragments_count": get("fragments_count"),
         "mt_price": _number(get("mt_price")),
     }
-    additions = _LINK if topic == "state" and get("click_id") else _ADDITIONS.get(topic, ())
+    kind = kind_of_event(facts) or topic
+    additions = _LINK if kind == "state" and get("click_id") else _ADDITIONS.get(kind, ())
     for name in additions:
         values[name] = get(name)
     if metadata := get("metadata"):
@@ -267,17 +274,19 @@ def _scg(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, 
 
 def _json(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
     names = DEFAULT_FIELDS if fields is None else fields
-    return {name: _TELECOM[name](facts) if name in _TELECOM else facts.get(name) for name in names}
+    values: dict[str, Any] = {**facts, "attempt": attempt}
+    return {name: _TELECOM[name](facts) if name in _TELECOM else values.get(name) for name in names}
 
 
 def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
     get = facts.get
     state = get("new_state")
-    clicked = get("clicked_at") or (get("timestamp") if get("topic") in ("click", "late_click") else None)
+    kind = kind_of_event(facts)
+    clicked = get("clicked_at") or (get("timestamp") if kind in ("click", "late_click") else None)
     body: dict[str, Any] = {
         # Xoxzo has no status after DELIVERED. `accessed` shows that a link was opened.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
-        "sender": displayed_sender(facts),
+        "sender": get("sender_id_alias") or get("from_address") or get("sender_id_id") or "",
         "sent_time": _seconds_text(get("sent_at")),
         "cost": _number(get("mt_price")),
         "msgid": get("message_id"),
@@ -291,7 +300,10 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
         "event": get("topic"),
         "event_id": get("event_id"),
     }
-    if get("topic") in _CLICK_TOPICS:
+    for name in ("external_message_request_id", "metadata"):
+        if value := get(name):
+            body[name] = value
+    if kind in _CLICK_TOPICS:
         body["click"] = {name: get(name) for name in _CLICK_OBJECT}
     return body
 
@@ -315,9 +327,10 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         "applicationId": None if application is None else str(application),
         "entityId": None if entity is None else str(entity),
     }
-    if topic in _CLICK_TOPICS:
+    kind = kind_of_event(facts) or topic
+    if kind in _CLICK_TOPICS:
         body["click"] = {_camel(name): get(name) for name in _CLICK_OBJECT}
-    elif topic == "conversion":
+    elif kind == "conversion":
         body["processKey"] = get("process_key")
         body["conversion"] = {
             "conversionId": get("conversion_id"),
@@ -328,7 +341,7 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
             "currency": get("currency"),
             "transactionId": get("transaction_id"),
         }
-    elif topic in ("state", "delivery"):
+    elif kind in ("state", "delivery"):
         body["status"] = {
             "name": get("new_state"),
             "description": get("reason_description"),
@@ -340,6 +353,8 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         body["sentAt"] = get("sent_at")
         body["doneAt"] = get("delivered_at")
     body["eventId"] = get("event_id")
+    if external := get("external_message_request_id"):
+        body["externalMessageRequestId"] = external
     return body
 
 

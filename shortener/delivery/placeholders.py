@@ -6,9 +6,11 @@ names, and known names in the syntax of another system (`{{phone}}`, `[phone]`, 
 address guard checks the host. Only addresses in unusual notation (`127.1`) are rejected here, because clients disagree about
 them.
 
+`{metadata.NAME}` is the value NAME of the message's metadata. NAME has letters, digits and `_.-`, and case matters.
+
 `Template.expand` percent-encodes each value by RFC 3986 (only letters, digits and `-._~` stay unchanged). It replaces
-placeholders once: a value that contains `{phone}` stays text. So values cannot change scheme, host, port, path or parameters of
-the URL.
+placeholders once: a value that contains `{phone}` stays text. A segment of the path that values make `.` or `..` gets encoded dots.
+So values cannot change scheme, host, port, path or parameters of the URL.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from shortener.errors import ErrorCode
+from shortener.times import parse_iso, to_utc
 from shortener.urls import NumericHostError, UrlError, parse_authority
 
 #: The ten placeholders of 23 Telecom.
@@ -47,13 +50,20 @@ OWN_PLACEHOLDERS = (
     "value",
     "currency",
     "transaction_id",
+    "disposition",
+    "revision",
     "campaign",
     "url",
     "short_url",
     "label",
     "country",
     "phone_sha256",
+    "message_request_id",
+    "external_message_request_id",
+    "timestamp_unix",
 )
+#: The prefix of the placeholders for the values of a message's metadata: {metadata.NAME}.
+METADATA = "metadata."
 PLACEHOLDERS = TELECOM_PLACEHOLDERS + OWN_PLACEHOLDERS
 MAX_URL_LENGTH = 2048
 
@@ -109,8 +119,9 @@ _SYNONYMS = {
     "shortlink": "short_url",
 }
 
-_WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,40}"
-_PLACEHOLDER = re.compile(r"\{(" + "|".join(sorted(PLACEHOLDERS, key=len, reverse=True)) + r")\}")
+_WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
+_NAMES = [*sorted(PLACEHOLDERS, key=len, reverse=True), r"metadata\.[A-Za-z0-9_.-]{1,64}"]
+_PLACEHOLDER = re.compile(r"\{(" + "|".join(_NAMES) + r")\}")
 # Braces around a word, with the additions of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw};
 # The second pattern has braces that are percent-encoded once or twice.
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
@@ -168,7 +179,19 @@ class Template:
             if value:
                 parts.append(quote(value, safe="", errors="replace"))
             parts.append(texts[index])
-        return "".join(parts)
+        url = "".join(parts)
+        path, separator, query = url.partition("?")
+        if any(segment in (".", "..") for segment in path.split("/")[3:]) and not _has_dot_segment(texts):
+            # A client or a server would remove such a segment, and the request would go to another path.
+            path = "/".join(segment.replace(".", "%2E") if segment in (".", "..") else segment for segment in path.split("/"))
+            return path + separator + query
+        return url
+
+
+def _has_dot_segment(texts: tuple[str, ...]) -> bool:
+    """Return whether the template itself has `.` or `..` as a segment of its path, which then belongs to the customer's URL."""
+    path = "{}".join(texts).partition("?")[0]
+    return any(segment in (".", "..") for segment in path.split("/"))
 
 
 def parse_template(url: str) -> Template:
@@ -211,25 +234,50 @@ def placeholder_values(facts: Mapping[str, Any]) -> dict[str, str]:
     values["status_code"] = _text(facts.get("reason_code"))
     values["num_parts"] = _text(facts.get("fragments_count"))
     values["timestamp"] = _text(facts.get("timestamp"))
+    values["timestamp_unix"] = _epoch_seconds(facts.get("timestamp"))
     values["telecom_message_id"] = _text(facts.get("telecom_message_id"))
+    metadata = facts.get("metadata")
+    if isinstance(metadata, Mapping):
+        values |= {f"{METADATA}{name}": _text(value) for name, value in metadata.items()}
     return values
 
 
 def displayed_sender(facts: Mapping[str, Any]) -> str:
-    """Return 23 Telecom's sender id, which is what the phone displays: the alias, else the number, else Syniverse's sender id."""
-    return _text(facts.get("sender_id_alias") or facts.get("from_address") or facts.get("sender_id_id"))
+    """Return 23 Telecom's sender id: `from`, or the alias if `from` is absent or only refers to a sender (`channel:7`)."""
+    sender = _text(facts.get("from_address"))
+    is_reference = sender.startswith(("channel:", "sender_id:"))
+    return (not is_reference and sender) or _text(facts.get("sender_id_alias") or sender or facts.get("sender_id_id"))
+
+
+def kind_of_event(facts: Mapping[str, Any]) -> str:
+    """Return the name of the event that the facts describe. A test delivery has the values of another event (`sample_of`)."""
+    return _text(facts.get("sample_of") or facts.get("topic"))
 
 
 def status_word(facts: Mapping[str, Any]) -> str:
-    """Return `{status}`: the status of a conversion, else that of the delivery report, else the state as a receipt word."""
-    if facts.get("topic") == "conversion" and (status := facts.get("conversion_status")):
-        return _text(status)
+    """Return `{status}`: the new state for a state event.
+
+    For other events it is the status of the conversion, else that of the delivery report, else the state as a receipt word."""
+    kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
+    if kind == "state":
+        return state
+    if kind == "conversion" and (status := facts.get("conversion_status")):
+        return _text(status)
     return _text(facts.get("report_status")) or STATUS_WORDS.get(state, state)
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return "" if value is None else str(value)
+
+
+def _epoch_seconds(timestamp: Any) -> str:
+    try:
+        return str(int(to_utc(parse_iso(timestamp)).timestamp()))
+    except (AttributeError, OverflowError, ValueError):
+        return ""
 
 
 def _invalid(reason: str, position: int) -> NoReturn:
@@ -321,10 +369,14 @@ def _reject_other_syntax(url: str, start: int) -> None:
 
 def _known(word: str) -> str | None:
     """Return the placeholder with this name, ignoring case and separators, or None."""
+    if word.lower().startswith(METADATA) and len(word) > len(METADATA):
+        return METADATA + word[len(METADATA) :]
     return _WITHOUT_SEPARATORS.get(re.sub(r"[_.-]", "", word).lower())
 
 
 def _guess(word: str) -> str | None:
+    if word.lower() in ("metadata", "metadata."):
+        return f"{METADATA}NAME"
     bare = re.sub(r"[_.-]", "", word).lower()
     if bare in _SYNONYMS:
         return _SYNONYMS[bare]
@@ -333,5 +385,9 @@ def _guess(word: str) -> str | None:
 
 
 def _unknown(text: str, name: str | None, position: int) -> NoReturn:
-    hint = f"write {{{name}}}" if name else f"known placeholders: {' '.join(f'{{{known}}}' for known in PLACEHOLDERS)}"
+    hint = (
+        f"write {{{name}}}"
+        if name
+        else f"known placeholders: {' '.join(f'{{{known}}}' for known in (*PLACEHOLDERS, 'metadata.NAME'))}"
+    )
     raise TemplateError(ErrorCode.UNKNOWN_PLACEHOLDER, f"{text} is not a placeholder; {hint}", position)

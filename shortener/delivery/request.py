@@ -13,7 +13,7 @@ from typing import Any
 
 from shortener.delivery.formats import render
 from shortener.delivery.outcomes import SuccessCriteria
-from shortener.delivery.placeholders import Template, placeholder_values
+from shortener.delivery.placeholders import METADATA, Template, placeholder_values
 from shortener.delivery.sender import OutgoingRequest
 from shortener.delivery.signatures import sign
 from shortener.model import Topic
@@ -50,12 +50,20 @@ class DeliveryTarget:
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[tuple[bytes, datetime | None], ...] = ()
 
+    @property
+    def metadata_names(self) -> list[str]:
+        """The names of the metadata that the URL contains as placeholders."""
+        placeholders = () if isinstance(self.url, str) else self.url.placeholders
+        return [name.removeprefix(METADATA) for name in placeholders if name.startswith(METADATA)]
+
     def request(
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
     ) -> OutgoingRequest:
-        """Return the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost."""
+        """Return the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost.
+
+        Only the facts of a test delivery contain a `topic`, which then replaces the name of the event."""
         name = encode_event_id(event, topic)
-        facts = {**facts, "event_id": name, "topic": topic.api_name}
+        facts = {"topic": topic.api_name, **facts, "event_id": name}
         if isinstance(self.url, str):
             url = self.url
         else:

@@ -1,4 +1,4 @@
-"""Test delivery: send one `test` event to one tracker now, whether the tracker is enabled or not.
+"""Test delivery: send one invented event to one tracker now, whether the tracker is enabled or not.
 
 The request is built and signed like every other request. There is exactly one attempt. It is stored as a delivery that has
 ended, with its event and its attempt. It changes neither the breaker nor the queue.
@@ -44,30 +44,74 @@ class SampleDelivery:
     answer: str
 
 
-def sample_facts(application_id: int, at: datetime) -> dict[str, Any]:
-    """Return the facts of a first click on an invented message."""
+def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any]:
+    """Return the facts of an event of this name (model.EVENT_NAMES) on an invented message. No value of the event is empty."""
     phone = "+14085550100"
-    now = iso(to_ms(at))
-    return {
-        "timestamp": now,
+    now = to_ms(at)
+    facts: dict[str, Any] = {
+        "sample_of": event,
+        "timestamp": iso(now),
         "application_id": application_id,
         "company_id": None,
         "message_id": "test",
-        "message_request_id": "test",
-        "external_message_request_id": "",
+        "message_request_id": "test-request",
+        "external_message_request_id": "test-external",
         "to_address": phone,
         "phone_sha256": hashlib.sha256(phone.encode()).hexdigest(),
         "from_address": "test",
-        "sender_id_id": "",
-        "sender_id_alias": "",
-        "previous_state": "DELIVERED",
-        "new_state": "CLICKTHRU",
+        "sender_id_id": "test",
+        "sender_id_alias": "test",
+        "previous_state": None,
+        "new_state": "DELIVERED",
+        "reason_code": "000",
+        "reason_description": "test",
+        "report_status": "DELIVRD",
+        "telecom_message_id": "test-telecom",
         "fragments_count": 1,
         "mt_price": "0.0095",
         "has_attachment": False,
+        "campaign": "test",
+        "source": "api",
+        "country": "US",
+        "metadata": {"test": "test"},
+        "code": "8kVnq2LmRd",
+        "short_url": "https://go.brand.example/8kVnq2LmRd",
         "url": "https://example.com/",
-        "clicked_at": now,
+        "label": "test",
+        "sent_at": iso(now - 44_000),
+        "delivered_at": iso(now - 42_000),
+        "process_key": "test",
     }
+    if event == "delivery":
+        return facts
+    facts |= {
+        "new_state": "CLICKTHRU",
+        "click_id": "test-click",
+        "clicked_at": iso(now),
+        "verdict": "human",
+        "verdict_reason": "browser",
+        "user_agent": "test",
+        "first_for_message": True,
+        "first_for_link": True,
+        "click_number": 1,
+        "seconds_since_sent": 44,
+        "seconds_since_delivered": 42,
+    }
+    if event == "state":
+        facts["previous_state"] = "DELIVERED"
+    if event == "conversion":
+        facts |= {
+            "conversion_id": "test-conversion",
+            "action": "sale",
+            "conversion_status": "approved",
+            "disposition": "positive",
+            "value": "19.90",
+            "currency": "USD",
+            "transaction_id": "test-transaction",
+            "revision": 1,
+            "conversion_metadata": {"test": "test"},
+        }
+    return facts
 
 
 async def send_test(
@@ -80,11 +124,19 @@ async def send_test(
     *,
     allow_http: bool,
     application_id: int | None = None,
+    event_name: str | None = None,
 ) -> SampleDelivery:
-    """Send a test event to a tracker and store the result. Raise ApiError NOT_FOUND, StoreUnavailable."""
+    """Send a test event to a tracker and store the result. Raise ApiError NOT_FOUND, StoreUnavailable.
+
+    `event_name` requests an event of that name. None: the event is named `test` and has the values of the first event to which the
+    tracker subscribes."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
-    facts = sample_facts(tracker.application_id, at)
+    facts = sample_facts(tracker.application_id, at, event_name or tracker.events[0])
+    if event_name is not None:
+        facts["topic"] = event_name
+    for name in target.metadata_names:
+        facts["metadata"].setdefault(name, "test")
     try:
         request = target.request(facts, event, Topic.TEST, 1, at, allow_http=allow_http)
     except ForbiddenHost as error:

@@ -14,7 +14,7 @@ from shortener.delivery.tracker_presenter import health_fields, sample_delivery_
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
-from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
 _TAG = "Trackers"
@@ -108,6 +108,14 @@ class DeletedTrackerResponse(ResponseModel):
     status: Literal[True] = True
 
 
+class TrackerTestRequest(RequestModel):
+    """The event to send as a test."""
+
+    event: EventName | None = Field(
+        None, description="Send an event of this name. Default: an event named `test` with the values of a subscribed event."
+    )
+
+
 class SampleDeliveryResponse(ResponseModel):
     """The result of the attempt."""
 
@@ -161,7 +169,7 @@ async def remove(call: Call[None, None]) -> DeletedTrackerResponse:
     return DeletedTrackerResponse()
 
 
-async def test(call: Call[None, None]) -> dict[str, Any]:
+async def test(call: Call[None, TrackerTestRequest | None]) -> dict[str, Any]:
     """Send a test event to a tracker and return the result of the attempt."""
     service = call.service
     sample = await send_test(
@@ -173,6 +181,7 @@ async def test(call: Call[None, None]) -> dict[str, Any]:
         call.path["tracker_id"],
         allow_http=service.settings.allow_http_targets,
         application_id=call.application_id,
+        event_name=call.body.event if call.body else None,
     )
     return {"status": True, **sample_delivery_fields(sample)}
 
@@ -240,7 +249,10 @@ ENDPOINTS = [
         "Send a test event",
         _TAG,
         permission="trackers.write",
+        body=TrackerTestRequest,
+        body_optional=True,
         response=SampleDeliveryResponse,
-        description="Sends one `test` event in one attempt, also to a disabled tracker. The response contains the result.",
+        description="Sends one event with invented values in one attempt, also to a disabled tracker. The response contains the "
+        "result. Without `event` the event is named `test` and has the values of the first event to which the tracker subscribes.",
     ),
 ]

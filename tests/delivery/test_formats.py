@@ -173,8 +173,29 @@ def test_a_json_body_has_default_fields() -> None:
     assert body("json", CONVERSION, fields=[]) == {}
 
 
+def test_the_default_json_body_distinguishes_events_attempts_and_messages() -> None:
+    facts = CLICK | {"external_message_request_id": "x1", "metadata": {"order": 7}, "report_status": "DELIVRD"}
+    found = body("json", facts, attempt=3)
+    assert {name: found[name] for name in ("event", "event_id", "attempt", "previous_state", "new_state", "status")} == {
+        "event": "state",
+        "event_id": "evt_1",
+        "attempt": 3,
+        "previous_state": "DELIVERED",
+        "new_state": "CLICKTHRU",
+        "status": "CLICKTHRU",
+    }
+    assert (found["message_request_id"], found["external_message_request_id"]) == ("9E0qhwPclVXnqMjbaYF4J5", "x1")
+    assert found["metadata"] == {"order": 7}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_body_of_every_format_contains_the_message_id_the_external_id_and_the_metadata(format: str) -> None:
+    raw = render(format, CLICK | {"external_message_request_id": "x1", "metadata": {"order": "seven"}}, attempt=1)[0].decode()
+    assert all(text in raw for text in ("uFAbXDeSXGMzgK5Qoxw5g2", "x1", "seven"))
+
+
 def test_every_fact_and_every_name_of_23_telecom_is_a_json_field() -> None:
-    assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event"}
+    assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event", "attempt"}
     assert len(FIELDS) == len(set(FIELDS))
     assert check_fields(FIELDS) == []
     assert check_fields(DEFAULT_FIELDS) == []

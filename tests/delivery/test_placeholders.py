@@ -34,8 +34,8 @@ def test_23_telecoms_documented_example_is_expanded_exactly() -> None:
 def test_the_placeholder_names_are_the_documented_ones() -> None:
     telecom = "message_id phone recipient sender_id cost status status_code num_parts timestamp telecom_message_id"
     own = (
-        "event_id event click_id conversion_id action value currency transaction_id campaign url short_url label country"
-        " phone_sha256"
+        "event_id event click_id conversion_id action value currency transaction_id disposition revision campaign url short_url"
+        " label country phone_sha256 message_request_id external_message_request_id timestamp_unix"
     )
     assert tuple(telecom.split()) == TELECOM_PLACEHOLDERS
     assert tuple(own.split()) == OWN_PLACEHOLDERS
@@ -319,12 +319,13 @@ def test_placeholder_values_come_from_the_facts_of_an_event() -> None:
         "message_id": "m1",
         "phone": "+14085550100",
         "recipient": "+14085550100",
-        "sender_id": "Gladiator",
+        "sender_id": "18775550100",
         "cost": "0.0095",
         "status": "approved",
         "status_code": "200",
         "num_parts": "2",
         "timestamp": "2026-11-20T12:00:00.000Z",
+        "timestamp_unix": "1795176000",
         "telecom_message_id": "t1",
         "value": "-19.90",
     }
@@ -337,30 +338,86 @@ def test_without_facts_every_placeholder_value_is_empty() -> None:
 @pytest.mark.parametrize(
     ("facts", "word"),
     [
-        ({"topic": "state", "new_state": "DELIVERED"}, "DELIVRD"),
-        ({"topic": "state", "new_state": "SENT"}, "ENROUTE"),
-        ({"topic": "state", "new_state": "CREATED"}, "ACCEPTD"),
-        ({"topic": "state", "new_state": "FAILED"}, "UNDELIV"),
+        ({"topic": "state", "new_state": "DELIVERED", "report_status": "DELIVRD"}, "DELIVERED"),
+        ({"topic": "delivery", "new_state": "DELIVERED"}, "DELIVRD"),
+        ({"topic": "state", "new_state": "SENT", "report_status": "DELIVRD"}, "SENT"),
+        ({"topic": "delivery", "new_state": "SENT"}, "ENROUTE"),
+        ({"topic": "state", "new_state": "CREATED", "report_status": "DELIVRD"}, "CREATED"),
+        ({"topic": "delivery", "new_state": "CREATED"}, "ACCEPTD"),
+        ({"topic": "state", "new_state": "FAILED", "report_status": "DELIVRD"}, "FAILED"),
+        ({"topic": "delivery", "new_state": "FAILED"}, "UNDELIV"),
         ({"topic": "state", "new_state": "EXPIRED"}, "EXPIRED"),
         ({"topic": "state", "new_state": "READ"}, "READ"),
-        ({"topic": "state", "new_state": "CLICKTHRU"}, "CLICKTHRU"),
+        ({"topic": "state", "new_state": "CLICKTHRU", "report_status": "DELIVRD"}, "CLICKTHRU"),
+        ({"topic": "test", "sample_of": "state", "new_state": "CLICKTHRU", "report_status": "DELIVRD"}, "CLICKTHRU"),
         ({"topic": "delivery", "new_state": "FAILED", "report_status": "REJECTD"}, "REJECTD"),
         ({"topic": "conversion", "conversion_status": "lead", "report_status": "DELIVRD"}, "lead"),
         ({"topic": "conversion", "report_status": "DELIVRD"}, "DELIVRD"),
         ({"topic": "click", "conversion_status": "lead", "new_state": "DELIVERED"}, "DELIVRD"),
     ],
 )
-def test_status_is_23_telecoms_receipt_word(facts: dict[str, str], word: str) -> None:
+def test_status_is_the_new_state_of_a_state_event_and_else_the_reported_word(facts: dict[str, str], word: str) -> None:
     assert placeholder_values(facts)["status"] == word
 
 
 @pytest.mark.parametrize(
     ("facts", "shown"),
     [
-        ({"sender_id_alias": "Gladiator", "from_address": "1", "sender_id_id": "E"}, "Gladiator"),
+        ({"sender_id_alias": "Gladiator", "from_address": "1", "sender_id_id": "E"}, "1"),
+        ({"sender_id_alias": "Gladiator", "from_address": "channel:7"}, "Gladiator"),
+        ({"sender_id_alias": "Gladiator", "from_address": "sender_id:7"}, "Gladiator"),
+        ({"sender_id_alias": "Gladiator", "from_address": ""}, "Gladiator"),
+        ({"from_address": "channel:7", "sender_id_id": "E"}, "channel:7"),
         ({"sender_id_alias": "", "from_address": "1", "sender_id_id": "E"}, "1"),
         ({"sender_id_id": "E"}, "E"),
     ],
 )
-def test_sender_id_is_the_sender_that_the_phone_displays(facts: dict[str, str], shown: str) -> None:
+def test_sender_id_is_from_unless_it_is_absent_or_a_reference(facts: dict[str, str], shown: str) -> None:
     assert placeholder_values(facts)["sender_id"] == shown
+
+
+METADATA_FACTS = {"metadata": {"sub1": "a b", "n.1": 7, "yes": True, "none": None}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("sub1", "a%20b"), ("n.1", "7"), ("yes", "true"), ("none", ""), ("absent", "")])
+def test_a_value_of_the_metadata_is_a_placeholder(name: str, value: str) -> None:
+    template = parse_template(f"http://t.example/cb?x={{metadata.{name}}}")
+    assert template.expand(placeholder_values(METADATA_FACTS)) == f"http://t.example/cb?x={value}"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("{metadata}", "{metadata.NAME}"),
+        ("{metadata.}", "{metadata.NAME}"),
+        ("{{metadata.sub1}}", "{metadata.sub1}"),
+        ("{Metadata.Sub1}", "{metadata.Sub1}"),
+        ("[metadata.sub1]", "{metadata.sub1}"),
+        ("%7Bmetadata.sub1%7D", "{metadata.sub1}"),
+    ],
+)
+def test_other_notations_of_metadata_are_rejected_with_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(TemplateError) as raised:
+        parse_template(f"http://t.example/cb?x={text}")
+    assert raised.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
+    assert f"write {hint}" in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("url", "values", "path"),
+    [
+        ("/hooks/{campaign}/x", {"campaign": ".."}, "/hooks/%2E%2E/x"),
+        ("/hooks/{campaign}/x", {"campaign": "."}, "/hooks/%2E/x"),
+        ("/hooks/{action}{label}", {"action": ".", "label": "."}, "/hooks/%2E%2E"),
+        ("/hooks/.{action}?x={action}", {"action": "."}, "/hooks/%2E%2E?x=."),
+        ("/hooks/{campaign}/x", {"campaign": "..."}, "/hooks/.../x"),
+        ("/hooks/a{campaign}/x", {"campaign": ".."}, "/hooks/a../x"),
+        ("/hooks?x={campaign}", {"campaign": "/../"}, "/hooks?x=%2F..%2F"),
+    ],
+)
+def test_dots_as_a_value_do_not_change_the_path(url: str, values: dict[str, str], path: str) -> None:
+    assert parse_template(f"http://t.example{url}").expand(values) == f"http://t.example{path}"
+
+
+def test_a_unix_timestamp_is_the_time_of_the_event_in_seconds() -> None:
+    assert placeholder_values({"timestamp": "2026-11-20T12:00:00.999Z"})["timestamp_unix"] == "1795176000"

@@ -1,11 +1,16 @@
 """Test deliveries: one attempt that is stored and changes nothing else."""
 
+import json
 from typing import Any
+
+import pytest
 
 from shortener.container import Service
 from shortener.delivery.deliveries import DeliveryFilter
-from shortener.delivery.sample_delivery import send_test
-from shortener.model import DeliveryStatus, Topic
+from shortener.delivery.formats import FORMATS, render
+from shortener.delivery.sample_delivery import sample_facts, send_test
+from shortener.model import EVENT_NAMES, DeliveryStatus, Topic
+from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker
 from tests.receiver import Receiver, Reply
 
@@ -57,3 +62,40 @@ async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
         service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
     )
     assert (result.delivered, result.error, receiver.connections) == (False, "blocked_address", 0)
+
+
+async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_tracker_subscribes(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver
+) -> None:
+    url = "/pb?cid={click_id}&payout={value}&tx={transaction_id}&ev={action}&d={disposition}&s={metadata.sub1}&event={event}"
+    tracker = await make_tracker(receiver.url(url), "conversion", format="json")
+
+    async def send(event: str | None = None) -> None:
+        await send_test(
+            service.database,
+            service.trackers,
+            service.sender,
+            service.ids,
+            service.clock,
+            tracker,
+            allow_http=True,
+            event_name=event,
+        )
+
+    await send()
+    await send("conversion")
+    await send("delivery")
+    default, conversion, delivery = receiver.requests
+    values = "/pb?cid=test-click&payout=19.90&tx=test-transaction&ev=sale&d=positive&s=test&event="
+    assert (default.target, conversion.target) == (f"{values}test", f"{values}conversion")
+    assert (default.json["event"], default.json["value"], default.json["status"]) == ("test", "19.90", "approved")
+    assert (delivery.json["event"], delivery.json["status"], delivery.json["value"]) == ("delivery", "DELIVRD", None)
+
+
+@pytest.mark.parametrize("event", EVENT_NAMES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_sample_values_of_every_event_are_rendered_as_that_event(event: str, format: str) -> None:
+    facts = sample_facts(1, NOON, event)
+    sample = json.loads(render(format, {**facts, "topic": "test"}, attempt=1)[0])
+    real = json.loads(render(format, {**facts, "topic": event, "sample_of": None}, attempt=1)[0])
+    assert sample.keys() == real.keys()
