@@ -39,7 +39,7 @@ from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError
 from shortener.ids import ClickIds, IdGenerator
-from shortener.jobs import Job, Jobs, WakeUp
+from shortener.jobs import Job, Jobs, TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
 from shortener.messages.plan import RewriteLimits
@@ -97,6 +97,7 @@ class Foundation:
     directory: Directory
     ids: IdGenerator
     click_ids: ClickIds
+    supervisor: TaskSupervisor  # of the tasks that last as long as the process
     events_wake_up: WakeUp  # set after a transaction that wrote events
     notify_events: Callable[[], None]  # sets `events_wake_up` in every process
 
@@ -166,6 +167,7 @@ class Service:
         self.directory = foundation.directory
         self.ids = foundation.ids
         self.click_ids = foundation.click_ids
+        self.supervisor = foundation.supervisor
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder
         self.devices = clicks.devices
@@ -194,7 +196,7 @@ class Service:
             self.recorder.start()
         self.jobs.start(without=() if deliver else ("fanout", "dispatcher"))
         if self.notifier is not None:
-            self.notifier.start()
+            self.notifier.start(self.supervisor)
         self.ready = True
 
     @property
@@ -301,7 +303,7 @@ async def _build_service(
     purge = Purge(database, settings)
     jobs = _build_jobs(foundation, clicks, delivery, purge)
     metrics = Metrics()
-    for part in (clicks.recorder, clicks.reclassifier, jobs, purge, delivery.fanout, delivery.dispatcher):
+    for part in (foundation.supervisor, clicks.recorder, clicks.reclassifier, jobs, purge, delivery.fanout, delivery.dispatcher):
         part.register_metrics(metrics)
     for optional in (foundation.redis, foundation.cache, clicks.spool, clock):
         if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
@@ -334,6 +336,7 @@ async def _build_foundation(
         directory=directory,
         ids=IdGenerator(database.node, now_ms),
         click_ids=ClickIds(secret.key("click ids")),
+        supervisor=TaskSupervisor(),
         events_wake_up=events_wake_up,
         notify_events=notify_everywhere(notifier, "events", events_wake_up),
     )
@@ -355,6 +358,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         on_events=foundation.notify_events,
         cache=foundation.cache,
         spool=spool,
+        supervisor=foundation.supervisor,
     )
     devices = DeviceCounter(database, ids)
     return ClickParts(
@@ -415,7 +419,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
 def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
     """All background jobs, in one table."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
-    jobs = Jobs()
+    jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
     jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
     if isinstance(clock, SharedClock):

@@ -3,6 +3,9 @@
 A job is an async function that does one run of work and returns how many items it processed. It runs again at once while it finds
 work, else after `interval` seconds or when its wake-up event is set. A run that fails is logged and repeated. An error in a job
 never ends the process.
+
+A `TaskSupervisor` runs the tasks that last as long as the process: jobs, the loops of the recorder, the notifier. A task that ends
+is logged, counted in `shortener_task_restarts` and started again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,68 @@ from shortener.errors import StoreUnavailable
 from shortener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+RESTART_SECONDS = 0.1  # pause before a task that ended starts again
+RECENT_SECONDS = 10.0  # for so long /readyz shows that a task ended
+
+
+class TaskSupervisor:
+    """Long-running tasks. A task that ends before `stop`, with an exception or without, is logged, counted and started again."""
+
+    def __init__(self) -> None:
+        self.restarts: dict[str, int] = {}  # by name, since the start of the process
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended_at: dict[str, float] = {}  # loop time
+        self._is_stopping = False
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        metrics.counter(
+            "shortener_task_restarts",
+            "Long-running tasks that ended unexpectedly and were started again.",
+            lambda: {(name,): float(count) for name, count in self.restarts.items()},
+            "task",
+        )
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether no task has ended within the last RECENT_SECONDS."""
+        if not self._ended_at:
+            return True
+        now = asyncio.get_running_loop().time()
+        return all(now - ended_at > RECENT_SECONDS for ended_at in self._ended_at.values())
+
+    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Run the coroutine function `run` until `stop`. Return the task, which the caller may cancel."""
+        self.restarts.setdefault(name, 0)
+        task = asyncio.get_running_loop().create_task(self._keep_running(name, run), name=name)
+        self._tasks[name] = task
+        return task
+
+    async def stop(self) -> None:
+        """Cancel all tasks."""
+        self._is_stopping = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_running(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        while True:
+            error: BaseException | None = None
+            try:
+                await run()
+            except asyncio.CancelledError as cancelled:
+                if own.cancelling():
+                    raise
+                error = cancelled  # something that the task awaited was cancelled, not the task
+            except Exception as raised:
+                error = raised
+            self.restarts[name] += 1
+            self._ended_at[name] = asyncio.get_running_loop().time()
+            log.error("task_ended", task=name, exc_info=error)
+            await asyncio.sleep(RESTART_SECONDS)
 
 
 class WakeUp:
@@ -56,13 +121,15 @@ class Job:
     runs: int = 0
     failures: int = 0
     done: int = 0
+    is_failing: bool = False  # the last run ended with an error other than StoreUnavailable
 
 
 class Jobs:
     """The table of background jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: TaskSupervisor | None = None) -> None:
         self.table: dict[str, Job] = {}
+        self._supervisor = supervisor or TaskSupervisor()
         self._tasks: list[asyncio.Task[None]] = []
 
     def add(self, job: Job) -> Job:
@@ -86,10 +153,16 @@ class Jobs:
         """Whether all jobs are running."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
+    @property
+    def failing(self) -> list[str]:
+        """The names of the jobs whose last run failed with an unexpected error."""
+        return [job.name for job in self.table.values() if job.is_failing]
+
     def start(self, *, without: Collection[str] = ()) -> None:
         """Start all jobs except those with the names in `without`."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(_run(job), name=job.name) for job in self.table.values() if job.name not in without]
+        self._tasks = [
+            self._supervisor.start(job.name, partial(_run, job)) for job in self.table.values() if job.name not in without
+        ]
 
     async def stop(self) -> None:
         """Cancel all jobs. What they have committed stays."""
@@ -101,15 +174,17 @@ class Jobs:
 
 async def _run(job: Job) -> None:
     while True:
+        done = 0
         try:
             done = await job.step()
             job.done += done
+            job.is_failing = False
         except StoreUnavailable:
             job.failures += 1
-            done = 0
+            job.is_failing = False
         except Exception:
             job.failures += 1
-            done = 0
+            job.is_failing = True
             log.exception("job_failed", job=job.name)
         job.runs += 1
         if done:

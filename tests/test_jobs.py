@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from shortener.errors import StoreUnavailable
-from shortener.jobs import Job, Jobs, WakeUp
+from shortener.jobs import Job, Jobs, TaskSupervisor, WakeUp
 from shortener.metrics import Metrics
 from tests.servers import PATIENCE
 
@@ -90,3 +90,59 @@ async def test_jobs_count_their_runs_failures_and_items_on_metrics() -> None:
     text = metrics.text("")[0].decode()
     assert 'shortener_job_done_total{job="fold"} 4.0' in text
     assert 'shortener_job_failures_total{job="fold"} 0.0' in text
+
+
+class Ending:
+    """A task that ends in one way at its first run, and then runs until it is cancelled."""
+
+    def __init__(self, end: BaseException | None) -> None:
+        self._end = end
+        self.runs = 0
+        self.is_running = asyncio.Event()
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.runs == 1:
+            if self._end is not None:
+                raise self._end
+            return
+        self.is_running.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("end", [ValueError("a bug"), asyncio.CancelledError(), None], ids=["error", "cancelled", "returned"])
+async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: BaseException | None) -> None:
+    supervisor, task, metrics = TaskSupervisor(), Ending(end), Metrics()
+    supervisor.register_metrics(metrics)
+    supervisor.start("loop", task.run)
+    assert supervisor.is_healthy
+    await asyncio.wait_for(task.is_running.wait(), PATIENCE)
+    assert not supervisor.is_healthy, "/readyz shows it for some seconds"
+    assert 'shortener_task_restarts_total{task="loop"} 1.0' in metrics.text("")[0].decode()
+    await supervisor.stop()
+    assert task.runs == 2
+
+
+async def test_a_cancelled_task_stays_cancelled() -> None:
+    supervisor, ended = TaskSupervisor(), asyncio.Event()
+    task = supervisor.start("loop", ended.wait)  # type: ignore[arg-type]  # the result of `wait` does not matter
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert supervisor.restarts == {"loop": 0}
+
+
+async def test_a_job_is_failing_until_a_run_succeeds() -> None:
+    jobs, work = Jobs(), Work(ValueError("a bug"))
+    jobs.add(Job("fold", NEVER, work.step))
+    jobs.start()
+    async with asyncio.timeout(PATIENCE):
+        while not jobs.failing:
+            await asyncio.sleep(0)
+    assert jobs.failing == ["fold"]
+    jobs.table["fold"].wake_up.notify()
+    await work.wait()
+    await asyncio.sleep(0)
+    assert jobs.failing == []
+    await jobs.stop()

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, increment_version, require_application
@@ -50,9 +50,7 @@ def update_application(
     `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
     INVALID_REQUEST, NOT_FOUND, CONFLICT."""
     table = schema.applications
-    row = connection.execute(select(table).where(table.c.id == application_id)).first()
-    if row is None:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
+    row = lock_application(connection, application_id)
     values: dict[str, Any] = {}
     changes = dict(changes)
     if "name" in changes:
@@ -72,6 +70,17 @@ def update_application(
     values["settings"] = merged.model_dump(exclude_defaults=True)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
+
+
+def lock_application(connection: Connection, application_id: int) -> Row[Any]:
+    """Return the row of an application, locked until the end of the transaction, so that changes cannot overwrite each other.
+
+    Raise ApiError NOT_FOUND."""
+    table = schema.applications
+    row = connection.execute(select(table).where(table.c.id == application_id).with_for_update()).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
+    return row
 
 
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime) -> int:

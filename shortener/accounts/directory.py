@@ -127,12 +127,17 @@ class Directory:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._snapshot = _Snapshot()
+        self._refreshes = 0  # that have begun
+        self._applied = 0  # the number of the refresh that read the snapshot
 
     async def refresh(self) -> bool:
         """Read all accounts if one has changed. Return whether one has. Raise StoreUnavailable and keep them."""
+        self._refreshes += 1
+        number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
-        if fresh is not None:
-            self._snapshot = fresh
+        # A refresh that began earlier may end later, and its accounts may be older.
+        if fresh is not None and number > self._applied:
+            self._snapshot, self._applied = fresh, number
         return fresh is not None
 
     def application(self, application_id: int) -> Application | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 
 import structlog
 
@@ -33,6 +34,7 @@ from shortener.clicks.spool_writer import SpoolWriter
 from shortener.clicks.waiting_hit import PendingResponse, WaitingHit
 from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdGenerator
+from shortener.jobs import TaskSupervisor
 from shortener.metrics import Metrics
 from shortener.redis.link_cache import LinkCache, NoLinkCache
 from shortener.storage.database import Database
@@ -43,7 +45,6 @@ RESPONSE_GRACE_SECONDS = 0.5  # a response is sent at most so long after the dea
 _GROUP_SECONDS = 0.05  # overdue hits of so long a time are resolved together
 _SPOOL_SECONDS = 0.1  # an overdue hit waits so long for the spool
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2  # limits for resolving an overdue hit; with the two above less than the grace
-_RESTART_SECONDS = 0.1  # pause before a background loop that failed runs again
 
 
 class Recorder:
@@ -61,6 +62,7 @@ class Recorder:
         on_events: Callable[[], None],
         cache: LinkCache | None = None,
         spool: HitSpool | None = None,
+        supervisor: TaskSupervisor | None = None,
     ) -> None:
         resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
@@ -86,6 +88,8 @@ class Recorder:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, keep=self._keep, spawn=self._spawn)
         self._overflow: list[WaitingHit] = []  # hits that memory has no room for
         self._refused = 0  # refused hits that the batcher may still hold
+        self._supervisor = supervisor or TaskSupervisor()
+        self._loops: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -111,9 +115,9 @@ class Recorder:
     def start(self) -> None:
         """Start to write hits. Hits that arrived earlier are written now."""
         self._batcher.resume()
-        self._spawn(_repeat("overdue", self._respond_to_overdue))
+        self._loops.append(self._supervisor.start("overdue", partial(_repeat, self._respond_to_overdue)))
         if self._spool_writer is not None:
-            self._spawn(_repeat("spool_writer", self._spool_writer.run_once))
+            self._loops.append(self._supervisor.start("spool_writer", partial(_repeat, self._spool_writer.run_once)))
 
     async def record(self, hit: Hit) -> Resolution:
         """Return where the hit leads, once it is durable or overdue. Raises StoreUnavailable: then the hit is not stored."""
@@ -181,9 +185,10 @@ class Recorder:
         except TimeoutError:
             log.error("hits_lost_at_shutdown", hits=self.unrecorded)
         await self._batcher.stop()
-        for task in self._tasks:
+        tasks = [*self._loops, *self._tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -283,11 +288,7 @@ class Recorder:
         await self._respond_now([waiting for waiting in hits if not waiting.response.done()])
 
 
-async def _repeat(name: str, step: Callable[[], Awaitable[None]]) -> None:
-    """Run `step` for ever. A step that fails is logged and does not end the loop."""
+async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
+    """Run `step` for ever."""
     while True:
-        try:
-            await step()
-        except Exception:
-            log.exception("recorder_loop_failed", loop=name)
-            await asyncio.sleep(_RESTART_SECONDS)
+        await step()

@@ -7,6 +7,9 @@ One process drains at a time, under a lease. It reads many entries at once and w
 the earliest of several first clicks in the stream wins. A click that the database took meanwhile stays the first click: it was
 committed first, and a tracker may have its event. To make this rare, a process keeps spooling until everything is drained that
 was in the stream when the database came back, but for at most `MAX_CATCH_UP_SECONDS`.
+
+The same limit holds if Redis does not respond and the stream, when it was last looked at, held hits: clicks that would come before
+them wait for so long. Then the outage ends, the log contains `outage_ended_before_spool`, and the stream is drained later.
 """
 # Tested by tests/clicks/test_hit_spool.py
 
@@ -39,20 +42,21 @@ class SpoolDrainer:
         self._recorder = recorder
         self._database = database
         self._recovery_began_at = 0.0  # loop time
-        self._recovery_ends_with: tuple[int, int] = (0, 0)  # the last entry when the recovery began
+        self._recovery_ends_with: tuple[int, int] | None = None  # the last entry when the recovery began; None: not known
 
     async def step(self) -> int:
         """Drain one window and return the number of its entries.
 
         Raises StoreUnavailable: then the hits that are not written stay in the stream.
         """
+        state: SpoolState | None
         try:
             state = await self._spool.look()
             drained = await self._drain() if state.depth and await self._spool.take_lease() else 0
             if drained:
                 state = await self._spool.look()
         except RedisUnavailable:
-            drained, state = 0, SpoolState(0)
+            drained, state = 0, None
         except StoreUnavailable:
             self._recorder.relapse()
             raise
@@ -74,8 +78,10 @@ class SpoolDrainer:
             await self._spool.delete([entry for _, _, entry, _ in batch])
         return len(entries)
 
-    async def _recover(self, state: SpoolState) -> None:
-        """Begin the recovery if the database takes a transaction, and end the outage when enough is drained."""
+    async def _recover(self, state: SpoolState | None) -> None:
+        """Begin the recovery if the database takes a transaction, and end the outage when enough is drained.
+
+        `state` None: Redis does not respond."""
         now = asyncio.get_running_loop().time()
         try:
             await asyncio.wait_for(self._database.write(_check), DATABASE_CHECK_SECONDS)
@@ -84,9 +90,16 @@ class SpoolDrainer:
             raise StoreUnavailable(str(error)) from error
         if self._recorder.outage_state is OutageState.OUTAGE:
             self._recorder.begin_recovery()
-            self._recovery_began_at, self._recovery_ends_with = now, state.last
-        is_drained = not state.depth or state.first > self._recovery_ends_with
+            self._recovery_began_at, self._recovery_ends_with = now, None if state is None else state.last
+        if state is None:
+            is_drained = not self._spool.depth  # as of the last look, and with what this process added since
+        else:
+            if self._recovery_ends_with is None:  # Redis did not respond when the recovery began
+                self._recovery_ends_with = state.last
+            is_drained = not state.depth or state.first > self._recovery_ends_with
         if is_drained or now - self._recovery_began_at > MAX_CATCH_UP_SECONDS:
+            if not is_drained:
+                log.error("outage_ended_before_spool", hits=self._spool.depth, redis=state is not None)
             self._recorder.end_outage()
 
 

@@ -427,6 +427,12 @@ def _conversion_url(connection: Connection, application_id: int) -> Tracker | No
     return None if row is None else _tracker_from_row(row)
 
 
+def read_conversion_url(connection: Connection, application_id: int) -> tuple[str | None, list[str] | None]:
+    """Return the application's `conversion_url` and `conversion_fields`."""
+    row = _conversion_row(connection, application_id)
+    return (None, None) if row is None else (row.url, row.fields)
+
+
 def write_conversion_url(
     connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:

@@ -1,6 +1,7 @@
 """The connection to Redis, which holds the link cache and the spool of hits.
 
-The service works without Redis and with an empty Redis. Every call returns or raises `RedisUnavailable` within its time limit.
+The service works without Redis and with an empty Redis. A call waits for a free connection if all are in use. It returns or raises
+`RedisUnavailable` within its time limit after it has a connection, and it waits for a connection at most as long.
 The retries of the client library are off. After a failed call, a background task pings the server. While it gets no response,
 every other call fails at once and sends nothing. If the server responds to the first ping, the connection was only cut, for
 example by a restart: the call is repeated once, and its caller sees no error.
@@ -46,16 +47,18 @@ class RedisUnavailable(Exception):
 class RedisServer:
     """A Redis server, a Sentinel service or a cluster.
 
-    `timeout` is the time limit of a call in seconds. `calls` and `failures` count since the start of the process."""
+    `timeout` is the time limit of a call in seconds, `connections` the number of calls at a time; others wait. `calls`, `failures`
+    and `queued` (calls that waited) count since the start of the process."""
 
-    def __init__(self, client: Client, *, timeout: float, sentinels: Sequence[Client] = ()) -> None:
+    def __init__(self, client: Client, *, timeout: float, connections: int, sentinels: Sequence[Client] = ()) -> None:
         self._client = client
+        self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
         # None: the server is up. Else the result of the first ping after a failure: True if the server responded.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
-        self.calls = self.failures = 0
+        self.calls = self.failures = self.queued = 0
 
     @property
     def is_up(self) -> bool:
@@ -66,6 +69,7 @@ class RedisServer:
         metrics.gauge("shortener_redis_up", "1 if Redis responded to the last call or ping, else 0.", lambda: self.is_up)
         metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)
         metrics.counter("shortener_redis_failures", "Calls of Redis that got no response or were rejected.", lambda: self.failures)
+        metrics.counter("shortener_redis_queued", "Calls of Redis that waited for a free connection.", lambda: self.queued)
 
     async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
         """Return the result of `command(client)`, which may run twice.
@@ -75,9 +79,11 @@ class RedisServer:
         for _ in range(2):
             if self._first_ping is not None and not force and not await asyncio.shield(self._first_ping):
                 break
+            limit = FORCED_TIMEOUT_SECONDS if force else self._timeout
+            await self._take_slot(limit)
             self.calls += 1
             try:
-                async with asyncio.timeout(FORCED_TIMEOUT_SECONDS if force else self._timeout):
+                async with asyncio.timeout(limit):
                     return await command(self._client)
             except ResponseError as error:
                 self.failures += 1
@@ -86,15 +92,30 @@ class RedisServer:
                 self.failures += 1
                 self._start_pinging(error)
                 failure = error
+            finally:
+                self._slots.release()
         text = f"{type(failure).__name__}: {failure}" if failure else "Redis is down since an earlier call"
         raise RedisUnavailable(text) from failure
+
+    async def _take_slot(self, limit: float) -> None:
+        """Wait until fewer than `connections` calls run. Raise RedisUnavailable after `limit` seconds: Redis need not be down."""
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once
+            return
+        self.queued += 1
+        try:
+            async with asyncio.timeout(limit):
+                await self._slots.acquire()
+        except TimeoutError:
+            self.failures += 1
+            raise RedisUnavailable("all connections are in use") from None
 
     async def ping(self) -> bool:
         """Return whether the server responds to a ping in time."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
-        except _FAILURES:
+        except Exception:  # whatever the error is: without a response the server is down, and the pings must go on
             return False
         return True
 
@@ -128,7 +149,8 @@ class RedisServer:
 def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServer:
     """Return the server of a URL. The first call opens the first connection. Raise ValueError if the URL is not valid.
 
-    `timeout` is the time limit of a call in seconds, `connections` the maximum size of the pool."""
+    `timeout` is the time limit of a call in seconds, `connections` the maximum number of calls at a time. The pool has one
+    connection more, for pings."""
     parsed = parse_redis_url(url)
     from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = from_url | {
@@ -152,18 +174,18 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
         }
         sentinel = Sentinel(parsed.hosts, sentinel_kwargs=sentinel_options | {"ssl": parsed.tls}, **options)  # type: ignore[no-untyped-call]  # redis-py has no types for it
         sentinels = sentinel.sentinels
-        client = sentinel.master_for(service, db=int(database or 0), ssl=parsed.tls, max_connections=connections)
+        client = sentinel.master_for(service, db=int(database or 0), ssl=parsed.tls, max_connections=connections + 1)
     elif parsed.mode == "cluster":
         client = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in parsed.hosts],
             ssl=parsed.tls,
-            max_connections=connections,
+            max_connections=connections + 1,
             require_full_coverage=False,
             **options,
         )
     else:
-        client = Redis.from_pool(ConnectionPool(max_connections=connections, **options))
-    return RedisServer(client, timeout=timeout, sentinels=sentinels)
+        client = Redis.from_pool(ConnectionPool(max_connections=connections + 1, **options))
+    return RedisServer(client, timeout=timeout, connections=connections, sentinels=sentinels)
 
 
 def _single_server_url(url: str, tls: bool) -> str:

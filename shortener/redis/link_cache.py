@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
+import structlog
 
 from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
+
+log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
 _INVALIDATED_MS = 3_600_000  # for so long, a rewrite that began earlier cannot restore the entry
@@ -193,9 +196,14 @@ class RedisLinkCache:
     async def _write(self) -> None:
         while self._next is not None:
             batch, self._next = self._next, None
-            for start in range(0, len(batch.links), _MAX_COMMANDS):
-                await self._write_once(batch.links[start : start + _MAX_COMMANDS])
-            batch.done.set_result(None)
+            try:
+                for start in range(0, len(batch.links), _MAX_COMMANDS):
+                    await self._write_once(batch.links[start : start + _MAX_COMMANDS])
+            except Exception:  # no rewrite may wait for ever
+                log.exception("links_not_cached", links=len(batch.links))
+                self.failures += len(batch.links)
+            finally:
+                batch.done.set_result(None)
 
     async def _write_once(self, links: list[CachedLink]) -> None:
         """Write the links in one round trip. An entry that exists, also an invalidated one, stays."""

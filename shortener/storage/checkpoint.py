@@ -22,6 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 #: The target duration of a checkpoint. With longer checkpoints, more commits share the writing of a page. With shorter ones, the
 #: writer waits less for a busy disk.
 TARGET_SECONDS = 0.3
@@ -95,7 +99,8 @@ class Checkpointer:
                         if time.monotonic() - began <= SHORT_SECONDS * frames / LONG_WAL_FRAMES:
                             self._let_writer_finish()
                             break
-                except (sqlite3.Error, OSError):  # for example a full disk: the WAL keeps everything
+                except Exception as error:  # for example a full disk: the WAL keeps everything
+                    log.warning("checkpoint_failed", error=f"{type(error).__name__}: {error}")
                     self._stopping.wait(MAX_INTERVAL_SECONDS)
 
     @property

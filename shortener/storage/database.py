@@ -59,23 +59,28 @@ def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-#: SQLSTATE classes of errors in the service itself: a value that a column cannot hold (22) and a wrong statement (42). The asyncpg
-#: dialect has no exception classes for them.
-_PROGRAMMING_ERRORS = ("22", "42")
+#: The SQLSTATE class of values that a column cannot hold. The asyncpg dialect has no exception class for it.
+_INVALID_VALUE = "22"
+#: The SQLSTATE class of statements that the database rejects. Every statement of this service is constant, so the schema or the
+#: permissions are not those that it expects, for example during a migration or a maintenance.
+_REJECTED_STATEMENT = "42"
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for a driver error that means the database cannot respond.
+    """Raise StoreUnavailable for a driver error that means the database cannot respond, or not to this statement now.
 
-    A conflict and an error in the service itself (a wrong statement, a value that does not fit) pass through unchanged."""
+    A conflict and a value that does not fit pass through unchanged."""
     try:
         yield
-    except (exc.IntegrityError, exc.ProgrammingError, exc.DataError):
+    except (exc.IntegrityError, exc.DataError):
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        if (getattr(cause, "sqlstate", None) or "")[:2] in _PROGRAMMING_ERRORS:
+        sqlstate = (getattr(cause, "sqlstate", None) or "")[:2]
+        is_rejected = sqlstate == _REJECTED_STATEMENT
+        if sqlstate == _INVALID_VALUE or (isinstance(error, exc.ProgrammingError) and not is_rejected):
             raise
-        log.warning("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
+        level = log.error if is_rejected else log.warning
+        level("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
         raise StoreUnavailable(str(cause)) from error

@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import structlog
 
+from shortener.jobs import TaskSupervisor
 from shortener.storage.postgres import CONNECT_TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -45,9 +46,9 @@ class PostgresNotifier:
         self._pending.add(name)
         self._wake_up.set()
 
-    def start(self) -> None:
+    def start(self, supervisor: TaskSupervisor | None = None) -> None:
         """Connect in the background."""
-        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
+        self._task = (supervisor or TaskSupervisor()).start("notifier", self._stay_connected)
 
     async def stop(self) -> None:
         """Disconnect. Events that were not sent are lost."""

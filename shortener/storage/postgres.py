@@ -16,12 +16,16 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
+import structlog
 from sqlalchemy import Connection, ExceptionContext, Row, event, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
+from shortener.errors import StoreUnavailable
 from shortener.ids import MAX_NODES
 from shortener.storage.database import store_errors
+
+log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,9 +108,7 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
     def connect() -> Any:
         # The URL goes to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
         dbapi: Any = engine.dialect.dbapi
-        return dbapi.connect(
-            dsn, async_creator_fn=asyncpg.connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options
-        )
+        return dbapi.connect(dsn, async_creator_fn=_connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options)
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -118,6 +120,17 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
     )
     event.listen(engine.sync_engine, "handle_error", _detect_disconnect)
     return engine
+
+
+async def _connect(*args: Any, **options: Any) -> Any:
+    """Connect. Raise StoreUnavailable whatever the reason is: the server refuses this user, has no connection left, or is down.
+
+    Statements have the same SQLSTATEs for other reasons (42501: a permission that is missing), so only this place can decide."""
+    try:
+        return await asyncpg.connect(*args, **options)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
 def split_url(url: str) -> tuple[str, bool]:

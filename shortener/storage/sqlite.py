@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
 from urllib.parse import quote
 
+import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
@@ -30,6 +31,8 @@ from shortener.ids import MAX_NODES
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
+
+log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,7 +155,10 @@ class SqliteDatabase:
 
     def _run(self) -> None:
         while (job := self._work.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # the thread must go on: without it no later transaction ends
+                log.exception("writer_job_failed")
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:

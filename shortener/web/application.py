@@ -2,7 +2,7 @@
 
 A `conversion_url` is stored as a tracker of its own, which receives `conversion` events as flat JSON.
 """
-# Tested by tests/web/test_trackers.py
+# Tested by tests/web/test_application.py and tests/web/test_trackers.py
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection
 
-from shortener.accounts.administration import update_application
+from shortener.accounts.administration import lock_application, update_application
 from shortener.accounts.settings import ApplicationSettings
-from shortener.delivery.trackers import write_conversion_url
+from shortener.delivery.trackers import read_conversion_url, write_conversion_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.tracker_requests import BodyFields, TrackerUrl
@@ -78,20 +78,13 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
     """Change the caller's application and return it."""
     service, changes = call.service, call.body
     settings = {name: getattr(changes, name) for name in changes.model_fields_set if name in ApplicationSettings.model_fields}
-    conversion: tuple[str | None, list[str] | None] | None = None
-    if {"conversion_url", "conversion_fields"} & changes.model_fields_set:
-        current = await service.trackers.conversion_url(call.application_id)
-        url, fields = (current.url, current.fields) if current else (None, None)
-        if "conversion_url" in changes.model_fields_set:
-            url = changes.conversion_url or None
-            if url is not None:
-                await service.trackers.check_url(url, "conversion_url")
-        if "conversion_fields" in changes.model_fields_set:
-            fields = changes.conversion_fields
-        if url is None and changes.conversion_fields is not None:
-            reason = "requires a conversion_url"
-            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
-        conversion = (url, fields)
+    conversion: dict[str, Any] = {}
+    if "conversion_url" in changes.model_fields_set:
+        conversion["url"] = changes.conversion_url or None
+        if conversion["url"] is not None:
+            await service.trackers.check_url(conversion["url"], "conversion_url")
+    if "conversion_fields" in changes.model_fields_set:
+        conversion["fields"] = changes.conversion_fields
     await service.database.write(_write, call.application_id, settings, conversion, service.clock(), service.settings.base_url)
     await service.directory.refresh()
     return await show(Call(service, call.request, call.path, None, None, call.principal))
@@ -101,14 +94,21 @@ def _write(
     connection: Connection,
     application_id: int,
     settings: dict[str, Any],
-    conversion: tuple[str | None, list[str] | None] | None,
+    conversion: dict[str, Any],
     now: datetime,
     own_url: str,
 ) -> None:
+    """Change what the request names. What it does not name keeps the value that is stored now, under the lock of the row."""
+    lock_application(connection, application_id)
     if settings:
         update_application(connection, application_id, settings, now, own_url=own_url)
-    if conversion is not None:
-        write_conversion_url(connection, application_id, *conversion, now)
+    if conversion:
+        url, fields = read_conversion_url(connection, application_id)
+        url, fields = conversion.get("url", url), conversion.get("fields", fields)
+        if url is None and conversion.get("fields") is not None:
+            reason = "requires a conversion_url"
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
+        write_conversion_url(connection, application_id, url, fields, now)
 
 
 ENDPOINTS = [

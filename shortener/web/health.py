@@ -49,7 +49,10 @@ class ReadinessChecks(ResponseModel):
     redis: Literal["ok", "failed", "none"] = Field(
         description="Redis responds; none: not configured. The node stays ready without Redis while the database responds."
     )
-    jobs: CheckState = Field(description="Every background job is running.")
+    jobs: CheckState = Field(
+        description="Every background task is running. failed: one ended unexpectedly in the last 10 s and was started again, or "
+        "the last run of a job failed; the log and `shortener_task_restarts` name it. The node stays ready while all run."
+    )
 
 
 class ReadinessResponse(ResponseModel):
@@ -106,12 +109,13 @@ async def _readiness(service: Service) -> ReadinessResponse:
     redis_ok = service.redis is not None and await service.redis.ping()
     # A newer schema means that an upgrade is in progress; nodes of this version keep working.
     schema_ok = version is not None and version >= HEAD
-    jobs_ok = service.jobs.running
+    jobs_run = service.jobs.running
+    jobs_ok = jobs_run and service.supervisor.is_healthy and not service.jobs.failing
     passed = {"process": service.ready, "database": database_ok, "schema": schema_ok, "redis": redis_ok, "jobs": jobs_ok}
     checks: dict[str, str] = {name: "ok" if ok else "failed" for name, ok in passed.items()}
     if service.redis is None:
         checks["redis"] = "none"
-    ready = service.ready and jobs_ok and (schema_ok if database_ok else redis_ok)
+    ready = service.ready and jobs_run and (schema_ok if database_ok else redis_ok)
     return ReadinessResponse(status="ready" if ready else "not ready", checks=ReadinessChecks.model_validate(checks))
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import orjson
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from shortener.accounts.administration import update_application
+from shortener.clicks import spool_drainer
 from shortener.clicks.hit_spool import HitSpool, SpoolState
 from shortener.clicks.outage import OutageState
 from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
@@ -546,3 +548,50 @@ async def test_an_outage_has_a_state_for_the_recovery(service: Service, node: No
     await node.drained()
     states.append(node.recorder.outage_state)
     assert states == [OutageState.NORMAL, OutageState.OUTAGE, OutageState.OUTAGE, OutageState.NORMAL]
+
+
+async def test_an_outage_does_not_end_while_redis_with_spooled_hits_is_unreachable(
+    service: Service, node: Node, redis_server: RedisProcess, clock: Clock
+) -> None:
+    (code,) = await send(service)
+    node.disconnect()
+    earliest = clock.forward(seconds=1)
+    await node.click(code)
+    redis_server.kill()
+    node.reconnect()
+    for _ in range(3):
+        await node.drainer.step()
+    assert node.recorder.outage_state is OutageState.RECOVERING, "a click that is stored now would be the first"
+    redis_server.start()
+    clock.forward(seconds=1)
+    await until_redis_is_up(service)
+    await node.drained()
+    await node.click(code)
+    hits = await rows(service, schema.hits)
+    assert [(kept.at == earliest, bool(kept.flags & HitFlag.FIRST_FOR_MESSAGE)) for kept in hits] == [(True, True), (False, False)]
+
+
+async def test_an_outage_ends_with_an_error_in_the_log_if_redis_stays_unreachable(
+    service: Service, node: Node, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = await send(service)
+    node.disconnect()
+    await node.click(code)
+    redis_server.kill()
+    node.reconnect()
+    monkeypatch.setattr(spool_drainer, "MAX_CATCH_UP_SECONDS", 0.0)
+    with capture_logs() as logs:
+        await node.drained()
+    assert [(entry["hits"], entry["redis"]) for entry in logs if entry["event"] == "outage_ended_before_spool"] == [(1, False)]
+    assert await node.click(code) == LOCATION, "the database has the link"
+    redis_server.start()
+    await until_redis_is_up(service)
+    await node.drainer.step()
+    assert len(await rows(service, schema.hits)) == 2, "the spooled hit is stored later"
+
+
+async def until_redis_is_up(service: Service) -> None:
+    assert service.redis is not None
+    async with asyncio.timeout(PATIENCE):
+        while not service.redis.is_up:
+            await asyncio.sleep(0.01)

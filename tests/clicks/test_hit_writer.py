@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.hit_writer import HitWriter
-from shortener.clicks.recorder import _RESTART_SECONDS, RESPONSE_GRACE_SECONDS, Recorder, _repeat
+from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
 from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Hit, LinkResolver, Resolution
 from shortener.clicks.waiting_hit import WaitingHit
@@ -177,24 +177,6 @@ async def test_a_read_that_hangs_gives_503_soon_after_the_deadline(service: Serv
         with pytest.raises(StoreUnavailable):
             await recorder.record(make_hit(service, code))
         assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # the last is for a busy machine
-
-
-async def test_a_loop_that_fails_is_logged_and_goes_on() -> None:
-    runs: list[int] = []
-    ran_again = asyncio.Event()
-
-    async def step() -> None:
-        runs.append(1)
-        if len(runs) == 1:
-            raise RuntimeError("first step")
-        ran_again.set()
-        await asyncio.Event().wait()
-
-    with capture_logs() as logs:
-        task = asyncio.create_task(_repeat("test", step))
-        await asyncio.wait_for(ran_again.wait(), _RESTART_SECONDS + 10)
-        task.cancel()
-    assert [entry["event"] for entry in logs] == ["recorder_loop_failed"]
 
 
 async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_notifies(service: Service) -> None:

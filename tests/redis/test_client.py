@@ -52,6 +52,31 @@ async def test_a_redis_that_is_down_gets_no_calls_until_it_responds_again(redis_
         assert await server.run(ping)
 
 
+async def test_more_calls_than_connections_wait_and_redis_stays_up(redis_server: RedisProcess) -> None:
+    async with opened(redis_server.url, timeout=PATIENCE) as server:
+        assert await asyncio.gather(*(server.run(ping) for _ in range(200))) == [True] * 200
+        assert server.is_up
+        assert server.failures == 0
+        assert server.queued > 0
+
+
+async def test_a_call_that_gets_no_connection_in_time_does_not_count_as_down(redis_server: RedisProcess) -> None:
+    async def hold(client: Client) -> None:
+        await client.blpop(["nothing"], timeout=0.5)
+
+    server = open_redis(redis_server.url, timeout=5, connections=2)
+    holding = [asyncio.create_task(server.run(hold)) for _ in range(2)]
+    while not server._slots.locked():
+        await asyncio.sleep(0)
+    server._timeout = 0.01
+    assert await seconds_of(server.run(ping)) < PATIENCE
+    assert server.is_up
+    await asyncio.gather(*holding)
+    server._timeout = PATIENCE
+    assert await server.run(ping)
+    await server.close()
+
+
 async def test_only_the_first_calls_wait_for_a_frozen_redis(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)

@@ -1,0 +1,43 @@
+"""Concurrent changes of one application: each changes only the fields that its request names."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+PATH = "/api/v1/application"
+ROUNDS = 40
+
+
+async def patch(client: httpx.AsyncClient, **changes: Any) -> None:
+    response = await client.patch(PATH, json=changes)
+    assert response.status_code == 200, response.text
+
+
+async def test_concurrent_changes_of_different_fields_lose_nothing(client: httpx.AsyncClient) -> None:
+    """All fields are changed at once, each by its own request, in every round."""
+    await patch(client, conversion_url="http://127.0.0.1:9/0", conversion_fields=["phone"])
+    fields = [["phone"], ["value"], ["phone", "value"]]
+    for number in range(1, ROUNDS + 1):
+        expected: dict[str, Any] = {
+            "conversion_url": f"http://127.0.0.1:9/{number}",
+            "conversion_fields": fields[number % 3],
+            "click_id_param": f"click{number}",
+            "link_ttl_days": number,
+            "min_seconds_after_sent": float(number),
+            "max_recipients_per_address_minute": number,
+        }
+        await asyncio.gather(*(patch(client, **{name: value}) for name, value in expected.items()))
+        stored = (await client.get(PATH)).json()
+        assert {name: stored[name] for name in expected} == expected, f"round {number}"
+
+
+async def test_conversion_fields_without_a_conversion_url_are_rejected(client: httpx.AsyncClient) -> None:
+    response = await client.patch(PATH, json={"conversion_fields": ["phone"], "link_ttl_days": 7})
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, "conversion_fields")
+    assert (await client.get(PATH)).json()["link_ttl_days"] is None, "nothing of the request is stored"
+    await patch(client, conversion_url="http://127.0.0.1:9/1", conversion_fields=["phone"])
+    await patch(client, conversion_fields=None)
+    assert (await client.get(PATH)).json()["conversion_fields"] is None
