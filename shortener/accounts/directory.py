@@ -5,7 +5,7 @@ and every process reads that version a few times per second. A revoked key, a di
 therefore take effect in all processes within a second. They stay in effect while the database is down.
 """
 
-# Tested by tests/accounts/test_administration.py
+# Tested by tests/accounts/test_directory.py and tests/accounts/test_administration.py
 
 from __future__ import annotations
 
