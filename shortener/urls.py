@@ -1,9 +1,11 @@
 """URLs: checks of destinations, base URLs, hosts and Redis URLs, and the functions that fill in a destination.
 
 `parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
+It accepts a link into an app (`myapp://open/5`) if the caller permits the scheme.
 The `location` of a destination is ASCII without control characters, so it cannot end the `Location` header early.
-The scheme and the host become lower case, an international host becomes punycode, and other non-ASCII characters are
-percent-encoded as UTF-8. Every other byte stays as written: queries, fragments, `%` escapes and `+` included.
+The scheme and the host become lower case, an international host becomes punycode as browsers encode it (UTS 46), and other
+non-ASCII characters are percent-encoded as UTF-8. Every other byte stays as written: queries, fragments, `%` escapes and `+`
+included.
 Private addresses are allowed, because the recipient's device opens the URL and this service does not.
 
 Every check raises `UrlError`, which states the reason and the position.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -31,6 +33,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
 # RFC 3986 allows none of these. Browsers drop tabs and line ends and read a backslash as a slash, so they may open another host.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
+#: Schemes that run code in a browser or open local data. No setting permits them.
+FORBIDDEN_SCHEMES = frozenset(
+    ["javascript", "data", "vbscript", "file", "blob", "about", "filesystem", "view-source", "jar", "livescript", "mocha"]
+)
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
+
+_ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
 # Host names must not contain underscores or begin with hyphens, but such hosts exist and phones resolve them.
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
@@ -67,7 +76,7 @@ class Destination:
     """A checked destination.
 
     `url` is the readable form. `location` is the value of the `Location` header and may still contain placeholders.
-    `host` has no port and no brackets."""
+    `host` has no port and no brackets; it is empty for a link into an app."""
 
     url: str
     location: bytes
@@ -75,19 +84,27 @@ class Destination:
     placeholders: frozenset[str]
 
 
-def parse_destination(url: str) -> Destination:
-    """Return the destination. Raise UrlError unless `url` is an absolute http(s) URL without user information."""
+def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destination:
+    """Return the destination. Raise UrlError unless `url` is an absolute http(s) URL without user information.
+
+    `extra_schemes` are further schemes in lower case, for links into apps. The destination then has no host."""
     if len(url) > MAX_URL_CHARACTERS:
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters", MAX_URL_CHARACTERS)
     _check_characters(url)
     head = _SCHEME_AND_AUTHORITY.match(url)
+    host = ""
     if head is None:
-        raise UrlError("must begin with http:// or https://")
-    scheme, authority = head.groups()
-    written, port = _split_authority(authority, head.start(2))
-    host = _parse_host(written, head.start(2))
-    stored_host = f"[{host}]" if written.startswith("[") else host
-    stored = f"{scheme.lower()}{stored_host}{port}{url[head.end() :]}"
+        other = _ANY_SCHEME.match(url)
+        scheme = other[1].lower() if other else ""
+        if other is None or scheme in ("http", "https") or scheme in FORBIDDEN_SCHEMES or scheme not in extra_schemes:
+            raise UrlError("must begin with http:// or https://")
+        stored = scheme + url[other.end(1) :]
+    else:
+        scheme, authority = head.groups()
+        written, port = _split_authority(authority, head.start(2))
+        host = _parse_host(written, head.start(2))
+        stored_host = f"[{host}]" if written.startswith("[") else host
+        stored = f"{scheme.lower()}{stored_host}{port}{url[head.end() :]}"
     location = (stored if stored.isascii() else quote(stored, safe=_PRINTABLE)).encode()
     if len(location) > MAX_URL_CHARACTERS:
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters when percent-encoded")
@@ -132,7 +149,12 @@ def parse_base_url(url: str) -> str:
         raise UrlError("must not have a path: codes are at the root of the host")
     if not parts.hostname.isascii():
         raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
-    return url.rstrip("/")
+    if "*" in parts.hostname:
+        raise UrlError("must not have a wildcard in its host; add each host separately")
+    # Browsers send the Host header as in the link, so a dot at the end would make another host.
+    name = parts.hostname.removesuffix(".")
+    host = f"[{_parse_host(f'[{name}]', 0)}]" if ":" in name else _parse_host(name, len(parts.scheme) + 3)
+    return f"{parts.scheme}://{host}" if parts.port is None else f"{parts.scheme}://{host}:{parts.port}"
 
 
 def host_of(url: str) -> str:
@@ -249,16 +271,13 @@ def _parse_host(written: str, position: int) -> str:
         if not written.endswith("]") or "%" in written or not _is_address(written[1:-1], ipaddress.IPv6Address):
             raise UrlError("must have an IPv6 address in the brackets of its host", position)
         return written[1:-1].lower()
-    host = written.lower()
-    if len(host) > _MAX_HOST_CHARACTERS:
+    if len(written) > _MAX_HOST_CHARACTERS:
         raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
-        if not host.isascii():
-            host = idna.encode(host, uts46=True).decode()
-        labels = host.split(".")
-        for label in labels:
-            if label.startswith("xn--"):
-                idna.ulabel(label)
+        # UTS 46 converts to lower case in its own way: `str.lower` would make another letter of a final sigma.
+        host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
+        labels = [_encode_label(label) for label in host.split(".")]
+        host = ".".join(labels)
     except idna.IDNAError as error:
         raise UrlError(f"has an invalid international host name: {error}", position) from None
     if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
@@ -267,6 +286,46 @@ def _parse_host(written: str, position: int) -> str:
         # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses, other parsers read them as names.
         raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
+
+
+def decode_label(label: str) -> str:
+    """Return a valid label of a host in Unicode. A label that is not punycode is returned unchanged."""
+    return label[4:].encode().decode("punycode") if label.startswith("xn--") else label
+
+
+def _encode_label(label: str) -> str:
+    """Return a label in ASCII. Raise IDNAError if browsers reject it.
+
+    IDNA 2008 rejects symbols and emoji, but browsers follow UTS 46, and such domains exist (`i❤.ws`)."""
+    if label.isascii() and not label.startswith("xn--"):
+        return label
+    try:
+        if label.startswith("xn--"):
+            idna.ulabel(label)
+            return label
+        return idna.alabel(label).decode()
+    except idna.InvalidCodepoint:
+        try:
+            text = decode_label(label)
+            encoded = "xn--" + text.encode("punycode").decode()
+        except (UnicodeError, ValueError):
+            raise idna.IDNAError("is not valid punycode") from None
+        if not _is_symbol_label(text) or (label.isascii() and encoded != label):
+            raise
+        return encoded
+
+
+def _is_symbol_label(text: str) -> bool:
+    """Return whether a label is valid apart from its symbols. UTS 46 must not change it."""
+    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
+        return False
+    others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk"))
+    if others == text or idna.uts46_remap(text, std3_rules=False, transitional=False) != text:
+        return False
+    if others.isascii():
+        return not others or _LABEL.fullmatch(others) is not None
+    idna.check_label(others)
+    return True
 
 
 def _is_address(text: str, kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]) -> bool:

@@ -135,6 +135,10 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         "https://shop.example,b/",
         "https://shop!.example/",
         "https://xn--a/",
+        "https://xn--ls8h-.example/",
+        "https://👨\u200d👩\u200d👧.example/",
+        "https://💩-.example/",
+        "https://א💩.example/",
         "https://xn--/",
         "https://a\u0301\u0301\u0338b。..example/",
         "https://shop.example／evil/",
@@ -340,9 +344,11 @@ def test_text_with_more_than_a_host_is_rejected(text: str) -> None:
         ("https://go.example/", "https://go.example"),
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         ("http://127.0.0.1:0", "http://127.0.0.1:0"),
+        ("https://Go.Example./", "https://go.example"),
+        ("http://[::1]:8000/", "http://[::1]:8000"),
     ],
 )
-def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
+def test_a_base_url_has_a_lower_case_host_without_a_final_dot_and_no_final_slash(url: str, base: str) -> None:
     assert parse_base_url(url) == base
 
 
@@ -355,6 +361,8 @@ def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
         ("https://go.example?x", "must be http://HOST"),
         ("https://go.example/path", "must not have a path"),
         ("https://bücher.example", "punycode"),
+        ("https://*.brand.example", "wildcard"),
+        ("https://brand..example", "invalid host name"),
         ("https://go.example:x", "not a valid URL"),
         ("https://[::1", "not a valid URL"),
     ],
@@ -402,3 +410,37 @@ def test_a_redis_url_is_split_into_its_parts(url: str, expected: RedisUrl) -> No
 def test_a_redis_url_that_is_not_valid_is_rejected_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_redis_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("myapp://open/5", "myapp://open/5"),
+        ("MyApp://open/é?c={code}", "myapp://open/%C3%A9?c={code}"),
+        ("tel:+14155550100", "tel:+14155550100"),
+        ("intent://scan/#Intent;scheme=zxing;end", "intent://scan/#Intent;scheme=zxing;end"),
+    ],
+)
+def test_a_link_into_an_app_is_a_destination_if_its_scheme_is_permitted(url: str, location: str) -> None:
+    destination = parse_destination(url, {"myapp", "tel", "intent"})
+    assert (destination.location.decode(), destination.host) == (location, "")
+    assert "http://" in reason(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "DATA:text/html,x",
+        "vbscript:x",
+        "file:///etc/passwd",
+        "blob:x",
+        "about:blank",
+        "https:x",
+        "tel:",
+        "tel:1 2",
+    ],
+)
+def test_a_scheme_that_runs_code_or_opens_local_data_is_never_permitted(url: str) -> None:
+    with pytest.raises(UrlError):
+        parse_destination(url, {"javascript", "data", "vbscript", "file", "blob", "about", "https", "tel"})

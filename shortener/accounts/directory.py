@@ -94,7 +94,10 @@ class HitPolicies:
 
 
 def _host_in(url: str) -> str:
-    authority = url.split("/", 3)[2].partition("?")[0].partition("#")[0]
+    _, has_authority, rest = url.partition("//")
+    if not has_authority:  # a link into an app, such as tel:+14155550100
+        return ""
+    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
     return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
 
 

@@ -5,14 +5,16 @@ rejects the text, because a raw directive must never reach a handset. The gramma
 
 - A directive starts with `#track` or `#trackurl`, in any case (phones write `#Track`), followed by `(`. Blanks before the
   parenthesis are accepted if a quote follows it.
-- The following are plain text: `#track` without a parenthesis, `#tracker`, `#tracking("x")`, `#track (see below)`, and any
-  directive directly after an ASCII letter, digit, `_` or `#`. Other letters may precede a directive, because not every script
-  puts spaces between words.
-- The quotes are `"…"`, `'…'`, `“…”` or `‘…’`. A curly pair may be turned either way. The first closing quote ends the argument.
+- The following are plain text: `#track` without a parenthesis, `#tracker`, `#tracking("x")`, `#track (see below)`.
+- Text that resembles a directive is rejected: full-width characters, look-alike letters or invisible characters in it,
+  `##track("url")`, `# track("url")`, `x#track("url")`, `#track["url"]`, `#trak("https://...")` (`near_directives.py`).
+- The quotes are `"…"`, `'…'`, `“…”`, `‘…’`, `«…»`, `‹…›`, or an HTML entity such as `&quot;`. A pair may be turned either way, and
+  its quotes may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
 - `\"` is accepted instead of `"`, because people paste JSON samples. An argument that opens with backslashes closes with a quote
   with or without backslashes.
-- Inside an argument, `\"`, `\'`, `\\` and `\/` (JSON again) mean the second character. Any other backslash is literal.
-- White space is allowed between parentheses, quotes and comma. White space inside quotes is part of the argument.
+- Inside an argument, `\"`, `\'`, `\\` and `\/` (JSON again) mean the second character. Any other backslash is literal. Entities are
+  decoded only in an argument that opens with an entity.
+- White space is allowed between parentheses, quotes and comma. White space and invisible characters around a URL are removed.
 - `#track` takes one argument. `#trackurl` takes exactly two. No argument may be empty. A label is plain text of at most
   MAX_LABEL_CHARACTERS characters.
 - All text between the quotes is the argument, including `)`, `,`, `#` and `#track(`. The parser does not scan it again.
@@ -22,23 +24,46 @@ rejects the text, because a raw directive must never reach a handset. The gramma
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
+
+from shortener.messages.near_directives import find_near_directive
 
 #: Directives in one message. A 1,600-character message holds 50 short links and no other text, so more is a mistake.
 MAX_DIRECTIVES = 20
 MAX_LABEL_CHARACTERS = 100
 
-_QUOTES = "\"'“”„‘’‚"
-_START = re.compile(rf"(?<![A-Za-z0-9_#])#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*[{_QUOTES}]))", re.IGNORECASE | re.ASCII)
-_OPENING = re.compile(rf"\s*(\\*)([{_QUOTES}])")
-_CLOSERS = {'"': '"', "'": "'", **dict.fromkeys("“”„", "“”"), **dict.fromkeys("‘’‚", "‘’")}
+_DOUBLE, _SINGLE = '"“”„«»', "'‘’‚‹›"
+_QUOTES = _DOUBLE + _SINGLE
+_DOUBLE_ENTITY = "&(?:quot|ldquo|rdquo|bdquo|laquo|raquo|#34|#x22|#171|#187|#8220|#8221|#8222);"
+_SINGLE_ENTITY = "&(?:apos|lsquo|rsquo|sbquo|#39|#x27|#8216|#8217);"
+_BLANK = r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+_START = re.compile(
+    rf"(?<![A-Za-z0-9_#])#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*(?:[{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})))",
+    re.IGNORECASE | re.ASCII,
+)
+_OPENING = re.compile(rf"{_BLANK}*(\\*)([{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})", re.IGNORECASE)
+_CLOSERS = {
+    '"': '"',
+    "'": "'",
+    **dict.fromkeys("“”„", "“”"),
+    **dict.fromkeys("‘’‚", "‘’"),
+    **dict.fromkeys("«»", "«»"),
+    **dict.fromkeys("‹›", "‹›"),
+}
 # Both match from after the opening quote to the first closing quote: _PLAIN for typed text, _PASTED for a pasted JSON sample.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
+# A quote of the same kind in another form. It closes the argument if the directive goes on after it.
+_MIXED = {
+    **dict.fromkeys(_DOUBLE, re.compile(rf"(?:[{_DOUBLE}]|{_DOUBLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
+    **dict.fromkeys(_SINGLE, re.compile(rf"(?:[{_SINGLE}]|{_SINGLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
+}
 _ESCAPE = re.compile(rf"\\([\\/{_QUOTES}])")
-_WHITE_SPACE = re.compile(r"\s*")
+_WHITE_SPACE = re.compile(rf"{_BLANK}*")
+_AROUND_URL = re.compile(rf"\A{_BLANK}+|{_BLANK}+\Z")
 # Labels are stored in databases, JSON and spreadsheets. PostgreSQL accepts neither NUL nor a lone surrogate.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -65,21 +90,44 @@ class Directive:
 
 def find_directives(body: str) -> list[Directive]:
     """Return all directives in text order, without overlaps. Raise DirectiveError at the first malformed one."""
-    if "#" not in body:
-        return []
-    directives: list[Directive] = []
-    match = _START.search(body)
-    while match is not None:
-        if len(directives) == MAX_DIRECTIVES:
-            raise DirectiveError(match.start(), f"there are more than {MAX_DIRECTIVES} directives in one message")
-        directive = _parse(body, match)
-        directives.append(directive)
-        match = _START.search(body, directive.end)
+    directives, errors = parse_directives(body)
+    if errors:
+        raise errors[0]
     return directives
 
 
+def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
+    """Return all directives and all errors, both in text order. With an error the text must not be sent."""
+    if "#" not in body and find_near_directive(body, 0) is None:
+        return [], []
+    directives: list[Directive] = []
+    errors: list[DirectiveError] = []
+    position = 0
+    while True:
+        match = _START.search(body, position)
+        near = find_near_directive(body, position, match.start() if match else len(body))
+        if near is not None:
+            errors.append(DirectiveError(near.start, near.reason))
+            position = near.end
+            continue
+        if match is None:
+            return directives, errors
+        if len(directives) + len(errors) == MAX_DIRECTIVES:
+            reason = f"there are more than {MAX_DIRECTIVES} directives in one message"
+            return directives, [*errors, DirectiveError(match.start(), reason)]
+        try:
+            directive = _parse(body, match)
+        except DirectiveError as error:
+            errors.append(error)
+            position = match.end()
+        else:
+            directives.append(directive)
+            position = directive.end
+
+
 def _parse(body: str, start: re.Match[str]) -> Directive:
-    url, position = _parse_argument(body, start.end(), "a URL in quotes")
+    url, position = _parse_argument(body, start.end(), "a URL in quotes", is_url=True)
+    url = _AROUND_URL.sub("", url)
     if not url:
         raise DirectiveError(start.start(), "the URL is empty")
     if start[1].lower() == "track":
@@ -101,17 +149,36 @@ def _parse(body: str, start: re.Match[str]) -> Directive:
     return Directive(start.start(), _parse_closing(body, position, start.start()), url, label, "trackurl")
 
 
-def _parse_argument(body: str, position: int, expected: str) -> tuple[str, int]:
+def _parse_argument(body: str, position: int, expected: str, *, is_url: bool = False) -> tuple[str, int]:
     """Parse a quoted argument from `position`. Return it and the position of the next character that is not white space."""
     opening = _OPENING.match(body, position)
     if opening is None:
         _reject(body, _skip_white_space(body, position), expected)
     backslashes, quote = opening.groups()
-    closing = (_PASTED if backslashes else _PLAIN)[quote].match(body, opening.end())
+    is_entity = quote.startswith("&")
+    kind = html.unescape(quote) if is_entity else quote
+    closing = None if is_entity else (_PASTED if backslashes else _PLAIN)[kind].match(body, opening.end())
+    if is_url or closing is None:
+        limit = closing.end(1) if closing else len(body)
+        mixed = _find_mixed(body, kind, opening.end(), limit, is_pasted=bool(backslashes))
+        if mixed is not None:
+            text = body[opening.end() : mixed.start()]
+            text = html.unescape(text) if is_entity else text
+            return _ESCAPE.sub(r"\1", text.rstrip("\\") if backslashes else text), _skip_white_space(body, mixed.end())
     if closing is None:
         raise DirectiveError(opening.start(2), f"the quote {quote} is never closed")
     text = closing[1].rstrip("\\") if backslashes else closing[1]
     return _ESCAPE.sub(r"\1", text), _skip_white_space(body, closing.end())
+
+
+def _find_mixed(body: str, quote: str, start: int, end: int, *, is_pasted: bool) -> re.Match[str] | None:
+    """Return the first quote of the same kind as `quote`, in any form, that begins before `end` and that the directive follows."""
+    for found in _MIXED[quote].finditer(body, start):
+        if found.start() >= end:
+            return None
+        if is_pasted or body[found.start() - 1] != "\\":
+            return found
+    return None
 
 
 def _parse_closing(body: str, position: int, start: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 
-import idna
+from shortener.urls import decode_label
 
 _PERMITTED_COMBINATIONS = (
     frozenset({"LATIN", "CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC"}),
@@ -27,7 +27,7 @@ def mixed_scripts(host: str) -> tuple[str, ...]:
         return ()
     for label in host.split("."):
         if label.startswith("xn--"):
-            scripts = {_script(character) for character in idna.ulabel(label) if character.isalpha()} - {_KANA_VOWEL_MARK}
+            scripts = {_script(character) for character in decode_label(label) if character.isalpha()} - {_KANA_VOWEL_MARK}
             if len(scripts) > 1 and not any(scripts <= permitted for permitted in _PERMITTED_COMBINATIONS):
                 return tuple(sorted(script.capitalize() for script in scripts))
     return ()

@@ -4,69 +4,59 @@ Guarantee: `urls.parse_destination` accepts each detected URL, and any other tex
 full stops without a space ("Ok.so", "hi.how") are far more common than unusual domains. A short link in the middle of a sentence
 damages the message, while an undetected domain still reaches the handset as the sender wrote it. The rules:
 
-1. `http://` and `https://` URLs are detected anywhere, if the host has a dot, is an IP address or is `localhost`.
+1. `http://` and `https://` URLs are detected anywhere, if the host has a dot, is an IP address or is `localhost`. If such a URL is
+   not usable, none of its parts is detected.
 2. `www.` starts a URL if its domain ends in a public suffix of the ICANN section of the Public Suffix List.
 3. Any other domain is a bare domain. All of the following must hold:
-   - It consists of Latin, Greek or Cyrillic letters.
-   - No such letter, digit or `_ @ . / \\ = & % # + ~ $ -` directly precedes it. No such letter or `_ @ = +` directly follows it.
-   - It has a name before a public ICANN suffix. The kind of suffix decides the rest:
-   a. A suffix that is not a word is sufficient (`.com`, `.org`, `.co.uk`, `.com.au`, ...: _GENERIC, _SECOND_LEVEL).
-   b. A country suffix that is not a word and does not begin sentences (`.de`, `.fr`, `.jp`: _COUNTRIES) requires a name of at
-      least three characters, and a suffix in lower case.
-   c. Every other suffix (`.me`, `.so`, `.info`, `.how`, ...) requires a path, as in `t.me/shop`.
-   In b and c a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole host
-   is in capitals and has a path. In a, except for `.net`, a capitalised suffix is accepted after a name of at least three
-   characters, because phones write `Yahoo.Com`.
+   - It consists of Latin, Greek or Cyrillic letters, of one script in each label.
+   - It does not begin inside another word, address or number.
+   - It has a name before a public ICANN suffix. `bare_domains.py` decides by the suffix and by the words around it.
 4. A query directly after a bare host must contain a `=`. A port must be followed by a path or have four digits.
 
-A URL ends before white space, quotes, angle brackets, `|`, a backslash, CJK punctuation, and before a `,` or `;` that precedes
-another http://. Trailing punctuation, and closing brackets that the URL does not open, belong to the sentence.
+A URL ends before a character that a browser would not show as part of a typed URL in that place (`url_end.py`). Text that looks
+like a URL and is not detected is reported with the reason, so that the sender can correct it.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
-from publicsuffixlist import PublicSuffixList
-
+from shortener.messages.bare_domains import is_bare_domain, public_suffix
+from shortener.messages.url_end import find_end
 from shortener.urls import UrlError, parse_destination
 
-_GENERIC = frozenset(["com", "net", "org", "edu", "gov", "mil", "biz", "mobi", "xyz"])
-_CAPITALISED = _GENERIC - {"net"}  # sentences begin with "Net"
-_SECOND_LEVEL = frozenset(["ac", "co", "com", "edu", "gob", "gov", "gouv", "ltd", "net", "nhs", "org", "plc"])
-_COUNTRIES = re.compile(
-    "ae|ar|bg|br|ch|cl|cz|de|dk|ee|fi|fr|gr|hk|hr|hu|ie|jp|ke|kr|kz|lt|mx|nl|nz|pk|pl|pt|ro|sg|sk|tr|tw|ua|uk|uy|vn|za|рф|укр"
-)
-
-# A character inside a URL: any character that does not end one. The excluded ranges are control characters, invisible format
-# characters, and CJK punctuation with full-width forms.
-_INSIDE = (
-    r"[^\s\x00-\x20\x7f-\xa0\xad<>\"`\\|“”„‘’‚«»‹›…,;\u200b\u200e\u200f\u2028-\u202f\u2060-\u206f\u3000-\u303f\ufeff\uff00-\uffef]"
-)
-_TAIL = rf"(?:{_INSIDE}++|[,;](?!https?://))*+"
-_LETTER = r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]"
+_LETTER = r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1fff]"
 _LABEL = rf"{_LETTER}(?:(?:{_LETTER}|-)*{_LETTER})?"
 
 _HINT = re.compile(r"\w\.\w|://")
 _CANDIDATE = re.compile(
     rf"""
-      https?://(?![^\s/?\#@]*@)
-      (?P<host>\[[0-9a-f:.]+\]|\w[\w-]*+(?:\.[\w-]++)*+)
-      (?P<rest>(?::[0-9]{{1,5}})?+(?:[/?\#]{_TAIL})?+)
-      (?!@|://|\\[^"']|\.[/?\#])
-    |
-      (?<!{_LETTER})(?<![_@./\\=&%\#+~$-])(?<!\w@[ ])
-      (?P<bare>(?>{_LABEL}(?:\.(?!https?://){_LABEL})++))
-      (?P<bare_rest>(?::(?:[0-9]{{1,5}}(?=/)|[0-9]{{4,5}}(?!\w)))?+(?:/{_TAIL}|\?(?=[\w.%-]+=){_TAIL})?+)
-      (?!{_LETTER}|[_@=+]|[?-]\w|\\[^"']|\.[/?\#])
+      (?P<scheme>https?://)
+    | (?<![0-9A-Za-z])(?P<other>[a-z][a-z0-9+.-]{{1,30}}(?<!http)(?<!https)://\S|https?:/?(?=\w)|(?:mailto|javascript):(?=\S)|smsto?:\+?(?=\d)|data:(?=\w+/))
+    | (?<!{_LETTER})(?P<bare>(?>{_LABEL}(?:\.(?!https?://){_LABEL})++))(?!{_LETTER})
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_ASCII = re.compile(r"[\x21-\x7e]+")
-_IP = re.compile(r"\[.+\]|[0-9]+(?:\.[0-9]+){3}")
-_PUNCTUATION = ".,;:!?'*~¡¿"
+_AUTHORITY = re.compile(r"[^\s/?#\\<>\"\u2000-\u303f\uff00-\uffef\U0001f000-\U0001ffff]*")
+# The rest of the token in which a URL was rejected. Nothing in it is detected, except a URL after a comma or semicolon.
+_TOKEN = re.compile(r"(?:(?![,;]https?://)[^\s<>\"“”«»])*", re.IGNORECASE)
+_IPV6 = re.compile(r"\[[0-9a-f:.]+\]", re.IGNORECASE)
+_IPV4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
+_ASCII_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_PORT = re.compile(r":([0-9]+)")
+_BARE_PORT = re.compile(r":(?:[0-9]{1,5}(?=/)|[0-9]{4,5}(?!\w))")
+_BARE_QUERY = re.compile(r"\?[\w.%-]+=")
+# Characters that continue a host or an address, so a bare host in front of them is only a part of something else.
+_BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
+_NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
+_SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
+#: Top-level domains that documents and tests use; they are not in the Public Suffix List.
+_RESERVED = frozenset(["example", "test", "invalid", "localhost", "local", "internal", "onion"])
+_SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+MAX_REPORTED_CHARACTERS = 100  # of a URL in a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,83 +68,225 @@ class DetectedUrl:
     url: str
 
 
+@dataclass(frozen=True, slots=True)
+class UntrackableUrl:
+    """A part of a text that looks like a URL and cannot be tracked. `reason` continues a sentence that begins with the text."""
+
+    start: int
+    end: int
+    reason: str
+
+
+class Detection(NamedTuple):
+    """The URLs of a text, and the parts of it that look like URLs. Both are in text order and do not overlap."""
+
+    urls: list[DetectedUrl]
+    untrackable: list[UntrackableUrl]
+
+
 def find_urls(body: str) -> list[DetectedUrl]:
     """Return all URLs in text order, without overlaps. Never raise."""
+    return detect_urls(body).urls
+
+
+def detect_urls(body: str) -> Detection:
+    """Return all URLs of a text, and what looks like one. Never raise."""
+    result = Detection([], [])
     if _HINT.search(body) is None:
-        return []
-    detected = []
-    for match in _CANDIDATE.finditer(body):
-        text = _url_with_scheme(match) if match["bare"] is None else _bare_url(match)
-        if text is None:
+        return result
+    position = 0
+    while (match := _CANDIDATE.search(body, position)) is not None:
+        if match["bare"] is not None:
+            found = _bare_url(body, match)
+        elif match["scheme"] is not None:
+            found = _url_with_scheme(body, match)
+        else:
+            found = UntrackableUrl(match.start(), _token_end(body, match.end()), "does not begin with http:// or https://")
+        if isinstance(found, DetectedUrl):
+            try:
+                parse_destination(found.url)
+            except UrlError as error:
+                found = UntrackableUrl(found.start, found.end, error.reason)
+        if isinstance(found, DetectedUrl):
+            result.urls.append(found)
+            position = found.end
             continue
-        url = text if match["bare"] is None else "http://" + text
-        try:
-            parse_destination(url)
-        except UrlError:
-            continue
-        detected.append(DetectedUrl(match.start(), match.start() + len(text), url))
-    return detected
+        if found is not None and found.reason:
+            result.untrackable.append(found)
+        position = match.end() if match["bare"] is not None else max(_token_end(body, match.end()), found.end if found else 0)
+    return result
 
 
-def _url_with_scheme(match: re.Match[str]) -> str | None:
-    """Return the URL including its scheme, or None if rule 1 rejects it."""
-    host, rest = match["host"], match["rest"]
-    last = host.rpartition(".")[2]
-    if not last.isascii() and _suffix(host) is None:
-        # Some scripts put no space after a URL: the host ends at the first character of such a script.
-        ascii_part = _ASCII.match(host)
-        if ascii_part is None:
+def _token_end(body: str, position: int) -> int:
+    match = _TOKEN.match(body, position)
+    assert match is not None
+    return match.end()
+
+
+def _url_with_scheme(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl | None:
+    """Return the URL that begins with the scheme at `match`, or the reason why it is not usable."""
+    start, position = match.span()
+
+    def reject(reason: str) -> UntrackableUrl:
+        return UntrackableUrl(start, _token_end(body, position), reason)
+
+    authority = _AUTHORITY.match(body, position)
+    assert authority is not None
+    if not authority[0] and body[position : position + 1] == " ":
+        following = _CANDIDATE.match(body, position + 1)
+        if following is None or following["bare"] is None:
             return None
-        host, rest = ascii_part[0].rstrip(".-"), ""
-    if "." not in host and host.lower() != "localhost" and _IP.fullmatch(host) is None:
+        return UntrackableUrl(start, _token_end(body, position + 1), "has a space after its scheme")
+    if authority[0].lower() in ("http:", "https:"):
+        return reject("has two schemes")
+    if "@" in authority[0]:
+        return reject("must not contain a user name or password before its host")
+    host_end = _host_end(body, position)
+    if host_end is None:
+        return reject("has a host without a dot" if authority[0][:1].isalnum() else "")
+    port = _PORT.match(body, host_end)
+    if port is not None and not (len(port[1]) <= 5 and 1 <= int(port[1]) <= 65535):
+        return reject(f"has the port {port[1][:10]!r}; a port must be a number from 1 to 65535")
+    rest = port.end() if port else host_end
+    end = find_end(body, start, rest) if body[rest : rest + 1] in ("/", "?", "#") else rest
+    if body.startswith("://", end) or (body[end : end + 1] == ":" and body.startswith("//", end + 1)):
+        return reject("has two schemes")
+    if body[end : end + 1] == "@":
+        return reject("must not contain a user name or password before its host")
+    if body[end : end + 1] == "\\" and body[end + 1 : end + 2] not in ("", '"', "'"):
+        return reject("contains a backslash")
+    if body[end : end + 1] == '"' and body[end - 1] == "=" and body[end + 1 : end + 2].isalnum():
+        return reject('contains "; write %22 instead')
+    if end == rest and body[end : end + 1] == "." and body[end + 1 : end + 2] in ("/", "?", "#"):
+        return reject("has a host that ends with a dot")
+    return DetectedUrl(start, end, body[start:end])
+
+
+def _host_end(body: str, start: int) -> int | None:
+    """Return the end of the host at `start`; None if there is none that rule 1 accepts."""
+    address = _IPV6.match(body, start)
+    if address is not None:
+        return address.end()
+    ascii_part = _ASCII_HOST.match(body, start)
+    host = ascii_part[0] if ascii_part else ""
+    end = start + len(host)
+    if _is_host_character(body, end):
+        # Some scripts put no space after a URL: then the host ends at the first such character, if it is complete there.
+        if not _has_known_suffix(host):
+            international = _international_host_end(body, start)
+            if international is not None:
+                return international
+    elif body[end : end + 1] == "." and _is_host_character(body, end + 1) and not _has_known_suffix(host):
+        international = _international_host_end(body, start)
+        if international is not None:
+            return international
+    host = host.rstrip("-_")
+    end = start + len(host)
+    if body[end : end + 1] not in ("/", "?", "#", ":"):
+        host = _without_sentence(host)
+    if "." not in host and host.lower() != "localhost" and _IPV4.fullmatch(host) is None:
         return None
-    return match[0][: match.start("host") - match.start()] + host + _trim(rest)
+    return start + len(host)
 
 
-def _bare_url(match: re.Match[str]) -> str | None:
-    """Return the URL without a scheme, or None if rules 2 to 4 reject it."""
-    host, rest = match["bare"], _trim(match["bare_rest"])
-    suffix = _suffix(host)
-    if suffix is None:
+def _without_sentence(host: str) -> str:
+    """Return a host without the word of the next sentence, as in `shop.example.Reply STOP`."""
+    found = _SENTENCE.search(host)
+    if found is None or not _has_known_suffix(host[: found.start()]) or host[: found.start()] != host[: found.start()].lower():
+        last = host.rpartition(".")
+        return last[0] if not _has_known_suffix(host) and _has_known_suffix(last[0]) and last[0].count(".") else host
+    return host[: found.start()]
+
+
+def _has_known_suffix(host: str) -> bool:
+    last = host.rpartition(".")
+    return bool(last[0]) and (last[2].lower() in _RESERVED or _IPV4.fullmatch(host) is not None or public_suffix(host) is not None)
+
+
+def _is_host_character(body: str, position: int) -> bool:
+    character = body[position : position + 1]
+    return bool(character) and not character.isascii() and _in_label(character)
+
+
+def _in_label(character: str) -> bool:
+    """Return whether a character may be in a label of an international host: a letter, a mark, a digit or an emoji."""
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category in ("Nd", "So") or (character in "\u200c\u200d")
+
+
+def _international_host_end(body: str, start: int) -> int | None:
+    """Return the end of an international host whose last label is a known suffix; None if there is none."""
+    end = start
+    while end < len(body) and (
+        body[end] in "-_"
+        or (body[end].isascii() and body[end].isalnum())
+        or (not body[end].isascii() and _in_label(body[end]))
+        or (body[end] == "." and end > start and body[end - 1] != "." and _is_label_start(body, end + 1))
+    ):
+        end += 1
+    host = body[start:end]
+    name, _, last = host.rpartition(".")
+    if not name:
         return None
-    if host[:4].lower() == "www.":
-        return host + rest if len(host) > len("www.") + len(suffix) or "." in suffix else None
-    name, _, top = host.rpartition(".")
-    if suffix == host.lower():
-        suffix = top.lower()  # for example gov.uk, which is both a suffix and a site
-    else:
-        name = host[: -len(suffix) - 1]
-    name = name.rpartition(".")[2]
-    second, _, country = suffix.partition(".")
-    is_lower = top.islower() or (host.isupper() and "/" in rest)
-    if suffix in _GENERIC or (country and second in _SECOND_LEVEL):
-        is_url = is_lower or host.isupper() or (len(name) >= 3 and (country or suffix in _CAPITALISED))
-    elif len(name) >= 3 and _COUNTRIES.fullmatch(suffix):
-        is_url = is_lower
-    else:
-        is_url = is_lower and len(rest) > 1 and rest[0] == "/" and not name.isdigit()
-    return host + rest if is_url else None
+    # The text of the sentence may follow the suffix without a space: the longest known beginning of the last label counts.
+    for length in range(len(last), 1, -1):
+        label = last[:length]
+        if label.lower() in _RESERVED or public_suffix(f"{name}.{label}") is not None:
+            return start + len(name) + 1 + length
+        if length == len(last) and label.isascii():
+            return end
+    return None
 
 
-def _suffix(host: str) -> str | None:
-    suffix: str | None = _public_suffixes().publicsuffix(host)
-    return suffix
+def _is_label_start(body: str, position: int) -> bool:
+    character = body[position : position + 1]
+    return bool(character) and (character.isalnum() or (not character.isascii() and _in_label(character)))
 
 
-@cache
-def _public_suffixes() -> PublicSuffixList:
-    return PublicSuffixList(only_icann=True, accept_unknown=False)
+def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl | None:
+    """Return the URL that begins with the bare host at `match`; None if rules 2 to 4 reject it."""
+    host, (start, end) = match["bare"], match.span()
+    if _begins_inside_token(body, start) or not all(_is_of_one_script(label) for label in host.split(".")):
+        return None
+    port = _BARE_PORT.match(body, end)
+    host_end = end
+    if port is not None:
+        end = port.end()
+    if body[end : end + 1] == "/" or _BARE_QUERY.match(body, end):
+        end = find_end(body, start, end)
+    if (end == host_end or port) and body[end : end + 1] and _BARE_CONTINUES.match(body, end):
+        return None
+    if body[end : end + 1] in ("@", "\\") and body[end + 1 : end + 2] not in ("", '"', "'", " "):
+        return None
+    verdict = is_bare_domain(body, start, end, host, body[host_end:end])
+    if verdict is None:
+        return UntrackableUrl(start, end, "is a bare domain; write https:// before it")
+    return DetectedUrl(start, end, "http://" + body[start:end]) if verdict else None
 
 
-def _trim(rest: str) -> str:
-    """Return `rest` without trailing punctuation and without closing brackets that it does not open."""
-    end = len(rest)
-    unopened = {closing: rest.count(closing) - rest.count(opening) for opening, closing in ("()", "[]", "{}")}
-    while end:
-        last = rest[end - 1]
-        if unopened.get(last, 0) > 0:
-            unopened[last] -= 1
-        elif last not in _PUNCTUATION:
-            break
-        end -= 1
-    return rest[:end]
+def _begins_inside_token(body: str, start: int) -> bool:
+    """Return whether the character before a bare domain makes it a part of a longer word, address or number."""
+    before = body[start - 1 : start] if start else ""
+    if not before:
+        return False
+    if before in _NOT_BEFORE_BARE:
+        # Hebrew and Arabic attach a preposition with a hyphen.
+        is_attached = before == "-" and start > 1 and unicodedata.bidirectional(body[start - 2]) in ("R", "AL")
+        return not is_attached
+    if before == " ":
+        return start > 2 and body[start - 2] == "@" and (body[start - 3].isalnum() or body[start - 3] == "_")
+    if before == ":" and re.search(r"https?:$", body[max(start - 6, 0) : start], re.IGNORECASE):
+        return True
+    if before.isascii():
+        return False
+    if before in "\u00ad\uff20\u200c\u200d":
+        return True
+    return unicodedata.category(before)[0] in "LMN" and before != "\ufe0f" and _SPACELESS.match(before) is None
+
+
+def _is_of_one_script(label: str) -> bool:
+    """Return whether a label does not mix ASCII letters with Greek or Cyrillic ones. Such a label is two words without a space."""
+    if label.isascii():
+        return True
+    others = any("\u0370" <= character <= "\u052f" or "\u1f00" <= character <= "\u1fff" for character in label)
+    return not (others and any(character.isascii() and character.isalpha() for character in label))

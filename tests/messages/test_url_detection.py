@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.messages.url_detection import DetectedUrl, find_urls
+from shortener.messages.url_detection import DetectedUrl, detect_urls, find_urls
 from shortener.urls import parse_destination
+from tests.messages.marketing_texts import MARKETING_TEXTS
 
 
 def detect(body: str) -> list[str]:
@@ -190,3 +191,52 @@ def test_every_detected_url_is_a_valid_destination(body: str) -> None:
         assert url.url in (body[url.start : url.end], "http://" + body[url.start : url.end])
         parse_destination(url.url)
         end = url.end
+
+
+def mark(text: str) -> str:
+    """Return a text with each detected URL in brackets, as in MARKETING_TEXTS."""
+    for url in reversed(find_urls(text)):
+        text = f"{text[: url.start]}⟦{text[url.start : url.end]}⟧{text[url.end :]}"
+    return text
+
+
+@pytest.mark.parametrize("expected", MARKETING_TEXTS)
+def test_urls_in_a_marketing_text_are_detected_as_a_person_would_mark_them(expected: str) -> None:
+    assert mark(expected.replace("⟦", "").replace("⟧", "")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("https://user:pw@x.com/www.shop.com", "must not contain a user name or password"),
+        ("https://https://www.shop.com/x", "has two schemes"),
+        ("https:www.shop.com/x", "does not begin with http:// or https://"),
+        ("https:// shop.com/x", "has a space after its scheme"),
+        ("http://x.com:99999/www.shop.com", "has the port '99999'"),
+        ("http://x.com./www.shop.com", "ends with a dot"),
+        ("http://intranet/www.shop.com", "has a host without a dot"),
+        ("http://127.1/www.shop.com", "neither a name nor an IPv4 address"),
+        ("https://x.com\\www.shop.com", "contains a backslash"),
+        ("https://xn--a.com/www.shop.com", "invalid international host name"),
+        ("https://shop.example/" + "a" * 2100, "is longer than 2048 characters"),
+        ("ftp://www.shop.com/x", "does not begin with http:// or https://"),
+        ("myapp://open?u=https://shop.com", "does not begin with http:// or https://"),
+        ("mailto:me@shop.com?body=https://shop.com", "does not begin with http:// or https://"),
+        ("sale.shop now", "is a bare domain; write https:// before it"),
+    ],
+)
+def test_text_that_looks_like_a_url_is_reported_with_a_reason_and_no_part_of_it_is_detected(text: str, reason: str) -> None:
+    urls, untrackable = detect_urls(f"Big {text} then x.com")
+    assert [url.url for url in urls] == ["http://x.com"]
+    assert [one.start for one in untrackable] == [4]
+    assert reason in untrackable[0].reason
+
+
+@pytest.mark.parametrize("before", ["ب", "é\u0301", "привет", "＠", "क", "x@", "\u00ad"])
+def test_a_bare_domain_does_not_begin_inside_a_word(before: str) -> None:
+    assert detect(f"{before}shop.com") == []
+
+
+@pytest.mark.parametrize("before", ["は", "看", "ดู", "보기", "👉", "ב-", "(", "：", "“"])
+def test_a_bare_domain_begins_after_a_script_without_spaces_and_after_signs(before: str) -> None:
+    assert detect(f"{before}shop.com") == ["shop.com"]

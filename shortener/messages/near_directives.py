@@ -1,0 +1,101 @@
+"""Text that resembles a directive and is none: it must be rejected, because otherwise the raw markup reaches a handset.
+
+Keyboards and editors change characters (`＃`, `（`, a zero-width space), and people mistype (`##track("...")`, `#trak("...")`). The
+search normalises a copy of the text around each sign that can be a `#`, so it finds all forms of the same text with one expression.
+It does not report `#track (see below)`, `#tracker("x")` or a hashtag: a bracket directly after the name, or a quote, is required,
+and a mistyped name is reported only in front of a quoted URL.
+"""
+# Tested by tests/messages/test_directives.py
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+# What the search looks at from a sign on. The longest form with an invisible character after every letter fits.
+_MAX_WINDOW_CHARACTERS = 64
+_SIGN = re.compile(r"[#＃﹟♯]|&#35;|&#x23;|&num;|%23", re.IGNORECASE)
+_LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
+_QUOTE = r"\\*(?:[\"'“”„‘’‚«»‹›「」『』`´]|&(?:\w+|#\w+);)"
+_NAME = r"track[\s_-]*(?:url)?"
+# The name with a parenthesis directly after it, or with any bracket or none before a quote.
+_NEAR = re.compile(rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*[(\[{{<【]?\s*{_QUOTE}(?=\s*(?:\S*\)|https?:)))", re.IGNORECASE)
+_MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*[(\[{{<]\s*{_QUOTE}\s*https?:", re.IGNORECASE)
+_NAMES = ("track", "trackurl")
+
+
+class NearDirective(NamedTuple):
+    """A part of a body: `body[start:end]` begins like a directive. `reason` is a text for people."""
+
+    start: int
+    end: int
+    reason: str
+
+
+def find_near_directive(body: str, start: int, end: int | None = None) -> NearDirective | None:
+    """Return the first text that resembles a directive and begins from `start` to before `end`; None if there is none.
+
+    The caller must exclude directives, because they resemble directives, too."""
+    limit = len(body) if end is None else end
+    for sign in _SIGN.finditer(body, start):
+        if sign.start() >= limit:
+            return None
+        if sign.start() > start and body[sign.start() - 1] == "#":
+            continue  # `##track(` is one text
+        length = _near_length(body, sign.start())
+        if length:
+            reason = 'this text resembles a directive; write #track("url") or #trackurl("url","label")'
+            return NearDirective(sign.start(), sign.start() + length, reason)
+    return None
+
+
+def _near_length(body: str, position: int) -> int:
+    """Return the length of the text at `position` that resembles a directive; 0 if it does not."""
+    window = body[position : position + _MAX_WINDOW_CHARACTERS]
+    text, lengths = _normalise(window)
+    found = _NEAR.match(text)
+    if found is None:
+        mistyped = _MISTYPED.match(text)
+        if mistyped is None or not any(_is_one_edit(mistyped[1].lower(), name) for name in _NAMES):
+            return 0
+        return lengths[mistyped.end() - 1]
+    return lengths[found.end() - 1]
+
+
+def _normalise(window: str) -> tuple[str, list[int]]:
+    """Return the text without invisible characters, in plain letters, and for each character the end of its original."""
+    text: list[str] = []
+    ends: list[int] = []
+    position = 0
+    while position < len(window):
+        sign = _SIGN.match(window, position) if not text or text[-1] == "#" else None
+        end = sign.end() if sign else position + 1
+        character = "#" if sign else window[position]
+        if not _is_invisible(character):
+            for plain in unicodedata.normalize("NFKC", character).translate(_LOOK_ALIKES):
+                text.append(plain)
+                ends.append(end)
+        position = end
+    return "".join(text), ends
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in ("Cf", "Mn", "Me") or character in "\u115f\u1160\u3164\uffa0"
+
+
+def _is_one_edit(word: str, name: str) -> bool:
+    """Return whether one letter was omitted, added, changed, or exchanged with the next one."""
+    if word == name or abs(len(word) - len(name)) > 1:
+        return False
+    if len(word) == len(name):
+        different = [index for index in range(len(name)) if word[index] != name[index]]
+        is_exchanged = (
+            len(different) == 2
+            and different[1] == different[0] + 1
+            and word[different[0]] == name[different[1]]
+            and word[different[1]] == name[different[0]]
+        )
+        return len(different) == 1 or is_exchanged
+    shorter, longer = sorted((word, name), key=len)
+    return any(longer[:index] + longer[index + 1 :] == shorter for index in range(len(longer)))

@@ -1,0 +1,189 @@
+"""The end of a URL in a text: it ends before a character that a browser would not show as part of a typed URL in that place.
+
+- White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. So do emoji, dashes, bullets,
+  arrows and punctuation of any script, and HTML entities of quotes and brackets.
+- Letters of other scripts belong to a URL at the start of a part of it (`/wiki/Москва`, `?q=日本`). Directly after an ASCII letter
+  or digit, or after a full stop or comma, they are the text that follows (`/xをご覧ください`). So are Japanese and Korean particles
+  after a slash (`/で検索`).
+- `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
+- A bracket that the URL does not open ends it, and so does one that it does not close. Trailing punctuation belongs to the
+  sentence.
+- A `,` or `;` before another `http://` ends a URL, and so does an `http://` directly after a letter or digit.
+- A full stop or exclamation mark before a capitalised word, if a space follows the word, is the end of a sentence
+  (`/a.Reply STOP`).
+"""
+# Tested by tests/messages/test_url_detection.py
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_STOP = frozenset('<>"`\\\x7f')
+_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:quot|lt|gt|apos|nbsp|#[0-9]{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
+_AFTER_BAR = re.compile(r"[\w%.~|-]")
+# Characters after which a word of another script is a part of the URL.
+_SEPARATORS = frozenset("/=-_&#+~@$|%")
+# Characters that neither separate the parts of a URL nor end a word: the word before them goes on.
+_TRANSPARENT = frozenset("([{")
+_CURLY_CLOSERS = {"“": "”", "„": "“”", "”": "”"}
+_PARTICLES = re.compile(
+    # Japanese particles before a word in another script; Korean particles that are the whole word.
+    r"(?:を|へ|から|まで|より|にて|では|には|でも|[でにはがとのも](?![\u3040-\u309f]))|"
+    r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
+)
+_SENTENCE = re.compile(r"[.!]+(?=([A-Z][a-z]*)\s)")
+# A word after a semicolon, and a dash after a plain word or number: neither is common in a path without a query.
+_WORD_AFTER_SEMICOLON = re.compile(r";[A-Za-z]{2,}\Z")
+_DASH = re.compile(r"/(?:[a-z]+(?:-[a-z0-9]+)*|[0-9]+)(-+)\Z")
+_EXTENSIONS = frozenset(
+    ["html", "htm", "php", "asp", "aspx", "jsp", "pdf", "jpg", "jpeg", "png", "gif", "zip", "apk", "xml", "json", "doc", "docx"]
+)
+_PUNCTUATION = ".,;:!?'*~|’¡¿"
+_BRACKETS = {")": "(", "]": "[", "}": "{"}
+
+
+def find_end(body: str, start: int, rest: int) -> int:
+    """Return the end of the URL that begins at `start`. Its path, query or fragment begins at `rest`."""
+    end = _scan(body, start, rest)
+    end = _end_of_sentence(body, rest, end)
+    end = _balanced_end(body, rest, end)
+    before = body[start - 1 : start] if start else ""
+    trailing = _PUNCTUATION + ("_" if before == "_" else "")
+    if body[end : end + 1] in ("(", ")") and body[end - 2 : end] in (";-", ":-"):  # the eyes and nose of a smiley
+        end -= 2
+    while end > rest and body[end - 1] in trailing:
+        end -= 1
+    return end
+
+
+def _scan(body: str, start: int, rest: int) -> int:
+    """Return the position of the first character after `rest` that cannot be a part of the URL."""
+    before = body[start - 1 : start] if start else ""
+    in_query = False
+    after_word = False  # the last character is an ASCII letter or digit, or sentence punctuation after one
+    position = rest
+    while position < len(body):
+        character = body[position]
+        if character.isascii():
+            if _ends_before(body, position, before, in_query, after_word):
+                return position
+            if character in "?#":
+                in_query = True
+                after_word = character == "?"
+            elif character not in _TRANSPARENT:
+                after_word = character not in _SEPARATORS
+            position += 1
+            continue
+        category = unicodedata.category(character)
+        if character in "\ufe0e\ufe0f\u20e3":
+            # A keycap emoji begins with an ASCII digit.
+            return position - 1 if body[position - 1] in "0123456789#*" and position - 1 > rest else position
+        if character in _CURLY_CLOSERS and body[position - 1] == "=":
+            closing = _closing_quote(body, position, _CURLY_CLOSERS[character])
+            if closing is None:
+                return position
+            position = closing + 1
+            after_word = True
+            continue
+        if not _continues(body, position, character, category, after_word):
+            return position
+        if category[0] == "L" and not _is_latin(character):
+            after_word = False
+        elif category[0] == "L" or character in "’·":
+            after_word = True
+        position += 1
+    return position
+
+
+def _ends_before(body: str, position: int, before: str, in_query: bool, after_word: bool) -> bool:
+    """Return whether the URL ends before the ASCII character at `position`. `before`: the character before the URL."""
+    match character := body[position]:
+        case "'":
+            return before == "'" and not body[position + 1 : position + 2].isalnum()
+        case "|":
+            return not in_query or before == "|" or _AFTER_BAR.match(body, position + 1) is None
+        case "," | ";":
+            return _SCHEME.match(body, position + 1) is not None
+        case "*":
+            return not in_query and body[position + 1 : position + 2].isalpha()
+        case "&":
+            return _ENTITY.match(body, position) is not None
+        case "h" | "H":
+            return after_word and _SCHEME.match(body, position) is not None
+        case _:
+            return character <= " " or character in _STOP
+
+
+def _continues(body: str, position: int, character: str, category: str, after_word: bool) -> bool:
+    """Return whether a non-ASCII character belongs to the URL before it."""
+    previous = body[position - 1]
+    if category[0] == "L":
+        if "\uff00" <= character <= "\uffef":  # half-width and full-width forms
+            return False
+        if _is_latin(character):
+            return previous.isascii() or unicodedata.category(previous)[0] in "LM" or previous in "’·"
+        if after_word:
+            return False
+        is_start = previous in _SEPARATORS
+        return not (is_start and _PARTICLES.match(body, position))
+    if category == "Nd":
+        return not after_word and not "\uff00" <= character <= "\uffef"
+    if category[0] == "M":
+        return previous.isalnum() or unicodedata.category(previous)[0] == "M"
+    if character in "\u200c\u200d":
+        return _is_foreign_letter(previous) and _is_foreign_letter(body[position + 1 : position + 2])
+    if character == "·":
+        return previous in "lL" and body[position + 1 : position + 2] in ("l", "L")
+    if character == "’":
+        following = body[position + 1 : position + 2]
+        return previous.isalpha() and following.isalpha() and (following.isascii() or _is_latin(following))
+    return False
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() or "\u00aa" <= character <= "\u024f" or "\u1e00" <= character <= "\u1eff"
+
+
+def _is_foreign_letter(character: str) -> bool:
+    return bool(character) and not _is_latin(character) and unicodedata.category(character)[0] in "LM"
+
+
+def _closing_quote(body: str, opening: int, closers: str) -> int | None:
+    """Return the position of the quote that closes the one at `opening`, if no white space and no bracket precedes it."""
+    for position in range(opening + 1, len(body)):
+        if body[position] in closers:
+            return position if position > opening + 1 else None
+        if body[position].isspace() or body[position] in _STOP:
+            return None
+    return None
+
+
+def _end_of_sentence(body: str, rest: int, end: int) -> int:
+    """Return the end without what continues the sentence: `/a.Reply STOP`, `/a;offer ends`, `/a- now`."""
+    if "?" not in body[rest:end] and "#" not in body[rest:end]:
+        if word := _WORD_AFTER_SEMICOLON.search(body, rest, end):
+            return word.start()
+        if dash := _DASH.search(body, rest, end):
+            return dash.start(1)
+    slash = body.rfind("/", rest, end)
+    match = None if slash < 0 or "?" in body[rest:end] or "#" in body[rest:end] else _SENTENCE.search(body, slash, end + 1)
+    if match is None or match.end(1) != end or match[1].lower() in _EXTENSIONS:
+        return end
+    return end if any(character.isupper() for character in body[slash : match.start()]) else match.start()
+
+
+def _balanced_end(body: str, rest: int, end: int) -> int:
+    """Return the end before the first bracket that the URL does not open or does not close."""
+    opened: list[int] = []
+    for position in range(rest, end):
+        character = body[position]
+        if character in "([{":
+            opened.append(position)
+        elif character in _BRACKETS:
+            if not opened or body[opened[-1]] != _BRACKETS[character]:
+                end = position
+                break
+            opened.pop()
+    return min([end, *opened[:1]])
