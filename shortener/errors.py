@@ -14,6 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+MAX_DETAILS = 1000  # details of one error response
+MAX_FIELD_LENGTH = 200  # characters of the path of a field in a detail
+MAX_REASON_LENGTH = 500  # characters
+
 
 class ErrorCode(enum.Enum):
     """The error codes. The name is the `error_code`; the value is the HTTP status and the meaning for the caller."""
@@ -78,9 +82,10 @@ class Detail:
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the error. The reason begins with the position if there is one."""
-        fields: dict[str, Any] = {"field": self.field, "reason": self.reason}
+        fields: dict[str, Any] = {"field": shorten(self.field, MAX_FIELD_LENGTH)}
+        reason = self.reason if self.position is None else f"position {self.position}: {self.reason}"
+        fields["reason"] = shorten(reason, MAX_REASON_LENGTH)
         if self.position is not None:
-            fields["reason"] = f"position {self.position}: {self.reason}"
             fields["position"] = self.position
         return fields
 
@@ -95,22 +100,36 @@ class ApiError(Exception):
         details: Iterable[Detail] = (),
         *,
         retry_after: int | None = None,
+        hidden_details: int = 0,
     ) -> None:
-        """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds."""
+        """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds.
+
+        `hidden_details` is the number of further details that the caller counted but did not make."""
         self.code = code
         self.description = description or code.meaning
         self.details = tuple(details)
+        self.details_total = len(self.details) + hidden_details
         self.retry_after = retry_after
         super().__init__(f"{code.name}: {self.description}")
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body of the error response: status, error_code, description, details."""
-        return {
+        """Return the JSON body of the error response: status, error_code, description, details.
+
+        It has at most MAX_DETAILS details; `details_total` is their number if there are more."""
+        body: dict[str, Any] = {
             "status": False,
             "error_code": self.code.name,
             "description": self.description,
-            "details": [detail.body() for detail in self.details],
+            "details": [detail.body() for detail in self.details[:MAX_DETAILS]],
         }
+        if self.details_total > len(body["details"]):
+            body["details_total"] = self.details_total
+        return body
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text of at most `length` characters. A part of the caller's input must not make a response long."""
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class StoreUnavailable(Exception):

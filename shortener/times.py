@@ -14,6 +14,8 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: its zone.
 MAX_AHEAD = timedelta(hours=24)
 
+MAX_ISO_LENGTH = 100  # characters; a longer text is no time, and the pattern below is slow for very long ones
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
 _FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138; as milliseconds, 1973
@@ -28,7 +30,7 @@ def parse_iso(text: str) -> date:
     """Return a `date` for YYYY-MM-DD and a `datetime` for any other ISO 8601 text. The datetime has a zone if the text has one.
 
     Raise ValueError with a reason for the caller."""
-    text = text.strip()
+    text = text.strip()[:MAX_ISO_LENGTH]
     if lost := _LOST_PLUS.fullmatch(text):
         text = f"{lost[1]}+{lost[2]}"
     try:
@@ -77,7 +79,7 @@ def parse_report_time(text: str, now: datetime) -> datetime:
     Accept the formats of `parse_time`, RFC 2822 (`Fri, 27 Nov 2026 10:00:00 +0000`), `2026/11/27 10:00:00`, hour 24 of ISO 8601,
     and the formats without separators of SMPP. Ten digits are seconds since 1970 if these are not in the future, else YYMMDDhhmm.
     Raise ValueError with a reason for the caller, as `parse_time` does."""
-    text = text.strip()
+    text = text.strip()[:MAX_ISO_LENGTH]
     try:
         return parse_time(text, now)
     except ValueError as error:

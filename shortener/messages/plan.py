@@ -31,7 +31,6 @@ from shortener.urls import Destination, UrlError, parse_destination
 MAX_LINKS = 30
 #: The longest lifetime of a link that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)
-_MAX_DETAILS = 100  # details of one rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ class PlannedRequest:
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> None:
         """Raise ApiError if the request must be rejected. Only `new_messages` are new; the others repeat stored messages.
 
-        The error has the code of the first problem, and details of all problems in request order (at most 100)."""
+        The error has the code of the first problem, and details of all problems in request order."""
         if self.error is not None:
             raise self.error
         plans = {message.item_index: message.plan for message in new_messages}
@@ -162,7 +161,7 @@ class PlannedRequest:
         problems.sort(key=lambda problem: problem.item)
         problems += other_problems
         if problems:
-            raise ApiError(problems[0].code, details=[problem.detail for problem in problems[:_MAX_DETAILS]])
+            raise ApiError(problems[0].code, details=[problem.detail for problem in problems])
 
 
 def plan_request(

@@ -25,7 +25,6 @@ from shortener.model import State
 from shortener.times import parse_report_time
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Price, Text, parse_price
-from shortener.web.validation import MAX_DETAILS
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
@@ -227,7 +226,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
     refused = codes.total()
     if refused == len(items):
         only_unknown = set(codes) == {ErrorCode.MESSAGE_NOT_FOUND}
-        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND if only_unknown else ErrorCode.INVALID_REQUEST, details=details[:MAX_DETAILS])
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND if only_unknown else ErrorCode.INVALID_REQUEST, details=details)
     return DeliveryReportsResponse(accepted=len(items) - refused, refused=refused, results=results)
 
 

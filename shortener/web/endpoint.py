@@ -14,10 +14,9 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import parse_qsl
 
 import orjson
 import structlog
@@ -29,6 +28,7 @@ from starlette.routing import Route
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import validate
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 2  # value of the Retry-After header while the database is unavailable
-MAX_FORM_FIELDS = 1000
+MAX_ERROR_BYTES = 1024 * 1024  # of the body of an error response
 
 
 class Caller(enum.Enum):
@@ -144,7 +144,13 @@ def error_response(error: ApiError) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.code is ErrorCode.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="shortener"'
-    return json_response(error.body(), error.code.http_status, headers)
+    body = error.body()
+    content = orjson.dumps(body)
+    while len(content) > MAX_ERROR_BYTES and body["details"]:
+        body["details"] = body["details"][: len(body["details"]) // 2]
+        body["details_total"] = error.details_total
+        content = orjson.dumps(body)
+    return Response(content, error.code.http_status, headers, "application/json")
 
 
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
@@ -152,8 +158,8 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
         principal = _authenticate(endpoint, service, request)
         if "\0" in request.scope["path"]:  # no id contains NUL, and PostgreSQL rejects it in a query
             raise ApiError(ErrorCode.NOT_FOUND)
-        query = validate(endpoint.query, _group_by_name(request.query_params.multi_items())) if endpoint.query else None
-        body = await _read_body_model(endpoint, service, request) if endpoint.body else None
+        query = validate(endpoint.query, group_by_name(request.query_params.multi_items())) if endpoint.query else None
+        body = await _read_body(endpoint, service, request) if endpoint.body else None
         call = Call(service, request, request.path_params, query, body, principal)
         result = await endpoint.handler(call)
         if isinstance(result, Response):
@@ -210,47 +216,8 @@ def _find_by_api_key(service: Service, request: Request) -> Principal | None:
     return None
 
 
-def _group_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return parameters of a query or a form by name. The values of a repeated parameter become a list."""
-    values: dict[str, list[str]] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(value)
-    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the whole body. Raise ApiError BODY_TOO_LARGE if it has more than `limit` bytes, without reading the rest."""
-    too_large = ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {limit} bytes (BODY_LIMIT).")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def _read_body_model(endpoint: Endpoint, service: Service, request: Request) -> Any:
+async def _read_body(endpoint: Endpoint, service: Service, request: Request) -> BaseModel | None:
     assert endpoint.body is not None
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    content = await read_body(request, service.settings.body_limit)
-    if endpoint.body_optional and not content:
-        return None
-    if endpoint.body_forms and kind == "application/x-www-form-urlencoded":
-        try:
-            pairs = parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
-        except ValueError:
-            reason = f"The form must be UTF-8 and have at most {MAX_FORM_FIELDS} fields."
-            raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
-        return validate(endpoint.body, _group_by_name(pairs))
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be application/json, not {kind!r}.")
-    try:
-        data = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
-    return validate(endpoint.body, data)
+    settings = service.settings
+    limits = BodyLimits(settings.body_limit, settings.batch_limit, ErrorCode.BATCH_TOO_LARGE in endpoint.errors)
+    return await read_model(request, endpoint.body, limits, accepts_forms=endpoint.body_forms, is_optional=endpoint.body_optional)

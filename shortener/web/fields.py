@@ -26,14 +26,20 @@ Text = Annotated[str, AfterValidator(_reject_nul)]
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
+_MAX_DECIMAL_LENGTH = 64  # characters
+
+
 def parse_price(value: Any) -> Decimal:
     """Return the value as a decimal. Raise ValueError.
 
     A JSON number arrives as a float; its shortest text is what the caller wrote."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
+    text = str(value)
+    if len(text) > _MAX_DECIMAL_LENGTH:
+        raise ValueError("must have at most 12 digits before the decimal point and 8 after it")
     try:
-        amount = Decimal(str(value))
+        amount = Decimal(text)
     except InvalidOperation:
         raise ValueError("must be a decimal such as 0.0095") from None
     if not amount.is_finite() or abs(amount) >= 10**12 or (exponent := amount.as_tuple().exponent) is None or int(exponent) < -8:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from shortener import __version__
-from shortener.errors import ErrorCode
+from shortener.errors import MAX_DETAILS, ErrorCode
 from shortener.web.endpoint import Caller, Endpoint
 from shortener.web.examples import example_of, example_of_parameter
 from shortener.web.openapi_texts import (
@@ -110,7 +110,11 @@ def _error_schemas() -> Document:
                 "status": {"const": False},
                 "error_code": {"$ref": REF + "ErrorCode"},
                 "description": {"type": "string", "description": "A text for people; it may change."},
-                "details": {"type": "array", "items": {"$ref": REF + "ErrorDetail"}},
+                "details": {"type": "array", "maxItems": MAX_DETAILS, "items": {"$ref": REF + "ErrorDetail"}},
+                "details_total": {
+                    "type": "integer",
+                    "description": "Number of invalid fields, if `details` does not contain all of them.",
+                },
             },
             "required": ["status", "error_code", "description", "details"],
         },

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
 
 from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import Metadata, Price, Sender, Text, Time
+from shortener.web.validation import limit_errors
 
 MAX_BODY_LENGTH = 20_000  # characters; a concatenated SMS is much shorter, and a longer text would slow down a batch
 
@@ -96,7 +97,7 @@ class RewriteMessage(MessageOptions):
 class RewriteBatch(RequestModel):
     """Several messages; all are stored, or none."""
 
-    messages: list[RewriteMessage] = Field(min_length=1)
+    messages: list[Annotated[RewriteMessage, WrapValidator(limit_errors)]] = Field(min_length=1)
 
 
 class RewrittenLinkFields(ResponseModel):

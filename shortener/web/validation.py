@@ -2,19 +2,23 @@
 
 `validate` turns every pydantic error into a `Detail`: a path such as `messages.3.to` in the words of the caller, and a reason
 such as "must be at least 1". Names of classes, of validators and of union members never appear in either.
+
+A batch may have millions of errors. Its model marks the items with `limit_errors`: then pydantic makes the errors of one item at a
+time, and only the first MAX_DETAILS details exist in memory. The others are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
 from pydantic_core import ErrorDetails
 
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 
-MAX_DETAILS = 100
+_MAX_EXACT_DETAILS = 10_000  # details_total is exact up to this number, and an upper bound beyond it
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -65,13 +69,46 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
 }
 
 
-def validate(model: type[M], data: Any) -> M:
-    """Return `data` as the model. Raise ApiError INVALID_REQUEST with a detail for each invalid field, at most MAX_DETAILS."""
+@dataclass(slots=True)
+class _ErrorCount:
+    """The errors of one validation: `reported` become details, `hidden` are only counted."""
+
+    reported: int = 0
+    hidden: int = 0
+
+
+def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Validate one item of a batch. After MAX_DETAILS errors only count those of further items.
+
+    This is a validator for `pydantic.WrapValidator`."""
+    count = info.context
+    if not isinstance(count, _ErrorCount):
+        return validate_item(value)
+    before = count.reported
     try:
-        return model.model_validate(data)
+        return validate_item(value)
+    except ValidationError as error:
+        if before < MAX_DETAILS:
+            count.reported = before + _count_details(error, value)  # includes the items of a batch inside this item
+            raise
+        # To count exactly is as slow as to make the details; beyond the limit nobody needs the exact number.
+        count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()
+        return None  # the validation as a whole fails, so nobody sees this item
+
+
+def validate(model: type[M], data: Any) -> M:
+    """Return `data` as the model. Raise ApiError INVALID_REQUEST with a detail for each invalid field."""
+    count = _ErrorCount()
+    try:
+        return model.model_validate(data, context=count)
     except ValidationError as error:
         details = _details(error.errors(include_url=False, include_input=False), data)
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=details[:MAX_DETAILS]) from None
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details, hidden_details=count.hidden) from None
+
+
+def _count_details(error: ValidationError, data: Any) -> int:
+    """Return the number of details of an error."""
+    return len(_details(error.errors(include_url=False, include_input=False), data))
 
 
 def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
@@ -79,6 +116,7 @@ def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
     by_field: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         by_field.setdefault(_path(error, data), []).append(error)
+    parents = {field[:end] for field in by_field for end in _ends_of_parts(field)}
     details = []
     for field, found in by_field.items():
         others = [error for error in found if error["type"] not in _TYPES]
@@ -86,9 +124,17 @@ def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
         types.pop("null", None)
         if others:
             details += [Detail(field, reason) for reason in dict.fromkeys(map(_reason, others))]
-        elif not any(other.startswith(f"{field}.") for other in by_field):
+        elif field not in parents:
             details.append(Detail(field, f"must be {_either(list(types)) or 'null'}"))
     return details
+
+
+def _ends_of_parts(field: str) -> Iterator[int]:
+    """Yield the position of each dot in the path of a field."""
+    end = field.find(".")
+    while end >= 0:
+        yield end
+        end = field.find(".", end + 1)
 
 
 def _path(error: ErrorDetails, data: Any) -> str:

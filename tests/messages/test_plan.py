@@ -79,9 +79,9 @@ def test_every_problem_is_reported_in_request_order() -> None:
     assert error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_at_most_a_hundred_problems_are_reported() -> None:
+def test_every_problem_is_reported() -> None:
     limits = type(LIMITS)(max_recipients=1000, link_ttl=LIMITS.link_ttl)
-    assert len(rejection(item(to=("invalid",) * 150), limits=limits).details) == 100
+    assert len(rejection(item(to=("invalid",) * 150), limits=limits).details) == 150
 
 
 def test_problems_of_stored_messages_do_not_reject_a_request() -> None:

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AfterValidator, BaseModel, Field, RootModel
 
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import MAX_DETAILS, ApiError, ErrorCode
 from shortener.web.endpoint import RequestModel
 from shortener.web.fields import Metadata, Time
 from shortener.web.rewrite import RewriteRequest
-from shortener.web.validation import MAX_DETAILS, validate
+from shortener.web.validation import validate
 
 
 def details(model: type[BaseModel], data: Any) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
 
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -20,6 +20,7 @@ from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields, Tracking
+from shortener.web.validation import limit_errors
 
 _PLAIN_NUMBER = re.compile(r"[1-9][0-9]{6,14}")
 
@@ -53,7 +54,7 @@ class InfobipText(RequestModel):
     """One text for one or more recipients."""
 
     from_: Sender = Field("", alias="from", description="Sender, repeated in events.")
-    destinations: list[InfobipDestination] = Field(min_length=1)
+    destinations: list[Annotated[InfobipDestination, WrapValidator(limit_errors)]] = Field(min_length=1)
     text: str = Field(
         max_length=MAX_BODY_LENGTH, description='Text of the message. #track("url") and #trackurl("url","label") are replaced too.'
     )
@@ -97,7 +98,7 @@ class InfobipRequest(RequestModel):
     bulk_id: Text = Field(
         "", alias="bulkId", max_length=100, description="Id of the request, message_request_id in events. Default: a generated id."
     )
-    messages: list[InfobipText] = Field(min_length=1)
+    messages: list[Annotated[InfobipText, WrapValidator(limit_errors)]] = Field(min_length=1)
     tracking: Tracking | None = Field(
         None, description="Assigns the messages to a conversion process. With `track` URL every URL of the texts is replaced too."
     )

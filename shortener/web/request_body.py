@@ -1,0 +1,162 @@
+"""Reading and parsing the body of a request without blocking other requests.
+
+The service counts the values of a JSON body while the body arrives, and stops reading at the limit: to parse millions of values
+would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large body is
+parsed and validated in one thread of its own, so that the event loop responds to others meanwhile.
+
+Every function raises ApiError: BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_JSON, BATCH_TOO_LARGE or INVALID_REQUEST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.web.validation import validate
+
+LARGE_BODY_BYTES = 64 * 1024  # a larger body is parsed in the thread
+MAX_FORM_BYTES = 256 * 1024  # a form is slower to decode than JSON
+MAX_FORM_FIELDS = 1000
+MAX_OBJECT_FIELDS = 1000
+MIN_LIST_ITEMS = 1000  # lists may have so many items also if BATCH_LIMIT is lower
+MAX_TEXT_LENGTH = 100_000  # characters of one text or name
+MAX_DEPTH = 32  # nested lists and objects
+_VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
+
+Model = TypeVar("Model", bound=BaseModel)
+
+#: One thread: several large bodies wait for each other, not the event loop for several threads.
+_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Limits of one endpoint. `max_batch`: items of the list that is the body or its field `messages`, if it has such a list."""
+
+    max_bytes: int
+    max_batch: int
+    has_batch: bool
+
+    @property
+    def max_values(self) -> int:
+        """Number of values in a JSON body, estimated by the characters that separate values."""
+        return min(_MORE_VALUES + _VALUES_PER_ITEM * self.max_batch, _MAX_VALUES)
+
+    def too_many(self, description: str) -> ApiError:
+        return ApiError(ErrorCode.BATCH_TOO_LARGE if self.has_batch else ErrorCode.INVALID_REQUEST, description)
+
+
+async def read_model(
+    request: Request, model: type[Model], limits: BodyLimits, *, accepts_forms: bool = False, is_optional: bool = False
+) -> Model | None:
+    """Return the body as `model`, or None if it is empty and `is_optional`."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    is_form = accepts_forms and kind == "application/x-www-form-urlencoded"
+    content = await read_body(request, limits, is_form=is_form)
+    if is_optional and not content:
+        return None
+    if not is_form and kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be application/json, not {kind[:100]!r}.")
+    if len(content) <= LARGE_BODY_BYTES:
+        return _parse(content, model, limits, is_form)
+    return await asyncio.get_running_loop().run_in_executor(_thread, _parse, content, model, limits, is_form)
+
+
+async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = False) -> bytes:
+    """Return the whole body. Raise ApiError, without reading the rest, if it is too long or has too many values."""
+    max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)"
+    if is_form and max_bytes > MAX_FORM_BYTES:
+        max_bytes, setting = MAX_FORM_BYTES, " as a form; send JSON instead"
+    too_large = ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {max_bytes} bytes{setting}.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise too_large
+    chunks: list[bytes] = []
+    size = values = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        if not is_form:
+            values += chunk.count(b",") + chunk.count(b"{") + chunk.count(b"[")
+            if values > limits.max_values:
+                raise limits.too_many(
+                    f"The body must have at most {limits.max_values} values ({_MORE_VALUES} and {_VALUES_PER_ITEM} for each item "
+                    f"of a batch; BATCH_LIMIT is {limits.max_batch})."
+                )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool) -> Model:
+    if is_form:
+        try:
+            pairs = parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+        except ValueError:
+            reason = f"The form must be UTF-8 and have at most {MAX_FORM_FIELDS} fields."
+            raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
+        return validate(model, group_by_name(pairs))
+    try:
+        data = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {str(error)[:200]}") from None
+    check_sizes(data, limits)
+    return validate(model, data)
+
+
+def check_sizes(data: Any, limits: BodyLimits) -> None:
+    """Raise ApiError if a part of a parsed JSON document has too many items, too many characters, or is nested too deeply."""
+    batch = data.get("messages") if isinstance(data, dict) else data
+    if isinstance(batch, list) and len(batch) > limits.max_batch:
+        raise limits.too_many(f"One request must have at most {limits.max_batch} items (BATCH_LIMIT), not {len(batch)}.")
+    max_items = max(limits.max_batch, MIN_LIST_ITEMS)
+    level: list[tuple[str, Any]] = []  # containers and long texts of one depth, with their paths
+    if isinstance(data, dict | list) or (isinstance(data, str) and len(data) > MAX_TEXT_LENGTH):
+        level.append(("", data))
+    for _ in range(MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for path, value in level:
+            if isinstance(value, dict):
+                if len(value) > MAX_OBJECT_FIELDS:
+                    raise _invalid(path, f"must have at most {MAX_OBJECT_FIELDS} fields, not {len(value)}")
+                members: Iterable[tuple[Any, Any]] = value.items()
+                for name in value:
+                    if len(name) > MAX_TEXT_LENGTH:
+                        raise _invalid(path, f"must not have a field name of more than {MAX_TEXT_LENGTH} characters")
+            elif isinstance(value, list):
+                if len(value) > max_items:
+                    raise _invalid(path, f"must have at most {max_items} items, not {len(value)}")
+                members = enumerate(value)
+            else:
+                raise _invalid(path, f"must have at most {MAX_TEXT_LENGTH} characters, not {len(value)}")
+            for name, member in members:
+                if isinstance(member, dict | list):
+                    if member:
+                        below.append((f"{path}.{name}" if path else str(name), member))
+                elif isinstance(member, str) and len(member) > MAX_TEXT_LENGTH:
+                    below.append((f"{path}.{name}" if path else str(name), member))
+        if not below:
+            return
+        level = below
+    raise _invalid(level[0][0], f"must not be nested more than {MAX_DEPTH} levels deep")
+
+
+def _invalid(path: str, reason: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(path or "body", reason)])
+
+
+def group_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return parameters of a query or a form by name. The values of a repeated parameter become a list."""
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}

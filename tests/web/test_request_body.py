@@ -1,0 +1,155 @@
+"""Limits of request bodies: they are checked before anything is validated, so that no body blocks other requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.errors import MAX_DETAILS, ApiError, ErrorCode
+from shortener.web.endpoint import MAX_ERROR_BYTES
+from shortener.web.request_body import (
+    LARGE_BODY_BYTES,
+    MAX_DEPTH,
+    MAX_FORM_BYTES,
+    MAX_OBJECT_FIELDS,
+    MAX_TEXT_LENGTH,
+    BodyLimits,
+    check_sizes,
+)
+from shortener.web.rewrite import RewriteRequest
+from shortener.web.validation import validate
+from tests.conftest import client_of
+
+LIMITS = BodyLimits(max_bytes=2**23, max_batch=1000, has_batch=True)
+TO = "+14085550100"
+
+
+@pytest.fixture
+async def tracker(service: Service, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
+        yield client
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "reason"),
+    [
+        ({"a": dict.fromkeys(map(str, range(MAX_OBJECT_FIELDS + 1)))}, "a", "must have at most 1000 fields, not 1001"),
+        ({"a": [{"b": [0] * 1001}]}, "a.0.b", "must have at most 1000 items, not 1001"),
+        ({"a": "x" * (MAX_TEXT_LENGTH + 1)}, "a", "must have at most 100000 characters, not 100001"),
+        ("x" * (MAX_TEXT_LENGTH + 1), "body", "must have at most 100000 characters, not 100001"),
+        ([{"x" * (MAX_TEXT_LENGTH + 1): 1}], "0", "must not have a field name of more than 100000 characters"),
+        (nested(MAX_DEPTH + 1), ".".join(["0"] * MAX_DEPTH), "must not be nested more than 32 levels deep"),
+    ],
+)
+def test_a_part_of_a_body_that_is_too_large_is_named(data: Any, field: str, reason: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        check_sizes(data, LIMITS)
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
+    assert [(detail.field, detail.reason) for detail in raised.value.details] == [(field, reason)]
+
+
+@pytest.mark.parametrize("data", [{"messages": [{}] * 1001}, [{}] * 1001])
+def test_a_batch_above_the_limit_is_rejected_before_its_items_are_validated(data: Any) -> None:
+    with pytest.raises(ApiError) as raised:
+        check_sizes(data, LIMITS)
+    assert raised.value.code is ErrorCode.BATCH_TOO_LARGE
+    assert raised.value.description == "One request must have at most 1000 items (BATCH_LIMIT), not 1001."
+
+
+@pytest.mark.parametrize("data", [1, None, "text", nested(MAX_DEPTH), {"messages": [{"to": ["x"] * 1000}] * 1000}])
+def test_a_body_within_the_limits_is_accepted(data: Any) -> None:
+    check_sizes(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("data", "total"),
+    [
+        ({"messages": [{}] * 1000}, 2000),
+        ({"messages": [{"destinations": [{"to": 1}] * 20, "text": ""}] * 100}, 2000),
+        ({"messages": [{"to": TO, "body": "", "metadata": {"a": [], "b": []}}] * 1000}, 2000),
+        ({"messages": [{"to": TO, "body": "", "surplus": 1}] * 999}, 999),
+    ],
+)
+def test_details_are_limited_and_the_total_counts_all_of_them(data: Any, total: int) -> None:
+    with pytest.raises(ApiError) as raised:
+        validate(RewriteRequest, data)
+    body = raised.value.body()
+    assert len(body["details"]) == min(total, MAX_DETAILS)
+    assert body.get("details_total") == (total if total > MAX_DETAILS else None)
+
+
+async def test_a_body_with_too_many_values_is_rejected_while_it_arrives(client: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def chunks() -> Any:
+        nonlocal sent
+        yield b'{"messages":['
+        for _ in range(2000):
+            sent += 1
+            yield b"{}," * 1000
+
+    headers = {"Content-Type": "application/json"}
+    response = await client.post("/api/v1/rewrite", content=chunks(), headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+    assert "at most 210000 values" in response.json()["description"]
+    response = await client.post("/api/v1/trackers", content=b'{"events":[' + b'"",' * 300_000, headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
+
+
+async def test_a_large_valid_batch_is_stored(client: httpx.AsyncClient) -> None:
+    message = {"to": TO, "body": "x" * 2000, "metadata": {"note": "y" * 2000}}
+    body = orjson.dumps({"messages": [message] * 200})
+    assert len(body) > LARGE_BODY_BYTES
+    response = await client.post("/api/v1/rewrite", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200, response.text
+    assert len(response.json()["messages"]) == 200
+
+
+async def test_other_requests_are_answered_while_a_large_body_is_validated(client: httpx.AsyncClient) -> None:
+    body = orjson.dumps({"messages": [{"destinations": [{}] * 200}] * 1000})
+    large = asyncio.create_task(client.post("/api/v1/rewrite", content=body, headers={"Content-Type": "application/json"}))
+    others = 0
+    while not large.done():
+        assert (await client.get("/healthz")).status_code == 200
+        await asyncio.sleep(0)  # the call above may finish without a pause
+        others += 1
+    assert large.result().status_code == 400
+    assert others >= 1
+
+
+async def test_an_error_response_is_at_most_one_mebibyte(client: httpx.AsyncClient) -> None:
+    name = "\x01" * 300  # six characters each in JSON
+    response = await client.post("/api/v1/rewrite", json={"messages": [{f"{name}": 1, f"{n}{name}": 1} for n in range(700)]})
+    body = response.json()
+    assert response.status_code == 400
+    assert len(response.content) <= MAX_ERROR_BYTES
+    assert body["details_total"] == 4 * 700
+    assert all(len(detail["field"]) <= 200 and len(detail["reason"]) <= 500 for detail in body["details"])
+
+
+async def test_a_form_above_its_limit_is_rejected(tracker: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    response = await tracker.post("/action", content=b"message_id=" + b"%41" * MAX_FORM_BYTES, headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (413, "BODY_TOO_LARGE")
+
+
+async def test_placeholders_in_many_parameters_give_a_short_error(tracker: httpx.AsyncClient) -> None:
+    response = await tracker.post("/action", json={"message_id": "x", **{f"p{n}": "{a}" for n in range(900)}})
+    assert response.status_code == 400
+    many = await tracker.post("/action", json={"message_id": "x", **{f"p{n}": "{a}" for n in range(100_000)}})
+    assert many.json()["details"] == [{"field": "body", "reason": "must have at most 1000 fields, not 100001"}]
+    assert len(many.content) < 500
