@@ -266,7 +266,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
             )
         if clock is None:
             clock = await _open_clock(database)
-        first_credentials = await _ensure_default_application(database, clock)
+        first_credentials = await _ensure_default_application(database, clock, secret)
         service = await _build_service(settings, clock, secret, database, first_credentials, opened)
         opened.pop_all()  # from now on `Service.close` closes everything
         return service
@@ -280,11 +280,11 @@ async def _open_clock(database: Database) -> Clock:
     return clock
 
 
-async def _ensure_default_application(database: Database, clock: Clock) -> Credentials | None:
+async def _ensure_default_application(database: Database, clock: Clock, secret: Secret) -> Credentials | None:
     try:
-        return await database.write(ensure_default, clock())
+        return await database.write(ensure_default, clock(), secret)
     except (IntegrityError, ApiError):  # another node did the first start at the same time
-        return await database.write(ensure_default, clock())
+        return await database.write(ensure_default, clock(), secret)
 
 
 async def _build_service(

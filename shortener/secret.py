@@ -65,6 +65,15 @@ class Secret:
             raise SecretError("a stored value was encrypted with another SECRET") from None
 
 
+#: Prefix of signing secrets in the notation of Standard Webhooks. Base64 follows.
+SIGNING_PREFIX = "whsec_"
+
+
+def new_signing_secret() -> str:
+    """Return a random secret for signatures: `whsec_` and 32 bytes in base64."""
+    return SIGNING_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
 def open_secret(setting: SecretStr, data_dir: Path) -> Secret:
     """Return the secret of this installation: the setting SECRET, else the secret file, else a new secret in that file.
 

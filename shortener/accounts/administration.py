@@ -16,6 +16,7 @@ from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, increment_version, require_application
 from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import UrlError, host_of, parse_base_url, parse_host
@@ -25,21 +26,31 @@ MAX_NAME_CHARACTERS = 200
 
 
 def create_application(
-    connection: Connection, name: str, now: datetime, *, domain: str | None = None, company_id: int | None = None
+    connection: Connection,
+    name: str,
+    now: datetime,
+    *,
+    domain: str | None = None,
+    company_id: int | None = None,
+    secret: Secret | None = None,
 ) -> Credentials:
     """Create an application with an API key that has all permissions and a tracker token. Return the credentials.
 
-    `domain` is the base URL of its own domain. Raise ApiError CONFLICT, INVALID_REQUEST."""
+    `domain` is the base URL of its own domain. With the `secret` of the installation, the application gets a callback secret, which
+    is stored encrypted. Raise ApiError CONFLICT, INVALID_REQUEST."""
     table = schema.applications
     _check_name(connection, name)
-    statement = insert(table).values(name=name, company_id=company_id, settings={}, created_at=now).returning(table.c.id)
-    application_id: int = connection.execute(statement).scalar_one()
+    callback_secret = new_signing_secret() if secret else None
+    values: dict[str, Any] = {"name": name, "company_id": company_id, "settings": {}, "created_at": now}
+    if secret and callback_secret:
+        values["callback_secret"] = secret.encrypt(callback_secret)
+    application_id: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
     if domain:
         add_domain(connection, application_id, domain, now)
     key = create_key(connection, application_id, "default", PERMISSIONS, now)
     token = new_token(connection, application_id, now)
     increment_version(connection)
-    return Credentials(application_id, key, token)
+    return Credentials(application_id, key, token, callback_secret)
 
 
 def update_application(
@@ -191,8 +202,8 @@ def _check_name(connection: Connection, name: str, application_id: int | None = 
         raise ApiError(ErrorCode.CONFLICT, f"An application with the name {name!r} already exists.")
 
 
-def ensure_default(connection: Connection, now: datetime) -> Credentials | None:
+def ensure_default(connection: Connection, now: datetime, secret: Secret | None = None) -> Credentials | None:
     """Create the application `default` if there is no application yet. Return its credentials, or None."""
     if connection.execute(select(schema.applications.c.id).limit(1)).first():
         return None
-    return create_application(connection, "default", now)
+    return create_application(connection, "default", now, secret=secret)

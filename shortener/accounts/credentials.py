@@ -30,6 +30,7 @@ class Credentials:
     application_id: int
     api_key: str
     tracker_token: str
+    callback_secret: str | None = None  # None: the application has none yet
 
 
 def create_key(connection: Connection, application_id: int, name: str, permissions: Sequence[str], now: datetime) -> str:

@@ -25,26 +25,57 @@ def applications() -> None:
 @json_option
 @async_command
 async def create_application(name: str, domain: str | None, company_id: int | None, as_json: bool) -> None:
-    """Create an application and print its id, API key and tracker token.
+    """Create an application and print its id, API key, tracker token and callback secret.
 
-    The key and the token are stored hashed and are never shown again.
+    The key and the token are stored hashed, the secret encrypted. They are never shown again.
     """
     from shortener.accounts import administration
     from shortener.model import utcnow
+    from shortener.secret import open_secret
 
+    settings = load_settings()
     async with open_store() as database:
-        created = await database.write(administration.create_application, name, utcnow(), domain=domain, company_id=company_id)
+        secret = open_secret(settings.secret, settings.data_dir)
+        created = await database.write(
+            administration.create_application, name, utcnow(), domain=domain, company_id=company_id, secret=secret
+        )
     fields = {
         "application_id": created.application_id,
         "api_key": created.api_key,
         "tracker_token": created.tracker_token,
+        "callback_secret": created.callback_secret,
     }
 
     def print_text() -> None:
         print_fields(fields)
-        click.echo("Store the key and the token now; they are not shown again.", err=True)
+        click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
     print_result(fields, as_json, print_text)
+
+
+@applications.command("rotate-callback-secret")
+@click.argument("application", type=ID)
+@click.option(
+    "--overlap",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long the previous secret also signs, for example 90s, 15m, 24h or 7d.",
+)
+@json_option
+@async_command
+async def rotate_callback_secret(application: int, overlap: timedelta, as_json: bool) -> None:
+    """Create a new secret for the signatures of lt_callbackurl and conversion_url, and print it.
+
+    During the overlap, requests are signed with both secrets.
+    """
+    from shortener.cli.trackers import open_trackers
+    from shortener.storage.types import to_iso
+
+    async with open_trackers() as (_, trackers, _settings):
+        secret, until = await trackers.rotate_callback_secret(application, overlap)
+    fields = {"callback_secret": secret, "previous_valid_until": to_iso(until)}
+    print_result(fields, as_json, lambda: print_fields(fields))
 
 
 @applications.command("list")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from shortener.delivery.signatures import SignatureError, verify
+from shortener.delivery.signatures import SignatureError, SigningSecret, verify
 from shortener.model import Clock, utcnow
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -39,7 +39,7 @@ class ReceivedRequest:
 class Receiver:
     """An ASGI application. It calls `on_request` with each request and appends the request to `received`."""
 
-    secrets: Sequence[bytes] = ()
+    secrets: Sequence[SigningSecret] = ()
     fail: int = 0
     delay: float = 0.0
     clock: Clock = utcnow

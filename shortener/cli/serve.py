@@ -229,15 +229,17 @@ def _print_start(service: Service, as_json: bool) -> None:
             "application_id": first.application_id,
             "api_key": first.api_key,
             "tracker_token": first.tracker_token,
+            "callback_secret": first.callback_secret,
         }
         click.echo(orjson.dumps({"base_url": base_url, "port": port, "first_start": credentials}).decode())
         return
     if first is not None:
         click.echo(
             f"The default application is created. Store these credentials now; they are not shown again.\n\n"
-            f"  application_id  {first.application_id}\n"
-            f"  api_key         {first.api_key}\n"
-            f"  tracker_token   {first.tracker_token}\n\n"
+            f"  application_id   {first.application_id}\n"
+            f"  api_key          {first.api_key}\n"
+            f"  tracker_token    {first.tracker_token}\n"
+            f"  callback_secret  {first.callback_secret}\n\n"
             f"A first rewrite:\n\n"
             f"  curl -s {base_url}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""

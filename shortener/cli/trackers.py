@@ -157,6 +157,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
         data["secret"] = secret
     async with open_trackers() as (_, stored, settings):
         saved = await stored.create(application, _validate(TrackerCreateRequest, data).to_tracker())
+    _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -244,7 +245,16 @@ async def update_tracker(
         data["enabled"] = not disable
     async with open_trackers() as (_, stored, settings):
         saved = await stored.update(tracker, _validate(TrackerUpdateRequest, data).to_changes())
+    _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
+
+
+def _warn(secret: str | None) -> None:
+    """Print what the receiver must know about a secret that the caller chose."""
+    from shortener.delivery.signatures import secret_warning
+
+    if secret and (warning := secret_warning(secret)):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> None:

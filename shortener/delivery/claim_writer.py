@@ -21,7 +21,7 @@ from shortener.delivery.attempt import AttemptInFlight
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, DeliveryQueue, TrackerState
 from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
-from shortener.delivery.request import DeliveryTarget, callback
+from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
 from shortener.ids import encode
 from shortener.settings import Settings
@@ -104,8 +104,10 @@ class ClaimWriter:
             count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
             if self._write_release(connection, candidates[name], count, name in has_more, now):
                 probes.add(name)
+        callbacks = [claim.id for claim in claimed if claim.callback_url is not None]
+        secrets = self._trackers.callback_secrets(connection, callbacks) if callbacks else {}
         for claim in claimed:
-            target = self._target_of(claim, targets)
+            target = self._target_of(claim, targets, secrets.get(claim.id, ()))
             application = candidates[claim.queue].application_id
             result.attempts.append(AttemptInFlight(claim, target, application, claim.queue in probes))
         return result
@@ -181,7 +183,9 @@ class ClaimWriter:
                     log.exception("tracker_not_usable", tracker=row.id)
         return found
 
-    def _target_of(self, claim: ClaimedDelivery, targets: Mapping[int, DeliveryTarget]) -> DeliveryTarget | None:
+    def _target_of(
+        self, claim: ClaimedDelivery, targets: Mapping[int, DeliveryTarget], callback_secrets: Secrets
+    ) -> DeliveryTarget | None:
         if claim.callback_url is None:
             return None if claim.tracker_id is None else targets.get(claim.tracker_id)
         settings = self._settings
@@ -192,6 +196,7 @@ class ClaimWriter:
                 timeout=settings.delivery_timeout,
                 concurrency=settings.delivery_slots_per_tracker,
                 schedule=settings.delivery_schedule,
+                secrets=callback_secrets,
             )
         except Exception:
             log.exception("callback_not_usable", delivery=encode(claim.id))

@@ -70,10 +70,12 @@ class SuccessCriteria:
     """Which responses mean that a tracker accepted an event.
 
     `statuses` is a set such as `2xx` or `200,202-204`. `body_contains` is a text that the body must contain.
+    `retries_every_status`: no other response ends a delivery early (Xoxzo: "up to ten times" until a 200).
     """
 
     statuses: str = "2xx"
     body_contains: str | None = None
+    retries_every_status: bool = False
 
     def matches(self, status: int | None) -> bool:
         """Return whether a status is in the set."""
@@ -128,7 +130,7 @@ OUTCOME_TABLE = (
         "410",
         OutcomeKind.DISABLE,
         "Standard Webhooks: the receiver accepts no more events",
-        lambda response, success: response.status == 410,
+        lambda response, success: response.status == 410 and not success.retries_every_status,
     ),
     OutcomeRule(
         "throttled",
@@ -142,7 +144,7 @@ OUTCOME_TABLE = (
         ", ".join(map(str, sorted(_FORM_REJECTED))),
         OutcomeKind.FINAL,
         "method, size, type or version is rejected, and the next attempt would be the same",
-        lambda response, success: response.status in _FORM_REJECTED,
+        lambda response, success: response.status in _FORM_REJECTED and not success.retries_every_status,
     ),
     OutcomeRule(
         "incomplete",

@@ -15,14 +15,18 @@ from shortener.delivery.formats import render
 from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import METADATA, Template, placeholder_values
 from shortener.delivery.sender import OutgoingRequest
-from shortener.delivery.signatures import sign
+from shortener.delivery.signatures import SigningSecret, sign
 from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
 from shortener.urls import UrlError, parse_destination
 
 #: Xoxzo: "Callback URL must return http status 200".
-CALLBACK_SUCCESS = SuccessCriteria("200")
+CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
 _ANY_2XX = SuccessCriteria()
+
+
+#: Signing secrets, newest first, each with the time until which it signs (None: without end).
+Secrets = tuple[tuple[SigningSecret, datetime | None], ...]
 
 
 class ForbiddenHost(Exception):
@@ -31,10 +35,7 @@ class ForbiddenHost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTarget:
-    """A tracker, or the callback of a message (`tracker_id` None), as the dispatcher uses it. `timeout` is in seconds.
-
-    `secrets` contains the newest secret first, each with the time until which it signs (None: without end).
-    """
+    """A tracker, or the callback of a message (`tracker_id` None), as the dispatcher uses it. `timeout` is in seconds."""
 
     tracker_id: int | None
     revision: int
@@ -48,7 +49,7 @@ class DeliveryTarget:
     success: SuccessCriteria = _ANY_2XX
     fields: tuple[str, ...] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[tuple[bytes, datetime | None], ...] = ()
+    secrets: Secrets = ()
 
     @property
     def metadata_names(self) -> list[str]:
@@ -79,7 +80,9 @@ class DeliveryTarget:
         )
 
 
-def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...]) -> DeliveryTarget:
+def callback(
+    url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...], secrets: Secrets = ()
+) -> DeliveryTarget:
     """Return the target of a message's `lt_callbackurl`. Raise UrlError if the URL is not a valid destination."""
     return DeliveryTarget(
         tracker_id=None,
@@ -92,6 +95,7 @@ def callback(url: str, *, max_attempts: int, timeout: float, concurrency: int, s
         concurrency=concurrency,
         schedule=schedule,
         success=CALLBACK_SUCCESS,
+        secrets=secrets,
     )
 
 

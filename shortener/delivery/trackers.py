@@ -25,11 +25,11 @@ from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
-from shortener.delivery.request import DeliveryTarget
-from shortener.delivery.signatures import new_secret, parse_secret
+from shortener.delivery.request import DeliveryTarget, Secrets
+from shortener.delivery.signatures import parse_secret
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic
-from shortener.secret import Secret
+from shortener.secret import Secret, new_signing_secret
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -152,7 +152,7 @@ class Trackers:
         Raises the errors of `check_url` too.
         """
         template = await self.check_url(new.url)
-        generated = new_secret() if new.signed and new.secret is None else None
+        generated = new_signing_secret() if new.signed and new.secret is None else None
         secret = generated or new.secret
         now = self._clock()
         values = {
@@ -201,7 +201,7 @@ class Trackers:
         if values.pop("rotate_secret", False):
             if "secret" in values:
                 raise _refuse("rotate_secret", "must not be combined with secret")
-            values["secret"] = generated = new_secret()
+            values["secret"] = generated = new_signing_secret()
         if "secret" in values:
             values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
         if "headers" in values:
@@ -221,10 +221,6 @@ class Trackers:
         """Return what the dispatcher needs of a row of table `trackers`. Raise SecretError or TemplateError if the row is
         unusable."""
         settings = self._settings
-        secrets = []
-        for encrypted, until in ((row.secret, None), (row.previous_secret, row.previous_secret_until)):
-            if encrypted:
-                secrets.append((parse_secret(self._secret.decrypt(encrypted)), until))
         return DeliveryTarget(
             tracker_id=row.id,
             revision=row.revision,
@@ -238,8 +234,34 @@ class Trackers:
             success=parse_success(row.success),
             fields=None if row.fields is None else tuple(row.fields),
             headers=orjson.loads(self._secret.decrypt(row.headers)) if row.headers else {},
-            secrets=tuple(secrets),
+            secrets=self._secrets((row.secret, None), (row.previous_secret, row.previous_secret_until)),
         )
+
+    def callback_secrets(self, connection: Connection, deliveries: Iterable[int]) -> dict[int, Secrets]:
+        """Return the callback secrets of the applications of these deliveries, by delivery."""
+        d, a = schema.deliveries.c, schema.applications.c
+        columns = (d.id, a.callback_secret, a.previous_callback_secret, a.previous_callback_secret_until)
+        joined = schema.deliveries.join(schema.applications, a.id == d.application_id)
+        rows = connection.execute(
+            select(*columns).select_from(joined).where(d.id.in_(list(deliveries)), a.callback_secret.is_not(None))
+        )
+        return {row.id: self._secrets((row[1], None), (row[2], row[3])) for row in rows}
+
+    async def callback_secret_state(self, application_id: int) -> tuple[bool, datetime | None]:
+        """Return whether an application has a callback secret, and the time until which the previous one also signs."""
+        return await self._database.read(_callback_secret_state, application_id)
+
+    async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
+        """Create a callback secret for an application. Return it, and the time until which the previous one also signs.
+
+        It signs `lt_callbackurl` and, unless that tracker has a secret of its own, `conversion_url`. Raise ApiError NOT_FOUND."""
+        plain = new_signing_secret()
+        encrypted = self._secret.encrypt(plain)
+        return plain, await self._database.write(_rotate_callback_secret, application_id, encrypted, self._clock(), overlap)
+
+    def _secrets(self, *stored: tuple[str | None, datetime | None]) -> Secrets:
+        """Return the keys of encrypted secrets. None: there is none."""
+        return tuple((parse_secret(self._secret.decrypt(encrypted)), until) for encrypted, until in stored if encrypted)
 
     async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
         """Return a tracker and its target. Raise ApiError NOT_FOUND."""
@@ -433,15 +455,55 @@ def read_conversion_url(connection: Connection, application_id: int) -> tuple[st
     return (None, None) if row is None else (row.url, row.fields)
 
 
+def _callback_secret_state(connection: Connection, application_id: int) -> tuple[bool, datetime | None]:
+    a = schema.applications.c
+    columns = (a.callback_secret, a.previous_callback_secret_until)
+    row = connection.execute(select(*columns).where(a.id == application_id)).first()
+    return (False, None) if row is None else (row[0] is not None, row[1])
+
+
+def _rotate_callback_secret(
+    connection: Connection, application_id: int, encrypted: str, now: datetime, overlap: timedelta
+) -> datetime | None:
+    applications = schema.applications
+    row = connection.execute(select(applications).where(applications.c.id == application_id).with_for_update()).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
+    keeps_old = row.callback_secret is not None and overlap > timedelta()
+    until = now + overlap if keeps_old else None
+    connection.execute(
+        update(applications)
+        .where(applications.c.id == application_id)
+        .values(
+            callback_secret=encrypted,
+            previous_callback_secret=row.callback_secret if keeps_old else None,
+            previous_callback_secret_until=until,
+        )
+    )
+    tracker = _conversion_row(connection, application_id)
+    if tracker is not None and tracker.secret in (None, row.callback_secret):
+        values = {
+            "secret": encrypted,
+            "previous_secret": tracker.secret if keeps_old else None,
+            "previous_secret_until": until if tracker.secret else None,
+            "updated_at": now,
+            "revision": tracker.revision + 1,
+        }
+        connection.execute(update(_table).where(_table.c.id == tracker.id).values(values))
+    return until
+
+
 def write_conversion_url(
     connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:
     """Create, change or (`url` None) delete the tracker of the application's `conversion_url`, as a part of a transaction.
 
-    The caller has checked the URL. `fields` None: the default fields of the format `json`.
+    The caller has checked the URL. `fields` None: the default fields of the format `json`. A new tracker signs with the callback
+    secret of the application.
     """
     applications = schema.applications
-    connection.execute(select(applications.c.id).where(applications.c.id == application_id).with_for_update())
+    statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
+    callback_secret = connection.execute(statement).scalar()
     row = _conversion_row(connection, application_id)
     if url is None:
         if row is not None:
@@ -465,6 +527,7 @@ def write_conversion_url(
             "method": "POST",
             "format": "json",
             "fields": fields,
+            "secret": callback_secret,
             "success": _success_fields(None),
             "created_at": now,
             "updated_at": now,

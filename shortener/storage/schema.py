@@ -68,6 +68,10 @@ applications = Table(
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
+    # Encrypted. It signs lt_callbackurl and conversion_url. NULL: these are not signed.
+    Column("callback_secret", Text),
+    Column("previous_callback_secret", Text),
+    Column("previous_callback_secret_until", Instant),
 )
 
 domains = Table(
@@ -121,6 +125,15 @@ tracker_tokens = Table(
     Column("valid_until", Instant),  # NULL: the current token
 )
 
+#: Tokens and keys whose expiry was announced by an event `key_expiring`.
+expiry_notices = Table(
+    "expiry_notices",
+    metadata,
+    Column("kind", Text, primary_key=True),  # the table of the key
+    Column("key_id", Integer, primary_key=True, autoincrement=False),
+    Column("expires_at", Instant, nullable=False),
+)
+
 #: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the one that the fields of an application define.
 trackers = Table(
     "trackers",
@@ -156,6 +169,7 @@ trackers = Table(
     Column("recovering_at", Instant),  # the backlog is released at a limited rate, up to this time so far
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
+    Column("client_certificate", Text),  # encrypted: PEM of a certificate chain and its key
     # Never reuse the id of a deleted tracker: its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )

@@ -7,7 +7,7 @@ A `conversion_url` is stored as a tracker of its own, which receives `conversion
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,10 +15,11 @@ from sqlalchemy import Connection
 
 from shortener.accounts.administration import lock_application, update_application
 from shortener.accounts.settings import ApplicationSettings
-from shortener.delivery.trackers import read_conversion_url, write_conversion_url
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, read_conversion_url, write_conversion_url
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.tracker_requests import BodyFields, TrackerUrl
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.tracker_requests import MAX_SECRET_OVERLAP_SECONDS, BodyFields, TrackerUrl
 
 _TAG = "Application"
 
@@ -46,12 +47,35 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
     conversion_tracker_id: int | None = Field(
         description="Id of the tracker (the endpoint that receives events) that was created for conversion_url."
     )
+    callback_secret_set: bool = Field(
+        description="Whether lt_callbackurl is signed. conversion_url is signed with the same secret, unless "
+        "its tracker has its own."
+    )
+    previous_callback_secret_until: str | None = Field(
+        description="Until this time callbacks are also signed with the replaced callback secret."
+    )
 
 
 class ApplicationResponse(ApplicationFields):
     """The application with its current settings."""
 
     status: Literal[True] = True
+
+
+class CallbackSecretRequest(RequestModel):
+    """How long the replaced secret also signs."""
+
+    overlap: int = Field(
+        DEFAULT_SECRET_OVERLAP_SECONDS, ge=0, le=MAX_SECRET_OVERLAP_SECONDS, description="In seconds. 0: not at all."
+    )
+
+
+class CallbackSecretResponse(ResponseModel):
+    """The new callback secret. It is not shown again."""
+
+    status: Literal[True] = True
+    callback_secret: str
+    previous_valid_until: str | None = Field(description="Until this time callbacks are also signed with the replaced secret.")
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
@@ -61,6 +85,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
     if application is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     tracker = await service.trackers.conversion_url(application.id)
+    is_set, until = await service.trackers.callback_secret_state(application.id)
     return {
         "status": True,
         "application_id": application.id,
@@ -71,7 +96,16 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
         "conversion_url": tracker and tracker.url,
         "conversion_fields": tracker and tracker.fields,
         "conversion_tracker_id": tracker and tracker.id,
+        "callback_secret_set": is_set,
+        "previous_callback_secret_until": to_iso(until),
     }
+
+
+async def rotate_callback_secret(call: Call[None, CallbackSecretRequest | None]) -> CallbackSecretResponse:
+    """Create a new callback secret and return it once."""
+    overlap = timedelta(seconds=(call.body or CallbackSecretRequest(overlap=DEFAULT_SECRET_OVERLAP_SECONDS)).overlap)
+    secret, until = await call.service.trackers.rotate_callback_secret(call.application_id, overlap)
+    return CallbackSecretResponse(callback_secret=secret, previous_valid_until=to_iso(until))
 
 
 async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any]:
@@ -137,5 +171,18 @@ ENDPOINTS = [
             ErrorCode.CONFLICT,
         ),
         description="`click_events` and `click_id_param` apply to links that are created after the change.",
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/application/callback-secret",
+        rotate_callback_secret,
+        "Rotate the callback secret",
+        _TAG,
+        permission="trackers.write",
+        body=CallbackSecretRequest,
+        body_optional=True,
+        response=CallbackSecretResponse,
+        description="Creates a new secret for the signatures of `lt_callbackurl` and `conversion_url`, and returns it only in this "
+        "response. During the overlap, requests are signed with both secrets.",
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shortener.delivery.sample_delivery import send_test
+from shortener.delivery.signatures import secret_warning
 from shortener.delivery.tracker_presenter import health_fields, sample_delivery_fields, tracker_fields
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
@@ -81,6 +82,7 @@ class TrackerWithHealth(TrackerFields):
 
 class SavedTracker(TrackerFields):
     secret: str | None = Field(description="The signing secret, if the service just generated one. It is not shown again.")
+    warnings: list[str] = Field(description="What the receiver must know, for example about the kind of secret.")
 
 
 class TrackerResponse(TrackerWithHealth):
@@ -159,7 +161,9 @@ async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
 
 
 def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
-    return {"status": True, **tracker_fields(call.service.settings, saved.tracker), "secret": saved.secret}
+    warning = secret_warning(call.body.secret) if call.body.secret else None
+    fields = tracker_fields(call.service.settings, saved.tracker)
+    return {"status": True, **fields, "secret": saved.secret, "warnings": [warning] if warning else []}
 
 
 async def remove(call: Call[None, None]) -> DeletedTrackerResponse:

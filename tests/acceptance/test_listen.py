@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import orjson
 
-from shortener.delivery.signatures import new_secret
+from shortener.secret import new_signing_secret
 from tests.acceptance.process import Server
 from tests.servers import PATIENCE, free_port
 
@@ -43,7 +43,7 @@ def signed_by(line: dict[str, Any]) -> dict[str, str]:
 
 
 def test_listen_verifies_signatures_with_both_secrets_of_a_rotation(server: Server) -> None:
-    old, new, other = new_secret(), new_secret(), new_secret()
+    old, new, other = new_signing_secret(), new_signing_secret(), new_signing_secret()
     with (
         server.api() as client,
         listening(server, "--secret", old, "--secret", new, "--fail", "1") as (of_both, heard_by_both),

@@ -49,7 +49,7 @@ def test_wrong_usage_exits_with_2_and_a_failure_with_1_and_both_print_to_stderr(
 
 def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None:
     created = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example", "--company-id", "92")
-    assert set(created) == {"application_id", "api_key", "tracker_token"}
+    assert set(created) == {"application_id", "api_key", "tracker_token", "callback_secret"}
     number = str(created["application_id"])
     assert "CONFLICT" in shell("applications", "create", "Brand", code=1).stderr
     shell("applications", "update", number, "--set", "click_events=every", "--add-domain", "https://two.brand.example")

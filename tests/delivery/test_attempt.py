@@ -304,3 +304,22 @@ async def test_http_targets_are_blocked_if_they_are_disabled(
     await deliver(service)
     row = await delivery(service)
     assert (row.status, row.last_error, receiver.connections) == (PENDING, "blocked_address", 0)
+
+
+async def test_a_callback_has_ten_signed_attempts_whatever_the_status(
+    service: Service, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock
+    receiver.replies = [405, 406, 410, 411, 413, 415, 431, 501, 505, 404]
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    secret = service.first_credentials and service.first_credentials.callback_secret
+    assert secret
+    await deliver(service)
+    request = receiver.requests[0]
+    assert Webhook(secret).verify(request.body, request.headers)["msgid"] == "m-1"
+    for _ in range(12):
+        clock.forward(hours=30)
+        await deliver(service)
+    row = await delivery(service)
+    assert (len(receiver.requests), row.attempt, row.status, row.last_status) == (10, 10, DEAD, 404)
+    assert {"webhook-signature", "x-webhook-signature"} <= receiver.requests[-1].headers.keys()

@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
+from svix.webhooks import Webhook as Svix
 
-from shortener.delivery.signatures import SignatureError, new_secret, parse_secret, sign, verify
+from shortener.delivery.signatures import SignatureError, SigningSecret, parse_secret, secret_warning, sign, verify
+from shortener.secret import new_signing_secret
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 250_000, tzinfo=UTC)
-OLD, NEW = b"o" * 32, b"n" * 32
+OLD_KEY, NEW_KEY = b"o" * 32, b"n" * 32
+OLD_TEXT, NEW_TEXT = (f"whsec_{base64.b64encode(key).decode()}" for key in (OLD_KEY, NEW_KEY))
+OLD, NEW = parse_secret(OLD_TEXT), parse_secret(NEW_TEXT)
 BODY = b'{"a":1}'
 
 
@@ -28,14 +32,14 @@ def reference_signature(secret: bytes, event_id: str, at: datetime, body: str) -
     at=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.timezones()),  # noqa: DTZ001 - bounds are naive
 )
 def test_the_signature_equals_that_of_the_standard_webhooks_package(body: str, secret: bytes, at: datetime) -> None:
-    headers = sign("evt_1", at, body.encode(), [secret])
+    headers = sign("evt_1", at, body.encode(), [SigningSecret(b"", (secret,))])
     assert headers["webhook-signature"] == reference_signature(secret, "evt_1", at, body)
     assert headers["webhook-timestamp"] == str(int(at.timestamp()))
 
 
 def test_the_standard_webhooks_package_verifies_with_the_old_and_the_new_secret() -> None:
     headers = sign("evt_1", datetime.now(UTC), BODY, [NEW, OLD])
-    for secret in (NEW, OLD):
+    for secret in (NEW_TEXT, OLD_TEXT):
         assert Webhook(secret).verify(BODY, headers) == {"a": 1}
 
 
@@ -56,11 +60,13 @@ def test_signing_with_a_naive_time_raises_an_error() -> None:
         sign("evt_1", NOW.replace(tzinfo=None), BODY, [NEW])
 
 
-def test_23_telecoms_header_is_the_hex_hmac_of_timestamp_and_body_with_the_newest_secret() -> None:
-    headers = sign("evt_1", NOW, BODY, [NEW, OLD])
+def test_23_telecoms_header_is_the_hex_hmac_of_timestamp_and_body_with_the_text_of_the_secret() -> None:
+    headers = sign("evt_1", NOW, BODY, [NEW])
     timestamp = headers["X-Webhook-Timestamp"]
-    expected = hmac.new(NEW, f"{timestamp}.".encode() + BODY, hashlib.sha256).hexdigest()
+    expected = hmac.new(NEW_TEXT.encode(), f"{timestamp}.".encode() + BODY, hashlib.sha256).hexdigest()
     assert headers["X-Webhook-Signature"] == f"sha256={expected}"
+    both = sign("evt_1", NOW, BODY, [NEW, OLD])["X-Webhook-Signature"].split(",")
+    assert both == [headers["X-Webhook-Signature"], sign("evt_1", NOW, BODY, [OLD])["X-Webhook-Signature"]]
     assert timestamp == headers["webhook-timestamp"] == "1795176000"
 
 
@@ -75,8 +81,9 @@ def test_without_a_secret_only_id_and_timestamp_are_sent() -> None:
     assert set(sign("evt_1", NOW, BODY, [])) == {"webhook-id", "webhook-timestamp", "X-Webhook-Timestamp"}
 
 
-@given(body=st.binary(), secrets=st.lists(st.binary(min_size=1), min_size=1, max_size=2))
-def test_a_signed_request_is_verified_with_each_secret(body: bytes, secrets: list[bytes]) -> None:
+@given(body=st.binary(), texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=2))
+def test_a_signed_request_is_verified_with_each_secret(body: bytes, texts: list[str]) -> None:
+    secrets = [parse_secret(f" {text}") for text in texts]
     headers = sign("evt_1", NOW, body, secrets)
     verify(headers, body, secrets, NOW)
     verify({name.upper(): value for name, value in headers.items()}, body, secrets, NOW)
@@ -128,7 +135,7 @@ def test_signatures_of_other_versions_are_ignored() -> None:
         (BODY, NEW, -301, "differs"),
     ],
 )
-def test_a_wrong_body_secret_or_time_is_rejected(body: bytes, secret: bytes, later: int, message: str) -> None:
+def test_a_wrong_body_secret_or_time_is_rejected(body: bytes, secret: SigningSecret, later: int, message: str) -> None:
     with pytest.raises(SignatureError, match=message):
         verify(sign("evt_1", NOW, BODY, [NEW]), body, [secret], NOW + timedelta(seconds=later))
 
@@ -139,16 +146,39 @@ def test_a_request_without_a_signature_is_rejected() -> None:
 
 
 def test_a_new_secret_is_32_random_bytes() -> None:
-    first, second = new_secret(), new_secret()
+    first, second = new_signing_secret(), new_signing_secret()
     assert first != second
     assert first.startswith("whsec_")
-    assert len(parse_secret(first)) == 32
-    assert Webhook(first)._whsecret == parse_secret(first)
+    (key,) = parse_secret(first).keys
+    assert len(key) == 32
+    assert Webhook(first)._whsecret == key
 
 
 def test_a_secret_without_prefix_is_used_as_utf8_text() -> None:
-    assert parse_secret("päss-word") == "päss-word".encode()
-    assert parse_secret("whsec_" + base64.b64encode(b"key").decode()) == b"key"
+    text = "päss-word".encode()
+    assert parse_secret("päss-word") == SigningSecret(text, (text,))
+    assert parse_secret("whsec_" + base64.b64encode(b"key").decode()).keys == (b"key",)
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_a_secret_that_is_base64_without_prefix_is_verified_by_the_libraries(size: int) -> None:
+    text = base64.b64encode(bytes(range(size))).decode()
+    headers = sign("evt_1", datetime.now(UTC), BODY, [parse_secret(text)])
+    assert len(headers["webhook-signature"].split(" ")) == 2
+    assert Webhook(text).verify(BODY, headers) == Webhook(text.encode()).verify(BODY, headers) == {"a": 1}
+    Svix(text).verify(BODY, headers)  # raises an error if no signature matches
+    assert secret_warning(text) is None
+
+
+@pytest.mark.parametrize("text", ["My-S3cr3t-pass!", base64.b64encode(b"x" * 23).decode(), base64.b64encode(b"x" * 65).decode()])
+def test_a_secret_that_the_libraries_cannot_use_as_it_is_has_one_key_and_a_warning(text: str) -> None:
+    assert parse_secret(text).keys == (text.encode(),)
+    assert "Standard Webhooks" in (secret_warning(text) or "")
+
+
+@pytest.mark.parametrize("text", [OLD_TEXT, NEW_TEXT])
+def test_the_libraries_of_svix_verify_both_secrets_of_a_rotation(text: str) -> None:
+    Svix(text).verify(BODY, sign("evt_1", datetime.now(UTC), BODY, [NEW, OLD]))
 
 
 @pytest.mark.parametrize("text", ["", "whsec_", "whsec_***", "whsec_YWJ", "x" * 513])

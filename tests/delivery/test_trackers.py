@@ -11,7 +11,8 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.delivery import trackers
 from shortener.delivery.guard import Guard
-from shortener.delivery.trackers import NewTracker, Trackers
+from shortener.delivery.signatures import parse_secret
+from shortener.delivery.trackers import NewTracker, Trackers, write_conversion_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.storage import schema
@@ -86,7 +87,7 @@ async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> No
     assert saved.secret not in columns
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.headers == {"Authorization": "Bearer hunter2"}
-    assert len(target.secrets[0][0]) == 32
+    assert target.secrets == ((parse_secret(saved.secret), None),)
 
 
 async def test_an_unsigned_tracker_has_no_secret(service: Service) -> None:
@@ -186,7 +187,7 @@ async def test_rotation_keeps_the_old_secret_for_the_overlap(service: Service, c
     assert rotated.tracker.previous_secret_until == NOON + timedelta(seconds=60)
     _, target = await service.trackers.load(tracker)
     assert [until for _, until in target.secrets] == [None, NOON + timedelta(seconds=60)]
-    assert target.secrets[1][0] == b"the first one"
+    assert target.secrets[1][0] == parse_secret("the first one")
     at_once = await service.trackers.update(tracker, changes(secret="the third one", secret_overlap=0))
     assert (at_once.secret, at_once.tracker.previous_secret_until) == (None, None)
     with pytest.raises(ApiError):
@@ -219,7 +220,7 @@ async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Se
     tracker = await service.trackers.conversion_url(1)
     assert tracker is not None
     assert (tracker.role, tracker.format, tracker.method, tracker.topics) == ("conversion_url", "json", "POST", Topic.CONVERSION)
-    assert (tracker.fields, tracker.secret_set, tracker.success["statuses"]) == (["phone", "value"], False, "2xx")
+    assert (tracker.fields, tracker.secret_set, tracker.success["statuses"]) == (["phone", "value"], True, "2xx")
     await put("https://d.example/")
     changed = await service.trackers.conversion_url(1)
     assert changed is not None
@@ -231,3 +232,53 @@ async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Se
     await put(None)
     assert await service.trackers.conversion_url(1) is None
     await put(None)
+
+
+async def callback_secrets(service: Service, application_id: int) -> Any:
+    statement = select(schema.applications).where(schema.applications.c.id == application_id)
+    return await service.database.read(lambda connection: connection.execute(statement).one())
+
+
+async def test_a_new_application_has_a_callback_secret_that_is_stored_encrypted(service: Service) -> None:
+    created = await service.database.write(lambda c: create_application(c, "new", NOON, secret=service.secret))
+    row = await callback_secrets(service, created.application_id)
+    assert created.callback_secret is not None
+    assert created.callback_secret not in row.callback_secret
+    assert service.secret.decrypt(row.callback_secret) == created.callback_secret
+    assert service.first_credentials is not None
+    assert service.first_credentials.callback_secret
+
+
+async def test_conversion_url_signs_with_the_callback_secret_and_follows_its_rotation(service: Service, clock: Clock) -> None:
+    first = service.first_credentials.callback_secret if service.first_credentials else None
+    assert first is not None
+    await service.database.write(write_conversion_url, 1, URL, None, NOON)
+    tracker = await service.trackers.conversion_url(1)
+    assert tracker is not None
+
+    async def secrets() -> Any:
+        return (await service.trackers.load(tracker.id))[1].secrets
+
+    assert await secrets() == ((parse_secret(first), None),)
+    second, until = await service.trackers.rotate_callback_secret(1, timedelta(hours=1))
+    assert until == clock() + timedelta(hours=1)
+    assert await secrets() == ((parse_secret(second), None), (parse_secret(first), until))
+    third, none = await service.trackers.rotate_callback_secret(1, timedelta())
+    assert (none, await secrets()) == (None, ((parse_secret(third), None),))
+    own = await service.trackers.update(tracker.id, changes(secret="whsec_" + "b2xk" * 8, secret_overlap=0))
+    await service.trackers.rotate_callback_secret(1, timedelta(hours=1))
+    assert own.tracker.secret_set
+    assert await secrets() == ((parse_secret("whsec_" + "b2xk" * 8), None),)
+
+
+async def test_an_application_without_a_callback_secret_gets_one_by_rotation(service: Service) -> None:
+    other = (await service.database.write(create_application, "other", NOON)).application_id
+    await service.database.write(write_conversion_url, other, URL, None, NOON)
+    assert await service.trackers.callback_secret_state(other) == (False, None)
+    secret, until = await service.trackers.rotate_callback_secret(other, timedelta(hours=1))
+    tracker = await service.trackers.conversion_url(other)
+    assert tracker is not None
+    _, target = await service.trackers.load(tracker.id)
+    assert (until, target.secrets) == (None, ((parse_secret(secret), None),))
+    with pytest.raises(ApiError):
+        await service.trackers.rotate_callback_secret(99, timedelta())

@@ -42,6 +42,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
     made = await make(client, "https://t.example/?p={phone}", name="mine", headers={"Authorization": "x"})
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
+    assert made.pop("warnings") == []
     assert made == {
         "tracker_id": made["tracker_id"],
         "role": "tracker",
@@ -80,6 +81,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
     }
     assert shown == made
     changed = flat(await client.patch(path, json={"enabled": False, "secret": "a new secret", "secret_overlap": 60}))
+    assert len(changed.pop("warnings")) == 1
     assert changed == made | {
         "enabled": False,
         "disabled_reason": "switched off",
@@ -309,3 +311,25 @@ async def test_a_change_of_the_application_is_all_or_nothing(client: httpx.Async
         assert (answer.status_code, answer.json()["error_code"]) == (400, code), given
     application = flat(await client.get(path))
     assert (application["click_events"], application["conversion_url"]) == ("first", None)
+
+
+async def test_the_callback_secret_is_rotated_over_http_and_shown_once(service: Service, client: httpx.AsyncClient) -> None:
+    before = (await client.get("/api/v1/application")).json()
+    assert (before["callback_secret_set"], before["previous_callback_secret_until"]) == (True, None)
+    rotated = await client.post("/api/v1/application/callback-secret", json={"overlap": 60})
+    body = rotated.json()
+    assert (rotated.status_code, body["callback_secret"][:6]) == (200, "whsec_")
+    after = await client.get("/api/v1/application")
+    assert after.json()["previous_callback_secret_until"] == body["previous_valid_until"]
+    assert body["callback_secret"] not in after.text
+    again = (await client.post("/api/v1/application/callback-secret")).json()
+    assert again["callback_secret"] != body["callback_secret"]
+    assert (await client.post("/api/v1/application/callback-secret", json={"overlap": -1})).status_code == 400
+
+
+async def test_a_secret_that_libraries_cannot_decode_is_saved_with_a_warning(service: Service, client: httpx.AsyncClient) -> None:
+    tracker = {"url": "https://tracker.example/", "events": ["click"]}
+    created = (await client.post(PATH, json={**tracker, "secret": "My-S3cr3t-pass! My-S3cr3t-pass!"})).json()
+    assert [warning for warning in created["warnings"] if "Standard Webhooks" in warning]
+    fine = await client.patch(f"{PATH}/{created['tracker_id']}", json={"secret": "b2xk" * 8})
+    assert fine.json()["warnings"] == []

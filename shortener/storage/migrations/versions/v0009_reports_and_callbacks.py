@@ -1,6 +1,9 @@
-"""Details of delivery reports, operations events, callback secrets"""
+"""Callback secrets of applications, client certificates of trackers, announced expiries of keys"""
 
 # Tested by tests/storage/test_migrate.py
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0009"
 down_revision = "0008"
@@ -9,4 +12,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("applications", sa.Column("callback_secret", sa.Text(), nullable=True))
+    op.add_column("applications", sa.Column("previous_callback_secret", sa.Text(), nullable=True))
+    op.add_column("applications", sa.Column("previous_callback_secret_until", sa.BigInteger(), nullable=True))
+    op.add_column("trackers", sa.Column("client_certificate", sa.Text(), nullable=True))
+    op.create_table(
+        "expiry_notices",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "key_id", name=op.f("expiry_notices_pkey")),
+    )
