@@ -72,6 +72,8 @@ DIRECTORY_INTERVAL_SECONDS = 0.5  # reload of applications, keys and domains, if
 CLOCK_INTERVAL_SECONDS = 10.0  # comparison with the clock of PostgreSQL
 DELIVERY_INTERVAL_SECONDS = 0.5  # search for new events and due deliveries, if no wake-up event arrives
 SPOOL_INTERVAL_SECONDS = 0.5  # search for spooled hits, and check whether the database is back
+ROLLUPS_INTERVAL_SECONDS = 10.0  # only counts of an older version need this job
+ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # between two transactions, so that clicks are not delayed
 COUNTS_INTERVAL_SECONDS = 1.0  # folding of count deltas into the counts
 DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
 
@@ -422,6 +424,14 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
     jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
     jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
+    jobs.add(
+        Job(
+            "rollups",
+            ROLLUPS_INTERVAL_SECONDS,
+            lambda: database.write(counts.heal),
+            min_interval=ROLLUPS_MIN_INTERVAL_SECONDS,
+        )
+    )
     if isinstance(clock, SharedClock):
         jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))

@@ -51,6 +51,11 @@ def first_id_at(ms: int) -> int:
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
 
 
+def ms_of(row_id: int) -> int:
+    """Return the time of an id in milliseconds since 1970."""
+    return (row_id >> (_NODE_BITS + _COUNTER_BITS)) + _EPOCH_MS
+
+
 def id_span(ms: int) -> int:
     """Return the difference of two ids that were generated `ms` milliseconds apart, without their node and counter bits."""
     return ms << (_NODE_BITS + _COUNTER_BITS)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, increment_version, require_application
-from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, check_fallback_url
+from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
@@ -76,8 +76,8 @@ def update_application(
     except ValidationError as error:
         details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
-    if changes.keys() & {"fallback_url", "extra_schemes"} and merged.fallback_url is not None:
-        _check_fallback(connection, merged.fallback_url, own_url, merged.extra_schemes)
+    if "fallback_url" in changes and merged.fallback_url is not None:
+        _reject_own_host(connection, merged.fallback_url, own_url)
     values["settings"] = merged.model_dump(exclude_defaults=True)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
@@ -122,36 +122,25 @@ def update_domain(connection: Connection, host: str, changes: Mapping[str, Any],
     if "disabled" in changes:
         values["disabled_at"] = now if changes["disabled"] else None
     if "fallback_url" in changes:
-        url = changes["fallback_url"]
-        values["fallback_url"] = _check_fallback(connection, url, own_url, _extra_schemes(connection, host)) if url else None
+        try:
+            values["fallback_url"] = parse_fallback_url(changes["fallback_url"]) if changes["fallback_url"] else None
+        except ValueError as error:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
+        if values["fallback_url"] is not None:
+            _reject_own_host(connection, values["fallback_url"], own_url)
     table = schema.domains
     if not connection.execute(update(table).where(table.c.host == host).values(values)).rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
     increment_version(connection)
 
 
-def _extra_schemes(connection: Connection, host: str) -> tuple[str, ...]:
-    """Return the extra schemes of the application that a domain belongs to."""
-    applications, domains = schema.applications.c, schema.domains.c
-    statement = select(applications.settings).where(domains.host == host, domains.application_id == applications.id)
-    settings = connection.execute(statement).scalar()
-    return ApplicationSettings(**settings).extra_schemes if settings else ()
-
-
-def _check_fallback(connection: Connection, fallback_url: str, own_url: str, extra_schemes: tuple[str, ...]) -> str:
-    """Return a fallback as the value of a Location header. Raise ApiError INVALID_REQUEST if it is not usable.
-
-    A fallback must not lead to a host of the installation, because it could redirect to itself."""
-    try:
-        location = check_fallback_url(fallback_url, extra_schemes)
-    except ValueError as error:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
-    host, table = host_of(location), schema.domains
+def _reject_own_host(connection: Connection, fallback_url: str, own_url: str) -> None:
+    """Raise ApiError INVALID_REQUEST if a fallback leads to a host of the installation, because it could redirect to itself."""
+    host, table = host_of(fallback_url), schema.domains
     is_own = bool(own_url) and host == host_of(own_url)
-    if is_own or (host and connection.execute(select(table.c.id).where(table.c.host == host)).first()):
+    if is_own or connection.execute(select(table.c.id).where(table.c.host == host)).first():
         reason = "leads to a host of this service, so the redirect would loop"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", reason)])
-    return location
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:

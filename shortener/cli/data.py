@@ -54,12 +54,17 @@ async def purge(as_json: bool) -> None:
 @click.command()
 @click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: as far back as all raw data is stored.")
 @click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
+@click.option("--repair", is_flag=True, help="Correct the rolled-up counts, then verify. Needed once after an upgrade from 1.0.")
 @json_option
 @async_command
-async def verify(since: datetime | None, until: datetime | None, as_json: bool) -> None:
-    """Recount all statistics from the raw data and report differences. The exit code is 1 if there are any."""
+async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
+    """Recount all statistics from the raw data and report differences. The exit code is 1 if there are any.
+
+    --repair also creates the counts by the time of sending, by destination and by label for messages of an older version.
+    """
     from shortener.model import utcnow
     from shortener.reporting import counts
+    from shortener.reporting.rollup_check import repair_rollups, verify_rollups
     from shortener.storage.types import to_iso
 
     settings = load_settings()
@@ -67,16 +72,36 @@ async def verify(since: datetime | None, until: datetime | None, as_json: bool) 
     retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
     begin = since or counts.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
-        drifts = await database.read(counts.verify, begin, until or now + timedelta(minutes=1))
-    rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at)} for drift in drifts]
+        end = until or now + timedelta(minutes=1)
+        repaired = await database.write(repair_rollups, begin, end) if repair else 0
+        drifts = await database.read(counts.verify, begin, end)
+        rolled_up = await database.read(verify_rollups, begin, end)
+    rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at), "counts": "counts"} for drift in drifts]
+    for drift in rolled_up:
+        group = drift.group
+        rows.append(
+            {
+                "application_id": group.application_id,
+                "campaign": group.campaign,
+                "source": group.source,
+                "country": group.country,
+                "at": to_iso(drift.at),
+                "metric": drift.metric,
+                "kept": drift.kept,
+                "counted": drift.counted,
+                "counts": f"{group.kind} {group.name}".rstrip() + f" by {drift.level.name.lower()}, {drift.basis.name.lower()}",
+            }
+        )
 
     def print_text() -> None:
+        if repair:
+            click.echo(f"{repaired:,} rolled-up counts corrected.")
         if not rows:
             click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
             return
-        print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted")
+        print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
 
-    print_result({"since": to_iso(begin), "drift": rows}, as_json, print_text)
+    print_result({"since": to_iso(begin), "repaired": repaired, "drift": rows}, as_json, print_text)
     if rows:
         raise click.exceptions.Exit(1)
 

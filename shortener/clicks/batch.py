@@ -24,15 +24,15 @@ from shortener.accounts.directory import HitPolicies
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
-from shortener.clicks.device_counts import LATE_ID_DISTANCE, count_late
-from shortener.clicks.hit_metrics import CLICKS, hit_metric
+from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
+from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
@@ -220,12 +220,12 @@ class _BatchRows:
         self.hits: list[HitRow] = []
         self.events: list[EventRow] = []
         self.deltas = CountDelta()
-        self.clicks: list[tuple[int, int, int, str]] = []  # hit, cohort, ms, user agent
+        self.clicks: list[Click] = []
         self.first_clicks = 0
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, of the events that they raise, and of their counts."""
-        counts: dict[tuple[int, int, str], int] = {}  # by cohort, time slot and metric
+        counts: dict[tuple[int, int, str, int, int], int] = {}  # the arguments of `CountDelta.add_slots`
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at
@@ -244,7 +244,7 @@ class _BatchRows:
                 click_flags, topics = self._flags_of_click(hit, link)
                 flags |= click_flags
             if metric is not None:
-                key = (link.cohort_id, at // TIME_SLOT_MS, metric)
+                key = (link.cohort_id, at // TIME_SLOT_MS, metric, sent_slot(link.message), link.link_set)
                 counts[key] = counts.get(key, 0) + 1
             address, user_agent = hit.address, hit.user_agent
             if not link.url:  # the message was erased: nothing personal is stored about it again
@@ -255,19 +255,22 @@ class _BatchRows:
             if topics:
                 event = hit.id if topics & _STATE else self._ids()  # schema.OTHER_EVENTS
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
-        for (cohort, slot, metric), amount in counts.items():
-            self.deltas.add(cohort, slot * TIME_SLOT_MS, metric, amount)
+        for key, amount in counts.items():
+            self.deltas.add_slots(*key, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click and the topics of its event."""
         if self._keep_clicks:
-            self.clicks.append((hit.id, link.cohort_id, hit.at, hit.user_agent))
+            self.clicks.append(Click(hit.id, link.cohort_id, hit.at, hit.user_agent, link.message, link.link_set))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
             bits, is_first = self._won.get(link.message, (0, False))
             if bits & 1 << link.position:
+                if link.link_set:
+                    self.deltas.add(link.cohort_id, hit.at, CLICKED_LINKS, message=link.message, link_set=link.link_set)
                 if is_first and self._candidates.claims[link.message][2] == hit.id:
                     self.first_clicks += 1
-                    self.deltas.add(link.cohort_id, hit.at, "clicked_messages")  # the fan-out counts the time to this click
+                    # The fan-out counts the time to this click.
+                    self.deltas.add(link.cohort_id, hit.at, "clicked_messages", message=link.message, link_set=link.link_set)
                     return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
                 return _FIRST_FOR_LINK, _CLICK
         return 0, _CLICK if link.flags & _EVERY_CLICK else 0

@@ -22,7 +22,7 @@ from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.clicks.user_agents import browser_name, parse_device
 from shortener.ids import IdGenerator, first_id_at, id_span
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot_of
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
@@ -42,13 +42,24 @@ def device_metrics(user_agent: str) -> tuple[str, str]:
 
 
 def clicks_by_agent() -> Select[Any]:
-    """Return a statement with the rows (cohort, time slot, user agent, number of clicks). The agents of erased messages are ""."""
+    """Return a statement with the rows (cohort, time slot, user agent, time slot of the message, link set, number of clicks).
+
+    The agents of erased messages are ""."""
     slot = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
+    sent = sent_slot_of(links.c.message_id)
+    link_set = func.coalesce(links.c.link_set_id, 0)
     return (
-        select(links.c.cohort_id, slot.label("quarter"), hits.c.user_agent, func.count())
+        select(
+            links.c.cohort_id,
+            slot.label("quarter"),
+            hits.c.user_agent,
+            sent.label("sent"),
+            link_set.label("link_set"),
+            func.count(),
+        )
         .join_from(hits, links, links.c.id == hits.c.link_id)
         .where(IS_CLICK)
-        .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent)
+        .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent, text("sent"), text("link_set"))
     )
 
 
@@ -83,16 +94,27 @@ def last_counted_hit(connection: Connection) -> int:
     return _read_position(connection).counted
 
 
-def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[tuple[int, int, int, str]]) -> None:
+class Click(NamedTuple):
+    """A click that is being stored. `at`: ms since 1970. `message`: row id."""
+
+    hit: int
+    cohort: int
+    at: int
+    user_agent: str
+    message: int
+    link_set: int
+
+
+def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click]) -> None:
     """Add to `delta` the late clicks whose ids the job has already passed.
 
-    `clicks`: (hit, cohort, time in ms since 1970, user agent). Call this in the transaction that stores the clicks."""
+    Call this in the transaction that stores the clicks."""
     position = _lock(connection)
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
-    for hit, cohort, at, user_agent in clicks:
-        if hit <= position.counted:
-            for metric in device_metrics(user_agent):
-                delta.add(cohort, at, metric)
+    for click in clicks:
+        if click.hit <= position.counted:
+            for metric in device_metrics(click.user_agent):
+                delta.add(click.cohort, click.at, metric, message=click.message, link_set=click.link_set)
 
 
 class DeviceCounter:
@@ -110,9 +132,9 @@ class DeviceCounter:
         if page.last == page.position.counted:
             return 0
         delta = CountDelta()
-        for number, (cohort, slot, user_agent, amount) in enumerate(page.clicks):
+        for number, (cohort, slot, user_agent, sent, link_set, amount) in enumerate(page.clicks):
             for metric in device_metrics(user_agent):
-                delta.add(cohort, slot * TIME_SLOT_MS, metric, amount)
+                delta.add_slots(cohort, slot, metric, sent, link_set, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)  # lets other tasks run
         is_stored = await self._database.write(self.store, page, delta)

@@ -15,6 +15,7 @@ from shortener.model import HitFlag, Verdict
 from shortener.storage.schema import hits
 
 CLICKS = "clicks"
+CLICKED_LINKS = "clicked_links"  # the first click of each link
 
 
 class _Rule(NamedTuple):
@@ -66,3 +67,6 @@ HIT_METRIC = case(
 
 #: Whether a row of `hits` counts as a click: a simple condition, equivalent to `HIT_METRIC = 'clicks'`.
 IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(_RELEVANT_FLAGS) == 0)
+
+#: Whether a row of `hits` is the first click of its link.
+IS_FIRST_CLICK = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK)) != 0

@@ -40,6 +40,7 @@ class LinkRow(NamedTuple):
     disabled_at: int | None
     clicked_links: int
     is_clicked: int  # 1 if the message has a first click, otherwise 0
+    link_set: int = 0  # schema.link_sets; 0 for a link that is older than these sets
 
 
 #: The clicks of a batch on one message: message, at, hit_id, bits. `bits`: the clicked links by position; at, hit_id: the
@@ -53,7 +54,7 @@ EventRow = tuple[int, int, int, int, int, int, int, bool]
 
 _COLUMNS = (
     "l.code, l.id, l.message_id, l.application_id, l.cohort_id, l.domain_id, l.position, l.flags, l.url, l.location, "
-    "l.fallback_url, l.expires_at, l.disabled_at, coalesce(c.links, 0), c.at IS NOT NULL"
+    "l.fallback_url, l.expires_at, l.disabled_at, coalesce(c.links, 0), c.at IS NOT NULL, coalesce(l.link_set_id, 0)"
 )
 
 _FIND = {

@@ -111,7 +111,7 @@ class LinkResolver:
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
             if fallback and policies.blocks(application_id, fallback):
                 fallback = None
-            return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)
+            return Resolution(fallback.encode() if fallback else None, application_id, gone=True)
         location = (link.location or link.url).encode()
         flags = link.flags
         if flags & _FILL:
@@ -121,10 +121,3 @@ class LinkResolver:
             if name:
                 location = append_param(location, name, self._click_ids.encode(hit.id))
         return Resolution(location, application_id)
-
-    def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
-        """Return a fallback URL with the placeholders that only a hit can fill in; the rewriter fills in the others."""
-        location = fallback.encode()
-        if b"{" not in location:
-            return location
-        return fill_placeholders(location, {"click_id": self._click_ids.encode(hit.id), "code": hit.code})

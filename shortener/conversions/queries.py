@@ -22,6 +22,7 @@ class ConversionTarget(NamedTuple):
     cohort_id: int
     link_id: int | None = None
     hit_id: int | None = None
+    link_set: int | None = None  # of the message
 
 
 #: Identity of a conversion: message (row id), action, transaction_id.
@@ -61,7 +62,7 @@ def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[
     requested = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
     h, li, m = schema.hits.c, schema.links.c, schema.messages.c
     statement = (
-        select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id)
+        select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id, m.link_set_id)
         .select_from(requested)
         .join(schema.hits, h.id == requested.c.id)
         .join(schema.links, li.id == h.link_id)
@@ -70,7 +71,7 @@ def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[
     return {row[5]: ConversionTarget(*row) for row in connection.execute(statement)}
 
 
-_TARGETS = "m.application_id, m.id, m.message_id, m.cohort_id"
+_TARGETS = "m.application_id, m.id, m.message_id, m.cohort_id, m.link_set_id"
 _BY_MESSAGE_ID = {
     "sqlite": f"SELECT json_group_array(json_array({_TARGETS})) FROM json_each(?) AS j CROSS JOIN messages AS m "
     "ON m.application_id = j.value ->> 0 AND m.message_id = j.value ->> 1",
@@ -85,7 +86,10 @@ def find_targets_by_message_id(
     """Return the targets of these (application_id, message_id). Unknown messages are missing in the result."""
     requested = list(ids)
     values = [requested] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*requested, strict=True)]
-    return {(row[0], row[2]): ConversionTarget(*row) for row in raw_sql.rows(connection, _BY_MESSAGE_ID, *values)}
+    return {
+        (row[0], row[2]): ConversionTarget(row[0], row[1], row[2], row[3], link_set=row[4])
+        for row in raw_sql.rows(connection, _BY_MESSAGE_ID, *values)
+    }
 
 
 def find_conversions(connection: Connection, keys: Iterable[ConversionKey]) -> Mapping[ConversionKey, StoredConversion]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -113,7 +114,7 @@ class Conversions:
             if first is item and existing.id == new_id:
                 results.append(ConversionResult(encode_conversion_id(new_id), target.message_id, duplicate=False))
                 new_events.append(self._event(new_id, item, target))
-                _count(counted, target.cohort_id, report)
+                _count(counted, target, report)
             elif (existing.value, existing.currency) == (report.value, report.currency):
                 results.append(ConversionResult(encode_conversion_id(existing.id), target.message_id, duplicate=True))
             else:
@@ -183,16 +184,17 @@ def _key(item: _Submission, target: ConversionTarget) -> ConversionKey:
     return (target.row_id, item.report.action, item.report.transaction_id)
 
 
-def _count(counted: CountDelta, cohort: int, report: ConversionReport) -> None:
+def _count(counted: CountDelta, target: ConversionTarget, report: ConversionReport) -> None:
     """Add a conversion to the counts: `conversions`, `ends`, and `value:` with the currency (empty if there is none).
 
     Actions have no counts of their own, because a tracker may use any number of them. Only the end of a process has (`ends`)."""
-    at = to_ms(report.at)
-    counted.add(cohort, at, "conversions")
+    amounts: dict[str, int | Decimal] = {"conversions": 1}
     if report.ends_process:
-        counted.add(cohort, at, "ends")
+        amounts["ends"] = 1
     if report.value is not None:
-        counted.add(cohort, at, f"value:{report.currency or ''}", report.value)
+        amounts[f"value:{report.currency or ''}"] = report.value
+    for metric, amount in amounts.items():
+        counted.add(target.cohort_id, to_ms(report.at), metric, amount, message=target.row_id, link_set=target.link_set or 0)
 
 
 def _unknown_target(field: str) -> ApiError:

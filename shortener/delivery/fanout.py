@@ -141,7 +141,7 @@ class Fanout:
             facts[event.id] = None
             if event.cohort_id is not None:
                 seconds = time_to_click(event.at, event.sent_at, event.created_at, event.state)
-                delta.add(event.cohort_id, event.at, seconds)
+                delta.add(event.cohort_id, event.at, seconds, message=event.message, link_set=event.link_set or 0)
             rows += self._deliveries(event, subscriptions.get(event.application_id, ()), now)
         if rows:
             subscribed = list(dict.fromkeys(row[1] for row in rows))

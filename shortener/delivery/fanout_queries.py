@@ -32,7 +32,10 @@ _CALLBACK = (
 )
 # The cohort, if `schema.is_pending_click` is true for the event.
 _COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
-_PENDING_COLUMNS = f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at"
+_PENDING_COLUMNS = (
+    f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at, m.id, "
+    "(SELECT coalesce(s.link_set_id, 0) FROM links AS s WHERE s.id = e.link_id)"
+)
 _PENDING_FROM = "LEFT JOIN hits AS h ON h.id = e.hit_id LEFT JOIN messages AS m ON m.id = e.message_id"
 _PENDING_EVENTS = {
     "sqlite": f"SELECT json_group_array(json_array({_PENDING_COLUMNS})) "
@@ -62,6 +65,8 @@ class PendingEvent(NamedTuple):
     state: int
     created_at: int
     sent_at: int | None
+    message: int | None  # row id
+    link_set: int | None
 
 
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:

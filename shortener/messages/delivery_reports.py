@@ -100,6 +100,7 @@ class _ReportedMessage:
     mt_price: Decimal | None
     fragments_count: int | None
     is_clicked: bool = False
+    link_set: int = 0
 
     @property
     def state(self) -> State:
@@ -147,7 +148,9 @@ class _ReportedMessage:
 
 
 _COLUMNS = tuple(
-    field.name for field in fields(_ReportedMessage) if field.name not in ("id", "cohort_id", "reported_state", "is_clicked")
+    field.name
+    for field in fields(_ReportedMessage)
+    if field.name not in ("id", "cohort_id", "reported_state", "is_clicked", "link_set")
 )
 _update_message = (
     update(schema.messages)
@@ -222,7 +225,7 @@ class DeliveryReports:
                     changed[message.id] = message
                     new_events.append(self._event(application, message, report, before))
                 if is_first:
-                    counted.add(message.cohort_id, to_ms(report.at), metric)
+                    counted.add(message.cohort_id, to_ms(report.at), metric, message=message.id, link_set=message.link_set)
                 applied.append(DeliveryReportResult(report.message_id, message.state, is_changed))
             results.append(applied)
         if changed:
@@ -250,7 +253,7 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
     m = schema.messages.c
     requested = values_table(connection, ids, application_id=Integer, message_id=Text)
     statement = (
-        select(m.application_id, m.message_id, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS))
+        select(m.application_id, m.message_id, m.link_set_id, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS))
         .join_from(
             requested, schema.messages, and_(m.application_id == requested.c.application_id, m.message_id == requested.c.message_id)
         )
@@ -260,7 +263,8 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
     rows = connection.execute(statement).all()
     clicks = first_clicks.lock(connection, [row.id for row in rows])
     messages = {}
-    for application, message_id, row, cohort, state, *columns in rows:
+    for application, message_id, link_set, row, cohort, state, *columns in rows:
         messages[application, message_id] = message = _ReportedMessage(row, cohort, State(state), *columns)
+        message.link_set = link_set or 0
         message.is_clicked = clicks[row].at is not None
     return messages

@@ -33,6 +33,7 @@ insert_messages = BulkInsert(
     "mt_price",
     "callback_url",
     "metadata",
+    "link_set_id",
 )
 
 insert_links = BulkInsert(
@@ -50,6 +51,7 @@ insert_links = BulkInsert(
     "label",
     "fallback_url",
     "expires_at",
+    "link_set_id",
 )
 
 insert_responses = BulkInsert(schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at")

@@ -21,6 +21,7 @@ from shortener.messages.plan import LinkHosts, PlannedRequest, RewriteItem, Rewr
 from shortener.messages.write import NewRows, Response, RewriteWriter
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
+from shortener.outbox.link_sets import LinkSets
 from shortener.redis.link_cache import LinkCache, NoLinkCache
 from shortener.storage import schema
 from shortener.storage.batcher import GroupCommit
@@ -45,13 +46,14 @@ class Rewriter:
         cache: LinkCache | None = None,
     ) -> None:
         self._cohorts = cohorts
+        self._link_sets = LinkSets()
         self._clock = clock
         self._hosts = hosts
         self._limits = limits
         self._cache = cache or NoLinkCache()
         self._caching: asyncio.Task[None] | None = None
         self._processes = KeyTable(schema.processes, ("application_id", "track", "type"), self._new_process)
-        writer = RewriteWriter(ids, codes, cohorts, self._processes, hosts)
+        writer = RewriteWriter(ids, codes, cohorts, self._link_sets, self._processes, hosts)
         self._commits: GroupCommit[PlannedRequest, Response, NewRows] = GroupCommit(
             database, writer.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
         )
@@ -89,6 +91,7 @@ class Rewriter:
 
     def _committed(self, new: NewRows) -> None:
         self._cohorts.remember(new.cohorts)
+        self._link_sets.remember(new.link_sets)
         self._processes.remember(new.processes)
         if new.links:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))

@@ -31,6 +31,7 @@ from shortener.messages.render import RewrittenMessage, render_new, render_repea
 from shortener.model import LinkFlag, State
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CohortKey, Cohorts, CountDelta
+from shortener.outbox.link_sets import LinkSetKey, LinkSets, link_set_key
 from shortener.redis.link_cache import CachedLink
 from shortener.storage.bulk import insert_all
 from shortener.storage.key_table import KeyTable
@@ -45,6 +46,7 @@ class NewRows:
     """What a transaction inserted, and the ids that it read. They may be remembered and cached after the commit."""
 
     cohorts: dict[CohortKey, int]
+    link_sets: dict[LinkSetKey, int]
     processes: dict[ProcessKey, int]
     links: list[CachedLink]
 
@@ -52,10 +54,13 @@ class NewRows:
 class RewriteWriter:
     """Writes planned requests. `apply` runs in the transaction of a `GroupCommit`."""
 
-    def __init__(self, ids: IdGenerator, codes: Codes, cohorts: Cohorts, processes: KeyTable, hosts: LinkHosts) -> None:
+    def __init__(
+        self, ids: IdGenerator, codes: Codes, cohorts: Cohorts, link_sets: LinkSets, processes: KeyTable, hosts: LinkHosts
+    ) -> None:
         self._ids = ids
         self._codes = codes
         self._cohorts = cohorts
+        self._link_sets = link_sets
         self._processes = processes
         self._hosts = hosts
 
@@ -64,7 +69,8 @@ class RewriteWriter:
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
         cohorts = self._cohorts.get_ids(connection, {_cohort_key(*one, processes) for one in creatable})
-        rows = _Rows(self._ids, self._codes, cohorts, processes)
+        link_sets = self._link_sets.get_ids(connection, {key for one in creatable for key in _link_set_keys(*one)})
+        rows = _Rows(self._ids, self._codes, cohorts, link_sets, processes)
         batch = _Batch(connection, requests, rows, self._hosts)
         results: list[Response | Exception] = []
         for request in requests:
@@ -73,7 +79,7 @@ class RewriteWriter:
             except ApiError as error:
                 results.append(error)
         rows.insert(connection)
-        return results, NewRows(cohorts, processes, rows.cached_links)
+        return results, NewRows(cohorts, link_sets, processes, rows.cached_links)
 
 
 class _Batch:
@@ -151,11 +157,17 @@ class _Rows:
     """Collects the rows of one transaction and inserts them together."""
 
     def __init__(
-        self, ids: IdGenerator, codes: Codes, cohorts: Mapping[CohortKey, int], processes: Mapping[ProcessKey, int]
+        self,
+        ids: IdGenerator,
+        codes: Codes,
+        cohorts: Mapping[CohortKey, int],
+        link_sets: Mapping[LinkSetKey, int],
+        processes: Mapping[ProcessKey, int],
     ) -> None:
         self._ids = ids
         self._codes = codes
         self._cohorts = cohorts
+        self._link_sets = link_sets
         self._processes = processes
         self._messages: list[tuple[object, ...]] = []
         self._links: list[tuple[object, ...]] = []
@@ -172,6 +184,8 @@ class _Rows:
         row_id = self._ids()
         cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
         item = message.item
+        links = message.plan.links
+        link_set = self._link_sets[_link_set_key(request, message, links)] if links else None
         self._messages.append(
             (
                 row_id,
@@ -192,12 +206,13 @@ class _Rows:
                 None if item.mt_price is None else format(item.mt_price, "f"),
                 item.callback_url,
                 orjson.dumps(item.metadata).decode() if item.metadata else None,
+                link_set,
             )
         )
         for position, (planned, link) in enumerate(zip(message.plan.links, rewritten.links, strict=True)):
             self._add_link(request, message, planned, link, position, row_id, cohort_id)
-        self._counted.add(cohort_id, request.now, "messages")
-        self._counted.add(cohort_id, request.now, "segments", rewritten.segments)
+        self._counted.add(cohort_id, request.now, "messages", message=row_id, link_set=link_set or 0)
+        self._counted.add(cohort_id, request.now, "segments", rewritten.segments, message=row_id, link_set=link_set or 0)
         return row_id
 
     def _add_link(
@@ -213,16 +228,13 @@ class _Rows:
         flags = LinkFlag.APPEND_CLICK_ID if request.application.settings.click_id_param else LinkFlag.NONE
         if planned.every_click:
             flags |= LinkFlag.EVERY_CLICK
-        location, fallback = planned.destination.location, message.plan.fallback_location
-        if not location.startswith((b"http://", b"https://")):
-            flags &= ~LinkFlag.APPEND_CLICK_ID  # a link into an app has no query of a web site
-        if fallback is not None and "{" in fallback:
-            fallback = fill_placeholders(fallback.encode(), _placeholder_values(message, link.code)).decode()
+        location = planned.destination.location
         if planned.destination.placeholders:
             location = fill_placeholders(location, _placeholder_values(message, link.code))
             if "click_id" in planned.destination.placeholders:
                 flags |= LinkFlag.FILL_CLICK_ID
         location_text = location.decode()
+        link_set = self._link_sets[_link_set_key(request, message, [planned])]
         link_id = self._ids()
         self.cached_links.append(
             CachedLink(
@@ -233,7 +245,7 @@ class _Rows:
                 domain_id=link.domain_id,
                 flags=int(flags),
                 url=location_text,
-                fallback_url=fallback,
+                fallback_url=message.plan.fallback_location,
                 expires_at=link.expires_at,
             )
         )
@@ -250,10 +262,12 @@ class _Rows:
                 link.url,
                 None if location_text == link.url else location_text,
                 link.label,
-                fallback,
+                message.plan.fallback_location,
                 link.expires_at,
+                link_set,
             )
         )
+        self._counted.add(cohort_id, request.now, "links", message=message_row, link_set=link_set)
 
     def add_response(self, request: PlannedRequest, key: str, response: Response) -> None:
         """Add the response to a request with an Idempotency-Key."""
@@ -278,6 +292,18 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
     item = message.item
     process_id = processes[_process_key(request, message)]
     return (request.application.id, item.campaign, item.source, message.number.country or "", process_id)
+
+
+def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
+    """Return the keys of the message's set and of the set of each link."""
+    links = message.plan.links
+    groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
+    return [_link_set_key(request, message, group) for group in groups]
+
+
+def _link_set_key(request: PlannedRequest, message: PlannedMessage, links: Sequence[PlannedLink]) -> LinkSetKey:
+    named = [(link.destination.url, link.span.label) for link in links]
+    return link_set_key(request.application.id, message.item.campaign, named)
 
 
 def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, literal_column
 
+from shortener.ids import id_span, ms_of
 from shortener.model import State
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
@@ -31,26 +32,42 @@ CohortKey = tuple[int, str, str, str, int]
 
 
 class CountDelta:
-    """Amounts to add to the counts, by cohort, time slot (quarters of an hour since 1970) and metric."""
+    """Amounts to add to the counts, by cohort, time slot (quarters of an hour since 1970), metric and origin.
+
+    The origin is the time slot in which the message was created, and the id of a link set (0: none). Statistics by the time of
+    sending, by destination and by label need it."""
 
     __slots__ = ("_amounts",)
 
     def __init__(self) -> None:
-        self._amounts: dict[tuple[int, int, str], int | Decimal] = {}
+        self._amounts: dict[tuple[int, int, str, int, int], int | Decimal] = {}
 
-    def add(self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1) -> None:
-        key = (cohort, at_ms // TIME_SLOT_MS, metric)
+    def add(
+        self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
+    ) -> None:
+        """Add an amount. `message`: the row id of the message; without one, the event counts as sent at its own time."""
+        slot = at_ms // TIME_SLOT_MS
+        key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
+        self._amounts[key] = self._amounts.get(key, 0) + amount
+
+    def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int) -> None:
+        """Add an amount whose time slots are known."""
+        key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the result of `data` of another delta."""
+        """Add the result of `data` of another delta, without its origins."""
         for cohort, time_slot, metric, amount in data:
-            key = (cohort, time_slot, metric)
+            key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
 
     def data(self) -> list[tuple[int, int, str, str]]:
         """Return cohort, time slot, metric and amount of each entry, as they are stored."""
-        return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric), amount in self._amounts.items()]
+        return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
+
+    def origins(self) -> list[tuple[int, int]]:
+        """Return the origin of each entry of `data`, in the same order."""
+        return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def dumps(self) -> str:
         return orjson.dumps(self.data()).decode()
@@ -59,16 +76,34 @@ class CountDelta:
         return bool(self._amounts)
 
     def items(self) -> list[tuple[tuple[int, int, str], int | Decimal]]:
-        return list(self._amounts.items())
+        """Return the amounts by cohort, time slot and metric."""
+        sums: dict[tuple[int, int, str], int | Decimal] = {}
+        for (cohort, time_slot, metric, _, _), amount in self._amounts.items():
+            key = (cohort, time_slot, metric)
+            sums[key] = sums.get(key, 0) + amount
+        return list(sums.items())
+
+
+def sent_slot(message: int) -> int:
+    """Return the time slot in which a message was created. Its row id contains the time."""
+    return ms_of(message) // TIME_SLOT_MS
+
+
+def sent_slot_of(message: ColumnElement[int]) -> ColumnElement[int]:
+    """Return `sent_slot` as an SQL expression on a column with row ids of messages."""
+    ms = message.bitwise_rshift(literal_column(str(id_span(1).bit_length() - 1), Integer)) + literal_column(
+        str(ms_of(0)), BigInteger
+    )
+    return ms // literal_column(str(TIME_SLOT_MS), BigInteger)
 
 
 #: Inserts the result of `rows`.
-insert = BulkInsert(schema.count_deltas, "id", "data")
+insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
-def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str]]:
+def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
     """Return the row of a delta, no row if it is empty. Insert it in the transaction that makes the counted change."""
-    return [(row_id, delta.dumps())] if delta else []
+    return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
 
 def append(connection: Connection, row_id: int, delta: CountDelta) -> None:

@@ -60,7 +60,7 @@ _insert = BulkInsert(
 )
 
 
-def append(connection: Connection, events: Sequence[Event], counted: Sequence[tuple[int, str]] = ()) -> None:
+def append(connection: Connection, events: Sequence[Event], counted: Sequence[tuple[int, str, str]] = ()) -> None:
     """Insert events and the rows of count deltas. Call this in the transaction that makes the change.
 
     `counted` is the result of `count_deltas.rows`."""

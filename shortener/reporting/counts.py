@@ -9,10 +9,10 @@ Amounts are exact decimals, added in Python, because SQLite would add them as fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -35,9 +35,11 @@ from sqlalchemy import (
 )
 
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
-from shortener.clicks.hit_metrics import HIT_METRIC
+from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
 from shortener.outbox.count_deltas import TIME_SLOT_MS
+from shortener.reporting import rollups
+from shortener.reporting.rollups import EXACT, CountedEvent
 from shortener.storage import raw_sql
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages
@@ -47,8 +49,6 @@ from shortener.storage.values_table import values_table
 #: Rows of count deltas per fold. Under load, a row has some hundred amounts, and a fold occupies SQLite's only writer.
 MAX_FOLD_ROWS = 100
 
-#: More digits than any sum has, so that no sum is rounded.
-EXACT = Context(prec=100)
 _ZERO = Decimal()
 
 #: The key of a count: cohort, time slot (15 minutes, counted from 1970), metric.
@@ -57,45 +57,64 @@ Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the `limit` oldest rows of count deltas to the counts and delete them. Return their number.
+    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete them. Return their number.
 
     Return 0 at once if another process folds: both would wait for the same rows of `counts`. PostgreSQL has an advisory lock for
     this; SQLite has one writing process.
     """
-    if connection.dialect.name == "postgresql" and not connection.scalar(
-        select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))
-    ):
+    if not lock(connection):
         return 0
-    ids, sums = read_unfolded(connection, limit)
+    ids, amounts = read_events(connection, limit)
     if not ids:
         return 0
-    add(sums, raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums))))
-    raw_sql.execute_bulk(connection, _UPSERT_COUNTS, [(*key, format(amount, "f")) for key, amount in sums.items()])
+    sums = sum_by_key(amounts)
+    stored = raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums)))
+    rolled_up = dict(sums)
+    for cohort, slot, metric, amount, part in stored:
+        key = (cohort, slot, metric)
+        sums[key] = EXACT.add(sums[key], Decimal(amount))
+        rolled_up[key] = EXACT.add(rolled_up[key], Decimal(part or 0))
+    rows = [(*key, format(amount, "f"), format(rolled_up[key], "f")) for key, amount in sums.items()]
+    raw_sql.execute_bulk(connection, _UPSERT_COUNTS, rows)
+    rollups.add(connection, amounts)
     raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in ids])
     return len(ids)
+
+
+def heal(connection: Connection) -> int:
+    """Roll up counts that a version without roll-ups wrote. Return their number, 0 if another process folds."""
+    return rollups.heal(connection) if lock(connection) else 0
+
+
+def lock(connection: Connection) -> bool:
+    """Lock the counts until the transaction ends. Return False if another process has the lock."""
+    if connection.dialect.name == "sqlite":
+        return True
+    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))))
 
 
 # These statements are text: SQLAlchemy takes longer to build them than they take to run, and SQLite's only writer would wait for
 # both. Each takes `direct.bulk_parameters`, but for the first.
 
 _READ_DELTAS = {
-    "sqlite": "SELECT json_group_array(json_array(id, data)) FROM (SELECT id, data FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
-    "postgresql": "SELECT id, data FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
+    "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
+    "(SELECT id, data, origins FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
+    "postgresql": "SELECT id, data, origins FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
 }
 _READ_COUNTS = {
-    "sqlite": "SELECT json_group_array(json_array(c.cohort_id, c.quarter, c.metric, c.amount)) FROM json_each(?) AS j "
+    "sqlite": "SELECT json_group_array(json_array(c.cohort_id, c.quarter, c.metric, c.amount, c.rolled_up)) FROM json_each(?) AS j "
     "CROSS JOIN counts AS c ON c.cohort_id = j.value ->> 0 AND c.quarter = j.value ->> 1 AND c.metric = j.value ->> 2",
-    "postgresql": "SELECT c.cohort_id, c.quarter, c.metric, c.amount FROM counts AS c "
+    "postgresql": "SELECT c.cohort_id, c.quarter, c.metric, c.amount, c.rolled_up FROM counts AS c "
     "JOIN unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) USING (cohort_id, quarter, metric)",
 }
 _UPSERT_COUNTS = {
     # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
-    "sqlite": "INSERT INTO counts (cohort_id, quarter, metric, amount) "
-    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?) WHERE true "
-    "ON CONFLICT DO UPDATE SET amount = excluded.amount",
-    "postgresql": "INSERT INTO counts (cohort_id, quarter, metric, amount) "
-    "SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[]) "
-    "ON CONFLICT (cohort_id, quarter, metric) DO UPDATE SET amount = excluded.amount",
+    "sqlite": "INSERT INTO counts (cohort_id, quarter, metric, amount, rolled_up) "
+    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true "
+    "ON CONFLICT DO UPDATE SET amount = excluded.amount, rolled_up = excluded.rolled_up",
+    "postgresql": "INSERT INTO counts (cohort_id, quarter, metric, amount, rolled_up) "
+    "SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[], $5::text[]) "
+    "ON CONFLICT (cohort_id, quarter, metric) DO UPDATE SET amount = excluded.amount, rolled_up = excluded.rolled_up",
 }
 _DELETE_DELTAS = {
     "sqlite": "DELETE FROM tallies WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
@@ -103,22 +122,38 @@ _DELETE_DELTAS = {
 }
 
 
-def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
+def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
     """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts."""
     rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
-    integers: dict[Key, int] = {}
-    others: list[Sequence[Any]] = []
-    for _, data in rows:
-        for entry in orjson.loads(data):
-            cohort, slot, metric, amount = entry
+    integers: dict[CountedEvent, int] = {}
+    others: dict[CountedEvent, Decimal] = {}
+    for _, data, packed_origins in rows:
+        entries = orjson.loads(data)
+        # A version without origins wrote the row if there are none.
+        origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
+        for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
+            key = CountedEvent(cohort, slot, metric, sent, link_set)
             if amount.isdecimal():  # nearly all of the thousands of amounts are integers, which are faster to add
-                key = (cohort, slot, metric)
                 integers[key] = integers.get(key, 0) + int(amount)
             else:
-                others.append(entry)
-    sums = {key: Decimal(amount) for key, amount in integers.items()}
-    add(sums, others)
-    return [row_id for row_id, _ in rows], sums
+                others[key] = EXACT.add(others.get(key, _ZERO), Decimal(amount))
+    amounts = {key: Decimal(amount) for key, amount in integers.items()}
+    for key, value in others.items():
+        amounts[key] = EXACT.add(amounts.get(key, _ZERO), value)
+    return [row_id for row_id, *_ in rows], amounts
+
+
+def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
+    """Return the same as `read_events`, without the origins."""
+    ids, amounts = read_events(connection, limit, after)
+    return ids, sum_by_key(amounts)
+
+
+def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:
+    """Return the sums of amounts without their origins."""
+    sums: Sums = {}
+    add(sums, ((cohort, slot, metric, amount) for (cohort, slot, metric, _, _), amount in amounts.items()))
+    return sums
 
 
 def add(sums: Sums, rows: Iterable[Any]) -> None:
@@ -198,7 +233,8 @@ def _read_counts(connection: Connection, within: range) -> Sums:
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
     for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
         some = counts.c.cohort_id.between(start, start + MAX_RECOUNT_COHORTS - 1)
-        rows = connection.execute(select(counts).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
+        columns = counts.c.cohort_id, counts.c.quarter, counts.c.metric, counts.c.amount
+        rows = connection.execute(select(*columns).where(some, counts.c.quarter >= within.start, counts.c.quarter < within.stop))
         add(stored, ((cohort, slot, _without_bucket(metric), amount) for cohort, slot, metric, amount in rows))
     after = -1
     while True:
@@ -213,7 +249,7 @@ def _read_counts(connection: Connection, within: range) -> Sums:
 def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
     """Yield statements for the first clicks whose time to click the fan-out has not counted yet."""
     joined = join(events, messages, messages.c.id == events.c.message_id)
-    for id_range in _id_ranges(connection, events):
+    for id_range in id_ranges(connection, events):
         each = _by_time_slot(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
         yield each.select_from(joined).where(id_range, is_pending_click())
 
@@ -223,7 +259,7 @@ def _without_bucket(metric: str) -> str:
 
 
 #: The metrics of a message: the time that each is counted at, and its amount.
-_OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
+OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
     ("segments", messages.c.created_at, func.sum(messages.c.segments)),
     ("sent", messages.c.sent_at, func.count()),
@@ -235,19 +271,27 @@ _OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
 
 def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
     """Yield statements with rows of (cohort, time slot, metric, amount): the rules of all modules that write count deltas."""
-    for id_range in _id_ranges(connection, messages):
-        for metric, at, amount in _OF_MESSAGES:
+    for id_range in id_ranges(connection, messages):
+        for metric, at, amount in OF_MESSAGES:
             yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)
     clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
-    for id_range in _id_ranges(connection, first_clicks):
+    for id_range in id_ranges(connection, first_clicks):
         for metric in ("clicked_messages", "ttc"):
             each = _by_time_slot(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
             yield each.select_from(clicked).where(id_range)
-    for id_range in _id_ranges(connection, hits):
+    for id_range in id_ranges(connection, hits):
         of_hits = _by_time_slot(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
         yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(id_range, HIT_METRIC.is_not(None))
+        firsts = _by_time_slot(links.c.cohort_id, hits.c.at, literal(CLICKED_LINKS), within, func.count())
+        firsts = firsts.join_from(hits, links, links.c.id == hits.c.link_id)
+        yield firsts.where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))
+    for id_range in id_ranges(connection, links):
+        # Links that an older version created have no link set, and are not counted.
+        created = _by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
+        created = created.join_from(links, messages, messages.c.id == links.c.message_id)
+        yield created.where(id_range, links.c.link_set_id.is_not(None))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
-    for id_range in _id_ranges(connection, conversions):
+    for id_range in id_ranges(connection, conversions):
         cohort, at = messages.c.cohort_id, conversions.c.at
         yield _by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
         ends = _by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)
@@ -266,8 +310,8 @@ def _recount_devices(connection: Connection, within: range, counted: Sums) -> se
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
-    for id_range in _id_ranges(connection, hits):
-        for cohort, slot, user_agent, amount in connection.execute(of_clicks.where(id_range)):
+    for id_range in id_ranges(connection, hits):
+        for cohort, slot, user_agent, _, _, amount in connection.execute(of_clicks.where(id_range)):
             add(counted, ((cohort, slot, metric, amount) for metric in device_metrics(user_agent)))
             if not user_agent:
                 erased.add((cohort, slot))
@@ -294,7 +338,7 @@ def _by_time_slot(
     return chosen.group_by(cohort, text("quarter"), text("metric")) if amount else chosen
 
 
-def _id_ranges(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
+def id_ranges(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
     """Yield conditions that split the table into ranges of its ids with at most MAX_RECOUNT_ROWS rows each."""
     after = -1
     while True:

@@ -1,42 +1,48 @@
-"""Statistics: totals, by day and by country. They come from the counts; messages and hits are not read.
+"""Statistics: totals, by day, hour of day, country, campaign, destination and label. They come from the roll-ups.
 
-Each event is counted at its own time: a message when it was created, a click when it was clicked. Therefore the clicks of a day may
-belong to messages of the day before, and a rate of a short time may exceed 1.
+With Basis.EVENT, each event counts at its own time: a message when it was created, a click when it was clicked. Therefore the
+clicks of a day may belong to messages of the day before, and a rate of a short time may exceed 1. With Basis.SENT, each event
+counts at the time when its message was created, so delivery and click rates never exceed 1.
 
-Recent events are included: deltas that are not folded yet are added to the counts, in the same transaction. If more than
-MAX_PENDING_ROWS rows of deltas wait, the newest are left out, and `complete` is false in the response.
+Recent events are included: deltas that are not folded yet are added in the same transaction. If more than MAX_PENDING_ROWS rows of
+deltas wait, the newest are left out, and `complete` is false in the response. It is also false while the counts of an older version
+are being rolled up.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Integer,
-    Select,
-    Text,
-    case,
-    cast,
-    func,
-    select,
-    type_coerce,
-)
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
-from shortener.outbox.count_deltas import time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.counts import EXACT, read_unfolded, time_slots
+from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
+from shortener.outbox.link_sets import MAX_NAMES, OTHER
+from shortener.reporting.counts import read_events, time_slots
 from shortener.reporting.queries import fetch_packed
-from shortener.storage.schema import cohorts, counts
+from shortener.reporting.rollups import (
+    EXACT,
+    Basis,
+    CohortName,
+    Kind,
+    Level,
+    Piece,
+    read_cohorts,
+    read_link_sets,
+    read_not_rolled_up,
+    series,
+    split,
+)
+from shortener.storage.schema import cohorts, count_groups, counts, rollups
+from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
-MAX_PENDING_ROWS = 1000  # rows of count deltas that one report adds to the counts
+MAX_PENDING_ROWS = 1000  # rows of count deltas that one report adds to the roll-ups
+MAX_MISSING_ROWS = 20_000  # counts of an older version that one report adds to the roll-ups
 MAX_DAYS = 366  # of a daily report
 
 _TTC = "ttc:"
@@ -54,6 +60,20 @@ class StatisticsFilter:
     until: datetime
     campaign: str | None = None
     source: str | None = None
+    basis: Basis = Basis.EVENT
+
+    @property
+    def kind(self) -> Kind:
+        """The groups whose sum is the total."""
+        return Kind.APPLICATION if self.campaign is None else Kind.CAMPAIGN
+
+    def includes(self, cohort: CohortName) -> bool:
+        """Return whether the report includes a cohort."""
+        return (
+            cohort.application_id == self.application_id
+            and self.campaign in (None, cohort.campaign)
+            and self.source in (None, cohort.source)
+        )
 
     @property
     def within(self) -> range:
@@ -101,6 +121,15 @@ class Figures:
             self.browsers[name] = self.browsers.get(name, 0) + int(amount)
         else:
             self.counted[metric] = self.counted.get(metric, 0) + int(amount)
+
+    def merge(self, other: Figures) -> None:
+        """Add the counts of another group."""
+        for name in ("counted", "times_to_click", "devices", "browsers"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            for key, number in theirs.items():
+                mine[key] = mine.get(key, 0) + number
+        for currency, amount in other.value.items():
+            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
 
     def __getitem__(self, metric: str) -> int:
         return self.counted.get(metric, 0)
@@ -162,30 +191,134 @@ class StatisticsReport(Generic[Group]):
 def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[None]:
     """Return one group, None. Run each report in one read transaction, so that counts and deltas match."""
     figures = Figures()
-    for metric, value, amount in fetch_packed(connection, _sums(scope, scope.within)):
-        figures.add(metric, _amount(value, amount))
-    return _with_pending(connection, scope, {None: figures}, lambda country, slot: None)
+    for _, metric, amount in _sum_groups(connection, scope, _find_groups(connection, scope, scope.kind)):
+        figures.add(metric, amount)
+    return _with_pending(connection, scope, {None: figures}, lambda event: (None,))
 
 
 def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
     """Return groups by ISO 3166 code of the recipient's country, "" if unknown. Countries without counts are left out."""
     groups: dict[str, Figures] = {}
-    for country, metric, value, amount in fetch_packed(connection, _sums(scope, scope.within, cohorts.c.country)):
-        groups.setdefault(country, Figures()).add(metric, _amount(value, amount))
-    return _with_pending(connection, scope, groups, lambda country, slot: country)
+    if scope.campaign is not None and scope.basis is Basis.EVENT:
+        rows = fetch_packed(connection, _cohort_sums(scope, cohorts.c.country))
+        sums: Iterable[tuple[str, str, Decimal]] = (
+            (country, metric, _amount(value, amount)) for country, metric, value, amount in rows
+        )
+        in_rollups = False
+    else:
+        chosen = _find_groups(connection, scope, Kind.COUNTRY if scope.campaign is None else Kind.COHORT)
+        countries = {group.id: group.country for group in chosen}
+        sums = ((countries[group], metric, amount) for group, metric, amount in _sum_groups(connection, scope, chosen))
+        in_rollups = True
+    for country, metric, amount in sums:
+        groups.setdefault(country, Figures()).add(metric, amount)
+    return _with_pending(connection, scope, groups, lambda event: (event.cohort.country,), in_rollups=in_rollups)
+
+
+def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Collection[str]) -> StatisticsReport[str]:
+    """Return groups by campaign, for these campaigns ("": messages without one). Campaigns without counts are left out."""
+    groups: dict[str, Figures] = {}
+    chosen = [group for group in _find_groups(connection, scope, Kind.CAMPAIGN, campaigns) if group.campaign in campaigns]
+    names = {group.id: group.campaign for group in chosen}
+    for group, metric, amount in _sum_groups(connection, scope, chosen):
+        groups.setdefault(names[group], Figures()).add(metric, amount)
+
+    def campaign_of(event: _Pending) -> tuple[str, ...]:
+        return (event.cohort.campaign,) if event.cohort.campaign in campaigns else ()
+
+    return _with_pending(connection, scope, groups, campaign_of)
+
+
+def by_destination(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
+    """Return groups by destination (host and path), most messages first: at most MAX_NAMES, and OTHER.
+
+    A message with several destinations is in the group of each; its first click is only in the group that was clicked."""
+    return _by_name(connection, scope, Kind.DESTINATION)
+
+
+def by_label(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
+    """Return groups by label, in the same way as `by_destination`. Links without a label are left out."""
+    return _by_name(connection, scope, Kind.LABEL)
+
+
+def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> StatisticsReport[str]:
+    groups: dict[str, Figures] = {}
+    chosen = _find_groups(connection, scope, kind)
+    names = {group.id: group.name for group in chosen}
+    for group, metric, amount in _sum_groups(connection, scope, chosen):
+        groups.setdefault(names[group], Figures()).add(metric, amount)
+    report = _with_pending(
+        connection, scope, groups, lambda event: event.destinations if kind is Kind.DESTINATION else event.labels
+    )
+    ordered = sorted(report.groups, key=lambda name: (-report.groups[name]["messages"], name))
+    shown = [name for name in ordered if name != OTHER][:MAX_NAMES]
+    limited = {name: report.groups[name] for name in shown}
+    for name in ordered:
+        if name not in limited:
+            limited.setdefault(OTHER, Figures()).merge(report.groups[name])
+    return StatisticsReport(limited, report.complete)
 
 
 def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
     """Return one group for each day in `zone`, in order. The first and the last day may be incomplete."""
-    days = _days(scope, zone)
-    groups: dict[date, Figures] = {}
-    for day, within in days:
-        # One statement per day: a single statement grouped by day reads the same rows but takes four times as long to sort them.
-        groups[day] = figures = Figures()
-        for metric, value, amount in fetch_packed(connection, _sums(scope, within)):
-            figures.add(metric, _amount(value, amount))
-    starts = [within.start for _, within in days]
-    return _with_pending(connection, scope, groups, lambda country, slot: days[bisect.bisect(starts, slot) - 1][0])
+    groups: dict[date, Figures] = {day: Figures() for day, _ in _days(scope, zone)}
+    for days, metric, amount in _sum_local_time(connection, scope, zone, 86400, None):
+        groups[_FIRST_DAY + timedelta(days=days)].add(metric, amount)
+    return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).date(),))
+
+
+def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:
+    """Return one group for each hour of the day in `zone`, 0 to 23."""
+    groups = {hour: Figures() for hour in range(24)}
+    for hour, metric, amount in _sum_local_time(connection, scope, zone, 3600, 24):
+        groups[hour].add(metric, amount)
+    return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).hour,))
+
+
+def list_campaigns(connection: Connection, application_id: int, limit: int, below: int | None = None) -> list[tuple[int, str]]:
+    """Return (number, name) of campaigns, newest first. `below`: only campaigns with a smaller number.
+
+    The number is the id of the campaign's first cohort."""
+    number = func.min(cohorts.c.id)
+    statement = select(number, cohorts.c.campaign).where(cohorts.c.application_id == application_id).group_by(cohorts.c.campaign)
+    if below is not None:
+        statement = statement.having(number < below)
+    return [(row[0], row[1]) for row in connection.execute(statement.order_by(number.desc()).limit(limit))]
+
+
+class CampaignPage(NamedTuple):
+    """Campaigns with counts, newest first. `next`: the next page has smaller numbers; None on the last page."""
+
+    campaigns: list[tuple[str, Figures]]
+    next: int | None
+    complete: bool
+
+
+def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, below: int | None = None) -> CampaignPage:
+    """Return the next `limit` campaigns that have counts in the period."""
+    found: list[tuple[str, Figures]] = []
+    complete = True
+    while True:
+        listed = list_campaigns(connection, scope.application_id, limit + 1, below)
+        chosen = [name for _, name in listed[:limit] if scope.campaign in (None, name)]
+        report = by_campaign(connection, scope, chosen)
+        complete = complete and report.complete
+        for number, name in listed[:limit]:
+            below = number
+            if name in report.groups and any(report.groups[name].counted.values()):
+                found.append((name, report.groups[name]))
+                if len(found) == limit:
+                    return CampaignPage(found, number if listed[-1][0] != number else None, complete)
+        if len(listed) <= limit:
+            return CampaignPage(found, None, complete)
+
+
+_FIRST_DAY = date(1970, 1, 1)
+_SLOT_SECONDS = TIME_SLOT_MS // 1000
+
+
+def _local(slot: int, zone: tzinfo) -> datetime:
+    return from_ms(slot * TIME_SLOT_MS).astimezone(zone)
 
 
 def _days(scope: StatisticsFilter, zone: tzinfo) -> list[tuple[date, range]]:
@@ -202,16 +335,125 @@ def _days(scope: StatisticsFilter, zone: tzinfo) -> list[tuple[date, range]]:
     return days
 
 
+def _constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]:
+    """Yield ranges of time slots with the same UTC offset, and this offset in seconds."""
+    start = within.start
+    while start < within.stop:
+        offset = _offset(start, zone)
+        # The offset changes at most a few times a year, so a week that ends with the same offset has it throughout.
+        stop = start
+        while stop < within.stop:
+            after = min(stop + 7 * 96, within.stop)
+            if _offset(after - 1, zone) != offset:
+                stop = _first_change(stop, after - 1, offset, zone)
+                break
+            stop = after
+        yield range(start, stop), offset
+        start = stop
+
+
+def _first_change(same: int, different: int, offset: int, zone: tzinfo) -> int:
+    while different - same > 1:
+        middle = (same + different) // 2
+        if _offset(middle, zone) == offset:
+            same = middle
+        else:
+            different = middle
+    return different
+
+
+def _offset(slot: int, zone: tzinfo) -> int:
+    offset = _local(slot, zone).utcoffset()
+    assert offset is not None
+    return int(offset.total_seconds())
+
+
+def _sum_local_time(
+    connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
+) -> Iterator[tuple[int, str, Decimal]]:
+    """Yield (local time, metric, amount). The local time is divided by `seconds`, and is the remainder of `modulo`."""
+    groups = _find_groups(connection, scope, scope.kind)
+    if not groups:
+        return
+    for within, offset in _constant_offsets(scope.within, zone):
+        longest = next(level for level in reversed(Level) if (level is not Level.DAY or seconds == 86400) and _fits(level, offset))
+        for piece in split(within, longest):
+            length = piece.level.slots * _SLOT_SECONDS
+            local = (rollups.c.period * length + offset) // seconds
+            yield from _sum_piece(connection, scope, groups, piece, local if modulo is None else local % modulo)
+
+
+def _fits(level: Level, offset: int) -> bool:
+    return offset % (level.slots * _SLOT_SECONDS) == 0
+
+
+class _Group(NamedTuple):
+    """A row of `count_groups`."""
+
+    id: int
+    campaign: str
+    country: str
+    name: str
+
+
+def _find_groups(
+    connection: Connection, scope: StatisticsFilter, kind: Kind, campaigns: Collection[str] | None = None
+) -> list[_Group]:
+    c = count_groups.c
+    statement = select(c.id, c.campaign, c.country, c.name).where(c.application_id == scope.application_id, c.kind == str(kind))
+    if scope.campaign is not None:
+        statement = statement.where(c.campaign == scope.campaign)
+    if campaigns is not None:
+        chosen = values_table(connection, [(campaign,) for campaign in campaigns], name=Text)
+        statement = statement.where(c.campaign.in_(select(chosen.c.name)))
+    if scope.source is not None:
+        statement = statement.where(c.source == scope.source)
+    return [_Group(*row) for row in fetch_packed(connection, statement)]
+
+
+def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group]) -> Iterator[tuple[int, str, Decimal]]:
+    """Yield (group, metric, amount) of the period."""
+    if groups:
+        for piece in split(scope.within):
+            yield from _sum_piece(connection, scope, groups, piece, rollups.c.group_id)
+
+
+def _sum_piece(
+    connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group], piece: Piece, by: ColumnElement[int]
+) -> Iterator[tuple[int, str, Decimal]]:
+    """Yield (by, metric, amount) of some periods.
+
+    Amounts of money are added here, because SQLite would add them as floating point numbers."""
+    is_value = rollups.c.metric.startswith(_VALUE)
+    value = case((is_value, type_coerce(rollups.c.amount, Text)))
+    amount = case((is_value, 1), else_=cast(type_coerce(rollups.c.amount, Text), BigInteger))
+    chosen = values_table(connection, [(group.id,) for group in groups], id=BigInteger)
+    columns = [by.label("by"), rollups.c.metric, value.label("value")]
+    statement = (
+        select(*columns, func.sum(amount))
+        .join_from(chosen, rollups, rollups.c.group_id == chosen.c.id)
+        .where(
+            rollups.c.series == series(scope.basis, piece.level),
+            rollups.c.period >= piece.start,
+            rollups.c.period < piece.stop,
+        )
+        .group_by(*columns)
+    )
+    for group, metric, text, number in fetch_packed(connection, statement):
+        yield group, metric, _amount(text, number)
+
+
 _is_value = counts.c.metric.startswith(_VALUE)
 
 
-def _sums(scope: StatisticsFilter, within: range, *group: ColumnElement[Any]) -> Select[Any]:
-    """Return a statement with rows of (group, metric, NULL, sum).
+def _cohort_sums(scope: StatisticsFilter, *group: ColumnElement[Any]) -> Select[Any]:
+    """Return a statement with rows of (group, metric, NULL, sum) from the counts of all cohorts.
 
     Amounts of money give rows of (group, metric, amount, number), so that the caller can add them exactly."""
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
     amount = case((_is_value, 1), else_=cast(type_coerce(counts.c.amount, Text), BigInteger))
     by = [*group, counts.c.metric, value]
+    within = scope.within
     return (
         select(*by, func.sum(amount))
         .join_from(counts, cohorts, cohorts.c.id == counts.c.cohort_id)
@@ -224,17 +466,48 @@ def _amount(value: str | None, amount: int) -> Decimal:
     return Decimal(amount) if value is None else EXACT.multiply(Decimal(value), Decimal(amount))
 
 
+class _Pending(NamedTuple):
+    """A counted event that the roll-ups do not contain yet. `slot`: the time slot at which it counts."""
+
+    cohort: CohortName
+    slot: int
+    destinations: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
 def _with_pending(
-    connection: Connection, scope: StatisticsFilter, groups: dict[Group, Figures], group_of: Callable[[str, int], Group]
+    connection: Connection,
+    scope: StatisticsFilter,
+    groups: dict[Group, Figures],
+    groups_of: Callable[[_Pending], tuple[Group, ...]],
+    *,
+    in_rollups: bool = True,
 ) -> StatisticsReport[Group]:
-    """Add the count deltas that are not folded yet, and return the report."""
-    ids, sums = read_unfolded(connection, MAX_PENDING_ROWS + 1)
+    """Add what is not rolled up yet, and return the report. `in_rollups`: the groups come from the roll-ups, not from `counts`."""
+    ids, amounts = read_events(connection, MAX_PENDING_ROWS + 1)
+    complete = len(ids) <= MAX_PENDING_ROWS
     within = scope.within
-    pending = {key: amount for key, amount in sums.items() if key[1] in within}
-    chosen = values_table(connection, {(cohort,) for cohort, _, _ in pending}, id=Integer)
-    own_cohorts = select(cohorts.c.id, cohorts.c.country).where(*scope.cohort_conditions(), cohorts.c.id.in_(select(chosen.c.id)))
-    countries = {row.id: row.country for row in connection.execute(own_cohorts)} if pending else {}
-    for (cohort, slot, metric), amount in pending.items():
-        if cohort in countries:
-            groups.setdefault(group_of(countries[cohort], slot), Figures()).add(metric, amount)
-    return StatisticsReport(groups, complete=len(ids) <= MAX_PENDING_ROWS)
+    if in_rollups and scope.basis is Basis.EVENT:
+        missing, is_all = read_not_rolled_up(connection, within, MAX_MISSING_ROWS)
+        complete = complete and is_all
+        for key, amount in missing.items():
+            amounts[key] = EXACT.add(amounts[key], amount) if key in amounts else amount
+    pending = {
+        key: (slot, amount)
+        for key, amount in amounts.items()
+        if (slot := key.slot if scope.basis is Basis.EVENT else key.sent) is not None and slot in within
+    }
+    if not pending:
+        return StatisticsReport(groups, complete)
+    names = read_cohorts(connection, {key.cohort for key in pending})
+    link_sets = read_link_sets(connection, {key.link_set for key in pending})
+    for key, (slot, amount) in pending.items():
+        cohort = names.get(key.cohort)
+        if cohort is None or not scope.includes(cohort):
+            continue
+        links = link_sets.get(key.link_set, [])
+        destinations = tuple({destination for destination, _ in links})
+        labels = tuple({label for _, label in links if label is not None})
+        for group in groups_of(_Pending(cohort, slot, destinations, labels)):
+            groups.setdefault(group, Figures()).add(key.metric, amount)
+    return StatisticsReport(groups, complete)

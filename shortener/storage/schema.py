@@ -218,6 +218,7 @@ messages = Table(
     Column("telecom_message_id", Text),
     Column("callback_url", Text),  # Xoxzo's lt_callbackurl
     Column("metadata", Json),
+    Column("link_set_id", Integer),  # NULL: the message has no links, or is older than this column
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
@@ -265,6 +266,7 @@ links = Table(
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
     Column("path", Text),  # the path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host
+    Column("link_set_id", Integer),  # the set that contains only this link; NULL: the link is older than this column
 )
 
 #: The changes of links after they were sent. `changes` has [old, new] by the name of the field.
@@ -472,7 +474,11 @@ count_deltas = Table(
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("data", Json, nullable=False),  # outbox.count_deltas.CountDelta.data
+    Column("origins", Json),  # outbox.count_deltas.CountDelta.origins; NULL: an older version wrote the row
 )
+
+#: Counts that the rolled-up counts do not contain yet. Only an older version leaves such rows.
+NOT_ROLLED_UP = "rolled_up IS NULL OR rolled_up <> amount"
 
 #: Counts for each cohort, metric and time slot of 15 minutes, so that a day in any time zone is a number of slots.
 counts = Table(
@@ -482,6 +488,54 @@ counts = Table(
     Column("quarter", Integer, primary_key=True, autoincrement=False),  # the time slot: quarters of an hour since 1970
     Column("metric", Text, primary_key=True),
     Column("amount", Money, nullable=False),
+    Column("rolled_up", Money),  # the part of the amount that `rollups` contains
+    Index(
+        "counts_not_rolled_up",
+        "quarter",
+        "cohort_id",
+        sqlite_where=text(NOT_ROLLED_UP),
+        postgresql_where=text(NOT_ROLLED_UP),
+    ),
+)
+
+#: Sets of links: the destination (host and path) and the label of each link of a message. Messages with the same links share one.
+#: A campaign has at most 200 destinations and 200 labels; all others are "other".
+link_sets = Table(
+    "link_sets",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False),
+    Column("campaign", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),  # of application, campaign and links
+    Column("links", Json, nullable=False),  # [[destination, label or null], ...]
+    Index("link_sets_by_campaign", "application_id", "campaign"),
+)
+
+#: The groups of the rolled-up counts. `kind`: see reporting/rollups.py; the columns that a kind does not use are "".
+count_groups = Table(
+    "count_groups",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # a hash of the other columns
+    Column("application_id", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("campaign", Text, nullable=False),
+    Column("country", Text, nullable=False),
+    Column("name", Text, nullable=False),  # the destination or the label
+    Index("count_groups_by_kind", "application_id", "kind", "campaign"),
+)
+
+#: Rolled-up counts. `series`: the length of the periods and the time that counts (reporting/rollups.py). `period`: the number of
+#: periods of this length since 1970.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("group_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("series", SmallInteger, primary_key=True, autoincrement=False),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("metric", Text, primary_key=True),
+    Column("amount", Money, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 #: Conversion processes of the Infobip API. Messages whose `tracking` objects have the same track and type share one. Messages

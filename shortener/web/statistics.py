@@ -1,4 +1,4 @@
-"""Statistics: totals, by day and by country."""
+"""Statistics: totals, by day, hour, country, campaign, destination and label."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.outbox.link_sets import MAX_NAMES
 from shortener.reporting.messages import serialize_decimal
-from shortener.reporting.statistics import MAX_DAYS, Figures, StatisticsFilter, by_country, daily, totals
+from shortener.reporting.rollups import Basis
+from shortener.reporting.statistics import (
+    MAX_DAYS,
+    Figures,
+    StatisticsFilter,
+    by_country,
+    by_destination,
+    by_hour,
+    by_label,
+    campaign_page,
+    daily,
+    totals,
+)
 from shortener.storage.types import to_iso
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import Source
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
 from shortener.web.period import Period
 
 DEFAULT_DAYS = 30  # period without `since`, including today
@@ -28,18 +42,27 @@ class StatisticsQuery(Period):
 
     campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
     source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
-
-
-class DailyQuery(StatisticsQuery):
-    """Filters of daily statistics. Without `since`: the last 30 days. Dates and times without a zone are in `tz`."""
-
-    tz: str = Field("UTC", max_length=64, description="Time zone of the days, for example Europe/Berlin.")
+    basis: Literal["event", "sent"] = Field(
+        "event",
+        description="The time that counts. `event`: each event at its own time. `sent`: each event at the time when its message "
+        "was created, so a click today on a message of yesterday counts yesterday, and no click or delivery rate exceeds 1.",
+    )
+    tz: str = Field(
+        "UTC", max_length=64, description="Time zone of days, hours, dates and times without a zone, for example Europe/Berlin."
+    )
 
     @field_validator("tz")
     @classmethod
     def _check_zone(cls, value: str) -> str:
         _zone(value)
         return value
+
+
+class CampaignsQuery(StatisticsQuery):
+    """Filters of the statistics by campaign, and the page."""
+
+    limit: int = Field(100, ge=1, le=200, description="Maximum number of campaigns in a page.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
 
 
 def _zone(name: str) -> tzinfo:
@@ -61,15 +84,17 @@ class TimeToClick(ResponseModel):
 
 
 class FigureFields(ResponseModel):
-    """Counts by the time of each event: a message by its creation, a click by the time of the click."""
+    """Counts by the time of each event, or of its message (`basis`)."""
 
     messages: int = Field(description="Messages that were rewritten or registered.")
     segments: int
+    links: int = Field(description="Short links in these messages.")
     sent: int
     delivered: int
     read: int
     failed: int = Field(description="Messages that failed or expired.")
     clicked_messages: int = Field(description="Messages that got their first click.")
+    clicked_links: int = Field(description="Links that got their first click.")
     clicks: int = Field(description="Hits by people on links that had not expired.")
     suspected_hits: int = Field(description="Hits by scanners, previews and other programs. They are not clicks.")
     ignored_hits: int = Field(description="HEAD requests and prefetches. They are not clicks.")
@@ -111,6 +136,48 @@ class DailyFigures(FigureFields):
     day: str
 
 
+class HourFigures(FigureFields):
+    hour: int = Field(description="Hour of the day in `tz`, 0 to 23.")
+
+
+class HoursResponse(_StatisticsResponse):
+    """One entry for each hour of the day, over all days of the period."""
+
+    tz: str
+    hours: list[HourFigures]
+
+
+class CampaignFigures(FigureFields):
+    campaign: str = Field(description='Name of the campaign; "" for messages without one.')
+
+
+class CampaignsResponse(_StatisticsResponse):
+    """Campaigns with counts in the period, newest campaign first."""
+
+    campaigns: list[CampaignFigures]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class DestinationFigures(FigureFields):
+    destination: str = Field(description='Host and path of the destination; "other" for those beyond the limit.')
+
+
+class DestinationsResponse(_StatisticsResponse):
+    """One entry for each destination, most messages first."""
+
+    destinations: list[DestinationFigures]
+
+
+class LabelFigures(FigureFields):
+    label: str = Field(description='Label of `#trackurl` links; "other" for those beyond the limit.')
+
+
+class LabelsResponse(_StatisticsResponse):
+    """One entry for each label, most messages first."""
+
+    labels: list[LabelFigures]
+
+
 class DailyResponse(_StatisticsResponse):
     """One entry for every day of the period, oldest first."""
 
@@ -130,29 +197,61 @@ class CountriesResponse(_StatisticsResponse):
 
 async def stats(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the totals of the period."""
-    scope = _scope(call.query, call.application_id, call.service.clock(), UTC)
+    scope = _scope(call)
     report = await call.service.database.read(totals, scope)
     return {**_head(scope, report.complete), **figures(report.groups[None])}
 
 
-async def stats_daily(call: Call[DailyQuery, None]) -> dict[str, Any]:
+async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the figures of each day."""
-    zone = _zone(call.query.tz)
-    scope = _scope(call.query, call.application_id, call.service.clock(), zone)
+    scope = _scope(call)
     if scope.until - scope.since > timedelta(days=MAX_DAYS):
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"must be at most {MAX_DAYS} days before until")])
-    report = await call.service.database.read(daily, scope, zone)
+    report = await call.service.database.read(daily, scope, _zone(call.query.tz))
     days = [{"day": day.isoformat(), **figures(day_figures)} for day, day_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "days": days}
 
 
+async def stats_by_hour(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the figures of each hour of the day."""
+    scope = _scope(call)
+    report = await call.service.database.read(by_hour, scope, _zone(call.query.tz))
+    hours = [{"hour": hour, **figures(hour_figures)} for hour, hour_figures in report.groups.items()]
+    return {**_head(scope, report.complete), "tz": call.query.tz, "hours": hours}
+
+
 async def stats_by_country(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the figures of each country."""
-    scope = _scope(call.query, call.application_id, call.service.clock(), UTC)
+    scope = _scope(call)
     report = await call.service.database.read(by_country, scope)
     groups = sorted(report.groups.items(), key=lambda group: (-group[1]["messages"], group[0]))
     countries = [{"country": country or None, **figures(country_figures)} for country, country_figures in groups]
     return {**_head(scope, report.complete), "countries": countries}
+
+
+async def stats_by_campaign(call: Call[CampaignsQuery, None]) -> dict[str, Any]:
+    """Return the figures of each campaign."""
+    scope = _scope(call)
+    cursors = Cursors(call.service.secret, "campaigns")
+    page = await call.service.database.read(campaign_page, scope, call.query.limit, cursors.decode(call.query.cursor))
+    campaigns = [{"campaign": campaign, **figures(counted)} for campaign, counted in page.campaigns]
+    return {**_head(scope, page.complete), "campaigns": campaigns, "next_cursor": cursors.encode(page.next)}
+
+
+async def stats_by_destination(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the figures of each destination."""
+    scope = _scope(call)
+    report = await call.service.database.read(by_destination, scope)
+    destinations = [{"destination": name, **figures(counted)} for name, counted in report.groups.items()]
+    return {**_head(scope, report.complete), "destinations": destinations}
+
+
+async def stats_by_label(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the figures of each label."""
+    scope = _scope(call)
+    report = await call.service.database.read(by_label, scope)
+    labels = [{"label": name, **figures(counted)} for name, counted in report.groups.items()]
+    return {**_head(scope, report.complete), "labels": labels}
 
 
 def figures(counted: Figures) -> dict[str, Any]:
@@ -183,11 +282,13 @@ def _sort_by_amount(amounts: dict[str, int]) -> dict[str, int]:
 _COUNTED = (
     "messages",
     "segments",
+    "links",
     "sent",
     "delivered",
     "read",
     "failed",
     "clicked_messages",
+    "clicked_links",
     "clicks",
     "suspected_hits",
     "ignored_hits",
@@ -196,7 +297,13 @@ _COUNTED = (
 )
 
 
-def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzinfo) -> StatisticsFilter:
+def _scope(call: Call[Any, None]) -> StatisticsFilter:
+    return statistics_filter(call.query, call.application_id, call.service.clock())
+
+
+def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
+    """Return the filter of a query. Without `since`, it begins DEFAULT_DAYS before the end, at midnight."""
+    zone = _zone(query.tz)
     # One millisecond later than now, so that events of this moment are counted.
     until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
     if query.since is not None:
@@ -205,7 +312,7 @@ def _scope(query: StatisticsQuery, application_id: int, now: datetime, zone: tzi
         last: date = (until - timedelta(milliseconds=1)).astimezone(zone).date()
         since = start_of(last - timedelta(days=DEFAULT_DAYS - 1), zone)
     source = None if query.source == "all" else query.source
-    return StatisticsFilter(application_id, since, until, query.campaign, source)
+    return StatisticsFilter(application_id, since, until, query.campaign, source, Basis[query.basis.upper()])
 
 
 def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:
@@ -214,8 +321,14 @@ def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:
 
 _TAG = "Statistics"
 _DESCRIPTION = (
-    "Counts are updated as events occur and include events of the last second. Each event counts at its own time. The clicks of "
-    "a day may belong to messages of the day before, so a rate of a short period may exceed 1."
+    "Counts are updated as events occur and include events of the last second. With `basis=event`, each event counts at its own "
+    "time. The clicks of a day may belong to messages of the day before, so a rate of a short period may exceed 1. With "
+    "`basis=sent`, each event counts at the time when its message was created."
+)
+_LIMITED = (
+    f"In one campaign, the first {MAX_NAMES} have their own entry; all others are in the entry `other`. A message with several "
+    "links counts in the entry of each of them, and its first click counts in the entry that was clicked. Messages from before "
+    "version 1.1 are not included."
 )
 
 ENDPOINTS = [
@@ -237,7 +350,7 @@ ENDPOINTS = [
         "Figures by day, in a time zone",
         _TAG,
         permission="sms.read",
-        query=DailyQuery,
+        query=StatisticsQuery,
         response=DailyResponse,
         description=f"{_DESCRIPTION} The period must have at most {MAX_DAYS} days.",
     ),
@@ -250,6 +363,51 @@ ENDPOINTS = [
         permission="sms.read",
         query=StatisticsQuery,
         response=CountriesResponse,
+        description=_DESCRIPTION,
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/sms/stats/by-campaign",
+        stats_by_campaign,
+        "Figures by campaign",
+        _TAG,
+        permission="sms.read",
+        query=CampaignsQuery,
+        response=CampaignsResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=f"{_DESCRIPTION} Campaigns without counts in the period are left out.",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/sms/stats/by-destination",
+        stats_by_destination,
+        "Figures by destination",
+        _TAG,
+        permission="sms.read",
+        query=StatisticsQuery,
+        response=DestinationsResponse,
+        description=f"{_DESCRIPTION} {_LIMITED}",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/sms/stats/by-label",
+        stats_by_label,
+        "Figures by label of #trackurl links",
+        _TAG,
+        permission="sms.read",
+        query=StatisticsQuery,
+        response=LabelsResponse,
+        description=f"{_DESCRIPTION} {_LIMITED}",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/sms/stats/by-hour",
+        stats_by_hour,
+        "Figures by hour of the day, in a time zone",
+        _TAG,
+        permission="sms.read",
+        query=StatisticsQuery,
+        response=HoursResponse,
         description=_DESCRIPTION,
     ),
 ]

@@ -26,6 +26,7 @@ from shortener.model import State, Verdict
 from shortener.outbox import first_clicks
 from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
 from shortener.reporting.counts import verify
+from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from shortener.storage.types import from_ms
 from tests.clicks.helpers import change_settings as choose
@@ -44,13 +45,16 @@ async def counted(service: Service) -> dict[tuple[int, str], int]:
     """What the last transaction counted, by quarter, from the beginning of the test's hour, and metric."""
     noon = service.now_ms() // (4 * TIME_SLOT_MS) * 4
     tally = (await rows(service, schema.count_deltas))[-1]
-    assert len({(quarter, metric) for _, quarter, metric, _ in tally.data}) == len(tally.data)
-    return {(quarter - noon, metric): int(amount) for _, quarter, metric, amount in tally.data}
+    sums: Counter[tuple[int, str]] = Counter()
+    for _, quarter, metric, amount in tally.data:
+        sums[quarter - noon, metric] += int(amount)
+    return dict(sums)
 
 
 async def check(service: Service, clock: Clock) -> None:
-    """The counts are what counting again says."""
+    """The counts and the roll-ups are what counting again says."""
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
+    assert await service.database.read(verify_rollups, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
 
 async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_how_soon_first_clicks_came(
@@ -79,6 +83,8 @@ async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_h
     assert await counted(service) == {
         (0, "clicks"): 5,
         (0, "clicked_messages"): 3,
+        (0, "clicked_links"): 4,
+        (1, "clicked_links"): 1,
         (1, "clicks"): 1,
         (1, "clicked_messages"): 1,
         (0, "suspected_hits"): 1,

@@ -190,6 +190,7 @@ async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) 
         "suspected_hits": 1,
         "clicks": 2,
         "clicked_messages": 1,
+        "clicked_links": 1,
         "ignored_hits": 1,
     }
 

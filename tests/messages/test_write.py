@@ -14,6 +14,7 @@ from shortener.messages.plan import PlannedRequest
 from shortener.messages.write import NewRows, Response, RewriteWriter
 from shortener.model import LinkFlag
 from shortener.outbox.count_deltas import Cohorts
+from shortener.outbox.link_sets import LinkSets
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.key_table import KeyTable
@@ -45,7 +46,7 @@ class Writer:
 
     async def write(self, *requests: PlannedRequest) -> tuple[list[Response | Exception], NewRows]:
         codes: Any = self
-        writer = RewriteWriter(self._ids, codes, Cohorts(), self._processes, self.hosts)
+        writer = RewriteWriter(self._ids, codes, Cohorts(), LinkSets(), self._processes, self.hosts)
         return await self._database.write(writer.apply, requests)
 
     async def respond(self, request: PlannedRequest) -> Response:
@@ -87,23 +88,7 @@ async def test_a_message_is_stored_with_links_counts_and_cached_links(writer: Wr
         ("codeB", second.id, second.location),
     ]
     assert list(new.cohorts.values()) == [message.cohort_id]
-    assert await count_delta_sums(database) == {"messages": "1", "segments": "1"}
-
-
-async def test_placeholders_of_a_fallback_are_filled_in_for_each_link(writer: Writer, database: Database) -> None:
-    writer.codes = ["codeA", "codeB"]
-    fallback = "https://x.example/bye?m={message_id}&l={code}&n={campaign}&c={click_id}"
-    _, new = await writer.write(plan(item(f"{LINK} {LINK}", message_ids=("m-1",), campaign="a b", fallback_url=fallback)))
-    expected = [f"https://x.example/bye?m=m-1&l={code}&n=a%20b&c={{click_id}}" for code in ("codeA", "codeB")]
-    assert [link.fallback_url for link in new.links] == expected
-    assert [row.fallback_url for row in await rows(database, schema.links)] == expected
-
-
-async def test_a_link_into_an_app_receives_no_query_parameter(writer: Writer, database: Database) -> None:
-    sender = application(click_id_param="cid", extra_schemes=["tel"])
-    await writer.write(plan(item('#track("tel:+14155550100")'), application=sender))
-    (link,) = await rows(database, schema.links)
-    assert (link.url, link.flags) == ("tel:+14155550100", 0)
+    assert await count_delta_sums(database) == {"messages": "1", "segments": "1", "links": "2"}
 
 
 async def test_a_repeated_message_id_returns_the_first_response(writer: Writer, database: Database) -> None:
@@ -111,7 +96,7 @@ async def test_a_repeated_message_id_returns_the_first_response(writer: Writer, 
     first = await writer.respond(request)
     assert await writer.respond(plan(item(f"see {LINK}", message_ids=("m-1",)))) == first
     assert await count(database, schema.messages, schema.links) == (1, 1)
-    assert await count_delta_sums(database) == {"messages": "1", "segments": "1"}
+    assert await count_delta_sums(database) == {"messages": "1", "segments": "1", "links": "1"}
 
 
 async def test_two_requests_of_one_transaction_with_the_same_message_id_create_one_message(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
-from shortener.reporting import counts
+from shortener.reporting import counts, rollups
 from shortener.reporting.counts import CountDifference, fold, read_unfolded, time_slots, verifiable_since, verify
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -182,7 +182,7 @@ async def test_the_counts_do_not_depend_on_the_rows_and_limits_of_folds(
             append_delta(connection, row, *amounts)
             for cohort, at, metric, amount in amounts:
                 key = (cohort, to_ms(at) // TIME_SLOT_MS, metric)
-                expected[key] = counts.EXACT.add(expected.get(key, Decimal()), amount)
+                expected[key] = rollups.EXACT.add(expected.get(key, Decimal()), amount)
 
     await sqlite.write(write_deltas)
     while await sqlite.write(fold, limit):
@@ -318,7 +318,7 @@ async def test_a_missing_count_is_reported(database: Database) -> None:
         attempt.rollback()
         return differences
 
-    of_messages = {metric for metric, _, _ in counts._OF_MESSAGES}
+    of_messages = {metric for metric, _, _ in counts.OF_MESSAGES}
     of_hits = {"clicks", "suspected_hits", "ignored_hits", "late_hits"}
     for metric in of_messages | of_hits | {"conversions", "value:EUR", "value:"}:
         differences = await database.write(lose, metric)

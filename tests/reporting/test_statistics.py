@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -16,7 +17,18 @@ from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click_bucket
 from shortener.reporting import statistics
 from shortener.reporting.counts import fold
-from shortener.reporting.statistics import Figures, StatisticsFilter, by_country, daily, totals
+from shortener.reporting.rollups import Basis
+from shortener.reporting.statistics import (
+    Figures,
+    StatisticsFilter,
+    by_country,
+    by_destination,
+    by_hour,
+    by_label,
+    campaign_page,
+    daily,
+    totals,
+)
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -229,11 +241,18 @@ async def test_statistics_read_counts_with_their_index_and_no_messages_or_hits(s
             totals(connection, WEEK)
             by_country(connection, WEEK)
             daily(connection, WEEK, UTC)
+            for scope in (WEEK, replace(WEEK, basis=Basis.SENT), replace(WEEK, campaign="spring")):
+                by_hour(connection, scope, ZoneInfo("Asia/Kolkata"))
+                by_destination(connection, scope)
+                by_label(connection, scope)
+                by_country(connection, scope)
+                campaign_page(connection, scope, 10)
 
         return plans(connection, run)
 
     found = await sqlite.read(explain)
     for plan in found:
-        assert scanned(plan, "counts", "cohorts", "tallies") == []
+        assert scanned(plan, "counts", "count_groups", "rollups", "tallies") == []
         assert not any(table in plan for table in ("messages", "links", "hits", "conversions"))
-        assert "SEARCH counts" not in plan or "(cohort_id=? AND quarter>? AND quarter<?)" in plan
+        assert "SEARCH rollups" not in plan or "(group_id=? AND series=? AND period>? AND period<?)" in plan
+        assert "SEARCH counts" not in plan or "counts_not_rolled_up" in plan or "(cohort_id=? AND quarter>? AND quarter<?)" in plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -9,9 +10,10 @@ import pytest
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.reporting.counts import fold
 from shortener.web.statistics import CountriesResponse, DailyResponse, TotalsResponse
 from tests.conftest import Clock
-from tests.web.calls import click, convert, report, rewrite
+from tests.web.calls import PHONE, TO, click, convert, report, rewrite
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
@@ -155,3 +157,113 @@ async def test_times_to_click_devices_and_browsers(
         await service.jobs.table["counts"].step()
     (country,) = (one for one in (await ask(client, "/by-country"))["countries"] if one["clicks"])
     assert country["devices"] == {"phone": 3}
+
+
+async def fold_all(service: Service) -> None:
+    while await service.database.write(fold):
+        pass
+
+
+TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
+
+
+async def two_days(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+    """Friday at noon: two messages of two links and one of one link. Saturday at 14:00: clicks and conversions."""
+    first = await rewrite(client, "m0", campaign="spring", body=TWO_LINKS)
+    await rewrite(client, "m1", campaign="spring", body=TWO_LINKS)
+    await rewrite(client, "m2", campaign="autumn")
+    clock.forward(hours=26)
+    await report(client, "m0", "DELIVERED")
+    for position in (1, 1, 0):
+        await client.get("/" + first["links"][position]["code"], headers=PHONE)
+    await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
+    await service.fanout.flush()
+
+
+async def test_figures_by_destination_and_label(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await two_days(client, service, credentials, clock)
+    for folded in (False, True):
+        if folded:
+            await fold_all(service)
+        destinations = (await ask(client, "/by-destination"))["destinations"]
+        shown = ("destination", "messages", "links", "delivered", "clicks", "clicked_links", "clicked_messages", "conversions")
+        assert [tuple(entry[name] for name in shown) for entry in destinations] == [
+            ("shop.example/menu", 2, 2, 1, 1, 1, 0, 1),
+            ("shop.example/other", 2, 2, 1, 2, 1, 1, 1),
+            ("shop.example/a", 1, 1, 0, 0, 0, 0, 0),
+        ]
+        labels = (await ask(client, "/by-label", campaign="spring"))["labels"]
+        assert [(entry["label"], entry["messages"], entry["clicks"]) for entry in labels] == [("menu", 2, 1)]
+        assert (await ask(client, "/by-label", campaign="autumn"))["labels"] == []
+        only = (await ask(client, "/by-destination", campaign="autumn"))["destinations"]
+        assert [entry["destination"] for entry in only] == ["shop.example/a"]
+
+
+async def test_figures_by_campaign_are_paged_newest_campaign_first(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await two_days(client, service, credentials, clock)
+    page = await ask(client, "/by-campaign", limit=1)
+    assert [(entry["campaign"], entry["messages"], entry["clicks"]) for entry in page["campaigns"]] == [("autumn", 1, 0)]
+    page = await ask(client, "/by-campaign", limit=1, cursor=page["next_cursor"])
+    assert [(entry["campaign"], entry["messages"], entry["clicks"]) for entry in page["campaigns"]] == [("spring", 2, 3)]
+    assert page["next_cursor"] is None
+    later = await ask(client, "/by-campaign", since=clock().date().isoformat())
+    assert [entry["campaign"] for entry in later["campaigns"]] == ["spring"], "a campaign without counts is left out"
+
+
+async def test_figures_by_hour_are_in_the_time_zone(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await two_days(client, service, credentials, clock)
+    start = clock() - timedelta(hours=26)
+    for zone, hours in (("UTC", 0), ("Europe/Berlin", 1), ("America/New_York", -5)):
+        answer = await ask(client, "/by-hour", tz=zone)
+        assert [entry["hour"] for entry in answer["hours"]] == list(range(24))
+        assert {entry["hour"]: entry["messages"] for entry in answer["hours"] if entry["messages"]} == {
+            (start.hour + hours) % 24: 3
+        }
+        assert {entry["hour"]: entry["clicks"] for entry in answer["hours"] if entry["clicks"]} == {
+            (start.hour + 2 + hours) % 24: 3
+        }
+
+
+async def test_figures_by_the_time_of_sending_never_exceed_100_percent(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await two_days(client, service, credentials, clock)
+    saturday = clock().date()
+    friday = saturday - timedelta(days=1)
+    for folded in (False, True):
+        if folded:
+            await fold_all(service)
+        by_event = {entry["day"]: entry for entry in (await ask(client, "/daily"))["days"]}
+        assert (by_event[str(friday)]["clicks"], by_event[str(saturday)]["clicks"]) == (0, 3)
+        assert by_event[str(saturday)]["click_rate"] is None
+        by_sent = {entry["day"]: entry for entry in (await ask(client, "/daily", basis="sent"))["days"]}
+        assert (by_sent[str(friday)]["clicks"], by_sent[str(saturday)]["clicks"]) == (3, 0)
+        assert by_sent[str(friday)]["click_rate"] == 0.333333
+        assert by_sent[str(friday)]["value"] == {"EUR": "0.10"}
+        for path in ("", "/by-country", "/by-campaign", "/by-destination", "/by-label", "/by-hour", "/daily"):
+            for basis in ("event", "sent"):
+                await ask(client, path, basis=basis, tz="Asia/Kolkata", campaign="spring", source="api")
+        country = (await ask(client, "/by-country", basis="sent", campaign="spring"))["countries"]
+        assert [(entry["country"], entry["messages"], entry["clicks"]) for entry in country] == [("US", 2, 3)]
+        sent_on_saturday = await ask(client, "", basis="sent", since=str(saturday))
+        assert (sent_on_saturday["messages"], sent_on_saturday["clicks"]) == (0, 0)
+
+
+async def test_a_campaign_has_at_most_200_destinations(client: httpx.AsyncClient, service: Service) -> None:
+    for start in (0, 150):
+        messages = [
+            {"to": TO, "campaign": "spring", "body": f'#track("https://shop.example/{number}")'}
+            for number in range(start, start + 150)
+        ]
+        response = await client.post("/api/v1/rewrite", json={"messages": messages})
+        assert response.status_code == 200
+    destinations = (await ask(client, "/by-destination"))["destinations"]
+    assert len(destinations) == 201
+    assert {entry["destination"]: entry["messages"] for entry in destinations}["other"] == 100
+    assert sum(entry["messages"] for entry in destinations) == 300

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
 from shortener.clicks.device_counts import device_metrics, last_counted_hit
-from shortener.clicks.hit_metrics import IS_CLICK, hit_metric
+from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
@@ -96,10 +96,10 @@ def change_verdicts(connection: Connection, changes: Sequence[VerdictChange], id
             continue
         for metric, amount in ((before, -1), (after, 1)):
             if metric is not None:
-                delta.add(message.cohort_id, hit.at, metric, amount)
+                delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
             if metric == "clicks":
                 for by_device in device_metrics(hit.user_agent):
-                    delta.add(message.cohort_id, hit.at, by_device, amount)
+                    delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
@@ -144,6 +144,8 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
             if not message.clicked_links & 1 << hit.position:
                 message.clicked_links |= 1 << hit.position
                 flags |= HitFlag.FIRST_FOR_LINK
+                if hit.link_set:
+                    delta.add(message.cohort_id, hit.at, CLICKED_LINKS, message=message.id, link_set=hit.link_set)
                 if not hit.link_flags & LinkFlag.EVERY_CLICK:
                     topics |= Topic.CLICK
             if hit is first_click:
@@ -152,7 +154,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
                 flags |= HitFlag.FIRST_FOR_MESSAGE
                 topics |= Topic.STATE
                 result.first_clicks += 1
-                _count_first(delta, message, 1)
+                _count_first(delta, message, 1, hit.link_set)
             if flags != hit.flags:
                 changed_flags.append({"row": hit.id, "new_flags": int(flags)})
             if topics:
@@ -216,6 +218,7 @@ class _LockedHit(NamedTuple):
     user_agent: str
     position: int
     link_flags: int
+    link_set: int
 
 
 _HIT = (
@@ -227,6 +230,7 @@ _HIT = (
     hits.c.user_agent,
     links.c.position,
     links.c.flags,
+    func.coalesce(links.c.link_set_id, 0).label("link_set"),
 )
 
 
@@ -298,8 +302,10 @@ def _retract(
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
+        if hit.link_set:
+            delta.add(message.cohort_id, hit.at, CLICKED_LINKS, -1, message=message.id, link_set=hit.link_set)
     if message.click_hit_id == hit.id:
-        _count_first(delta, message, -1, timed=is_sent)
+        _count_first(delta, message, -1, hit.link_set, timed=is_sent)
         if not is_sent:  # the fan-out will send the click afterwards, with the state that the message had
             states = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
             connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=states))
@@ -310,13 +316,13 @@ def _retract(
     return data
 
 
-def _count_first(delta: CountDelta, message: LockedMessage, amount: int, *, timed: bool = True) -> None:
+def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
     """Count a first click (amount 1) or remove it (-1). `timed`: also in the distribution of the time to click."""
     assert message.clicked_at is not None
-    delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount)
+    delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
     if timed:
         bucket = time_to_click(message.clicked_at, message.sent_at, message.created_at, message.state)
-        delta.add(message.cohort_id, message.clicked_at, bucket, amount)
+        delta.add(message.cohort_id, message.clicked_at, bucket, amount, message=message.id, link_set=link_set)
 
 
 def _event(

@@ -8,6 +8,7 @@ from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.container import Service
 from shortener.model import HitFlag, Topic
 from shortener.reporting.counts import verify
+from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, fetch_rows, make_hit
 from tests.conftest import NOON
@@ -53,5 +54,6 @@ async def count_sums(service: Service) -> dict[str, int]:
 
 
 async def assert_counts_match(service: Service) -> None:
-    """Assert that the counts equal a new count of all rows."""
+    """Assert that the counts and the roll-ups equal a new count of all rows."""
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
+    assert await service.database.read(verify_rollups, NOON - DAY, NOON + DAY) == []

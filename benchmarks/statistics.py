@@ -1,0 +1,231 @@
+"""Times of the statistics: python -m benchmarks.statistics [--days N] [--campaigns N] [--countries N] [--counts N] [--links N]
+
+Fills a database with counts of campaigns x countries, rolls them up in the way of a migrated installation, and measures every
+report: the median of five runs. By default 1,350,000 counts of 50 campaigns in 30 countries over 28 days. `--links` also inserts
+that many links with their messages, to show that the reports do not read them. `--engine postgresql` starts a PostgreSQL server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, func, insert, select
+
+from shortener.ids import first_id_at
+from shortener.outbox.count_deltas import TIME_SLOT_MS
+from shortener.reporting import rollups
+from shortener.reporting.rollups import Basis, CountedEvent
+from shortener.reporting.statistics import (
+    StatisticsFilter,
+    by_country,
+    by_destination,
+    by_hour,
+    by_label,
+    campaign_page,
+    daily,
+    totals,
+)
+from shortener.storage import schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.migrate import migrate
+from shortener.storage.open import open_database
+from shortener.storage.types import to_ms
+from tests.servers import PostgresProcess
+
+END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
+RUNS = 5
+BATCH_ROWS = 20_000
+DESTINATIONS = 4  # of each campaign
+
+_counts = BulkInsert(schema.counts, "cohort_id", "quarter", "metric", "amount", "rolled_up", on_conflict="DO NOTHING")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--days", type=int, default=28)
+    parser.add_argument("--campaigns", type=int, default=50)
+    parser.add_argument("--countries", type=int, default=30)
+    parser.add_argument("--counts", type=int, default=1_350_000, help="rows of the table counts")
+    parser.add_argument("--links", type=int, default=0, help="links to insert in addition")
+    parser.add_argument("--engine", choices=("sqlite", "postgresql"), default="sqlite")
+    options = parser.parse_args()
+    with _url(options.engine) as url:
+        asyncio.run(_measure(url, options))
+
+
+@contextlib.contextmanager
+def _url(engine: str) -> Iterator[str]:
+    if engine == "postgresql":
+        server = PostgresProcess()
+        try:
+            yield server.url
+        finally:
+            server.stop()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{Path(folder) / 'statistics.db'}"
+
+
+async def _measure(url: str, options: argparse.Namespace) -> None:
+    await migrate(url)
+    database = await open_database(url, owner=True)
+    try:
+        started = time.perf_counter()
+        await _fill(database, options)
+        if options.links:
+            await _fill_links(database, options)
+        rows = await database.read(_table_rows)
+        print(f"filled in {time.perf_counter() - started:.0f} s: " + ", ".join(f"{name} {count:,}" for name, count in rows.items()))
+        for days in sorted({1, 7, 28, options.days}):
+            print(f"\n{days} days, ms{'':>20}{'event':>10}{'sent':>10}")
+            for name, report in _reports():
+                measured = [
+                    await _median(database, report, StatisticsFilter(1, END - timedelta(days=days), END, basis=basis))
+                    for basis in (Basis.EVENT, Basis.SENT)
+                ]
+                print(f"{name:<30}" + "".join(f"{ms:>10.1f}" for ms in measured))
+    finally:
+        await database.close()
+
+
+def _reports() -> list[tuple[str, Callable[[Connection, StatisticsFilter], Any]]]:
+    berlin, kolkata = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
+    one = "campaign 7"
+
+    def of_campaign(scope: StatisticsFilter) -> StatisticsFilter:
+        return StatisticsFilter(scope.application_id, scope.since, scope.until, one, basis=scope.basis)
+
+    return [
+        ("totals", totals),
+        ("daily UTC", lambda connection, scope: daily(connection, scope, UTC)),
+        ("daily Europe/Berlin", lambda connection, scope: daily(connection, scope, berlin)),
+        ("daily Asia/Kolkata", lambda connection, scope: daily(connection, scope, kolkata)),
+        ("by hour Europe/Berlin", lambda connection, scope: by_hour(connection, scope, berlin)),
+        ("by country", by_country),
+        ("by campaign, 100 a page", lambda connection, scope: campaign_page(connection, scope, 100)),
+        ("by destination", by_destination),
+        ("by label", by_label),
+        ("totals of a campaign", lambda connection, scope: totals(connection, of_campaign(scope))),
+        ("countries of a campaign", lambda connection, scope: by_country(connection, of_campaign(scope))),
+    ]
+
+
+async def _median(database: Database, report: Callable[[Connection, StatisticsFilter], Any], scope: StatisticsFilter) -> float:
+    times = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        await database.read(report, scope)
+        times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)
+
+
+async def _fill(database: Database, options: argparse.Namespace) -> None:
+    cohorts = options.campaigns * options.countries
+    await database.write(_fill_names, options)
+    rng = random.Random(7)
+    last = to_ms(END) // TIME_SLOT_MS
+    slots = options.days * 96
+    each = options.counts // cohorts
+    metrics = [
+        "messages",
+        "segments",
+        "links",
+        "sent",
+        "delivered",
+        "clicks",
+        "clicked_messages",
+        "clicked_links",
+        "suspected_hits",
+    ]
+    batch: dict[CountedEvent, Decimal] = {}
+    for cohort in range(1, cohorts + 1):
+        campaign = (cohort - 1) % options.campaigns
+        written = 0
+        while written < each:
+            slot = last - rng.randrange(slots)
+            sent = slot - rng.randrange(96)
+            ttc = [f"ttc:{rng.randrange(30, 250)}" for _ in range(3)]
+            for metric in [*metrics, *ttc, "device:phone", "browser:Chrome"]:
+                link_set = 1 + campaign * DESTINATIONS + rng.randrange(DESTINATIONS)
+                batch[CountedEvent(cohort, slot, metric, sent, link_set)] = Decimal(1 + rng.randrange(50))
+                written += 1
+        if len(batch) >= BATCH_ROWS:
+            await database.write(_store, batch)
+            batch = {}
+    await database.write(_store, batch)
+
+
+def _store(connection: Connection, batch: dict[CountedEvent, Decimal]) -> None:
+    sums: dict[tuple[int, int, str], Decimal] = {}
+    for (cohort, slot, metric, _, _), amount in batch.items():
+        sums[cohort, slot, metric] = sums.get((cohort, slot, metric), Decimal()) + amount
+    _counts(connection, [(*key, str(amount), str(amount)) for key, amount in sums.items()])
+    rollups.add(connection, batch)
+
+
+def _fill_names(connection: Connection, options: argparse.Namespace) -> None:
+    names = [
+        {"application_id": 1, "campaign": f"campaign {campaign}", "source": "api", "country": f"C{country}"}
+        for country in range(options.countries)
+        for campaign in range(options.campaigns)
+    ]
+    connection.execute(insert(schema.cohorts), names)
+    sets = [
+        {
+            "application_id": 1,
+            "campaign": f"campaign {campaign}",
+            "hash": f"{campaign}-{number}",
+            "links": [[f"shop.example/{campaign}/{number}", f"label {number}"]],
+        }
+        for campaign in range(options.campaigns)
+        for number in range(DESTINATIONS)
+    ]
+    connection.execute(insert(schema.link_sets), sets)
+
+
+async def _fill_links(database: Database, options: argparse.Namespace) -> None:
+    message = BulkInsert(
+        schema.messages,
+        *("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at"),
+        *("encoding", "segments"),
+    )
+    link = BulkInsert(
+        schema.links,
+        *("id", "code", "message_id", "application_id", "cohort_id", "domain_id", "position", "flags", "url", "expires_at"),
+    )
+    start = first_id_at(to_ms(END - timedelta(days=options.days)))
+    cohorts = options.campaigns * options.countries
+    for first in range(0, options.links, BATCH_ROWS):
+        numbers = range(first, min(first + BATCH_ROWS, options.links))
+        at = to_ms(END)
+        messages = [
+            (start + number, 1, 1 + number % cohorts, f"m{number}", "", "", "+14085550100", 0, at, "GSM-7", 1) for number in numbers
+        ]
+        links = [
+            (start + number, f"c{number}", start + number, 1, 1 + number % cohorts, 0, 0, 0, "https://shop.example/", at)
+            for number in numbers
+        ]
+        await database.write(message, messages)
+        await database.write(link, links)
+
+
+def _table_rows(connection: Connection) -> dict[str, int]:
+    tables = (schema.cohorts, schema.counts, schema.rollups, schema.count_groups, schema.links)
+    return {table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Link sets: the destinations and labels of a message's links, for statistics by destination and by label.
+
+Each link refers to the set that contains only this link, and each message to the set of all its links. Messages of a campaign
+usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
+
+A destination is the host and the path of a URL, without its query. In one campaign, the first MAX_NAMES destinations have their own
+name, and all others share the name OTHER. Labels have the same limit. Two processes that add names at the same time may
+exceed it by a few names; reports merge these into OTHER.
+"""
+
+# Tested by tests/web/test_statistics.py
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import orjson
+from sqlalchemy import Connection, select
+
+from shortener.storage import schema
+from shortener.storage.database import upsert
+
+MAX_NAMES = 200  # destinations of a campaign, and labels of a campaign
+OTHER = "other"
+MAX_NAME_LENGTH = 200  # characters of a destination or a label; the rest is cut
+MAX_CACHED_SETS = 100_000
+
+#: Destination and label of a link.
+LinkName = tuple[str, str | None]
+
+
+class LinkSetKey(NamedTuple):
+    """A link set as it is requested. `links`: sorted, without duplicates."""
+
+    application_id: int
+    campaign: str
+    links: tuple[LinkName, ...]
+
+
+def destination_of(url: str) -> str:
+    """Return the host and the path of a URL. A scheme other than http and https is kept."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    rest = rest.partition("#")[0].partition("?")[0].removesuffix("/")
+    name = rest if scheme.lower() in ("", "http", "https") else f"{scheme}://{rest}"
+    return name[:MAX_NAME_LENGTH]
+
+
+def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, str | None]]) -> LinkSetKey:
+    """Return the key of a set. `links`: URL and label of each link."""
+    names = {(destination_of(url), None if label is None else label[:MAX_NAME_LENGTH]) for url, label in links}
+    return LinkSetKey(
+        application_id, campaign, tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
+    )
+
+
+class LinkSets:
+    """The ids of link sets, with a cache. The rows never change."""
+
+    def __init__(self) -> None:
+        self._ids: dict[LinkSetKey, int] = {}
+
+    def get_ids(self, connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, int]:
+        """Return the id of each set. Insert the sets that are new."""
+        found = {key: self._ids[key] for key in keys if key in self._ids}
+        missing = keys - found.keys()
+        if not missing:
+            return found
+        named = _limit_names(connection, missing)
+        # Two processes that insert the same sets cannot deadlock, because both insert them in sorted order.
+        ids: dict[str, int] = {}
+        for digest, key in sorted((_hash(limited), limited) for limited in set(named.values())):
+            ids[digest] = _find(connection, digest) or _insert(connection, digest, key)
+        return found | {key: ids[_hash(limited)] for key, limited in named.items()}
+
+    def remember(self, ids: dict[LinkSetKey, int]) -> None:
+        """Cache the ids that `get_ids` returned. Call this after the commit of the transaction."""
+        if len(self._ids) > MAX_CACHED_SETS:
+            self._ids.clear()
+        self._ids.update(ids)
+
+
+def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, LinkSetKey]:
+    """Return each key with OTHER in place of the names beyond the limit of its campaign."""
+    known: dict[tuple[int, str], tuple[set[str], set[str]]] = {}
+    limited = {}
+    for key in sorted(keys, key=lambda one: orjson.dumps(tuple(one))):
+        group = (key.application_id, key.campaign)
+        if group not in known:
+            known[group] = _read_names(connection, *group)
+        destinations, labels = known[group]
+        links = {
+            (_limit(destination, destinations), None if label is None else _limit(label, labels))
+            for destination, label in key.links
+        }
+        ordered = tuple(sorted(links, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
+        limited[key] = LinkSetKey(key.application_id, key.campaign, ordered)
+    return limited
+
+
+def _limit(name: str, known: set[str]) -> str:
+    if name not in known:
+        if len(known) >= MAX_NAMES:
+            return OTHER
+        known.add(name)
+    return name
+
+
+def _read_names(connection: Connection, application_id: int, campaign: str) -> tuple[set[str], set[str]]:
+    table = schema.link_sets.c
+    rows = connection.scalars(select(table.links).where(table.application_id == application_id, table.campaign == campaign))
+    destinations: set[str] = set()
+    labels: set[str] = set()
+    for links in rows:
+        for destination, label in links:
+            destinations.add(destination)
+            if label is not None:
+                labels.add(label)
+    return destinations - {OTHER}, labels - {OTHER}
+
+
+def _hash(key: LinkSetKey) -> str:
+    return hashlib.blake2b(orjson.dumps(tuple(key)), digest_size=16).hexdigest()
+
+
+def _find(connection: Connection, digest: str) -> int | None:
+    row_id: int | None = connection.scalar(select(schema.link_sets.c.id).where(schema.link_sets.c.hash == digest))
+    return row_id
+
+
+def _insert(connection: Connection, digest: str, key: LinkSetKey) -> int:
+    values = {
+        "application_id": key.application_id,
+        "campaign": key.campaign,
+        "hash": digest,
+        "links": [list(name) for name in key.links],
+    }
+    statement = upsert(connection, schema.link_sets).values(values).on_conflict_do_nothing().returning(schema.link_sets.c.id)
+    row_id: int | None = connection.scalar(statement)
+    if row_id is None:  # another process has inserted the set meanwhile
+        row_id = _find(connection, digest)
+        assert row_id is not None
+    return row_id

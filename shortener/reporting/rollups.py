@@ -1,0 +1,319 @@
+"""Rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter of an hour, hour and day.
+
+A report reads few rows here instead of all counts of all cohorts. `counts.fold` adds to the roll-ups in the transaction that adds
+to the counts. There are two bases:
+
+- EVENT: each event counts at its own time. These roll-ups are sums of rows of `counts`.
+- SENT: each event counts at the time when its message was created (before it was sent). Only roll-ups have this basis.
+
+`counts.rolled_up` is the part of a count that the roll-ups contain. A version without roll-ups changes only `amount`, so
+`heal` finds its counts in an index, and rolls up the difference. The same job rolls up the counts that existed when the tables
+were created.
+
+The id of a group is a hash of its name, so that no transaction must read the id of a group before it adds an amount.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Context, Decimal
+from typing import NamedTuple
+
+import orjson
+from sqlalchemy import Connection, Integer, select
+
+from shortener.storage import raw_sql
+from shortener.storage.schema import NOT_ROLLED_UP, cohorts, link_sets
+from shortener.storage.values_table import values_table
+
+#: More digits than any sum has, so that no sum is rounded.
+EXACT = Context(prec=100)
+_ZERO = Decimal()
+
+#: Counts that one transaction of `heal` rolls up.
+MAX_HEALED_ROWS = 1000
+
+
+class Basis(enum.IntEnum):
+    """The time at which an event counts."""
+
+    EVENT = 0
+    SENT = 1
+
+
+class Level(enum.IntEnum):
+    """The length of a period."""
+
+    QUARTER = 0
+    HOUR = 1
+    DAY = 2
+
+    @property
+    def slots(self) -> int:
+        """The number of time slots (15 minutes) of a period."""
+        return _SLOTS[self]
+
+
+_SLOTS = (1, 4, 96)
+
+
+class Kind(enum.StrEnum):
+    """What the counts of a group have in common, in addition to the application and the source."""
+
+    APPLICATION = "application"
+    CAMPAIGN = "campaign"
+    COUNTRY = "country"
+    COHORT = "cohort"  # campaign and country; only with Basis.SENT, because `counts` has the others
+    DESTINATION = "destination"  # campaign and destination
+    LABEL = "label"  # campaign and label
+
+
+def series(basis: Basis, level: Level) -> int:
+    """Return the value of `rollups.series`."""
+    return basis * 3 + level
+
+
+class CountedEvent(NamedTuple):
+    """The key of an amount: cohort, time slot of the event, metric, and the origin if it is known.
+
+    `sent`: the time slot of the message. `link_set`: 0 for none."""
+
+    cohort: int
+    slot: int
+    metric: str
+    sent: int | None = None
+    link_set: int = 0
+
+
+class CohortName(NamedTuple):
+    """The columns of a cohort that reports use."""
+
+    application_id: int
+    campaign: str
+    source: str
+    country: str
+
+
+class GroupName(NamedTuple):
+    """A row of `count_groups` without its id."""
+
+    application_id: int
+    kind: str
+    source: str
+    campaign: str = ""
+    country: str = ""
+    name: str = ""
+
+    @property
+    def id(self) -> int:
+        """A number of 63 bits: the hash of all fields."""
+        return int.from_bytes(hashlib.blake2b(orjson.dumps(tuple(self)), digest_size=8).digest()) >> 1
+
+
+#: group, series, period, metric
+RollupKey = tuple[int, int, int, str]
+RollupSums = dict[RollupKey, Decimal]
+
+
+def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, CohortName]:
+    """Return the names of these cohorts. A cohort without a row is missing."""
+    chosen = values_table(connection, [(cohort,) for cohort in ids], id=Integer)
+    rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
+    return {row.id: CohortName(row.application_id, row.campaign, row.source, row.country) for row in rows}
+
+
+def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, list[tuple[str, str | None]]]:
+    """Return the (destination, label) of the links of these sets."""
+    wanted = [(link_set,) for link_set in ids if link_set]
+    if not wanted:
+        return {}
+    chosen = values_table(connection, wanted, id=Integer)
+    rows = connection.execute(select(link_sets.c.id, link_sets.c.links).where(link_sets.c.id.in_(select(chosen.c.id))))
+    return {row.id: [(destination, label) for destination, label in row.links] for row in rows}
+
+
+class Expansion:
+    """The groups that a counted event belongs to. `names`: every group that was used, by id."""
+
+    def __init__(self, connection: Connection, keys: Iterable[CountedEvent]) -> None:
+        used = {(key.cohort, key.link_set) for key in keys}
+        self._cohorts = read_cohorts(connection, {cohort for cohort, _ in used})
+        self._link_sets = read_link_sets(connection, {link_set for _, link_set in used})
+        self._groups: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.names: dict[int, GroupName] = {}
+
+    def groups(self, key: CountedEvent) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids of the groups of an event with Basis.EVENT and with Basis.SENT."""
+        pair = (key.cohort, key.link_set)
+        if (found := self._groups.get(pair)) is None:
+            found = self._groups[pair] = self._find(*pair)
+        return found
+
+    def _find(self, cohort: int, link_set: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        name = self._cohorts.get(cohort)
+        if name is None:
+            return (), ()
+        application_id, campaign, source, country = name
+        event = [
+            GroupName(application_id, Kind.APPLICATION, source),
+            GroupName(application_id, Kind.CAMPAIGN, source, campaign),
+            GroupName(application_id, Kind.COUNTRY, source, country=country),
+        ]
+        links = self._link_sets.get(link_set, ())
+        for kind, members in (
+            (Kind.DESTINATION, {destination for destination, _ in links}),
+            (Kind.LABEL, {label for _, label in links if label is not None}),
+        ):
+            event += [GroupName(application_id, kind, source, campaign, name=member) for member in sorted(members)]
+        sent = [*event, GroupName(application_id, Kind.COHORT, source, campaign, country)]
+        self.names |= {group.id: group for group in sent}
+        return tuple(group.id for group in event), tuple(group.id for group in sent)
+
+
+def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> RollupSums:
+    """Return the sums of the roll-ups. Without an origin, an amount has only Basis.EVENT."""
+    quarters: dict[tuple[int, int, int, str], Decimal] = {}
+    for key, amount in amounts.items():
+        event, sent = expansion.groups(key)
+        for group in event:
+            quarter = (group, 0, key.slot, key.metric)
+            quarters[quarter] = EXACT.add(quarters[quarter], amount) if quarter in quarters else amount
+        if key.sent is not None:
+            for group in sent:
+                quarter = (group, 1, key.sent, key.metric)
+                quarters[quarter] = EXACT.add(quarters[quarter], amount) if quarter in quarters else amount
+    sums: RollupSums = {}
+    for (group, basis, slot, metric), amount in quarters.items():
+        for level, slots in enumerate(_SLOTS):
+            one = (group, basis * 3 + level, slot // slots, metric)
+            sums[one] = EXACT.add(sums[one], amount) if one in sums else amount
+    return sums
+
+
+def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
+    """Add the amounts to the roll-ups. The caller must hold the lock of `counts.fold`."""
+    if not amounts:
+        return
+    expansion = Expansion(connection, amounts)
+    add_sums(connection, expand(amounts, expansion), expansion.names)
+
+
+def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
+    """Add to the roll-ups. `names`: the names of the groups in `sums`. The caller must hold the lock of `counts.fold`."""
+    keys = list(sums)
+    if not keys:
+        return
+    groups = sorted({key[0] for key in keys})
+    stored = dict(sums)
+    for group, period_series, period, metric, amount in raw_sql.rows(connection, _READ, *raw_sql.bulk_parameters(connection, keys)):
+        key = (group, period_series, period, metric)
+        stored[key] = EXACT.add(stored[key], Decimal(amount))
+    raw_sql.execute_bulk(connection, _ADD_GROUPS, [(group, *names[group]) for group in groups])
+    raw_sql.execute_bulk(connection, _UPSERT, [(*key, format(amount, "f")) for key, amount in stored.items()])
+
+
+def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
+    """Roll up counts that a version without roll-ups wrote. Return their number. The caller must hold the lock of `counts.fold`."""
+    rows = raw_sql.rows(connection, _READ_NOT_ROLLED_UP, limit)
+    amounts: dict[CountedEvent, Decimal] = {}
+    for cohort, slot, metric, amount, rolled_up in rows:
+        amounts[CountedEvent(cohort, slot, metric)] = EXACT.subtract(Decimal(amount), Decimal(rolled_up or 0))
+    add(connection, amounts)
+    raw_sql.execute_bulk(connection, _MARK_ROLLED_UP, [tuple(row[:3]) for row in rows])
+    return len(rows)
+
+
+def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tuple[dict[CountedEvent, Decimal], bool]:
+    """Return the amounts of some time slots that the roll-ups do not contain yet, and whether these are all."""
+    rows = raw_sql.rows(connection, _READ_MISSING, within.start, within.stop, limit + 1)
+    amounts = {
+        CountedEvent(cohort, slot, metric): EXACT.subtract(Decimal(amount), Decimal(rolled_up or 0))
+        for cohort, slot, metric, amount, rolled_up in rows[:limit]
+    }
+    return amounts, len(rows) <= limit
+
+
+class Piece(NamedTuple):
+    """Periods of one length, from `start` until before `stop`."""
+
+    level: Level
+    start: int
+    stop: int
+
+
+def split(within: range, longest: Level = Level.DAY) -> Iterator[Piece]:
+    """Yield the longest periods that cover exactly these time slots: quarters and hours at both ends, and days between them."""
+    if within.start >= within.stop:
+        return
+    if longest is Level.QUARTER:
+        yield Piece(Level.QUARTER, within.start, within.stop)
+        return
+    slots = longest.slots
+    first, last = -(-within.start // slots), within.stop // slots
+    shorter = Level(longest - 1)
+    if first >= last:
+        yield from split(within, shorter)
+        return
+    yield from split(range(within.start, first * slots), shorter)
+    yield Piece(longest, first, last)
+    yield from split(range(last * slots, within.stop), shorter)
+
+
+_READ = {
+    "sqlite": "SELECT json_group_array(json_array(r.group_id, r.series, r.period, r.metric, r.amount)) FROM json_each(?) AS j "
+    "CROSS JOIN rollups AS r ON r.group_id = j.value ->> 0 AND r.series = j.value ->> 1 AND r.period = j.value ->> 2 "
+    "AND r.metric = j.value ->> 3",
+    "postgresql": "SELECT r.group_id, r.series, r.period, r.metric, r.amount FROM rollups AS r "
+    "JOIN unnest($1::bigint[], $2::smallint[], $3::int[], $4::text[]) AS k(group_id, series, period, metric) "
+    "USING (group_id, series, period, metric)",
+}
+_UPSERT = {
+    # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
+    "sqlite": "INSERT INTO rollups (group_id, series, period, metric, amount) "
+    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true "
+    "ON CONFLICT DO UPDATE SET amount = excluded.amount",
+    "postgresql": "INSERT INTO rollups (group_id, series, period, metric, amount) "
+    "SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::text[], $5::text[]) "
+    "ON CONFLICT (group_id, series, period, metric) DO UPDATE SET amount = excluded.amount",
+}
+_ADD_GROUPS = {
+    "sqlite": "INSERT INTO count_groups (id, application_id, kind, source, campaign, country, name) "
+    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 "
+    "FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+    "postgresql": "INSERT INTO count_groups (id, application_id, kind, source, campaign, country, name) SELECT * FROM "
+    "unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) ON CONFLICT DO NOTHING",
+}
+_MISSING = f"FROM counts WHERE ({NOT_ROLLED_UP})"
+_MISSING_SQLITE = f"FROM counts INDEXED BY counts_not_rolled_up WHERE ({NOT_ROLLED_UP})"
+_COUNT_COLUMNS = "cohort_id, quarter, metric, amount, rolled_up"
+_READ_NOT_ROLLED_UP = {
+    "sqlite": f"SELECT json_group_array(json_array({_COUNT_COLUMNS})) FROM (SELECT {_COUNT_COLUMNS} {_MISSING_SQLITE} LIMIT ?)",
+    "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} ORDER BY quarter, cohort_id LIMIT $1",
+}
+_READ_MISSING = {
+    "sqlite": f"SELECT json_group_array(json_array({_COUNT_COLUMNS})) FROM "
+    f"(SELECT {_COUNT_COLUMNS} {_MISSING_SQLITE} AND quarter >= ? AND quarter < ? LIMIT ?)",
+    "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} AND quarter >= $1 AND quarter < $2 LIMIT $3",
+}
+_MARK_ROLLED_UP = {
+    "sqlite": "UPDATE counts SET rolled_up = amount FROM json_each(?) AS j "
+    "WHERE cohort_id = j.value ->> 0 AND quarter = j.value ->> 1 AND metric = j.value ->> 2",
+    "postgresql": "UPDATE counts AS c SET rolled_up = c.amount "
+    "FROM unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) "
+    "WHERE c.cohort_id = k.cohort_id AND c.quarter = k.quarter AND c.metric = k.metric",
+}
+
+
+def read_rollups(connection: Connection, groups: Sequence[int]) -> RollupSums:
+    """Return all roll-ups of these groups."""
+    rows = raw_sql.rows(connection, _READ_GROUPS, list(groups))
+    return {(group, number, period, metric): Decimal(amount) for group, number, period, metric, amount in rows}
+
+
+_READ_GROUPS = {
+    "sqlite": "SELECT json_group_array(json_array(r.group_id, r.series, r.period, r.metric, r.amount)) FROM json_each(?) AS j "
+    "CROSS JOIN rollups AS r ON r.group_id = j.value",
+    "postgresql": "SELECT group_id, series, period, metric, amount FROM rollups WHERE group_id = ANY($1::bigint[])",
+}

@@ -1,0 +1,182 @@
+"""Rolled-up counts: they agree with all rows through clicks, reports, corrections, erasure and purge, on both engines."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, delete, select, update
+
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.outbox.count_deltas import TIME_SLOT_MS
+from shortener.reporting import counts, rollups
+from shortener.reporting.rollup_check import COUNTED_SINCE, repair_rollups, verify_rollups
+from shortener.reporting.rollups import Basis, Level, split
+from shortener.reporting.statistics import (
+    StatisticsFilter,
+    by_country,
+    totals,
+)
+from shortener.retention.erasure import erase
+from shortener.storage import schema
+from shortener.storage.database import Database, upsert
+from shortener.storage.types import to_ms
+from tests.conftest import Clock
+from tests.web.calls import PHONE, convert, report, rewrite
+
+DAY = timedelta(days=1)
+TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
+
+
+async def fold_all(database: Database) -> None:
+    while await database.write(counts.fold):
+        pass
+
+
+async def differences(service: Service) -> list[Any]:
+    """Return the drift of the counts and of the roll-ups."""
+    now = service.clock()
+    period = (now - 400 * DAY, now + DAY)
+    return [*await service.database.read(counts.verify, *period), *await service.database.read(verify_rollups, *period)]
+
+
+async def hit(client: httpx.AsyncClient, message: dict[str, Any], position: int = 0, headers: dict[str, str] | None = None) -> None:
+    await client.get("/" + message["links"][position]["code"], headers=headers or PHONE)
+
+
+async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> list[dict[str, Any]]:
+    """Messages of two campaigns on Friday, with clicks on both links, programs' hits, reports and conversions on Saturday."""
+    messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(3)]
+    messages.append(await rewrite(client, "m3", to="+491701234567", source="campaign", campaign="autumn"))
+    await report(client, "m0", "DELIVERED")
+    clock.forward(hours=26)
+    await report(client, "m1", "DELIVERED")
+    await hit(client, messages[0], 0)
+    await hit(client, messages[0], 1)
+    await hit(client, messages[0], 1)
+    await hit(client, messages[1], 1)
+    await hit(client, messages[1], 1, {"User-Agent": "curl/8"})
+    await client.head("/" + messages[3]["links"][0]["code"])
+    await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
+    await convert(service, credentials, message_id="m1", action="sale", value="0.20", currency="EUR")
+    await service.fanout.flush()
+    return messages
+
+
+async def test_rollups_agree_with_all_rows_folded_or_not(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    assert await differences(service) == []
+    await fold_all(service.database)
+    assert await differences(service) == []
+
+
+async def test_rollups_agree_after_erasure_and_late_events(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    messages = await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    await erase(service.database, None, "+491701234567", clock())
+    await hit(client, messages[2])
+    clock.forward(days=91)
+    await hit(client, messages[2])
+    await report(client, "m2", "DELIVERED")
+    await service.fanout.flush()
+    await service.devices.catch_up(to_ms(clock()) + 10**6)
+    await fold_all(service.database)
+    assert await differences(service) == []
+
+
+async def test_a_wrong_rollup_is_reported_and_repaired(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    of_clicks = schema.rollups.c.metric == "clicks"
+    await service.database.write(
+        lambda connection: connection.execute(update(schema.rollups).where(of_clicks).values(amount=Decimal(99)))
+    )
+    found = await differences(service)
+    assert {difference.metric for difference in found} == {"clicks"}
+    assert {difference.level for difference in found} == set(Level)
+    assert {difference.basis for difference in found} == set(Basis)
+    period = (clock() - 9 * DAY, clock() + DAY)
+    assert await service.database.write(repair_rollups, *period) == len(found)
+    assert await differences(service) == []
+
+
+async def test_lost_rollups_are_restored_from_the_rows(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
+    assert await differences(service)
+    await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+    assert await differences(service) == []
+
+
+async def test_counts_of_an_older_version_are_included_at_once_and_rolled_up_later(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    """An older version adds to `counts` and knows no roll-ups."""
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    scope = StatisticsFilter(credentials.application_id, clock() - 9 * DAY, clock() + DAY)
+    before = (await service.database.read(totals, scope)).groups[None]
+
+    def add_as_an_older_version(connection: Connection) -> None:
+        c = schema.counts.c
+        row = connection.execute(select(c.cohort_id, c.quarter, c.metric, c.amount).where(c.metric == "clicks").limit(1)).one()
+        key = (c.cohort_id == row.cohort_id, c.quarter == row.quarter, c.metric == row.metric)
+        connection.execute(update(schema.counts).where(*key).values(amount=row.amount + 5))
+
+    await service.database.write(add_as_an_older_version)
+    for _ in range(2):
+        figures = await service.database.read(totals, scope)
+        assert figures.complete
+        assert figures.groups[None]["clicks"] == before["clicks"] + 5
+        assert await service.jobs.table["rollups"].step() in (0, 1)
+    assert await service.jobs.table["rollups"].step() == 0
+
+
+async def test_all_existing_counts_are_rolled_up_after_the_migration(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    scope = StatisticsFilter(credentials.application_id, clock() - 9 * DAY, clock() + DAY)
+    before = (await service.database.read(by_country, scope)).groups
+
+    def forget(connection: Connection) -> None:
+        connection.execute(delete(schema.rollups))
+        connection.execute(update(schema.counts).values(rolled_up=None))
+        slot = to_ms(clock()) // TIME_SLOT_MS + 96
+        connection.execute(upsert(connection, schema.installation).values(name=COUNTED_SINCE, value=str(slot)))
+
+    await service.database.write(forget)
+    assert (await service.database.read(by_country, scope)).groups == before, "the counts are added while they are not rolled up"
+    while await service.database.write(rollups.heal, 3):
+        pass
+    assert (await service.database.read(by_country, scope)).groups == before
+    found = await service.database.read(verify_rollups, clock() - 9 * DAY, clock() + DAY)
+    event = [difference for difference in found if difference.basis is Basis.EVENT]
+    assert {difference.group.kind for difference in event} <= {"destination", "label"}, "counts have no destinations"
+    await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+    assert await differences(service) == []
+
+
+@given(st.integers(0, 5000), st.integers(0, 5000), st.sampled_from(Level))
+def test_periods_cover_each_time_slot_once(start: int, length: int, longest: Level) -> None:
+    covered = [
+        slot
+        for piece in split(range(start, start + length), longest)
+        for slot in range(piece.start * piece.level.slots, piece.stop * piece.level.slots)
+    ]
+    assert covered == list(range(start, start + length))
