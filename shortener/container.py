@@ -59,6 +59,7 @@ from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
 from shortener.storage.installation import get_or_set
 from shortener.storage.migrate import SchemaMismatch, prepare
+from shortener.storage.node_lease import RENEW_SECONDS, NodeLease
 from shortener.storage.notifier import PostgresNotifier
 from shortener.storage.open import open_database
 from shortener.storage.postgres import split_url
@@ -98,6 +99,7 @@ class Foundation:
     notifier: PostgresNotifier | None
     directory: Directory
     ids: IdGenerator
+    node_lease: NodeLease | None  # None with SQLite
     click_ids: ClickIds
     supervisor: TaskSupervisor  # of the tasks that last as long as the process
     events_wake_up: WakeUp  # set after a transaction that wrote events
@@ -168,6 +170,7 @@ class Service:
         self.cache = foundation.cache
         self.directory = foundation.directory
         self.ids = foundation.ids
+        self.node_lease = foundation.node_lease
         self.click_ids = foundation.click_ids
         self.supervisor = foundation.supervisor
         self.events_wake_up = foundation.events_wake_up
@@ -233,6 +236,8 @@ class Service:
         if self.redis is not None:
             await self._close_part("redis", self.redis.close())
         await self._close_part("sender", self.sender.close())
+        if self.node_lease is not None:
+            await self._close_part("node_lease", self.node_lease.release())
         await self._close_part("database", self.database.close())
 
     async def _close_part(self, name: str, closing: Awaitable[None]) -> None:
@@ -269,7 +274,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if clock is None:
             clock = await _open_clock(database)
         first_credentials = await _ensure_default_application(database, clock, secret)
-        service = await _build_service(settings, clock, secret, database, first_credentials, opened)
+        service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
         opened.pop_all()  # from now on `Service.close` closes everything
         return service
 
@@ -296,9 +301,11 @@ async def _build_service(
     database: Database,
     first_credentials: Credentials | None,
     opened: AsyncExitStack,
+    *,
+    owner: bool,
 ) -> Service:
     """Build all groups. `opened` closes what was opened if a later step fails."""
-    foundation = await _build_foundation(settings, clock, secret, database, opened)
+    foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
     delivery = _build_delivery(foundation, clicks.recorder, opened)
@@ -314,7 +321,7 @@ async def _build_service(
 
 
 async def _build_foundation(
-    settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack
+    settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack, *, owner: bool
 ) -> Foundation:
     directory = Directory(database)
     await directory.refresh()
@@ -325,6 +332,12 @@ async def _build_foundation(
     redis, cache = open_link_cache(settings, secret, now_ms)
     if redis is not None:
         opened.push_async_callback(redis.close)
+    ids = IdGenerator(database.node, now_ms)
+    node_lease = None
+    if owner and database.dialect == "postgresql":
+        node_lease = NodeLease(database, ids.use_node)
+        await node_lease.step()
+        opened.push_async_callback(node_lease.release)
     notifier = open_notifier(settings)
     events_wake_up = WakeUp()
     return Foundation(
@@ -336,7 +349,8 @@ async def _build_foundation(
         cache=cache,
         notifier=notifier,
         directory=directory,
-        ids=IdGenerator(database.node, now_ms),
+        ids=ids,
+        node_lease=node_lease,
         click_ids=ClickIds(secret.key("click ids")),
         supervisor=TaskSupervisor(),
         events_wake_up=events_wake_up,
@@ -361,6 +375,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         cache=foundation.cache,
         spool=spool,
         supervisor=foundation.supervisor,
+        clock=foundation.clock,
     )
     devices = DeviceCounter(database, ids)
     return ClickParts(
@@ -434,6 +449,8 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
     )
     if isinstance(clock, SharedClock):
         jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
+    if foundation.node_lease is not None:
+        jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
     if isinstance(foundation.cache, RedisLinkCache):
         jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))

@@ -26,15 +26,23 @@ _CHECK_LENGTH = 8  # 47 bits: one of 10^14 guesses is right
 
 
 class IdGenerator:
-    """A generator of row ids. They are unique among 1,024 nodes and strictly increasing within a node. It is thread-safe."""
+    """A generator of row ids. They are unique among 1,024 nodes and strictly increasing within a process. It is thread-safe."""
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
-        if not 0 <= node < MAX_NODES:
-            raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
-        self._node = node << _COUNTER_BITS
         self._now_ms = now_ms
         self._tick = 0  # milliseconds since _EPOCH_MS in the high bits, the counter in the low bits
         self._lock = threading.Lock()
+        self._node = 0  # shifted
+        self.use_node(node)
+
+    def use_node(self, node: int) -> None:
+        """Generate all further ids for another node. They remain larger than those before."""
+        if not 0 <= node < MAX_NODES:
+            raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
+        with self._lock:
+            self._node = node << _COUNTER_BITS
+            if self._tick:
+                self._tick |= (1 << _COUNTER_BITS) - 1  # the next id is in the next millisecond
 
     def __call__(self) -> int:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS

@@ -85,3 +85,12 @@ def test_a_forked_process_has_other_random_numbers_than_its_parent() -> None:
     os.close(read)
     os.close(write)
     assert of_child not in [randbits(64) for _ in range(1000)]
+
+
+def test_ids_remain_unique_and_increasing_when_the_node_changes() -> None:
+    ids = IdGenerator(900, lambda: 1_800_000_000_000)
+    before = [ids() for _ in range(3)]
+    ids.use_node(1)
+    after = [ids() for _ in range(3)]
+    assert sorted({*before, *after}) == before + after
+    assert after[0] >> 12 & 1023 == 1

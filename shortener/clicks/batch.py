@@ -79,7 +79,7 @@ class HitBatchWriter:
         """Write the hits, at least one, in the order of arrival. `is_uncertain`: some of them may be stored already."""
         policies = self._directory.hit_policies
         links = queries.find_links(connection, {hit.code for hit in hits})
-        stored = queries.find_stored_hits(connection, [hit.id for hit in hits]) if is_uncertain else {}
+        stored = queries.find_stored_hits(connection, hits) if is_uncertain else {}
         result = BatchResult([])
         new: list[_LinkHit] = []
         for hit in hits:

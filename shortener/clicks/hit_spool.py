@@ -2,7 +2,7 @@
 
 A hit is in the stream once Redis acknowledged it. It is as durable there as Redis's own persistence makes it. `spool_drainer`
 writes the entries to the database later, and deletes an entry only after the commit of its hit. A second stream, `spool:dead`,
-keeps the hits that the database rejects, for a person to look at.
+holds dead letters until their table takes them (`dead_letters.py`).
 
 An entry contains the fields of `Hit` without `origin`: the hash of a full address must not leave the process.
 """
@@ -10,13 +10,13 @@ An entry contains the fields of `Hit` without `origin`: the hash of a full addre
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import orjson
 
+from shortener.clicks.dead_letters import DeadLetter, from_entry
 from shortener.clicks.resolver import Hit
 from shortener.metrics import Metrics
 from shortener.model import Verdict
@@ -24,7 +24,7 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 LEASE_MS = 5000  # if the lease ends while its holder still writes, hits may be written out of order, and nothing else
 MAX_DEAD_LETTERS = 100_000  # hits; above it Redis removes the oldest
-_FIELD = b"h"
+_FIELD, _REASON = b"h", b"r"
 _NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
 
 
@@ -77,14 +77,13 @@ class HitSpool:
         self.depth += len(hits)
         return True
 
-    async def add_dead_letters(self, hits: Sequence[Hit]) -> bool:
-        """Keep hits that the database rejects in the dead-letter stream. Return whether Redis acknowledged all of them."""
-        entries = [json.dumps(_fields(hit)) for hit in hits]  # unlike orjson, it encodes integers of any size
+    async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> bool:
+        """Keep dead letters until the database takes them. Return whether Redis acknowledged all of them."""
 
         async def command(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
-            for entry in entries:
-                pipe.xadd(self._dead, {_FIELD: entry}, maxlen=MAX_DEAD_LETTERS, approximate=True)
+            for letter in letters:
+                pipe.xadd(self._dead, {_FIELD: letter.hit, _REASON: letter.reason}, maxlen=MAX_DEAD_LETTERS, approximate=True)
             await pipe.execute()
 
         try:
@@ -92,6 +91,26 @@ class HitSpool:
         except RedisUnavailable:
             return False
         return True
+
+    async def read_dead_letters(self, count: int) -> list[tuple[bytes, DeadLetter]]:
+        """Return the oldest dead letters by id. Raises RedisUnavailable."""
+
+        async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
+            entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._dead, count=count)
+            return entries
+
+        return [
+            (entry, from_entry(fields.get(_FIELD, b""), fields.get(_REASON, b"").decode(errors="replace") or "rejected"))
+            for entry, fields in await self._redis.run(command)
+        ]
+
+    async def delete_dead_letters(self, entries: Sequence[bytes]) -> None:
+        """Delete dead letters by id. Raises RedisUnavailable."""
+
+        async def command(client: Client) -> None:
+            await client.xdel(self._dead, *entries)
+
+        await self._redis.run(command, force=True)
 
     async def look(self) -> SpoolState:
         """Return the current state of the stream. Raises RedisUnavailable."""
@@ -114,21 +133,23 @@ class HitSpool:
         async def command(client: Client) -> bool:
             if await client.set(self._lease, self._own_id, nx=True, px=LEASE_MS):
                 return True
-            if await client.get(self._lease) != self._own_id:
+            # A lease that lasts longer than LEASE_MS is from before a step of Redis's clock.
+            if await client.get(self._lease) != self._own_id and await client.pttl(self._lease) <= LEASE_MS:
                 return False
-            await client.pexpire(self._lease, LEASE_MS)
+            await client.set(self._lease, self._own_id, px=LEASE_MS)
             return True
 
         return await self._redis.run(command)
 
-    async def read(self, count: int) -> list[tuple[bytes, Hit | None]]:
-        """Return the oldest entries by id, with None for an entry that is not a hit. Raises RedisUnavailable."""
+    async def read(self, count: int) -> list[tuple[bytes, Hit | DeadLetter]]:
+        """Return the oldest entries by id, with a dead letter for an entry that is not a hit. Raises RedisUnavailable."""
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, count=count)
             return entries
 
-        return [(entry, _parse_hit(fields)) for entry, fields in await self._redis.run(command, force=True)]
+        entries = await self._redis.run(command, force=True)
+        return [(entry, _parse_hit(fields) or _unreadable(fields)) for entry, fields in entries]
 
     async def delete(self, entries: Sequence[bytes]) -> None:
         """Delete entries by id. Raises RedisUnavailable."""
@@ -161,3 +182,8 @@ def _parse_hit(fields: dict[bytes, bytes]) -> Hit | None:
         return Hit(**known | {"verdict": Verdict(values["verdict"])})
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _unreadable(fields: dict[bytes, bytes]) -> DeadLetter:
+    content = fields[_FIELD] if _FIELD in fields else orjson.dumps({str(name): str(value) for name, value in fields.items()})
+    return from_entry(content, "the entry of the spool is not a hit")

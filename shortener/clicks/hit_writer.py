@@ -15,13 +15,15 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter, ProbePassed
 from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Hit
 from shortener.clicks.waiting_hit import WaitingHit
 from shortener.errors import StoreUnavailable
+from shortener.ids import IdGenerator
 from shortener.storage.batcher import MAX_PROBES, Batcher, RetryTransaction
-from shortener.storage.database import Database
+from shortener.storage.database import Database, is_unique_violation
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +41,9 @@ class _WrittenHits:
 class HitWriter:
     """Handles the batches of hits.
 
-    `on_stored`: called after each batch. `on_unavailable`: receives the hits that the database did not take. `on_rejected`:
-    stores hits as dead letters. `on_events`: called after a commit that wrote events.
+    `ids`: for hits whose id another row has. `on_stored`: called after each batch. `on_unavailable`: receives the hits that the
+    database did not take. `on_rejected`: stores hits as dead letters; it receives each with its error. `on_events`: called after a
+    commit that wrote events.
     """
 
     def __init__(
@@ -48,15 +51,17 @@ class HitWriter:
         database: Database,
         transaction: HitBatchWriter,
         totals: RecorderTotals,
+        ids: IdGenerator,
         *,
         on_stored: Callable[[], None],
         on_unavailable: Callable[[Sequence[WaitingHit]], None],
-        on_rejected: Callable[[Sequence[WaitingHit]], Awaitable[None]],
+        on_rejected: Callable[[Sequence[tuple[WaitingHit, Exception]]], Awaitable[None]],
         on_events: Callable[[], None],
     ) -> None:
         self._database = database
         self._transaction = transaction
         self._totals = totals
+        self._ids = ids
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -72,6 +77,8 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
+        # A suspect hit was rejected before, perhaps because another process stored it meanwhile.
+        is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting in hits:
             if waiting.is_refused:  # while this transaction ran
@@ -103,7 +110,10 @@ class HitWriter:
         if not await self._is_fault_of_hits(len(hits), stored):
             log.error("hits_rejected", hits=len(hits), exc_info=failures[0][1])
             return await self.unavailable(hits, StoreUnavailable(str(failures[0][1])))
-        rejected = [waiting for waiting in hits if waiting.is_suspect]
+        rejected = [(waiting, error) for waiting, error in failures if waiting.is_suspect]
+        clashes = [waiting for waiting, error in failures if is_unique_violation(error) and not waiting.is_suspect]
+        if clashes and not await self._renew_ids([waiting.hit for waiting in clashes]):
+            return await self.unavailable(hits, StoreUnavailable("the ids of rejected hits could not be read"))
         for waiting, error in failures:
             if waiting.is_suspect:
                 log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
@@ -112,10 +122,26 @@ class HitWriter:
             await self._on_rejected(rejected)
         return [waiting for waiting in hits if not waiting.is_obsolete]
 
+    async def _renew_ids(self, hits: Sequence[Hit]) -> bool:
+        """Give new ids to hits whose ids may belong to rows of another process. Hits that are stored keep theirs.
+
+        Return False if the database does not respond."""
+        try:
+            stored = await self._database.read(queries.find_stored_hits, hits)
+        except StoreUnavailable:
+            return False
+        for hit in hits:
+            if hit.id not in stored:
+                new = self._ids()
+                log.warning("hit_id_clash", id=hit.id, new=new)
+                hit.id = new
+                self._totals.id_clashes += 1
+        return True
+
     # Hits from the spool.
 
-    async def write_spooled(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Write hits from the spool that are not stored yet; return those that the database rejects.
+    async def write_spooled(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
+        """Write hits from the spool that are not stored yet; return those that the database rejects, with the errors.
 
         Raises StoreUnavailable if the database cannot take any of them.
         """
@@ -129,11 +155,14 @@ class HitWriter:
             return []
         # A hit is rejected if it fails alone twice, and the database takes others each time: its fault may have ended in between.
         failures = [(hit, first_error) for hit in hits]
-        for _ in range(2):
+        for is_first in (True, False):
             failures = await self._write_each([hit for hit, _ in failures])
+            clashes = [hit for hit, error in failures if is_unique_violation(error)]
+            if is_first and clashes and not await self._renew_ids(clashes):
+                raise StoreUnavailable("the ids of rejected hits could not be read")
         for hit, error in failures:
             log.error("hit_not_recordable", code=hit.code, exc_info=error)
-        return [hit for hit, _ in failures]
+        return failures
 
     async def _write_each(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
         """Write each hit alone and return the failures. Raises StoreUnavailable if the database takes no hits at all."""

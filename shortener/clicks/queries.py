@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import BigInteger, Connection, func, select, type_coerce
 
+from shortener.clicks.resolver import Hit
 from shortener.outbox import first_clicks
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
@@ -87,8 +88,10 @@ insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", 
 insert_events = BulkInsert(schema.events, "id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "fanned_out")
 
 _STORED = {
-    "sqlite": "SELECT json_group_array(json_array(h.id, h.flags)) FROM json_each(?) AS j JOIN hits AS h ON h.id = j.value",
-    "postgresql": "SELECT id, flags FROM hits WHERE id = ANY($1::bigint[])",
+    "sqlite": "SELECT json_group_array(json_array(h.id, h.flags, h.at, l.code)) FROM json_each(?) AS j "
+    "JOIN hits AS h ON h.id = j.value JOIN links AS l ON l.id = h.link_id",
+    "postgresql": "SELECT h.id, h.flags, h.at, l.code FROM hits AS h JOIN links AS l ON l.id = h.link_id "
+    "WHERE h.id = ANY($1::bigint[])",
 }
 
 
@@ -138,12 +141,18 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
     return [claim for claim in claims if claim[0] not in stored]
 
 
-def find_stored_hits(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
-    """Return the flags of those of the hits that are stored, by id. Needed only if an earlier attempt may have been committed."""
-    engine = connection.dialect.name
+def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, int]:
+    """Return the flags of those of the hits that are stored, by id. Needed only if an earlier attempt may have been committed.
+
+    A stored hit with the same id and another code or time is the hit of another process, and is not returned."""
+    engine, ids = connection.dialect.name, [hit.id for hit in hits]
+    rows: Iterable[Sequence[Any]]
     if engine == "sqlite":
-        return dict(orjson.loads(raw_sql.value(connection, _STORED[engine], _dumps(list(ids)))))
-    return {row[0]: row[1] for row in connection.exec_driver_sql(_STORED[engine], (list(ids),))}
+        rows = orjson.loads(raw_sql.value(connection, _STORED[engine], _dumps(ids)))
+    else:
+        rows = connection.exec_driver_sql(_STORED[engine], (ids,)).all()
+    wanted = {(hit.id, hit.at, hit.code) for hit in hits}
+    return {row[0]: row[1] for row in rows if (row[0], row[2], row[3]) in wanted}
 
 
 def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:

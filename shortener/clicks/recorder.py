@@ -22,7 +22,9 @@ from functools import partial
 
 import structlog
 
+from shortener.clicks import dead_letters
 from shortener.clicks.batch import HitBatchWriter
+from shortener.clicks.dead_letters import DeadLetter
 from shortener.clicks.early_resolver import EarlyResolver
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.hit_writer import HitWriter
@@ -32,10 +34,10 @@ from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.spool_writer import SpoolWriter
 from shortener.clicks.waiting_hit import PendingResponse, WaitingHit
-from shortener.errors import StoreUnavailable
 from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor
 from shortener.metrics import Metrics
+from shortener.model import Clock, utcnow
 from shortener.redis.link_cache import LinkCache, NoLinkCache
 from shortener.storage.database import Database
 
@@ -63,11 +65,14 @@ class Recorder:
         cache: LinkCache | None = None,
         spool: HitSpool | None = None,
         supervisor: TaskSupervisor | None = None,
+        clock: Clock = utcnow,
     ) -> None:
         resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
         self._spool = spool
+        self._database = database
+        self._clock = clock
         self.totals = RecorderTotals()
         self._outage = Outage()
         self._overdue = OverdueQueue()
@@ -76,9 +81,10 @@ class Recorder:
             database,
             HitBatchWriter(ids, resolver, directory),
             self.totals,
+            ids,
             on_stored=self._overdue.discard_done,
             on_unavailable=self._begin_outage,
-            on_rejected=self._store_dead_letters,
+            on_rejected=self._store_rejected,
             on_events=on_events,
         )
         self._batcher = self._writer.batcher
@@ -154,9 +160,12 @@ class Recorder:
         Raises StoreUnavailable: then the hits must stay in the spool."""
         rejected = await self._writer.write_spooled(hits)
         if rejected:
-            if self._spool is not None and not await self._spool.add_dead_letters(rejected):
-                raise StoreUnavailable("the dead-letter stream does not take the hits")
+            await self.store_dead_letters([dead_letters.from_hit(hit, dead_letters.reason_of(error)) for hit, error in rejected])
             self.totals.dead_letters += len(rejected)
+
+    async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Write dead letters to their table. Raises StoreUnavailable."""
+        await self._database.write(dead_letters.store, letters, self._clock())
 
     def begin_recovery(self) -> None:
         """Note that the database accepts transactions again."""
@@ -277,14 +286,25 @@ class Recorder:
                 else:
                     waiting.refuse(TimeoutError("too many hits wait, and the link could not be read in time"))
 
-    async def _store_dead_letters(self, hits: Sequence[WaitingHit]) -> None:
-        """Put hits that the database rejects into the dead-letter stream, and respond to them."""
-        is_stored = self._spool is not None and await self._spool.add_dead_letters([waiting.hit for waiting in hits])
+    async def _store_rejected(self, failures: Sequence[tuple[WaitingHit, Exception]]) -> None:
+        """Make hits that the database rejects dead letters, in their table or else in Redis. Then respond to them."""
+        hits = [waiting for waiting, _ in failures]
+        await self._resolver.from_cache(hits, _CACHE_SECONDS)
+        await self._resolver.from_database(hits, _READ_SECONDS)
+        letters = [
+            # Without a resolution it is not known whether the application stores addresses.
+            dead_letters.from_hit(waiting.hit, dead_letters.reason_of(error), has_address=waiting.resolution is not None)
+            for waiting, error in failures
+        ]
         for waiting in hits:
             waiting.is_settled = True
-        self.totals.dead_letters += len(hits)
-        if not is_stored:
-            self.totals.dropped += len(hits)
+        self.totals.dead_letters += len(letters)
+        try:
+            await self.store_dead_letters(letters)
+        except Exception:
+            log.exception("dead_letters_not_stored", hits=len(letters))
+            if self._spool is None or not await self._spool.add_dead_letters(letters):
+                self.totals.dropped += len(letters)
         await self._respond_now([waiting for waiting in hits if not waiting.response.done()])
 
 

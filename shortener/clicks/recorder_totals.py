@@ -23,7 +23,8 @@ class RecorderTotals:
     spooled: int = 0
     drained: int = 0
     dropped: int = 0  # hits that are lost
-    dead_letters: int = 0  # hits that the database rejects
+    dead_letters: int = 0  # hits that can never be stored
+    id_clashes: int = 0  # hits that got a new id
     unknown: int = 0
     verdicts: dict[tuple[Verdict, str], int] = field(  # hits that got a response, by verdict and rule
         default_factory=lambda: dict.fromkeys((*REQUEST_RULES, *((Verdict.SUSPECTED, name) for name in CONTEXTUAL_RULES)), 0)
@@ -52,8 +53,14 @@ class RecorderTotals:
         )
         metrics.counter(
             "shortener_hits_dead_letter",
-            "Hits that the database rejects. With Redis they stay in the dead-letter stream.",
+            "Hits that can never be stored: the database rejects them, or the entry in the spool is not a hit. The table "
+            "hits_dead_letter has them.",
             lambda: self.dead_letters,
+        )
+        metrics.counter(
+            "shortener_hit_id_clashes",
+            "Hits that got a new id, because another row had theirs. Two processes use the same node number.",
+            lambda: self.id_clashes,
         )
         metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: self.unknown)
         metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)

@@ -20,10 +20,12 @@ import asyncio
 import structlog
 from sqlalchemy import Connection, text
 
+from shortener.clicks.dead_letters import DeadLetter
 from shortener.clicks.hit_spool import HitSpool, SpoolState
 from shortener.clicks.hit_writer import MAX_BATCH_HITS
 from shortener.clicks.outage import OutageState
 from shortener.clicks.recorder import Recorder
+from shortener.clicks.resolver import Hit
 from shortener.errors import StoreUnavailable
 from shortener.redis.client import RedisUnavailable
 from shortener.storage.database import Database
@@ -31,6 +33,7 @@ from shortener.storage.database import Database
 log = structlog.get_logger(__name__)
 WINDOW_ENTRIES = 5000  # read and sorted at once
 MAX_CATCH_UP_SECONDS = 10.0
+MAX_DEAD_LETTERS_MOVED = 500  # in one transaction
 DATABASE_CHECK_SECONDS = 2.0  # a database that does not answer within this time is still away
 
 
@@ -62,16 +65,29 @@ class SpoolDrainer:
             raise
         if self._recorder.outage:
             await self._recover(state)
+        elif not drained and state is not None:
+            await self._move_dead_letters()
         return drained
+
+    async def _move_dead_letters(self) -> None:
+        """Move dead letters from Redis to their table. A process that is killed meanwhile leaves some of them in both."""
+        try:
+            found = await self._spool.read_dead_letters(MAX_DEAD_LETTERS_MOVED)
+            if found and await self._spool.take_lease():
+                await self._recorder.store_dead_letters([letter for _, letter in found])
+                await self._spool.delete_dead_letters([entry for entry, _ in found])
+        except RedisUnavailable:
+            return
 
     async def _drain(self) -> int:
         entries = await self._spool.read(WINDOW_ENTRIES)
-        unreadable = [entry for entry, hit in entries if hit is None]
+        unreadable = [(entry, letter) for entry, letter in entries if isinstance(letter, DeadLetter)]
         if unreadable:
             log.error("spooled_hits_unreadable", entries=len(unreadable))
-            self._recorder.totals.dropped += len(unreadable)
-            await self._spool.delete(unreadable)
-        hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if hit is not None), key=lambda row: row[:2])
+            await self._recorder.store_dead_letters([letter for _, letter in unreadable])
+            self._recorder.totals.dead_letters += len(unreadable)
+            await self._spool.delete([entry for entry, _ in unreadable])
+        hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
             await self._recorder.write_late([hit for *_, hit in batch])

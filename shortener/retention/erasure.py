@@ -4,7 +4,8 @@ Erased data:
 
 - of the message: the number, the content hash (numbers are few enough to try them all), metadata, callback URL, and the texts and
   ids of the carrier's reports
-- destinations, fallbacks and labels of its links; addresses and user agents of its hits; metadata of its conversions
+- destinations, fallbacks and labels of its links; addresses and user agents of its hits, also of dead letters; metadata of its
+  conversions
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
@@ -21,6 +22,7 @@ One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +42,7 @@ from shortener.storage.schema import (
     events_of,
     first_clicks,
     hits,
+    hits_dead_letter,
     idempotency,
     links,
     messages,
@@ -184,6 +187,8 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
     )
     update_rows(update(deliveries).where(message_deliveries), callback_url=None)
     erased.events = _scrub_events(connection, ids)
+    codes = list(connection.scalars(select(links.c.code).where(links_of_messages)))
+    erased.hits += _scrub_dead_letters(connection, codes)
     _delete_responses(connection, ids)
     return erased
 
@@ -196,6 +201,21 @@ def _scrub_events(connection: Connection, ids: list[int]) -> int:
         statement = update(events).where(events.c.id == bindparam("row"))
         connection.execute(statement.values(data=bindparam("new_data"), facts=bindparam("new_facts")), scrubbed)
     return len(scrubbed)
+
+
+def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
+    """Remove addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete those that cannot be read."""
+    dead = hits_dead_letter.c
+    found = connection.execute(select(dead.id, dead.hit).where(dead.code.in_(codes))).all()
+    for row_id, text in found:
+        own = dead.id == row_id
+        try:
+            fields: dict[str, Any] = {**json.loads(text), "address": "", "user_agent": ""}
+        except (ValueError, TypeError):  # shortened, or not an object
+            connection.execute(delete(hits_dead_letter).where(own))
+        else:
+            connection.execute(update(hits_dead_letter).where(own).values(hit=json.dumps(fields)))
+    return len(found)
 
 
 def _scrub(value: Any) -> Any:

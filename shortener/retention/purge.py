@@ -10,6 +10,7 @@ What is deleted, and when:
   message is deleted. So the status of a message (which link was accessed, and when) does not depend on the retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not delay this.
+- Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Stored responses to an Idempotency-Key: after 24 hours.
 - Statistics are never deleted: counts are separate rows.
 
@@ -64,6 +65,7 @@ from shortener.storage.schema import (
     events_of,
     first_clicks,
     hits,
+    hits_dead_letter,
     idempotency,
     is_event_of_message,
     links,
@@ -96,6 +98,7 @@ class PurgeResult:
     deliveries: int = 0
     attempts: int = 0
     idempotency: int = 0
+    hits_dead_letter: int = 0
 
     @property
     def rows(self) -> int:
@@ -300,6 +303,11 @@ def _delete_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     return after, not batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_RETENTION)
 
 
+def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    before = batch.now - timedelta(days=batch.settings.hit_retention_days)
+    return after, not batch.delete_oldest(hits_dead_letter, hits_dead_letter.c.at, before)
+
+
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     days = batch.settings.hit_retention_days
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
@@ -336,6 +344,7 @@ def _delete_page(batch: _PurgeBatch, page: list[tuple[int, bool]], after: int, d
 
 _KINDS: dict[str, _Kind] = {
     "idempotency": _delete_responses,
+    "dead_letters": _delete_dead_letters,
     "events": _delete_events,
     "messages": _delete_messages,
     "hits": _delete_hits,  # last, so that hits of deleted messages are not emptied first

@@ -29,7 +29,10 @@ T = TypeVar("T")
 
 
 class Database(Protocol):
-    """A database of either engine. `node` differs between processes that share the database (see `ids.IdGenerator`)."""
+    """A database of either engine.
+
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL it is that of a command: a process that serves must
+    lease one (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...
@@ -57,6 +60,15 @@ class Database(Protocol):
 def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Return an INSERT of the connection's engine, which has `on_conflict_do_nothing` and `on_conflict_do_update`."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def is_unique_violation(error: Exception) -> bool:
+    """Return whether a row was rejected because another row has its key."""
+    if not isinstance(error, exc.IntegrityError):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return sqlstate == "23505" or name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_ROWID")
 
 
 #: The SQLSTATE class of values that a column cannot hold. The asyncpg dialect has no exception class for it.

@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
 from shortener.errors import StoreUnavailable
-from shortener.ids import MAX_NODES
 from shortener.storage.database import store_errors
+from shortener.storage.node_lease import random_command_node
 
 log = structlog.get_logger(__name__)
 
@@ -44,19 +44,21 @@ class PostgresDatabase:
 
     dialect: Literal["postgresql"] = "postgresql"
 
-    def __init__(self, engine: AsyncEngine, node: int) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self.node = node
+        self.node = random_command_node()  # a process that serves leases another one
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
-        """Connect and get a node number from the database. Raise StoreUnavailable. For the parameters see `async_engine`."""
-        engine = async_engine(url, pool_size=pool_size, timeout=timeout)
-        with store_errors():
-            async with engine.begin() as connection:
-                number: int = (await connection.execute(text("SELECT nextval('nodes')"))).scalar_one()
-        return cls(engine, number % MAX_NODES)
+        """Connect. Raise StoreUnavailable. For the parameters see `async_engine`."""
+        database = cls(async_engine(url, pool_size=pool_size, timeout=timeout))
+        try:
+            await database.read(_check)
+        except StoreUnavailable:
+            await database.close()
+            raise
+        return database
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
@@ -120,6 +122,10 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
     )
     event.listen(engine.sync_engine, "handle_error", _detect_disconnect)
     return engine
+
+
+def _check(connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
 
 
 async def _connect(*args: Any, **options: Any) -> Any:

@@ -333,6 +333,17 @@ hits = Table(
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
+#: Hits that can never be stored (clicks/dead_letters.py).
+hits_dead_letter = Table(
+    "hits_dead_letter",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hit", Text, nullable=False),  # JSON, or the text of an entry that is not a hit
+    Column("code", Text, index=True),  # NULL if the entry is not a hit
+    Column("reason", Text, nullable=False),
+    Column("at", Instant, nullable=False, index=True),  # when it became a dead letter
+)
+
 #: The condition for events that are not the first click of a message. The event of a first click has the id of its hit, so
 #: `first_clicks` finds it and it needs no entry in an index in which every insert would write another page. `events_of` finds all.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
@@ -561,4 +572,13 @@ idempotency = Table(
     Column("content_hash", Text, nullable=False),
     Column("answer", Json, nullable=False),
     Column("created_at", Instant, nullable=False, index=True),
+)
+
+#: Node numbers of the processes that serve, with PostgreSQL (storage/node_lease.py).
+node_leases = Table(
+    "node_leases",
+    metadata,
+    Column("node", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),  # a random text for each process
+    Column("until_ms", BigInteger, nullable=False),  # ms since 1970 of the database's clock
 )

@@ -9,14 +9,16 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from structlog.testing import capture_logs
 
 from shortener.accounts.administration import update_application
 from shortener.clicks import spool_drainer
+from shortener.clicks.dead_letters import from_hit
 from shortener.clicks.hit_spool import HitSpool, SpoolState
 from shortener.clicks.outage import OutageState
 from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
+from shortener.clicks.resolver import Hit
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
@@ -232,7 +234,9 @@ async def test_a_drainer_that_was_killed_after_its_commit_stores_no_hit_twice(se
         await node.click(code)
     node.reconnect()
     entries = await node.spool.read(10)
-    await node.recorder.write_late([kept for _, kept in entries if kept is not None])  # and then it is killed, before it deletes
+    await node.recorder.write_late(
+        [kept for _, kept in entries if isinstance(kept, Hit)]
+    )  # and then it is killed, before it deletes
     await node.drained()
     assert len(await rows(service, schema.hits)) == 3
     assert len(await rows(service, schema.events)) == 1
@@ -382,7 +386,7 @@ async def test_a_redis_that_was_wiped_during_the_outage_loses_only_its_hits(
     assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
 
 
-async def test_an_entry_that_is_not_a_hit_counts_as_dropped(service: Service, node: Node, redis_server: RedisProcess) -> None:
+async def test_an_entry_that_is_not_a_hit_becomes_a_dead_letter(service: Service, node: Node, redis_server: RedisProcess) -> None:
     (code,) = await send(service)
     node.disconnect()
     await node.click(code)
@@ -393,8 +397,14 @@ async def test_an_entry_that_is_not_a_hit_counts_as_dropped(service: Service, no
     node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 2
-    assert node.recorder.totals.dropped == 3
+    assert (node.recorder.totals.dropped, node.recorder.totals.dead_letters) == (0, 3)
     assert await node.spool.look() == SpoolState(0)
+    letters = await rows(service, schema.hits_dead_letter)
+    assert [(letter.hit, letter.code) for letter in letters] == [
+        ("not JSON", None),
+        ('{"id": 1}', None),
+        ("""{"b'x'":"b'y'"}""", None),
+    ]
 
 
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])  # what the database refuses, and what not even JSON can hold
@@ -412,9 +422,54 @@ async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter
     assert len(await rows(service, schema.hits)) == 3
     assert (node.recorder.totals.dead_letters, node.recorder.totals.dropped) == (1, 0)
     assert await node.spool.look() == SpoolState(0)
+    (letter,) = await rows(service, schema.hits_dead_letter)
+    assert (letter.code, json.loads(letter.hit)["code"]) == (code, code)
+    assert letter.reason
     with contextlib.closing(redis_server.client()) as client:
-        ((_, entry),) = client.xrange("sms:test:spool:dead")
-    assert json.loads(entry["h"])["code"] == code
+        assert client.xlen("sms:test:spool:dead") == 0
+
+
+async def test_dead_letters_in_redis_move_to_their_table_and_stay_there(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    with contextlib.closing(redis_server.client()) as client:  # of the previous release: without a reason
+        client.xadd("sms:test:spool:dead", {"h": json.dumps({"code": code, "at": 2**70})})
+    assert await node.spool.add_dead_letters([from_hit(hit(service, code, rule=None), "NotNullViolationError")])
+    await node.drainer.step()
+    letters = await rows(service, schema.hits_dead_letter)
+    assert [(letter.code, letter.reason) for letter in letters] == [(code, "rejected"), (code, "NotNullViolationError")]
+    with contextlib.closing(redis_server.client()) as client:
+        assert client.xlen("sms:test:spool:dead") == 0
+    await node.drainer.step()
+    assert len(await rows(service, schema.hits_dead_letter)) == 2
+
+
+async def test_a_rejected_hit_goes_to_redis_if_the_table_of_dead_letters_does_not_take_it(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    await service.database.write(lambda c: c.execute(text("ALTER TABLE hits_dead_letter RENAME TO away")))
+    assert await node.click(code, rule=None) == LOCATION
+    await node.recorder.flush()
+    assert (node.recorder.totals.dead_letters, node.recorder.totals.dropped) == (1, 0)
+    await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO hits_dead_letter")))
+    await node.drained()
+    await node.drainer.step()
+    (letter,) = await rows(service, schema.hits_dead_letter)
+    assert letter.code == code
+
+
+async def test_the_lease_of_the_drainer_is_free_after_its_time_although_the_clock_of_redis_stepped_back(
+    service: Service, make_node: MakeNode, redis_server: RedisProcess
+) -> None:
+    one, two = make_node(), make_node()
+    assert await one.spool.take_lease()
+    assert not await two.spool.take_lease()
+    with contextlib.closing(redis_server.client()) as client:
+        client.pexpire("sms:test:spool:lease", 5 * 3600 * 1000)  # as it looks after a step of five hours
+    assert await two.spool.take_lease()
+    assert not await one.spool.take_lease()
 
 
 async def test_without_redis_there_is_no_outage_and_hits_wait_in_memory(make_service: MakeService) -> None:

@@ -1,6 +1,7 @@
 """Hits that the database cannot take: refused, rejected, or committed without a confirmation."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -95,13 +96,14 @@ async def test_a_hit_that_is_refused_during_its_transaction_rolls_the_batch_back
 
     transaction = Transaction(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
 
-    async def no_dead_letters(hits: Sequence[WaitingHit]) -> None:
+    async def no_dead_letters(hits: Sequence[tuple[WaitingHit, Exception]]) -> None:
         raise AssertionError(hits)
 
     writer = HitWriter(
         service.database,
         transaction,
         totals,
+        service.ids,
         on_stored=lambda: None,
         on_unavailable=lambda hits: None,
         on_rejected=no_dead_letters,
@@ -213,8 +215,12 @@ async def test_a_single_hit_that_the_database_rejects_is_a_dead_letter_and_gets_
         broken = make_hit(service, code, rule=None)
         with capture_logs() as logs:
             assert (await recorder.record(broken)).location == LOCATION
+            await recorder.flush()
         assert "hit_not_recordable" in [entry["event"] for entry in logs]
-        assert (recorder.totals.dead_letters, recorder.totals.dropped) == (1, 1)  # without Redis it is lost, too
+        assert (recorder.totals.dead_letters, recorder.totals.dropped) == (1, 0)
+        (letter,) = await fetch_rows(service, schema.hits_dead_letter)
+        assert (letter.code, json.loads(letter.hit)["id"]) == (code, broken.id)
+        assert "rule" in letter.reason
         assert (await recorder.record(make_hit(service, code))).location == LOCATION
         assert len(await fetch_rows(service, schema.hits)) == 1
 
@@ -227,3 +233,37 @@ async def test_a_probe_leaves_no_row(service: Service) -> None:
     for table in (schema.hits, schema.events, schema.first_clicks):
         assert await fetch_rows(service, table) == []
     assert await fetch_rows(service, schema.count_deltas) == before
+
+
+async def test_a_hit_whose_id_another_process_used_gets_a_new_id(service: Service) -> None:
+    """Two processes with one node number make the same id in the same millisecond."""
+    codes = [(await create_codes(service))[0] for _ in range(3)]
+    async with broken_recorder(service) as (_, recorder):
+        first = make_hit(service, codes[0])
+        await recorder.record(first)
+        clashing = [make_hit(service, code, id=first.id, at=first.at + 1) for code in codes[1:]]
+        others = [make_hit(service, codes[0]) for _ in range(20)]
+        resolutions = await asyncio.gather(*(recorder.record(one) for one in (*others, *clashing)))
+        assert {resolution.location for resolution in resolutions} == {LOCATION}
+        await recorder.flush()
+        assert len(await fetch_rows(service, schema.hits)) == 23
+        assert recorder.totals.id_clashes >= 2
+        assert (recorder.totals.dropped, recorder.totals.dead_letters) == (0, 0)
+        assert sorted((await count_state_events(service)).values()) == [1, 1, 1]
+        await recorder.write_late([clashing[0], make_hit(service, codes[2], id=first.id, at=first.at + 2)])
+        assert len(await fetch_rows(service, schema.hits)) == 24, "a stored hit of the spool is left out, a clashing one is not"
+
+
+async def test_a_hit_whose_event_id_another_process_used_gets_a_new_id(service: Service) -> None:
+    (code,) = await create_codes(service)
+    async with broken_recorder(service) as (_, recorder):
+        clashing = make_hit(service, code)
+        await service.database.write(
+            lambda c: c.execute(
+                schema.events.insert().values(id=clashing.id, application_id=1, topics=1, at=service.clock(), fanned_out=True)
+            )
+        )
+        assert (await recorder.record(clashing)).location == LOCATION
+        await recorder.flush()
+        assert len(await fetch_rows(service, schema.hits)) == 1
+        assert len(await fetch_rows(service, schema.events)) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -226,3 +227,25 @@ async def test_the_codes_of_the_links_to_erase_are_found_for_the_link_cache(data
     assert set(await database.read(find_codes, None, phone=PHONE)) == {codes[ids["one"]], codes[ids["two"]]}
     assert await database.read(find_codes, 2, phone=PHONE) == [codes[ids["two"]]]
     assert await database.read(find_codes, None, message_id="other") == [codes[ids["other"]]]
+
+
+async def test_dead_letters_of_an_erased_message_lose_address_and_agent(database: Database) -> None:
+    await database.write(build)
+
+    def add_dead_letters(connection: Connection) -> None:
+        codes = select(schema.links.c.code).join(schema.messages, schema.messages.c.id == schema.links.c.message_id)
+        for message_id in ("one", "other"):
+            code = connection.execute(codes.where(schema.messages.c.message_id == message_id)).scalar_one()
+            fields = {"code": code, "address": "203.0.113.9", "user_agent": f"{NAME}'s phone", "at": 1}
+            row = {"hit": json.dumps(fields), "code": code, "reason": "x", "at": NOON}
+            connection.execute(insert(schema.hits_dead_letter), [row, row | {"hit": f"{{{NAME}"}])
+
+    def texts(connection: Connection) -> list[str]:
+        return list(connection.scalars(select(schema.hits_dead_letter.c.hit).order_by(schema.hits_dead_letter.c.id)))
+
+    await database.write(add_dead_letters)
+    await erase(database, None, PHONE, NOON)
+    one, *other = await database.read(texts)
+    assert json.loads(one) | {"code": ""} == {"code": "", "address": "", "user_agent": "", "at": 1}
+    assert len(other) == 2, "the unreadable row of the erased message is deleted"
+    assert all(NAME in text for text in other), "the rows of another message stay as they are"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, Table, event, select, update
+from sqlalchemy import Connection, Table, event, insert, select, update
 
 from shortener.container import Service
 from shortener.ids import IdGenerator, first_id_at
@@ -312,6 +312,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             rows.complete_message(NOW - 201 * DAY)
             rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
             rows.idempotent_response(LONG_AGO, str(n))
+            rows.connection.execute(insert(schema.hits_dead_letter).values(hit="{}", reason="x", at=LONG_AGO))
 
     def explain(connection: Connection) -> list[tuple[str, str]]:
         steps = []
@@ -397,3 +398,13 @@ async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database
         for table in ("messages", "links", "hits", "events", "deliveries", "attempts"):
             assert f"Seq Scan on {table}" not in plan, plan
         assert "hashed SubPlan" not in plan, plan
+
+
+async def test_dead_letters_are_deleted_with_the_retention_of_hits(database: Database) -> None:
+    def add(connection: Connection) -> None:
+        rows = [{"hit": "{}", "reason": "x", "at": NOW - days * DAY} for days in (199, 201, 300)]
+        connection.execute(insert(schema.hits_dead_letter), rows)
+
+    await database.write(add)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(hits_dead_letter=2)
+    assert len(await database.read(ids_in, schema.hits_dead_letter)) == 1

@@ -99,6 +99,8 @@ class Reclassifier:
             return 0
         until = now - DELAY
         reached = await self._database.read(_read_position)
+        if reached is not None and reached > until:  # the clock was ahead at the previous step: examine the last hour again
+            reached = until - MAX_LOOKBACK
         if reached is not None and until - reached < INTERVAL:
             return 0
         result = await self.run(max(reached or until, until - MAX_LOOKBACK), until, now, applications=retracting)

@@ -6,7 +6,7 @@ from shortener.container import Service
 from shortener.model import Topic
 from shortener.storage import schema
 from tests.clicks.helpers import change_settings, create_codes, fetch_rows
-from tests.clicks.verdicts.helpers import only_message, record_click, sent_events
+from tests.clicks.verdicts.helpers import SCANNER, only_message, record_click, sent_events
 from tests.conftest import Clock
 
 
@@ -53,3 +53,13 @@ async def test_the_job_finds_a_click_of_a_person_that_should_be_a_first_click(re
     await step()
     assert await sent_events(service) == [(Topic.STATE | Topic.CLICK, person)]
     assert (await only_message(service)).click_hit_id == person
+
+
+async def test_after_a_clock_that_was_five_hours_ahead_the_job_goes_on_at_once(retracting: Service, clock: Clock) -> None:
+    service = retracting
+    clock.forward(hours=5)
+    assert await service.reclassifier.step(clock()) == 0  # stores its position
+    clock.forward(hours=-5)
+    (code,) = await create_codes(service)
+    await record_click(service, code, SCANNER)
+    assert await service.reclassifier.step(clock.forward(minutes=5)) == 1

@@ -1,0 +1,96 @@
+"""Leases of node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
+
+A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
+that stops returns its number. If another process has the number, because this one could not renew its lease in time, it takes a
+new one (`NodeLease.step`). Until it notices, both may generate the same id; a unique index then rejects the second row, and its
+writer takes a new id. To make even this improbable, a new process begins its search at a number that was not used for long.
+
+Commands lease nothing. They use one of the numbers from FIRST_COMMAND_NODE on, at random. With SQLite one process serves, so it
+needs no lease (sqlite.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Connection, delete, select, text, update
+
+from shortener.errors import StoreUnavailable
+from shortener.ids import MAX_NODES
+from shortener.storage.database import Database, upsert
+from shortener.storage.schema import node_leases
+
+log = structlog.get_logger(__name__)
+
+FIRST_COMMAND_NODE = 896  # lower numbers are leased
+LEASE_SECONDS = 600.0
+RENEW_SECONDS = 30.0
+
+
+def random_command_node() -> int:
+    """Return a node number for a command."""
+    return FIRST_COMMAND_NODE + secrets.randbelow(MAX_NODES - FIRST_COMMAND_NODE)
+
+
+class NodeLease:
+    """The node number of this process. `on_change` is called with each new number."""
+
+    def __init__(self, database: Database, on_change: Callable[[int], None]) -> None:
+        self._database = database
+        self._on_change = on_change
+        self._owner = secrets.token_hex(16)
+        self.node = -1
+
+    async def step(self) -> int:
+        """Lease a number, or renew the lease. Return 0, as a job that has no more work. Raise StoreUnavailable."""
+        if self.node < 0 or not await self._database.write(_renew, self.node, self._owner):
+            node = await self._database.write(_lease, self._owner)
+            if self.node >= 0:
+                log.error("node_number_lost", node=self.node, new=node)
+            self.node = node
+            self._on_change(node)
+        return 0
+
+    async def release(self) -> None:
+        """Return the number. If the database is not available, the lease ends by itself."""
+        try:
+            await self._database.write(_release, self._owner)
+        except StoreUnavailable:
+            return
+
+
+#: Milliseconds since 1970 of the database's clock.
+_NOW = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+
+
+def _lease(connection: Connection, owner: str) -> int:
+    """Lease the first free number from the next value of the sequence on."""
+    now: int = connection.execute(_NOW).scalar_one()
+    start: int = connection.execute(text("SELECT nextval('nodes')")).scalar_one()
+    leased = set(connection.scalars(select(node_leases.c.node).where(node_leases.c.until_ms > now)))
+    for offset in range(FIRST_COMMAND_NODE):
+        node = (start + offset) % FIRST_COMMAND_NODE
+        if node in leased:
+            continue
+        row = upsert(connection, node_leases).values(node=node, owner=owner, until_ms=now + int(LEASE_SECONDS * 1000))
+        taken = row.on_conflict_do_update(
+            index_elements=["node"],
+            set_={"owner": row.excluded.owner, "until_ms": row.excluded.until_ms},
+            where=node_leases.c.until_ms <= now,  # another process may have taken it since the look-up
+        ).returning(node_leases.c.node)
+        if connection.execute(taken).first() is not None:
+            return node
+    raise StoreUnavailable(f"all {FIRST_COMMAND_NODE} node numbers are in use")
+
+
+def _renew(connection: Connection, node: int, owner: str) -> bool:
+    """Renew the lease. Return False if another process has the number."""
+    now: int = connection.execute(_NOW).scalar_one()
+    own = update(node_leases).where(node_leases.c.node == node, node_leases.c.owner == owner)
+    return connection.execute(own.values(until_ms=now + int(LEASE_SECONDS * 1000))).rowcount > 0
+
+
+def _release(connection: Connection, owner: str) -> None:
+    connection.execute(delete(node_leases).where(node_leases.c.owner == owner))
