@@ -49,6 +49,7 @@ from shortener.model import Clock, utcnow
 from shortener.outbox.count_deltas import Cohorts
 from shortener.redis.client import RedisServer, open_redis
 from shortener.redis.link_cache import LinkCache, NoLinkCache, RedisLinkCache
+from shortener.redis.rate_limit import RateLimits
 from shortener.reporting import counts
 from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
@@ -102,6 +103,8 @@ class Foundation:
     node_lease: NodeLease | None  # None with SQLite
     click_ids: ClickIds
     supervisor: TaskSupervisor  # of the tasks that last as long as the process
+    rate_limits: RateLimits
+    client_key: bytes  # of `client_address.hash_client`
     events_wake_up: WakeUp  # set after a transaction that wrote events
     notify_events: Callable[[], None]  # sets `events_wake_up` in every process
 
@@ -173,6 +176,8 @@ class Service:
         self.node_lease = foundation.node_lease
         self.click_ids = foundation.click_ids
         self.supervisor = foundation.supervisor
+        self.rate_limits = foundation.rate_limits
+        self.client_key = foundation.client_key
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder
         self.devices = clicks.devices
@@ -312,7 +317,16 @@ async def _build_service(
     purge = Purge(database, settings)
     jobs = _build_jobs(foundation, clicks, delivery, purge)
     metrics = Metrics()
-    for part in (foundation.supervisor, clicks.recorder, clicks.reclassifier, jobs, purge, delivery.fanout, delivery.dispatcher):
+    for part in (
+        foundation.supervisor,
+        foundation.rate_limits,
+        clicks.recorder,
+        clicks.reclassifier,
+        jobs,
+        purge,
+        delivery.fanout,
+        delivery.dispatcher,
+    ):
         part.register_metrics(metrics)
     for optional in (foundation.redis, foundation.cache, clicks.spool, clock):
         if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
@@ -353,6 +367,14 @@ async def _build_foundation(
         node_lease=node_lease,
         click_ids=ClickIds(secret.key("click ids")),
         supervisor=TaskSupervisor(),
+        rate_limits=RateLimits(
+            unknown_codes=settings.unknown_code_limit,
+            rejected_credentials=settings.rejected_credential_limit,
+            now_ms=now_ms,
+            redis=redis,
+            prefix=key_prefix(secret),
+        ),
+        client_key=secret.key("client addresses"),
         events_wake_up=events_wake_up,
         notify_events=notify_everywhere(notifier, "events", events_wake_up),
     )
@@ -426,7 +448,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
         ids,
         foundation.click_ids,
         clock,
-        base_url=settings.base_url,
+        base_url=settings.base_origin,
         throttle=throttle,
         on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
     )
@@ -452,6 +474,8 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
     if foundation.node_lease is not None:
         jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
+    if foundation.redis is not None:
+        jobs.add(Job("rate_limits", SPOOL_INTERVAL_SECONDS, foundation.rate_limits.share))
     if isinstance(foundation.cache, RedisLinkCache):
         jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))
     if clicks.spool_drainer is not None:
@@ -522,6 +546,7 @@ class InstallationHosts:
         self._own_host = host_of(settings.base_url)
         self._directory = directory
         self.base_url = base_url_of(settings, directory)
+        self.shared_host, self.shared_path = self._own_host, settings.base_path
 
     def is_own(self, url: str) -> bool:
         host = host_of(url)

@@ -51,7 +51,15 @@ class ErrorCode(enum.Enum):
     IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with different content.")
     CONVERSION_CONFLICT = (409, "The same conversion was already reported with another value or currency.")
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
+    NO_USABLE_DOMAIN = (
+        409,
+        "No domain of the application can be used for new links: all are disabled or removed, and allow_shared_host is off.",
+    )
     BODY_TOO_LARGE = (413, "The request body is larger than BODY_LIMIT.")
+    RATE_LIMITED = (
+        429,
+        "The client sent too many wrong credentials or unknown codes. Try again after `Retry-After` seconds.",
+    )
     UNSUPPORTED_MEDIA_TYPE = (415, "This call does not accept the Content-Type of the body.")
     INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")
     UNAVAILABLE = (

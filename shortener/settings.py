@@ -59,7 +59,10 @@ class Settings(BaseModel):
     spool_limit: int = Field(
         1_000_000, ge=1, description="Maximum number of hits that Redis stores while the database is not available."
     )
-    base_url: str = Field(DEFAULT_BASE_URL, description="Prefix of the short links of applications without a domain.")
+    base_url: str = Field(
+        DEFAULT_BASE_URL,
+        description="Prefix of the short links of applications without a domain. Its path, if it has one, is before each code.",
+    )
     secret: SecretStr = Field(
         SecretStr(""),
         description="Master secret, at least 32 random characters; empty: the first start creates one in DATA_DIR/secret.",
@@ -82,6 +85,21 @@ class Settings(BaseModel):
         description="Seconds that a delivery report waits for its message, because it can arrive before the rewrite is stored.",
     )
     body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of a request body in bytes.")
+
+    unknown_code_limit: int = Field(
+        300,
+        ge=0,
+        le=1_000_000,
+        description="Requests for unknown codes that a client (an IPv4 address or an IPv6 /64) may send in a minute; more get 429. "
+        "0: no limit. Codes of links are never limited.",
+    )
+    rejected_credential_limit: int = Field(
+        120,
+        ge=0,
+        le=1_000_000,
+        description="Requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send in a minute; more "
+        "get 429. 0: no limit. Requests with a valid credential are never limited.",
+    )
 
     hit_deadline: float = Field(
         2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without it."
@@ -164,7 +182,8 @@ class Settings(BaseModel):
     @classmethod
     def _check_base_url(cls, value: str) -> str:
         try:
-            return parse_base_url(value)
+            parsed = parse_base_url(value)
+            return parsed.origin + parsed.path
         except UrlError as error:
             raise ValueError(error.reason) from None
 
@@ -199,6 +218,16 @@ class Settings(BaseModel):
     @property
     def is_postgresql(self) -> bool:
         return self.database_url.startswith("postgres")
+
+    @property
+    def base_origin(self) -> str:
+        """Scheme, host and port of BASE_URL."""
+        return parse_base_url(self.base_url).origin
+
+    @property
+    def base_path(self) -> str:
+        """The path of BASE_URL, which is before the codes; "" if it has none."""
+        return parse_base_url(self.base_url).path
 
     @property
     def store_url(self) -> str:

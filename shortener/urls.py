@@ -28,6 +28,16 @@ MAX_URL_CHARACTERS = 2048
 #: Names that a destination may contain in braces. Each is replaced as soon as its value is known.
 DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
+#: First path segments that are never codes nor the path before a code, on any host.
+RESERVED_SEGMENTS = frozenset(
+    {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static", "internal"}
+    | {"ct", "scg-external-api", "openapi.json"}
+)
+SENDER_SEGMENT = "{sender}"  # in the path of a domain: the sender of the message
+MAX_LINK_PATH_CHARACTERS = 100
+
+_MAX_PATH_SEGMENTS = 5
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
@@ -135,26 +145,77 @@ def parse_host(text: str) -> str:
     return _parse_host(f"[{name}]" if ":" in name else name, 0)
 
 
-def parse_base_url(url: str) -> str:
-    """Return the prefix of short links without its final slash. Raise UrlError unless `url` is http(s)://HOST[:PORT]."""
+@dataclass(frozen=True, slots=True)
+class BaseUrl:
+    """The prefix of short links: `origin` is scheme, host and port; `path` is "" or the path before the code, such as /ABCDEF."""
+
+    origin: str
+    path: str
+
+
+def parse_base_url(url: str) -> BaseUrl:
+    """Return the prefix of short links. Raise UrlError unless `url` is http(s)://HOST[:PORT] with an optional path.
+
+    A final slash and a dot at the end of the host are removed, and the host becomes lower case."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        port = parts.port
     except ValueError:
         raise UrlError("is not a valid URL") from None
     has_more = parts.username is not None or parts.query or parts.fragment
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or has_more:
-        raise UrlError("must be http://HOST or https://HOST")
-    if parts.path not in ("", "/"):
-        raise UrlError("must not have a path: codes are at the root of the host")
-    if not parts.hostname.isascii():
+        raise UrlError("must be http://HOST or https://HOST, with an optional path before the code")
+    host = parts.hostname.removesuffix(".")
+    if not host.isascii():
         raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
     if "*" in parts.hostname:
         raise UrlError("must not have a wildcard in its host; add each host separately")
     # Browsers send the Host header as in the link, so a dot at the end would make another host.
-    name = parts.hostname.removesuffix(".")
-    host = f"[{_parse_host(f'[{name}]', 0)}]" if ":" in name else _parse_host(name, len(parts.scheme) + 3)
-    return f"{parts.scheme}://{host}" if parts.port is None else f"{parts.scheme}://{host}:{parts.port}"
+    host = f"[{_parse_host(f'[{host}]', 0)}]" if ":" in host else _parse_host(host, len(parts.scheme) + 3)
+    authority = host if port is None else f"{host}:{port}"
+    return BaseUrl(f"{parts.scheme}://{authority}", parse_link_path(parts.path))
+
+
+def parse_link_path(path: str) -> str:
+    """Return the path before the codes of a domain, without its final slash; "" for none. Raise UrlError.
+
+    A segment is text, or `{sender}`, which stands for the sender of the message."""
+    path = path.rstrip("/")
+    if not path:
+        return ""
+    segments = path.removeprefix("/").split("/")
+    if not path.startswith("/") or len(path) > MAX_LINK_PATH_CHARACTERS or len(segments) > _MAX_PATH_SEGMENTS:
+        raise UrlError(
+            f"must have a path of at most {_MAX_PATH_SEGMENTS} segments and {MAX_LINK_PATH_CHARACTERS} characters, such as /ABCDEF"
+        )
+    for segment in segments:
+        if segment in (".", "..") or not (segment == SENDER_SEGMENT or _SEGMENT.fullmatch(segment)):
+            raise UrlError(
+                "must have a path of letters, digits and - . _ ~ between its slashes, or {sender}: https://go.brand.example/ABCDEF"
+            )
+    if segments[0].lower() in RESERVED_SEGMENTS or segments[0].startswith(".well-known"):
+        raise UrlError(f"must not have a path that begins with /{segments[0]}: the service uses it")
+    return path
+
+
+def fill_link_path(path: str, sender: str) -> str:
+    """Return the path before the code with the sender in place of `{sender}`. Raise UrlError if the sender cannot be in a path."""
+    if SENDER_SEGMENT not in path:
+        return path
+    segment = sender.removeprefix("+")
+    if not _SEGMENT.fullmatch(segment) or segment in (".", ".."):
+        raise UrlError(
+            "must be 1 to 64 letters, digits and hyphens, because the short links of this domain contain the sender ({sender})"
+        )
+    return path.replace(SENDER_SEGMENT, segment)
+
+
+def matches_link_path(path: str, requested: str) -> bool:
+    """Return whether a requested path before a code has the form `path`. Capital and small letters are equal."""
+    if SENDER_SEGMENT not in path:
+        return path.lower() == requested.lower()
+    expected, given = path.lower().split("/"), requested.lower().split("/")
+    return len(expected) == len(given) and all(one in (SENDER_SEGMENT, other) for one, other in zip(expected, given, strict=True))
 
 
 def host_of(url: str) -> str:

@@ -53,7 +53,7 @@ def test_the_default_base_url_has_the_port_of_the_server() -> None:
     ("name", "value", "reason"),
     [
         ("BASE_URL", "go.example", "must be http"),
-        ("BASE_URL", "https://go.example/path", "must not have a path"),
+        ("BASE_URL", "https://go.example/a b", "must have a path of letters"),
         ("SECRET", "short", "too weak"),
         ("DELIVERY_SCHEDULE", "", "delivery_schedule"),
         ("DELIVERY_SCHEDULE", "1,-2", "from 0 to 2592000"),

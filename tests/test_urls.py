@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from shortener.urls import (
     DESTINATION_PLACEHOLDERS,
     MAX_URL_CHARACTERS,
+    BaseUrl,
     NumericHostError,
     RedisUrl,
     UrlError,
     append_param,
+    fill_link_path,
     fill_placeholders,
     host_of,
+    matches_link_path,
     parse_authority,
     parse_base_url,
     parse_destination,
@@ -344,12 +347,13 @@ def test_text_with_more_than_a_host_is_rejected(text: str) -> None:
         ("https://go.example/", "https://go.example"),
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         ("http://127.0.0.1:0", "http://127.0.0.1:0"),
-        ("https://Go.Example./", "https://go.example"),
-        ("http://[::1]:8000/", "http://[::1]:8000"),
+        ("https://Go.Example.", "https://go.example"),
+        ("https://go.example.:8443/", "https://go.example:8443"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
     ],
 )
-def test_a_base_url_has_a_lower_case_host_without_a_final_dot_and_no_final_slash(url: str, base: str) -> None:
-    assert parse_base_url(url) == base
+def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
+    assert parse_base_url(url) == BaseUrl(base, "")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +363,15 @@ def test_a_base_url_has_a_lower_case_host_without_a_final_dot_and_no_final_slash
         ("ftp://go.example", "must be http://HOST"),
         ("https://u@go.example", "must be http://HOST"),
         ("https://go.example?x", "must be http://HOST"),
-        ("https://go.example/path", "must not have a path"),
+        ("https://go.example/a b", "must have a path"),
+        ("https://go.example/a/../b", "must have a path"),
+        ("https://go.example/{phone}", "must have a path"),
+        ("https://go.example/" + "a" * 101, "must have a path"),
+        ("https://go.example/a/b/c/d/e/f", "must have a path"),
+        ("https://go.example/api", "the service uses it"),
+        ("https://go.example/.well-known", "the service uses it"),
+        ("https://*.go.example", "wildcard"),
+        ("https://go..example", "invalid host name"),
         ("https://bücher.example", "punycode"),
         ("https://*.brand.example", "wildcard"),
         ("https://brand..example", "invalid host name"),
@@ -444,3 +456,31 @@ def test_a_link_into_an_app_is_a_destination_if_its_scheme_is_permitted(url: str
 def test_a_scheme_that_runs_code_or_opens_local_data_is_never_permitted(url: str) -> None:
     with pytest.raises(UrlError):
         parse_destination(url, {"javascript", "data", "vbscript", "file", "blob", "about", "https", "tel"})
+
+
+def test_a_base_url_may_have_a_path_before_the_codes() -> None:
+    assert parse_base_url("https://go.example/ABCDEF/") == BaseUrl("https://go.example", "/ABCDEF")
+    assert parse_base_url("https://go.example/s/{sender}") == BaseUrl("https://go.example", "/s/{sender}")
+
+
+@pytest.mark.parametrize(
+    ("sender", "path"),
+    [("ABCDEF", "/s/ABCDEF"), ("VM-ABCDEF", "/s/VM-ABCDEF"), ("+14085550100", "/s/14085550100")],
+)
+def test_the_sender_replaces_its_placeholder_in_a_path(sender: str, path: str) -> None:
+    assert fill_link_path("/s/{sender}", sender) == path
+    assert matches_link_path("/s/{sender}", path)
+    assert matches_link_path("/s/{sender}", path.lower())
+
+
+@pytest.mark.parametrize("sender", ["", "My Shop", "a/b", "..", "Ünal", "x" * 65])
+def test_a_sender_that_cannot_be_in_a_path_is_rejected(sender: str) -> None:
+    with pytest.raises(UrlError, match="contain the sender"):
+        fill_link_path("/{sender}", sender)
+    assert fill_link_path("/ABCDEF", sender) == "/ABCDEF"
+
+
+@pytest.mark.parametrize("requested", ["", "/a", "/s/a/b", "/t/a", "/s"])
+def test_other_paths_do_not_match(requested: str) -> None:
+    assert not matches_link_path("/s/{sender}", requested)
+    assert not matches_link_path("/ABCDEF", requested)

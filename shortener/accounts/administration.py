@@ -5,6 +5,7 @@ Each function is part of one transaction of `Database.write`, and the caller ref
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -13,16 +14,18 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
-from shortener.accounts.directory import ALL_APPLICATIONS, increment_version, require_application
+from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
 from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import UrlError, host_of, parse_base_url, parse_host
+from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path
 
 MAX_BLOCKED_HOSTS = 10_000  # of one application or of the installation, because every process has all of them in memory
 MAX_NAME_CHARACTERS = 200
+MAX_PREVIOUS_PATHS = 20
+MAX_ASSOCIATION_BYTES = 64 * 1024  # of JSON
 
 
 def create_application(
@@ -95,52 +98,158 @@ def lock_application(connection: Connection, application_id: int) -> Row[Any]:
 
 
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime) -> int:
-    """Add a domain to an application, such as https://go.brand.example. Return its id.
+    """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
-    Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    A domain that the same application removed is added again with its id, so that its links stay known. Raise ApiError NOT_FOUND,
+    INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
     try:
-        base_url = parse_base_url(base_url)
+        parsed = parse_base_url(base_url)
     except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
-    host = host_of(base_url)
+    host = host_of(parsed.origin)
     table = schema.domains
-    if connection.execute(select(table.c.id).where(table.c.host == host)).first():
+    existing = connection.execute(select(table).where(table.c.host == host)).first()
+    values = {"base_url": parsed.origin, "path": parsed.path}
+    if existing is None:
+        new = {"application_id": application_id, "host": host, "created_at": now}
+        domain_id: int = connection.execute(insert(table).values(new | values).returning(table.c.id)).scalar_one()
+    elif existing.removed_at is None:
         raise ApiError(ErrorCode.CONFLICT, f"The domain {host} already exists.")
-    statement = insert(table).values(application_id=application_id, host=host, base_url=base_url, created_at=now)
-    domain_id: int = connection.execute(statement.returning(table.c.id)).scalar_one()
+    elif existing.application_id != application_id:
+        reason = f"The domain {host} was removed from another application, whose links still use it."
+        raise ApiError(ErrorCode.CONFLICT, reason)
+    else:
+        domain_id = existing.id
+        paths = _previous_paths(existing, parsed.path)
+        back = {"removed_at": None, "disabled_at": None, "previous_paths": paths}
+        connection.execute(update(table).where(table.c.id == domain_id).values(back | values))
     increment_version(connection)
     return domain_id
 
 
-def update_domain(connection: Connection, host: str, changes: Mapping[str, Any], now: datetime, *, own_url: str = "") -> None:
-    """Change `disabled` and `fallback_url` (None removes it) of a domain.
+def update_domain(
+    connection: Connection,
+    host: str,
+    changes: Mapping[str, Any],
+    now: datetime,
+    *,
+    own_url: str = "",
+    application_id: int | None = None,
+) -> None:
+    """Change a domain. None as a value removes it.
 
-    `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
-    NOT_FOUND, INVALID_REQUEST."""
+    Names: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association`
+    (JSON text). `own_url` is the installation's BASE_URL: a `fallback_url` or `home_url` must not lead to its host, nor to any
+    domain. `application_id`: only a domain of this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    domain = find_domain(connection, host, application_id)
     values: dict[str, Any] = {}
     if "disabled" in changes:
         values["disabled_at"] = now if changes["disabled"] else None
-    if "fallback_url" in changes:
+    for name in ("fallback_url", "home_url"):
+        if name in changes:
+            values[name] = _parse_own_target(connection, name, changes[name], own_url)
+    for name in ("assetlinks", "apple_app_site_association"):
+        if name in changes:
+            values[name] = _parse_association(name, changes[name])
+    if "path" in changes:
         try:
-            values["fallback_url"] = parse_fallback_url(changes["fallback_url"]) if changes["fallback_url"] else None
-        except ValueError as error:
-            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", str(error))]) from None
-        if values["fallback_url"] is not None:
-            _reject_own_host(connection, values["fallback_url"], own_url)
+            values["path"] = parse_link_path(changes["path"] or "")
+        except UrlError as error:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("path", error.reason)]) from None
+        values["previous_paths"] = _previous_paths(domain, values["path"])
     table = schema.domains
-    if not connection.execute(update(table).where(table.c.host == host).values(values)).rowcount:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
+    if "default" in changes:
+        values["is_default"] = bool(changes["default"])
+        if changes["default"]:  # an application has at most one default domain
+            connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
+    if values:
+        connection.execute(update(table).where(table.c.id == domain.id).values(values))
+        increment_version(connection)
+
+
+def remove_domain(connection: Connection, host: str, now: datetime, *, application_id: int | None = None) -> None:
+    """Remove a domain: no new links use it, and lists do not contain it. The links that exist work until they expire.
+
+    Raise ApiError NOT_FOUND."""
+    domain = find_domain(connection, host, application_id)
+    table = schema.domains
+    connection.execute(update(table).where(table.c.id == domain.id).values(removed_at=now, is_default=False))
     increment_version(connection)
 
 
-def _reject_own_host(connection: Connection, fallback_url: str, own_url: str) -> None:
-    """Raise ApiError INVALID_REQUEST if a fallback leads to a host of the installation, because it could redirect to itself."""
-    host, table = host_of(fallback_url), schema.domains
+def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
+    """Return the row of a domain that is not removed. `application_id` None: of any application. Raise ApiError NOT_FOUND."""
+    table = schema.domains
+    statement = select(table).where(table.c.host == host, table.c.removed_at.is_(None))
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    row = connection.execute(statement).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
+    return row
+
+
+def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
+    """Return a domain as the API and the command line show it. `new_links`: new links begin with it unless a request names
+    another domain."""
+    return {
+        "host": domain.host,
+        "application_id": domain.application_id,
+        "base_url": domain.base_url + domain.path,
+        "path": domain.path,
+        "fallback_url": domain.fallback_url,
+        "home_url": domain.home_url,
+        "assetlinks": None if domain.assetlinks is None else json.loads(domain.assetlinks),
+        "apple_app_site_association": (
+            None if domain.apple_app_site_association is None else json.loads(domain.apple_app_site_association)
+        ),
+        "enabled": not domain.disabled,
+        "default": domain.is_default,
+        "new_links": application is not None and application.domain == domain,
+    }
+
+
+def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
+    """Return the paths that links of a domain may have, without its new path `path`. At most 20, the latest."""
+    paths = [*(domain.previous_paths or ()), domain.path]
+    return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
+
+
+def _parse_own_target(connection: Connection, name: str, url: str | None, own_url: str) -> str | None:
+    if not url:
+        return None
+    try:
+        parsed = parse_fallback_url(url)
+    except ValueError as error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, str(error))]) from None
+    _reject_own_host(connection, parsed, own_url, name)
+    return parsed
+
+
+def _parse_association(name: str, text: str | None) -> str | None:
+    """Return the content of a file that associates apps with a domain, as compact JSON. Raise ApiError INVALID_REQUEST."""
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, "must be JSON")]) from None
+    kind, wanted = (list, "a list") if name == "assetlinks" else (dict, "an object")
+    stored = json.dumps(value, separators=(",", ":"))
+    if not isinstance(value, kind) or len(stored) > MAX_ASSOCIATION_BYTES:
+        reason = f"must be {wanted} of at most {MAX_ASSOCIATION_BYTES} bytes"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
+    return stored
+
+
+def _reject_own_host(connection: Connection, url: str, own_url: str, name: str = "fallback_url") -> None:
+    """Raise ApiError INVALID_REQUEST if a URL leads to a host of the installation, because it could redirect to itself."""
+    host, table = host_of(url), schema.domains
     is_own = bool(own_url) and host == host_of(own_url)
     if is_own or connection.execute(select(table.c.id).where(table.c.host == host)).first():
         reason = "leads to a host of this service, so the redirect would loop"
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("fallback_url", reason)])
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:

@@ -23,6 +23,7 @@ from shortener.model import Topic
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
+from shortener.urls import matches_link_path
 
 ALL_APPLICATIONS = 0  # used as an application id: the row applies to all applications
 _VERSION = "directory"
@@ -30,7 +31,10 @@ _VERSION = "directory"
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port."""
+    """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port.
+
+    `base_url` is scheme, host and port. `path` is before the code of each new link; it may contain `{sender}`. The codes of links
+    behind a path of `previous_paths` still work. A removed domain only serves the links that exist."""
 
     id: int
     application_id: int
@@ -38,11 +42,24 @@ class Domain:
     base_url: str
     fallback_url: str | None
     disabled: bool
+    path: str = ""
+    previous_paths: tuple[str, ...] = ()
+    home_url: str | None = None
+    assetlinks: str | None = None  # JSON
+    apple_app_site_association: str | None = None  # JSON
+    is_default: bool = False
+    removed: bool = False
+
+    def accepts(self, prefix: str) -> bool:
+        """Return whether codes exist behind this path: "" or for example "/ABCDEF"."""
+        return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """An application (a tenant) with its settings and its domains."""
+    """An application (a tenant) with its settings and its domains.
+
+    `domains` are those that are not removed. `had_domains`: it has or had an own domain."""
 
     id: int
     name: str
@@ -51,11 +68,18 @@ class Application:
     created_at: datetime
     disabled: bool
     domains: tuple[Domain, ...] = ()
+    had_domains: bool = False
 
     @property
     def domain(self) -> Domain | None:
-        """The domain of new links: the first domain that is not disabled. None: links use BASE_URL."""
-        return next((domain for domain in self.domains if not domain.disabled), None)
+        """The domain of new links: the default domain, or else the first one; only enabled domains. None: there is none."""
+        enabled = [domain for domain in self.domains if not domain.disabled]
+        return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
+
+    @property
+    def may_use_shared_host(self) -> bool:
+        """Whether new links may begin with BASE_URL if there is no usable own domain."""
+        return not self.had_domains or self.settings.allow_shared_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,7 @@ class _Snapshot:
     applications: dict[int, Application] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
+    link_paths: frozenset[str] = frozenset()
     keys: dict[str, tuple[int, int, frozenset[str]]] = field(default_factory=dict)  # hash -> key, application, permissions
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)  # hash -> application, valid until
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
@@ -160,6 +185,10 @@ class Directory:
         """Return the domain of a Host header in lower case."""
         return self._snapshot.domains.get(host)
 
+    def accepts_path(self, prefix: str) -> bool:
+        """Return whether codes exist behind this path on any domain."""
+        return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
+
     def domain_by_id(self, domain_id: int) -> Domain | None:
         """Return the domain with this id."""
         return self._snapshot.domains_by_id.get(domain_id)
@@ -170,6 +199,13 @@ class Directory:
         application = self.application(application_id)
         of_domain = domain.fallback_url if domain else None
         return of_domain or (application.settings.fallback_url if application else None)
+
+    def unknown_code_url(self, domain_id: int) -> str | None:
+        """The destination of codes that no link has: the fallback URL of an enabled domain, unless its host is blocked."""
+        domain = self.domain_by_id(domain_id)
+        if domain is None or domain.disabled or domain.fallback_url is None:
+            return None
+        return None if self.hit_policies.blocks(domain.application_id, domain.fallback_url) else domain.fallback_url
 
     def click_id_param(self, application_id: int) -> str | None:
         """The query parameter that carries click ids to the application's destinations; None if it has none."""
@@ -199,13 +235,21 @@ class Directory:
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function from the id of a domain to the prefix of its short links. The id 0 means BASE_URL."""
+    """Return a function from the id of a domain to scheme, host and port of its short links. The id 0 means BASE_URL.
+
+    The path before the code is a property of each link (`short_url`)."""
+    shared = settings.base_origin
 
     def base_url(domain_id: int) -> str:
         domain = directory.domain_by_id(domain_id)
-        return domain.base_url if domain else settings.base_url
+        return domain.base_url if domain else shared
 
     return base_url
+
+
+def short_url(base_url: str, path: str | None, code: str) -> str:
+    """Return the URL of a short link. `path`: the path before the code as stored with the link, None for none."""
+    return f"{base_url}{path or ''}/{code}"
 
 
 def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
@@ -216,10 +260,25 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     fresh = _Snapshot(version=current)
     domains: dict[int, list[Domain]] = {}
     for row in connection.execute(select(schema.domains).order_by(schema.domains.c.id)):
-        domain = Domain(row.id, row.application_id, row.host, row.base_url, row.fallback_url, row.disabled_at is not None)
+        domain = Domain(
+            id=row.id,
+            application_id=row.application_id,
+            host=row.host,
+            base_url=row.base_url,
+            fallback_url=row.fallback_url,
+            disabled=row.disabled_at is not None,
+            path=row.path,
+            previous_paths=tuple(row.previous_paths or ()),
+            home_url=row.home_url,
+            assetlinks=row.assetlinks,
+            apple_app_site_association=row.apple_app_site_association,
+            is_default=row.is_default,
+            removed=row.removed_at is not None,
+        )
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
+    fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
         fresh.applications[row.id] = Application(
             id=row.id,
@@ -228,7 +287,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
             settings=ApplicationSettings(**row.settings),
             created_at=row.created_at,
             disabled=row.disabled_at is not None,
-            domains=tuple(domains.get(row.id, ())),
+            domains=tuple(domain for domain in domains.get(row.id, ()) if not domain.removed),
+            had_domains=row.id in domains,
         )
     t = schema.trackers.c
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))

@@ -36,6 +36,11 @@ class ApplicationSettings(BaseModel):
     fallback_url: str | None = Field(
         None, description="URL to which expired links redirect. null: they return a short page with status 410."
     )
+    allow_shared_host: bool = Field(
+        False,
+        description="true: if no own domain of the application can be used, new links begin with BASE_URL. false: the rewrite "
+        "fails with NO_USABLE_DOMAIN. Applications that never had an own domain always use BASE_URL.",
+    )
     link_ttl_days: int | None = Field(
         None, ge=1, le=3650, description="Maximum lifetime of a link in days; limits expires_in. null: no limit of its own."
     )

@@ -28,7 +28,7 @@ COMMANDS = {
     "clicks": ("clicks", "Classify stored hits again."),
     "links": ("links", "Show, disable and enable short links."),
     "hosts": ("links", "Block, unblock and list destination hosts."),
-    "domains": ("domains", "Add, list, update, disable and enable domains of applications."),
+    "domains": ("domains", "Add, list, update, remove, disable and enable domains of applications."),
     "purge": ("data", "Delete data that is older than its retention period."),
     "export": ("data", "Export the messages of an application as CSV or JSON."),
     "verify": ("data", "Recount all statistics and report differences."),

@@ -183,7 +183,7 @@ def _application_fields(application: Any) -> dict[str, Any]:
         "application_id": application.id,
         "name": application.name,
         "company_id": application.company_id,
-        "domains": [domain.base_url for domain in application.domains],
+        "domains": [domain.base_url + domain.path for domain in application.domains],
         "disabled": application.disabled,
         "created_at": application.created_at,
     }

@@ -6,7 +6,7 @@ Running servers apply a change within a second.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -16,7 +16,7 @@ from shortener.cli.parameters import ID
 
 @click.group()
 def domains() -> None:
-    """Add, list, update, disable and enable domains of applications."""
+    """Add, list, update, remove, disable and enable domains of applications."""
 
 
 @domains.command("list")
@@ -24,57 +24,125 @@ def domains() -> None:
 @json_option
 @async_command
 async def list_domains(application: int | None, as_json: bool) -> None:
-    """List domains of one application, or of all. New links are created on the first enabled domain of an application."""
+    """List domains of one application, or of all. New links are created on the domain with `new_links`."""
+    from shortener.accounts.administration import serialize_domain
     from shortener.accounts.directory import Directory
 
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
     rows = [
-        _domain_fields(domain) | {"new_links": domain == owner.domain}
+        serialize_domain(domain, owner)
         for owner in directory.applications()
         if application in (None, owner.id)
         for domain in owner.domains
     ]
-    columns = ("host", "application_id", "base_url", "fallback_url", "enabled", "new_links")
+    columns = ("host", "application_id", "base_url", "fallback_url", "home_url", "enabled", "default", "new_links")
     print_result(rows, as_json, lambda: print_table(rows, *columns))
+
+
+_options = (
+    click.option(
+        "--fallback-url",
+        help="URL to which expired links and unknown codes of this domain redirect. Empty: that of the application.",
+    ),
+    click.option("--home-url", help="URL to which / of this domain redirects. Empty: / returns 404."),
+    click.option("--default", "is_default", is_flag=True, help="Create new links of the application on this domain."),
+    click.option(
+        "--assetlinks", type=click.File(), help="File with the content of /.well-known/assetlinks.json. An empty file removes it."
+    ),
+    click.option(
+        "--apple-app-site-association",
+        type=click.File(),
+        help="File with the content of /.well-known/apple-app-site-association. An empty file removes it.",
+    ),
+)
+
+
+def _domain_options(command: Any) -> Any:
+    for option in reversed(_options):
+        command = option(command)
+    return command
+
+
+def _changes(
+    fallback_url: str | None,
+    home_url: str | None,
+    is_default: bool,
+    assetlinks: TextIO | None,
+    apple_app_site_association: TextIO | None,
+) -> dict[str, Any]:
+    """Return the changes for `administration.update_domain`. An empty URL or file becomes None, which removes it."""
+    changes: dict[str, Any] = {"default": True} if is_default else {}
+    texts = {"fallback_url": fallback_url, "home_url": home_url}
+    texts |= {
+        name: file.read().strip()
+        for name, file in (("assetlinks", assetlinks), ("apple_app_site_association", apple_app_site_association))
+        if file is not None
+    }
+    return changes | {name: text or None for name, text in texts.items() if text is not None}
 
 
 @domains.command("add")
 @click.argument("application", type=ID)
 @click.argument("base_url")
-@click.option("--fallback-url", help="URL to which expired links of this domain redirect. Default: that of the application.")
+@_domain_options
 @json_option
 @async_command
-async def add_domain(application: int, base_url: str, fallback_url: str | None, as_json: bool) -> None:
-    """Add a domain to an application, for example https://go.brand.example."""
+async def add_domain(application: int, base_url: str, as_json: bool, **options: Any) -> None:
+    """Add a domain to an application, for example https://go.brand.example.
+
+    A path is put before each code: https://go.brand.example/ABCDEF, or https://go.brand.example/{sender} for the sender of the
+    message.
+    """
     from shortener.accounts import administration
     from shortener.model import utcnow
     from shortener.urls import host_of
 
+    host = host_of(base_url).removesuffix(".")
+    changes, own_url = _changes(**options), load_settings().base_url
+
     def add(connection: Any) -> None:
         administration.add_domain(connection, application, base_url, utcnow())
-        if fallback_url is not None:
-            changes, own_url = {"fallback_url": fallback_url}, load_settings().base_url
-            administration.update_domain(connection, host_of(base_url), changes, utcnow(), own_url=own_url)
+        if changes:
+            administration.update_domain(connection, host, changes, utcnow(), own_url=own_url)
 
     async with open_store() as database:
         await database.write(add)
-        await _print_domain(database, host_of(base_url), as_json)
+        await _print_domain(database, host, as_json)
 
 
 @domains.command("update")
 @click.argument("host")
-@click.option(
-    "--fallback-url",
-    required=True,
-    help="URL to which expired links of this domain redirect. Empty: that of the application, or a short page.",
-)
+@_domain_options
+@click.option("--path", help="Path before the codes of new links, for example /ABCDEF or /{sender}. Empty: none. Older links work.")
+@click.option("--disable/--enable", default=None, help="Disable or enable the domain.")
 @json_option
 @async_command
-async def update_domain(host: str, fallback_url: str, as_json: bool) -> None:
-    """Change the fallback URL of a domain."""
-    await _change_domain(host, {"fallback_url": fallback_url or None}, as_json)
+async def update_domain(host: str, path: str | None, disable: bool | None, as_json: bool, **options: Any) -> None:
+    """Change a domain. Whatever is not named keeps its value."""
+    changes = _changes(**options)
+    if path is not None:
+        changes["path"] = path
+    if disable is not None:
+        changes["disabled"] = disable
+    if not changes:
+        raise click.UsageError("nothing to change: name at least one option")
+    await _change_domain(host, changes, as_json)
+
+
+@domains.command("remove")
+@click.argument("host")
+@json_option
+@async_command
+async def remove_domain(host: str, as_json: bool) -> None:
+    """Remove a domain: no new links use it. Links that were sent work until they expire."""
+    from shortener.accounts import administration
+    from shortener.model import utcnow
+
+    async with open_store() as database:
+        await database.write(administration.remove_domain, host.lower(), utcnow())
+    print_result({"host": host.lower(), "removed": True}, as_json, lambda: click.echo(f"{host.lower()} is removed"))
 
 
 @domains.command("disable")
@@ -106,19 +174,12 @@ async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> N
 
 
 async def _print_domain(database: Any, host: str, as_json: bool) -> None:
+    from shortener.accounts.administration import serialize_domain
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)
     await directory.refresh()
-    fields = _domain_fields(directory.domain(host))
+    domain = directory.domain(host)
+    assert domain is not None  # it was changed a moment ago
+    fields = serialize_domain(domain, directory.application(domain.application_id))
     print_result(fields, as_json, lambda: print_fields(fields))
-
-
-def _domain_fields(domain: Any) -> dict[str, Any]:
-    return {
-        "host": domain.host,
-        "application_id": domain.application_id,
-        "base_url": domain.base_url,
-        "fallback_url": domain.fallback_url,
-        "enabled": not domain.disabled,
-    }

@@ -222,7 +222,7 @@ class Worker:
 
 def _print_start(service: Service, as_json: bool) -> None:
     """Print the address, and at the very first start the credentials of the default application."""
-    base_url, port = service.settings.base_url, service.settings.port
+    base_url, port, origin = service.settings.base_url, service.settings.port, service.settings.base_origin
     first = service.first_credentials
     if as_json:
         credentials = first and {
@@ -241,7 +241,7 @@ def _print_start(service: Service, as_json: bool) -> None:
             f"  tracker_token    {first.tracker_token}\n"
             f"  callback_secret  {first.callback_secret}\n\n"
             f"A first rewrite:\n\n"
-            f"  curl -s {base_url}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
+            f"  curl -s {origin}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
         )
     click.echo(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")

@@ -27,7 +27,7 @@ from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
-from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkDirectory, LinkResolver, Resolution
+from shortener.clicks.resolver import Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
@@ -86,7 +86,7 @@ class HitBatchWriter:
             link = links.get(hit.code)
             resolution = self._resolver.resolve(hit, link, policies)
             result.resolutions.append(resolution)
-            if link is None or resolution is UNKNOWN_LINK:
+            if link is None or resolution.unknown:
                 result.unknown += 1
             elif hit.id not in stored:
                 new.append((hit, link, resolution.off))

@@ -7,6 +7,7 @@ an address is never stored: the peer's address is used instead, or "" if the pee
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
@@ -50,6 +51,17 @@ def shorten_address(address: str, privacy: Privacy) -> str:
     if privacy == "full":
         return address
     return _network(address) if privacy == "short" else ""
+
+
+def hash_client(address: str, key: bytes) -> int:
+    """Return a keyed hash of the client that an address belongs to: the IPv4 address, or the /64 network of an IPv6 address.
+
+    0 for an unknown address. The hash is equal in all processes of an installation and does not reveal the address."""
+    if not address:
+        return 0
+    if ":" in address and (parsed := _parse(address)) is not None and parsed.version == 6:
+        address = str(int(parsed) >> 64)
+    return int.from_bytes(hashlib.blake2b(address.encode(), key=key, digest_size=8).digest()) or 1
 
 
 @lru_cache(maxsize=_MAX_CACHED_ADDRESSES)

@@ -14,7 +14,7 @@ import structlog
 
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
-from shortener.clicks.resolver import UNKNOWN_LINK, LinkDirectory, LinkRecord, LinkResolver
+from shortener.clicks.resolver import LinkDirectory, LinkRecord, LinkResolver
 from shortener.clicks.waiting_hit import WaitingHit
 from shortener.errors import StoreUnavailable
 from shortener.redis.link_cache import LinkCache
@@ -68,7 +68,7 @@ class EarlyResolver:
                 continue
             hit = waiting.hit
             resolution = waiting.resolution = self._resolver.resolve(hit, find(hit.code), policies)
-            if resolution is UNKNOWN_LINK:
+            if resolution.unknown:
                 waiting.is_settled = True
             elif (privacy := policies.ip_privacy.get(resolution.application_id)) is not None:
                 hit.address = shorten_address(hit.address, privacy)

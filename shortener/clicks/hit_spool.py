@@ -4,7 +4,7 @@ A hit is in the stream once Redis acknowledged it. It is as durable there as Red
 writes the entries to the database later, and deletes an entry only after the commit of its hit. A second stream, `spool:dead`,
 holds dead letters until their table takes them (`dead_letters.py`).
 
-An entry contains the fields of `Hit` without `origin`: the hash of a full address must not leave the process.
+An entry contains the fields of `Hit` without `origin`: nothing about a full address is stored.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, func, literal, select, update
 
-from shortener.accounts.directory import Directory
+from shortener.accounts.directory import Directory, short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.storage.schema import links, messages
 from shortener.storage.types import to_iso
@@ -25,6 +25,7 @@ _COLUMNS = (
     links.c.code,
     links.c.application_id,
     links.c.domain_id,
+    links.c.path,
     links.c.url,
     links.c.location,
     links.c.label,
@@ -75,7 +76,7 @@ def serialize_link(link: AnyRow, directory: Directory, base_url: Callable[[int],
     off_by = disabled_by(directory, link)
     return {
         "code": link.code,
-        "short_url": f"{base_url(link.domain_id)}/{link.code}",
+        "short_url": short_url(base_url(link.domain_id), link.path, link.code),
         "url": link.url,
         "label": link.label,
         "message_id": link.message_id,

@@ -96,6 +96,17 @@ def unknown_page() -> bytes:
 
 
 @lru_cache(maxsize=1)
+def too_many_requests_page() -> bytes:
+    """Return the page for 429, a client that requested many codes that no link has."""
+    return _page(
+        "Please wait a moment",
+        _CLOCK,
+        "<p>Too many links that do not exist were opened from your network.</p>",
+        "<p>Please check the link in your message and try again in a minute.</p>",
+    )
+
+
+@lru_cache(maxsize=1)
 def unavailable_page() -> bytes:
     """Return the page for 503, a link that cannot be looked up at the moment."""
     return _page(

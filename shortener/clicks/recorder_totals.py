@@ -26,6 +26,7 @@ class RecorderTotals:
     dead_letters: int = 0  # hits that can never be stored
     id_clashes: int = 0  # hits that got a new id
     unknown: int = 0
+    unknown_redirected: int = 0  # requests for unknown codes that got the fallback URL of their domain
     verdicts: dict[tuple[Verdict, str], int] = field(  # hits that got a response, by verdict and rule
         default_factory=lambda: dict.fromkeys((*REQUEST_RULES, *((Verdict.SUSPECTED, name) for name in CONTEXTUAL_RULES)), 0)
     )
@@ -63,6 +64,11 @@ class RecorderTotals:
             lambda: self.id_clashes,
         )
         metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: self.unknown)
+        metrics.counter(
+            "shortener_hits_unknown_redirected",
+            "Requests for codes that no link has, redirected to the fallback URL of the domain.",
+            lambda: self.unknown_redirected,
+        )
         metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)
         metrics.counter("shortener_first_clicks", "Messages that moved to CLICKTHRU.", lambda: self.first_clicks)
         metrics.gauge("shortener_store_outage", "1 while hits go to the spool instead of the database.", is_outage)

@@ -1,8 +1,9 @@
 """GET /{code}: the redirect, which needs no routing, middleware or templates.
 
-A request becomes a `Hit`. When the hit's resolution is known, the response is 302 with the Location, 404 for an unknown code,
-or 410 for a link that expired or is switched off. It is 503 with Retry-After if the database can neither store the hit nor be read.
-Prefetchers and link previews get the same response as people; the verdict only decides what counts as a click.
+A request becomes a `Hit`. When its resolution is known, the response is 302 with the Location, 404 for an unknown code, or 410
+for a link that expired or is switched off. A client that requests many unknown codes gets 429 for them. The response is 503 with
+Retry-After if the database can neither store the hit nor be read. Prefetchers and link previews get the same response as people;
+the verdict only decides what counts as a click.
 
 `Redirect` is an ASGI application. `server/http_protocol.py` calls its parts `read_client_info`, `make_hit` and `respond` directly,
 because it needs neither a task nor ASGI messages.
@@ -15,14 +16,15 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from shortener.accounts.directory import Directory
-from shortener.clicks.client_address import client_address, shorten_address
-from shortener.clicks.pages import expired_page, switched_off_page, unavailable_page, unknown_page
+from shortener.clicks.client_address import client_address, hash_client, shorten_address
+from shortener.clicks.pages import expired_page, switched_off_page, too_many_requests_page, unavailable_page, unknown_page
 from shortener.clicks.recorder import Recorder
-from shortener.clicks.resolver import UNKNOWN_LINK, Hit, Resolution
+from shortener.clicks.resolver import Hit, Resolution
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.model import Verdict
+from shortener.redis.rate_limit import RateLimiter
 from shortener.settings import Network
 
 Scope = MutableMapping[str, Any]
@@ -33,7 +35,9 @@ _MAX_CACHED_ADDRESSES = 8_192
 _MAX_CACHED_FORWARDED_LENGTH = 128  # characters of X-Forwarded-For
 
 #: The request headers that this module reads.
-_HEADERS = frozenset({b"host", b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
+_HEADERS = frozenset(
+    {b"host", b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz", b"x-request-id"}
+)
 
 _COMMON_HEADERS = [
     (b"cache-control", b"private, no-store"),
@@ -49,6 +53,8 @@ _PAGE_HEADERS = [
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
 RETRY_AFTER_SECONDS = b"2"
+#: The host of a request with several Host headers (RFC 9112 requires the response 400). No host contains a comma.
+AMBIGUOUS_HOST = b","
 
 #: Status, headers and body of a response.
 RawResponse = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -62,19 +68,20 @@ class ClientInfo(NamedTuple):
     verdict: Verdict
     rule: str
     forwarded: str  # X-Forwarded-For; "" if the header is missing
+    request_id: bytes = b""  # X-Request-Id as the caller sent it
 
 
 def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> ClientInfo:
-    """Read the headers and classify the request. Names must be in lower case; the first of several Host headers counts."""
+    """Read the headers and classify the request. Names must be in lower case. Several Host headers give AMBIGUOUS_HOST."""
     host: bytes | None = None
-    agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = b""
+    agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = request_id = b""
     for name, value in headers:
         if name not in _HEADERS:
             continue
         if name == b"user-agent":
             agent = value
         elif name == b"host":
-            host = value if host is None else host
+            host = value if host is None else AMBIGUOUS_HOST
         elif name == b"x-forwarded-for":
             forwarded = forwarded + b", " + value if forwarded else value
         elif name == b"sec-purpose":
@@ -83,8 +90,10 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
             purpose = value
         elif name == b"x-purpose":
             x_purpose = value
-        else:
+        elif name == b"x-moz":
             x_moz = value
+        else:
+            request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
     classification = classify(
         RequestTraits(
@@ -96,11 +105,13 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
             x_moz.decode("latin-1"),
         )
     )
-    return ClientInfo(host or b"", user_agent, classification.verdict, classification.rule, forwarded.decode("latin-1"))
+    return ClientInfo(host or b"", user_agent, classification.verdict, classification.rule, forwarded.decode("latin-1"), request_id)
 
 
 class Redirect:
-    """The ASGI application that responds to requests for codes."""
+    """The ASGI application that responds to requests for codes.
+
+    `limiter` limits the unknown codes of a client. `client_key` is the key of `client_address.hash_client`."""
 
     def __init__(
         self,
@@ -109,6 +120,8 @@ class Redirect:
         ids: IdGenerator,
         now_ms: Callable[[], int],
         *,
+        limiter: RateLimiter,
+        client_key: bytes,
         trusted_proxies: tuple[Network, ...],
         ip_privacy: Literal["full", "short", "none"],
     ) -> None:
@@ -116,6 +129,8 @@ class Redirect:
         self._directory = directory
         self._ids = ids
         self._now_ms = now_ms
+        self._limiter = limiter
+        self._client_key = client_key
         self._trusted_proxies = trusted_proxies
         self._ip_privacy = ip_privacy
         self._totals = recorder.totals
@@ -137,22 +152,26 @@ class Redirect:
 
     def make_hit(self, client_info: ClientInfo, peer: str | None, code: str, domain_id: int | None) -> Hit:
         """Return a new hit with a new id and the current time. `peer`: the address of the other end of the connection."""
-        _, user_agent, verdict, rule, forwarded = client_info
+        _, user_agent, verdict, rule, forwarded, _ = client_info
         read_address = self._cached_address if len(forwarded) <= _MAX_CACHED_FORWARDED_LENGTH else self._read_address
         address, origin = read_address(peer, forwarded)
         return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin)
 
     def _read_address(self, peer: str | None, forwarded: str) -> tuple[str, int]:
-        """Return the client's address as stored, and a hash of the full address (`Hit.origin`)."""
+        """Return the client's address as stored, and the hash of the client (`Hit.origin`)."""
         address = client_address(peer, forwarded, self._trusted_proxies)
-        return shorten_address(address, self._ip_privacy), hash(address)
+        return shorten_address(address, self._ip_privacy), hash_client(address, self._client_key)
 
     def respond(self, hit: Hit, resolution: Resolution) -> RawResponse:
         """Return the response to a hit, and count its verdict and status."""
         totals = self._totals
-        if resolution is not UNKNOWN_LINK:
+        if not resolution.unknown:
             key = (hit.verdict, hit.rule)
             totals.verdicts[key] = totals.verdicts.get(key, 0) + 1
+        elif wait := self._limiter.take(hit.origin):
+            return self._page_response(429, too_many_requests_page(), (b"retry-after", b"%d" % wait))
+        elif resolution.location is not None:
+            totals.unknown_redirected += 1
         if resolution.location is not None:
             totals.answers[302] = totals.answers.get(302, 0) + 1
             return 302, [*REDIRECT_HEADERS, (b"location", resolution.location)], b""

@@ -1,9 +1,9 @@
 """Hits, and the resolution of a hit: where its link leads.
 
 A resolution depends on the link, its application and its domain. The link may come from the database or from the link cache.
-A code that no link has, and a code that was requested on another application's domain, give `UNKNOWN_LINK`. A link is switched
-off if the link itself, its domain, its application or the host of its destination is switched off. Such a link has no
-destination, even if it has a fallback URL.
+A code that no link has, and a code that was requested on another application's domain, are unknown: they lead to the fallback URL
+of the domain if it has one. A link is switched off if the link itself, its domain, its application or the host of its destination
+is switched off. Such a link has no destination, even if it has a fallback URL.
 
 This module does no I/O and raises nothing: all data that a resolution needs is in memory.
 """
@@ -27,8 +27,8 @@ class Hit:
     """One request for a code.
 
     `domain_id`: None if the request came to the default host, where the codes of all domains are valid. `at`: milliseconds
-    since 1970. `address`: the client's address as stored, shortened by the installation's privacy setting. `origin`: a hash of
-    the full address, valid only within this process; 0 if the address is unknown.
+    since 1970. `address`: the client's address as stored, shortened by the installation's privacy setting. `origin`: a keyed
+    hash of the client (`client_address.hash_client`), never stored; 0 if the address is unknown.
     """
 
     id: int
@@ -49,9 +49,10 @@ class Resolution(NamedTuple):
     application_id: int = 0
     gone: bool = False  # the link expired or is switched off: 410, or 302 to a fallback URL
     off: bool = False  # the link is switched off
+    unknown: bool = False  # no link has the code: 404, or 302 to the fallback URL of the domain
 
 
-UNKNOWN_LINK = Resolution(None)
+UNKNOWN_LINK = Resolution(None, unknown=True)
 
 
 class LinkRecord(Protocol):
@@ -81,6 +82,7 @@ class LinkDirectory(Protocol):
     @property
     def hit_policies(self) -> HitPolicies: ...
     def fallback_url(self, application_id: int, domain_id: int) -> str | None: ...
+    def unknown_code_url(self, domain_id: int) -> str | None: ...
     def click_id_param(self, application_id: int) -> str | None: ...
 
 
@@ -98,7 +100,7 @@ class LinkResolver:
         reads them once per batch.
         """
         if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
-            return UNKNOWN_LINK
+            return self._resolve_unknown(hit.domain_id)
         application_id = link.application_id
         if (
             link.disabled_at is not None
@@ -121,3 +123,7 @@ class LinkResolver:
             if name:
                 location = append_param(location, name, self._click_ids.encode(hit.id))
         return Resolution(location, application_id)
+
+    def _resolve_unknown(self, domain_id: int | None) -> Resolution:
+        url = None if domain_id is None else self._directory.unknown_code_url(domain_id)
+        return UNKNOWN_LINK if url is None else Resolution(url.encode(), unknown=True)

@@ -30,6 +30,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from shortener.accounts.directory import short_url
 from shortener.conversions.service import encode_conversion_id
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
@@ -185,7 +186,7 @@ class Fanout:
         if source.code is not None:
             facts |= {
                 "code": source.code,
-                "short_url": f"{source.base_url or self._base_url}/{source.code}",
+                "short_url": short_url(source.base_url or self._base_url, source.path, source.code),
                 "url": source.url,
                 "label": source.label,
             }

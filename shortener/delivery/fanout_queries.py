@@ -171,6 +171,7 @@ class Sources(NamedTuple):
     code: str | None
     url: str | None
     label: str | None
+    path: str | None  # before the code
     base_url: str | None  # None: that of the installation
     click_hit: int | None  # the hit of the event, or the click before its conversion
     hit_at: int
@@ -194,7 +195,7 @@ _SOURCE_COLUMNS = (
     "m.message_id, m.request_id, m.external_request_id, m.to_address, m.from_address, m.sender_id_id, m.sender_id_alias, "
     "m.state, m.segments, m.fragments_count, m.mt_price, m.report_status, m.reason_code, m.reason_description, "
     f"m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, {_CLICKED_AT}, c.campaign, c.source, c.country, "
-    "p.process_key, l.id, l.code, l.url, l.label, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
+    "p.process_key, l.id, l.code, l.url, l.label, l.path, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
     "v.action, v.status, v.disposition, v.value, v.currency, v.transaction_id, v.metadata"
 )
 # An event without a link, such as a delivery report, uses the first link of the message (Xoxzo's link_tracking).

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from shortener.accounts.directory import Application
+from shortener.accounts.directory import Application, Domain
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.directives import DirectiveError
@@ -25,7 +25,7 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, pars
 from shortener.messages.segments import count_segments
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.storage.types import to_iso, to_ms
-from shortener.urls import Destination, UrlError, parse_destination
+from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
 
 #: Links of one message. `first_clicks.links` has one bit for each; three segments hold 15 short links and no other text.
 MAX_LINKS = 30
@@ -58,6 +58,7 @@ class RewriteItem:
     fallback_url: str | None = None
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
+    domain: str = ""  # the host of one of the application's own domains; "": its default domain
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
 
@@ -81,7 +82,17 @@ class LinkHosts(Protocol):
         ...
 
     def base_url(self, domain_id: int) -> str:
-        """Return the prefix of short links on a domain; 0 is the installation's own prefix."""
+        """Return scheme, host and port of short links on a domain; 0 is BASE_URL."""
+        ...
+
+    @property
+    def shared_host(self) -> str:
+        """The host of BASE_URL, with its port unless it is the default."""
+        ...
+
+    @property
+    def shared_path(self) -> str:
+        """The path of BASE_URL, which is before the code; "" for none."""
         ...
 
 
@@ -110,6 +121,9 @@ class ItemPlan:
     links: tuple[PlannedLink, ...] = ()
     expires_at: int = 0  # ms since 1970
     fallback_location: str | None = None  # as sent in a Location header
+    domain_id: int = 0  # 0: BASE_URL
+    base_url: str = ""  # scheme, host and port of the short links
+    link_path: str = ""  # the path before the code
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     problems: tuple[Problem, ...] = ()
@@ -247,6 +261,7 @@ def _plan_item(
 
     expires_at = _plan_expiry(application, item, now, limits, reject)
     links = _plan_links(application, item, hosts, reject)
+    domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
     fallback_location = None
     if item.fallback_url:
         try:
@@ -265,6 +280,9 @@ def _plan_item(
         links=links,
         expires_at=to_ms(expires_at),
         fallback_location=fallback_location,
+        domain_id=domain.id if domain else 0,
+        base_url=domain.base_url if domain else hosts.base_url(0),
+        link_path=link_path,
         warnings=find_warnings(item.body, [(link.span, link.destination.host) for link in links], item.from_address),
         segments_without_rewriting=count_segments(
             replace_spans(item.body, spans, [link.destination.url for link in links])
@@ -292,6 +310,40 @@ def _plan_expiry(
     else:
         requested = now + (longest or limits.link_ttl)
     return min(requested, now + longest) if longest else requested
+
+
+def _plan_domain(
+    application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None], *, has_links: bool
+) -> tuple[Domain | None, str]:
+    """Return the domain of the links, None for BASE_URL, and the path before their codes."""
+    wanted = item.domain.lower().removesuffix(".")
+    if wanted and not (wanted == hosts.shared_host and application.may_use_shared_host):
+        domain = next((one for one in application.domains if one.host == wanted), None)
+        if domain is None:
+            own = ", ".join(one.host for one in application.domains) or "none"
+            reject(ErrorCode.INVALID_REQUEST, "domain", f"must be the host of an own domain of the application ({own})")
+            return None, ""
+        if domain.disabled:
+            reject(ErrorCode.NO_USABLE_DOMAIN, "domain", f"{domain.host} is disabled")
+            return None, ""
+    else:
+        domain = None if wanted else application.domain
+    if domain is None and not wanted and has_links and not application.may_use_shared_host:
+        reject(ErrorCode.NO_USABLE_DOMAIN, "domain", "no own domain of the application is enabled, and allow_shared_host is false")
+        return None, ""
+    path = hosts.shared_path if domain is None else domain.path
+    if path and has_links:
+        try:
+            path = fill_link_path(path, _sender_of(item))
+        except UrlError as error:
+            reject(ErrorCode.INVALID_REQUEST, "from", error.reason)
+    return domain, path
+
+
+def _sender_of(item: RewriteItem) -> str:
+    """Return the sender as recipients see it: `from`, or the alias if `from` is absent or a reference."""
+    is_reference = item.from_address.startswith(("channel:", "sender_id:"))
+    return item.sender_id_alias if is_reference or not item.from_address else item.from_address
 
 
 def _plan_links(
@@ -352,5 +404,6 @@ def _content_of(item: RewriteItem) -> bytes:
         item.callback_url,
         item.metadata,
         item.tracking,
+        *([item.domain] if item.domain else []),
     )
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

@@ -52,6 +52,7 @@ insert_links = BulkInsert(
     "fallback_url",
     "expires_at",
     "link_set_id",
+    "path",
 )
 
 insert_responses = BulkInsert(schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at")
@@ -66,13 +67,14 @@ class StoredMessage(NamedTuple):
 
 
 class StoredLink(NamedTuple):
-    """A stored link. `domain_id` is 0 for the installation's own prefix."""
+    """A stored link. `domain_id` is 0 for BASE_URL. `path` is the path before the code, "" for none."""
 
     code: str
     url: str
     label: str | None
     expires_at: int  # ms since 1970
     domain_id: int
+    path: str = ""
 
 
 class StoredResponse(NamedTuple):
@@ -102,12 +104,12 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
     found: dict[int, list[StoredLink]] = {}
     for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
         statement = (
-            select(table.c.message_id, table.c.code, table.c.url, table.c.label, table.c.expires_at, table.c.domain_id)
+            select(*(table.c[name] for name in ("message_id", *StoredLink._fields)))
             .where(table.c.message_id.in_(messages[start : start + MAX_KEYS_PER_QUERY]))
             .order_by(table.c.message_id, table.c.position)
         )
         for row in connection.execute(statement):
-            link = StoredLink(row.code, row.url, row.label, to_ms(row.expires_at), row.domain_id)
+            link = StoredLink(row.code, row.url, row.label, to_ms(row.expires_at), row.domain_id, row.path or "")
             found.setdefault(row.message_id, []).append(link)
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.directives import DirectiveError
 from shortener.messages.message_warnings import find_warnings
@@ -19,7 +20,7 @@ from shortener.storage.types import from_ms, to_iso
 
 @dataclass(frozen=True, slots=True)
 class RewrittenMessage:
-    """A message with short links in its body. `base_url` is the prefix of all its short links."""
+    """A message with short links in its body. `base_url` is scheme, host and port of all its short links."""
 
     message_id: str
     request_id: str
@@ -42,7 +43,7 @@ class RewrittenMessage:
             "links": [
                 {
                     "code": link.code,
-                    "short_url": f"{self.base_url}/{link.code}",
+                    "short_url": short_url(self.base_url, link.path, link.code),
                     "url": link.url,
                     "label": link.label,
                     "expires_at": to_iso(from_ms(link.expires_at)),
@@ -93,7 +94,7 @@ def _render(
     segments_without_rewriting: int,
     warnings: tuple[str, ...],
 ) -> RewrittenMessage:
-    body = replace_spans(message.item.body, spans, [f"{base_url}/{link.code}" for link in links])
+    body = replace_spans(message.item.body, spans, [short_url(base_url, link.path, link.code) for link in links])
     counted = count_segments(body)
     return RewrittenMessage(
         message_id=message.message_id,

@@ -25,7 +25,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.messages import queries
 from shortener.messages.codes import Codes
-from shortener.messages.plan import LinkHosts, PlannedLink, PlannedMessage, PlannedRequest, Problem
+from shortener.messages.plan import ItemPlan, LinkHosts, PlannedLink, PlannedMessage, PlannedRequest, Problem
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
 from shortener.model import LinkFlag, State
@@ -141,10 +141,9 @@ class _Batch:
         return render_repeat(message, stored.request_id, links, base_url)
 
     def _create(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
-        domain = request.application.domain
-        domain_id = domain.id if domain else 0
-        links = [self._rows.mint(link, message.plan.expires_at, domain_id) for link in message.plan.links]
-        rewritten = render_new(message, links, domain.base_url if domain else self._hosts.base_url(0))
+        plan = message.plan
+        links = [self._rows.mint(link, plan) for link in plan.links]
+        rewritten = render_new(message, links, plan.base_url)
         row_id = self._rows.add_message(request, message, rewritten)
         if message.has_own_id:
             key = (request.application.id, message.message_id)
@@ -175,9 +174,11 @@ class _Rows:
         self._counted = CountDelta()
         self.cached_links: list[CachedLink] = []
 
-    def mint(self, link: PlannedLink, expires_at: int, domain_id: int) -> StoredLink:
+    def mint(self, link: PlannedLink, plan: ItemPlan) -> StoredLink:
         """Return a link with a new code."""
-        return StoredLink(self._codes.mint(), link.destination.url, link.span.label, expires_at, domain_id)
+        return StoredLink(
+            self._codes.mint(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path
+        )
 
     def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:
         """Add a message with its links and counts. Return its row id."""
@@ -265,6 +266,7 @@ class _Rows:
                 message.plan.fallback_location,
                 link.expires_at,
                 link_set,
+                link.path or None,
             )
         )
         self._counted.add(cohort_id, request.now, "links", message=message_row, link_set=link_set)

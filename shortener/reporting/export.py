@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from sqlalchemy import BigInteger, Connection, select
 
+from shortener.accounts.directory import short_url
 from shortener.model import State
 from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_decimal
 from shortener.reporting.queries import AnyRow
@@ -88,7 +89,7 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
     found = list_messages(connection, filters, PAGE_MESSAGES, below)
     shown = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
     statement = (
-        select(links.c.message_id, links.c.domain_id, links.c.code, links.c.url)
+        select(links.c.message_id, links.c.domain_id, links.c.path, links.c.code, links.c.url)
         .join_from(shown, links, links.c.message_id == shown.c.id)
         .where(links.c.position == 0)
     )
@@ -122,7 +123,7 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
         row.fragments_count,
         serialize_decimal(row.mt_price),
         escape_formula(row.telecom_message_id),
-        link and f"{base_url(link.domain_id)}/{link.code}",
+        link and short_url(base_url(link.domain_id), link.path, link.code),
         link and escape_formula(link.url),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, text
 
+from shortener.accounts.directory import short_url
 from shortener.conversions.service import encode_conversion_id
 from shortener.model import HitFlag, State
 from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_decimal, serialize_message
@@ -35,6 +36,7 @@ _first, _other = hits.alias("first"), hits.alias("other")
 _LINK = (
     links.c.code,
     links.c.domain_id,
+    links.c.path,
     links.c.url,
     links.c.label,
     links.c.expires_at,
@@ -130,7 +132,7 @@ class MessageStatusReader:
         }
 
     def _short_url(self, link: AnyRow) -> str:
-        return f"{self.base_url(link.domain_id)}/{link.code}"
+        return short_url(self.base_url(link.domain_id), link.path, link.code)
 
     def _conversion(self, row: AnyRow) -> dict[str, Any]:
         return {

@@ -1,8 +1,11 @@
 """The ASGI application: redirects first, everything else through Starlette.
 
-Each request passes three steps. First, the Host header must belong to the installation; the response is 404 otherwise. Second, if
-the path is a code, `clicks.redirect` responds, before routing and middleware. Third, Starlette routes the request to the API. An
-application's own domain has codes, /robots.txt and /.well-known/, but no API.
+Each request passes three steps. First, the Host header must belong to the installation; the response is 404 otherwise, and 400 for
+several Host headers. Second, if the path is a code, `clicks.redirect` responds, before routing and middleware. Third,
+`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, and Starlette routes all other requests to
+the API. An application's own domain has no API.
+
+Every response has an X-Request-Id, and the log lines of the request contain it.
 """
 # Tested by tests/clicks/test_redirect.py
 
@@ -13,18 +16,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from shortener.accounts.directory import Domain
-from shortener.clicks.pages import unknown_page
-from shortener.clicks.path import code_of
+from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
+from shortener.server import pages
 from shortener.server.hosts import MAX_HOST_BYTES, is_local, split_host
+from shortener.server.request_ids import HEADER as REQUEST_ID
+from shortener.server.request_ids import request_id
+from shortener.urls import RESERVED_SEGMENTS, matches_link_path
 from shortener.web.endpoint import error_response
 from shortener.web.routes import routes
 
@@ -32,13 +39,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: First path segments that are never codes, on any host.
-RESERVED = frozenset(
-    {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static"}
-)
-#: Paths that respond whatever the Host header is: orchestrators and reverse proxies use an address or a name of their own.
-PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/internal/domain-check"})
-ROBOTS = b"User-agent: *\nDisallow: /\n"
+#: The path that responds whatever the Host header is: a reverse proxy calls it with a name of its own.
+DOMAIN_CHECK = "/internal/domain-check"
 
 
 class HttpApplication:
@@ -47,11 +49,14 @@ class HttpApplication:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
+        self._base_path = service.settings.base_path
         self.redirect = Redirect(
             service.recorder,
             service.directory,
             service.ids,
             service.now_ms,
+            limiter=service.rate_limits.unknown_codes,
+            client_key=service.client_key,
             trusted_proxies=service.settings.trusted_proxies,
             ip_privacy=service.settings.ip_privacy,
         )
@@ -66,37 +71,67 @@ class HttpApplication:
             if scope["type"] == "lifespan":
                 await self._lifespan(receive, send)
             return
-        path: str = scope["path"]
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        is_known, domain = self._find_domain(host)
-        if not is_known and path not in PROBES:
-            await _send_page(send, 404, unknown_page())
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        requested = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+        id_ = request_id(requested, self.service.ids())
+        structlog.contextvars.bind_contextvars(request_id=id_.decode())
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (REQUEST_ID, id_)]
+            await send(message)
+
+        if len(hosts) > 1:
+            await error_response(ApiError(ErrorCode.INVALID_REQUEST, "The request has several Host headers."))(
+                scope, receive, send_with_id
+            )
             return
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            code = code_of(scope.get("raw_path") or path.encode())
-            if code is not None and code.lower() not in RESERVED:
+        await self._respond(scope, receive, send_with_id, hosts[0] if hosts else b"")
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, host: bytes) -> None:
+        path: str = scope["path"]
+        is_known, domain = self._find_domain(host)
+        if not is_known and path != DOMAIN_CHECK:
+            await pages.send_page(send, pages.NOT_FOUND)
+            return
+        method = scope["method"]
+        if method in ("GET", "HEAD", "OPTIONS"):
+            raw_path: bytes = scope.get("raw_path") or path.encode()
+            code, prefix = code_of(raw_path), ""
+            if code is None and (found := code_behind_prefix(raw_path)) is not None:
+                prefix, code = found
+            if code is not None and self._has_codes(domain, prefix, code):
                 await self.redirect(scope, send, code, domain.id if domain else None)
                 return
-        if domain is None or path.startswith("/.well-known/"):
+        page = pages.page_of(path, domain) if method in ("GET", "HEAD") else None
+        if page is None and domain is not None:
+            page = pages.NOT_FOUND
+        if page is None:
             await self._starlette(scope, receive, send)
-        elif path == "/robots.txt":
-            await _send_page(send, 200, ROBOTS, b"text/plain; charset=utf-8")
         else:
-            await _send_page(send, 404, unknown_page())
+            await pages.send_page(send, page, is_head=method == "HEAD")
 
     @property
     def app(self) -> HttpApplication:
         """The application itself: the attribute that `http_protocol.HasApp` declares."""
         return self
 
-    def match_code(self, host: bytes, code: str) -> tuple[bool, int | None]:
-        """Return whether a request for `code` at this host is a hit, and the id of the domain that it came to.
+    def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
+        """Return whether a request for `code` behind the path `prefix` at this host is a hit, and the id of the domain.
 
         The id is None for the installation's own hosts. A request that is no hit must go through `__call__`."""
-        if code.lower() in RESERVED:
-            return False, None
         is_known, domain = self._find_domain(host)
-        return is_known, domain.id if domain else None
+        return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
+
+    def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
+        """Return whether codes exist behind this path of a domain; None for the installation's own hosts."""
+        if not prefix:
+            return code.lower() not in RESERVED_SEGMENTS and (domain is None or domain.path == "" or domain.accepts(""))
+        if domain is not None:
+            return domain.accepts(prefix)
+        if prefix.split("/", 2)[1].lower() in RESERVED_SEGMENTS:
+            return False
+        return bool(self._base_path and matches_link_path(self._base_path, prefix)) or self.service.directory.accepts_path(prefix)
 
     def _find_domain(self, host: bytes) -> tuple[bool, Domain | None]:
         """Return whether a Host header belongs to the installation, and its domain; None for the installation's own hosts."""
@@ -115,12 +150,6 @@ class HttpApplication:
         await receive()
         await self.service.close()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _send_page(send: Send, status: int, page: bytes, media_type: bytes = b"text/html; charset=utf-8") -> None:
-    headers = [(b"content-type", media_type), (b"content-length", str(len(page)).encode()), (b"x-robots-tag", b"noindex")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": page})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -2,9 +2,9 @@
 
 For every request, uvicorn makes a scope, a task and messages between task and application: as much work as the redirect itself.
 This protocol extends uvicorn's protocol for httptools. It examines each request when its headers are complete. A plain GET or HEAD
-for a code becomes a hit at once, and one write sends the response when the hit is durable. All other requests take uvicorn's
-path through the ASGI application and get the same responses: requests with a body, a query string or an upgrade, requests behind an
-unfinished one, other paths and unknown hosts.
+for a code, also behind the path of a domain, becomes a hit at once, and one write sends the response when the hit is durable. All
+other requests take uvicorn's path through the ASGI application and get the same responses: requests with a body, a query string or
+an upgrade, requests behind an unfinished one, other paths and unknown hosts.
 
 The protocol also limits the size of a request's head and the time a client may take to send it; uvicorn limits neither.
 """
@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from shortener.clicks.path import code_of
+from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect, read_client_info
 from shortener.clicks.resolver import Hit, Resolution
 from shortener.errors import StoreUnavailable
 from shortener.server.application import HttpApplication
+from shortener.server.request_ids import request_id
 from shortener.server.response_bytes import serialize_response
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 #: Headers of a request that is more than a plain GET or HEAD.
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 MAX_HEAD_BYTES = 64 * 1024  # of a request
-_MAX_PATH_BYTES = 128  # a code and the punctuation behind it
+_MAX_PATH_BYTES = 256  # the path of a domain, a code, and what a program added behind it
 
 
 class HasApp(Protocol):
@@ -118,19 +119,22 @@ class RedirectProtocol(HttpToolsProtocol):
         method = self.parser.get_method()
         if method != b"GET" and method != b"HEAD":
             return False
-        code = code_of(self.url)
+        code, prefix = code_of(self.url), ""
         if code is None:
-            return False
+            if (found := code_behind_prefix(self.url)) is None:
+                return False
+            prefix, code = found
         for name, _ in self.headers:
             if name in _COMPLEX_REQUEST_HEADERS:
                 return False
         client_info = read_client_info(method.decode(), self.headers)
-        is_hit, domain_id = app.match_code(client_info.host, code)
+        is_hit, domain_id = app.match_code(client_info.host, prefix, code)
         if not is_hit:
             return False
         hit = app.redirect.make_hit(client_info, self._peer, code, domain_id)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        pending = _PendingRedirect(self, app.redirect, hit, is_head=method == b"HEAD", keep_alive=keep_alive)
+        id_ = request_id(client_info.request_id, hit.id)
+        pending = _PendingRedirect(self, app.redirect, hit, id_, is_head=method == b"HEAD", keep_alive=keep_alive)
         if not app.redirect.recorder.take(hit, pending):
             return False
         self.cycle = pending
@@ -247,14 +251,27 @@ class _NoBodyEvent:
 class _PendingRedirect:
     """A hit whose response is not sent yet: a cycle for uvicorn, and a `PendingResponse` for the recorder."""
 
-    __slots__ = ("_connection", "_error", "_hit", "_is_head", "_redirect", "disconnected", "keep_alive", "response_complete")
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_hit",
+        "_is_head",
+        "_redirect",
+        "_request_id",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+    )
 
     message_event = _NoBodyEvent()
 
-    def __init__(self, connection: RedirectProtocol, redirect: Redirect, hit: Hit, *, is_head: bool, keep_alive: bool) -> None:
+    def __init__(
+        self, connection: RedirectProtocol, redirect: Redirect, hit: Hit, request_id: bytes, *, is_head: bool, keep_alive: bool
+    ) -> None:
         self._connection = connection
         self._redirect = redirect
         self._hit = hit
+        self._request_id = request_id
         self._is_head = is_head
         self._error: StoreUnavailable | None = None
         self.keep_alive = keep_alive
@@ -289,9 +306,13 @@ class _PendingRedirect:
             if self.disconnected or connection.transport.is_closing():
                 return
             defaults = connection.server_state.default_headers
-            connection.send(serialize_response(response, defaults, is_head=self._is_head, keep_alive=self.keep_alive))
+            connection.send(
+                serialize_response(
+                    response, defaults, request_id=self._request_id, is_head=self._is_head, keep_alive=self.keep_alive
+                )
+            )
         except Exception:
-            log.exception("redirect_response_failed", code=self._hit.code)
+            log.exception("redirect_response_failed", code=self._hit.code, request_id=self._request_id.decode())
             connection.transport.close()
             return
         if not self.keep_alive:

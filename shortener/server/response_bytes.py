@@ -13,9 +13,16 @@ FOUND = 302
 
 
 def serialize_response(
-    response: RawResponse, default_headers: Sequence[tuple[bytes, bytes]], *, is_head: bool, keep_alive: bool
+    response: RawResponse,
+    default_headers: Sequence[tuple[bytes, bytes]],
+    *,
+    request_id: bytes,
+    is_head: bool,
+    keep_alive: bool,
 ) -> bytes:
     """Return the complete response. `default_headers`: uvicorn's own, such as Date. `is_head`: leave out the body.
+
+    `request_id`: the value of X-Request-Id, which `request_ids.request_id` checked.
 
     Raises ValueError if the value of a header contains a control character: it could split one response into two."""
     status, headers, body = response
@@ -24,8 +31,9 @@ def serialize_response(
         if HEADER_VALUE_RE.search(value):
             raise ValueError("The value of a header contains a control character.")
     if status == FOUND and keep_alive:
-        return _redirect_start(tuple(default_headers)) + headers[-1][1] + b"\r\n\r\n"
+        return _redirect_start(tuple(default_headers)) + headers[-1][1] + b"\r\nx-request-id: " + request_id + b"\r\n\r\n"
     lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default_headers, *headers))]
+    lines.append(b"x-request-id: %s\r\n" % request_id)
     if not keep_alive:
         lines.append(b"connection: close\r\n")
     return b"".join((*lines, b"\r\n", b"" if is_head else body))

@@ -91,7 +91,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
         "application_id": application.id,
         "name": application.name,
         "company_id": application.company_id,
-        "domains": [domain.base_url for domain in application.domains if not domain.disabled],
+        "domains": [domain.base_url + domain.path for domain in application.domains if not domain.disabled],
         **application.settings.model_dump(mode="json"),
         "conversion_url": tracker and tracker.url,
         "conversion_fields": tracker and tracker.fields,

@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
+from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import validate
@@ -183,14 +184,31 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
         token = request.headers.get("x-api-token", "")
         principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
+            _limit_rejected(service, request, is_present=bool(token))
             raise ApiError(ErrorCode.UNAUTHORIZED, "The tracker token in the X-Api-Token header is missing, unknown or expired.")
         return principal
     principal = _find_by_api_key(service, request)
     if principal is None:
+        _limit_rejected(service, request, is_present=bool({"x-api-key", "authorization"} & set(request.headers.keys())))
         raise ApiError(ErrorCode.UNAUTHORIZED)
     if endpoint.permission and endpoint.permission not in principal.permissions:
         raise ApiError(ErrorCode.FORBIDDEN, f"This API key does not have the permission {endpoint.permission}.")
     return principal
+
+
+def _limit_rejected(service: Service, request: Request, *, is_present: bool) -> None:
+    """Raise ApiError RATE_LIMITED if the client sent too many wrong credentials. A missing credential is not counted."""
+    if is_present:
+        check_rejection_limit(service, request)
+
+
+def check_rejection_limit(service: Service, request: Request) -> None:
+    """Count a wrong credential. Raise ApiError RATE_LIMITED if the client sent too many (REJECTED_CREDENTIAL_LIMIT)."""
+    forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
+    peer = request.client.host if request.client else None
+    address = client_address(peer, forwarded, service.settings.trusted_proxies)
+    if wait := service.rate_limits.rejected_credentials.take(hash_client(address, service.client_key)):
+        raise ApiError(ErrorCode.RATE_LIMITED, retry_after=wait)
 
 
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:

@@ -6,8 +6,8 @@ load balancer uses other nodes. A node without its database stays ready while Re
 the cache. `/metrics` reads numbers in memory. `/internal/domain-check` tells a proxy with certificates on demand whether a domain
 belongs to this installation. Without this check a stranger could make the proxy request certificates for any name.
 
-None of them requires a credential or returns more than names and states. They respond on every Host except an application's own
-domain.
+None of them requires a credential or returns more than names and states. They respond on the host of BASE_URL, on localhost and on
+addresses. The domain check responds on every Host except an application's own domain: a proxy calls it by a name of its own.
 """
 
 from __future__ import annotations

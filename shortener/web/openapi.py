@@ -231,7 +231,7 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
     """Yield the errors that endpoint.py raises for every endpoint of this kind."""
     if endpoint.caller is not Caller.ANYONE:
-        yield from (ErrorCode.UNAUTHORIZED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
+        yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
     if endpoint.permission:
         yield ErrorCode.FORBIDDEN
     if has_path_parameters:

@@ -59,6 +59,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "processKey": "Key of the conversion process, as returned by the report of its end.",
     "code": "Code of the short link.",
     "host": "Host as it was blocked, for example shop.example or *.shop.example.",
+    "domain": "Host of the domain, for example go.brand.example.",
 }
 
 RETRY_AFTER_HEADER = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
@@ -78,7 +79,8 @@ REDIRECT: Mapping[str, Any] = {
     "operationId": "get_code",
     "summary": "Follow a short link",
     "description": "A handset calls this when a person taps a link. The service stores every hit and redirects it. The first hit "
-    "by a person is the click that moves the message to CLICKTHRU. Punctuation after the code is ignored. HEAD gets the same "
+    "by a person is the click that moves the message to CLICKTHRU. Everything behind the code that is neither a letter nor a digit "
+    "is ignored. On a domain with a path, the code is behind that path. HEAD gets the same "
     "response and never counts as a click.",
     "tags": [HANDSET],
     "security": [],
@@ -94,7 +96,8 @@ REDIRECT: Mapping[str, Any] = {
     ],
     "responses": {
         "302": {
-            "description": "Redirects to the destination, or to the fallback URL of an expired link.",
+            "description": "Redirects to the destination, to the fallback URL of an expired link, or to the fallback URL of the "
+            "domain if no link has the code.",
             "headers": {
                 "Location": {"required": True, "schema": {"type": "string", "format": "uri"}},
                 "Cache-Control": {"schema": {"const": "private, no-store"}},
@@ -105,6 +108,11 @@ REDIRECT: Mapping[str, Any] = {
         "404": {
             "description": "No link has this code. The body is a short page for people, or an error if the path cannot be a code.",
             "content": {**_HTML, "application/json": {"schema": {"$ref": REF + "Error"}}},
+        },
+        "429": {
+            "description": "The client requested too many codes that do not exist. Codes of links always redirect.",
+            "headers": RETRY_AFTER_HEADER,
+            "content": _HTML,
         },
         "410": {"description": "The link expired or is disabled. The body is a short page for people.", "content": _HTML},
         "503": {

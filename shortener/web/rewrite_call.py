@@ -25,6 +25,7 @@ REWRITE_ERRORS = (
     ErrorCode.BATCH_TOO_LARGE,
     ErrorCode.MESSAGE_ID_CONFLICT,
     ErrorCode.IDEMPOTENCY_CONFLICT,
+    ErrorCode.NO_USABLE_DOMAIN,
 )
 
 

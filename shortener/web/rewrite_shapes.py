@@ -69,6 +69,12 @@ class MessageOptions(RequestModel):
     tracking: Tracking | None = None
     campaign: Text = Field("", max_length=200, description="Name for grouping in statistics.")
     source: Literal["api", "campaign"] = Field("api", description="Traffic source, for statistics.")
+    domain: Text = Field(
+        "",
+        examples=[""],
+        max_length=255,
+        description="Host of an own domain of the application, for the short links of this message. Default: its default domain.",
+    )
     mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
     expires_in: int | None = Field(
         None, ge=1, le=3650 * 86400, description="Lifetime of the links, in seconds from now. Default: LINK_TTL_DAYS (90 days)."
@@ -174,6 +180,7 @@ def with_options(
         external_request_id=options.external_message_request_id,
         campaign=options.campaign,
         source=options.source,
+        domain=options.domain,
         mt_price=options.mt_price,
         expires_in=options.expires_in,
         expires_at=options.expires_at,

@@ -85,3 +85,23 @@ def test_an_unknown_link_domain_or_host_is_a_failure_with_exit_code_1(shell: InP
     assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
     assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr
     assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=1).stderr
+
+
+def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProcessShell, tmp_path: Path) -> None:
+    number = str(shell.json("applications", "create", "dlt")["application_id"])
+    added = shell.json("domains", "add", number, "https://go.dlt.example/ABCDEF", "--home-url", "https://dlt.example/")
+    assert (added["base_url"], added["path"], added["home_url"]) == (
+        "https://go.dlt.example/ABCDEF",
+        "/ABCDEF",
+        "https://dlt.example/",
+    )
+    assert shell.json("domains", "add", number, "https://two.dlt.example/{sender}", "--default")["new_links"]
+    file = tmp_path / "assetlinks.json"
+    file.write_text('[{"relation": []}]')
+    changed = shell.json("domains", "update", "go.dlt.example", "--path", "", "--assetlinks", str(file), "--disable")
+    assert (changed["path"], changed["assetlinks"], changed["enabled"]) == ("", [{"relation": []}], False)
+    assert shell.json("domains", "remove", "two.dlt.example") == {"host": "two.dlt.example", "removed": True}
+    assert [row["host"] for row in shell.json("domains", "list", number)] == ["go.dlt.example"]
+    assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
+    assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
+    assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=1).stderr

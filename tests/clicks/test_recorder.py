@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from shortener.accounts.administration import block_host, create_application, unblock_host, update_application
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.recorder_totals import RecorderTotals
-from shortener.clicks.resolver import Resolution
+from shortener.clicks.resolver import UNKNOWN_LINK
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, StoreUnavailable
@@ -120,7 +120,7 @@ async def test_machines_are_redirected_and_kept_but_spend_nothing(service: Servi
 
 async def test_an_unknown_code_is_not_found_and_leaves_nothing(service: Service) -> None:
     resolution = await service.recorder.record(hit(service, "doesnotexist"))
-    assert resolution == Resolution(None)
+    assert resolution is UNKNOWN_LINK
     assert await rows(service, schema.hits) == []
     assert await rows(service, schema.count_deltas) == []
 

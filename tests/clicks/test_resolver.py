@@ -24,6 +24,9 @@ class FakeDirectory:
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
         return f"https://x.example/fallback/{application_id}/{domain_id}"
 
+    def unknown_code_url(self, domain_id: int) -> str | None:
+        return f"https://x.example/unknown/{domain_id}" if domain_id == 6 else None
+
     def click_id_param(self, application_id: int) -> str | None:
         return "cid" if application_id == 3 else None
 
@@ -49,6 +52,14 @@ def test_a_code_is_valid_on_its_own_domain_and_on_the_default_host(domain_id: in
 
 def test_a_code_without_a_link_is_unknown() -> None:
     assert RESOLVER.resolve(HIT, None, HitPolicies()) is UNKNOWN_LINK
+    assert UNKNOWN_LINK.unknown
+
+
+def test_an_unknown_code_leads_to_the_fallback_url_of_its_domain() -> None:
+    fallback = Resolution(b"https://x.example/unknown/6", unknown=True)
+    on_domain = dataclasses.replace(HIT, domain_id=6)
+    assert RESOLVER.resolve(on_domain, None, HitPolicies()) == resolve(on_domain) == fallback
+    assert not resolve().unknown
 
 
 @pytest.mark.parametrize("expires_at", [1_000, 1_001])

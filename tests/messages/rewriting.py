@@ -28,6 +28,8 @@ class Hosts:
     own: tuple[str, ...] = (BASE_URL,)
     blocked: set[str] = field(default_factory=set)
     base_urls: Mapping[int, str] = field(default_factory=dict)
+    shared_host: str = "go.example"
+    shared_path: str = ""
 
     def is_own(self, url: str) -> bool:
         return url.startswith(self.own)

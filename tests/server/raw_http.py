@@ -131,7 +131,9 @@ async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> 
 
 
 def without_date(response: bytes) -> bytes:
-    return re.sub(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", b"\r\ndate: ...\r\n", response)
+    """Replace dates and generated request ids, which differ between two responses."""
+    response = re.sub(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", b"\r\ndate: ...\r\n", response)
+    return re.sub(rb"\r\nx-request-id: [0-9a-f]{12,16}\r\n", b"\r\nx-request-id: ...\r\n", response)
 
 
 def status_of(response: bytes) -> int:

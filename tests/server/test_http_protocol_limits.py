@@ -8,6 +8,7 @@ import pytest
 
 from shortener.container import Service
 from shortener.server.http_protocol import MAX_HEAD_BYTES
+from tests.conftest import MakeService
 from tests.server.raw_http import (
     LAST_REQUEST,
     TIMEOUT_SECONDS,
@@ -65,7 +66,8 @@ async def test_a_client_that_reads_no_responses_gets_no_further_ones_when_the_bu
         assert connection.transport.get_write_buffer_size() == stored_count
 
 
-async def test_at_most_one_buffer_of_pipelined_requests_is_stored(service: Service) -> None:
+async def test_at_most_one_buffer_of_pipelined_requests_is_stored(make_service: MakeService) -> None:
+    service = await make_service(base_url="https://s.example", unknown_code_limit=0)
     async with run_server(service) as server:
         reader, writer = await server.connect()
         connection = await server.only_connection()

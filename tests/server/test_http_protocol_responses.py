@@ -50,6 +50,11 @@ async def test_redirects_without_asgi_get_the_same_bytes_as_from_uvicorn(service
         (302, get(code + "?.")),
         (302, get(code + "%E2%80%9D%22")),
         (302, get(code + '"`*')),
+        (302, get(code + "/")),
+        (302, get(code + "%F0%9F%91%8D")),
+        (302, get(code, b"X-Request-Id: caller-1")),
+        (302, get(code, b"X-Request-Id: not valid")),
+        (404, get("/nosuchcode", b"X-Request-Id: caller-2")),
         (302, get(code, host=b"S.Example.:8000")),
         (302, get(code, host=b"127.0.0.1:8000")),
         (302, get(of_brand, host=b"go.brand.example")),
@@ -69,21 +74,22 @@ async def test_redirects_without_asgi_get_the_same_bytes_as_from_uvicorn(service
 
 async def test_all_other_requests_take_the_asgi_path_and_get_the_same_responses(service: Service) -> None:
     code = await create_link(service)
-    long_path = code + "%E2%80%9D" * 8 + "?" + "x" * 128
+    long_path = code + "%E2%80%9D" * 8 + "?" + "x" * 256
     cases = [
         (302, get(code + "?x=1")),
         (302, get(code + "?utm=%0d%0a")),
         (302, get(long_path)),
         (404, get(code + "x" * 128)),
         (302, get(code, method=b"OPTIONS")),
-        (404, get(code + "/")),
         (302, get("http://s.example" + code)),
         (404, get("http://elsewhere.example" + code, host=b"elsewhere.example")),
         (404, get(code, host=b"unknown.example")),
         (404, get(code, host=None)),
         (404, get(code, host=b"")),
-        (404, get(code, b"Host: s.example", host=b"")),
-        (404, get(code, b"Host: s.example", host=b"unknown.example")),
+        (400, get(code, b"Host: s.example", host=b"")),
+        (400, get(code, b"Host: s.example")),
+        (400, get(code, b"Host: s.example", host=b"unknown.example")),
+        (400, get("/docs", b"Host: s.example")),
         (404, get("/portal", host=b"go.brand.example")),
         (404, get("/api", host=b"go.brand.example")),
         (200, get("/healthz")),
@@ -104,7 +110,33 @@ async def test_all_other_requests_take_the_asgi_path_and_get_the_same_responses(
             before = len(server.app.paths)
             response = await server.exchange(request)
             assert (status_of(response), response) == (expected, await reference.exchange(request)), request
-            assert expected == 400 or server.app.paths[before:][:1] not in ([], ["/healthz"]) or request.startswith(b"GET /healthz")
+            assert request.startswith((b"PRI", b"GET /healthz")) or server.app.paths[before:][:1] not in ([], ["/healthz"])
+
+
+async def test_codes_behind_the_path_of_a_domain_are_redirected_without_asgi(service: Service, clock: Clock) -> None:
+    await service.database.write(update_domain, "go.brand.example", {"path": "/s/{sender}"}, clock())
+    await service.directory.refresh()
+    code = await create_link(service, 2, from_address="ABCDEF")
+    cases = [
+        (302, get("/s/ABCDEF" + code, host=b"go.brand.example")),
+        (302, get("/S/abcdef" + code + "/", host=b"go.brand.example")),
+        (302, get(code, host=b"go.brand.example")),  # the earlier path of the domain
+        (302, get("/s/ABCDEF" + code)),
+        (404, get("/s/ABCDEF/nosuchcode", host=b"go.brand.example")),
+    ]
+    not_found = [
+        (404, get("/t/ABCDEF" + code, host=b"go.brand.example")),
+        (404, get("/s" + code, host=b"go.brand.example")),
+        (404, get("/api/v1" + code)),
+    ]
+    async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
+        for expected, request in cases:
+            response = await server.exchange(request)
+            assert (status_of(response), response) == (expected, await reference.exchange(request)), request
+        assert set(server.app.paths) == {"/healthz"}, "no redirect took the ASGI path"
+        for expected, request in not_found:
+            response = await server.exchange(request)
+            assert (status_of(response), response) == (expected, await reference.exchange(request)), request
 
 
 INVALID_OR_AMBIGUOUS_HEADERS = [

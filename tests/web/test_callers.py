@@ -11,7 +11,7 @@ from shortener.accounts.administration import update_application
 from shortener.accounts.credentials import Credentials, create_key, revoke_key, rotate_token
 from shortener.container import Service
 from shortener.storage import schema
-from tests.conftest import Clock, client_of
+from tests.conftest import Clock, MakeService, client_of
 
 BODY = {"to": "+14085550100", "body": "x"}
 
@@ -129,3 +129,16 @@ async def test_unknown_paths_are_404_and_never_redirected(service: Service, path
 async def test_a_wrong_method_is_405(client: httpx.AsyncClient) -> None:
     answer = await client.get("/api/v1/rewrite")
     assert (answer.status_code, answer.json()["error_code"], answer.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
+
+
+async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_ones_work(make_service: MakeService) -> None:
+    service = await make_service(rejected_credential_limit=3)
+    assert service.first_credentials is not None
+    right = {"X-API-Key": service.first_credentials.api_key}
+    async with client_of(service) as client:
+        assert [(await client.get("/api/v1/sms/stats")).status_code for _ in range(5)] == [401] * 5, "no credential"
+        wrong = [await client.get("/api/v1/sms/stats", headers={"X-API-Key": "sk_guess"}) for _ in range(2)]
+        wrong += [await client.get("/api/v1/track?message_id=x", headers={"X-Api-Token": "tt_guess"}) for _ in range(2)]
+        assert [response.status_code for response in wrong] == [401, 401, 401, 429]
+        assert (wrong[3].json()["error_code"], wrong[3].headers["retry-after"]) == ("RATE_LIMITED", "20")
+        assert (await client.get("/api/v1/sms/stats", headers=right)).status_code == 200

@@ -183,6 +183,7 @@ def test_errors_that_follow_from_caller_query_and_body_are_documented() -> None:
         409: ["CONFLICT"],
         413: ["BODY_TOO_LARGE"],
         415: ["UNSUPPORTED_MEDIA_TYPE"],
+        429: ["RATE_LIMITED"],
         500: ["INTERNAL_ERROR"],
         503: ["UNAVAILABLE"],
     }

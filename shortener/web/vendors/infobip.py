@@ -15,7 +15,6 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.plan import RewriteItem
 from shortener.messages.spans import TrackMode
-from shortener.urls import host_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
@@ -86,7 +85,10 @@ class InfobipUrlOptions(RequestModel):
         description="Only false is accepted, because some phones do not recognize a link without its protocol.",
     )
     custom_domain: Text | None = Field(
-        None, alias="customDomain", max_length=255, description="Host of the application's own domain. Other hosts are rejected."
+        None,
+        alias="customDomain",
+        max_length=255,
+        description="Host of one of the application's own domains. Other hosts are rejected.",
     )
 
 
@@ -145,9 +147,9 @@ _PENDING = {
 }
 
 
-def rewrite_request_items(request: InfobipRequest, host: str) -> list[RewriteItem]:
-    """Return the messages for the rewriter. `host` is the host of the short links. Raise ApiError INVALID_REQUEST."""
-    track = _track_mode(request, host)
+def rewrite_request_items(request: InfobipRequest) -> list[RewriteItem]:
+    """Return the messages for the rewriter. Raise ApiError INVALID_REQUEST."""
+    track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
     return [
@@ -161,6 +163,7 @@ def rewrite_request_items(request: InfobipRequest, host: str) -> list[RewriteIte
             request_id=bulk_id,
             metadata=None if message.callback_data is None else {"callbackData": message.callback_data},
             tracking=tracking,
+            domain=(request.url_options.custom_domain or "") if request.url_options else "",
         )
         for index, message in enumerate(request.messages)
     ]
@@ -175,21 +178,19 @@ class _FieldPath:
     def __call__(self, name: str, recipient: int | None) -> str:
         if recipient is not None:
             return f"{self._path}.destinations.{recipient}.{'messageId' if name == 'message_id' else name}"
+        if name == "domain":
+            return "urlOptions.customDomain"
         return f"{self._path}.{'text' if name == 'body' else name}"
 
 
-def _track_mode(request: InfobipRequest, host: str) -> TrackMode:
+def _track_mode(request: InfobipRequest) -> TrackMode:
     options = request.url_options
     all_urls = request.tracking is not None and request.tracking.track == "URL"
     if options is None or not (options.shorten_url or all_urls):
         return "all_urls" if all_urls else "directives"
-    invalid = []
     if not options.track_clicks:
-        invalid.append(Detail("urlOptions.trackClicks", "must be true with shortenUrl, because a short link is always tracked"))
-    if options.custom_domain and options.custom_domain.lower() != host:
-        invalid.append(Detail("urlOptions.customDomain", f"must be {host}, the host of this application's short links"))
-    if invalid:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=invalid)
+        reason = "must be true with shortenUrl, because a short link is always tracked"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("urlOptions.trackClicks", reason)])
     return "all_urls"
 
 
@@ -199,9 +200,7 @@ def _with_plus(number: str) -> str:
 
 async def rewrite(call: Call[None, Any], request: InfobipRequest) -> dict[str, Any]:
     """Rewrite the texts of `request`; return the response in Infobip's format."""
-    domain = call.principal.application.domain
-    host = domain.host if domain else host_of(call.service.settings.base_url)
-    rewritten = await rewrite_items(call, rewrite_request_items(request, host))
+    rewritten = await rewrite_items(call, rewrite_request_items(request))
     return {
         "bulkId": request.bulk_id or rewritten[0]["message_request_id"],
         "messages": [

@@ -77,7 +77,7 @@ async def status(call: Call[None, None]) -> Mapping[str, Any]:
     """Return the status of a message."""
     message = await find_message(call, call.path["msgid"])
     path = call.request.url.path.rstrip("/")
-    return call.service.status_reader.serialize_xoxzo(message, f"{call.service.settings.base_url}{path}/")
+    return call.service.status_reader.serialize_xoxzo(message, f"{call.service.settings.base_origin}{path}/")
 
 
 def rewrite_item(message: XoxzoRequest) -> RewriteItem:

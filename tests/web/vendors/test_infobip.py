@@ -121,6 +121,10 @@ async def test_a_custom_domain_of_another_owner_is_rejected(service: Service, cr
     async with client_of(service, {"Authorization": f"App {credentials.api_key}"}) as client:
         told = await send(client, text("www.x.co.uk"), urlOptions={"customDomain": "GO.brand.example"})
         assert told["messages"][0]["text"].startswith("https://go.brand.example/")
+        await service.database.write(add_domain, credentials.application_id, "https://two.brand.example", NOON)
+        await service.directory.refresh()
+        told = await send(client, text("www.x.co.uk"), urlOptions={"customDomain": "two.brand.example"})
+        assert told["messages"][0]["text"].startswith("https://two.brand.example/")
         request = {"messages": [text("www.x.co.uk")], "urlOptions": {"customDomain": "other.example"}}
         assert await refused(client, request) == ("INVALID_REQUEST", ["urlOptions.customDomain"])
 

@@ -1,0 +1,143 @@
+"""Rate limits per client for requests that the service rejects: unknown codes and wrong credentials.
+
+Each client has a token bucket in memory. A rejected request takes one token. The success path takes none and never looks here, so
+people who share an address with a misbehaving client are not affected.
+
+With Redis, the processes of an installation share the limits: each process adds its rejections to a counter per client and minute,
+and takes from its own bucket what the other processes added. This happens in the background, so a limit can be exceeded for about
+a second. Without Redis, or while it is down, each process enforces the limit alone.
+
+A limiter remembers at most MAX_CLIENTS clients. It forgets the client whose last rejection is the oldest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shortener.metrics import Metrics
+from shortener.redis.client import Client, RedisServer, RedisUnavailable
+
+MAX_CLIENTS = 20_000
+MAX_SHARED_CLIENTS = 1000  # clients whose counters one step shares
+_WINDOW_MS = 60_000
+_KEY_MS = 2 * _WINDOW_MS  # lifetime of a counter in Redis
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """The tokens of a client at the time `at` (ms since 1970), and what Redis said about the client last."""
+
+    tokens: float
+    at: int
+    window: int = 0  # the minute of `shared`
+    shared: int = 0  # rejections by all processes in that minute
+
+
+class RateLimiter:
+    """Limits the rejected requests of one kind.
+
+    `per_minute` is the number that a client may send at once and in each minute; 0: no limit. `now_ms` is the current time in
+    ms since 1970. `prefix` begins the keys in Redis."""
+
+    def __init__(
+        self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""
+    ) -> None:
+        self.name = name
+        self.limited = 0  # rejected requests above the limit
+        self._capacity = per_minute
+        self._now_ms = now_ms
+        self._redis = redis
+        self._prefix = f"{prefix}limit:{name}:"
+        self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
+        self._unshared: dict[int, int] = {}
+
+    def take(self, client: int) -> int:
+        """Count a rejected request. Return 0 if it is within the limit, else the seconds after which the client may try again."""
+        if not self._capacity:
+            return 0
+        now = self._now_ms()
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            bucket = self._buckets[client] = _Bucket(self._capacity, now)
+            if len(self._buckets) > MAX_CLIENTS:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(client)
+            self._refill(bucket, now)
+        if bucket.tokens < 1:
+            self.limited += 1
+            return max(math.ceil((1 - bucket.tokens) * 60 / self._capacity), 1)
+        bucket.tokens -= 1
+        if self._redis is not None:
+            self._unshared[client] = self._unshared.get(client, 0) + 1
+        return 0
+
+    async def share(self) -> int:
+        """Exchange the counts of recent rejections with the other processes. Return the number of clients."""
+        if self._redis is None or not self._unshared:
+            return 0
+        counts = dict(list(self._unshared.items())[:MAX_SHARED_CLIENTS])
+        for client in counts:
+            del self._unshared[client]
+        window = self._now_ms() // _WINDOW_MS
+
+        async def add(client: Client) -> list[int]:
+            pipe = client.pipeline(transaction=False)
+            for one, count in counts.items():
+                key = f"{self._prefix}{window}:{one:x}"
+                pipe.incrby(key, count)
+                pipe.pexpire(key, _KEY_MS)
+            results: list[int] = await pipe.execute()
+            return results[::2]
+
+        try:
+            totals = await self._redis.run(add)
+        except RedisUnavailable:
+            return 0
+        for (one, count), total in zip(counts.items(), totals, strict=True):
+            if (bucket := self._buckets.get(one)) is not None:
+                self._take_from_others(bucket, window, count, total)
+        return len(counts)
+
+    def _take_from_others(self, bucket: _Bucket, window: int, own: int, total: int) -> None:
+        known = bucket.shared if bucket.window == window else 0
+        by_others = max(total - known - own, 0)
+        bucket.tokens = max(bucket.tokens - by_others, 0.0)
+        bucket.window, bucket.shared = window, total
+
+    def _refill(self, bucket: _Bucket, now: int) -> None:
+        if now > bucket.at:
+            bucket.tokens = min(bucket.tokens + (now - bucket.at) * self._capacity / 60_000, self._capacity)
+            bucket.at = now
+
+
+class RateLimits:
+    """All rate limits of a process. Values are rejected requests per client and minute; 0: no limit."""
+
+    def __init__(
+        self,
+        *,
+        unknown_codes: int,
+        rejected_credentials: int,
+        now_ms: Callable[[], int],
+        redis: RedisServer | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
+        self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
+        self._all = (self.unknown_codes, self.rejected_credentials)
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        metrics.counter(
+            "shortener_rate_limited",
+            "Responses with status 429, by the kind of rejected request: codes or credentials.",
+            lambda: {(limiter.name,): limiter.limited for limiter in self._all},
+            "kind",
+        )
+
+    async def share(self) -> int:
+        """Exchange counts with the other processes (see `RateLimiter.share`)."""
+        return sum([await limiter.share() for limiter in self._all])

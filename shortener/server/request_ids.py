@@ -1,0 +1,17 @@
+"""The X-Request-Id of a response: the caller's, if it is valid, or a generated one.
+
+Log lines that belong to the request contain it as `request_id`.
+"""
+# Tested by tests/server/test_request_ids.py
+
+from __future__ import annotations
+
+import re
+
+HEADER = b"x-request-id"
+_VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
+
+
+def request_id(requested: bytes, number: int) -> bytes:
+    """Return the id of a request. `requested`: the caller's header, may be empty. `number`: a unique number for a generated id."""
+    return requested if requested and _VALID.fullmatch(requested) else b"%x" % number

@@ -1,0 +1,213 @@
+"""The own domains of the caller's application: short links begin with them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
+from shortener.errors import ApiError, ErrorCode
+from shortener.urls import host_of
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
+
+_TAG = "Domains"
+
+
+def _empty_to_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+OptionalUrl = Annotated[Annotated[Text, Field(max_length=2048)] | None, BeforeValidator(_empty_to_none)]
+
+
+class DomainFields(ResponseModel):
+    host: str
+    application_id: int
+    base_url: str = Field(description="Prefix of the short links, with the path of the domain.")
+    path: str = Field(description='Path before the codes, such as /ABCDEF or /{sender}; "" if the codes are at the root.')
+    fallback_url: str | None
+    home_url: str | None
+    assetlinks: list[Any] | None
+    apple_app_site_association: dict[str, Any] | None
+    enabled: bool
+    default: bool
+    new_links: bool = Field(description="true: new links begin with this domain unless the rewrite names another one.")
+
+
+class DomainResponse(ResponseModel):
+    """The domain."""
+
+    status: Literal[True] = True
+    domain: DomainFields
+
+
+class DomainsResponse(ResponseModel):
+    """The domains of the application, in the order in which they were added."""
+
+    status: Literal[True] = True
+    domains: list[DomainFields]
+
+
+class DomainOptions(RequestModel):
+    """Optional properties of a domain."""
+
+    default: bool | None = Field(None, description="true: new links begin with this domain. An application has one default domain.")
+    fallback_url: OptionalUrl = Field(
+        None, description="URL to which expired links and unknown codes of the domain redirect. null: none."
+    )
+    home_url: OptionalUrl = Field(None, description="URL to which / of the domain redirects. null: / returns 404.")
+    assetlinks: list[Any] | None = Field(
+        None, description="Content of /.well-known/assetlinks.json, which connects Android apps with the domain. null: none."
+    )
+    apple_app_site_association: dict[str, Any] | None = Field(
+        None, description="Content of /.well-known/apple-app-site-association, which connects iOS apps with the domain. null: none."
+    )
+
+
+class DomainRequest(DomainOptions):
+    """The domain to add."""
+
+    domain: Text = Field(
+        min_length=1,
+        max_length=300,
+        validation_alias=AliasChoices("domain", "base_url", "host"),
+        description="https://HOST, optionally with a path before the codes: https://go.brand.example/ABCDEF or "
+        "https://go.brand.example/{sender}. A host alone gets https://.",
+    )
+
+
+class DomainUpdateRequest(DomainOptions):
+    """The changes of a domain. A field that is absent keeps its value."""
+
+    enabled: bool | None = Field(None, description="false: links of the domain return 410, and new links use another domain.")
+    disabled: bool | None = Field(None, description="The opposite of `enabled`.")
+    path: Text | None = Field(
+        None, max_length=100, description="Path before the codes of new links. Links behind earlier paths still work."
+    )
+
+
+async def index(call: Call[None, None]) -> dict[str, Any]:
+    """Return the domains of the application."""
+    application = call.service.directory.application(call.application_id)
+    domains = application.domains if application else ()
+    return {"status": True, "domains": [serialize_domain(domain, application) for domain in domains]}
+
+
+async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
+    """Add a domain."""
+    service, request = call.service, call.body
+    url = request.domain if "://" in request.domain else f"https://{request.domain}"
+    changes = _changes(request)
+
+    def write(connection: Any) -> None:
+        add_domain(connection, call.application_id, url, service.clock())
+        if changes:
+            update_domain(connection, _host(url), changes, service.clock(), own_url=service.settings.base_url)
+
+    await service.database.write(write)
+    return await _shown(call, _host(url))
+
+
+async def show(call: Call[None, None]) -> dict[str, Any]:
+    """Return one domain."""
+    return await _shown(call, call.path["domain"].lower())
+
+
+async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
+    """Change a domain."""
+    service, host = call.service, call.path["domain"].lower()
+    await service.database.write(
+        update_domain,
+        host,
+        _changes(call.body),
+        service.clock(),
+        own_url=service.settings.base_url,
+        application_id=call.application_id,
+    )
+    return await _shown(call, host)
+
+
+async def remove(call: Call[None, None]) -> dict[str, Any]:
+    """Remove a domain."""
+    service, host = call.service, call.path["domain"].lower()
+    shown = await _shown(call, host)
+    await service.database.write(remove_domain, host, service.clock(), application_id=call.application_id)
+    await service.directory.refresh()
+    shown["domain"] |= {"default": False, "new_links": False}
+    return shown
+
+
+def _changes(request: DomainOptions) -> dict[str, Any]:
+    """Return the fields that the request contains, as `update_domain` expects them."""
+    changes: dict[str, Any] = {}
+    for name in request.model_fields_set - {"domain"}:
+        value = getattr(request, name)
+        if name in ("assetlinks", "apple_app_site_association"):
+            changes[name] = None if value is None else orjson.dumps(value).decode()
+        elif name == "enabled":
+            changes["disabled"] = value is False
+        else:
+            changes[name] = value
+    return changes
+
+
+def _host(url: str) -> str:
+    return host_of(url.rstrip("/")).removesuffix(".")
+
+
+async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:
+    directory = call.service.directory
+    await directory.refresh()
+    application = directory.application(call.application_id)
+    domain = directory.domain(host)
+    if application is None or domain not in application.domains:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
+    return {"status": True, "domain": serialize_domain(domain, application)}
+
+
+_PATH = "/api/v1/domains"
+
+ENDPOINTS = [
+    Endpoint("GET", _PATH, index, "List own domains", _TAG, permission="admin", response=DomainsResponse),
+    Endpoint(
+        "POST",
+        _PATH,
+        add,
+        "Add an own domain",
+        _TAG,
+        permission="admin",
+        body=DomainRequest,
+        response=DomainResponse,
+        status=201,
+        errors=(ErrorCode.CONFLICT,),
+        description="New links begin with the default domain, or else with the first enabled domain. A domain that was removed can "
+        "be added again.",
+    ),
+    Endpoint("GET", f"{_PATH}/{{domain}}", show, "Show an own domain", _TAG, permission="admin", response=DomainResponse),
+    Endpoint(
+        "PATCH",
+        f"{_PATH}/{{domain}}",
+        update,
+        "Change an own domain",
+        _TAG,
+        permission="admin",
+        body=DomainUpdateRequest,
+        response=DomainResponse,
+        description="Takes effect on every node within a second. If no enabled domain is left, a rewrite fails with "
+        "`NO_USABLE_DOMAIN` unless the application has `allow_shared_host`.",
+    ),
+    Endpoint(
+        "DELETE",
+        f"{_PATH}/{{domain}}",
+        remove,
+        "Remove an own domain",
+        _TAG,
+        permission="admin",
+        response=DomainResponse,
+        description="No new links use the domain, and it is no longer listed. Links that were sent work until they expire. The "
+        "application can add the domain again; another application cannot.",
+    ),
+]

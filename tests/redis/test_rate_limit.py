@@ -1,0 +1,89 @@
+"""Rate limits of rejected requests, in one process and shared through Redis."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shortener.redis import rate_limit
+from shortener.redis.client import RedisServer, open_redis
+from shortener.redis.rate_limit import RateLimiter
+from tests.servers import RedisProcess
+
+MINUTE = 60_000
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1_795_176_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisProcess) -> AsyncIterator[RedisServer]:
+    redis = open_redis(redis_server.url, timeout=0.5)
+    yield redis
+    await redis.close()
+
+
+def test_a_client_may_send_its_limit_at_once_and_in_each_minute(time: Time) -> None:
+    limiter = RateLimiter("x", 60, time)
+    assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
+    assert limiter.take(2) == 0, "another client has its own limit"
+    time.now += 500
+    assert limiter.take(1) == 1
+    time.now += 500
+    assert [limiter.take(1), limiter.take(1)] == [0, 1]
+    time.now += 10 * MINUTE
+    assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
+    assert limiter.limited == 4
+
+
+def test_the_wait_is_the_time_until_the_next_request(time: Time) -> None:
+    limiter = RateLimiter("x", 2, time)
+    assert [limiter.take(1) for _ in range(3)] == [0, 0, 30]
+    time.now += 29_000
+    assert limiter.take(1) == 1
+
+
+def test_a_limit_of_zero_is_no_limit(time: Time) -> None:
+    limiter = RateLimiter("x", 0, time)
+    assert not any(limiter.take(1) for _ in range(1000))
+
+
+def test_the_client_whose_last_rejection_is_the_oldest_is_forgotten(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 2)
+    limiter = RateLimiter("x", 1, time)
+    assert [limiter.take(client) for client in (1, 2, 1, 3)] == [0, 0, 60, 0]
+    assert limiter.take(1), "it was used after client 2"
+    assert not limiter.take(2)
+
+
+async def test_processes_share_a_limit_through_redis(redis: RedisServer, time: Time) -> None:
+    one, two = (RateLimiter("x", 10, time, redis, "sms:test:") for _ in range(2))
+    assert [one.take(5) for _ in range(8)] == [0] * 8
+    assert await one.share() == 1
+    assert two.take(5) == 0
+    assert await two.share() == 1
+    assert [two.take(5) for _ in range(2)] == [0, 6], "8 by the other process, 2 of its own"
+    assert [await two.share(), await one.share()] == [1, 0]
+    assert one.take(5) == 0
+    await one.share()
+    assert one.take(5), "the other process used the rest"
+
+
+async def test_without_redis_or_while_it_is_down_each_process_limits_alone(
+    redis: RedisServer, redis_server: RedisProcess, time: Time
+) -> None:
+    limiter = RateLimiter("x", 2, time, redis, "sms:test:")
+    redis_server.kill()
+    assert [limiter.take(1), limiter.take(1)] == [0, 0]
+    assert await limiter.share() == 0
+    assert limiter.take(1) == 30
+    assert await RateLimiter("x", 2, time).share() == 0

@@ -1,0 +1,196 @@
+"""Own domains over HTTP, and the domain of the links of a rewrite."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import add_domain, create_application
+from shortener.container import Service
+from tests.clicks.helpers import PHONE_HEADERS as PHONE
+from tests.clicks.helpers import TO
+from tests.conftest import Clock, client_of
+
+PATH = "/api/v1/domains"
+URL = "https://x.example/"
+
+
+async def rewrite(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
+    return await client.post("/api/v1/rewrite", json={"to": TO, "body": f'see #track("{URL}")', **more})
+
+
+async def short_url(client: httpx.AsyncClient, **more: Any) -> str:
+    response = await rewrite(client, **more)
+    assert response.status_code == 200, response.text
+    message = response.json()["messages"][0]
+    assert message["body"] == "see " + message["links"][0]["short_url"]
+    return str(message["links"][0]["short_url"])
+
+
+async def visit(client: httpx.AsyncClient, url: str) -> int:
+    """Open a short link, and return the status."""
+    host, _, path = url.removeprefix("https://").removeprefix("http://").partition("/")
+    return (await client.get(f"/{path}", headers=PHONE | {"Host": host})).status_code
+
+
+async def test_domains_are_added_listed_changed_and_removed(client: httpx.AsyncClient) -> None:
+    added = await client.post(PATH, json={"domain": "https://Go.Brand.example./", "fallback_url": "https://x.example/over"})
+    assert added.status_code == 201
+    assert added.json()["domain"] == {
+        "host": "go.brand.example",
+        "application_id": 1,
+        "base_url": "https://go.brand.example",
+        "path": "",
+        "fallback_url": "https://x.example/over",
+        "home_url": None,
+        "assetlinks": None,
+        "apple_app_site_association": None,
+        "enabled": True,
+        "default": False,
+        "new_links": True,
+    }
+    assert (await client.post(PATH, json={"base_url": "two.brand.example"})).json()["domain"][
+        "base_url"
+    ] == "https://two.brand.example"
+    changes: dict[str, Any] = {"default": True, "fallback_url": None, "home_url": "https://brand.example/", "assetlinks": []}
+    changed = (await client.patch(f"{PATH}/two.brand.example", json=changes)).json()["domain"]
+    assert {name: changed[name] for name in changes} == changes
+    listed = (await client.get(PATH)).json()["domains"]
+    assert [(one["host"], one["default"], one["new_links"]) for one in listed] == [
+        ("go.brand.example", False, False),
+        ("two.brand.example", True, True),
+    ]
+    assert (await client.get(f"{PATH}/two.brand.example")).json()["domain"] == changed
+    assert (await client.delete(f"{PATH}/two.brand.example")).json()["domain"]["host"] == "two.brand.example"
+    assert (await client.get(f"{PATH}/two.brand.example")).status_code == 404
+    assert [one["host"] for one in (await client.get(PATH)).json()["domains"]] == ["go.brand.example"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"domain": "https://*.brand.example"}, "domain"),
+        ({"domain": "https://go.brand.example/a b"}, "domain"),
+        ({"domain": "https://go.brand.example", "fallback_url": "http://127.0.0.1:8000/x"}, "fallback_url"),
+        ({"domain": "https://go.brand.example", "home_url": "https://go.brand.example/x"}, "home_url"),
+        ({"domain": "https://go.brand.example", "home_url": "javascript:1"}, "home_url"),
+        ({"domain": "https://go.brand.example", "assetlinks": {}}, "assetlinks"),
+        ({}, "domain"),
+    ],
+)
+async def test_an_unusable_domain_is_rejected_and_not_stored(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+    response = await client.post(PATH, json=body)
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
+    assert (await client.get(PATH)).json()["domains"] == []
+
+
+async def test_domains_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    made = await service.database.write(create_application, "other", clock(), domain="https://go.other.example")
+    await service.directory.refresh()
+    for method in ("GET", "PATCH", "DELETE"):
+        response = await client.request(method, f"{PATH}/go.other.example", json={} if method == "PATCH" else None)
+        assert response.status_code == 404
+    assert (await client.post(PATH, json={"domain": "go.other.example"})).status_code == 409
+    async with client_of(service, {"X-API-Key": made.api_key}) as other:
+        await other.delete(f"{PATH}/go.other.example")
+        assert (await client.post(PATH, json={"domain": "go.other.example"})).status_code == 409, "its links still use the host"
+        assert (await other.post(PATH, json={"domain": "go.other.example"})).status_code == 201
+
+
+async def test_a_message_chooses_one_of_the_own_domains(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    for host in ("go.brand.example", "two.brand.example"):
+        await client.post(PATH, json={"domain": host})
+    assert (await short_url(client)).startswith("https://go.brand.example/")
+    on_two = await short_url(client, domain="TWO.brand.example")
+    assert on_two.startswith("https://two.brand.example/")
+    assert await visit(client, on_two) == 302
+    await service.database.write(create_application, "other", clock(), domain="https://go.other.example")
+    await service.directory.refresh()
+    for host in ("go.other.example", "nosuch.example", "127.0.0.1:8000"):
+        refused = await rewrite(client, domain=host)
+        assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "domain")
+    await client.patch(f"{PATH}/two.brand.example", json={"enabled": False})
+    refused = await rewrite(client, domain="two.brand.example")
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "NO_USABLE_DOMAIN")
+
+
+async def test_without_a_usable_own_domain_a_rewrite_fails_instead_of_using_the_shared_host(client: httpx.AsyncClient) -> None:
+    assert (await short_url(client)).startswith("http://127.0.0.1:8000/")
+    await client.post(PATH, json={"domain": "go.brand.example"})
+    old = await short_url(client)
+    for leave in ("disable", "remove"):
+        if leave == "disable":
+            await client.patch(f"{PATH}/go.brand.example", json={"disabled": True})
+            assert await visit(client, old) == 410
+            await_enabled = {"enabled": True}
+        else:
+            await client.patch(f"{PATH}/go.brand.example", json=await_enabled)
+            await client.delete(f"{PATH}/go.brand.example")
+            assert await visit(client, old) == 302, "links that were sent work until they expire"
+        refused = await rewrite(client)
+        assert (refused.status_code, refused.json()["error_code"]) == (409, "NO_USABLE_DOMAIN")
+        plain = await client.post("/api/v1/rewrite", json={"to": TO, "body": "no link"})
+        assert plain.status_code == 200, "a text without links needs no domain"
+    await client.patch("/api/v1/application", json={"allow_shared_host": True})
+    assert (await short_url(client)).startswith("http://127.0.0.1:8000/")
+
+
+async def test_a_path_is_before_the_code(client: httpx.AsyncClient) -> None:
+    await client.post(PATH, json={"domain": "https://go.brand.example/ABCDEF"})
+    url = await short_url(client, message_id="m-1")
+    assert url.startswith("https://go.brand.example/ABCDEF/")
+    code = url.rsplit("/", 1)[1]
+    for path, status in ((f"ABCDEF/{code}", 302), (f"ABCDEF/{code}/", 302), (code, 404), (f"OTHER/{code}", 404)):
+        assert await visit(client, f"https://go.brand.example/{path}") == status, path
+    assert await visit(client, f"http://127.0.0.1:8000/ABCDEF/{code}") == 302
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["links"][0]["short_url"] == url
+    assert (await client.get(f"/api/v1/links/{code}")).json()["link"]["short_url"] == url
+    assert await short_url(client, message_id="m-1") == url, "a repeat gets its first link"
+    assert url in (await client.get("/api/v1/sms/messages/unified/export")).text
+
+    await client.patch(f"{PATH}/go.brand.example", json={"path": "/{sender}"})
+    assert await visit(client, url) == 302, "links behind the earlier path still work"
+    assert await short_url(client, message_id="m-1") == url
+    new = await short_url(client, **{"from": "VM-SHOPIN"})
+    assert new.startswith("https://go.brand.example/VM-SHOPIN/")
+    assert await visit(client, new) == 302
+    assert (await short_url(client, **{"from": "channel:7", "sender_id_alias": "SHOPIN"})).startswith(
+        "https://go.brand.example/SHOPIN/"
+    )
+    for sender in ("", "My Shop"):
+        refused = await rewrite(client, **{"from": sender})
+        assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "from")
+
+
+async def test_events_contain_the_path_of_the_link(client: httpx.AsyncClient, service: Service) -> None:
+    await service.database.write(add_domain, 1, "https://go.brand.example/ABCDEF", service.clock())
+    await service.directory.refresh()
+    await client.post(
+        "/api/v1/trackers", json={"url": "https://t.example/", "events": ["state"], "format": "json", "fields": ["short_url"]}
+    )
+    url = await short_url(client)
+    assert await visit(client, url) == 302
+    await service.fanout.step()
+    deliveries = (await client.get("/api/v1/deliveries")).json()["deliveries"]
+    assert len(deliveries) == 1
+    events = await service.database.read(_facts)
+    assert [facts["short_url"] for facts in events] == [url]
+
+
+def _facts(connection: Any) -> list[dict[str, Any]]:
+    from sqlalchemy import select
+
+    from shortener.storage import schema
+
+    return list(connection.scalars(select(schema.events.c.facts).where(schema.events.c.facts.is_not(None))))
+
+
+async def test_base_url_may_have_a_path(make_service: Any) -> None:
+    service = await make_service(base_url="https://s.example/{sender}")
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        url = await short_url(client, **{"from": "SHOPIN"})
+        assert url.startswith("https://s.example/SHOPIN/")
+        assert await visit(client, url) == 302
+        code = url.rsplit("/", 1)[1]
+        assert await visit(client, f"https://s.example/api/{code}") == 404
+        assert await visit(client, f"https://s.example/{code}") == 302
