@@ -95,7 +95,7 @@ class DeliveryStatus(enum.IntEnum):
     PENDING = 0
     DELIVERED = 1
     DEAD = 2  # the last attempt failed, or a response was final; it can be listed and replayed
-    PARKED = 3  # never stored: the API shows it for a PENDING delivery while its tracker is disabled
+    PARKED = 3  # never stored: the API shows it for a PENDING delivery while its tracker or its application is disabled
 
     @property
     def api_name(self) -> str:

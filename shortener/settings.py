@@ -124,11 +124,11 @@ class Settings(BaseModel):
         16, ge=1, le=1024, description="Maximum number of simultaneous attempts for a tracker without its own `concurrency`."
     )
     delivery_processes: int = Field(
-        1,
-        ge=1,
+        0,
+        ge=0,
         le=1024,
-        description="Number of processes that deliver from this database: each worker of `serve` and each `deliver`, on all "
-        "machines. They divide the concurrency of a tracker, with at least 1 each. WORKERS is used if it is larger.",
+        description="Number of processes among which the concurrency of a tracker is divided. 0: the processes that deliver from "
+        "this database are counted.",
     )
     delivery_recovery_rate: float = Field(
         100.0,

@@ -96,6 +96,7 @@ _TRACKER_OPTIONS = (
     ),
     click.option("--timeout", type=float, help="Time limit of one attempt, in seconds. Default: DELIVERY_TIMEOUT (5)."),
     click.option("--concurrency", type=int, help="Maximum number of simultaneous attempts. Default: 16."),
+    click.option("--max-per-second", type=float, help="Maximum number of attempts per second. Default: no limit."),
     click.option(
         "--schedule",
         callback=_parse_schedule,
@@ -116,7 +117,17 @@ def _tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_UNCHANGED_OPTIONS = ("name", "method", "headers", "max_attempts", "timeout", "concurrency", "schedule", "with_suspected")
+_UNCHANGED_OPTIONS = (
+    "name",
+    "method",
+    "headers",
+    "max_attempts",
+    "timeout",
+    "concurrency",
+    "max_per_second",
+    "schedule",
+    "with_suspected",
+)
 
 
 def _request_fields(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 An attempt starts only if its lease is long enough; otherwise the claim is returned and the attempt does not count. The claim of a
 cancelled attempt is returned too. A local failure (resolver, sockets, an unusable stored row) does not count either: the delivery
-waits `LOCAL_FAILURE_PAUSE_MS`, or ends dead if it is older than `expiry.MAX_HOLD`.
+waits `LOCAL_FAILURE_PAUSE_MS`, or ends dead if nothing but local failures has happened to it for `expiry.MAX_HOLD`.
+
+A 429 of a tracker does not count as an attempt in the first `FREE_429_MS` of a delivery or since its last replay. The number of the
+attempt increases nevertheless. Callbacks of messages have no rate that could be lowered, so there every attempt counts.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import structlog
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, FinishedDelivery
 from shortener.delivery.expiry import MAX_HOLD
-from shortener.delivery.outcomes import LOCAL_FAILURE, AttemptOutcome, OutcomeKind, classify_response, next_delay
+from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutcome, OutcomeKind, classify_response, next_delay
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
 from shortener.ids import IdGenerator, encode
@@ -30,29 +33,42 @@ log = structlog.get_logger(__name__)
 #: Time until a delivery that failed locally is attempted again. This process pauses its queue for the same time.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
+#: How long 429 responses use no attempt of a delivery.
+FREE_429_MS = 86_400_000
+#: Shortest and longest time from a 429 without `Retry-After` to the next attempt. The rate of the tracker matters more.
+MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptInFlight:
     """An attempt that a committed claim allows. `target` None: the stored tracker or callback URL is unusable.
 
-    `is_probe`: the attempt tests whether a tracker with an open breaker works again."""
+    `is_probe`: the attempt tests whether a tracker with an open breaker works again. `is_paced`: the tracker has a learned rate
+    (pace.py), which a success raises."""
 
     claim: ClaimedDelivery
     target: DeliveryTarget | None
     application_id: int | None
     is_probe: bool
+    is_paced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedAttempt:
-    """An attempt that has ended and is not yet recorded. `outcome` None: the claim is returned. `at`: milliseconds since 1970."""
+    """An attempt that has ended and is not yet recorded. `outcome` None: the claim is returned.
+
+    `started` and `at`: begin and end, in milliseconds since 1970."""
 
     attempt: AttemptInFlight
     delivery: FinishedDelivery
     attempt_row: tuple[object, ...] | None
     outcome: AttemptOutcome | None
+    started: int
     at: int
+
+    @property
+    def is_rate_limited(self) -> bool:
+        return self.outcome is not None and self.outcome.reason == RATE_LIMITED
 
     @property
     def is_local_failure(self) -> bool:
@@ -104,13 +120,22 @@ class AttemptRunner:
         if target is None or response.is_local:
             return self._failed_locally(attempt, response, now_ms)
         outcome = classify_response(response, target.success, now)
-        counted = claim.attempt - claim.base_attempt
+        base_attempt = claim.base_attempt
+        is_free = (
+            outcome.reason == RATE_LIMITED
+            and claim.tracker_id is not None
+            and now_ms - (claim.restarted_at or claim.created_at) < FREE_429_MS
+        )
+        if is_free:
+            base_attempt += 1
+        counted = claim.attempt - base_attempt
         status, next_at = DeliveryStatus.DEAD, claim.lease_until
         if outcome.kind is OutcomeKind.DELIVERED:
             status = DeliveryStatus.DELIVERED
-        elif outcome.kind is OutcomeKind.RETRY and counted < target.max_attempts:
+        elif is_free or (is_retried(claim, outcome) and counted < target.max_attempts):
             status = DeliveryStatus.PENDING
-            next_at = now_ms + round(next_delay(counted, target.schedule, self._rng) * 1000)
+            delay = self._pause_after_429(base_attempt) if is_free else next_delay(counted, target.schedule, self._rng) * 1000
+            next_at = now_ms + round(delay)
             if outcome.not_before is not None:
                 next_at = max(next_at, to_ms(outcome.not_before))
         error = None if status is DeliveryStatus.DELIVERED else response.error or outcome.reason
@@ -125,6 +150,9 @@ class AttemptRunner:
             finished_at=None if status is DeliveryStatus.PENDING else now_ms,
             last_status=response.status,
             last_error=error,
+            base_attempt=base_attempt,
+            scheduled_at=now_ms,
+            held_since=None,
         )
         row = (
             self._ids(),
@@ -137,25 +165,38 @@ class AttemptRunner:
             to_storable_text(response.detail, MAX_DETAIL_LENGTH) or None,
             to_storable_text(response.excerpt),
         )
-        return FinishedAttempt(attempt, delivery, row, outcome, now_ms)
+        return FinishedAttempt(attempt, delivery, row, outcome, to_ms(started), now_ms)
+
+    def _pause_after_429(self, free_attempts: int) -> float:
+        """Return the milliseconds until the next attempt. They grow, so that one delivery cannot use all of the rate."""
+        pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
+        return pause * (1 + self._rng.random() / 10)
 
     def _failed_locally(self, attempt: AttemptInFlight, response: SendResult, now: int) -> FinishedAttempt:
         """Return the claim. The error becomes the delivery's last error, but there is no row in `attempts`."""
         log.warning("local_failure", delivery=encode(attempt.claim.id), error=response.error, detail=response.detail)
-        if now - attempt.claim.created_at > MAX_HOLD // timedelta(milliseconds=1):
-            delivery = _return_claim(attempt.claim, now, response.error)
+        held_since = attempt.claim.held_since
+        if held_since is None or held_since > now:
+            held_since = now
+        delivery = _return_claim(attempt.claim, now, response.error)._replace(held_since=held_since)
+        if now - held_since > MAX_HOLD // timedelta(milliseconds=1):
             delivery = delivery._replace(status=int(DeliveryStatus.DEAD), finished_at=now)
         else:
-            delivery = _return_claim(attempt.claim, now + LOCAL_FAILURE_PAUSE_MS, response.error)
-        return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now)
+            delivery = delivery._replace(next_at=now + LOCAL_FAILURE_PAUSE_MS)
+        return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now, now)
 
     def _returned(self, attempt: AttemptInFlight, error: str) -> FinishedAttempt:
         now = to_ms(self._clock())
-        return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now)
+        return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now)
 
 
-def _return_claim(claim: ClaimedDelivery, next_at: int, error: str | None) -> FinishedDelivery:
-    """Return the values of a delivery whose claimed attempt does not count."""
+def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:
+    """Return whether a delivery with attempts left is repeated. A callback is, whatever the response was."""
+    return outcome.kind is OutcomeKind.RETRY or claim.tracker_id is None
+
+
+def _return_claim(claim: ClaimedDelivery, now: int, error: str | None) -> FinishedDelivery:
+    """Return the values of a delivery whose claimed attempt does not count. It is due at once."""
     return FinishedDelivery(
         id=claim.id,
         claimed_attempt=claim.attempt,
@@ -163,10 +204,13 @@ def _return_claim(claim: ClaimedDelivery, next_at: int, error: str | None) -> Fi
         status=int(DeliveryStatus.PENDING),
         attempt=claim.attempt - 1,
         part=RETRIES if claim.attempt > 1 else FIRST_ATTEMPTS,
-        next_at=next_at,
+        next_at=now,
         finished_at=None,
         last_status=None,
         last_error=error,
+        base_attempt=claim.base_attempt,
+        scheduled_at=now,
+        held_since=claim.held_since,
     )
 
 

@@ -1,17 +1,18 @@
 """The transaction that claims deliveries: find the due queues, read their trackers, plan the claims, write them.
 
 claims.py decides how much each queue gets. This module reads its inputs (queues, tracker states, targets) and writes its decision
-(claims, breakers). Deliveries that cannot be sent now wait, or expire (expiry.py). `ClaimWriter.write` changes no state of the
-writer, because the transaction may run again. `committed` does.
+(claims, breakers, rates). Deliveries that cannot be sent now wait, or expire (expiry.py). The deliveries of a disabled application
+wait. `ClaimWriter.write` changes no state of the writer, because the transaction may run again. `committed` does.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, select
@@ -21,6 +22,7 @@ from shortener.delivery.attempt import AttemptInFlight
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, DeliveryQueue, TrackerState
 from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
+from shortener.delivery.processes import ProcessShare
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
 from shortener.ids import encode
@@ -29,6 +31,8 @@ from shortener.storage import schema
 
 log = structlog.get_logger(__name__)
 
+#: Shortest time until a queue with a limited rate is examined again, also if another process has locked its tracker.
+MIN_RATE_PAUSE_MS = 20
 #: Queues that one cycle examines. It bounds a transaction that on SQLite blocks every other writer.
 MAX_QUEUES = 256
 
@@ -37,14 +41,20 @@ MAX_QUEUES = 256
 class ClaimResult:
     """The effects of one transaction.
 
-    `after`: the queue after which the next cycle starts. `more`: the next cycle must examine further queues.
-    `targets`: targets that were read from the database, by tracker id."""
+    `after`: the queue after which the next cycle starts. `more`: the next cycle must examine further queues. `targets`: targets
+    that were read from the database, by tracker id. `wake_at`: when the rate of a tracker lets the next delivery pass; None if no
+    rate delays a delivery."""
 
     after: str
     attempts: list[AttemptInFlight] = field(default_factory=list)
     targets: dict[int, DeliveryTarget] = field(default_factory=dict)
     more: bool = False
     expired: int = 0
+    wake_at: int | None = None
+
+    def wake_not_later_than(self, at: int) -> None:
+        """Note that a delivery can be sent at this time."""
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
 class ClaimWriter:
@@ -62,24 +72,40 @@ class ClaimWriter:
         self._targets |= result.targets
         self._after = result.after
 
-    def write(self, connection: Connection, usage: SlotUsage, limit: int, paused: Mapping[str, int], now: int) -> ClaimResult:
+    def write(
+        self,
+        connection: Connection,
+        usage: SlotUsage,
+        limit: int,
+        paused: Mapping[str, int],
+        now: int,
+        share: ProcessShare = ProcessShare(),  # noqa: B008 - immutable
+        responsive: Collection[str] = (),
+    ) -> ClaimResult:
         """Claim up to `limit` deliveries, as a part of the caller's transaction.
 
-        `paused`: queues that are skipped, with the end of their pause. Times are milliseconds since 1970."""
+        `paused`: queues that are skipped, with the end of their pause. `share`: the part of this process in the concurrency of
+        trackers. `responsive`: queues of callbacks whose host has responded. Times are milliseconds since 1970."""
         result = ClaimResult(self._after)
         if limit <= 0:
             return result
         queues, is_last = _queues_after(connection, self._after)
         due = [queue for queue in queues if _is_due(queue, now) and paused.get(queue.name, 0) <= now]
         ids = {tracker for queue in due if (tracker := _tracker_of(queue.name)) is not None}
+        disabled = dispatch_queries.disabled_applications(connection) if due else {}
         states = dispatch_queries.tracker_states(connection, ids)
         targets = self._current_targets(connection, result, states)
         candidates: dict[str, Candidate] = {}
         for queue in due:
-            candidate = self._candidate(connection, result, queue, states, targets, now)
-            if candidate is not None and available_slots(candidate, usage) > 0:
+            candidate = self._candidate(connection, result, queue, states, targets, disabled, now)
+            if candidate is None:
+                continue
+            candidate.concurrency = share.of(candidate.concurrency, queue.name)
+            if candidate.health is None and queue.name not in responsive:
+                candidate.concurrency = min(candidate.concurrency, 1)
+            if available_slots(candidate, usage, is_only_queue=True, is_only_application=True) > 0:
                 candidates[queue.name] = candidate
-        unhealthy = _lock_unhealthy(connection, candidates)
+        limited = _lock_limited(connection, candidates, result, now)
 
         requests = plan_claims(
             list(candidates.values()),
@@ -100,16 +126,23 @@ class ClaimWriter:
         # A part that returned fewer claims than requested has no further due deliveries.
         has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
         probes: set[str] = set()
-        for name in unhealthy & {request.queue for request in requests}:
-            count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
-            if self._write_release(connection, candidates[name], count, name in has_more, now):
-                probes.add(name)
+        requested = {request.queue for request in requests}
+        for name in limited:
+            candidate = candidates[name]
+            if name in requested:
+                count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
+                if self._write_release(connection, candidate, count, name in has_more, now):
+                    probes.add(name)
+            if candidate.pace is not None and candidate.pace.limit(now) is not None and (name in has_more or name not in requested):
+                result.wake_not_later_than(max(candidate.pace.next_at(now), now + MIN_RATE_PAUSE_MS))
         callbacks = [claim.id for claim in claimed if claim.callback_url is not None]
         secrets = self._trackers.callback_secrets(connection, callbacks) if callbacks else {}
         for claim in claimed:
             target = self._target_of(claim, targets, secrets.get(claim.id, ()))
-            application = candidates[claim.queue].application_id
-            result.attempts.append(AttemptInFlight(claim, target, application, claim.queue in probes))
+            candidate = candidates[claim.queue]
+            is_paced = candidate.pace is not None and candidate.pace.rate is not None
+            attempt = AttemptInFlight(claim, target, candidate.application_id, claim.queue in probes, is_paced)
+            result.attempts.append(attempt)
         return result
 
     def _candidate(
@@ -119,37 +152,45 @@ class ClaimWriter:
         queue: DeliveryQueue,
         states: Mapping[int, TrackerState],
         targets: Mapping[int, DeliveryTarget],
+        disabled: Mapping[int, int],
         now: int,
     ) -> Candidate | None:
         """Return the queue as a candidate; None if its deliveries must wait or have ended now."""
         settings = self._settings
         tracker = _tracker_of(queue.name)
+        retention = timedelta(days=settings.event_retention_days)
         if tracker is None:
-            return Candidate(queue, None, self._share(settings.delivery_slots_per_tracker), settings.delivery_timeout)
+            application = _application_of(queue.name)
+            if application is not None and application in disabled:
+                error, since = "application_disabled", disabled[application]
+                result.expired += expire_overdue(connection, queue, error, now, retention, since)
+                return None
+            return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
             result.expired += expire_queue(connection, queue.name, "tracker_deleted", now)
             return None
         if not state.enabled:
-            max_hold = timedelta(days=settings.event_retention_days)
-            result.expired += expire_overdue(connection, queue, "tracker_disabled", now, max_hold)
+            result.expired += expire_overdue(connection, queue, "tracker_disabled", now, retention, state.updated_at)
+            return None
+        if state.application_id in disabled:
+            since = disabled[state.application_id]
+            result.expired += expire_overdue(connection, queue, "application_disabled", now, retention, since)
             return None
         if state.health.breaker(now) == "open":
-            result.expired += expire_overdue(connection, queue, "breaker_open", now, MAX_HOLD)
+            since = state.health.opened_at or 0
+            result.expired += expire_overdue(connection, queue, "breaker_open", now, MAX_HOLD, since)
             return None
         target = targets.get(tracker)
         if target is None:  # the attempt will fail locally
-            return Candidate(queue, state.application_id, 1, settings.delivery_timeout, state.health)
-        return Candidate(queue, state.application_id, self._share(target.concurrency), target.timeout, state.health)
-
-    def _share(self, concurrency: int) -> int:
-        """Return the part of a tracker's concurrency that this process may use, at least 1."""
-        return max(1, concurrency // max(self._settings.delivery_processes, self._settings.workers))
+            return Candidate(queue, state.application_id, 1, settings.delivery_timeout, state.health, state.pace)
+        return Candidate(queue, state.application_id, target.concurrency, target.timeout, state.health, state.pace)
 
     def _write_release(self, connection: Connection, candidate: Candidate, count: int, has_more: bool, now: int) -> bool:
-        """Write what the breaker let pass: `count` deliveries. `has_more`: more are due. Return True if they are a probe."""
+        """Write what breaker and rate let pass: `count` deliveries. `has_more`: more are due. Return True if they are a probe."""
         health = stored = candidate.health
         assert health is not None
+        assert candidate.pace is not None
         is_probe = health.open_until is not None and count > 0
         if is_probe:
             health = health.probing(candidate.lease_until(now))
@@ -158,9 +199,16 @@ class ClaimWriter:
                 health = health.released(count, now, self._settings.delivery_recovery_rate)
             if not has_more:
                 health = health.recovered()
+        pace = candidate.pace.claimed(count, now)
+        values: dict[str, Any] = {}
+        if health != stored:
+            values |= dispatch_queries.health_columns(health)
+        if pace != candidate.pace:
+            candidate.pace = pace
+            values |= dispatch_queries.pace_columns(pace)
         tracker = _tracker_of(candidate.queue.name)
-        if health != stored and tracker is not None:
-            dispatch_queries.update_tracker(connection, tracker, dispatch_queries.health_columns(health))
+        if values and tracker is not None:
+            dispatch_queries.update_tracker(connection, tracker, values)
         return is_probe
 
     def _current_targets(
@@ -213,22 +261,22 @@ def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueu
     return queues, is_last
 
 
-def _lock_unhealthy(connection: Connection, candidates: dict[str, Candidate]) -> set[str]:
-    """Lock the trackers whose breaker limits them and read their health again. Return the names of their queues.
+def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:
+    """Lock the trackers that their breaker or rate limits, and read both again. Return the names of their queues.
 
     Candidates whose tracker is locked by another process are removed."""
-    names = {
-        name for name, candidate in candidates.items() if candidate.health is not None and not candidate.health.allows_any_number
-    }
+    names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
     ids = {tracker for name in names if (tracker := _tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)
     for name in list(names):
         tracker = _tracker_of(name)
         if tracker is not None and tracker in locked:
             candidates[name].health = locked[tracker].health
+            candidates[name].pace = locked[tracker].pace
         else:
             del candidates[name]
             names.discard(name)
+            result.wake_not_later_than(now + MIN_RATE_PAUSE_MS)
     return names
 
 
@@ -238,3 +286,9 @@ def _is_due(queue: DeliveryQueue, now: int) -> bool:
 
 def _tracker_of(queue: str) -> int | None:
     return int(queue[1:]) if queue.startswith("t") else None
+
+
+def _application_of(queue: str) -> int | None:
+    """Return the application of a queue of callbacks. Queues of an older release have none."""
+    application, slash, _ = queue[1:].partition("/")
+    return int(application) if slash and application.isdecimal() else None

@@ -4,8 +4,11 @@ A slot is the right to have one attempt in flight. The rules keep slots free for
 
 - A queue never takes more slots than it leaves free, and never more than its concurrency.
 - An application never takes more than three times the slots that it leaves free.
-- A queue that uses no slot may take one although its application is at its limit, while one eighth of all slots is free.
-- The breaker of a tracker (health.py) limits its queue.
+- A queue, or an application, that nobody waits beside takes all slots but one eighth.
+- A queue that uses few slots may take up to four although its application is at its limit, while one sixteenth of all slots is free
+  (callbacks: up to one, while one eighth is free).
+- The breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
+- A queue of callbacks has one slot until its host has responded.
 - All candidates of a cycle get an equal share first.
 - If first attempts and retries of a queue are both due, each part gets half.
 
@@ -23,6 +26,7 @@ from typing import TypeVar
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimRequest, DeliveryQueue
 from shortener.delivery.health import TrackerHealth
+from shortener.delivery.pace import TrackerPace
 
 K = TypeVar("K")
 
@@ -32,13 +36,15 @@ LEASE_MARGIN_MS = 10_000
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
 #: An application takes at most this many times the slots that it leaves free.
 APPLICATION_FACTOR = 3
-#: While more than this part of all slots is free, each idle queue may take one slot.
+#: This part of all slots (one in eight) stays free for queues and applications that are not waiting yet.
 RESERVED_PART = 8
+#: Slots that a tracker gets beside hanging trackers of its application, while this part of all slots (one in sixteen) is free.
+MIN_SLOTS, LAST_PART = 4, 16
 
 
 @dataclass(slots=True)
 class SlotUsage:
-    """Slots of this process that are in use, by queue and by application (None: callbacks of messages)."""
+    """Slots of this process that are in use, by queue and by application (None: callbacks of an older release)."""
 
     total: int
     busy: int = 0
@@ -48,6 +54,11 @@ class SlotUsage:
     @property
     def free(self) -> int:
         return self.total - self.busy
+
+    @property
+    def unreserved(self) -> int:
+        """Free slots beyond the part that stays free for others."""
+        return max(self.free - self.total // RESERVED_PART, 0)
 
     def copy(self) -> SlotUsage:
         return SlotUsage(self.total, self.busy, self.by_queue.copy(), self.by_application.copy())
@@ -71,7 +82,7 @@ def _decrement(counter: Counter[K], key: K) -> None:
 
 @dataclass(slots=True)
 class Candidate:
-    """A queue with due deliveries. `health` None: callbacks, which have no breaker. `timeout`: seconds of one attempt.
+    """A queue with due deliveries. `health` and `pace` None: callbacks, which have neither. `timeout`: seconds of one attempt.
 
     `concurrency` is the share of this process."""
 
@@ -80,6 +91,13 @@ class Candidate:
     concurrency: int
     timeout: float
     health: TrackerHealth | None = None
+    pace: TrackerPace | None = None
+
+    def is_limited(self, now: int) -> bool:
+        """Whether the breaker or the rate limits the queue. Then the tracker must be locked before anything is claimed."""
+        if self.health is not None and not self.health.allows_any_number:
+            return True
+        return self.pace is not None and self.pace.limit(now) is not None
 
     def lease_until(self, now: int) -> int:
         """Return the end of a lease that starts at `now`."""
@@ -94,9 +112,12 @@ def plan_claims(
     `recovery_rate`: deliveries per second of the backlog of a recovering tracker. `usage` is not changed."""
     usage = usage.copy()
     share = max(1, limit // len(candidates)) if candidates else 0
+    is_only_queue = len(candidates) == 1
+    is_only_application = len({candidate.application_id for candidate in candidates}) == 1
     requests: list[ClaimRequest] = []
     for candidate in candidates:
-        count = min(share, limit, available_slots(candidate, usage), _allowance(candidate, usage, now, recovery_rate))
+        available = available_slots(candidate, usage, is_only_queue=is_only_queue, is_only_application=is_only_application)
+        count = min(share, limit, available, _allowance(candidate, usage, now, recovery_rate))
         if count > 0:
             limit -= count
             usage.take(candidate.queue.name, candidate.application_id, count)
@@ -104,19 +125,35 @@ def plan_claims(
     return requests
 
 
-def available_slots(candidate: Candidate, usage: SlotUsage) -> int:
-    """Return how many more slots the queue may take; the breaker is not considered."""
+def available_slots(
+    candidate: Candidate, usage: SlotUsage, *, is_only_queue: bool = False, is_only_application: bool = False
+) -> int:
+    """Return how many more slots the queue may take; its breaker and its rate are not considered.
+
+    `is_only_queue`, `is_only_application`: no other queue, or no queue of another application, is waiting."""
     free, busy = usage.free, usage.by_queue[candidate.queue.name]
     for_queue = max((free - busy) // 2, int(busy == 0 and free > 0))
     used = usage.by_application[candidate.application_id]
     for_application = max((APPLICATION_FACTOR * free - used) // (APPLICATION_FACTOR + 1), int(used == 0 and free > 0))
-    if busy == 0 and free > usage.total // RESERVED_PART:
-        for_application = max(for_application, 1)
+    if candidate.health is None:
+        for_application = max(for_application, min(1 - busy, free - usage.total // RESERVED_PART))
+    else:
+        for_application = max(for_application, min(MIN_SLOTS - busy, free - usage.total // LAST_PART))
+    if is_only_queue:
+        for_queue = max(for_queue, usage.unreserved)
+    if is_only_application:
+        for_application = max(for_application, usage.unreserved)
     return min(candidate.concurrency - busy, for_queue, for_application)
 
 
 def _allowance(candidate: Candidate, usage: SlotUsage, now: int, recovery_rate: float) -> int:
-    """Return how many deliveries the breaker lets pass."""
+    """Return how many deliveries the breaker and the rate let pass."""
+    by_rate = None if candidate.pace is None else candidate.pace.allowance(now)
+    by_breaker = _breaker_allowance(candidate, usage, now, recovery_rate)
+    return by_breaker if by_rate is None else min(by_breaker, by_rate)
+
+
+def _breaker_allowance(candidate: Candidate, usage: SlotUsage, now: int, recovery_rate: float) -> int:
     if candidate.health is None:
         return usage.total
     match candidate.health.breaker(now):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import RETRIES
 from shortener.errors import ApiError, ErrorCode
@@ -22,7 +22,7 @@ from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic
 from shortener.outbox.events import encode_event_id
 from shortener.storage.database import Database
-from shortener.storage.schema import attempts, deliveries, events, messages, trackers
+from shortener.storage.schema import applications, attempts, deliveries, events, messages, trackers
 from shortener.storage.types import to_ms
 
 MAX_WALK_ROWS = 10_000
@@ -145,16 +145,18 @@ _SELECT = (
         deliveries,
         messages.c.message_id.label("message_name"),
         trackers.c.enabled.label("tracker_enabled"),
+        applications.c.disabled_at.label("application_disabled_at"),
     )
     .outerjoin(events, events.c.id == deliveries.c.event_id)
     .outerjoin(messages, messages.c.id == events.c.message_id)
     .outerjoin(trackers, trackers.c.id == deliveries.c.tracker_id)
+    .outerjoin(applications, applications.c.id == deliveries.c.application_id)
 )
 
 
 def _delivery_from_row(row: Row[Any]) -> Delivery:
     status = DeliveryStatus(row.status)
-    if status is DeliveryStatus.PENDING and row.tracker_enabled is False:
+    if status is DeliveryStatus.PENDING and (row.tracker_enabled is False or row.application_disabled_at is not None):
         status = DeliveryStatus.PARKED
     topic = Topic(row.topic)
     return Delivery(
@@ -215,9 +217,9 @@ def _page(connection: Connection, criteria: DeliveryFilter, limit: int, below: i
 
 def _has(status: DeliveryStatus) -> ColumnElement[bool]:
     if status is DeliveryStatus.PARKED:
-        return and_(_IS_PENDING, trackers.c.enabled.is_(False))
+        return and_(_IS_PENDING, or_(trackers.c.enabled.is_(False), applications.c.disabled_at.is_not(None)))
     if status is DeliveryStatus.PENDING:
-        return and_(_IS_PENDING, trackers.c.enabled.is_not(False))
+        return and_(_IS_PENDING, trackers.c.enabled.is_not(False), applications.c.disabled_at.is_(None))
     return deliveries.c.status == status.value
 
 
@@ -274,6 +276,9 @@ def _restart_attempts(connection: Connection, conditions: list[ColumnElement[boo
         "next_at": now,
         "lease_until": None,
         "finished_at": None,
+        "scheduled_at": now,
+        "restarted_at": now,
+        "held_since": None,
     }
     return connection.execute(update(deliveries).where(*conditions).values(values)).rowcount
 

@@ -4,19 +4,21 @@ Each statement works on a whole batch. On SQLite a result is one row that contai
 Due deliveries are found by a walk over the index `deliveries_due` from queue to queue: a queue costs three index lookups,
 regardless of how many rows wait in it. Times are milliseconds since 1970-01-01 UTC.
 
-A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one host. It has two parts (column `queue`):
-first attempts and retries.
+A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one application to one host. It has two parts
+(column `queue`): first attempts and retries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, update
 
 from shortener.delivery.health import TrackerHealth
+from shortener.delivery.pace import TrackerPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import from_ms
@@ -86,6 +88,8 @@ class ClaimedDelivery(NamedTuple):
     base_attempt: int
     created_at: int
     lease_until: int
+    restarted_at: int | None
+    held_since: int | None
     facts: str | None  # JSON
 
 
@@ -108,7 +112,7 @@ _CLAIM_POSTGRESQL = (
 )
 _CLAIMED_COLUMNS = (
     "d.id, d.event_id, d.topic, d.tracker_id, d.callback_url, d.lane, d.attempt, d.base_attempt, d.created_at, d.lease_until, "
-    "e.facts"
+    "d.restarted_at, d.held_since, e.facts"
 )
 _CLAIMED = {
     "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
@@ -149,20 +153,26 @@ class FinishedDelivery(NamedTuple):
     finished_at: int | None
     last_status: int | None
     last_error: str | None
+    base_attempt: int
+    scheduled_at: int
+    held_since: int | None
 
 
 _FINISH_SQLITE = (
     "UPDATE deliveries SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, queue = j.value ->> 5, "
-    "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9 "
+    "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9, "
+    "base_attempt = j.value ->> 10, scheduled_at = j.value ->> 11, held_since = j.value ->> 12 "
     "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0 "
     "AND deliveries.attempt = j.value ->> 1 AND deliveries.lease_until = j.value ->> 2 RETURNING deliveries.id"
 )
 _FINISH_POSTGRESQL = (
     "UPDATE deliveries SET lease_until = NULL, status = b.status, attempt = b.attempt, queue = b.queue, "
-    "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error "
+    "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error, "
+    "base_attempt = b.base_attempt, scheduled_at = b.scheduled_at, held_since = b.held_since "
     "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::bigint[], "
-    "$8::bigint[], $9::smallint[], $10::text[]) AS b(id, claimed_attempt, claimed_lease, status, attempt, queue, next_at, "
-    "finished_at, last_status, last_error) "
+    "$8::bigint[], $9::smallint[], $10::text[], $11::smallint[], $12::bigint[], $13::bigint[]) "
+    "AS b(id, claimed_attempt, claimed_lease, status, attempt, queue, next_at, finished_at, last_status, last_error, "
+    "base_attempt, scheduled_at, held_since) "
     "WHERE deliveries.id = b.id AND deliveries.attempt = b.claimed_attempt AND deliveries.lease_until = b.claimed_lease "
     "RETURNING deliveries.id"
 )
@@ -191,12 +201,15 @@ class TrackerState(NamedTuple):
     application_id: int
     revision: int
     enabled: bool
+    updated_at: int
     health: TrackerHealth
+    pace: TrackerPace
 
 
-_STATE_COLUMNS = (
-    "t.id, t.application_id, t.revision, t.enabled, "
-    "t.failures_in_row, t.open_until, t.recovering_at, t.last_success_at, t.last_failure_at"
+_HEALTH_COLUMNS = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
+_PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
+_STATE_COLUMNS = "t.id, t.application_id, t.revision, t.enabled, t.updated_at, " + ", ".join(
+    f"t.{name}" for name in (*_HEALTH_COLUMNS, *_PACE_COLUMNS)
 )
 _STATES = {
     "sqlite": f"SELECT json_group_array(json_array({_STATE_COLUMNS})) "
@@ -229,7 +242,7 @@ def _states(connection: Connection, statements: dict[str, str], trackers: Iterab
     if not ids:
         return {}
     return {
-        row[0]: TrackerState(row[0], row[1], row[2], bool(row[3]), TrackerHealth(*row[4:]))
+        row[0]: TrackerState(row[0], row[1], row[2], bool(row[3]), row[4], TrackerHealth(*row[5:11]), TrackerPace(*row[11:]))
         for row in raw_sql.rows(connection, statements, ids)
     }
 
@@ -241,6 +254,30 @@ def update_tracker(connection: Connection, tracker_id: int, values: dict[str, An
 
 def health_columns(health: TrackerHealth) -> dict[str, Any]:
     """Return the columns of table `trackers` that store the health."""
-    times = ("open_until", "recovering_at", "last_success_at", "last_failure_at")
-    values: dict[str, Any] = {name: None if (at := getattr(health, name)) is None else from_ms(at) for name in times}
-    return values | {"failures_in_row": health.failures_in_row}
+    times = ("open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
+    return {name: _instant(getattr(health, name)) for name in times} | {"failures_in_row": health.failures_in_row}
+
+
+def pace_columns(pace: TrackerPace) -> dict[str, Any]:
+    """Return the columns of table `trackers` that store the pace, without `max_per_second`, which only the customer changes."""
+    return {
+        "rate": pace.rate,
+        "rate_ceiling": pace.ceiling,
+        "rate_lowered_at": _instant(pace.lowered_at),
+        "paced_until": _instant(pace.paced_until),
+    }
+
+
+def _instant(ms: int | None) -> datetime | None:
+    return None if ms is None else from_ms(ms)
+
+
+_DISABLED_APPLICATIONS = {
+    "sqlite": "SELECT json_group_array(json_array(id, disabled_at)) FROM applications WHERE disabled_at IS NOT NULL",
+    "postgresql": "SELECT id, disabled_at FROM applications WHERE disabled_at IS NOT NULL",
+}
+
+
+def disabled_applications(connection: Connection) -> dict[int, int]:
+    """Return when each disabled application was disabled."""
+    return dict(map(tuple, raw_sql.rows(connection, _DISABLED_APPLICATIONS)))

@@ -10,9 +10,11 @@ Guarantees
   with the same event id and one attempt less. An outcome after the lease was lost changes nothing. Leases are compared with
   `clock`, which processes share (storage/clock.py); the margins allow clocks to differ by `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks of one host) never blocks another: claims.py limits the slots of queues and applications.
-- A tracker's breaker (health.py) is stored in the database. All processes obey it; one of them sends the probe.
-- A local failure (resolver, sockets, database) does not count as an attempt. Nothing waits without limit: a delivery that an open
-  breaker or local failures delay for `expiry.MAX_HOLD`, or a disabled tracker for the event retention, ends dead.
+- A tracker's breaker (health.py) and rate (pace.py) are stored in the database. All processes together obey them; one of them sends
+  the probe of a breaker. processes.py divides the concurrency of a tracker among the processes.
+- A local failure (resolver, sockets, database) does not count as an attempt. A delivery ends dead if an open breaker or local
+  failures delay it for `expiry.MAX_HOLD`, or if its tracker or application stays disabled for the event retention.
+- After the clock was set back, no retry, lease or breaker waits longer than planned (clock_steps.py).
 - `stop` starts nothing, waits for the attempts in flight, records them and returns the claims that cannot finish in time.
 """
 
@@ -22,6 +24,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,8 +33,10 @@ from sqlalchemy import Connection
 
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, AttemptInFlight, AttemptRunner, FinishedAttempt
 from shortener.delivery.claim_writer import ClaimResult, ClaimWriter
-from shortener.delivery.claims import SlotUsage
+from shortener.delivery.claims import LEASE_MARGIN_MS, SlotUsage
+from shortener.delivery.clock_steps import repair
 from shortener.delivery.outcome_writer import GONE, OutcomeResult, OutcomeWriter
+from shortener.delivery.processes import DeliveryProcesses, SignOfLife
 from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
@@ -51,6 +56,10 @@ MAX_OUTCOMES = 512
 #: Attempts that start in one cycle while many hits arrive, and without a pause at any time: each costs the event loop a fraction of
 #: a millisecond when it starts and when it ends.
 MAX_STARTS = 8
+#: A timer for a limited rate is not set for longer than this.
+MAX_TIMER_SECONDS = 60.0
+#: Queues of callbacks that are remembered as responsive.
+MAX_RESPONSIVE = 10_000
 
 
 @dataclass(slots=True)
@@ -66,6 +75,8 @@ class DispatcherTotals:
     leases_lost: int = 0
     trackers_disabled: int = 0
     breakers_opened: int = 0
+    rates_lowered: int = 0
+    clock_steps: int = 0
     dispatch_cycles: int = 0
 
 
@@ -89,12 +100,16 @@ class Dispatcher:
         self._runner = AttemptRunner(sender, ids, clock, rng, allow_http=settings.allow_http_targets)
         self._claims = ClaimWriter(trackers, settings, rng)
         self._outcomes = OutcomeWriter()
+        self._processes = DeliveryProcesses(rng, settings.delivery_processes or None)
+        self._lease_ms = round(settings.delivery_timeout * 1000) + LEASE_MARGIN_MS
         self.wake_up = WakeUp()
         self.totals = DispatcherTotals()
         self._usage = SlotUsage(settings.delivery_slots)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished: list[FinishedAttempt] = []
         self._paused: dict[str, int] = {}  # queue -> end of its pause after a local failure
+        self._responsive: dict[str, None] = {}  # queues of callbacks whose host has responded to the last attempt
+        self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
         self._stopping = False
 
@@ -119,6 +134,9 @@ class Dispatcher:
         ):
             metrics.counter(f"shortener_{name}", help, partial(getattr, totals, name.removeprefix("deliveries_")))
         metrics.counter("shortener_trackers_disabled", "Trackers disabled by a 410 response.", lambda: totals.trackers_disabled)
+        metrics.counter("shortener_tracker_rates_lowered", "Rates of trackers lowered by 429.", lambda: totals.rates_lowered)
+        metrics.counter("shortener_clock_steps", "Repairs after the clock was set back.", lambda: totals.clock_steps)
+        metrics.gauge("shortener_delivery_processes", "Processes that deliver.", lambda: self._processes.share.count)
         metrics.counter("shortener_breakers_opened", "Circuit breakers of trackers that opened.", lambda: totals.breakers_opened)
 
     @property
@@ -137,10 +155,13 @@ class Dispatcher:
             limit = 0 if self._stopping else self._usage.free + len(finished)
             if throttled:
                 limit = min(limit, MAX_STARTS)
-            outcomes, claims = await self._database.write(self._write_cycle, finished, limit)
+            outcomes, claims, sign = await self._database.write(self._write_cycle, finished, limit)
             del self._finished[: len(finished)]
+            if sign is not None:
+                self._note(sign)
             self._account(outcomes, finished)
             self._claims.committed(claims)
+            self._wake_at(claims.wake_at)
             self.totals.dead += claims.expired
             for number, attempt in enumerate(claims.attempts, 1):
                 self._usage.take(attempt.claim.queue, attempt.application_id)
@@ -186,23 +207,50 @@ class Dispatcher:
             # Their leases end, and they are attempted again.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
 
+        if self._timer is not None:
+            self._timer.cancel()
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout_at(began + grace):
+                await self._database.write(self._processes.remove)
+
+    def _wake_at(self, at: int | None) -> None:
+        """Start a cycle at this time (milliseconds since 1970), when the rate of a tracker lets a delivery pass."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None and not self._stopping:
+            seconds = max(at - to_ms(self._clock()), 0) / 1000
+            if seconds < MAX_TIMER_SECONDS:  # cycles run more often anyway
+                self._timer = asyncio.get_running_loop().call_later(seconds, self.wake_up.notify)
+
+    def _note(self, sign: SignOfLife) -> None:
+        self._processes.committed(sign)
+        if sign.clock_was_set_back:
+            self.totals.clock_steps += 1
+            log.warning("clock_was_set_back", repaired="retries, leases, breakers and rates")
+
     async def _run(self, attempt: AttemptInFlight) -> None:
         self._finished.append(await self._runner.run(attempt))
         self.wake_up.notify()
 
     def _write_cycle(
         self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int
-    ) -> tuple[OutcomeResult, ClaimResult]:
+    ) -> tuple[OutcomeResult, ClaimResult, SignOfLife | None]:
         """Record outcomes and claim up to `limit` deliveries. No state changes here: the transaction may run again."""
         now = to_ms(self._clock())
+        sign = None if self._stopping else self._processes.write(connection, now)
+        if sign is not None and sign.clock_was_set_back:
+            repair(connection, now, self._lease_ms)
         outcomes = self._outcomes.write(connection, finished, now) if finished else OutcomeResult()
         usage = self._usage.copy()
-        paused = self._paused.copy()
+        # A pause that is longer than planned was set before the clock was set back.
+        paused = {queue: until for queue, until in self._paused.items() if until <= now + LOCAL_FAILURE_PAUSE_MS}
         for one in finished:
             usage.release(one.attempt.claim.queue, one.attempt.application_id)
             if one.is_local_failure:
                 paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
-        return outcomes, self._claims.write(connection, usage, limit, paused, now)
+        share = self._processes.share if sign is None else sign.share
+        return outcomes, self._claims.write(connection, usage, limit, paused, now, share, self._responsive), sign
 
     def _account(self, outcomes: OutcomeResult, finished: Sequence[FinishedAttempt]) -> None:
         """Update slots, pauses, totals and log after the commit."""
@@ -215,7 +263,8 @@ class Dispatcher:
             self._usage.release(queue, one.attempt.application_id)
             if one.is_local_failure:
                 self._paused[queue] = one.at + LOCAL_FAILURE_PAUSE_MS
-        self._paused = {queue: until for queue, until in self._paused.items() if until > now}
+            self._note_response(one)
+        self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_FAILURE_PAUSE_MS}
         for one in outcomes.recorded:
             if one.outcome is None:
                 totals.claims_returned += 1
@@ -233,9 +282,21 @@ class Dispatcher:
         totals.leases_lost += outcomes.leases_lost
         totals.trackers_disabled += len(outcomes.disabled)
         totals.breakers_opened += len(outcomes.opened)
+        totals.rates_lowered += len(outcomes.slowed)
         if outcomes.leases_lost:
             log.warning("leases_lost", deliveries=outcomes.leases_lost)
         for tracker in outcomes.disabled:
             log.warning("tracker_disabled", tracker=tracker, reason=GONE)
         for tracker in outcomes.opened:
             log.warning("breaker_opened", tracker=tracker)
+
+    def _note_response(self, finished: FinishedAttempt) -> None:
+        """Remember whether the host of a queue of callbacks responds. Until it does, the queue has one slot."""
+        claim = finished.attempt.claim
+        if claim.tracker_id is not None or finished.outcome is None:
+            return
+        self._responsive.pop(claim.queue, None)
+        if finished.delivery.last_status is not None:
+            self._responsive[claim.queue] = None
+            if len(self._responsive) > MAX_RESPONSIVE:
+                del self._responsive[next(iter(self._responsive))]

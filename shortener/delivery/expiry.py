@@ -23,9 +23,13 @@ MAX_EXPIRED_ROWS = 500
 _IS_PENDING = schema.deliveries.c.status == literal_column("0")
 
 
-def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta) -> int:
-    """End the deliveries of a queue that were due more than `max_hold` ago, with `error`. Return their number."""
+def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int) -> int:
+    """End the deliveries of a queue that are held back for more than `max_hold`, with `error`. Return their number.
+
+    `held_since`: when the hold of the queue started. The hold of a delivery starts when it is due, and not before this time."""
     before = now - max_hold // timedelta(milliseconds=1)
+    if held_since >= before:
+        return 0
     columns = schema.deliveries.c
     return sum(
         expire_queue(connection, queue.name, error, now, columns.queue == part, columns.next_at < from_ms(before))

@@ -164,7 +164,7 @@ class Fanout:
             ]
         url = event.callback_url
         if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
-            queue = callback_queue(url)
+            queue = callback_queue(event.application_id, url)
             row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, queue, pending, 0, now, now)
             rows.append(row)
         return rows

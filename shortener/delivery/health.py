@@ -19,7 +19,8 @@ BURST_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class TrackerHealth:
-    """State of a tracker's breaker. `open_until`: the breaker is open; from this time a probe may be sent.
+    """State of a tracker's breaker. `open_until`: the breaker is open; from this time a probe may be sent. `opened_at`: when the
+    breaker opened.
 
     `recovering_at`: the time up to which the release of the backlog has used its rate.
     """
@@ -29,6 +30,7 @@ class TrackerHealth:
     recovering_at: int | None = None
     last_success_at: int | None = None
     last_failure_at: int | None = None
+    opened_at: int | None = None
 
     def breaker(self, now: int) -> str:
         """Return `closed`, `open`, `half_open` (a probe may be sent) or `recovering` (closed, with a backlog)."""
@@ -43,9 +45,16 @@ class TrackerHealth:
 
     def succeeded(self, now: int) -> TrackerHealth:
         """Return the health after a successful attempt. A success closes the breaker."""
-        if self.open_until is not None:
-            return dataclasses.replace(self, failures_in_row=0, open_until=None, recovering_at=now, last_success_at=now)
-        return dataclasses.replace(self, failures_in_row=0, last_success_at=now)
+        return dataclasses.replace(self._closed(now), failures_in_row=0, last_success_at=now)
+
+    def answered(self, now: int) -> TrackerHealth:
+        """Return the health after a probe got a 429: the tracker works, but it accepts fewer requests."""
+        return dataclasses.replace(self._closed(now), failures_in_row=0)
+
+    def _closed(self, now: int) -> TrackerHealth:
+        if self.open_until is None:
+            return self
+        return dataclasses.replace(self, open_until=None, opened_at=None, recovering_at=now)
 
     def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> TrackerHealth:
         """Return the health after a failed attempt.
@@ -58,7 +67,8 @@ class TrackerHealth:
             open_until = now + pause(failures) if probe or failures >= MAX_FAILURES else None
         if quiet_until is not None:
             open_until = max(open_until or 0, min(quiet_until, now + MAX_PAUSE_MS))
-        return dataclasses.replace(self, failures_in_row=failures, open_until=open_until, last_failure_at=now)
+        opened_at = None if open_until is None else self.opened_at or now
+        return dataclasses.replace(self, failures_in_row=failures, open_until=open_until, opened_at=opened_at, last_failure_at=now)
 
     def probing(self, until: int) -> TrackerHealth:
         """Return the health after a probe was sent. If its result is never recorded, another may follow from `until`."""

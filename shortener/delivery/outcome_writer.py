@@ -1,4 +1,4 @@
-"""The transaction that records finished attempts: deliveries, rows in `attempts`, and the health of trackers.
+"""The transaction that records finished attempts: deliveries, rows in `attempts`, and the health and the rate of trackers.
 
 An outcome whose lease was lost changes nothing: no delivery, no row in `attempts`, no breaker, no metric, and a 410 disables no
 tracker. Another process has attempted that delivery since.
@@ -8,6 +8,7 @@ tracker. Another process has attempted that delivery since.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,17 @@ from sqlalchemy import Connection
 
 from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, FinishedAttempt
+from shortener.delivery.dispatch_queries import TrackerState
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import OutcomeKind
+from shortener.delivery.pace import TrackerPace
 from shortener.model import DeliveryStatus
 from shortener.storage.types import from_ms, to_ms
 
 #: A tracker's last success is written at most this often, not for every delivery.
 SUCCESS_INTERVAL_MS = 1000
+#: Trackers whose recent successes are counted, before those without recent successes are forgotten.
+MAX_TRACKERS_COUNTED = 10_000
 #: `disabled_reason` of a tracker that was disabled by its own response.
 GONE = "it answered 410 Gone"
 
@@ -35,6 +40,7 @@ class OutcomeResult:
     leases_lost: int = 0
     disabled: list[int] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
+    slowed: list[int] = field(default_factory=list)
     success_written: list[int] = field(default_factory=list)
     success_unknown: list[int] = field(default_factory=list)
 
@@ -44,6 +50,7 @@ class OutcomeWriter:
 
     def __init__(self) -> None:
         self._success_at: dict[int, int] = {}
+        self._successes: dict[int, RecentCount] = {}
 
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes, as a part of the caller's transaction. `now`: milliseconds since 1970."""
@@ -60,6 +67,10 @@ class OutcomeWriter:
             self._success_at.pop(tracker, None)
         for tracker in result.success_written:
             self._success_at[tracker] = now
+        if len(self._successes) > MAX_TRACKERS_COUNTED:
+            self._successes = {tracker: count for tracker, count in self._successes.items() if count.total(now)}
+        for tracker, successes in _successes_by_tracker(result.recorded).items():
+            self._successes.setdefault(tracker, RecentCount()).add(successes, now)
 
     def _write_health(self, connection: Connection, result: OutcomeResult, now: int) -> None:
         by_tracker: dict[int, list[FinishedAttempt]] = {}
@@ -69,7 +80,9 @@ class OutcomeWriter:
                 by_tracker.setdefault(tracker, []).append(one)
         affected = []
         for tracker, attempts in by_tracker.items():
-            if any(one.attempt.is_probe or one.delivery.status != DeliveryStatus.DELIVERED for one in attempts):
+            if any(
+                one.attempt.is_probe or one.attempt.is_paced or one.delivery.status != DeliveryStatus.DELIVERED for one in attempts
+            ):
                 result.success_unknown.append(tracker)
                 affected.append(tracker)
             elif not self._is_success_recent(tracker, now):
@@ -79,7 +92,12 @@ class OutcomeWriter:
             health = state.health
             for one in attempts:
                 health = _health_after(health, one)
+            pace = self._pace_after(state, attempts, now)
             values: dict[str, Any] = dispatch_queries.health_columns(health) if health != state.health else {}
+            if pace != state.pace:
+                values |= dispatch_queries.pace_columns(pace)
+            if pace.lowered_at is not None and pace.lowered_at != state.pace.lowered_at:
+                result.slowed.append(tracker)
             if state.enabled and any(one.outcome and one.outcome.kind is OutcomeKind.DISABLE for one in attempts):
                 values |= {"enabled": False, "disabled_reason": GONE, "revision": state.revision + 1, "updated_at": from_ms(now)}
                 result.disabled.append(tracker)
@@ -90,9 +108,45 @@ class OutcomeWriter:
             if health.open_until is None and not health.failures_in_row:
                 result.success_written.append(tracker)  # otherwise the next success must be written
 
+    def _pace_after(self, state: TrackerState, attempts: Sequence[FinishedAttempt], now: int) -> TrackerPace:
+        successes = sum(one.delivery.status == DeliveryStatus.DELIVERED for one in attempts)
+        pace = state.pace.succeeded(successes)
+        if recent := self._successes.get(state.id):
+            successes += recent.total(now)
+        for one in attempts:
+            if one.is_rate_limited:
+                not_before = one.outcome and one.outcome.not_before
+                quiet_until = to_ms(not_before) if not_before else None
+                pace = pace.throttled(one.at, started=one.started, successes=successes, quiet_until=quiet_until)
+        return pace
+
     def _is_success_recent(self, tracker: int, now: int) -> bool:
         at = self._success_at.get(tracker)
         return at is not None and at <= now < at + SUCCESS_INTERVAL_MS
+
+
+class RecentCount:
+    """A count of the last second."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[int, int]] = deque()
+
+    def add(self, count: int, now: int) -> None:
+        self.total(now)
+        self._parts.append((now, count))
+
+    def total(self, now: int) -> int:
+        while self._parts and not 0 <= now - self._parts[0][0] < 1000:
+            self._parts.popleft()
+        return sum(count for _, count in self._parts)
+
+
+def _successes_by_tracker(attempts: Sequence[FinishedAttempt]) -> Counter[int]:
+    return Counter(
+        one.attempt.claim.tracker_id
+        for one in attempts
+        if one.delivery.status == DeliveryStatus.DELIVERED and one.attempt.claim.tracker_id is not None
+    )
 
 
 def _health_after(health: TrackerHealth, finished: FinishedAttempt) -> TrackerHealth:
@@ -103,5 +157,7 @@ def _health_after(health: TrackerHealth, finished: FinishedAttempt) -> TrackerHe
         return health.probing(until) if is_probe and health.open_until is not None else health
     if outcome.kind is OutcomeKind.DELIVERED:
         return health.succeeded(finished.at)
+    if finished.is_rate_limited:  # the tracker works, and its rate is lowered instead
+        return health.answered(finished.at) if is_probe else health
     quiet_until = None if outcome.not_before is None else to_ms(outcome.not_before)
     return health.failed(finished.at, probe=is_probe, quiet_until=quiet_until)

@@ -53,7 +53,7 @@ class ResponseFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """The result of an attempt. `reason` names the row of OUTCOME_TABLE. `charged` False: the attempt does not count."""
+    """The result of an attempt. `reason` names the row of OUTCOME_TABLE. `charged` False: a local failure."""
 
     kind: OutcomeKind
     reason: str
@@ -101,6 +101,8 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
     return success.body_contains is None or success.body_contains.encode() in response.body
 
 
+#: The reason of a 429. During the first day of a delivery to a tracker it does not count as an attempt.
+RATE_LIMITED = "rate_limited"
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
@@ -133,11 +135,18 @@ OUTCOME_TABLE = (
         lambda response, success: response.status == 410 and not success.retries_every_status,
     ),
     OutcomeRule(
-        "throttled",
-        "429, 503",
+        RATE_LIMITED,
+        "429",
         OutcomeKind.RETRY,
-        "not before the time in Retry-After (seconds or a date, 1 s to 24 h)",
-        lambda response, success: response.status in (429, 503),
+        "not before the time in Retry-After (seconds or a date, 1 s to 24 h); the tracker's rate is lowered",
+        lambda response, success: response.status == 429,
+    ),
+    OutcomeRule(
+        "throttled",
+        "503",
+        OutcomeKind.RETRY,
+        "not before the time in Retry-After",
+        lambda response, success: response.status == 503,
     ),
     OutcomeRule(
         "form_refused",
@@ -181,7 +190,7 @@ def classify_response(response: ResponseFacts, success: SuccessCriteria, now: da
     """Return what happens after a response that was received at the aware time `now`."""
     row = next(row for row in OUTCOME_TABLE if row.matches(response, success))
     not_before = None
-    if row.name == "throttled" and response.retry_after is not None:
+    if row.name in (RATE_LIMITED, "throttled") and response.retry_after is not None:
         not_before = now + timedelta(seconds=min(max(response.retry_after, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS))
     return AttemptOutcome(row.kind, row.name, not_before, charged=not response.is_local)
 

@@ -99,9 +99,10 @@ def callback(
     )
 
 
-def callback_queue(url: str) -> str:
-    """Return the name of the queue of a callback: all callbacks to one host share a queue."""
+def callback_queue(application_id: int, url: str) -> str:
+    """Return the name of the queue of a callback: all callbacks of an application to one host share a queue."""
     try:
-        return f"c{parse_destination(url).host}"
+        host = parse_destination(url).host
     except UrlError:
-        return "c"
+        host = ""
+    return f"c{application_id}/{host}"

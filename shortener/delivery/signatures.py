@@ -25,6 +25,8 @@ from shortener.secret import SIGNING_PREFIX
 MAX_SECRET_LENGTH = 512
 #: Bytes of a base64 secret without prefix that get a second signature: the sizes that Standard Webhooks permits.
 MIN_DECODED_BYTES, MAX_DECODED_BYTES = 24, 64
+#: Shortest key that a new secret may have (Standard Webhooks: 24 to 64 bytes). Secrets stored by older releases may be shorter.
+MIN_KEY_BYTES = 24
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
 

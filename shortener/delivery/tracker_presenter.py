@@ -48,6 +48,7 @@ def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> 
         "breaker": health.breaker(to_ms(now)),
         "open_until": _iso(health.open_until),
         "failures_in_row": health.failures_in_row,
+        "rate": None if (rate := tracker.pace.limit(to_ms(now))) is None else round(rate, 3),
         "last_success_at": _iso(health.last_success_at),
         "last_failure_at": _iso(health.last_failure_at),
         "pending": backlog.pending,

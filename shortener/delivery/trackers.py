@@ -1,8 +1,11 @@
 """Trackers: endpoints of customers that receive events. Create, read, change and delete them.
 
 A stored tracker can be called: its URL is a valid template, and its host has no forbidden address. Secrets and headers are
-encrypted in the database, and no response shows them. A replaced secret also signs for the overlap. If a tracker is disabled,
-its deliveries wait until it is enabled again. If it is deleted, they end dead with that reason and stay listed.
+encrypted in the database, and no response shows them. A replaced secret also signs for the overlap. Static headers are for one
+origin: they are removed if the URL changes to another scheme, host or port.
+
+If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, they end dead with that reason and stay
+listed.
 
 The application's `conversion_url` and `conversion_fields` (23 Telecom) are stored as a tracker with the role `conversion_url`.
 
@@ -24,6 +27,7 @@ from shortener.accounts.directory import increment_version
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import parse_success
+from shortener.delivery.pace import TrackerPace
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget, Secrets
 from shortener.delivery.signatures import parse_secret
@@ -64,6 +68,7 @@ class NewTracker:
     max_attempts: int | None = None
     timeout: float | None = None
     concurrency: int | None = None
+    max_per_second: float | None = None
     schedule: list[float] | None = None
     with_suspected: bool = False
 
@@ -71,8 +76,8 @@ class NewTracker:
 class TrackerChanges(TypedDict, total=False):
     """The values of a tracker to change. The caller has validated them. A key that is absent leaves its value unchanged.
 
-    None removes the value of `fields`, `headers`, `secret`, `success`, `max_attempts`, `timeout`, `concurrency` or `schedule`.
-    `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds.
+    None removes the value of `fields`, `headers`, `secret`, `success`, `max_attempts`, `timeout`, `concurrency`, `max_per_second`
+    or `schedule`. `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds.
     """
 
     url: str
@@ -90,6 +95,7 @@ class TrackerChanges(TypedDict, total=False):
     max_attempts: int | None
     timeout: float | None
     concurrency: int | None
+    max_per_second: float | None
     schedule: list[float] | None
     with_suspected: bool
 
@@ -115,11 +121,13 @@ class Tracker:
     previous_secret_until: datetime | None
     success: dict[str, Any]
     health: TrackerHealth
+    pace: TrackerPace
     created_at: datetime
     updated_at: datetime
     max_attempts: int | None
     timeout: float | None
     concurrency: int | None
+    max_per_second: float | None
     schedule: list[float] | None
     with_suspected: bool
 
@@ -172,6 +180,7 @@ class Trackers:
             "max_attempts": new.max_attempts,
             "timeout": new.timeout,
             "concurrency": new.concurrency,
+            "max_per_second": new.max_per_second,
             "schedule": new.schedule,
             "with_suspected": new.with_suspected,
             "created_at": now,
@@ -300,6 +309,7 @@ def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
         "max_attempts": tracker.max_attempts or settings.delivery_attempts,
         "timeout": tracker.timeout or settings.delivery_timeout,
         "concurrency": tracker.concurrency or settings.delivery_slots_per_tracker,
+        "max_per_second": tracker.max_per_second,
         "schedule": list(tracker.schedule or settings.delivery_schedule),
     }
 
@@ -323,8 +333,13 @@ _table = schema.trackers
 
 
 def health_of(row: Row[Any]) -> TrackerHealth:
-    times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at)
+    times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
     return TrackerHealth(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
+
+
+def pace_of(row: Row[Any]) -> TrackerPace:
+    times = (row.rate_lowered_at, row.paced_until)
+    return TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, *(None if at is None else to_ms(at) for at in times))
 
 
 def _tracker_from_row(row: Row[Any]) -> Tracker:
@@ -345,11 +360,13 @@ def _tracker_from_row(row: Row[Any]) -> Tracker:
         previous_secret_until=row.previous_secret_until,
         success=row.success,
         health=health_of(row),
+        pace=pace_of(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
         max_attempts=row.max_attempts,
         timeout=row.timeout,
         concurrency=row.concurrency,
+        max_per_second=row.max_per_second,
         schedule=row.schedule,
         with_suspected=row.with_suspected,
     )
@@ -419,6 +436,8 @@ def _update(
             values["disabled_reason"] = "switched off"
     if changes.get("enabled") or values.get("url", row.url) != row.url:
         values |= _fresh_start(now)
+    if "url" in values:
+        values = _values_of_another_origin(row.url, values["url"]) | values
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one()
     if row.with_suspected or after.with_suspected:
@@ -427,8 +446,32 @@ def _update(
 
 
 def _fresh_start(now: datetime) -> dict[str, Any]:
-    """Return the columns that close the breaker. Deliveries that waited are released at the recovery rate."""
-    return {"failures_in_row": 0, "open_until": None, "recovering_at": now}
+    """Return the columns that close the breaker and forget the learned rate. Deliveries that waited are released at the recovery
+    rate."""
+    return {
+        "failures_in_row": 0,
+        "open_until": None,
+        "opened_at": None,
+        "recovering_at": now,
+        "rate": None,
+        "rate_ceiling": None,
+        "rate_lowered_at": None,
+        "paced_until": None,
+    }
+
+
+#: Credentials that must not reach another receiver than the one they were stored for.
+_COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
+
+
+def _values_of_another_origin(old: str, new: str) -> dict[str, None]:
+    """Return the columns to clear if the two URLs have different schemes, hosts or ports."""
+    try:
+        known, wanted = parse_template(old), parse_template(new)
+        is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)
+    except TemplateError:  # a URL that an older release accepted
+        is_same = False
+    return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
 
 
 def _delete(connection: Connection, tracker_id: int, application_id: int | None) -> None:
@@ -512,7 +555,7 @@ def write_conversion_url(
     if row is not None:
         values = {"url": url, "fields": fields, "updated_at": now, "revision": row.revision + 1}
         if url != row.url:
-            values |= _fresh_start(now)
+            values |= _fresh_start(now) | _values_of_another_origin(row.url, url)
         connection.execute(update(_table).where(_table.c.id == row.id).values(values))
         return
     _insert(

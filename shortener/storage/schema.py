@@ -17,6 +17,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -166,10 +167,17 @@ trackers = Table(
     # The health of the tracker (delivery/health.py). The dispatcher writes it when it changes.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),  # the circuit breaker is open until then; one probe follows
+    Column("opened_at", Instant),  # when the circuit breaker opened
     Column("recovering_at", Instant),  # the backlog is released at a limited rate, up to this time so far
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
     Column("client_certificate", Text),  # encrypted: PEM of a certificate chain and its key
+    # The rate of deliveries (delivery/pace.py), per second. The customer sets `max_per_second`; 429 responses set the others.
+    Column("max_per_second", Float),
+    Column("rate", Float),
+    Column("rate_ceiling", Float),
+    Column("rate_lowered_at", Instant),
+    Column("paced_until", Instant),  # the rate is used up to this time
     # Never reuse the id of a deleted tracker: its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
@@ -265,6 +273,7 @@ links = Table(
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
+    Column("clicks_numbered", Integer),  # the highest click number that an event of this link has (delivery/fanout.py)
     Column("path", Text),  # the path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host
     Column("link_set_id", Integer),  # the set that contains only this link; NULL: the link is older than this column
 )
@@ -407,7 +416,8 @@ def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-#: One row for each event, topic and receiver. `lane` is the queue that the slots are counted by: "t<tracker>" or "c<host>".
+#: One row for each event, topic and receiver. `lane` is the queue that the slots are counted by: "t<tracker>", or
+#: "c<application>/<host>" for callbacks of messages.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -420,12 +430,16 @@ deliveries = Table(
     Column("lane", Text, nullable=False),
     Column("status", SmallInteger, nullable=False),  # model.DeliveryStatus
     Column("attempt", SmallInteger, nullable=False),  # the number of attempts that were started
-    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # the number of attempts before the last replay
+    # The number of attempts that do not count: those before the last replay, and 429 responses.
+    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
     Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: first attempts; 1: all other attempts
     # The time of the next attempt. During an attempt it is the end of the lease, so a lost attempt is repeated then.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
+    Column("scheduled_at", Instant),  # when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py)
+    Column("held_since", Instant),  # since when only failures of this host delay the delivery
     Column("created_at", Instant, nullable=False),
+    Column("restarted_at", Instant),  # the last replay
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
@@ -443,6 +457,14 @@ deliveries = Table(
     Index("deliveries_dead", "tracker_id", "id", sqlite_where=text("status = 2"), postgresql_where=text("status = 2")),
     Index("deliveries_by_tracker", "tracker_id", "id"),
     Index("deliveries_by_application", "application_id", "id"),
+)
+
+#: The processes that deliver, with the time of their last sign of life (delivery/processes.py).
+delivery_processes = Table(
+    "delivery_processes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("seen_at", Instant, nullable=False),
 )
 
 attempts = Table(

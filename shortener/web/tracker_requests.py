@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
-from shortener.delivery.signatures import MAX_SECRET_LENGTH, parse_secret
+from shortener.delivery.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
 from shortener.model import EventName
 
@@ -69,7 +69,8 @@ def _check_field_names(value: list[str]) -> list[str]:
 
 
 def _check_secret(value: str) -> str:
-    parse_secret(_check_text(value))
+    if len(parse_secret(_check_text(value)).keys[0]) < MIN_KEY_BYTES:
+        raise ValueError(f"must be a key of at least {MIN_KEY_BYTES} bytes; after whsec_, the decoded bytes count")
     return value
 
 
@@ -113,7 +114,17 @@ MaxAttempts = Annotated[int, Field(ge=1, le=50, description="Maximum number of a
 Timeout = Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False, description="Total time limit of one attempt, in seconds.")]
 Concurrency = Annotated[
     int,
-    Field(ge=1, le=256, description="Maximum number of simultaneous attempts, shared by all processes (DELIVERY_PROCESSES)."),
+    Field(ge=1, le=256, description="Maximum number of simultaneous attempts, for all processes together."),
+]
+MaxPerSecond = Annotated[
+    float,
+    Field(
+        ge=0.01,
+        le=1000,
+        allow_inf_nan=False,
+        description="Maximum number of attempts per second, for all processes together. Default: no limit. After a 429 the service "
+        "sends less in any case.",
+    ),
 ]
 WithSuspected = Annotated[
     bool,
@@ -149,6 +160,7 @@ class TrackerCreateRequest(BaseModel):
     max_attempts: MaxAttempts | None = None
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
+    max_per_second: MaxPerSecond | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = False
 
@@ -168,7 +180,8 @@ def _optional_not_null() -> Any:
 
 class TrackerUpdateRequest(BaseModel):
     """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
-    `timeout`, `concurrency` or `schedule` removes the value."""
+    `timeout`, `concurrency`, `max_per_second` or `schedule` removes the value. If `url` changes to another scheme, host or
+    port, `headers` are removed unless the request sets them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -194,6 +207,7 @@ class TrackerUpdateRequest(BaseModel):
     max_attempts: MaxAttempts | None = None
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
+    max_per_second: MaxPerSecond | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = _optional_not_null()
 

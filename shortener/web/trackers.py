@@ -43,6 +43,10 @@ class TrackerHealthFields(ResponseModel):
     )
     open_until: str | None = Field(description="Time of the next probe.")
     failures_in_row: int = Field(description="Number of failed attempts since the last success.")
+    rate: float | None = Field(
+        description="Deliveries per second that the service sends at most now: `max_per_second`, or less after 429 responses. "
+        "null: no limit."
+    )
     last_success_at: str | None
     last_failure_at: str | None
     pending: int = Field(description="Number of deliveries with attempts left, including parked ones.")
@@ -70,6 +74,7 @@ class TrackerFields(ResponseModel):
     max_attempts: int = Field(description="Maximum number of attempts per delivery, including the first.")
     timeout: float = Field(description="Total time limit of one attempt, in seconds.")
     concurrency: int = Field(description="Maximum number of simultaneous attempts.")
+    max_per_second: float | None = Field(description="Maximum number of attempts per second. null: no limit.")
     schedule: list[float] = Field(description="Seconds between attempts.")
     with_suspected: bool = Field(description="Whether click events are also sent for hits that probably come from a program.")
     created_at: str

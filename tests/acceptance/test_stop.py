@@ -114,7 +114,6 @@ def test_from_sigterm_on_readyz_says_503_while_requests_are_answered(server: Ser
 
 def test_nodes_workers_and_deliverers_stop_in_time_and_leave_no_lease(nodes: Nodes, endpoint: Endpoint) -> None:
     endpoint.slow = {"/hangs": 60.0}
-    nodes.settings["DELIVERY_PROCESSES"] = "3"
     server = nodes.serve("--workers", "2")
     nodes.deliver()
     with server.api() as client:

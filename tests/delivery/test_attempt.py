@@ -151,7 +151,7 @@ async def test_the_next_attempt_waits_for_retry_after(
 ) -> None:
     delays = {"120": 120, "Fri, 20 Nov 2026 12:02:00 GMT": 120, "-5": 5, "soon": 5, "99999999": 86400}
     for retry_after, seconds in delays.items():
-        receiver.replies = [Reply(429, headers={"retry-after": retry_after})]
+        receiver.replies = [Reply(503, headers={"retry-after": retry_after})]
         tracker = await make_tracker(receiver.url())
         await story.first_click()
         await deliver(service)
@@ -275,8 +275,104 @@ async def test_a_local_failure_does_not_count_as_an_attempt(
         for _ in range(2):
             await dispatcher.flush()
             clock.forward(minutes=1)
-        found = {(row.status, row.last_error) for row in await deliveries(service)}
-        assert found == {(DEAD, "resolver_down")}, "nothing waits without limit"
+        found = [(row.status, row.last_error) for row in await deliveries(service)]
+        assert found == [(DEAD, "resolver_down"), (PENDING, "resolver_down")], "the hold counts from the first local failure"
+        clock.forward(days=6)
+        await dispatcher.flush()
+        assert (await deliveries(service))[1].status == DEAD, "nothing waits without limit"
+
+
+async def test_a_local_failure_does_not_end_a_delivery_that_failed_attempts_made_old(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [500]
+    await make_tracker(receiver.url(), schedule=[8 * 86400])
+    await story.first_click()
+    await deliver(service)
+    clock.forward(days=9)
+    async with Sender(Guard(), user_agent="test", limit=4, clock=clock) as blocked:
+        dispatcher = other_dispatcher(service, sender=blocked)
+        blocked._slots = asyncio.Semaphore(0)
+        await service.database.write(lambda connection: connection.execute(update(schema.trackers).values(timeout=0.1, revision=9)))
+        await dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt, row.last_error, row.held_since) == (PENDING, 1, "no_slot", clock())
+    clock.forward(minutes=1)
+    receiver.replies = [500]
+    await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.attempt, row.held_since) == (2, None), "a charged attempt ends the hold"
+
+
+async def test_a_replay_starts_the_time_of_a_delivery_again(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url(), max_attempts=1)
+    receiver.replies = [500]
+    await story.first_click()
+    await deliver(service)
+    old = clock() - timedelta(days=6)
+    aged = update(schema.deliveries).values(created_at=old, held_since=old)
+    await service.database.write(lambda connection: connection.execute(aged))
+    row = await delivery(service)
+    await service.deliveries.replay(row.id, clock())
+    row = await delivery(service)
+    assert (row.held_since, row.restarted_at) == (None, clock())
+    receiver.replies = [429]
+    await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt - row.base_attempt) == (PENDING, 0), "a 429 within a day of the replay uses no attempt"
+
+
+async def test_a_429_uses_no_attempt_in_the_first_day_of_a_delivery(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 429
+    tracker = await make_tracker(receiver.url(), max_attempts=2, schedule=[60], format="scg")
+    await story.first_click()
+    await deliver(service)
+    end = clock() + timedelta(hours=23, minutes=50)
+    while clock() < end:
+        clock.forward(minutes=10)
+        await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.last_error, row.attempt - row.base_attempt) == (PENDING, "rate_limited", 0)
+    assert [request.json["attempt"] for request in receiver.requests] == list(range(1, len(receiver.requests) + 1))
+    assert len(await rows(service.database, schema.attempts)) == len(receiver.requests) == row.attempt > 100
+    state = await tracker_row(service, tracker)
+    assert (state.failures_in_row, state.open_until) == (0, None), "a 429 opens no breaker"
+    for _ in range(3):
+        clock.forward(minutes=10)
+        await service.dispatcher.flush()
+    assert (await delivery(service)).status == DEAD, "after a day each 429 counts"
+
+
+async def test_a_retry_after_of_a_day_ends_no_delivery(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = Reply(503, headers={"retry-after": "86400"})
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await deliver(service)
+    for _ in range(8):
+        clock.forward(days=1, minutes=1)
+        await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt) == (PENDING, 9)
+
+
+@pytest.mark.parametrize("status", [405, 410, 429])
+async def test_a_callback_is_repeated_whatever_the_status_is(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, status: int
+) -> None:
+    receiver.default_reply = status
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await deliver(service)
+    for _ in range(20):
+        clock.forward(hours=30)
+        await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt, len(receiver.requests)) == (DEAD, 10, 10)
 
 
 async def test_no_request_reaches_an_address_that_became_forbidden(

@@ -3,9 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-import pytest
 from sqlalchemy import Connection, insert, update
 
 from shortener.container import Service
@@ -13,10 +12,12 @@ from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.deliveries import DeliveryFilter
 from shortener.delivery.health import MAX_FAILURES
 from shortener.delivery.trackers import NewTracker
+from shortener.model import DeliveryStatus
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import (
+    DEAD,
     DELIVERED,
     PENDING,
     cancel_attempts,
@@ -29,6 +30,11 @@ from tests.delivery.dispatching import (
     tracker_row,
 )
 from tests.receiver import Receiver, Reply
+
+
+def set_application_disabled(connection: Connection, application: int, at: datetime | None) -> None:
+    table = schema.applications
+    connection.execute(update(table).where(table.c.id == application).values(disabled_at=at))
 
 
 async def test_a_claim_is_durable_before_the_response_arrives(
@@ -83,30 +89,109 @@ async def test_a_hanging_tracker_leaves_slots_for_a_healthy_one(
         if not await dispatcher.step():
             await dispatcher.wake_up.wait(5)
     hanging = Counter(request.target for request in receiver.requests)["/hang"]
-    assert hanging <= 8, "a queue takes at most as many slots as it leaves free"
+    assert hanging <= 14, "one eighth of the slots stays free"
     cancel_attempts(dispatcher)
 
 
-@pytest.mark.parametrize(("processes", "concurrency", "share"), [(1, 8, 8), (3, 8, 2), (4, 2, 1)])
-async def test_the_concurrency_of_a_tracker_is_divided_between_processes(
-    make_service: MakeService,
-    receiver: Receiver,
-    story_of: Callable[[Service], Story],
-    processes: int,
-    concurrency: int,
-    share: int,
+async def test_a_host_of_callbacks_has_one_slot_until_it_has_responded(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
-    service = await make_service(delivery_processes=processes, delivery_slots_per_tracker=concurrency)
+    service = await make_service(delivery_slots_per_tracker=4)
     story = story_of(service)
     receiver.default_reply = Reply(hang=True)
-    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=concurrency))
-    for number in range(10):
-        await story.first_click(await story.message(callback_url=f"http://127.0.0.1:{receiver.port}/{number}"))
+    for _ in range(10):
+        await story.first_click(await story.message(callback_url=receiver.url("/callback")))
     await service.fanout.flush()
     while await service.dispatcher.step():
         pass
-    assert service.dispatcher._usage.by_queue == {"t1": share, "c127.0.0.1": share}
+    assert service.dispatcher._usage.by_queue == {"c1/127.0.0.1": 1}
     cancel_attempts(service.dispatcher)
+    service.dispatcher._responsive["c1/127.0.0.1"] = None
+    while await service.dispatcher.step():
+        pass
+    assert service.dispatcher._usage.by_queue == {"c1/127.0.0.1": 4}
+    cancel_attempts(service.dispatcher)
+
+
+async def test_a_host_of_callbacks_that_responds_gets_more_slots(service: Service, receiver: Receiver, story: Story) -> None:
+    for _ in range(3):
+        await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await deliver(service)
+    assert len(receiver.requests) == 3
+    assert list(service.dispatcher._responsive) == ["c1/127.0.0.1"]
+
+
+async def test_the_deliveries_of_a_disabled_application_wait_and_continue(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    await make_tracker(receiver.url("/tracker"), schedule=[60])
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await deliver(service)
+    assert len(receiver.take()) == 2
+    await service.database.write(set_application_disabled, 1, clock())
+    clock.forward(days=20)
+    await story.first_click()
+    await deliver(service)
+    assert receiver.take() == []
+    page = await service.deliveries.page(DeliveryFilter(1), 10)
+    assert {one.status for one in page.deliveries} == {DeliveryStatus.PARKED}
+    await service.database.write(set_application_disabled, 1, None)
+    receiver.default_reply = 200
+    await deliver(service)
+    assert sorted(request.target for request in receiver.take()) == ["/callback", "/tracker", "/tracker"]
+    assert statuses(await deliveries(service)) == {DELIVERED: 3}
+
+
+async def test_deliveries_end_dead_if_their_application_is_disabled_for_too_long(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
+) -> None:
+    await make_tracker(receiver.url())
+    await story.first_click(await story.message(callback_url=receiver.url("/callback")))
+    await service.fanout.flush()
+    clock.forward(days=service.settings.event_retention_days)
+    await service.database.write(set_application_disabled, 1, clock())
+    clock.forward(days=service.settings.event_retention_days - 1)
+    await service.dispatcher.flush()
+    assert statuses(await deliveries(service)) == {PENDING: 2}, "the hold counts from the time when the application was disabled"
+    clock.forward(days=2)
+    await service.dispatcher.flush()
+    assert {(row.status, row.last_error) for row in await deliveries(service)} == {(DEAD, "application_disabled")}
+
+
+async def test_all_processes_together_keep_the_rate_of_a_tracker(
+    make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    services = [await make_service() for _ in range(3)]
+    story = story_of(services[0])
+    await services[0].trackers.create(1, NewTracker(url=receiver.url(), events=["click"], signed=False, max_per_second=10))
+    for _ in range(60):
+        await story.first_click()
+    await services[0].fanout.flush()
+    counts = []
+    for _ in range(3):
+        for _ in range(40):
+            clock.forward(milliseconds=25)
+            await asyncio.gather(*(service.dispatcher.flush() for service in services))
+        counts.append(len(receiver.take()))
+    assert 27 <= sum(counts) <= 33, counts
+
+
+async def test_max_per_second_limits_the_attempts(
+    service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
+) -> None:
+    await make_tracker(receiver.url(), max_per_second=5)
+    for _ in range(30):
+        await story.first_click()
+    await service.fanout.flush()
+    counts = []
+    for _ in range(4):
+        for _ in range(50):
+            clock.forward(milliseconds=20)
+            await service.dispatcher.flush()
+        counts.append(len(receiver.take()))
+    assert all(4 <= count <= 6 for count in counts), counts
+    assert sum(counts) in (19, 20, 21)
 
 
 async def test_many_hanging_trackers_leave_slots_for_others(

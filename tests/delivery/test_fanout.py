@@ -365,7 +365,7 @@ async def test_the_first_click_of_a_message_sends_the_callback_once_and_requires
         "accessed_on": "2026-11-20 12:00:00",
     }
     (row,) = await rows(service.database, schema.deliveries)
-    assert (row.tracker_id, row.lane, row.status, row.attempt) == (None, "c127.0.0.1", DeliveryStatus.DELIVERED, 2)
+    assert (row.tracker_id, row.lane, row.status, row.attempt) == (None, "c1/127.0.0.1", DeliveryStatus.DELIVERED, 2)
 
 
 async def test_the_short_url_of_an_event_uses_the_domain_of_its_link(

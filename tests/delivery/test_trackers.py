@@ -5,12 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select, update
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.delivery import trackers
 from shortener.delivery.guard import Guard
+from shortener.delivery.pace import TrackerPace
 from shortener.delivery.signatures import parse_secret
 from shortener.delivery.trackers import NewTracker, Trackers, write_conversion_url
 from shortener.errors import ApiError, ErrorCode
@@ -70,6 +71,7 @@ async def test_missing_limits_come_from_the_settings(make_service: MakeService) 
         "max_attempts": 7,
         "timeout": 2.5,
         "concurrency": 3,
+        "max_per_second": None,
         "schedule": [9.0, 10.0],
     }
     _, target = await service.trackers.load(saved.tracker.id)
@@ -282,3 +284,51 @@ async def test_an_application_without_a_callback_secret_gets_one_by_rotation(ser
     assert (until, target.secrets) == (None, ((parse_secret(secret), None),))
     with pytest.raises(ApiError):
         await service.trackers.rotate_callback_secret(99, timedelta())
+
+
+@pytest.mark.parametrize(
+    ("url", "is_kept"),
+    [
+        ("https://tracker.example/other?p={phone}", True),
+        ("https://tracker.example:443/", True),
+        ("https://other.example/", False),
+        ("http://tracker.example/", False),
+        ("https://tracker.example:8443/", False),
+    ],
+)
+async def test_static_headers_are_removed_if_the_url_changes_to_another_origin(service: Service, url: str, is_kept: bool) -> None:
+    saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
+    changed = (await service.trackers.update(saved.tracker.id, changes(url=url))).tracker
+    assert changed.headers_set is is_kept
+    _, target = await service.trackers.load(saved.tracker.id)
+    assert target.headers == ({"Authorization": "Bearer x"} if is_kept else {})
+
+
+async def test_headers_that_are_set_together_with_the_url_are_kept(service: Service) -> None:
+    saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
+    new = changes(url="https://other.example/", headers={"Authorization": "Bearer y"})
+    assert (await service.trackers.update(saved.tracker.id, new)).tracker.headers_set
+
+
+async def test_headers_of_the_conversion_url_are_removed_with_its_origin(service: Service) -> None:
+    def save(connection: Connection, url: str) -> None:
+        trackers.write_conversion_url(connection, 1, url, None, NOON)
+
+    await service.database.write(save, "https://tracker.example/in")
+    saved = await service.trackers.conversion_url(1)
+    assert saved is not None
+    await service.trackers.update(saved.id, changes(headers={"Authorization": "Bearer x"}))
+    for url, is_kept in (("https://tracker.example/other", True), ("https://other.example/", False)):
+        await service.database.write(save, url)
+        saved = await service.trackers.conversion_url(1)
+        assert saved is not None
+        assert saved.headers_set is is_kept
+
+
+async def test_a_new_url_forgets_the_learned_rate(service: Service) -> None:
+    saved = await service.trackers.create(1, new_tracker(max_per_second=7.5))
+    slow = update(schema.trackers).values(rate=0.1, rate_ceiling=1.0, rate_lowered_at=NOON, paced_until=NOON)
+    await service.database.write(lambda connection: connection.execute(slow))
+    assert (await service.trackers.get(saved.tracker.id)).pace.rate == 0.1
+    changed = await service.trackers.update(saved.tracker.id, changes(url="https://tracker.example/2"))
+    assert changed.tracker.pace == TrackerPace(max_per_second=7.5)

@@ -1,5 +1,6 @@
 """Validation of the request bodies that create and change trackers."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -35,6 +36,11 @@ BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]
         *(({"headers": {name: "x"}}, "headers") for name in ("Host", "content-length", "Connection", "TE", "Transfer-Encoding")),
         *(({"headers": {name: "x"}}, "headers") for name in ("Content-Type", "Expect", "webhook-id", "X-Webhook-Signature")),
         ({"secret": "short"}, "secret"),
+        ({"secret": "x" * 23}, "secret"),
+        ({"secret": "whsec_YQ=="}, "secret"),
+        ({"secret": "whsec_" + base64.b64encode(b"x" * 23).decode()}, "secret"),
+        ({"max_per_second": 0}, "max_per_second"),
+        ({"max_per_second": 1001}, "max_per_second"),
         ({"secret": "x" * 600}, "secret"),
         ({"secret": "whsec_not base64!"}, "secret"),
         ({"success": {"statuses": "20x"}}, "success"),
@@ -79,3 +85,8 @@ def test_a_null_secret_means_unsigned_and_an_absent_secret_is_generated() -> Non
 def test_an_update_contains_only_the_fields_of_the_request() -> None:
     changes = validate(TrackerUpdateRequest, {"fields": None, "timeout": 2}).to_changes()
     assert changes == {"fields": None, "timeout": 2.0}
+
+
+@pytest.mark.parametrize("secret", ["x" * 24, "é" * 12, "whsec_" + base64.b64encode(b"x" * 24).decode()])
+def test_signing_keys_of_24_bytes_are_accepted(secret: str) -> None:
+    assert validate(TrackerCreateRequest, BODY | {"secret": secret}).to_tracker().secret == secret

@@ -61,6 +61,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
         "max_attempts": 10,
         "timeout": 5.0,
         "concurrency": 16,
+        "max_per_second": None,
         "schedule": [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0],
         "with_suspected": False,
         "created_at": "2026-11-20T12:00:00Z",
@@ -73,6 +74,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
         "breaker": "closed",
         "open_until": None,
         "failures_in_row": 0,
+        "rate": None,
         "last_success_at": None,
         "last_failure_at": None,
         "pending": 0,
@@ -80,7 +82,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
         "waiting_since": None,
     }
     assert shown == made
-    changed = flat(await client.patch(path, json={"enabled": False, "secret": "a new secret", "secret_overlap": 60}))
+    changed = flat(await client.patch(path, json={"enabled": False, "secret": "a new secret of 24 bytes", "secret_overlap": 60}))
     assert len(changed.pop("warnings")) == 1
     assert changed == made | {
         "enabled": False,

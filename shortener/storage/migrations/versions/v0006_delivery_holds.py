@@ -1,6 +1,9 @@
-"""Holds of deliveries, rates of trackers"""
+"""Holds of deliveries, rates of trackers, delivering processes"""
 
 # Tested by tests/storage/test_migrate.py
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0006"
 down_revision = "0005"
@@ -9,4 +12,18 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    for column in ("held_since", "restarted_at", "scheduled_at"):
+        op.add_column("deliveries", sa.Column(column, sa.BigInteger(), nullable=True))
+    for column in ("max_per_second", "rate", "rate_ceiling"):
+        op.add_column("trackers", sa.Column(column, sa.Float(), nullable=True))
+    for column in ("rate_lowered_at", "paced_until", "opened_at"):
+        op.add_column("trackers", sa.Column(column, sa.BigInteger(), nullable=True))
+    op.add_column("links", sa.Column("clicks_numbered", sa.Integer(), nullable=True))
+    op.create_table(
+        "delivery_processes",
+        sa.Column("id", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="delivery_processes_pkey"),
+    )
+    # A queue of callbacks belongs to one application. Nodes of the previous release treat the name as opaque.
+    op.execute("UPDATE deliveries SET lane = 'c' || application_id || '/' || substr(lane, 2) WHERE status = 0 AND lane LIKE 'c%'")

@@ -1,0 +1,168 @@
+"""The rate of a tracker, against models of receivers that limit requests."""
+
+from collections.abc import Callable
+
+import pytest
+
+from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_RATE, MIN_RATE, TrackerPace
+
+NOW = 1_000_000_000
+
+#: Returns whether the receiver accepts a request at a time in milliseconds.
+Limiter = Callable[[int], bool]
+
+
+def windows(limit: int, length_ms: int = 1000) -> Limiter:
+    """A receiver that accepts `limit` requests in each window of the clock."""
+    counts: dict[int, int] = {}
+
+    def accepts(at: int) -> bool:
+        window = at // length_ms
+        counts[window] = counts.get(window, 0) + 1
+        return counts[window] <= limit
+
+    return accepts
+
+
+def bucket(rate: float, size: float) -> Limiter:
+    """A receiver with a token bucket."""
+    state = {"tokens": size, "at": float(NOW)}
+
+    def accepts(at: int) -> bool:
+        state["tokens"] = min(size, state["tokens"] + (at - state["at"]) * rate / 1000)
+        state["at"] = at
+        if state["tokens"] < 1:
+            return False
+        state["tokens"] -= 1
+        return True
+
+    return accepts
+
+
+def simulate(accepts: Limiter, events: int, retry_after_ms: int | None = None, max_seconds: int = 3600) -> tuple[float, int]:
+    """Deliver events with 16 slots and a response time of 10 ms. Return the seconds and the number of 429 responses."""
+    pace = TrackerPace()
+    waiting = [NOW] * events  # when each delivery is due
+    recent: list[int] = []
+    now, refused = NOW, 0
+    while waiting and now < NOW + max_seconds * 1000:
+        allowed = pace.allowance(now)
+        due = sorted(at for at in waiting if at <= now)[: min(16, 16 if allowed is None else allowed)]
+        pace = pace.claimed(len(due), now)
+        started, now = now, now + 10
+        for at in due:
+            waiting.remove(at)
+            recent = [one for one in recent if one > now - 1000]
+            if accepts(started):
+                recent.append(now)
+                pace = pace.succeeded(1)
+            else:
+                refused += 1
+                waiting.append(now + (retry_after_ms or 1000))
+                quiet_until = None if retry_after_ms is None else now + retry_after_ms
+                pace = pace.throttled(now, started=started, successes=len(recent), quiet_until=quiet_until)
+    assert not waiting
+    return (now - NOW) / 1000, refused
+
+
+@pytest.mark.parametrize("retry_after_ms", [None, 1000, 2000])
+def test_400_events_to_a_receiver_that_allows_5_a_second_take_at_most_1_3_times_80_seconds(retry_after_ms: int | None) -> None:
+    seconds, refused = simulate(windows(5), 400, retry_after_ms)
+    assert seconds <= 104
+    assert refused < 100
+
+
+@pytest.mark.parametrize("retry_after_ms", [None, 1000])
+@pytest.mark.parametrize(
+    ("limiter", "events", "ideal"),
+    [
+        (lambda: windows(1), 60, 60),
+        (lambda: windows(20), 2000, 100),
+        (lambda: windows(100), 6000, 60),
+        (lambda: windows(60, 60_000), 180, 120),
+        (lambda: bucket(5, 5), 400, 80),
+        (lambda: bucket(5, 50), 600, 110),
+        (lambda: bucket(0.5, 1), 40, 80),
+    ],
+    ids=["1/s", "20/s", "100/s", "60/min", "bucket 5/s", "bucket 5/s with 50 tokens", "bucket 0.5/s"],
+)
+def test_receivers_with_other_limits_are_used_well(
+    limiter: Callable[[], Limiter], events: int, ideal: float, retry_after_ms: int | None
+) -> None:
+    seconds, _ = simulate(limiter(), events, retry_after_ms)
+    assert seconds <= 2 * ideal
+
+
+def test_a_receiver_that_rejects_everything_gets_few_requests_and_recovers() -> None:
+    accepts = windows(1000)
+    opens_at = NOW + 1_800_000
+    seconds, refused = simulate(lambda at: at >= opens_at and accepts(at), 200, max_seconds=7200)
+    assert refused < 150
+    assert seconds < 1800 + 300
+
+
+def test_without_limits_any_number_is_allowed() -> None:
+    assert TrackerPace().allowance(NOW) is None
+    assert TrackerPace().claimed(100, NOW) == TrackerPace()
+    assert TrackerPace().succeeded(5) == TrackerPace()
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 1, 3, 7, 10, 33, 100, 700, 1000])
+def test_max_per_second_is_kept_within_ten_percent(rate: float) -> None:
+    pace = TrackerPace(max_per_second=rate)
+    duration_ms = max(10_000, round(20_000 / rate))
+    count, now = 0, NOW
+    while now < NOW + duration_ms:
+        allowed = pace.allowance(now)
+        assert allowed is not None
+        pace = pace.claimed(allowed, now)
+        count += allowed
+        now = max(now + 20, min(pace.next_at(now), now + 60_000))
+    ideal = rate * duration_ms / 1000
+    assert ideal * 0.9 - 1 <= count <= ideal * 1.1 + 1
+
+
+def test_the_first_429_sets_the_rate_to_the_recent_successes() -> None:
+    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
+    assert (pace.rate, pace.ceiling, pace.limit(NOW), pace.allowance(NOW)) == (5.0, 5.0, 5.0, 0)
+    assert TrackerPace().throttled(NOW, started=NOW - 10, successes=0).rate == 1.0
+
+
+def test_the_rate_is_lowered_once_a_second_and_halved_without_successes() -> None:
+    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
+    assert pace.throttled(NOW + 5, started=NOW - 8, successes=5).rate == 5.0
+    assert pace.throttled(NOW + 950, started=NOW + 900, successes=5).rate == 5.0
+    pace = pace.throttled(NOW + 1050, started=NOW + 1020, successes=0)
+    assert pace.rate == 5.0 * LOWERED
+    assert pace.throttled(NOW + 3000, started=NOW + 2900, successes=0).rate == 5.0 * LOWERED * HALVED
+
+
+def test_a_429_after_a_recovery_lowers_the_rate_by_a_tenth() -> None:
+    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5).succeeded(10)
+    assert pace.rate is not None
+    assert pace.throttled(NOW + 5000, started=NOW + 4000, successes=5).rate == pytest.approx(pace.rate * LOWERED)
+
+
+def test_a_retry_after_pauses_the_tracker_as_long_as_it_states() -> None:
+    day = 86_400_000
+    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5, quiet_until=NOW + day)
+    assert pace.allowance(NOW + day - 1) == 0
+    assert pace.allowance(NOW + day + 200) == 1
+
+
+def test_a_learned_rate_has_a_floor_and_is_forgotten() -> None:
+    pace, now = TrackerPace(), NOW
+    for _ in range(100):
+        now += 2000
+        pace = pace.throttled(now, started=now - 10, successes=0)
+    assert pace.rate == MIN_RATE
+    assert pace.limit(now + MAX_AGE_MS) is None
+    for _ in range(100_000):
+        pace = pace.succeeded(1)
+    assert (pace.rate, MAX_RATE) == (None, 1000.0)
+
+
+def test_the_lower_of_both_limits_applies() -> None:
+    pace = TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
+    assert pace.limit(NOW) == 2.0
+    assert TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0

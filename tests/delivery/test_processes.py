@@ -1,0 +1,85 @@
+"""The processes that deliver, on both engines."""
+
+import random
+
+import pytest
+
+from shortener.delivery.processes import INTERVAL_MS, MAX_AGE_MS, MAX_SILENCE_MS, DeliveryProcesses, ProcessShare
+from shortener.storage import schema
+from shortener.storage.database import Database
+from tests.factory import rows
+
+NOW = 1_700_000_000_000
+
+
+async def sign_of_life(process: DeliveryProcesses, database: Database, now: int) -> None:
+    sign = await database.write(process.write, now)
+    assert sign is not None
+    process.committed(sign)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize("concurrency", [1, 2, 8, 16, 256])
+def test_the_shares_of_all_processes_add_up_to_the_concurrency(processes: int, concurrency: int) -> None:
+    for queue in ("t1", "t2", "t3", "c1/example.com"):
+        shares = [ProcessShare(place, processes).of(concurrency, queue) for place in range(processes)]
+        assert sum(shares) == concurrency
+        assert max(shares) - min(shares) <= 1
+
+
+def test_the_rest_does_not_always_go_to_the_same_process() -> None:
+    assert {ProcessShare(0, 2).of(1, f"t{number}") for number in range(20)} == {0, 1}
+
+
+async def test_processes_are_counted_while_they_give_signs_of_life(database: Database) -> None:
+    processes = [DeliveryProcesses(random.Random(seed)) for seed in range(3)]
+    for _ in range(2):
+        for process in processes:
+            process._at = None
+            await sign_of_life(process, database, NOW)
+    if database.dialect == "sqlite":
+        assert {process.share for process in processes} == {ProcessShare(0, 1)}, "SQLite has one process"
+        return
+    assert {(process.share.place, process.share.count) for process in processes} == {(0, 3), (1, 3), (2, 3)}
+    await sign_of_life(processes[0], database, NOW + MAX_SILENCE_MS + 1)
+    assert processes[0].share == ProcessShare(0, 1)
+    await sign_of_life(processes[1], database, NOW + MAX_SILENCE_MS + 2)
+    assert processes[1].share.count == 2
+    await database.write(processes[1].remove)
+    await sign_of_life(processes[0], database, NOW + 2 * MAX_SILENCE_MS)
+    assert processes[0].share.count == 1
+
+
+async def test_a_sign_of_life_is_written_once_per_interval(database: Database) -> None:
+    process = DeliveryProcesses(random.Random(1))
+    interval = INTERVAL_MS[database.dialect]
+    await sign_of_life(process, database, NOW)
+    assert await database.write(process.write, NOW + interval - 1) is None
+    await sign_of_life(process, database, NOW + interval)
+
+
+async def test_a_setting_replaces_the_counted_processes(database: Database) -> None:
+    process = DeliveryProcesses(random.Random(1), 4)
+    await sign_of_life(process, database, NOW)
+    assert process.share == ProcessShare(0, 4)
+
+
+async def test_rows_of_processes_that_ended_are_deleted(database: Database) -> None:
+    await sign_of_life(DeliveryProcesses(random.Random(1)), database, NOW)
+    await sign_of_life(DeliveryProcesses(random.Random(2)), database, NOW + MAX_AGE_MS + 1)
+    assert len(await rows(database, schema.delivery_processes)) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_was_set_back_is_noticed(database: Database, restarted: bool) -> None:
+    process = DeliveryProcesses(random.Random(1))
+    await sign_of_life(process, database, NOW + 18_000_000)
+    if restarted:
+        process = DeliveryProcesses(random.Random(2))
+    sign = await database.write(process.write, NOW)
+    assert sign is not None
+    assert sign.clock_was_set_back
+    process.committed(sign)
+    sign = await database.write(process.write, NOW + 60_000)
+    assert sign is not None
+    assert not sign.clock_was_set_back
