@@ -227,6 +227,13 @@ def time_slots(since: datetime, until: datetime) -> range:
     return range(to_ms(since) // TIME_SLOT_MS, -(-to_ms(until) // TIME_SLOT_MS))
 
 
+def slot_edges(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    """Return the begin of the time slot of `since`, and the end of the last time slot before `until`."""
+    begin = None if since is None else from_ms(time_slots(since, since).start * TIME_SLOT_MS)
+    end = None if until is None else from_ms(time_slots(until, until).stop * TIME_SLOT_MS)
+    return begin, end
+
+
 def _read_counts(connection: Connection, within: range) -> Sums:
     """Return the counts plus the deltas that are not folded yet. All buckets of the time to click are one metric, `ttc`."""
     stored: Sums = {}

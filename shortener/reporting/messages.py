@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, get_args
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, func, literal, select, tuple_, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, func, literal, select, tuple_, union_all
 
 from shortener.ids import first_id_at
 from shortener.model import State
+from shortener.reporting.counts import slot_edges
 from shortener.reporting.queries import AnyRow
+from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
@@ -28,9 +30,17 @@ _MAX_ID = (1 << 63) - 1  # above every id
 _TIME_TOLERANCE = timedelta(hours=1)  # between a message's time and the time in its id, which may come from different clocks
 
 
+#: The figures whose rows are messages.
+MessageMetric = Literal["messages", "sent", "delivered", "read", "failed", "clicked_messages"]
+MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
+
+
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
-    """Conditions of a list. `since` is included, `until` is not. `campaign` "" selects messages without a campaign."""
+    """Conditions of a list. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
+
+    With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
+    complete time slots, and refers to the time that counts with this `basis`."""
 
     application_id: int
     state: State | None = None
@@ -39,6 +49,8 @@ class MessageFilter:
     source: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    metric: MessageMetric | None = None
+    basis: Basis = Basis.EVENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ def _choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[lis
         unindexed.append(is_clicked())
     elif filters.state is not None:
         unindexed += [messages.c.state == int(filters.state), ~is_clicked()]
+    if filters.metric not in (None, "messages"):
+        unindexed.append(_has_metric(filters))
     of_cohort = [cohorts.c.application_id == filters.application_id]
     if filters.campaign is not None:
         of_cohort.append(cohorts.c.campaign == filters.campaign)
@@ -161,16 +175,41 @@ def _choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[lis
 
 def _id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     """Return the lowest id (included) and the highest id (excluded) of the page."""
-    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
-    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
+    since, until = _period(filters)
+    if filters.metric is not None and filters.basis is Basis.SENT:
+        low = 0 if since is None else first_id_at(to_ms(since))
+        high = _MAX_ID if until is None else first_id_at(to_ms(until))
+    else:
+        # A report or a click can be much later than its message.
+        is_later = filters.metric not in (None, "messages")
+        low = 0 if since is None or is_later else first_id_at(to_ms(since - _TIME_TOLERANCE))
+        high = _MAX_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
+
+
+def _period(filters: MessageFilter) -> tuple[datetime | None, datetime | None]:
+    return (filters.since, filters.until) if filters.metric is None else slot_edges(filters.since, filters.until)
+
+
+def _has_metric(filters: MessageFilter) -> ColumnElement[bool]:
+    """Return the condition that the figure counts a message, and that it counts within the period."""
+    since, until = _period(filters) if filters.basis is Basis.EVENT else (None, None)
+    if filters.metric == "clicked_messages":
+        at: Column[Any] = first_clicks.c.at
+        return exists().where(first_clicks.c.id == messages.c.id, at.is_not(None), *_between(at, since, until))
+    at = messages.c[f"{filters.metric}_at"]
+    return and_(at.is_not(None), *_between(at, since, until))
+
+
+def _between(at: Column[Any], since: datetime | None, until: datetime | None) -> Conditions:
+    return [*(() if since is None else (at >= since,)), *(() if until is None else (at < until,))]
 
 
 def _exact_conditions(filters: MessageFilter) -> Conditions:
     """Return the conditions that the index ranges fulfil only approximately. They exclude few rows."""
-    conditions: Conditions = [] if filters.since is None else [messages.c.created_at >= filters.since]
-    if filters.until is not None:
-        conditions.append(messages.c.created_at < filters.until)
+    conditions: Conditions = []
+    if filters.metric is None or (filters.metric == "messages" and filters.basis is Basis.EVENT):
+        conditions += _between(messages.c.created_at, *_period(filters))
     if filters.to is not None:
         conditions.append(messages.c.application_id + 0 == filters.application_id)
     return conditions

@@ -6,19 +6,20 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import State
 from shortener.reporting.export import export_csv
-from shortener.reporting.messages import MessageFilter, list_messages, serialize_message
+from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
+from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period
+from shortener.web.period import Period, time_zone
 
 _TAG = "Reading"
 
@@ -49,6 +50,20 @@ class ExportQuery(Period):
     to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="Phone number of the recipient, E.164.")
     campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
     source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
+
+    metric: MessageMetric | None = Field(
+        None,
+        description="Only the messages that this figure of /api/v1/sms/stats counts. The period then refers to the time of the "
+        "event (or, with `basis=sent`, of the message), and covers complete time slots of 15 minutes.",
+    )
+    basis: Literal["event", "sent"] = Field("event", description="With `metric`: the time that counts, as in the statistics.")
+    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone.")
+
+    @field_validator("tz")
+    @classmethod
+    def _check_zone(cls, value: str) -> str:
+        time_zone(value)
+        return value
 
 
 class MessagesQuery(ExportQuery):
@@ -179,14 +194,17 @@ async def export(call: Call[ExportQuery, None]) -> Response:
 
 
 def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
+    zone = time_zone(query.tz)
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
         to=query.to,
         campaign=query.campaign,
         source=None if query.source == "all" else query.source,
-        since=None if query.since is None else start_of(query.since),
-        until=None if query.until is None else end_of(query.until),
+        since=None if query.since is None else start_of(query.since, zone),
+        until=None if query.until is None else end_of(query.until, zone),
+        metric=query.metric,
+        basis=Basis[query.basis.upper()],
     )
 
 

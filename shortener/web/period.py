@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, tzinfo
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
@@ -49,3 +50,13 @@ class Period(RequestModel):
         if since is not None and until is not None and start_of(since) >= end_of(until):
             raise ValueError("must be after since")
         return until
+
+
+def time_zone(name: str) -> tzinfo:
+    """Return a time zone. Raise ValueError for an unknown name."""
+    if name == "UTC":  # exists even if no time zones are installed
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("must be a time zone such as Europe/Berlin") from None

@@ -18,6 +18,7 @@ from shortener.web import (
     erasures,
     health,
     links,
+    lists,
     messages,
     rewrite,
     statistics,
@@ -47,6 +48,7 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
         *blocked_hosts.ENDPOINTS,
         *erasures.ENDPOINTS,
         *statistics.ENDPOINTS,
+        *lists.ENDPOINTS,
         *health.ENDPOINTS,
     ]
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
 
@@ -30,7 +29,7 @@ from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import Source
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period
+from shortener.web.period import Period, time_zone
 
 DEFAULT_DAYS = 30  # period without `since`, including today
 #: Upper bounds of the groups of times to click, in seconds.
@@ -53,8 +52,8 @@ class StatisticsQuery(Period):
 
     @field_validator("tz")
     @classmethod
-    def _check_zone(cls, value: str) -> str:
-        _zone(value)
+    def _checktime_zone(cls, value: str) -> str:
+        time_zone(value)
         return value
 
 
@@ -63,15 +62,6 @@ class CampaignsQuery(StatisticsQuery):
 
     limit: int = Field(100, ge=1, le=200, description="Maximum number of campaigns in a page.")
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
-
-
-def _zone(name: str) -> tzinfo:
-    if name == "UTC":  # exists even if no time zones are installed
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError("must be a time zone such as Europe/Berlin") from None
 
 
 class TimeToClick(ResponseModel):
@@ -207,7 +197,7 @@ async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     scope = _scope(call)
     if scope.until - scope.since > timedelta(days=MAX_DAYS):
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"must be at most {MAX_DAYS} days before until")])
-    report = await call.service.database.read(daily, scope, _zone(call.query.tz))
+    report = await call.service.database.read(daily, scope, time_zone(call.query.tz))
     days = [{"day": day.isoformat(), **figures(day_figures)} for day, day_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "days": days}
 
@@ -215,7 +205,7 @@ async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 async def stats_by_hour(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the figures of each hour of the day."""
     scope = _scope(call)
-    report = await call.service.database.read(by_hour, scope, _zone(call.query.tz))
+    report = await call.service.database.read(by_hour, scope, time_zone(call.query.tz))
     hours = [{"hour": hour, **figures(hour_figures)} for hour, hour_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "hours": hours}
 
@@ -303,7 +293,7 @@ def _scope(call: Call[Any, None]) -> StatisticsFilter:
 
 def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
     """Return the filter of a query. Without `since`, it begins DEFAULT_DAYS before the end, at midnight."""
-    zone = _zone(query.tz)
+    zone = time_zone(query.tz)
     # One millisecond later than now, so that events of this moment are counted.
     until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
     if query.since is not None:

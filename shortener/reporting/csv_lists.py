@@ -1,0 +1,63 @@
+"""Lists as CSV, in constant memory: a page is read in a short transaction, and its lines are sent before the next page is read.
+
+Cells that a spreadsheet would run as a formula are escaped (`reporting/export.py`). Raises StoreUnavailable in the middle if the
+database becomes unavailable, so that the client can detect the missing rest.
+"""
+
+# Tested by tests/web/test_lists.py
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from shortener.reporting.export import escape_formula
+
+PAGE_ROWS = 500
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+class ListPage(Protocol):
+    """A page of a list. `next`: the cursor of the next page; None on the last page."""
+
+    @property
+    def rows(self) -> Sequence[Any]: ...
+    @property
+    def next(self) -> int | None: ...
+
+
+async def stream_csv(
+    read_page: Callable[[int | None], Awaitable[ListPage]],
+    serialize: Callable[[Any], Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    bom: bool = False,
+) -> AsyncIterator[bytes]:
+    """Yield a header and the rows of all pages. `serialize` returns a row by the names of `columns`; other names are ignored.
+
+    `bom`: begin with a byte order mark, which Excel needs. Raise StoreUnavailable."""
+    yield ((_BYTE_ORDER_MARK if bom else "") + _lines([columns])).encode()
+    cursor: int | None = None
+    while True:
+        page = await read_page(cursor)
+        if page.rows:
+            yield _lines([[_cell(fields.get(name)) for name in columns] for fields in map(serialize, page.rows)]).encode()
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def _cell(value: Any) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return escape_formula(" ".join(map(str, value)))
+    return escape_formula(value) if isinstance(value, str) else value
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,191 @@
+"""The event log of an application, newest first, in keyset pages: each event that was or would be published.
+
+A row of the event log with several topics is one event for each topic. A page walks the log backwards by id, and examines at
+most MAX_SCANNED_ROWS rows, like the lists of hits.
+"""
+
+# Tested by tests/web/test_lists.py
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from shortener.ids import ALPHABET, decode, first_id_at
+from shortener.model import Topic, Verdict
+from shortener.outbox.events import encode_event_id
+from shortener.reporting.queries import AnyRow
+from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
+from shortener.storage.types import to_iso, to_ms
+
+MAX_SCANNED_ROWS = 10_000  # rows of the event log that one page examines
+_MAX_ID = (1 << 63) - 1
+_TIME_TOLERANCE = timedelta(days=2)  # reports and conversions may have a time of their own
+_TOPICS = list(Topic)
+_PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Conditions of a list. `since` is included, `until` is not. `message`: a message_id."""
+
+    application_id: int
+    topic: Topic | None = None
+    message: str | None = None
+    campaign: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEvent:
+    """A row of the event log under one of its topics."""
+
+    row: AnyRow
+    topic: Topic
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """`next`: the next page has rows with ids below this one; None on the last page."""
+
+    rows: Sequence[ListedEvent]
+    next: int | None
+
+
+_COLUMNS = (
+    events.c.id,
+    events.c.topics,
+    events.c.at,
+    events.c.data,
+    events.c.hit_id,
+    events.c.conversion_id,
+    events.c.fanned_out,
+    messages.c.message_id,
+    cohorts.c.campaign,
+    cohorts.c.source,
+    cohorts.c.country,
+    links.c.code,
+    links.c.url,
+    links.c.label,
+    hits.c.verdict,
+    hits.c.rule,
+    conversions.c.action,
+    conversions.c.transaction_id,
+    conversions.c.status.label("conversion_status"),
+)
+
+
+def _select() -> Any:
+    return (
+        select(*_COLUMNS)
+        .select_from(events)
+        .outerjoin(messages, messages.c.id == events.c.message_id)
+        .outerjoin(cohorts, cohorts.c.id == messages.c.cohort_id)
+        .outerjoin(links, links.c.id == events.c.link_id)
+        .outerjoin(hits, hits.c.id == events.c.hit_id)
+        .outerjoin(conversions, conversions.c.id == events.c.conversion_id)
+    )
+
+
+def list_events(connection: Connection, filters: EventFilter, limit: int, below: int | None = None) -> EventPage:
+    """Return the newest events, or the newest with a row id below `below`. A page ends with a complete row, so it may have a few
+    more than `limit` events."""
+    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
+    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
+    high = high if below is None else min(below, high)
+    in_range = select(events.c.id).where(events.c.id >= low, events.c.id < high).order_by(events.c.id.desc())
+    floor: int | None = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
+    conditions = [
+        events.c.application_id + 0 == filters.application_id,
+        events.c.id >= (low if floor is None else floor),
+        events.c.id < high,
+    ]
+    if filters.topic is not None:
+        conditions.append(events.c.topics.bitwise_and(int(filters.topic)) != 0)
+    if filters.message is not None:
+        conditions.append(messages.c.message_id == filters.message)
+    if filters.campaign is not None:
+        conditions.append(cohorts.c.campaign == filters.campaign)
+    if filters.since is not None:
+        conditions.append(events.c.at >= filters.since)
+    if filters.until is not None:
+        conditions.append(events.c.at < filters.until)
+    rows = connection.execute(_select().where(*conditions).order_by(events.c.id.desc()).limit(limit + 1)).all()
+    shown = rows[:limit]
+    listed = [
+        ListedEvent(row, topic) for row in shown for topic in _PUBLISHED if row.topics & topic and filters.topic in (None, topic)
+    ]
+    return EventPage(listed, rows[limit - 1].id if len(rows) > limit else floor)
+
+
+def find_event(connection: Connection, application_id: int, event_id: str) -> tuple[ListedEvent, Sequence[AnyRow]] | None:
+    """Return an event by its public id and its deliveries, None if the application has no such event."""
+    row_id = decode(event_id.removeprefix("evt_")[:-1])
+    place = ALPHABET.find(event_id[-1:])
+    if row_id is None or not event_id.startswith("evt_") or not 0 <= place < len(_TOPICS):
+        return None
+    row = connection.execute(_select().where(events.c.id == row_id, events.c.application_id == application_id)).first()
+    topic = _TOPICS[place]
+    if row is None or not row.topics & topic:
+        return None
+    c = deliveries.c
+    sent = connection.execute(
+        select(deliveries).where(c.event_id == row_id, c.topic == int(topic)).order_by(c.id).limit(1000)
+    ).all()
+    return ListedEvent(row, topic), sent
+
+
+def serialize_event(event: ListedEvent, click_id: Callable[[int], str], conversion_id: Callable[[int], str]) -> dict[str, Any]:
+    """Return an event as the API shows it."""
+    row, data = event.row, event.row.data or {}
+    return {
+        "event_id": encode_event_id(row.id, event.topic),
+        "event": event.topic.api_name,
+        "at": to_iso(row.at),
+        "message_id": row.message_id,
+        "campaign": row.campaign,
+        "source": row.source,
+        "country": row.country or None,
+        "previous_state": data.get("previous_state"),
+        "new_state": data.get("new_state") or ("CLICKTHRU" if event.topic is Topic.STATE and row.hit_id else None),
+        "click_id": None if row.hit_id is None else click_id(row.hit_id),
+        "code": row.code,
+        "url": row.url,
+        "label": row.label,
+        "verdict": None if row.verdict is None else Verdict(row.verdict).api_name,
+        "rule": row.rule,
+        "conversion_id": None if row.conversion_id is None else conversion_id(row.conversion_id),
+        "action": row.action,
+        "transaction_id": row.transaction_id or None,
+        "status": row.conversion_status or data.get("status"),
+        "fanned_out": row.fanned_out,
+    }
+
+
+EVENT_CSV_COLUMNS = (
+    "event_id",
+    "event",
+    "at",
+    "message_id",
+    "campaign",
+    "source",
+    "country",
+    "previous_state",
+    "new_state",
+    "click_id",
+    "code",
+    "url",
+    "label",
+    "verdict",
+    "rule",
+    "conversion_id",
+    "action",
+    "transaction_id",
+    "status",
+    "fanned_out",
+)

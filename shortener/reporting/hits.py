@@ -1,0 +1,244 @@
+"""Lists of hits, newest first, in keyset pages. The rows of a figure add up to it: both use the same rule and the same time slots.
+
+A page walks hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
+contain fewer hits than requested, or none, and still have a next page. The hits of one message are found with indexes.
+"""
+
+# Tested by tests/web/test_lists.py
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, get_args
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
+
+from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
+from shortener.clicks.user_agents import browser_name, parse_device
+from shortener.ids import first_id_at
+from shortener.model import HitFlag, Verdict
+from shortener.reporting.counts import slot_edges
+from shortener.reporting.queries import AnyRow
+from shortener.reporting.rollups import Basis
+from shortener.storage.schema import cohorts, first_clicks, hits, link_sets, links, messages, other_hits
+from shortener.storage.types import to_iso, to_ms
+
+MAX_SCANNED_ROWS = 10_000  # hits that one page examines
+_MAX_ID = (1 << 63) - 1
+_TIME_TOLERANCE = timedelta(hours=1)  # between a hit's time and the time in its id, which may come from different clocks
+
+#: The figures whose rows are hits.
+HitMetric = Literal["clicks", "suspected_hits", "ignored_hits", "late_hits", "clicked_messages", "clicked_links"]
+HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
+
+
+@dataclass(frozen=True, slots=True)
+class HitFilter:
+    """Conditions of a list. The time slots (15 minutes) that contain `since` and `until` are included completely.
+
+    `basis`: whether the period refers to the time of the hit or of its message. `message`: a message_id."""
+
+    application_id: int
+    since: datetime | None = None
+    until: datetime | None = None
+    basis: Basis = Basis.EVENT
+    metric: HitMetric | None = None
+    verdict: Verdict | None = None
+    rule: str | None = None
+    campaign: str | None = None
+    source: str | None = None
+    country: str | None = None
+    destination: str | None = None
+    label: str | None = None
+    message: str | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HitPage:
+    """Rows of HIT_COLUMNS. `next`: the next page has ids below this one; None on the last page."""
+
+    rows: Sequence[AnyRow]
+    next: int | None
+
+
+HIT_COLUMNS = (
+    hits.c.id,
+    hits.c.at,
+    hits.c.verdict,
+    hits.c.rule,
+    hits.c.flags,
+    hits.c.first_verdict,
+    hits.c.first_rule,
+    hits.c.address,
+    hits.c.user_agent,
+    links.c.code,
+    links.c.url,
+    links.c.label,
+    links.c.message_id.label("message_row"),
+    messages.c.message_id,
+    messages.c.delivered_at,
+    cohorts.c.campaign,
+    cohorts.c.source,
+    cohorts.c.country,
+)
+
+
+def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int | None = None) -> HitPage:
+    """Return the newest `limit` hits, or the newest with an id below `below`."""
+    low, high = _id_limits(filters, below)
+    floor: int | None = None
+    if filters.message is not None or filters.code is not None:
+        candidates = _hits_of(connection, filters, low, high)
+    else:
+        in_range = select(hits.c.id).where(hits.c.id >= low, hits.c.id < high).order_by(hits.c.id.desc())
+        floor = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
+        candidates = select(hits.c.id).where(hits.c.id >= (low if floor is None else floor), hits.c.id < high)
+    statement = (
+        select(*HIT_COLUMNS)
+        .join_from(hits, links, links.c.id == hits.c.link_id)
+        .join(messages, messages.c.id == links.c.message_id)
+        .join(cohorts, cohorts.c.id == links.c.cohort_id)
+        .where(hits.c.id.in_(candidates), *_conditions(connection, filters))
+        .order_by(hits.c.id.desc())
+        .limit(limit + 1)
+    )
+    rows = connection.execute(statement).all()
+    if len(rows) > limit:
+        return HitPage(rows[:limit], rows[limit - 1].id)
+    return HitPage(rows, floor)
+
+
+def serialize_hit(row: AnyRow, click_id: Callable[[int], str]) -> dict[str, Any]:
+    """Return a row of HIT_COLUMNS as the API shows it."""
+    device = parse_device(row.user_agent)
+    flags = HitFlag(row.flags)
+    return {
+        "click_id": click_id(row.id),
+        "at": to_iso(row.at),
+        "verdict": Verdict(row.verdict).api_name,
+        "rule": row.rule,
+        "first_verdict": None if row.first_verdict is None else Verdict(row.first_verdict).api_name,
+        "first_rule": row.first_rule,
+        "counts_as": hit_metric(row.verdict, row.flags),
+        "first_of_message": bool(flags & HitFlag.FIRST_FOR_MESSAGE),
+        "first_of_link": bool(flags & HitFlag.FIRST_FOR_LINK),
+        "late": bool(flags & HitFlag.LATE),
+        "disabled": bool(flags & HitFlag.DISABLED),
+        "message_id": row.message_id,
+        "campaign": row.campaign,
+        "source": row.source,
+        "country": row.country or None,
+        "code": row.code,
+        "url": row.url,
+        "label": row.label,
+        "seconds_since_delivered": None if row.delivered_at is None else int((row.at - row.delivered_at).total_seconds()),
+        "device": device.kind if row.user_agent else None,
+        "browser": browser_name(device.browser) if row.user_agent else None,
+        "user_agent": row.user_agent,
+        "address": row.address,
+    }
+
+
+#: The columns of the CSV.
+HIT_CSV_COLUMNS = (
+    "click_id",
+    "at",
+    "verdict",
+    "rule",
+    "first_verdict",
+    "first_rule",
+    "counts_as",
+    "first_of_message",
+    "first_of_link",
+    "late",
+    "disabled",
+    "message_id",
+    "campaign",
+    "source",
+    "country",
+    "code",
+    "url",
+    "label",
+    "seconds_since_delivered",
+    "device",
+    "browser",
+    "user_agent",
+    "address",
+)
+
+
+def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
+    begin, end = slot_edges(filters.since, filters.until)
+    low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
+    # A hit can be much later than its message.
+    high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
+    return low, high if below is None else min(below, high)
+
+
+def _hits_of(connection: Connection, filters: HitFilter, low: int, high: int) -> Any:
+    """Return a statement for the ids of the hits of one message, or of one link."""
+    owned = [links.c.application_id == filters.application_id]
+    if filters.code is not None:
+        owned.append(links.c.code == filters.code)
+    if filters.message is not None:
+        row = connection.scalar(
+            select(messages.c.id).where(
+                messages.c.application_id == filters.application_id, messages.c.message_id == filters.message
+            )
+        )
+        owned.append(links.c.message_id == (-1 if row is None else row))
+    found = connection.execute(select(links.c.id, links.c.message_id).where(*owned)).all()
+    first = select(first_clicks.c.hit_id).where(first_clicks.c.id.in_([link.message_id for link in found]))
+    others = select(hits.c.id).where(other_hits(), hits.c.link_id.in_([link.id for link in found]))
+    both = union_all(first, others).subquery()
+    of_links = hits.c.link_id.in_([link.id for link in found])
+    return select(hits.c.id).where(hits.c.id.in_(select(both.c[0])), of_links, hits.c.id >= low, hits.c.id < high)
+
+
+def _conditions(connection: Connection, filters: HitFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [links.c.application_id == filters.application_id]
+    begin, end = slot_edges(filters.since, filters.until)
+    if filters.basis is Basis.EVENT:
+        conditions += [] if begin is None else [hits.c.at >= begin]
+        conditions += [] if end is None else [hits.c.at < end]
+    else:
+        conditions += [] if begin is None else [and_(links.c.message_id + 0 >= first_id_at(to_ms(begin)))]
+        conditions += [] if end is None else [and_(links.c.message_id + 0 < first_id_at(to_ms(end)))]
+    conditions += _metric_conditions(filters.metric)
+    for column, value in (
+        (hits.c.verdict, filters.verdict),
+        (hits.c.rule, filters.rule),
+        (cohorts.c.campaign, filters.campaign),
+        (cohorts.c.source, filters.source),
+        (cohorts.c.country, filters.country),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    if filters.destination is not None or filters.label is not None:
+        conditions.append(links.c.link_set_id.in_(find_link_sets(connection, filters)))
+    return conditions
+
+
+def _metric_conditions(metric: HitMetric | None) -> list[ColumnElement[bool]]:
+    if metric is None:
+        return []
+    if metric == "clicked_messages":
+        return [exists().where(first_clicks.c.id == links.c.message_id, first_clicks.c.hit_id == hits.c.id)]
+    if metric == "clicked_links":
+        return [and_(IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))]
+    return [HIT_METRIC.in_([metric])]
+
+
+def find_link_sets(connection: Connection, filters: Any) -> list[int]:
+    """Return the sets with one link that have this destination and this label."""
+    statement = select(link_sets.c.id, link_sets.c.links).where(link_sets.c.application_id == filters.application_id)
+    if filters.campaign is not None:
+        statement = statement.where(link_sets.c.campaign == filters.campaign)
+    return [
+        row.id
+        for row in connection.execute(statement)
+        if any(filters.destination in (None, destination) and filters.label in (None, label) for destination, label in row.links)
+    ]

@@ -1,0 +1,323 @@
+"""Lists behind the figures: hits and events, in pages and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from shortener.conversions.service import encode_conversion_id
+from shortener.errors import ApiError, ErrorCode
+from shortener.model import EVENT_NAMES, DeliveryStatus, EventName, Topic, Verdict
+from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
+from shortener.reporting.event_list import (
+    EVENT_CSV_COLUMNS,
+    EventFilter,
+    EventPage,
+    ListedEvent,
+    find_event,
+    list_events,
+    serialize_event,
+)
+from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitMetric, HitPage, list_hits, serialize_hit
+from shortener.storage.types import to_iso
+from shortener.times import end_of, start_of
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.fields import Text
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.period import Period
+from shortener.web.statistics import StatisticsQuery, statistics_filter
+
+_TAG = "Reading"
+BOM_DESCRIPTION = "Begin with a byte order mark, so that Excel recognises UTF-8."
+
+
+class ClicksCsvQuery(StatisticsQuery):
+    """Filters of hits: those of the statistics, and more. Without `since`: the last 30 days."""
+
+    metric: HitMetric | None = Field(
+        None, description="Only the hits that this figure counts. Without it, all hits, also those that no figure counts."
+    )
+    verdict: Literal["human", "suspected", "ignored"] | None = Field(None, description="Only hits with this verdict.")
+    rule: Text | None = Field(None, max_length=100, description="Only hits that this rule classified.")
+    country: Text | None = Field(None, max_length=2, description="Country of the recipient's number, ISO 3166 code.")
+    destination: Text | None = Field(None, max_length=300, description="Host and path, as in /api/v1/sms/stats/by-destination.")
+    label: Text | None = Field(None, max_length=300, description="Label of a `#trackurl` link.")
+    message_id: Text | None = Field(None, max_length=200, description="Only hits on the links of this message.")
+    code: Text | None = Field(None, max_length=100, description="Only hits on this link.")
+    bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
+
+
+class ClicksQuery(ClicksCsvQuery):
+    """Filters of hits, and the page."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of hits in a page.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+
+
+class ClickFields(ResponseModel):
+    click_id: str
+    at: str
+    verdict: Literal["human", "suspected", "ignored"]
+    rule: str = Field(description="The rule that gave the verdict.")
+    first_verdict: str | None = Field(description="The verdict when the hit was recorded; null if it has not changed.")
+    first_rule: str | None
+    counts_as: str | None = Field(description="The figure that counts the hit; null for a hit on a disabled link.")
+    first_of_message: bool = Field(description="The first click of its message.")
+    first_of_link: bool = Field(description="The first click of its link.")
+    late: bool = Field(description="The link had expired.")
+    disabled: bool = Field(description="The link was disabled.")
+    message_id: str
+    campaign: str
+    source: str
+    country: str | None = Field(description="Country of the recipient's number, ISO 3166 code.")
+    code: str
+    url: str
+    label: str | None
+    seconds_since_delivered: int | None
+    device: str | None
+    browser: str | None
+    user_agent: str
+    address: str = Field(description="Address of the client, as far as the privacy settings keep it.")
+
+
+class ClicksResponse(ResponseModel):
+    """One page of hits."""
+
+    status: Literal[True] = True
+    clicks: list[ClickFields]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class EventsCsvQuery(Period):
+    """Filters of events."""
+
+    event: EventName | None = Field(None, description="Only events of this kind.")
+    message_id: Text | None = Field(None, max_length=200, description="Only events of this message.")
+    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
+    bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
+
+
+class EventsQuery(EventsCsvQuery):
+    """Filters of events, and the page."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Number of events in a page. A page may have a few more.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+
+
+class EventFields(ResponseModel):
+    event_id: str
+    event: str
+    at: str
+    message_id: str | None
+    campaign: str | None
+    source: str | None
+    country: str | None
+    previous_state: str | None
+    new_state: str | None
+    click_id: str | None
+    code: str | None
+    url: str | None
+    label: str | None
+    verdict: str | None
+    rule: str | None
+    conversion_id: str | None
+    action: str | None
+    transaction_id: str | None
+    status: str | None = Field(description="The word of the conversion or of the delivery report.")
+    fanned_out: bool = Field(description="Whether deliveries were created for the trackers that subscribe to the event.")
+
+
+class EventsResponse(ResponseModel):
+    """One page of events."""
+
+    status: Literal[True] = True
+    events: list[EventFields]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class EventDelivery(ResponseModel):
+    tracker_id: int | None = Field(description="null: the callback URL of the message.")
+    state: str
+    attempt: int
+    created_at: str
+    finished_at: str | None
+
+
+class EventResponse(ResponseModel):
+    """One event with its deliveries."""
+
+    status: Literal[True] = True
+    event: EventFields
+    deliveries: list[EventDelivery]
+
+
+async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
+    """Return one page of hits."""
+    cursors = Cursors(call.service.secret, "hits")
+    below = cursors.decode(call.query.cursor)
+    page = await call.service.database.read(list_hits, _hit_filter(call), call.query.limit, below)
+    return {
+        "status": True,
+        "clicks": [serialize_hit(row, call.service.click_ids.encode) for row in page.rows],
+        "next_cursor": cursors.encode(page.next),
+    }
+
+
+async def clicks_csv(call: Call[ClicksCsvQuery, None]) -> Response:
+    """Stream all hits as CSV."""
+    service, filters = call.service, _hit_filter(call)
+
+    async def read(below: int | None) -> HitPage:
+        return await service.database.read(list_hits, filters, PAGE_ROWS, below)
+
+    lines = stream_csv(read, lambda row: serialize_hit(row, service.click_ids.encode), HIT_CSV_COLUMNS, bom=call.query.bom)
+    return await csv_response(call, "clicks", lines)
+
+
+def _hit_filter(call: Call[Any, None]) -> HitFilter:
+    query: ClicksCsvQuery = call.query
+    scope = statistics_filter(query, call.application_id, call.service.clock())
+    return HitFilter(
+        call.application_id,
+        since=scope.since,
+        until=scope.until,
+        basis=scope.basis,
+        metric=query.metric,
+        verdict=None if query.verdict is None else Verdict[query.verdict.upper()],
+        rule=query.rule,
+        campaign=scope.campaign,
+        source=scope.source,
+        country=query.country,
+        destination=query.destination,
+        label=query.label,
+        message=query.message_id,
+        code=query.code,
+    )
+
+
+async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
+    """Return one page of events."""
+    cursors = Cursors(call.service.secret, "events")
+    below = cursors.decode(call.query.cursor)
+    page = await call.service.database.read(list_events, _event_filter(call), call.query.limit, below)
+    return {
+        "status": True,
+        "events": [_event(call, event) for event in page.rows],
+        "next_cursor": cursors.encode(page.next),
+    }
+
+
+async def events_csv(call: Call[EventsCsvQuery, None]) -> Response:
+    """Stream all events as CSV."""
+    service, filters = call.service, _event_filter(call)
+
+    async def read(below: int | None) -> EventPage:
+        return await service.database.read(list_events, filters, PAGE_ROWS, below)
+
+    return await csv_response(
+        call, "events", stream_csv(read, lambda event: _event(call, event), EVENT_CSV_COLUMNS, bom=call.query.bom)
+    )
+
+
+async def event(call: Call[None, None]) -> dict[str, Any]:
+    """Return one event."""
+    found = await call.service.database.read(find_event, call.application_id, call.path["event_id"])
+    if found is None:
+        raise ApiError(ErrorCode.NOT_FOUND)
+    listed, sent = found
+    return {
+        "status": True,
+        "event": _event(call, listed),
+        "deliveries": [
+            {
+                "tracker_id": row.tracker_id,
+                "state": DeliveryStatus(row.status).api_name,
+                "attempt": row.attempt,
+                "created_at": to_iso(row.created_at),
+                "finished_at": to_iso(row.finished_at),
+            }
+            for row in sent
+        ],
+    }
+
+
+def _event(call: Call[Any, None], listed: ListedEvent) -> dict[str, Any]:
+    return serialize_event(listed, call.service.click_ids.encode, encode_conversion_id)
+
+
+def _event_filter(call: Call[Any, None]) -> EventFilter:
+    query: EventsCsvQuery = call.query
+    return EventFilter(
+        call.application_id,
+        topic=None if query.event is None else Topic[query.event.upper()],
+        message=query.message_id,
+        campaign=query.campaign,
+        since=None if query.since is None else start_of(query.since),
+        until=None if query.until is None else end_of(query.until),
+    )
+
+
+async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[bytes]) -> Response:
+    """Return CSV as a file. Raise StoreUnavailable if the first page cannot be read, so that the response is still an error."""
+    first: list[bytes] = [await anext(lines)]
+    async for more in lines:
+        first.append(more)
+        break
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in first:
+            yield piece
+        if call.request.method == "GET":
+            async for piece in lines:
+                yield piece
+
+    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+
+
+_PAGES = (
+    "Newest first. A page may contain fewer rows than `limit`, or none, and still have a `next_cursor`, because one page examines "
+    "at most 10,000 rows."
+)
+_ADDS_UP = (
+    "With `metric`, the number of hits is the figure of `/api/v1/sms/stats` with the same filters, while the hits are stored "
+    "(HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
+)
+_EVENTS = f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES}"
+
+
+def _list_endpoint(path: str, handler: Any, summary: str, query: Any, response: Any, description: str) -> Endpoint:
+    return Endpoint(
+        "GET",
+        path,
+        handler,
+        summary,
+        _TAG,
+        permission="sms.read",
+        query=query,
+        response=response,
+        media_type="application/json" if response else "text/csv",
+        errors=(ErrorCode.INVALID_CURSOR,) if response else (),
+        description=description,
+    )
+
+
+ENDPOINTS: Sequence[Endpoint] = [
+    _list_endpoint("/api/v1/clicks", clicks, "List hits with their verdicts", ClicksQuery, ClicksResponse, f"{_PAGES} {_ADDS_UP}"),
+    _list_endpoint("/api/v1/clicks.csv", clicks_csv, "Export hits as CSV", ClicksCsvQuery, None, _ADDS_UP),
+    _list_endpoint("/api/v1/events", events, "List events", EventsQuery, EventsResponse, _EVENTS),
+    _list_endpoint("/api/v1/events.csv", events_csv, "Export events as CSV", EventsCsvQuery, None, _EVENTS),
+    Endpoint(
+        "GET",
+        "/api/v1/events/{event_id}",
+        event,
+        "Show an event with its deliveries",
+        _TAG,
+        permission="sms.read",
+        response=EventResponse,
+        errors=(ErrorCode.NOT_FOUND,),
+    ),
+]

@@ -1,0 +1,205 @@
+"""Lists of hits, events and messages: pages, CSV, and that the rows of each figure add up to it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Connection
+
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.reporting import event_list, hits
+from shortener.reporting.event_list import EventFilter, list_events
+from shortener.reporting.hits import HIT_METRICS, HitFilter, list_hits
+from shortener.reporting.messages import MESSAGE_METRICS, MessageFilter, list_messages
+from shortener.reporting.rollups import Basis
+from shortener.storage.database import Database
+from shortener.storage.migrate import migrate
+from shortener.storage.open import open_database
+from tests.conftest import NOON, Clock, client_of
+from tests.reporting.plans import plans, scanned
+from tests.web.calls import PHONE, convert, report, rewrite
+
+TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
+
+
+@pytest.fixture
+async def history(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> httpx.AsyncClient:
+    """Two days of messages in two campaigns, with hits of every kind, reports and a conversion. The clock is at the end."""
+    messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(4)]
+    messages.append(await rewrite(client, "m4", to="+491701234567", campaign="autumn", source="campaign"))
+    messages.append(await rewrite(client, "short", campaign="autumn", expires_in=60))
+    codes = [[link["code"] for link in message["links"]] for message in messages]
+    for message_id in ("m0", "m1", "m4"):
+        await report(client, message_id, "SENT")
+    await report(client, "m0", "DELIVERED")
+    await client.get(f"/{codes[0][0]}", headers=PHONE)
+    clock.forward(hours=26)
+    for message_id in ("m1", "m4"):
+        await report(client, message_id, "DELIVERED")
+    await report(client, "m1", "READ")
+    await report(client, "m2", "FAILED")
+    for code in (codes[0][1], codes[0][1], codes[1][1], codes[4][0], codes[5][0]):
+        await client.get(f"/{code}", headers=PHONE)
+    await client.get(f"/{codes[1][0]}", headers={"User-Agent": "curl/8"})
+    await client.head(f"/{codes[4][0]}")
+    await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
+    await service.fanout.flush()
+    return client
+
+
+async def get(client: httpx.AsyncClient, path: str, **query: Any) -> dict[str, Any]:
+    response = await client.get(path, params=query)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def all_rows(client: httpx.AsyncClient, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
+    """Return the rows of all pages of two rows each."""
+    rows: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await get(client, path, limit=2, **query, **cursor)
+        rows += page[name]
+        if page["next_cursor"] is None:
+            return rows
+        cursor = {"cursor": page["next_cursor"]}
+
+
+async def csv_rows(client: httpx.AsyncClient, path: str, **query: Any) -> list[dict[str, str]]:
+    response = await client.get(path, params=query)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/csv")
+    return list(csv.DictReader(io.StringIO(response.text)))
+
+
+@pytest.mark.parametrize("basis", ["event", "sent"])
+async def test_the_rows_of_each_figure_add_up_to_it(history: httpx.AsyncClient, clock: Clock, basis: str) -> None:
+    saturday = clock().date()
+    friday = saturday - timedelta(days=1)
+    periods: list[dict[str, str]] = [{}, {"since": str(friday), "until": str(friday)}, {"since": str(saturday)}]
+    periods.append({"since": f"{saturday}T12:07:00Z", "until": f"{saturday}T14:01:00Z"})
+    seen: set[str] = set()
+    for period in periods:
+        for more in ({}, {"campaign": "spring"}, {"source": "campaign"}, {"tz": "Asia/Kolkata"}):
+            query = {**period, **more, "basis": basis}
+            figures = await get(history, "/api/v1/sms/stats", **query)
+            for metric in HIT_METRICS:
+                rows = await all_rows(history, "/api/v1/clicks", "clicks", metric=metric, **query)
+                assert len(rows) == figures[metric], (metric, query)
+                assert len(await csv_rows(history, "/api/v1/clicks.csv", metric=metric, **query)) == figures[metric]
+                seen |= {metric} if rows else set()
+            for of_messages in MESSAGE_METRICS:
+                rows = await all_rows(history, "/api/v1/sms/messages", "messages", metric=of_messages, **query)
+                assert len(rows) == figures[of_messages], (of_messages, query)
+                seen |= {of_messages} if rows else set()
+    assert seen == set(HIT_METRICS) | set(MESSAGE_METRICS), "every figure has rows"
+
+
+async def test_the_rows_of_destinations_labels_and_countries_add_up(history: httpx.AsyncClient) -> None:
+    for basis in ("event", "sent"):
+        for path, name, parameter in (
+            ("by-destination", "destinations", "destination"),
+            ("by-label", "labels", "label"),
+            ("by-country", "countries", "country"),
+            ("by-campaign", "campaigns", "campaign"),
+        ):
+            groups = (await get(history, f"/api/v1/sms/stats/{path}", basis=basis))[name]
+            assert groups
+            for group in groups:
+                for metric in HIT_METRICS:
+                    query = {parameter: group[parameter], "metric": metric, "basis": basis}
+                    rows = await all_rows(history, "/api/v1/clicks", "clicks", **query)
+                    assert len(rows) == group[metric], query
+
+
+async def test_a_hit_shows_its_verdict_rule_device_and_message(history: httpx.AsyncClient) -> None:
+    (suspected,) = (await get(history, "/api/v1/clicks", verdict="suspected"))["clicks"]
+    assert (suspected["rule"], suspected["counts_as"], suspected["message_id"]) == ("crawler", "suspected_hits", "m1")
+    of_message = await all_rows(history, "/api/v1/clicks", "clicks", message_id="m0")
+    assert [(hit["label"], hit["first_of_message"], hit["first_of_link"]) for hit in of_message] == [
+        (None, False, False),
+        (None, False, True),
+        ("menu", True, True),
+    ]
+    assert {hit["device"] for hit in of_message} == {"phone"}
+    assert (await get(history, "/api/v1/clicks", message_id="unknown"))["clicks"] == []
+    assert (await history.get("/api/v1/clicks", params={"cursor": "x"})).status_code == 400
+
+
+async def test_events_are_listed_and_shown(history: httpx.AsyncClient) -> None:
+    events = await all_rows(history, "/api/v1/events", "events")
+    kinds = [event["event"] for event in events]
+    assert {"state", "click", "late_click", "conversion", "delivery"} == set(kinds)
+    assert len(await csv_rows(history, "/api/v1/events.csv")) == len(events)
+    clickthru = [event for event in events if event["new_state"] == "CLICKTHRU"]
+    assert len(clickthru) == 3
+    for event in events:
+        shown = await get(history, f"/api/v1/events/{event['event_id']}")
+        assert shown["event"] == event
+        assert shown["deliveries"] == []
+    only = await all_rows(history, "/api/v1/events", "events", event="conversion", message_id="m0", campaign="spring")
+    assert [event["action"] for event in only] == ["sale"]
+    for unknown in ("evt_0000000000000", "evt_", "x", "evt_é"):
+        assert (await history.get(f"/api/v1/events/{unknown}")).status_code == 404
+
+
+async def test_a_csv_can_begin_with_a_byte_order_mark(history: httpx.AsyncClient) -> None:
+    for path in ("/api/v1/clicks.csv", "/api/v1/events.csv"):
+        assert (await history.get(path, params={"bom": "true"})).content.startswith(b"\xef\xbb\xbf")
+        assert not (await history.get(path)).content.startswith(b"\xef\xbb\xbf")
+
+
+async def test_an_application_sees_only_its_own_rows(history: httpx.AsyncClient, service: Service) -> None:
+    from shortener.accounts.administration import create_application
+
+    other = await service.database.write(create_application, "other", service.clock())
+    await service.directory.refresh()
+    events = (await get(history, "/api/v1/events"))["events"]
+    async with client_of(service, {"X-API-Key": other.api_key}) as client:
+        assert (await get(client, "/api/v1/clicks"))["clicks"] == []
+        assert (await get(client, "/api/v1/events"))["events"] == []
+        assert (await client.get(f"/api/v1/events/{events[0]['event_id']}")).status_code == 404
+
+
+async def test_pages_that_examine_few_rows_still_list_everything(
+    history: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = await all_rows(history, "/api/v1/clicks", "clicks", campaign="autumn")
+    events = await all_rows(history, "/api/v1/events", "events", campaign="autumn")
+    monkeypatch.setattr(hits, "MAX_SCANNED_ROWS", 2)
+    monkeypatch.setattr(event_list, "MAX_SCANNED_ROWS", 2)
+    assert await all_rows(history, "/api/v1/clicks", "clicks", campaign="autumn") == clicks
+    assert await all_rows(history, "/api/v1/events", "events", campaign="autumn") == events
+
+
+async def test_no_list_scans_a_growing_table(tmp_path: Any) -> None:
+    url = f"sqlite:///{tmp_path / 'plans.db'}"
+    await migrate(url)
+    database: Database = await open_database(url, owner=True)
+
+    def explain(connection: Connection) -> list[str]:
+        def run() -> None:
+            for basis in Basis:
+                period: dict[str, Any] = {"since": NOON, "until": NOON + timedelta(days=1), "basis": basis}
+                for metric in HIT_METRICS:
+                    list_hits(connection, HitFilter(1, metric=metric, campaign="spring", **period), 100)
+                for message_metric in MESSAGE_METRICS:
+                    list_messages(connection, MessageFilter(1, metric=message_metric, **period), 100)
+            list_hits(connection, HitFilter(1, message="m1"), 100)
+            list_hits(connection, HitFilter(1, code="c1"), 100)
+            list_events(connection, EventFilter(1, campaign="spring", since=NOON), 100)
+
+        return plans(connection, run)
+
+    try:
+        for plan in await database.read(explain):
+            assert scanned(plan, "hits", "links", "messages", "first_clicks", "events", "conversions", "deliveries") == [], plan
+    finally:
+        await database.close()
