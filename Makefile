@@ -23,10 +23,10 @@ test-fast: setup-dev
 	@$(PYTEST) -m "not postgresql and not acceptance and not slow" \
 		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py $(OPTIONS)
 
-# Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute.
+# Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute, 2,000 hostile connections.
 prove: setup-dev
-	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
-		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py
+	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 PROVE_CONNECTIONS=2000 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
+		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py tests/acceptance/test_hostile_clients.py
 
 setup: $(VENV)/.runtime
 

@@ -45,6 +45,7 @@ class ErrorCode(enum.Enum):
     UNAUTHORIZED = (401, "The credential is missing, unknown, revoked or expired.")
     FORBIDDEN = (403, "The credential is valid but does not have the permission for this call.")
     NOT_FOUND = (404, "The resource does not exist, or it belongs to another application.")
+    UNKNOWN_HOST = (404, "The Host header names no host that serves the API.")
     MESSAGE_NOT_FOUND = (404, "The application has no message with this id.")
     METHOD_NOT_ALLOWED = (405, "The path exists, but not for this method.")
     MESSAGE_ID_CONFLICT = (409, "The message_id is already used for a message with different content.")

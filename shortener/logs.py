@@ -7,6 +7,7 @@ rows.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -47,9 +48,18 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail], foreign_pre_chain=shared
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(_describe_cancellation)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(_LEVELS[settings.log_level], logging.WARNING))
+
+
+def _describe_cancellation(record: logging.LogRecord) -> bool:
+    """Replace uvicorn's "Exception in ASGI application" and its traceback by one sentence if a stop cancelled the request."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        record.msg, record.args, record.exc_info = "A request did not finish before the stop, and was cancelled.", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 #: PostgreSQL adds such a line to an error: "Failing row contains (...)", "Key (to_address)=(...) already exists".

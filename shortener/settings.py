@@ -75,6 +75,20 @@ class Settings(BaseModel):
         (), description="Networks of proxies whose X-Forwarded-For header is trusted, separated by commas."
     )
 
+    connections_per_address: int = Field(
+        4096,
+        ge=1,
+        description="Maximum number of connections of one process from one address (IPv6: one /64). It does not apply to "
+        "TRUSTED_PROXIES and to programs on the same machine.",
+    )
+    request_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        description="Seconds that a client may take to send the body of a request or to read a response; for a body one more for "
+        "each 64 KiB.",
+    )
+
     link_ttl_days: int = Field(90, ge=1, le=3650, description="Days until a link expires, unless the request states a time.")
     code_bits: int = Field(48, ge=40, le=62, description="Random bits in the code of a link; 48 bits give 10 characters.")
     batch_limit: int = Field(1000, ge=1, le=100_000, description="Maximum number of recipients or reports in one request.")

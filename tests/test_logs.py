@@ -1,5 +1,7 @@
 """Log lines contain no personal data."""
 
+import asyncio
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,3 +70,15 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     logged = capsys.readouterr().err
     assert "hit_not_recordable" in logged
     assert ADDRESS not in logged
+
+
+def test_a_request_that_a_stop_cancels_is_one_warning_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("json")
+    try:
+        raise asyncio.CancelledError("Task cancelled, timeout graceful shutdown exceeded")
+    except asyncio.CancelledError as error:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=error)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "A request did not finish before the stop, and was cancelled." in line
+    assert '"level":"warning"' in line
+    assert "Traceback" not in line

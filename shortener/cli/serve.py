@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+import structlog
 
 from shortener.cli.common import async_command, json_option, load_settings, print_json
 from shortener.cli.sockets import bind, port_of
@@ -35,6 +36,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 7.5
 #: The part of a stop in which requests in flight may finish; uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
+#: Connections that the kernel holds until the process accepts them.
+BACKLOG = 4096
 #: A process that hangs this long after the end of its stop ends itself. It is built to be killed at any time.
 HANG_SECONDS = 0.5
 
@@ -56,6 +59,7 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     if settings.port == 0:  # with the real port BASE_URL gets its default for that port
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
+        listener.listen(BACKLOG)  # clients that come after the greeting wait for the workers
         _first_start(settings, as_json)
         _serve_many(settings, listener)
     else:
@@ -69,21 +73,25 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         from shortener.container import open_service
 
         logs.configure(settings)
+        _raise_open_files_limit()
         service = await open_service(settings)
-        _print_start(service, as_json)
-        server = _new_server(service)
+        server = _new_server(service, as_json)
     try:
         await server.serve([listener])
     except OSError as error:  # another process began to listen on the port since `bind`
         raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
-def _new_server(service: Service) -> uvicorn.Server:
+def _new_server(service: Service, as_json: bool) -> uvicorn.Server:
     import uvicorn
 
     from shortener.server.application import HttpApplication
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            _print_start(service, as_json)  # now clients can connect, and a signal stops the process cleanly
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             # The original raises the signal again after the stop, so that a clean stop would not exit with 0.
@@ -117,6 +125,12 @@ def _stop_within(service: Service, seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)  # SIGALRM has no handler, so it ends the process
 
 
+def _raise_open_files_limit() -> None:
+    from shortener.server.connection_limits import raise_open_files_limit
+
+    structlog.get_logger(__name__).info("open_files_limit", limit=raise_open_files_limit())
+
+
 @contextlib.contextmanager
 def _fast_start() -> Iterator[None]:
     """Suspend garbage collection during the start, and exclude the objects of the start from it afterwards.
@@ -138,11 +152,10 @@ def _fast_start() -> Iterator[None]:
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
     """Return the configuration of uvicorn for `app`; `more` are further arguments of it."""
-    import uvicorn
+    from shortener.server.connection_limits import ConnectionLimits, open_files_limit
+    from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 
-    from shortener.server.http_protocol import RedirectProtocol
-
-    return uvicorn.Config(
+    config = ServerConfig(
         app,
         host=settings.host,
         port=settings.port,
@@ -154,9 +167,12 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
         server_header=False,
         proxy_headers=False,  # clicks/client_address.py reads X-Forwarded-For, and only from TRUSTED_PROXIES
         timeout_graceful_shutdown=REQUEST_GRACE_SECONDS,
-        backlog=4096,
+        backlog=BACKLOG,
         **more,
     )
+    config.request_timeout = settings.request_timeout
+    config.connection_limits = ConnectionLimits(settings.connections_per_address, settings.trusted_proxies, open_files_limit())
+    return config
 
 
 @async_command
@@ -166,6 +182,7 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     from shortener.container import open_service
 
     logs.configure(settings)
+    _raise_open_files_limit()  # the workers inherit it
     service = await open_service(settings)
     _print_start(service, as_json)
     await service.close()
@@ -260,6 +277,7 @@ async def deliver(as_json: bool) -> None:
         from shortener.container import open_service
 
         logs.configure(settings)
+        _raise_open_files_limit()
         service = await open_service(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

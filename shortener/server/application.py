@@ -33,7 +33,7 @@ from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
 from shortener.web.endpoint import error_response
-from shortener.web.routes import routes
+from shortener.web.routes import ENDPOINTS, routes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,6 +48,8 @@ class HttpApplication:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        #: First path segments of the API.
+        self._api_segments = frozenset(path.split("/")[1] for endpoint in ENDPOINTS if (path := endpoint.path) != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._base_path = service.settings.base_path
         self.redirect = Redirect(
@@ -92,7 +94,10 @@ class HttpApplication:
         path: str = scope["path"]
         is_known, domain = self._find_domain(host)
         if not is_known and path != DOMAIN_CHECK:
-            await pages.send_page(send, pages.NOT_FOUND)
+            if self._is_api(path):
+                await self._reject_host(scope, receive, send, "names no host of this installation")
+            else:
+                await pages.send_page(send, pages.NOT_FOUND)
             return
         method = scope["method"]
         if method in ("GET", "HEAD", "OPTIONS"):
@@ -105,11 +110,26 @@ class HttpApplication:
                 return
         page = pages.page_of(path, domain) if method in ("GET", "HEAD") else None
         if page is None and domain is not None:
+            if self._is_api(path):
+                await self._reject_host(scope, receive, send, "names the domain of an application, which serves only short links")
+                return
             page = pages.NOT_FOUND
         if page is None:
             await self._starlette(scope, receive, send)
         else:
             await pages.send_page(send, page, is_head=method == "HEAD")
+
+    def _is_api(self, path: str) -> bool:
+        return path.partition("/")[2].partition("/")[0] in self._api_segments
+
+    async def _reject_host(self, scope: Scope, receive: Receive, send: Send, reason: str) -> None:
+        """Respond to a request of the API that came to the wrong host: 404 with the host as the reason, and what to change."""
+        base = urlsplit(self.service.settings.base_url)
+        description = (
+            f"The Host header of this request {reason}. The API is served on {base.netloc!r} (the host of BASE_URL), on localhost "
+            f"and on IP addresses. Use one of them, or send 'Host: {base.netloc}', or set BASE_URL to the address that you use."
+        )
+        await error_response(ApiError(ErrorCode.UNKNOWN_HOST, description))(scope, receive, send)
 
     @property
     def app(self) -> HttpApplication:

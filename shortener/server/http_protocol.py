@@ -6,7 +6,8 @@ for a code, also behind the path of a domain, becomes a hit at once, and one wri
 other requests take uvicorn's path through the ASGI application and get the same responses: requests with a body, a query string or
 an upgrade, requests behind an unfinished one, other paths and unknown hosts.
 
-The protocol also limits the size of a request's head and the time a client may take to send it; uvicorn limits neither.
+The protocol also limits what one client can take from the others: the size of a request's head, the time for heads, bodies, idle
+connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn limits none of them.
 """
 # Tested by tests/server/test_http_protocol_responses.py
 
@@ -15,11 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from asyncio.events import TimerHandle
 from functools import partial
 from typing import Any, Protocol
 
 import structlog
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener.clicks.path import code_behind_prefix, code_of
@@ -27,6 +28,8 @@ from shortener.clicks.redirect import Redirect, read_client_info
 from shortener.clicks.resolver import Hit, Resolution
 from shortener.errors import StoreUnavailable
 from shortener.server.application import HttpApplication
+from shortener.server.client_timer import ClientTimer
+from shortener.server.connection_limits import ConnectionLimits
 from shortener.server.request_ids import request_id
 from shortener.server.response_bytes import serialize_response
 
@@ -36,6 +39,9 @@ log = structlog.get_logger(__name__)
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 MAX_HEAD_BYTES = 64 * 1024  # of a request
 _MAX_PATH_BYTES = 256  # the path of a domain, a code, and what a program added behind it
+#: Bytes of a body that the server reads and discards after its response. A client that sends a whole body before it reads anything
+#: would otherwise not receive the response, for example 413.
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class HasApp(Protocol):
@@ -45,9 +51,17 @@ class HasApp(Protocol):
     def app(self) -> HttpApplication | None: ...
 
 
+class ServerConfig(uvicorn.Config):
+    """uvicorn's configuration with the limits of connections. `request_timeout`: seconds."""
+
+    request_timeout: float
+    connection_limits: ConnectionLimits
+
+
 class RedirectProtocol(HttpToolsProtocol):
     """One connection."""
 
+    config: ServerConfig
     cycle: Any  # the latest request: uvicorn's RequestResponseCycle or a _PendingRedirect
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,8 +70,15 @@ class RedirectProtocol(HttpToolsProtocol):
         self._peer: str | None = None
         self._socket_fd = -1  # -1: all writes go through the transport
         self.incomplete_head: _IncompleteHead | None = None
-        self._idle_since: float | None = None  # loop time
-        self.idle_timer: TimerHandle | None = None
+        self.timer: ClientTimer | None = None
+        self._response_ended = 0.0  # loop time of the latest response, or of the connection's begin
+        self.is_reading_body = False  # the body of the latest request is not complete
+        self.body_began = 0.0  # loop time
+        self.body_bytes = 0
+        self._discarded_bytes = 0
+        self._closes_after_body = False
+        self.bytes_queued = 0  # bytes that the socket did not take at once
+        self._is_admitted = False
 
     # Reading a request.
 
@@ -66,17 +87,18 @@ class RedirectProtocol(HttpToolsProtocol):
         self._peer = self.client[0] if self.client else None
         if self.scheme == "http":
             self._socket_fd = transport.get_extra_info("socket").fileno()
-        self._start_idle_timer()
+        self._response_ended = self.loop.time()
+        self._is_admitted = self.config.connection_limits.admit(self._peer, self.connections)  # type: ignore[arg-type]
+        if self._is_admitted:
+            self.timer = ClientTimer(self, self.loop, self.timeout_keep_alive, self.config.request_timeout)
+        else:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data, and enforce the limits on a head that is still incomplete afterwards."""
-        idle_since, head = self._idle_since, self.incomplete_head
+        """Parse the data, and enforce the size limit of a head that is still incomplete afterwards."""
+        head = self.incomplete_head
         super().data_received(data)
-        if self.incomplete_head is None:
-            return
-        if idle_since is not None and (self.cycle is None or self.cycle.response_complete):
-            self._idle_since = idle_since  # bytes of an incomplete head do not extend the time limit
-        if self.incomplete_head is head:  # the piece in which the head began is at most one read buffer
+        if head is not None and self.incomplete_head is head:  # the piece in which the head began is at most one read buffer
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
@@ -99,15 +121,27 @@ class RedirectProtocol(HttpToolsProtocol):
         for name, value in headers:
             super().on_header(name, value)
         before = self.cycle
+        self.is_reading_body, self.body_began, self.body_bytes = True, self.loop.time(), 0
         super().on_headers_complete()
         cycle = self.cycle
         if cycle is not before and not cycle.waiting_for_100_continue:
             writes = cycle.transport = _CombinedWrites(self)
             cycle.on_response = partial(self._end_asgi_response, writes)
 
+    def on_body(self, body: bytes) -> None:
+        self.body_bytes += len(body)
+        if self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self.transport.abort()
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         if self.cycle.__class__ is not _PendingRedirect:
             super().on_message_complete()
+            self.is_reading_body = False
+            if self._closes_after_body:
+                self.transport.close()
 
     def _begin_redirect(self) -> bool:
         """Pass the request to the recorder as a hit; return False if the ASGI application must handle the request."""
@@ -146,15 +180,27 @@ class RedirectProtocol(HttpToolsProtocol):
         """Write directly to the socket if the transport has nothing to send.
 
         os.write releases the interpreter lock while the kernel sends. uvloop keeps the lock and delays the thread that writes to
-        SQLite.
+        SQLite. Data for a connection that is closing is dropped: uvicorn continues pipelined requests after their client is gone.
         """
-        if self._socket_fd >= 0 and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
+        if self.transport.is_closing():
+            return
+        if self._socket_fd >= 0 and not self.transport.get_write_buffer_size():
             # If the socket is full or closed, the transport sends the rest or reports the error.
             with contextlib.suppress(OSError):
                 data = data[os.write(self._socket_fd, data) :]
             if not data:
                 return
+        self.bytes_queued += len(data)
         self.transport.write(data)
+
+    def close_after_body(self) -> None:
+        """Close the connection when the body of the latest request is read.
+
+        If the server closed with bytes unread, the kernel would reset the connection and the client would lose the response."""
+        if self.is_reading_body:
+            self._closes_after_body = True
+        else:
+            self.transport.close()
 
     def _end_asgi_response(self, writes: _CombinedWrites) -> None:
         writes.flush()
@@ -164,41 +210,45 @@ class RedirectProtocol(HttpToolsProtocol):
         """Start the next pipelined request, or read on.
 
         Two differences from uvicorn: it reads on before all pipelined requests have their responses, and it starts one timer per
-        response. This protocol starts one timer per connection."""
+        response. This protocol has one timer per connection."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self.pipeline:
+        if self.pipeline and not self._closes_after_body:
             self._start_asgi_task(*self.pipeline.pop())
             return
         self.flow.resume_reading()
-        self._start_idle_timer()
+        self._response_ended = self.loop.time()
 
-    # Closing idle connections.
+    # Clients that are slow or idle.
 
-    def _start_idle_timer(self) -> None:
-        self._idle_since = self.loop.time()
-        if self.idle_timer is None:
-            self.idle_timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+    @property
+    def waiting_since(self) -> float | None:
+        """The loop time since when no request is in progress; None during a request."""
+        return self._response_ended if self.cycle is None or self.cycle.response_complete else None
+
+    def end_slow_client(self) -> None:
+        """Close the connection, and give up what the client does not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def close(self) -> None:
+        self.transport.abort()
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.idle_timer = None
-        if self._idle_since is not None:
-            seconds_left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-            if seconds_left > 0:
-                self.idle_timer = self.loop.call_later(seconds_left, self.timeout_keep_alive_handler)
-            else:
-                super().timeout_keep_alive_handler()
+        """Do nothing: `timer` replaces uvicorn's timer."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.cycle = None  # breaks a reference cycle, so that no garbage collection is needed
-        if self.idle_timer is not None:
-            self.idle_timer.cancel()
-            self.idle_timer = None
+        self.cycle = None  # breaks reference cycles, so that no garbage collection is needed
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self._is_admitted:
+            self._is_admitted = False
+            self.config.connection_limits.release(self._peer)
 
 
 class _IncompleteHead:
@@ -235,7 +285,7 @@ class _CombinedWrites:
 
     def close(self) -> None:
         self.flush()
-        self._connection.transport.close()
+        self._connection.close_after_body()
 
     def is_closing(self) -> bool:
         return self._connection.transport.is_closing()

@@ -177,6 +177,17 @@ async def test_an_unknown_host_gets_404_without_its_name(branded: Service, path:
     assert "evil.example" not in response.text + str(response.headers)
 
 
+async def test_a_call_of_the_api_with_an_inner_host_name_is_told_the_cause_and_the_host_to_use(branded: Service) -> None:
+    async with client_of(branded) as client:
+        for host in ("serve1:8000", "go.brand.example"):
+            response = await client.post("/api/v1/rewrite", json={}, headers={"Host": host})
+            body = response.json()
+            assert (response.status_code, body["error_code"]) == (404, "UNKNOWN_HOST")
+            assert "Host header" in body["description"]
+            assert "'Host: " in body["description"]
+            assert "BASE_URL" in body["description"]
+
+
 async def test_a_click_id_is_appended_for_applications_with_click_id_param(service: Service, clock: Clock) -> None:
     await service.database.write(update_application, 1, {"click_id_param": "cid"}, clock())
     await service.directory.refresh()

@@ -18,7 +18,7 @@ from shortener.cli.serve import uvicorn_config
 from shortener.container import Service, open_service
 from shortener.messages.plan import RewriteItem
 from shortener.server.application import HttpApplication
-from shortener.server.http_protocol import RedirectProtocol
+from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 from shortener.settings import Settings
 from shortener.storage import schema
 from tests.conftest import Clock
@@ -47,6 +47,7 @@ class RunningServer:
     """uvicorn on a free port, and the clients that a test connected to it."""
 
     server: uvicorn.Server
+    config: ServerConfig
     app: PathRecorder
     port: int
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -82,10 +83,13 @@ class RunningServer:
 
 
 @contextlib.asynccontextmanager
-async def run_server(service: Service, protocol: type[Any] = RedirectProtocol, **more: Any) -> AsyncIterator[RunningServer]:
+async def run_server(
+    service: Service, protocol: type[Any] = RedirectProtocol, *, request_timeout: float = 20, **more: Any
+) -> AsyncIterator[RunningServer]:
     """Run a server. `protocol`: uvicorn's HttpToolsProtocol as a reference, or RedirectProtocol. `more`: uvicorn's settings."""
     app = PathRecorder(service)
-    config = uvicorn_config(app, service.settings.model_copy(update={"port": 0}), **more)
+    settings = service.settings.model_copy(update={"port": 0, "request_timeout": request_timeout})
+    config = uvicorn_config(app, settings, **more)
     config.http = protocol
     config.lifespan = "off"  # the `service` fixture starts and closes the service
     config.load()
@@ -93,7 +97,7 @@ async def run_server(service: Service, protocol: type[Any] = RedirectProtocol, *
     server.lifespan = config.lifespan_class(config)
     await server.startup()
     await server.on_tick(0)
-    running = RunningServer(server, app, server.servers[0].sockets[0].getsockname()[1])
+    running = RunningServer(server, config, app, server.servers[0].sockets[0].getsockname()[1])
     try:
         yield running
     finally:

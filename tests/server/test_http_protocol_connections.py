@@ -73,7 +73,7 @@ async def test_a_request_may_arrive_byte_by_byte(service: Service) -> None:
         assert server.app.paths == [code, "/healthz"]
 
 
-async def test_a_connection_uses_one_idle_timer_for_many_requests(service: Service) -> None:
+async def test_a_connection_uses_one_timer_for_many_requests(service: Service) -> None:
     code = await create_link(service)
     async with run_server(service) as server:
         reader, writer = await server.connect()
@@ -82,7 +82,7 @@ async def test_a_connection_uses_one_idle_timer_for_many_requests(service: Servi
         for path in (code, "/healthz", "/nosuchcode", *([code] * 30)):
             writer.write(get(path))
             await read_response(reader)
-            timers.add(connection.idle_timer)
+            timers.add(connection.timer)
         assert len(timers) == 1
         assert None not in timers
         assert server.server.server_state.total_requests == 33
@@ -90,7 +90,7 @@ async def test_a_connection_uses_one_idle_timer_for_many_requests(service: Servi
         writer.close()
         await wait_until(lambda: not server.server.server_state.connections)
         assert timer is not None
-        assert timer.cancelled()
+        assert timer.cancelled
 
 
 async def test_a_connection_is_closed_when_it_is_idle_and_never_during_a_request(service: Service) -> None:
@@ -100,13 +100,13 @@ async def test_a_connection_is_closed_when_it_is_idle_and_never_during_a_request
         connection = await server.only_connection()
         writer.write(get(code))
         await read_response(reader)
-        connection.timeout_keep_alive_handler()  # too early: the connection has not been idle for long enough
+        assert connection.timer is not None
+        connection.timer.check()  # too early: the connection has not been idle for long enough
         assert not connection.transport.is_closing()
         async with blocked_writes(service):
             writer.write(get(code))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reader.read(1), 0.4)
-            assert connection.idle_timer is None
         assert status_of(await read_response(reader)) == 302
         assert await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) == b""
 

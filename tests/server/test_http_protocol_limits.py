@@ -6,7 +6,9 @@ import socket
 
 import pytest
 
+from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.server import connection_limits, http_protocol
 from shortener.server.http_protocol import MAX_HEAD_BYTES
 from tests.conftest import MakeService
 from tests.server.raw_http import (
@@ -14,6 +16,7 @@ from tests.server.raw_http import (
     TIMEOUT_SECONDS,
     create_link,
     get,
+    read_response,
     run_server,
     status_of,
     wait_until,
@@ -126,3 +129,152 @@ async def test_a_connection_is_closed_if_its_client_sends_nothing_or_one_byte_at
             await asyncio.wait_for(slow.read(), TIMEOUT_SECONDS)
         assert asyncio.get_running_loop().time() - started < len(get(code)) * 0.02, "closed before the first head was complete"
         sender.cancel()
+
+
+REJECTED = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: s.example\r\n"
+JSON = b"Content-Type: application/json\r\n"
+#: A complete request, and one byte or more that begin no other request.
+HELD = {
+    "empty line": (get("/healthz"), b"\r\n"),
+    "empty line after 404": (get("/nosuchcode"), b"\r\n"),
+    "empty line, unknown host": (get("/x", host=b"unknown.example"), b"\r\n"),
+    "half a request line": (get("/healthz"), b"GET /he"),
+    "rest of a body after 401": (REJECTED + JSON + b"Content-Length: 1000\r\n\r\n", b"{"),
+    "a chunk after 401": (REJECTED + JSON + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n"),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+async def test_bytes_that_begin_no_request_do_not_keep_a_connection_open(service: Service, held: str) -> None:
+    request, more = HELD[held]
+    async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.5) as server:
+        reader, writer = await server.connect()
+        writer.write(request)
+        await read_response(reader)
+        began = asyncio.get_running_loop().time()
+
+        async def send_on() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(more[:1] if more == b"\r\n" else more)
+                    await asyncio.sleep(0.05)  # the pace of a client that holds its connection
+
+        sender = asyncio.create_task(send_on()) if more == b"\r\n" else None
+        writer.write(more)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+        assert asyncio.get_running_loop().time() - began < TIMEOUT_SECONDS / 2
+        if sender is not None:
+            sender.cancel()
+        await wait_until(lambda: not server.server.server_state.connections)
+
+
+async def test_a_body_that_stops_half_way_ends_the_connection(service: Service, credentials: Credentials) -> None:
+    async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.3) as server:
+        reader, writer = await server.connect()
+        key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
+        writer.write(REJECTED + key + JSON + b"Content-Length: 1000\r\n\r\n{")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) == b""
+        await wait_until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
+
+
+async def test_a_body_that_arrives_steadily_is_read_however_long_it_takes(service: Service, credentials: Credentials) -> None:
+    async with run_server(service, timeout_keep_alive=0.1, request_timeout=0.3) as server:
+        reader, writer = await server.connect()
+        body = b'{"to": "+14085550100", "body": "%s"}' % (b"x" * 300_000)
+        key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
+        writer.write(REJECTED + key + JSON + b"Content-Length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 30_000):
+            writer.write(body[start : start + 30_000])
+            await asyncio.sleep(0.1)  # all together longer than the limit of a small body
+        assert b"must have at most 100000 characters" in await read_response(reader)
+
+
+async def test_responses_that_nobody_reads_end_the_connection(service: Service) -> None:
+    async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.3) as server:
+        _, writer = await server.connect(receive_buffer=4096)
+        connection = await server.only_connection()
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        writer.write(get("/openapi.json") * 20)
+        await wait_until(lambda: connection.flow.write_paused)
+        await wait_until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
+
+
+async def test_a_client_that_reads_slowly_gets_its_whole_response(service: Service) -> None:
+    async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.3) as server:
+        reader, writer = await server.connect(receive_buffer=4096)
+        connection = await server.only_connection()
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        writer.write(get("/openapi.json", b"Connection: close"))
+        received = 0
+        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+            while piece := await reader.read(20_000):
+                received += len(piece)
+                await asyncio.sleep(0.02)  # the pace of a slow client; all together longer than the time limit
+        assert received > 100_000
+
+
+@pytest.mark.parametrize("headers", [b"", b"Connection: close\r\n"], ids=["keep-alive", "close"])
+async def test_a_client_that_sends_its_whole_body_first_receives_413(
+    service: Service, credentials: Credentials, headers: bytes
+) -> None:
+    async with run_server(service) as server:
+        key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
+        size = service.settings.body_limit + 5_000_000
+        head = REJECTED + key + JSON + headers + b"Content-Length: %d\r\n\r\n" % size
+
+        def send_all() -> bytes:
+            with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_SECONDS) as client:
+                client.sendall(head)
+                client.sendall(b" " * size)
+                return client.recv(65536)
+
+        response = await asyncio.to_thread(send_all)
+        assert status_of(response) == 413
+        assert b"BODY_TOO_LARGE" in response
+
+
+async def test_the_rest_of_a_body_is_not_read_for_ever(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_DISCARDED_BYTES", 100_000)
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        writer.write(REJECTED + JSON + b"Content-Length: 100000000\r\n\r\n")
+        assert status_of(await read_response(reader)) == 401
+
+        async def send_for_ever() -> None:
+            while True:
+                writer.write(b" " * 10_000)
+                await writer.drain()
+                await asyncio.sleep(0)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_for_ever(), TIMEOUT_SECONDS)
+
+
+async def test_an_address_has_a_limited_number_of_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)  # also for loopback addresses
+    async with run_server(service) as server:
+        server.config.connection_limits.per_address = 3
+        streams = [await server.connect() for _ in range(4)]
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(streams[3][0].read(), TIMEOUT_SECONDS) == b""
+        assert len(server.server.server_state.connections) == 3
+        streams[0][1].close()
+        await wait_until(lambda: len(server.server.server_state.connections) == 2)
+        reader, writer = await server.connect()
+        writer.write(get("/healthz"))
+        assert status_of(await read_response(reader)) == 200
+
+
+async def test_when_all_connections_are_in_use_the_longest_waiting_is_closed_for_a_new_one(service: Service) -> None:
+    async with run_server(service) as server:
+        server.config.connection_limits.total = 4
+        readers = [await server.connect() for _ in range(4)]
+        await wait_until(lambda: len(server.server.server_state.connections) == 4)
+        reader, writer = await server.connect()
+        writer.write(get("/healthz"))
+        assert status_of(await read_response(reader)) == 200
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(readers[0][0].read(), TIMEOUT_SECONDS) == b""
+        assert len(server.server.server_state.connections) == 4

@@ -1,0 +1,91 @@
+"""The time that a client may take: to send a request, to read a response, and between two requests.
+
+A connection has one timer. It fires every few seconds and examines what the server waits for, so that a request costs nothing.
+
+- Between two requests the client has KEEP_ALIVE seconds (5), counted from the last response. Bytes that begin no request, such as
+  empty lines or the rest of a body that nobody reads, do not extend it.
+- A request's head must be complete one such period after it began.
+- A body must be complete within REQUEST_TIMEOUT, and a second longer for each 64 KiB that have arrived.
+- A response that the client does not read ends the connection if fewer than 1 KiB a second leave the buffer during REQUEST_TIMEOUT.
+"""
+# Tested by tests/server/test_http_protocol_limits.py
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import TimerHandle
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shortener.server.http_protocol import RedirectProtocol
+
+BODY_BYTES_PER_SECOND = 64 * 1024
+RESPONSE_BYTES_PER_SECOND = 1024
+
+
+class ClientTimer:
+    """The timer of one connection. `keep_alive` and `request_timeout` are seconds."""
+
+    __slots__ = ("_connection", "_handle", "_head", "_keep_alive", "_loop", "_request_timeout", "_unread_sent", "_unread_since")
+
+    def __init__(
+        self, connection: RedirectProtocol, loop: asyncio.AbstractEventLoop, keep_alive: float, request_timeout: float
+    ) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._keep_alive = keep_alive
+        self._request_timeout = request_timeout
+        self._head: Any = None  # the incomplete head at the latest check
+        self._unread_since: float | None = None  # since when the client reads too slowly
+        self._unread_sent = 0  # bytes that had left the buffer then
+        self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._handle.cancelled()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+    def check(self) -> None:
+        """End the connection if its client is too slow, or look again later."""
+        now = self._loop.time()
+        wait = self._seconds_left(now)
+        self._handle.cancel()
+        if wait is None:
+            self._connection.end_slow_client()
+            wait = self._keep_alive  # closing may take as long as the client reads nothing
+        self._handle = self._loop.call_later(wait, self.check)
+
+    def _seconds_left(self, now: float) -> float | None:
+        """Return the seconds until the next check; None if the client is too slow."""
+        connection = self._connection
+        period = min(self._keep_alive, self._request_timeout)
+        if connection.transport.get_write_buffer_size():
+            return period if self._reads_fast_enough(now) else None
+        self._unread_since = None
+        if connection.is_reading_body:
+            if connection.flow.read_paused:  # the application is slower than the client
+                connection.body_began = now
+                return period
+            limit = self._request_timeout + connection.body_bytes / BODY_BYTES_PER_SECOND
+            left = connection.body_began + limit - now
+            return min(left, period) if left > 0 else None
+        since = connection.waiting_since
+        if since is None:
+            return period
+        head = connection.incomplete_head
+        if head is not None:
+            if head is self._head:
+                return None
+            self._head = head
+            return self._keep_alive
+        left = since + self._keep_alive - now
+        return left if left > 0 else None
+
+    def _reads_fast_enough(self, now: float) -> bool:
+        sent = self._connection.bytes_queued - self._connection.transport.get_write_buffer_size()
+        if self._unread_since is None or sent - self._unread_sent >= RESPONSE_BYTES_PER_SECOND * (now - self._unread_since):
+            self._unread_since, self._unread_sent = now, sent
+            return True
+        return now - self._unread_since < self._request_timeout

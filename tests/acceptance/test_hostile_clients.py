@@ -1,0 +1,264 @@
+"""Strangers and callers that try to hold up a real server: other people's clicks must not notice.
+
+`make prove` opens 2,000 connections. Times are compared with the same clicks on the quiet server, because the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.acceptance.process import PHONE, Server, serving
+from tests.servers import PATIENCE
+
+CONNECTIONS = int(os.environ.get("PROVE_CONNECTIONS", "400"))
+BODY_BYTES = 8 * 1024 * 1024 - 4096
+QUIET_SECONDS = 2.0
+#: A click beside a hostile request may take so long: the requirement is 0.1 s on a machine that does nothing else.
+MAX_WAIT_SECONDS = 0.1
+MACHINE_FACTOR = 5  # the tests share the machine with others
+MAX_GROWTH_BYTES = 100 * 1024 * 1024
+
+
+@dataclass
+class Clicker(contextlib.AbstractContextManager["Clicker"]):
+    """Clicks on one link, one click after the other, from a thread."""
+
+    server: Server
+    path: str
+    seconds: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Clicker:
+        self._stop, self._began = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._began.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def longest(self) -> float:
+        return max(self.seconds)
+
+    def _run(self) -> None:
+        with self.server.client(**{"User-Agent": PHONE}) as client:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                try:
+                    status = client.get(self.path).status_code
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                else:
+                    if status != 302:
+                        self.failures.append(str(status))
+                self.seconds.append(time.monotonic() - began)
+                self._began.set()
+                self._stop.wait(0.005)  # the pause between two people
+
+
+def code_of(server: Server) -> str:
+    with server.api() as client:
+        response = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": '#track("https://x.example/")'})
+    return "/" + str(response.json()["messages"][0]["links"][0]["code"])
+
+
+def quiet_clicks(server: Server, path: str) -> float:
+    """Return the longest time of a click on a server that does nothing else."""
+    with Clicker(server, path) as clicker:
+        time.sleep(QUIET_SECONDS)  # the duration of the measurement
+    assert not clicker.failures
+    return clicker.longest
+
+
+def bound(quiet: float) -> float:
+    return MACHINE_FACTOR * (MAX_WAIT_SECONDS + quiet)
+
+
+def rss(server: Server) -> int:
+    assert server.process is not None
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fill(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
+    return begin + piece * ((BODY_BYTES - len(begin) - len(end)) // len(piece)) + end
+
+
+def numbered(begin: bytes, end: bytes) -> bytes:
+    """Return an object with so many different names that the body has its full size."""
+    parts: list[bytes] = []
+    size = 0
+    for number in itertools.count():
+        part = b'"p%d":"{a}",' % number
+        size += len(part)
+        if size > BODY_BYTES:
+            return begin + b"".join(parts) + end
+        parts.append(part)
+    raise AssertionError
+
+
+MANY_FIELDS = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
+HOSTILE = {
+    "empty objects in messages": ("/api/v1/rewrite", fill(b'{"messages":[', b"{},", b"{}]}")),
+    "unknown fields": ("/api/v1/rewrite", b'{"messages":[' + (MANY_FIELDS * 1000)[:-1] + b"]}"),
+    "recipients that are numbers": ("/api/v1/rewrite", b'{"to":[' + b"1," * 100_000 + b'1],"body":""}'),
+    "long texts with URLs": (
+        "/api/v1/rewrite",
+        b'{"messages":['
+        + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see shop.example/a?b=1 now. " * 280 + b'"},') * 999
+        + b'{"to":"+14085550100","body":""}]}',
+    ),
+    "many destinations": ("/api/v1/rewrite", b'{"messages":[' + (b'{"destinations":[' + b"{}," * 199 + b"{}]},") * 999 + b"{}]}"),
+    "one long text": ("/api/v1/rewrite", fill(b'{"to":"+14085550100","body":"', b"x", b'"}')),
+    "a deep document": ("/api/v1/rewrite", fill(b"", b"[")),
+    "many numbers": ("/api/v1/rewrite", fill(b"[", b"1,", b"1]")),
+    "empty delivery reports": ("/api/v1/sms/status", fill(b"[", b"{},", b"{}]")),
+    "delivery reports with unknown fields": ("/api/v1/sms/status", b"[" + (MANY_FIELDS * 1000)[:-1] + b"]"),
+    "events of a tracker": ("/api/v1/trackers", fill(b'{"url":"http://x.example/","events":[', b'"",', b'""]}')),
+    "headers of a tracker": ("/api/v1/trackers", numbered(b'{"url":"http://x.example/","headers":{', b'"x":""}}')),
+    "settings": ("PATCH /api/v1/application", fill(b'{"conversion_fields":[', b'"a",', b'"a"]}')),
+    "blocked hosts": ("/api/v1/blocked-hosts", fill(b'{"host":"', b"a.", b'"}')),
+    "an erasure": ("/api/v1/erasures", numbered(b"{", b'"x":1}')),
+    "a conversion process": ("/ct/1/log/end/x", fill(b"[", b"[],", b"[]]")),
+    "a conversion": ("/api/v1/callback/action", numbered(b'{"message_id":"x",', b'"x":1}')),
+    "a conversion as a form": ("form /action", fill(b"message_id=", b"%41%")),
+    "a form with many parameters": ("form /action", fill(b"message_id=x", b"&a=1")),
+}
+
+
+def test_hostile_bodies_delay_nobody_else_and_their_memory_is_freed(server: Server) -> None:
+    path = code_of(server)
+    quiet = quiet_clicks(server, path)
+    longest: dict[str, float] = {}
+    report: list[str] = []
+    with server.api() as api, server.tracker() as tracker:
+        for repeat in range(2):
+            before = rss(server)
+            for name, (target, body) in HOSTILE.items():
+                method, _, url = target.rpartition(" ")
+                kind = "application/x-www-form-urlencoded" if method == "form" else "application/json"
+                client = tracker if "action" in url else api
+                with Clicker(server, path) as clicker:
+                    response = client.request(
+                        method if method == "PATCH" else "POST", url, content=body, headers={"Content-Type": kind}
+                    )
+                    time.sleep(0.05)  # one click at least
+                assert not clicker.failures, name
+                assert 400 <= response.status_code < 500 or name == "long texts with URLs", (name, response.text[:200])
+                assert len(response.content) <= 1024 * 1024 or response.status_code == 200, name
+                longest[name] = max(longest.get(name, 0.0), clicker.longest)
+            grown = rss(server) - before
+            report.append(f"round {repeat}: memory grew by {grown / 2**20:.0f} MiB")
+    report += [f"{seconds * 1000:8.1f} ms  {name}" for name, seconds in [*longest.items(), ("the quiet server", quiet)]]
+    sys.stdout.write("\n".join(["", *report, ""]))
+    assert max(longest.values()) < bound(quiet)
+    assert grown < MAX_GROWTH_BYTES, "the second round needs no more memory than the first"
+
+
+HELD = [
+    b"",
+    b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\r\n",
+    b"GET /nosuchcode HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\r\n",
+    b"POST /api/v1/rewrite HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{",
+    b"POST /api/v1/rewrite HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20,
+    b"GET /abc",
+    b"GET / HTTP/1.1\r\nX-Slow: ",
+]
+
+
+@pytest.fixture
+def limited_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that the shell started with 256 open files, and whose clients have 2 seconds."""
+    yield from serving(tmp_path, REQUEST_TIMEOUT="2")
+
+
+def test_hostile_connections_leave_clicks_unaffected_and_all_end(limited_server: Server) -> None:
+    server = limited_server
+    path = code_of(server)
+    quiet = quiet_clicks(server, path)
+    held: list[socket.socket] = []
+    try:
+        with Clicker(server, path) as clicker:
+            for number in range(CONNECTIONS):
+                one = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                one.sendall(HELD[number % len(HELD)])
+                held.append(one)
+            deadline = time.monotonic() + PATIENCE
+            open_connections = CONNECTIONS
+            while open_connections and time.monotonic() < deadline:
+                open_connections = connections_of(server) - 1  # the clicker's own
+                time.sleep(0.2)  # the server closes them in its own time
+        figures = f"longest click {clicker.longest * 1000:.1f} ms, quiet {quiet * 1000:.1f} ms, {len(clicker.seconds)} clicks"
+        sys.stdout.write(f"\n{figures}\n")
+        assert not clicker.failures
+        assert open_connections <= 0
+        assert clicker.longest < bound(quiet)
+    finally:
+        for one in held:
+            one.close()
+
+
+def connections_of(server: Server) -> int:
+    """Return the number of sockets that the server has for connections of this test."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    port = f":{server.port:04X}"
+    return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in lines)
+
+
+def test_serve_raises_the_limit_of_open_files_and_logs_it(tmp_path: Path) -> None:
+    script = f"ulimit -Sn 256; exec {sys.executable} -m shortener serve --port 0"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    environment["SHORTENER_DATA_DIR"] = str(tmp_path / "data")
+    process = subprocess.Popen(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        while "Serving on" not in (line := process.stdout.readline()):
+            assert process.poll() is None
+        assert httpx.get(f"{line.split()[2].rstrip(';')}/healthz", trust_env=False).status_code == 200, "it serves at once"
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
+        assert soft == hard
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert f'"limit":{soft}' in errors
+    assert "open_files_limit" in errors
+    assert process.returncode == 0
+
+
+def test_urllib_receives_413_for_a_body_that_is_too_large(server: Server) -> None:
+    script = (
+        "import sys, urllib.error, urllib.request\n"
+        "request = urllib.request.Request(sys.argv[1], b' ' * 20_000_000, {'X-API-Key': sys.argv[2], "
+        "'Content-Type': 'application/json'})\n"
+        "try:\n    urllib.request.urlopen(request)\n"
+        "except urllib.error.HTTPError as error:\n    print(error.code, error.read().decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"{server.base}/api/v1/rewrite", server.first["api_key"]],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("413 ")
+    assert "BODY_LIMIT" in done.stdout
