@@ -59,10 +59,11 @@ from shortener.storage.clock import SharedClock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
 from shortener.storage.installation import get_or_set
+from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.node_lease import RENEW_SECONDS, NodeLease
 from shortener.storage.notifier import PostgresNotifier
-from shortener.storage.open import open_database
+from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.postgres import split_url
 from shortener.storage.types import to_ms
 from shortener.urls import host_of
@@ -260,10 +261,12 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     `clock` replaces the clock in tests; by default all processes of an installation share one. `owner`: this process is the one
     that may write to an SQLite database.
 
-    Raises StoreUnavailable, SchemaMismatch, SecretError.
+    Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost.
     """
-    secret = open_secret(settings.secret, settings.data_dir)
+    require_database(sqlite_path(settings.store_url), settings.data_dir)
+    # The database comes first: a first start that is killed here leaves no secret without a database.
     await prepare(settings.store_url)
+    secret = open_secret(settings.secret, settings.data_dir)
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )

@@ -55,6 +55,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         from shortener.secret import SecretError
+        from shortener.storage.integrity import DatabaseLost
         from shortener.storage.migrate import SchemaMismatch
 
         try:
@@ -66,7 +67,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise click.ClickException("\n".join(lines)) from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
-        except (SchemaMismatch, SecretError) as error:
+        except (SchemaMismatch, SecretError, DatabaseLost) as error:
             raise click.ClickException(str(error)) from None
 
     return run

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -60,11 +61,14 @@ async def purge(as_json: bool) -> None:
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
     """Recount all statistics from the raw data and report differences. The exit code is 1 if there are any.
 
+    Also checks that no page and no index of an SQLite database is damaged.
+
     --repair also creates the counts by the time of sending, by destination and by label for messages of an older version.
     """
     from shortener.model import utcnow
     from shortener.reporting import counts
     from shortener.reporting.rollup_check import repair_rollups, verify_rollups
+    from shortener.storage.integrity import find_damage
     from shortener.storage.types import to_iso
 
     settings = load_settings()
@@ -72,6 +76,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
     begin = since or counts.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
+        damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         repaired = await database.write(repair_rollups, begin, end) if repair else 0
         drifts = await database.read(counts.verify, begin, end)
@@ -96,13 +101,15 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     def print_text() -> None:
         if repair:
             click.echo(f"{repaired:,} rolled-up counts corrected.")
+        for line in damage:
+            click.echo(f"The database is damaged: {line}")
         if not rows:
             click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
             return
         print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
 
-    print_result({"since": to_iso(begin), "repaired": repaired, "drift": rows}, as_json, print_text)
-    if rows:
+    print_result({"since": to_iso(begin), "repaired": repaired, "drift": rows, "damage": damage}, as_json, print_text)
+    if rows or damage:
         raise click.exceptions.Exit(1)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from typing import Any
 
 import click
@@ -18,8 +19,10 @@ async def migrate(as_json: bool) -> None:
     """Upgrade the database schema to this version. A downgrade is not possible."""
     import sys
 
+    from shortener.storage.integrity import require_database
     from shortener.storage.migrate import MigrationStep
     from shortener.storage.migrate import migrate as run_migrations
+    from shortener.storage.open import sqlite_path
 
     is_terminal, printed_at = sys.stderr.isatty(), 0.0
 
@@ -33,7 +36,9 @@ async def migrate(as_json: bool) -> None:
         line = f"{step.revision}  {step.description} {state}" + (f", {step.detail}" if step.detail else "")
         click.echo(f"\r{line}\033[K" if is_terminal else line, nl=step.done or not is_terminal, err=True)
 
-    before, after = await run_migrations(load_settings().store_url, progress)
+    settings = load_settings()
+    require_database(sqlite_path(settings.store_url), settings.data_dir)
+    before, after = await run_migrations(settings.store_url, progress)
     summary = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     print_result({"from": before, "to": after}, as_json, lambda: click.echo(summary))
 
@@ -98,10 +103,12 @@ async def copy(source: str, target: str, as_json: bool) -> None:
 @json_option
 @async_command
 async def doctor(as_json: bool) -> None:
-    """Check settings, secret, database and schema, and report problems. The exit code is 1 if there is an error."""
+    """Check settings, secret, database, its integrity and schema, and report problems. The exit code is 1 if there is an error."""
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
+    from shortener.storage.integrity import DatabaseLost, find_damage, require_database
     from shortener.storage.migrate import SchemaMismatch, check, current_version
+    from shortener.storage.open import open_database, sqlite_path
 
     settings = load_settings()
     findings: list[dict[str, Any]] = []
@@ -110,18 +117,28 @@ async def doctor(as_json: bool) -> None:
         findings.append({"check": name, "level": level, "text": text})
 
     try:
+        require_database(sqlite_path(settings.store_url), settings.data_dir)
         open_secret(settings.secret, settings.data_dir)
         mode = (settings.data_dir / "secret").stat().st_mode & 0o777 if not settings.secret else 0o600
         if mode & 0o077:
             report("secret", "warning", f"{settings.data_dir / 'secret'} has mode {mode:o}; run chmod 600 on it")
         else:
             report("secret", "ok", "exists, and only its owner can read it")
-    except SecretError as error:
+    except (SecretError, DatabaseLost) as error:
         report("secret", "error", str(error))
     try:
         version = await current_version(settings.store_url)
         check(version)
         report("schema", "ok", f"at {version}")
+        database = await open_database(settings.store_url, owner=False)
+        try:
+            damage = await database.read(partial(find_damage, thorough=False))
+        finally:
+            await database.close()
+        if damage:
+            report("integrity", "error", f"the database is damaged, restore a backup: {'; '.join(damage)}")
+        else:
+            report("integrity", "ok", "PostgreSQL checks its own files" if settings.is_postgresql else "no damaged page found")
     except StoreUnavailable as error:
         report("store", "error", f"unavailable: {error}")
     except SchemaMismatch as error:

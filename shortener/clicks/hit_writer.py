@@ -62,6 +62,7 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
+        self.is_failing = False  # the database did not take the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -86,6 +87,7 @@ class HitWriter:
         return _WrittenHits(hits, result)
 
     def committed(self, items: Sequence[WaitingHit], result: _WrittenHits) -> None:
+        self.is_failing = False
         totals, outcome = self._totals, result.result
         totals.batches += bool(result.hits)
         totals.recorded += outcome.recorded
@@ -99,6 +101,7 @@ class HitWriter:
             self._on_events()
 
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
+        self.is_failing = True
         self._on_unavailable(items)
         return [waiting for waiting in items if not waiting.is_obsolete]
 

@@ -111,6 +111,11 @@ class Recorder:
         return self._outage.uses_spool
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the database does not take the hits that wait."""
+        return self.outage or (self._writer.is_failing and self.unrecorded > 0)
+
+    @property
     def outage_state(self) -> OutageState:
         return self._outage.state
 

@@ -40,6 +40,15 @@ class Database(Protocol):
     @property
     def node(self) -> int: ...
 
+    @property
+    def has_failed_writes(self) -> bool:
+        """Whether a write failed since the last successful `integrity.try_write`, for example because the disk is full."""
+        ...
+
+    def writes_succeed(self) -> None:
+        """Note that `integrity.try_write` succeeded."""
+        ...
+
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `transact` as one transaction and return its result when it is durable. Raise StoreUnavailable."""
         ...

@@ -47,6 +47,7 @@ class PostgresDatabase:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self.has_failed_writes = False
         self.node = random_command_node()  # a process that serves leases another one
 
     @classmethod
@@ -60,7 +61,17 @@ class PostgresDatabase:
             raise
         return database
 
+    def writes_succeed(self) -> None:
+        self.has_failed_writes = False
+
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await self._write(transact, *args, **kwargs)
+        except StoreUnavailable:
+            self.has_failed_writes = True
+            raise
+
+    async def _write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
             for attempts_left in reversed(range(MAX_ATTEMPTS)):
                 committing = False

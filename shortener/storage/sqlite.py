@@ -3,7 +3,8 @@
 A whole transaction costs one change of thread. With aiosqlite each statement would cost one (docs/decisions/0002). Every
 transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail with SQLITE_BUSY at once,
 without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only the process that serves
-makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start.
+makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start. If the
+database file is deleted or replaced while it is open, every write raises StoreUnavailable.
 """
 
 # Tested by tests/storage/test_database.py
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import queue
 import secrets
 import threading
@@ -75,6 +77,8 @@ class SqliteDatabase:
         with store_errors():
             self._writer = self._engine.connect()
             self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection
+            self._file = _identity(path)
+        self.has_failed_writes = False
         # A connection with mode=ro cannot write.
         self._readers: AsyncEngine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"}),
@@ -89,6 +93,9 @@ class SqliteDatabase:
         self._checkpointer = Checkpointer(path) if owner else None
         self._closed = False
 
+    def writes_succeed(self) -> None:
+        self.has_failed_writes = False
+
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
             raise StoreUnavailable("the database is closed")
@@ -100,6 +107,7 @@ class SqliteDatabase:
                 with store_errors():
                     result = self._transact(transact, *args, **kwargs)
             except BaseException as error:
+                self.has_failed_writes = self.has_failed_writes or isinstance(error, StoreUnavailable)
                 outcome, value = future.set_exception, error
                 loop.call_soon_threadsafe(_settle, future, outcome, value)
             else:
@@ -112,6 +120,9 @@ class SqliteDatabase:
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run BEGIN, the function and COMMIT. BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
+        if _identity(self._path) != self._file:
+            # A commit would go to a file that has no name any more, and be lost at the next start.
+            raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
         raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
         try:
             result = transact(self._writer, *args, **kwargs)
@@ -164,6 +175,15 @@ class SqliteDatabase:
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
     if not future.done():  # the caller may have been cancelled; the transaction is committed nevertheless
         outcome(value)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what distinguishes the file from others that have its name later. None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -> None:

@@ -2,9 +2,10 @@
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
 dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a shutdown, so that a
-load balancer uses other nodes. A node without its database stays ready while Redis responds, because it can redirect links from
-the cache. `/metrics` reads numbers in memory. `/internal/domain-check` tells a proxy with certificates on demand whether a domain
-belongs to this installation. Without this check a stranger could make the proxy request certificates for any name.
+load balancer uses other nodes. A node whose database does not respond or takes no writes stays ready while Redis responds, because
+it can redirect links from the cache. `/metrics` reads numbers in memory. `/internal/domain-check` tells a proxy with certificates
+on demand whether a domain belongs to this installation. Without this check a stranger could make the proxy request certificates
+for any name.
 
 None of them requires a credential or returns more than names and states. They respond on the host of BASE_URL, on localhost and on
 addresses. The domain check responds on every Host except an application's own domain: a proxy calls it by a name of its own.
@@ -20,6 +21,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.storage.integrity import try_write
 from shortener.storage.migrate import version_of
 from shortener.storage.migrations import HEAD
 from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel, json_response
@@ -43,6 +45,10 @@ class ReadinessChecks(ResponseModel):
 
     process: CheckState = Field(description="The process has started and is not shutting down.")
     database: CheckState = Field(description=f"The database responded within {CHECK_TIMEOUT_SECONDS:g} s.")
+    writes: CheckState = Field(
+        description="The database takes writes. failed: hits are not stored, or a write failed and a test write fails too, for "
+        "example because the disk is full, or because the file of the database was deleted or replaced."
+    )
     schema_: CheckState = Field(
         alias="schema", description="The database schema is the one that this version requires, or a newer one."
     )
@@ -106,17 +112,38 @@ async def _readiness(service: Service) -> ReadinessResponse:
         version = await asyncio.wait_for(service.database.read(version_of), CHECK_TIMEOUT_SECONDS)
     except (StoreUnavailable, TimeoutError):
         database_ok = False
+    writes_ok = database_ok and await _takes_writes(service)
     redis_ok = service.redis is not None and await service.redis.ping()
     # A newer schema means that an upgrade is in progress; nodes of this version keep working.
     schema_ok = version is not None and version >= HEAD
     jobs_run = service.jobs.running
     jobs_ok = jobs_run and service.supervisor.is_healthy and not service.jobs.failing
-    passed = {"process": service.ready, "database": database_ok, "schema": schema_ok, "redis": redis_ok, "jobs": jobs_ok}
+    passed = {
+        "process": service.ready,
+        "database": database_ok,
+        "writes": writes_ok,
+        "schema": schema_ok,
+        "redis": redis_ok,
+        "jobs": jobs_ok,
+    }
     checks: dict[str, str] = {name: "ok" if ok else "failed" for name, ok in passed.items()}
     if service.redis is None:
         checks["redis"] = "none"
-    ready = service.ready and jobs_run and (schema_ok if database_ok else redis_ok)
+    ready = service.ready and jobs_run and (schema_ok if writes_ok else redis_ok)
     return ReadinessResponse(status="ready" if ready else "not ready", checks=ReadinessChecks.model_validate(checks))
+
+
+async def _takes_writes(service: Service) -> bool:
+    """Return whether the database takes writes. Only after a failed write this writes a row, to see whether the fault is over."""
+    if service.recorder.is_failing:
+        return False
+    if service.database.has_failed_writes:
+        try:
+            await asyncio.wait_for(service.database.write(try_write, service.now_ms()), CHECK_TIMEOUT_SECONDS)
+        except (StoreUnavailable, TimeoutError):
+            return False
+        service.database.writes_succeed()
+    return True
 
 
 _TAG = "Operation"

@@ -39,14 +39,21 @@ async def test_a_running_process_is_alive_and_ready(service: Service) -> None:
     service.start(web=False, deliver=False)
     async with client_of(service) as client:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
-    checks = {"process": "ok", "database": "ok", "schema": "ok", "redis": "none", "jobs": "ok"}
+    checks = {"process": "ok", "database": "ok", "writes": "ok", "schema": "ok", "redis": "none", "jobs": "ok"}
     assert await ready(service) == (200, {"status": "ready", "checks": checks})
 
 
 async def test_a_process_that_has_not_started_is_alive_but_not_ready(service: Service) -> None:
     status, told = await ready(service)
     assert status == 503
-    assert told["checks"] == {"process": "failed", "database": "ok", "schema": "ok", "redis": "none", "jobs": "failed"}
+    assert told["checks"] == {
+        "process": "failed",
+        "database": "ok",
+        "writes": "ok",
+        "schema": "ok",
+        "redis": "none",
+        "jobs": "failed",
+    }
     async with client_of(service) as client:
         assert (await client.get("/healthz")).status_code == 200
 
@@ -82,7 +89,14 @@ async def test_an_unavailable_database_is_reported_without_its_error_text(
     monkeypatch.setattr(service, "database", Away(refuses))
     status, told = await ready(service)
     assert status == 503
-    assert told["checks"] == {"process": "ok", "database": "failed", "schema": "failed", "redis": "none", "jobs": "ok"}
+    assert told["checks"] == {
+        "process": "ok",
+        "database": "failed",
+        "writes": "failed",
+        "schema": "failed",
+        "redis": "none",
+        "jobs": "ok",
+    }
     async with client_of(service) as client:
         assert (await client.get("/healthz")).status_code == 200
     monkeypatch.undo()
@@ -93,11 +107,14 @@ async def test_a_node_without_its_database_stays_ready_while_redis_responds(
 ) -> None:
     service = await make_service(redis_url=redis_server.url)
     service.start(web=False, deliver=False)
-    checks = {"process": "ok", "database": "ok", "schema": "ok", "redis": "ok", "jobs": "ok"}
+    checks = {"process": "ok", "database": "ok", "writes": "ok", "schema": "ok", "redis": "ok", "jobs": "ok"}
     assert await ready(service) == (200, {"status": "ready", "checks": checks})
     with monkeypatch.context() as patch:
         patch.setattr(service, "database", Away(refuses=True))
-        assert await ready(service) == (200, {"status": "ready", "checks": checks | {"database": "failed", "schema": "failed"}})
+        assert await ready(service) == (
+            200,
+            {"status": "ready", "checks": checks | {"database": "failed", "writes": "failed", "schema": "failed"}},
+        )
         redis_server.kill()
         assert (await ready(service))[0] == 503
     assert await ready(service) == (200, {"status": "ready", "checks": checks | {"redis": "failed"}})

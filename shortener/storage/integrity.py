@@ -1,0 +1,49 @@
+"""Checks of the database as a whole: lost files, damaged files, and whether a write succeeds."""
+
+# Tested by tests/storage/test_integrity.py
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DatabaseError
+
+from shortener.storage.installation import set_value
+
+MAX_FINDINGS = 20
+
+
+class DatabaseLost(Exception):
+    """There is a secret but no database, so this is not the first start of an installation. The text states what to do."""
+
+
+def require_database(database_file: Path | None, data_dir: Path) -> None:
+    """Raise DatabaseLost if `data_dir` contains a secret and the SQLite file of the installation does not exist.
+
+    `database_file` None: PostgreSQL, which is not checked."""
+    secret = data_dir / "secret"
+    if database_file is not None and not database_file.exists() and secret.exists():
+        raise DatabaseLost(
+            f"{secret} exists, but there is no database {database_file}. It was moved or deleted, or DATABASE_URL names another "
+            "file. Restore it. To start a new installation instead, move the secret away: existing short links will not work"
+        )
+
+
+def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
+    """Return what SQLite reports about damaged pages and indexes, at most MAX_FINDINGS lines. Nothing on PostgreSQL.
+
+    `thorough` also compares each index with its table, which reads the whole file."""
+    if connection.dialect.name != "sqlite":
+        return []
+    check = "integrity_check" if thorough else "quick_check"
+    try:
+        found = [str(row[0]) for row in connection.execute(text(f"PRAGMA {check}({MAX_FINDINGS})"))]
+    except DatabaseError as error:  # so damaged that SQLite cannot even check it
+        return [str(error.orig)]
+    return [] if found == ["ok"] else found
+
+
+def try_write(connection: Connection, now_ms: int) -> None:
+    """Write one row, to find out whether the database takes writes again."""
+    set_value(connection, "write_check", str(now_ms))
