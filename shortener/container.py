@@ -33,7 +33,8 @@ from shortener.conversions.service import Conversions
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.fanout import Fanout
-from shortener.delivery.guard import Guard
+from shortener.delivery.guard import ForbiddenTarget, Guard
+from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
 from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
@@ -82,8 +83,6 @@ DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
 
 #: Minimum pause between two runs of the fan-out. A single event is delivered at once; under load one run handles 20 ms of events.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
-#: Connections for test deliveries, in addition to those of the dispatcher.
-TEST_DELIVERY_SLOTS = 16
 #: The last part of a stop, reserved for closing connections.
 CLOSE_SECONDS = 0.5
 
@@ -144,6 +143,7 @@ class DeliveryParts:
     trackers: Trackers
     deliveries: Deliveries
     sender: Sender
+    test_slots: TestSlots
     fanout: Fanout
     dispatcher: Dispatcher
 
@@ -192,6 +192,7 @@ class Service:
         self.trackers = delivery.trackers
         self.deliveries = delivery.deliveries
         self.sender = delivery.sender
+        self.test_slots = delivery.test_slots
         self.fanout = delivery.fanout
         self.dispatcher = delivery.dispatcher
         self.jobs = jobs
@@ -242,6 +243,7 @@ class Service:
         if self.redis is not None:
             await self._close_part("redis", self.redis.close())
         await self._close_part("sender", self.sender.close())
+        await self._close_part("test_sender", self.test_slots.sender.close())
         if self.node_lease is not None:
             await self._close_part("node_lease", self.node_lease.release())
         await self._close_part("database", self.database.close())
@@ -443,6 +445,8 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
     trackers = Trackers(database, foundation.secret, guard, settings, clock)
     sender = open_sender(guard, settings, clock)
     opened.push_async_callback(sender.close)
+    test_sender = open_sender(guard, settings, clock, MAX_TESTS)
+    opened.push_async_callback(test_sender.close)
     throttle = Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
@@ -455,7 +459,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
         throttle=throttle,
         on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
     )
-    return DeliveryParts(trackers, Deliveries(database), sender, fanout, dispatcher)
+    return DeliveryParts(trackers, Deliveries(database), sender, TestSlots(test_sender), fanout, dispatcher)
 
 
 def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
@@ -498,11 +502,11 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
     return jobs
 
 
-def open_sender(guard: Guard, settings: Settings, clock: Clock) -> Sender:
-    """Return a sender of HTTP requests to trackers. Requires a running event loop; the caller must close the sender."""
-    return Sender(
-        guard, user_agent=f"sms-shortener/{__version__}", limit=settings.delivery_slots + TEST_DELIVERY_SLOTS, clock=clock
-    )
+def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None) -> Sender:
+    """Return a sender of `limit` HTTP requests at a time to trackers (default: DELIVERY_SLOTS).
+
+    Requires a running event loop. The caller must close the sender."""
+    return Sender(guard, user_agent=f"sms-shortener/{__version__}", limit=limit or settings.delivery_slots, clock=clock)
 
 
 def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
@@ -548,12 +552,23 @@ class InstallationHosts:
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._own_host = host_of(settings.base_url)
         self._directory = directory
+        self._guard = Guard(settings.allow_private_targets)
+        self._allow_http = settings.allow_http_targets
         self.base_url = base_url_of(settings, directory)
         self.shared_host, self.shared_path = self._own_host, settings.base_path
 
     def is_own(self, url: str) -> bool:
         host = host_of(url)
         return host == self._own_host or self._directory.domain(host) is not None
+
+    def callback_rejection(self, scheme: str, host: str) -> str | None:
+        if scheme != "https" and not self._allow_http:
+            return "must begin with https://; http:// is disabled (ALLOW_HTTP_TARGETS)"
+        try:
+            self._guard.check_literal(host)
+        except ForbiddenTarget as error:
+            return str(error)
+        return None
 
     def is_blocked(self, application_id: int, host: str) -> bool:
         return self._directory.hit_policies.blocks_host(application_id, host)

@@ -36,7 +36,10 @@ class ErrorCode(enum.Enum):
         "The URL of a tracker contains a placeholder that does not exist, or one in the syntax of another system.",
     )
     INVALID_TRACKER_URL = (400, "The URL of a tracker is not usable, or it has a placeholder in its scheme, host or port.")
-    FORBIDDEN_TARGET = (400, "The URL of a tracker leads to a private, loopback, link-local or otherwise forbidden address.")
+    FORBIDDEN_TARGET = (
+        400,
+        "The URL of a tracker or callback leads to an address that is not public, or its scheme is disabled.",
+    )
     UNEXPANDED_PLACEHOLDER = (
         400,
         "A value is a literal placeholder such as {click_id}: the tracker did not replace it.",

@@ -31,7 +31,7 @@ async def test_a_failure_while_parts_are_built_closes_what_was_opened(
     monkeypatch.setattr(container, "Dispatcher", fail)
     with pytest.raises(RuntimeError, match="cannot be built"):
         await open_service(Settings(data_dir=tmp_path, database_url=store_url))
-    assert [sender._session.closed for sender in senders] == [True]
+    assert [sender._session.closed for sender in senders] == [True, True]
     # An SQLite database has one owner: this would raise if the first one still held it.
     await (await open_database(store_url, owner=True)).close()
 

@@ -269,19 +269,22 @@ async def requeue_events(database: Database) -> int:
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
-    """Return by event the number of the click on its link, from 1 to fanout_queries.MAX_CLICK_NUMBER."""
+    """Return by event the number of the click on its link, from 1 to fanout_queries.MAX_CLICK_NUMBER.
+
+    No number is given twice. They follow the order of the clicks, except for a click whose transaction ended late."""
     numbers: dict[int, int] = {}
     repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
     for source in sources:
-        is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED
+        is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
         if is_click and source.click_hit is not None and source.code is not None:
             if source.flags & HitFlag.FIRST_FOR_LINK:
                 numbers[source.event] = 1
             else:
                 repeats[source.link_id].append((source.click_hit, source.event))
-    for link, clicks in repeats.items():
+    for link, clicks in sorted(repeats.items()):  # all processes lock links in one order
         clicks.sort()
-        for number, (_, event) in enumerate(clicks, fanout_queries.clicks_before(connection, link, clicks[0][0]) + 1):
+        first = fanout_queries.reserve_click_numbers(connection, link, clicks[0][0], len(clicks))
+        for number, (_, event) in enumerate(clicks, first):
             if number <= fanout_queries.MAX_CLICK_NUMBER:
                 numbers[event] = number
     return numbers

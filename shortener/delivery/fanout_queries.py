@@ -242,6 +242,29 @@ def clicks_before(connection: Connection, link: int, hit: int) -> int:
     return count
 
 
+_RESERVE = {
+    "sqlite": "UPDATE links SET clicks_numbered = max(coalesce(clicks_numbered, ?2), 1) + ?3 WHERE id = ?1 "
+    "RETURNING clicks_numbered",
+    "postgresql": "UPDATE links SET clicks_numbered = greatest(coalesce(clicks_numbered, $2::int), 1) + $3::int WHERE id = $1 "
+    "RETURNING clicks_numbered",
+}
+
+
+def reserve_click_numbers(connection: Connection, link: int, hit: int, count: int) -> int:
+    """Reserve `count` numbers of clicks on a link and return the first of them. The first click of the link has number 1.
+
+    `hit`: the earliest of the clicks. The row of the link stores the highest number, so no number is given twice, whatever the
+    order in which transactions end."""
+    columns = schema.links.c
+    known = connection.scalar(select(columns.clicks_numbered).where(columns.id == link))
+    before = clicks_before(connection, link, hit) if known is None else known
+    if connection.dialect.name == "sqlite":
+        row = raw_sql.execute(connection, _RESERVE["sqlite"], link, before, count).fetchone()
+    else:
+        row = connection.exec_driver_sql(_RESERVE["postgresql"], (link, before, count)).first()
+    return before + 1 if row is None else row[0] - count + 1
+
+
 #: id, event_id, topic, application_id, tracker_id, callback_url, lane, status, attempt, next_at, created_at
 insert_deliveries = BulkInsert(
     schema.deliveries,

@@ -5,12 +5,16 @@ addresses, multicast and the metadata services of clouds. `Guard` uses it twice:
 when a tracker is saved, and `socket_factory` checks the address of each connection, because a name can change in between.
 `Guard(allow_private=True)` (ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses, but nothing else.
 
-Raises `ForbiddenTarget` and `HostUnresolved`. Neither contains the address, so that customers learn nothing about the network.
+`check_host` runs a bounded number of look-ups. `check_literal` makes none: it is for URLs that are not called now.
+
+Raises `ForbiddenTarget` and `HostUnresolved`. Neither text contains the address or its kind, so that customers learn nothing about
+the network.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -88,8 +92,9 @@ class ForbiddenTarget(OSError):
     """An address that no tracker may have. It is an OSError, so that aiohttp treats it as a failed connection."""
 
     def __init__(self, reason: str) -> None:
+        """`reason` is for operators only: it distinguishes hosts of the own network."""
         self.reason = reason
-        super().__init__(f"the host has a {reason}")
+        super().__init__("the host must have a public address")
 
 
 class HostUnresolved(Exception):
@@ -123,15 +128,34 @@ def system_lookup(host: str, port: int) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-async def look_up(lookup: Lookup, host: str, port: int) -> Sequence[str]:
-    """Run a blocking look-up in its own thread.
+class LookupThreads:
+    """Runs blocking look-ups, each in its own thread, at most `limit` at a time.
 
-    The thread is a daemon: a resolver that hangs must not delay other work in a shared pool or the exit of the process.
+    The threads are daemons: a resolver that hangs must not delay other work in a shared pool or the exit of the process. A look-up
+    that nobody waits for any more uses its thread until it ends.
     """
+
+    def __init__(self, limit: int) -> None:
+        self._slots = asyncio.Semaphore(limit)
+
+    async def run(self, lookup: Lookup, host: str, port: int) -> Sequence[str]:
+        """Wait for a thread and return the result of the look-up. Raise its exception."""
+        await self._slots.acquire()
+        try:
+            result = _start_lookup(lookup, host, port, self._slots.release)
+        except BaseException:
+            self._slots.release()
+            raise
+        return await result
+
+
+def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None]) -> asyncio.Future[Sequence[str]]:
+    """Start a thread and return its result. `ended` is called when the thread ends."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Sequence[str]] = loop.create_future()
 
     def settle(addresses: Sequence[str] | None, error: Exception | None) -> None:
+        ended()
         if result.done():
             return
         if addresses is None:
@@ -149,7 +173,13 @@ async def look_up(lookup: Lookup, host: str, port: int) -> Sequence[str]:
             loop.call_soon_threadsafe(settle, addresses, error)
 
     threading.Thread(target=run, name=f"look up {host}", daemon=True).start()
-    return await result
+    return result
+
+
+#: Look-ups of `Guard.check_host` at a time.
+MAX_CHECKS = 16
+#: Names that mean an address of the own host or network in every installation.
+_LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|localdomain|home\.arpa)\.?")
 
 
 class Guard:
@@ -157,6 +187,7 @@ class Guard:
 
     def __init__(self, allow_private: bool = False, *, lookup: Lookup = system_lookup) -> None:
         self.lookup = lookup
+        self._threads = LookupThreads(MAX_CHECKS)
         self._permitted: frozenset[str] = _PERMITTED_IN_DEVELOPMENT if allow_private else frozenset()
 
     def check_address(self, address: str) -> None:
@@ -175,7 +206,7 @@ class Guard:
         except ValueError:
             try:
                 async with asyncio.timeout(timeout):
-                    addresses = await look_up(self.lookup, host, port)
+                    addresses = await self._threads.run(self.lookup, host, port)
             except TimeoutError:
                 raise HostUnresolved("the name did not resolve in time") from None
             except (OSError, UnicodeError):
@@ -184,6 +215,18 @@ class Guard:
             raise HostUnresolved("the name does not resolve")
         for address in addresses:
             self.check_address(address)
+
+    def check_literal(self, host: str) -> None:
+        """Check a host without a look-up: an address, or a name that is always local. Raise `ForbiddenTarget`."""
+        host = host.removeprefix("[").removesuffix("]").partition("%")[0]
+        try:
+            address = str(ip_address(host))
+        except ValueError:
+            if _LOCAL_NAMES.fullmatch(host.lower()):
+                address = "127.0.0.1"
+            else:
+                return
+        self.check_address(address)
 
     def socket_factory(self, info: AddrInfoType) -> socket.socket:
         """Return the socket for a connection (`aiohttp.TCPConnector(socket_factory=...)`). Raise `ForbiddenTarget`."""

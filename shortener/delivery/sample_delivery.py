@@ -1,14 +1,16 @@
 """Test delivery: send one invented event to one tracker now, whether the tracker is enabled or not.
 
-The request is built and signed like every other request. There is exactly one attempt. It is stored as a delivery that has
-ended, with its event and its attempt. It changes neither the breaker nor the queue.
+The request is built and signed like every other request. There is exactly one attempt, of at most `MAX_TEST_SECONDS`. It is stored
+as a delivery that has ended, with its event and its attempt. It changes neither the breaker nor the queue.
 """
 # Tested by tests/web/test_trackers.py
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,12 +23,41 @@ from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
 from shortener.delivery.trackers import Trackers
+from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic
 from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
+
+#: Test deliveries at a time, of all applications and of one.
+MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
+#: Time limit of a test delivery in seconds, if that of the tracker is longer.
+MAX_TEST_SECONDS = 15.0
+
+
+class TestSlots:
+    """The test deliveries in progress. They use a sender of their own, so they never take a slot of other deliveries."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+        self._running: Counter[int] = Counter()
+
+    @contextmanager
+    def take(self, application_id: int) -> Iterator[Sender]:
+        """Yield the sender while a slot is in use. Raise ApiError RATE_LIMITED if there is none."""
+        running = self._running
+        if running[application_id] >= MAX_TESTS_PER_APPLICATION or running.total() >= MAX_TESTS:
+            reason = f"At most {MAX_TESTS_PER_APPLICATION} test deliveries of an application run at a time."
+            raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=round(MAX_TEST_SECONDS))
+        running[application_id] += 1
+        try:
+            yield self.sender
+        finally:
+            running[application_id] -= 1
+            if not running[application_id]:
+                del running[application_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +173,7 @@ async def send_test(
     except ForbiddenHost as error:
         response = SendResult(None, b"", "blocked_address", str(error), 0)
     else:
-        response = await sender.send(request, target.timeout)
+        response = await sender.send(request, min(target.timeout, MAX_TEST_SECONDS))
     outcome = classify_response(response, target.success, clock())
     delivered = outcome.kind is OutcomeKind.DELIVERED
     sample = SampleDelivery(

@@ -35,7 +35,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, look_up
+from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, LookupThreads
 from shortener.delivery.outcomes import parse_retry_after
 from shortener.model import Clock, utcnow
 
@@ -434,7 +434,7 @@ class _Resolver(AbstractResolver):
         self._guard = guard
         self._lookup = lookup
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(MAX_LOOKUPS)
+        self._threads = LookupThreads(MAX_LOOKUPS)
         self._pending: set[tuple[str, int]] = set()
         # The last two names that the resolver answered for, with the time.
         self._latest = self._other = ("", -math.inf)
@@ -443,8 +443,8 @@ class _Resolver(AbstractResolver):
         """Raise `ForbiddenTarget` if any address is forbidden, `socket.gaierror` if there is none."""
         self._pending.add((host, port))
         try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS), self._slots:
-                addresses = await look_up(self._lookup, host, port)
+            async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):
+                addresses = await self._threads.run(self._lookup, host, port)
         except TimeoutError:
             raise socket.gaierror(socket.EAI_AGAIN, "no response in time") from None
         except UnicodeError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -79,6 +80,10 @@ class LinkHosts(Protocol):
 
     def is_blocked(self, application_id: int, host: str) -> bool:
         """Return whether a host (lower case, punycode) is blocked for the application."""
+        ...
+
+    def callback_rejection(self, scheme: str, host: str) -> str | None:
+        """Return why no callback may be sent to a host (without port); None if it may. This makes no look-up."""
         ...
 
     def base_url(self, domain_id: int) -> str:
@@ -270,9 +275,12 @@ def _plan_item(
             reject(ErrorCode.INVALID_REQUEST, "fallback_url", error.reason)
     if item.callback_url:
         try:
-            parse_destination(item.callback_url)
+            callback = urlsplit(parse_destination(item.callback_url).location.decode())
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "lt_callbackurl", error.reason)
+        else:
+            if reason := hosts.callback_rejection(callback.scheme, callback.hostname or ""):
+                reject(ErrorCode.FORBIDDEN_TARGET, "lt_callbackurl", reason)
     if problems:
         return ItemPlan(problems=tuple(problems))
     spans = [link.span for link in links]

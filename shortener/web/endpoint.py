@@ -11,10 +11,11 @@ becomes 500 without internals.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import enum
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -239,3 +240,26 @@ async def _read_body(endpoint: Endpoint, service: Service, request: Request) -> 
     settings = service.settings
     limits = BodyLimits(settings.body_limit, settings.batch_limit, ErrorCode.BATCH_TOO_LARGE in endpoint.errors)
     return await read_model(request, endpoint.body, limits, accepts_forms=endpoint.body_forms, is_optional=endpoint.body_optional)
+
+
+T = TypeVar("T")
+
+
+async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` and return its result. If the caller closes the connection, cancel it and raise ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

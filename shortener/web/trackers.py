@@ -15,7 +15,7 @@ from shortener.delivery.tracker_presenter import health_fields, sample_delivery_
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
 _TAG = "Trackers"
@@ -181,17 +181,21 @@ async def remove(call: Call[None, None]) -> DeletedTrackerResponse:
 async def test(call: Call[None, TrackerTestRequest | None]) -> dict[str, Any]:
     """Send a test event to a tracker and return the result of the attempt."""
     service = call.service
-    sample = await send_test(
-        service.database,
-        service.trackers,
-        service.sender,
-        service.ids,
-        service.clock,
-        call.path["tracker_id"],
-        allow_http=service.settings.allow_http_targets,
-        application_id=call.application_id,
-        event_name=call.body.event if call.body else None,
-    )
+    with service.test_slots.take(call.application_id) as sender:
+        sample = await until_disconnected(
+            call.request,
+            send_test(
+                service.database,
+                service.trackers,
+                sender,
+                service.ids,
+                service.clock,
+                call.path["tracker_id"],
+                allow_http=service.settings.allow_http_targets,
+                application_id=call.application_id,
+                event_name=call.body.event if call.body else None,
+            ),
+        )
     return {"status": True, **sample_delivery_fields(sample)}
 
 
@@ -262,6 +266,7 @@ ENDPOINTS = [
         body_optional=True,
         response=SampleDeliveryResponse,
         description="Sends one event with invented values in one attempt, also to a disabled tracker. The response contains the "
-        "result. Without `event` the event is named `test` and has the values of the first event to which the tracker subscribes.",
+        "result. Without `event` the event is named `test` and has the values of the first event to which the tracker subscribes. "
+        "An application can run eight tests at a time, each of at most 15 seconds. The test ends if the caller disconnects.",
     ),
 ]

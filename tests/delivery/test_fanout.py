@@ -200,6 +200,37 @@ async def test_repeat_clicks_of_a_link_are_numbered(service: Service, make_track
     assert found == [("0", 1), ("0", 2), ("1", 1), ("0", 3), ("1", 2), ("0", 4)]
 
 
+async def test_no_click_number_is_repeated_if_an_earlier_click_is_committed_later(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker(URL, "click")
+    message = await story.message()
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
+    early = [service.ids() for _ in range(3)]
+    await story.click(message)
+    await service.fanout.flush()
+    for hit in early:  # their transactions end now, although the hits are older
+        await story.click(message, id=hit)
+    await service.fanout.flush()
+    await story.click(message)
+    await service.fanout.flush()
+    assert sorted(one["click_number"] for one in await facts(service)) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_clicks_of_a_link_that_was_clicked_before_the_upgrade_continue_its_numbers(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    message = await story.message()
+    await story.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK)
+    for _ in range(4):
+        await story.click(message)
+    await service.fanout.flush()  # no tracker subscribes, so these clicks have no numbers
+    await make_tracker(URL, "click")
+    await story.click(message)
+    await service.fanout.flush()
+    assert (await facts(service))[-1]["click_number"] == 6
+
+
 async def test_the_facts_of_a_conversion_contain_its_click(service: Service, make_tracker: MakeTracker, story: Story) -> None:
     await make_tracker(URL, "conversion")
     message = await story.message(links=2)

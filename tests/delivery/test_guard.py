@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.delivery import guard as guard_module
-from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, rejection_reason
+from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnresolved, rejection_reason
 from tests.delivery.receiver import receiver, respond
 
 IPV4 = st.integers(0, 2**32 - 1)
@@ -306,3 +307,53 @@ async def test_the_local_server_is_reached_when_loopback_is_allowed() -> None:
         async with aiohttp.ClientSession(connector=connector) as session, session.get(local_server.url()) as response:
             assert response.status == 200
         assert local_server.connections == 1
+
+
+async def test_look_ups_that_hang_start_a_bounded_number_of_threads() -> None:
+    released, started = threading.Event(), []
+
+    def hanging(host: str, port: int) -> list[str]:
+        started.append(host)
+        released.wait(10)
+        return ["8.8.8.8"]
+
+    guard = Guard(lookup=hanging)
+
+    async def check(number: int) -> None:
+        with pytest.raises(HostUnresolved):
+            await guard.check_host(f"host{number}.example", 80, timeout=0.05)
+
+    try:
+        for _ in range(3):
+            await asyncio.gather(*(check(number) for number in range(2 * MAX_CHECKS)))
+        assert len(started) == MAX_CHECKS
+    finally:
+        released.set()
+    await guard.check_host("later.example", 80, timeout=30)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.1.2.3", "[::1]", "::1", "169.254.169.254", "localhost", "db.internal", "a.local"]
+)
+def test_check_literal_rejects_internal_hosts_without_a_look_up(host: str) -> None:
+    with pytest.raises(ForbiddenTarget):
+        Guard().check_literal(host)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "shop.example", "mylocalhost.example"])
+def test_check_literal_accepts_public_addresses_and_names(host: str) -> None:
+    Guard().check_literal(host)
+
+
+def test_check_literal_permits_loopback_for_development() -> None:
+    for host in ("127.0.0.1", "localhost"):
+        Guard(allow_private=True).check_literal(host)
+    with pytest.raises(ForbiddenTarget):
+        Guard(allow_private=True).check_literal("169.254.169.254")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "fd00:ec2::254"])
+def test_the_text_of_a_rejection_does_not_state_the_kind_of_the_address(address: str) -> None:
+    with pytest.raises(ForbiddenTarget) as caught:
+        Guard().check_address(address)
+    assert str(caught.value) == "the host must have a public address"

@@ -34,6 +34,9 @@ class Hosts:
     def is_own(self, url: str) -> bool:
         return url.startswith(self.own)
 
+    def callback_rejection(self, scheme: str, host: str) -> str | None:
+        return "must not be private" if host == "private.example" else None
+
     def is_blocked(self, application_id: int, host: str) -> bool:
         return host in self.blocked
 

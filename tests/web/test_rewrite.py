@@ -359,3 +359,11 @@ async def test_a_code_that_already_exists_is_replaced_by_a_new_one(
     assert answer.json()["messages"][0]["links"][0]["code"] == minted[-1] != taken
     assert len(minted) == 4
     assert await stored(service) == (2, 2)
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/x", "https://[fd00:ec2::254]/", "http://0.0.0.0/"])
+async def test_a_callback_to_a_forbidden_address_is_rejected(client: httpx.AsyncClient, url: str) -> None:
+    answer = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "lt_callbackurl": url})
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
+    (detail,) = answer.json()["details"]
+    assert detail["reason"] == "the host must have a public address"

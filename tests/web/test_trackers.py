@@ -1,15 +1,20 @@
 """Trackers, deliveries and the application over HTTP."""
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
 from shortener.accounts.credentials import create_key
 from shortener.container import Service
+from shortener.delivery import sample_delivery
+from shortener.delivery.sample_delivery import MAX_TESTS_PER_APPLICATION
+from shortener.web.endpoint import until_disconnected
 from tests.conftest import NOON, Clock, client_of
 from tests.delivery.conftest import Story
-from tests.receiver import Receiver
+from tests.receiver import Receiver, Reply
 
 PATH = "/api/v1/trackers"
 
@@ -335,3 +340,66 @@ async def test_a_secret_that_libraries_cannot_decode_is_saved_with_a_warning(ser
     assert [warning for warning in created["warnings"] if "Standard Webhooks" in warning]
     fine = await client.patch(f"{PATH}/{created['tracker_id']}", json={"secret": "b2xk" * 8})
     assert fine.json()["warnings"] == []
+
+
+async def test_tests_of_one_application_are_limited_and_take_no_slot_of_deliveries(
+    client: httpx.AsyncClient, service: Service, story: Story, receiver: Receiver
+) -> None:
+    receiver.by_path = {"/hang": Reply(hang=True)}
+    slow = await make(client, receiver.url("/hang"), timeout=60)
+    await make(client, receiver.url("/well"))
+    path = f"{PATH}/{slow['tracker_id']}/test"
+    tests = [asyncio.create_task(client.post(path)) for _ in range(MAX_TESTS_PER_APPLICATION)]
+    await receiver.wait_for(MAX_TESTS_PER_APPLICATION)
+    refused = await client.post(path)
+    assert (refused.status_code, refused.json()["error_code"], refused.headers["retry-after"]) == (429, "RATE_LIMITED", "15")
+    with service.test_slots.take(2):
+        pass  # another application may test
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.step()
+    await receiver.wait_for(MAX_TESTS_PER_APPLICATION + 2)
+    assert receiver.requests[-1].target == "/well" or receiver.requests[-2].target == "/well"
+    for one in [*tests, *service.dispatcher._tasks]:
+        one.cancel()
+    await asyncio.gather(*tests, return_exceptions=True)
+    assert not service.test_slots._running, "a test ends with its request"
+
+
+async def test_a_test_ends_when_the_caller_disconnects(service: Service) -> None:
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(ClientDisconnect):
+        await until_disconnected(Request({"type": "http"}, receive), work())
+    assert cancelled.is_set()
+
+
+async def test_a_test_returns_its_result_while_the_caller_stays(service: Service) -> None:
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def work() -> int:
+        return 7
+
+    assert await until_disconnected(Request({"type": "http"}, receive), work()) == 7
+
+
+async def test_tests_have_a_limit_of_their_own_time(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
+) -> None:
+    monkeypatch.setattr(sample_delivery, "MAX_TEST_SECONDS", 0.1)
+    receiver.default_reply = Reply(hang=True)
+    slow = await make(client, receiver.url(), timeout=60)
+    answer = (await client.post(f"{PATH}/{slow['tracker_id']}/test")).json()
+    assert (answer["delivered"], answer["error"]) == (False, "timeout")

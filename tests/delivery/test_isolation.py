@@ -1,0 +1,129 @@
+"""Trackers beside hanging or limited ones, with the real clock, on both engines."""
+# Part of the tests of shortener/delivery/dispatcher.py.
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shortener.container import Service, open_service
+from shortener.delivery.trackers import NewTracker
+from shortener.settings import Settings
+from shortener.storage import schema
+from tests.delivery.conftest import Story
+from tests.factory import rows
+from tests.receiver import Receiver, Reply, Request
+
+#: What a loaded machine may take for something that is done at once.
+SOON_SECONDS = 3.0
+
+
+class LimitedReceiver(Receiver):
+    """Accepts a number of requests in each second, and returns 429 to all others."""
+
+    def __init__(self, limit: int, retry_after: str | None) -> None:
+        super().__init__()
+        self.limit = limit
+        self.headers = {"retry-after": retry_after} if retry_after else {}
+        self.accepted = 0
+        self.seconds: Counter[int] = Counter()
+
+    def _reply(self, request: Request) -> Reply:
+        second = int(time.monotonic())
+        self.seconds[second] += 1
+        if self.seconds[second] > self.limit:
+            return Reply(429, b"slow down", self.headers)
+        self.accepted += 1
+        return Reply()
+
+
+@pytest.fixture
+async def running(store_url: str, tmp_path: Path) -> AsyncIterator[Service]:
+    """A service with the real clock and all background jobs."""
+    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url, allow_private_targets=True))
+    service.start()
+    yield service
+    await service.close(grace=2)
+
+
+async def add_tracker(service: Service, url: str, **values: object) -> int:
+    new = NewTracker(url=url, events=["click"], signed=False, format="json", **values)  # type: ignore[arg-type]
+    return (await service.trackers.create(1, new)).tracker.id
+
+
+async def click(story: Story, count: int) -> None:
+    for _ in range(count):
+        await story.first_click()
+    story.service.events_wake_up.notify()
+
+
+@pytest.mark.parametrize("retry_after", [None, "1"])
+async def test_a_receiver_that_limits_requests_gets_all_events_and_no_429_uses_an_attempt(
+    running: Service, retry_after: str | None
+) -> None:
+    receiver = LimitedReceiver(20, retry_after)
+    async with receiver.listen():
+        tracker = await add_tracker(running, receiver.url(), max_attempts=2)
+        await click(Story(running), 60)
+        began = time.monotonic()
+        async with asyncio.timeout(40):
+            while receiver.accepted < 60:
+                await asyncio.sleep(0.05)  # the receiver allows 20 in a second
+        assert time.monotonic() - began < 15, "the limit allows 3 seconds"
+        async with asyncio.timeout(10):
+            while any(row.status != 1 for row in await rows(running.database, schema.deliveries)):
+                await asyncio.sleep(0.05)  # the outcomes are recorded
+    found = await rows(running.database, schema.deliveries)
+    assert {row.attempt - row.base_attempt for row in found} == {1}
+    state = (await running.trackers.get(tracker)).health
+    assert (state.failures_in_row, state.open_until) == (0, None)
+    assert running.dispatcher.totals.rates_lowered > 0
+
+
+async def test_max_per_second_is_kept_with_the_real_clock(running: Service, receiver: Receiver) -> None:
+    await add_tracker(running, receiver.url(), max_per_second=20)
+    began = time.monotonic()
+    await click(Story(running), 60)
+    await receiver.wait_for(60)
+    assert time.monotonic() - began > 2.5, "60 events at 20 in a second"
+
+
+@pytest.mark.parametrize(("trackers", "concurrency"), [(1, 256), (16, None)])
+async def test_a_healthy_tracker_gets_events_at_once_beside_trackers_that_never_respond(
+    running: Service, receiver: Receiver, trackers: int, concurrency: int | None
+) -> None:
+    receiver.by_path = {"/hang": Reply(hang=True)}
+    for _ in range(trackers):
+        await add_tracker(running, receiver.url("/hang"), concurrency=concurrency, timeout=60)
+    story = Story(running)
+    await click(story, 300 // trackers)
+    async with asyncio.timeout(30):
+        while running.dispatcher.in_flight < 200:
+            await asyncio.sleep(0.05)  # the hanging trackers take their slots
+    await add_tracker(running, receiver.url("/well"))
+    slowest = 0.0
+    for number in range(1, 11):
+        began = time.monotonic()
+        await click(story, 1)
+        async with asyncio.timeout(30):
+            while sum(request.target == "/well" for request in receiver.requests) < number:
+                await asyncio.sleep(0.005)  # until the healthy tracker has the event
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < SOON_SECONDS, "the hanging attempts last 60 seconds"
+
+
+async def test_callbacks_to_hanging_hosts_leave_slots_for_trackers(running: Service, receiver: Receiver) -> None:
+    receiver.by_path = {"/hang": Reply(hang=True)}
+    story = Story(running)
+    for number in range(1, 241):
+        await story.first_click(await story.message(callback_url=f"http://127.0.0.{number}:{receiver.port}/hang"))
+    await add_tracker(running, receiver.url("/well"))
+    began = time.monotonic()
+    await click(story, 1)
+    async with asyncio.timeout(30):
+        while not any(request.target == "/well" for request in receiver.requests):
+            await asyncio.sleep(0.005)  # until the tracker has the event
+    assert time.monotonic() - began < SOON_SECONDS
