@@ -1,9 +1,10 @@
 """Writing hits to the database in batches, and retrying them until the database takes them.
 
 A hit whose response was 503 is never written: a batch leaves it out, and a batch in which a hit is refused before its COMMIT runs
-again without it. A batch that the database rejects as a whole (a table is missing, a constraint refuses every row) is kept and
-retried like one that the database could not answer. A single hit that the database rejects, while it takes others, becomes a dead
-letter. To tell the two apart, a transaction writes a test row and rolls back (`HitBatchWriter.probe`).
+again without it. From the COMMIT on, it is known where the hit leads, so it is redirected and not refused. A batch that the
+database rejects as a whole (a table is missing, a constraint refuses every row) is kept and retried like one that the database
+could not answer. A single hit that the database rejects, while it takes others, becomes a dead letter. To tell the two apart, a
+transaction writes a test row and rolls back (`HitBatchWriter.probe`).
 """
 
 from __future__ import annotations
@@ -81,8 +82,10 @@ class HitWriter:
         # A suspect hit was rejected before, perhaps because another process stored it meanwhile.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
-        for waiting in hits:
+        for waiting, resolution in zip(hits, result.resolutions, strict=True):
+            waiting.written = resolution  # from now on the response is no 503, because this may be committed
             if waiting.is_refused:  # while this transaction ran
+                waiting.written = None
                 raise RetryTransaction
         return _WrittenHits(hits, result)
 

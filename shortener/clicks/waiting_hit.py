@@ -29,6 +29,7 @@ class WaitingHit:
     response: PendingResponse
     overdue_at: float
     resolution: Resolution | None = None  # known without the transaction of the hit
+    written: Resolution | None = None  # where the hit leads, set before the COMMIT of its transaction; the commit may fail
     is_queued_for_spool: bool = False  # the spool writer has received it at least once
     is_in_batcher: bool = True  # the batcher holds it, so the spool writer need not keep it
     is_settled: bool = False  # nothing is left to write: the hit is in the spool, or no link has its code
@@ -48,7 +49,15 @@ class WaitingHit:
         return True
 
     def refuse(self, error: Exception) -> None:
-        """Respond with 503, unless the client has a response."""
-        if not self.response.done():
-            self.is_refused = True  # first: a transaction that looks now must not write the hit
+        """Respond with 503, unless the client has a response or the hit may be committed at this moment.
+
+        The transaction sets `written` and then reads `is_refused`; this sets `is_refused` and then reads `written`. So a hit that
+        got 503 is not committed, whatever the thread of the transaction does meanwhile."""
+        if self.response.done():
+            return
+        self.is_refused = True
+        if self.written is not None:
+            self.is_refused = False
+            self.response.set_result(self.written)
+        else:
             self.response.set_exception(StoreUnavailable(str(error)))

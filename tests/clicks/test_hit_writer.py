@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
@@ -267,3 +268,31 @@ async def test_a_hit_whose_event_id_another_process_used_gets_a_new_id(service: 
         await recorder.flush()
         assert len(await fetch_rows(service, schema.hits)) == 1
         assert len(await fetch_rows(service, schema.events)) == 2
+
+
+async def test_a_hit_whose_commit_takes_longer_than_the_deadline_gets_its_redirect_and_not_503(service: Service) -> None:
+    (code,) = await create_codes(service)
+    slow_seconds = RESPONSE_GRACE_SECONDS + 1.0
+
+    class SlowCommit(BrokenDatabase):
+        async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def transact_slowly(connection: Connection, *args: Any, **kwargs: Any) -> Any:
+                result = transact(connection, *args, **kwargs)
+                if connection.dialect.name == "sqlite":
+                    time.sleep(slow_seconds)  # in the writer thread
+                else:
+                    connection.execute(text(f"SELECT pg_sleep({slow_seconds})"))
+                return result
+
+            return await super().write(transact_slowly, *args, **kwargs)
+
+    database = SlowCommit(service)
+    database.refuse_reads = True
+    recorder = Recorder(
+        database, service.ids, service.click_ids, service.directory, deadline=0.1, waiting_limit=100, on_events=lambda: None
+    )
+    recorder.start()
+    assert (await recorder.record(make_hit(service, code))).location == LOCATION
+    await recorder.flush()
+    assert len(await fetch_rows(service, schema.hits)) == 1
+    await recorder.stop(1)
