@@ -29,6 +29,7 @@ from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
 from shortener.clicks.verdicts.reclassify import Reclassifier
+from shortener.conversions.refusals import RefusedConversions
 from shortener.conversions.service import Conversions
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.dispatcher import Dispatcher
@@ -133,6 +134,7 @@ class MessageParts:
     rewriter: Rewriter
     delivery_reports: DeliveryReports
     conversions: Conversions
+    refused_conversions: RefusedConversions
     status_reader: MessageStatusReader
 
 
@@ -188,6 +190,7 @@ class Service:
         self.rewriter = messages.rewriter
         self.delivery_reports = messages.delivery_reports
         self.conversions = messages.conversions
+        self.refused_conversions = messages.refused_conversions
         self.status_reader = messages.status_reader
         self.trackers = delivery.trackers
         self.deliveries = delivery.deliveries
@@ -331,6 +334,8 @@ async def _build_service(
         purge,
         delivery.fanout,
         delivery.dispatcher,
+        messages.conversions,
+        messages.refused_conversions,
     ):
         part.register_metrics(metrics)
     for optional in (foundation.redis, foundation.cache, clicks.spool, clock):
@@ -375,6 +380,7 @@ async def _build_foundation(
         rate_limits=RateLimits(
             unknown_codes=settings.unknown_code_limit,
             rejected_credentials=settings.rejected_credential_limit,
+            postbacks=settings.postback_limit,
             now_ms=now_ms,
             redis=redis,
             prefix=key_prefix(secret),
@@ -435,6 +441,7 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         rewriter=rewriter,
         delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
         conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
+        refused_conversions=RefusedConversions(database, ids, clock),
         status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
     )
 

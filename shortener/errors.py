@@ -42,7 +42,7 @@ class ErrorCode(enum.Enum):
     )
     UNEXPANDED_PLACEHOLDER = (
         400,
-        "A value is a literal placeholder such as {click_id}: the tracker did not replace it.",
+        "An id, an action or a status is a literal placeholder such as {click_id}: the tracker did not replace it.",
     )
     INVALID_CURSOR = (400, "The page cursor is not one that this service returned.")
     UNAUTHORIZED = (401, "The credential is missing, unknown, revoked or expired.")
@@ -53,7 +53,10 @@ class ErrorCode(enum.Enum):
     METHOD_NOT_ALLOWED = (405, "The path exists, but not for this method.")
     MESSAGE_ID_CONFLICT = (409, "The message_id is already used for a message with different content.")
     IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with different content.")
-    CONVERSION_CONFLICT = (409, "The same conversion was already reported with another value or currency.")
+    CONVERSION_CONFLICT = (
+        409,
+        "The action was already reported for the message with another value, and no transaction_id tells whether it is a change.",
+    )
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
     NO_USABLE_DOMAIN = (
         409,

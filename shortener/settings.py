@@ -114,6 +114,9 @@ class Settings(BaseModel):
         description="Requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send in a minute; more "
         "get 429. 0: no limit. Requests with a valid credential are never limited.",
     )
+    postback_limit: int = Field(
+        3000, ge=0, le=10_000_000, description="Reports with one postback key in a minute; more get 429. 0: no limit."
+    )
 
     hit_deadline: float = Field(
         2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without it."

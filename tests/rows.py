@@ -21,6 +21,7 @@ KINDS: tuple[Table, ...] = (
     schema.first_clicks,
     schema.hits,
     schema.conversions,
+    schema.conversion_revisions,
     schema.events,
     schema.deliveries,
     schema.attempts,
@@ -135,6 +136,22 @@ class Rows:
         }
         return self.insert(schema.conversions, None, values, columns)
 
+    def revision(self, conversion: int, **columns: Any) -> int:
+        values = {"conversion_id": conversion, "revision": 1, "at": self.at, "received_at": self.at, "metadata": {"sub": "1"}}
+        return self.insert(schema.conversion_revisions, None, values, columns)
+
+    def refused_conversion(self, at: datetime, **columns: Any) -> int:
+        values = {
+            "application_id": 1,
+            "received_at": at,
+            "endpoint": "GET /api/v1/track",
+            "reason": "MESSAGE_NOT_FOUND",
+            "description": "",
+            "details": [],
+            "parameters": {},
+        }
+        return self.insert(schema.refused_conversions, at, values, columns)
+
     def event(self, message: int | None, at: datetime | None = None, **columns: Any) -> int:
         values = {
             "application_id": 1,
@@ -192,6 +209,6 @@ class Rows:
         message = self.message(at, **columns)
         link = self.link(message)
         hit = self.first_click(message, link)
-        self.conversion(message, hit_id=hit)
+        self.revision(self.conversion(message, hit_id=hit, revision=2))
         self.attempt(self.delivery(self.event(message, link_id=link, hit_id=hit)))
         return message

@@ -146,6 +146,9 @@ class _Snapshot:
     link_paths: frozenset[str] = frozenset()
     keys: dict[str, tuple[int, int, frozenset[str]]] = field(default_factory=dict)  # hash -> key, application, permissions
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)  # hash -> application, valid until
+    postback_keys: dict[str, tuple[int, int, datetime | None]] = field(
+        default_factory=dict
+    )  # hash -> key, application, valid until
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
 
 
@@ -226,6 +229,13 @@ class Directory:
         if found is None or (found[1] is not None and found[1] <= now):
             return None
         return self._principal(found[0], frozenset(), 0)
+
+    def find_by_postback_key(self, key: str, now: datetime) -> Principal | None:
+        """Return the caller with this key in the path of its URL, None for an unknown, revoked or expired key."""
+        found = self._snapshot.postback_keys.get(hash_credential(key))
+        if found is None or (found[2] is not None and found[2] <= now):
+            return None
+        return self._principal(found[1], frozenset(), found[0])
 
     def _principal(self, application_id: int, permissions: frozenset[str], key_id: int) -> Principal | None:
         application = self._snapshot.applications.get(application_id)
@@ -309,6 +319,9 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         fresh.keys[row.hash] = (row.id, row.application_id, frozenset(row.permissions))
     for row in connection.execute(select(schema.tracker_tokens)):
         fresh.tokens[row.hash] = (row.application_id, row.valid_until)
+    postbacks = schema.postback_keys
+    for row in connection.execute(select(postbacks).where(postbacks.c.revoked_at.is_(None))):
+        fresh.postback_keys[row.hash] = (row.id, row.application_id, row.valid_until)
     return fresh
 
 

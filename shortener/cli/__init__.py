@@ -24,6 +24,8 @@ COMMANDS = {
     "tokens": ("accounts", "Rotate tracker tokens."),
     "trackers": ("trackers", "Add, list, show, update, remove and test trackers (the endpoints that receive events)."),
     "deliveries": ("deliveries", "List, show and replay deliveries of events; requeue quarantined events."),
+    "postback-keys": ("conversions", "Create, list, rotate and revoke postback keys, for networks that can store only a URL."),
+    "conversions": ("conversions", "List conversions, and the reports that were refused, with the reason."),
     "messages": ("messages", "Show messages; erase personal data."),
     "clicks": ("clicks", "Classify stored hits again."),
     "links": ("links", "Show, disable and enable short links."),
@@ -50,7 +52,7 @@ class _LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"shortener.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, name)
+        command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,35 +1,46 @@
-"""Validation of a conversion report. Query, form and JSON reports all become a `ConversionReport`.
+"""Validation of a conversion report. Reports in a query, a form or JSON all become a `ConversionReport`.
 
-An empty parameter counts as absent, because trackers also send parameters without a value. A placeholder that the tracker did not
-expand (`{click_id}`) is rejected: as a transaction id it would make every conversion a repeat of the first one. Amounts are exact
-decimals. Unknown parameters are stored as metadata.
+Identity is strict, values are lenient, because a postback is never sent again. An id that is missing, ambiguous or an unexpanded
+placeholder is rejected. A value, a currency, a disposition or a time that cannot be parsed is stored as text in the metadata, under
+its name, and the report has a warning. Texts that are too long are cut, with a warning.
+
+An empty parameter counts as absent, because trackers also send parameters without a value. Unknown parameters are stored as
+metadata.
 
 `parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST. The details name every invalid parameter.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from shortener.conversions import status_words
+from shortener.conversions.amounts import parse_amount, parse_currency
+from shortener.conversions.macros import is_unexpanded
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.times import parse_time
+from shortener.times import EARLIEST, parse_time
 
 DEFAULT_ACTION = "conversion"
 #: This action without a transaction_id ends the conversion process of a message (Infobip). A message has at most one such report.
 END_ACTION = "end"
 MAX_METADATA_BYTES = 4096  # bytes of JSON
-_MAX_EXACT_DIGITS = 15  # a float represents any decimal with this many digits exactly
+MAX_METADATA_DEPTH = 50
+MAX_ID_CHARACTERS = 255
+MAX_SHORT_CHARACTERS = 64
+MAX_WARNINGS = 20
+MAX_WARNING_CHARACTERS = 60  # of an input that a warning repeats
 
-ShortText = Annotated[str, Field(max_length=64), WithJsonSchema({"type": ["string", "number"], "maxLength": 64})]
-Identifier = Annotated[str, Field(max_length=255), WithJsonSchema({"type": ["string", "number"], "maxLength": 255})]
+_Input = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 
 
 class ConversionParameters(BaseModel):
@@ -37,39 +48,34 @@ class ConversionParameters(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    message_id: Identifier | None = Field(None, description="The message that the conversion belongs to.")
-    click_id: Identifier | None = Field(None, description="The click id that {click_id} inserted into the destination.")
-    action: ShortText | None = Field(None, description=f"The event, for example sale or reply. Default: {DEFAULT_ACTION}.")
-    status: ShortText | None = Field(None, description="The tracker's own status, for example approved. Stored unchanged.")
-    disposition: ShortText | None = Field(None, description="positive or negative (Syniverse).")
-    value: ShortText | None = Field(
-        None, description="Decimal such as 12.50, at most 18 digits before and 6 after the point. Negative for a refund."
+    message_id: _Input = Field(None, description="The message that the conversion belongs to.")
+    click_id: _Input = Field(None, description="The click id that {click_id} inserted into the destination.")
+    action: _Input = Field(
+        None, description=f"The event, for example sale or reply. Case does not distinguish actions. Default: {DEFAULT_ACTION}."
     )
-    currency: ShortText | None = Field(None, description="ISO 4217 code such as EUR.")
-    transaction_id: Identifier | None = Field(None, description="Distinguishes conversions of the same message and action.")
-    timestamp: ShortText | None = Field(
+    status: _Input = Field(None, description="The tracker's own status, for example approved. Known words set the disposition.")
+    disposition: _Input = Field(None, description="positive or negative (Syniverse). Default: what the status word says.")
+    value: _Input = Field(
+        None, description="Amount such as 12.50. Negative for a refund. An amount that cannot be parsed is stored as text."
+    )
+    currency: _Input = Field(None, description="ISO 4217 code such as EUR. Other codes are stored with a warning.")
+    transaction_id: _Input = Field(None, description="Distinguishes conversions of the same message and action, without case.")
+    timestamp: _Input = Field(
         None, description="ISO 8601 (UTC if it has no zone), or seconds or milliseconds since 1970. Default: now."
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        if isinstance(value, list):
-            raise ValueError("must be one value, not a list")
-        if isinstance(value, float):
-            return _format_float(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, str):
-            if "\x00" in value:
-                raise ValueError("must not contain the character NUL")
-            return value.strip() or None
-        return value
+
+_NAMES = tuple(ConversionParameters.model_fields)
+_IDENTITY = ("message_id", "click_id", "action", "transaction_id")
+#: A placeholder in one of these is rejected. Anywhere else it is stored.
+_STRICT = (*_IDENTITY, "status")
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """A conversion to record, which happened at `at`. At least one of `message_id` and `click_id` is set."""
+    """A conversion to record, which happened at `at`. At least one of `message_id` and `click_id` is set.
+
+    `disposition` is the reported one, or the one that the status word says. `has_timestamp`: the tracker reported the time `at`."""
 
     at: datetime
     message_id: str | None = None
@@ -81,118 +87,267 @@ class ConversionReport:
     value: Decimal | None = None
     currency: str | None = None
     metadata: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    has_timestamp: bool = False
+
+    @property
+    def action_key(self) -> str:
+        """The action without case, which identifies the conversion."""
+        return self.action.casefold()
+
+    @property
+    def transaction_key(self) -> str:
+        """The transaction id without case, which identifies the conversion."""
+        return self.transaction_id.casefold()
 
     @property
     def ends_process(self) -> bool:
         """Whether the report ends the conversion process of its message (Infobip)."""
-        return self.action == END_ACTION and not self.transaction_id
+        return self.action_key == END_ACTION and not self.transaction_id
 
 
-T = TypeVar("T")
+class RepeatedValues(list[Any]):
+    """The values of a parameter that occurs several times in a query, a form, or both in the query and the body."""
 
 
-def parse_conversion(parameters: ConversionParameters, now: datetime) -> ConversionReport:
-    """Validate all parameters. `now` is the time of a report without a timestamp.
+def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...] = ()) -> ConversionReport:
+    """Parse all parameters. `now` is the time of a report without a timestamp. `warnings` are those of the transport.
 
     Raise ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST."""
-    known: dict[str, str | None] = {name: getattr(parameters, name) for name in ConversionParameters.model_fields}
-    metadata = parameters.model_extra or {}
-    unexpanded = [name for name, text in known.items() if text is not None and is_unexpanded(text)]
-    unexpanded += [name for name, value in metadata.items() if isinstance(value, str) and _IN_BRACES.fullmatch(value.strip())]
-    if unexpanded:
-        details = [Detail(name, "contains a placeholder that the tracker did not expand") for name in unexpanded]
-        raise ApiError(ErrorCode.UNEXPANDED_PLACEHOLDER, details=details)
+    return _Parser(parameters, now, warnings).report()
 
-    invalid: list[Detail] = []
 
-    def check(name: str, parse: Callable[[str], T]) -> T | None:
-        text = known[name]
+class _Parser:
+    """The state of one report while it is parsed: what is invalid, and what is stored with a warning."""
+
+    def __init__(self, parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...]) -> None:
+        self._now = now
+        self._invalid: list[Detail] = []
+        self._unexpanded: list[Detail] = []
+        self.warnings = list(warnings)
+        self.metadata = {
+            name: list(value) if isinstance(value, RepeatedValues) else value
+            for name, value in parameters.items()
+            if name not in _NAMES
+        }
+        self._texts = {name: self._text(name, parameters[name]) for name in _NAMES if name in parameters}
+
+    def report(self) -> ConversionReport:
+        message_id, click_id = self._id("message_id"), self._id("click_id")
+        transaction_id = self._shortened("transaction_id", MAX_ID_CHARACTERS) or ""
+        action = self._shortened("action", MAX_SHORT_CHARACTERS) or DEFAULT_ACTION
+        status = self._cut("status", MAX_SHORT_CHARACTERS)
+        if self._unexpanded:
+            raise ApiError(ErrorCode.UNEXPANDED_PLACEHOLDER, details=self._unexpanded)
+        if message_id is None and click_id is None and not any(one.field in ("message_id", "click_id") for one in self._invalid):
+            self._invalid.insert(0, Detail("message_id", "is required if there is no click_id"))
+        if self._invalid:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=self._invalid)
+        value, currency = self._money()
+        at = self._time()
+        disposition = self._disposition(status)
+        return ConversionReport(
+            at=at or self._now,
+            message_id=message_id,
+            click_id=click_id,
+            action=action,
+            transaction_id=transaction_id,
+            status=status,
+            disposition=disposition,
+            value=value,
+            currency=currency,
+            metadata=self.fit_metadata() or None,
+            warnings=tuple(self.warnings[:MAX_WARNINGS]),
+            has_timestamp=at is not None,
+        )
+
+    def warn(self, name: str, text: str) -> None:
+        self.warnings.append(f"{name}: {text}")
+
+    def _text(self, name: str, value: Any) -> str | None:
+        """Return the value of a known parameter as text. A value of another type is stored as metadata, or rejected in an id."""
+        if isinstance(value, RepeatedValues):
+            given = list(dict.fromkeys(text for one in value if (text := self._text(name, one)) is not None))
+            if len(given) > 1:
+                if name in _IDENTITY:
+                    self._invalid.append(Detail(name, "occurs several times with different values"))
+                else:
+                    self.warn(name, "occurs several times; the last value was used")
+            return given[-1] if given else None
+        if value is None:
+            return None
+        if isinstance(value, bool | dict | list):
+            if name in _IDENTITY:
+                self._invalid.append(Detail(name, "must be one text or number"))
+            else:
+                self._keep(name, value, "is not a text or a number")
+            return None
+        text = str(value).strip()
+        if "\x00" in text:
+            if name in ("message_id", "click_id"):
+                self._invalid.append(Detail(name, "must not contain the character NUL"))
+                return None
+            text = text.replace("\x00", "").strip()
+            self.warn(name, "the character NUL was removed")
+        if not text:
+            return None
+        if name in _STRICT and is_unexpanded(text):
+            self._unexpanded.append(Detail(name, f"is {text[:MAX_WARNING_CHARACTERS]}, a placeholder that was not replaced"))
+        return text
+
+    def _id(self, name: str) -> str | None:
+        """Return a message_id or click_id. One that is too long does not name anything."""
+        text = self._texts.get(name)
+        if text is None or len(text) <= MAX_ID_CHARACTERS:
+            return text
+        if name == "click_id" and self._texts.get("message_id") is not None:
+            self._keep(name, text, f"has more than {MAX_ID_CHARACTERS} characters")
+            return None
+        self._invalid.append(Detail(name, f"must have at most {MAX_ID_CHARACTERS} characters"))
+        return None
+
+    def _shortened(self, name: str, limit: int) -> str | None:
+        """Return a text that identifies the conversion. One that is too long ends with its hash, so that it stays distinct."""
+        text = self._texts.get(name)
+        if text is None or len(text) <= limit:
+            return text
+        self.warn(name, f"was shortened to {limit} characters")
+        digest = hashlib.sha256(text.casefold().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return f"{text[: limit - 17]}~{digest}"
+
+    def _cut(self, name: str, limit: int) -> str | None:
+        text = self._texts.get(name)
+        if text is None or len(text) <= limit:
+            return text
+        self.warn(name, f"was cut to {limit} characters")
+        return text[:limit]
+
+    def _keep(self, name: str, value: Any, reason: str) -> None:
+        """Store a value that cannot be used as metadata, with a warning."""
+        self.metadata[name] = value
+        shown = value if isinstance(value, str) else type(value).__name__
+        self.warn(name, f"{shown[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")
+
+    def _money(self) -> tuple[Decimal | None, str | None]:
+        value_text, currency_text = self._texts.get("value"), self._texts.get("currency")
+        value, currency, named = None, None, None
+        if value_text is not None:
+            try:
+                value, named, warning = parse_amount(value_text)
+                if warning:
+                    self.warn("value", warning)
+            except ValueError as error:
+                self._keep("value", value_text, str(error))
+        if currency_text is None:
+            return value, named
+        try:
+            currency, warning = parse_currency(currency_text)
+            if warning:
+                self.warn("currency", warning)
+        except ValueError as error:
+            self._keep("currency", currency_text, str(error))
+            if value is not None:  # an amount of an unknown currency is no value
+                self.metadata["value"] = value_text
+            return None, None
+        if named not in (None, currency):
+            self.warn("value", f"names the currency {named}; {currency} was used")
+        return value, currency
+
+    def _time(self) -> datetime | None:
+        text = self._texts.get("timestamp")
         if text is None:
             return None
         try:
-            return parse(text)
+            return parse_time(text, self._now)
         except ValueError as error:
-            invalid.append(Detail(name, str(error)))
+            self._keep("timestamp", text, f"{error}; the time of receipt was used".removeprefix(" "))
             return None
 
-    if known["message_id"] is None and known["click_id"] is None:
-        invalid.append(Detail("message_id", "is required if there is no click_id"))
-    value = check("value", parse_amount)
-    currency = check("currency", parse_currency)
-    disposition = check("disposition", _parse_disposition)
-    at = check("timestamp", lambda text: parse_time(text, now))
-    if reason := _metadata_problem(metadata):
-        invalid.append(Detail("metadata", reason))
-    if invalid:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=invalid)
-    return ConversionReport(
-        at=at or now,
-        message_id=known["message_id"],
-        click_id=known["click_id"],
-        action=known["action"] or DEFAULT_ACTION,
-        transaction_id=known["transaction_id"] or "",
-        status=known["status"],
-        disposition=disposition,
-        value=value,
-        currency=currency,
-        metadata=metadata or None,
-    )
+    def _disposition(self, status: str | None) -> str | None:
+        text = self._texts.get("disposition")
+        if text is not None:
+            word = status_words.classify(text)
+            if word in ("positive", "negative"):
+                return word
+            if word is None:
+                self._keep("disposition", text, "is neither positive nor negative")
+        return status_words.derive_disposition(status)
+
+    def fit_metadata(self) -> dict[str, Any]:
+        """Return the metadata without characters that the database cannot store, cut to MAX_METADATA_BYTES bytes of JSON."""
+        metadata: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
+        for name, value in self.metadata.items():
+            name = _storable(name)
+            try:
+                value = _storable(value)
+                sizes[name] = len(orjson.dumps({name: value})) - 1  # without one of the braces, with a comma
+            except (TypeError, RecursionError):
+                self.warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")
+                continue
+            metadata[name] = value
+        excess = sum(sizes.values()) + 1 - MAX_METADATA_BYTES
+        for name in sorted(sizes, key=lambda one: -sizes[one]) if excess > 0 else ():
+            shown, value = name[:MAX_WARNING_CHARACTERS], metadata[name]
+            shorter = _cut_json_bytes(value, len(orjson.dumps(value)) - 2 - excess) if isinstance(value, str) else ""
+            if shorter:
+                metadata[name] = shorter
+                self.warn(shown, f"was cut to {len(shorter)} characters")
+                break
+            excess -= sizes[name]
+            del metadata[name]
+            self.warn(shown, "was not stored, because the parameters have more than 4 KiB")
+            if excess <= 0:
+                break
+        return metadata
 
 
-# The name of a placeholder. A GUID in braces is not one, because a tracker may use it as an id.
-_NAME = r"\s?(?![0-9a-f]{8}-[0-9a-f]{4}-)[a-z_][\w .:|-]{0,63}"
-_IN_BRACES = re.compile(rf"\$?(?:\{{|%7b){{1,2}}{_NAME}(?:\}}|%7d){{1,2}}", re.IGNORECASE | re.ASCII)
-_IN_BRACKETS = re.compile(rf"(?:\[|%5b){{1,2}}{_NAME}(?:\]|%5d){{1,2}}", re.IGNORECASE | re.ASCII)
+#: API keys, tracker tokens and postback keys. A caller that puts one into a parameter must not find it in a list later.
+_CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
+_SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
+REMOVED = "[removed]"
 
 
-def is_unexpanded(text: str) -> bool:
-    """Return whether a text contains `{x}`, `{{x}}`, `${x}` or their percent-encoded forms, or is `[x]` as a whole."""
-    return bool(_IN_BRACES.search(text) or _IN_BRACKETS.fullmatch(text))
+def _storable(value: Any, depth: int = 0) -> Any:
+    """Return a value without NUL and lone surrogates, which PostgreSQL and JSON cannot store, and without credentials.
+
+    Raise TypeError if it is nested more deeply than MAX_METADATA_DEPTH."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value = value.encode("utf-8", "replace").decode()
+        return _CREDENTIAL.sub(REMOVED, value.replace("\x00", ""))
+    if isinstance(value, Decimal):
+        return number if math.isfinite(number := float(value) if not value.is_snan() else math.nan) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict | list) and depth > MAX_METADATA_DEPTH:
+        raise TypeError("nested too deeply")
+    if isinstance(value, dict):
+        return {_storable(str(name)): _storable(one, depth + 1) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_storable(one, depth + 1) for one in value]
+    return value
 
 
-_AMOUNT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a refused report as they are stored: without secrets, cut to 4 KiB of JSON."""
+    parser = _Parser({}, EARLIEST, ())
+    parser.metadata = {
+        str(name): REMOVED if _SECRET_NAME.search(str(name)) else list(value) if isinstance(value, RepeatedValues) else value
+        for name, value in parameters.items()
+    }
+    return parser.fit_metadata()
 
 
-def parse_amount(text: str) -> Decimal:
-    """Return an exact amount of at most 18 digits before the point and 6 after it. Raise ValueError otherwise."""
-    if not _AMOUNT.fullmatch(text):
-        if "," in text:
-            raise ValueError("must not contain a comma: write 1234.50, with a point and without thousands separators")
-        raise ValueError("must be a decimal such as 12.50 or -3")
-    whole, _, fraction = text.lstrip("+-").partition(".")
-    if len(whole) > 18 or len(fraction) > 6:
-        raise ValueError("must have at most 18 digits before the point and 6 after it")
-    return Decimal(text)
-
-
-def parse_currency(text: str) -> str:
-    """Return the code in capitals. Raise ValueError if it does not have three letters."""
-    if not re.fullmatch(r"[A-Za-z]{3}", text):
-        raise ValueError("must be a code of three letters such as EUR (ISO 4217)")
-    return text.upper()
-
-
-def _parse_disposition(text: str) -> str:
-    if text.lower() not in ("positive", "negative"):
-        raise ValueError("must be positive or negative")
-    return text.lower()
-
-
-def _format_float(number: float) -> str:
-    """Return a JSON number as its sender wrote it. Raise ValueError if parsing it may have changed its value."""
-    exact = Decimal(repr(number))
-    if len(exact.as_tuple().digits) > _MAX_EXACT_DIGITS:
-        raise ValueError(
-            f"has more than {_MAX_EXACT_DIGITS} digits, which a JSON number does not represent exactly: send it as text"
-        )
-    return format(exact, "f")
-
-
-def _metadata_problem(metadata: Mapping[str, Any]) -> str | None:
-    try:
-        serialized = orjson.dumps(metadata)
-    except TypeError:
-        return "must not be nested so deeply"
-    if len(serialized) > MAX_METADATA_BYTES:
-        return f"must be at most {MAX_METADATA_BYTES} bytes of JSON; it has {len(serialized)}"
-    return "must not contain the character NUL" if b"\\u0000" in serialized else None
+def _cut_json_bytes(text: str, limit: int) -> str:
+    """Return the longest start of a text whose JSON has at most `limit` bytes between its quotation marks."""
+    low, high = 0, max(min(len(text), limit), 0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(orjson.dumps(text[:middle])) - 2 <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]

@@ -1,16 +1,21 @@
-"""SQL statements for a batch of conversions: find their messages, insert new conversions, read existing ones."""
+"""SQL statements for a batch of conversions: find their messages, insert new conversions, read, lock and change existing ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Text, and_, select
+from sqlalchemy import BigInteger, Connection, Row, Text, and_, select
 
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import upsert
 from shortener.storage.values_table import values_table
+
+#: Actions of an application that have counts of their own. All other actions share a count.
+MAX_COUNTED_ACTIONS = 200
 
 
 class ConversionTarget(NamedTuple):
@@ -25,16 +30,32 @@ class ConversionTarget(NamedTuple):
     link_set: int | None = None  # of the message
 
 
-#: Identity of a conversion: message (row id), action, transaction_id.
+#: Identity of a conversion: message (row id), action and transaction_id without case.
 ConversionKey = tuple[int, str, str]
 
 
-class StoredConversion(NamedTuple):
-    """An existing conversion. `id` is its row id."""
+class StoredRevision(NamedTuple):
+    """One revision of a conversion. `at`: the reported time."""
 
-    id: int
+    revision: int
+    status: str | None
+    disposition: str | None
     value: Decimal | None
     currency: str | None
+    at: datetime
+    received_at: datetime
+    metadata: Mapping[str, Any] | None = None
+    warnings: Sequence[str] | None = None
+
+
+class StoredConversion(NamedTuple):
+    """An existing conversion with its latest revision. `id` is its row id; `at` is the reported time of the first revision."""
+
+    id: int
+    hit_id: int | None
+    at: datetime
+    counted_as: str | None
+    latest: StoredRevision
 
 
 #: Inserts rows with stored column values. It skips a row if a conversion with its key exists, and returns the number of new rows.
@@ -53,7 +74,27 @@ insert_new_conversions = BulkInsert(
     "at",
     "received_at",
     "metadata",
+    "action_text",
+    "transaction_text",
+    "warnings",
+    "counted_as",
     on_conflict="DO NOTHING",
+)
+
+#: Inserts earlier revisions, with stored column values.
+insert_revisions = BulkInsert(
+    schema.conversion_revisions,
+    "id",
+    "conversion_id",
+    "revision",
+    "status",
+    "disposition",
+    "value",
+    "currency",
+    "at",
+    "received_at",
+    "metadata",
+    "warnings",
 )
 
 
@@ -92,17 +133,121 @@ def find_targets_by_message_id(
     }
 
 
-def find_conversions(connection: Connection, keys: Iterable[ConversionKey]) -> Mapping[ConversionKey, StoredConversion]:
-    """Return the existing conversions with these keys."""
+def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
+    """Return which of these keys exist. They are compared with their case, as releases before 0.3 stored them."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
-    statement = select(c.message_id, c.action, c.transaction_id, c.id, c.value, c.currency).join_from(
-        requested,
-        schema.conversions,
-        and_(
-            c.message_id == requested.c.message,
-            c.action == requested.c.action,
-            c.transaction_id == requested.c.transaction_id,
-        ),
+    statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))
+    return {(row[0], row[1], row[2]) for row in connection.execute(statement)}
+
+
+def lock_conversions(connection: Connection, keys: Iterable[ConversionKey]) -> Mapping[ConversionKey, StoredConversion]:
+    """Return the existing conversions with these keys. On PostgreSQL their rows are locked, in the order of their ids."""
+    requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
+    c = schema.conversions.c
+    statement = (
+        select(schema.conversions)
+        .join_from(requested, schema.conversions, _has_key(requested))
+        .order_by(c.id)
+        .with_for_update(of=schema.conversions)
     )
-    return {(row[0], row[1], row[2]): StoredConversion(*row[3:]) for row in connection.execute(statement)}
+    return {(row.message_id, row.action, row.transaction_id): _stored(row) for row in connection.execute(statement)}
+
+
+def _has_key(requested: Any) -> Any:
+    c = schema.conversions.c
+    return and_(
+        c.message_id == requested.c.message,
+        c.action == requested.c.action,
+        c.transaction_id == requested.c.transaction_id,
+    )
+
+
+def _stored(row: Row[Any]) -> StoredConversion:
+    latest = StoredRevision(
+        row.revision,
+        row.status,
+        row.disposition,
+        row.value,
+        row.currency,
+        row.latest_at or row.at,
+        row.updated_at or row.received_at,
+        row.metadata,
+        row.warnings,
+    )
+    return StoredConversion(row.id, row.hit_id, row.at, row.counted_as, latest)
+
+
+def find_revisions(connection: Connection, conversions: Sequence[int]) -> dict[int, list[StoredRevision]]:
+    """Return the earlier revisions by conversion (row ids), oldest first. Conversions with one revision are missing."""
+    found: dict[int, list[StoredRevision]] = {}
+    if conversions:
+        r = schema.conversion_revisions.c
+        requested = values_table(connection, [(conversion,) for conversion in conversions], id=BigInteger)
+        statement = select(schema.conversion_revisions).join_from(
+            requested, schema.conversion_revisions, r.conversion_id == requested.c.id
+        )
+        for row in connection.execute(statement.order_by(r.conversion_id, r.revision)):
+            found.setdefault(row.conversion_id, []).append(StoredRevision(*row[2:]))
+    return found
+
+
+# Stored column values: row id, hit_id, status, disposition, value, currency, metadata, warnings, revision, updated_at, latest_at,
+# counted_as.
+_COLUMNS = (
+    ("hit_id", "bigint"),
+    ("status", "text"),
+    ("disposition", "text"),
+    ("value", "text"),
+    ("currency", "text"),
+    ("metadata", "text"),
+    ("warnings", "text"),
+    ("revision", "int"),
+    ("updated_at", "bigint"),
+    ("latest_at", "bigint"),
+    ("counted_as", "text"),
+)
+_UPDATE = {
+    "sqlite": "UPDATE conversions SET "
+    + ", ".join(f"{name} = j.value ->> {index}" for index, (name, _) in enumerate(_COLUMNS, 1))
+    + " FROM json_each(?) AS j WHERE conversions.id = j.value ->> 0",
+    "postgresql": "UPDATE conversions SET "
+    + ", ".join(f"{name} = b.{name}" for name, _ in _COLUMNS)
+    + " FROM unnest($1::bigint[], "
+    + ", ".join(f"${index}::{kind}[]" for index, (_, kind) in enumerate(_COLUMNS, 2))
+    + f") AS b(id, {', '.join(name for name, _ in _COLUMNS)}) WHERE conversions.id = b.id",
+}
+
+
+def update_conversions(connection: Connection, rows: Sequence[tuple[object, ...]]) -> None:
+    """Write the latest revision of these conversions. A row has the id and the values of `_COLUMNS`."""
+    raw_sql.execute_bulk(connection, _UPDATE, rows)
+
+
+class CountedActions:
+    """The actions that have counts of their own, at most MAX_COUNTED_ACTIONS for each application."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, set[str]] = {}
+
+    def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Return which of these (application_id, action) have a count of their own. Add new ones while there is room."""
+        unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
+        if not unknown:
+            return actions
+        table = schema.conversion_actions
+        counted = {one for one in actions if one[1] in self._known.get(one[0], ())}
+        for application_id in sorted({application_id for application_id, _ in unknown}):
+            # Only committed rows are cached: the first statement on them in this transaction reads them.
+            stored = set(connection.scalars(select(table.c.action).where(table.c.application_id == application_id)))
+            self._known[application_id] = stored
+            room = MAX_COUNTED_ACTIONS - len(stored)
+            for _, action in (one for one in unknown if one[0] == application_id):
+                if action not in stored:
+                    if room <= 0:
+                        continue
+                    room -= 1
+                    values = {"application_id": application_id, "action": action}
+                    connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing())
+                counted.add((application_id, action))
+        return counted

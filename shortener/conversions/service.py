@@ -1,8 +1,13 @@
-"""Service that records each conversion once, with its event and its counts. Many requests share a transaction.
+"""Service that records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
 
-Message, action and transaction_id identify a conversion. A unique index decides which of several reports is the first, in one
-process or in many. A repeat returns the result of the first report and raises no event. A repeat with another value or currency
-(also with one instead of none) is a CONVERSION_CONFLICT. A refund is a separate conversion, with another action or transaction_id.
+Message, action and transaction_id, compared without case, identify a conversion. A unique index decides which of several reports is
+the first, in one process or in many. A later report of the same conversion is one of three:
+
+- a repeat: what it states is already recorded. It returns the first result and triggers nothing. A report that equals an *earlier*
+  revision is a late repeat, unless it has a newer timestamp, or arrives more than REPEAT_WINDOW after the latest change.
+- an update: another status, disposition, value or currency. The previous revision is stored, the counts move, and an event follows.
+  What the report does not state keeps its value.
+- a conflict: two different values without a transaction_id. They may be two sales, so the report is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
 was stored. A caller may safely repeat a request if it lost the response.
@@ -11,18 +16,20 @@ was stored. A caller may safely repeat a request if it lost the response.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection
 
-from shortener.conversions import queries
+from shortener.conversions import queries, status_words
 from shortener.conversions.parsing import ConversionReport
-from shortener.conversions.queries import ConversionKey, ConversionTarget
+from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredConversion, StoredRevision
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import ClickIds, IdGenerator, encode
+from shortener.metrics import Metrics
 from shortener.model import Clock, Topic
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta
@@ -31,14 +38,24 @@ from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
+#: Networks repeat a postback if they lost the response. A report that equals an earlier revision is such a repeat for this long.
+REPEAT_WINDOW = timedelta(hours=1)
+#: Revisions of one conversion, so that a sender in a loop does not fill the database.
+MAX_REVISIONS = 1000
+#: The action that stands for all actions beyond the limit (queries.MAX_COUNTED_ACTIONS).
+OTHER_ACTIONS = "(other)"
+
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """The result of a report. `duplicate` is true if the conversion was already recorded."""
+    """The result of a report. `duplicate`: it was already recorded. `updated`: it changed a recorded conversion."""
 
     conversion_id: str
     message_id: str
     duplicate: bool
+    updated: bool = False
+    revision: int = 1
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,22 @@ class _Submission:
     application_id: int
     report: ConversionReport
     hit_id: int | None
+
+
+@dataclass(slots=True)
+class _State:
+    """A conversion while the reports of a batch are applied to it.
+
+    `earlier` are all revisions before the latest, oldest first; those from `stored_revisions` on are not stored yet."""
+
+    id: int
+    target: ConversionTarget
+    hit_id: int | None
+    at: datetime
+    counted_as: str | None
+    latest: StoredRevision
+    earlier: list[StoredRevision] = field(default_factory=list)
+    stored_revisions: int = 0
 
 
 def encode_conversion_id(conversion: int) -> str:
@@ -65,19 +98,39 @@ class Conversions:
         self._click_ids = click_ids
         self._clock = clock
         self._on_events = on_events
+        self._actions = CountedActions()
         self._group: GroupCommit[_Submission, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
+        self.reports = {"new": 0, "updated": 0, "duplicate": 0}
+        self.with_warnings = 0
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the counters of accepted reports."""
+        metrics.counter(
+            "shortener_conversion_reports",
+            "Reports of conversions that were accepted, by result: new, updated or duplicate.",
+            lambda: {(result,): count for result, count in self.reports.items()},
+            "result",
+        )
+        metrics.counter(
+            "shortener_conversion_reports_with_warnings",
+            "Accepted reports of conversions of which a part could not be parsed.",
+            lambda: self.with_warnings,
+        )
 
     async def ingest(self, application_id: int, report: ConversionReport) -> ConversionResult:
-        """Record a conversion unless it is already recorded. Return after the commit.
+        """Record a conversion, or update it if it is already recorded. Return after the commit.
 
         Raise ApiError MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not match), or
         StoreUnavailable."""
         hit_id = None
         if report.click_id is not None:
             hit_id = self._click_ids.decode(report.click_id)
-            if hit_id is None:
+            if hit_id is None and report.message_id is None:
                 raise _unknown_target("click_id")
-        return await self._group.submit(_Submission(application_id, report, hit_id))
+        result = await self._group.submit(_Submission(application_id, report, hit_id))
+        self.reports["updated" if result.updated else "duplicate" if result.duplicate else "new"] += 1
+        self.with_warnings += bool(result.warnings)
+        return result
 
     def _committed(self, events: int) -> None:
         if events:
@@ -88,70 +141,280 @@ class Conversions:
     def _record(self, connection: Connection, items: Sequence[_Submission]) -> tuple[list[ConversionResult | Exception], int]:
         """Return one result for each item, and the number of events."""
         targets = _find_targets(connection, items)
-        received_at = to_ms(self._clock())
-        firsts: dict[ConversionKey, _Submission] = {}
+        now = self._clock()
+        keys = _keys_of(connection, items, targets)
+        actions = {(item.application_id, item.report.action_key) for item, key in zip(items, keys, strict=True) if key is not None}
+        counted_actions = self._actions.select(connection, actions)
+
+        def counted_as(application_id: int, action: str, revision: StoredRevision) -> str:
+            shown = action if (application_id, action) in counted_actions else OTHER_ACTIONS
+            return f"{status_words.category_of(revision.status, revision.disposition)}:{shown}"
+
+        states: dict[ConversionKey, _State] = {}
+        firsts: dict[ConversionKey, int] = {}  # the item that is the first report, if the conversion is new
         rows: dict[ConversionKey, tuple[Any, ...]] = {}
-        for item, target in zip(items, targets, strict=True):
-            if isinstance(target, ConversionTarget) and (key := _key(item, target)) not in rows:
-                firsts[key] = item
-                rows[key] = _row(self._ids(), item, target, received_at)
+        for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
+            if key is not None and isinstance(target, ConversionTarget) and key not in states:
+                first = _first_revision(item, target, now)
+                counted = counted_as(item.application_id, item.report.action_key, first)
+                states[key] = _State(self._ids(), target, target.hit_id, item.report.at, counted, first)
+                firsts[key] = index
+                rows[key] = _row(states[key], item, key)
         # Sorted, so that two processes that insert the same keys cannot deadlock.
-        inserted = queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)])
-        # Existing conversions are read only if the insert skipped a row.
-        stored = queries.find_conversions(connection, rows) if inserted < len(rows) else {}
+        if queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)]) < len(rows):
+            # Existing conversions are read only if the insert skipped a row.
+            self._load_existing(connection, states, firsts)
 
         results: list[ConversionResult | Exception] = []
         new_events: list[Event] = []
-        counted = CountDelta()
-        for item, target in zip(items, targets, strict=True):
-            if isinstance(target, ApiError):
+        delta = CountDelta()
+        changed: dict[int, _State] = {}
+        for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
+            if key is None or isinstance(target, ApiError):
+                assert isinstance(target, ApiError)
                 results.append(target)
                 continue
-            report, key = item.report, _key(item, target)
-            first = firsts[key]
-            new_id: int = rows[key][0]
-            existing = stored.get(key) or queries.StoredConversion(new_id, first.report.value, first.report.currency)
-            if first is item and existing.id == new_id:
-                results.append(ConversionResult(encode_conversion_id(new_id), target.message_id, duplicate=False))
-                new_events.append(self._event(new_id, item, target))
-                _count(counted, target, report)
-            elif (existing.value, existing.currency) == (report.value, report.currency):
-                results.append(ConversionResult(encode_conversion_id(existing.id), target.message_id, duplicate=True))
-            else:
-                results.append(_conflict(encode_conversion_id(existing.id)))
-        events.append(connection, new_events, count_deltas.rows(self._ids(), counted))
+            state, report = states[key], item.report
+            if firsts.get(key) == index:
+                results.append(ConversionResult(encode_conversion_id(state.id), target.message_id, False, warnings=report.warnings))
+                new_events.append(self._event(state, item, target, None))
+                _count(delta, state, report.ends_process)
+                continue
+            outcome = _apply(state, item, target, now)
+            if outcome is None:
+                results.append(_conflict(encode_conversion_id(state.id)))
+                continue
+            before = None
+            if outcome:
+                before = state.earlier[-1]
+                _count(delta, state, report.ends_process, before, sign=-1)
+                state.counted_as = counted_as(item.application_id, key[1].casefold(), state.latest)
+                _count(delta, state, report.ends_process)
+                changed[state.id] = state
+                new_events.append(self._event(state, item, target, before))
+            results.append(
+                ConversionResult(
+                    encode_conversion_id(state.id),
+                    target.message_id,
+                    duplicate=not outcome,
+                    updated=outcome,
+                    revision=state.latest.revision,
+                    warnings=report.warnings,
+                )
+            )
+        if changed:
+            in_order = [changed[conversion] for conversion in sorted(changed)]
+            queries.insert_revisions(connection, [row for state in in_order for row in self._revision_rows(state)])
+            queries.update_conversions(connection, [_update_row(state) for state in in_order])
+        events.append(connection, new_events, count_deltas.rows(self._ids(), delta))
         return results, len(new_events)
 
-    def _event(self, conversion_id: int, item: _Submission, target: ConversionTarget) -> Event:
+    def _load_existing(self, connection: Connection, states: dict[ConversionKey, _State], firsts: dict[ConversionKey, int]) -> None:
+        """Replace the state of each conversion that existed before this transaction. Its first report is not in this batch."""
+        stored = queries.lock_conversions(connection, states)
+        existing = {key: found for key, found in stored.items() if found.id != states[key].id}
+        revised = [found.id for found in existing.values() if found.latest.revision > 1]
+        earlier = queries.find_revisions(connection, revised)
+        for key, found in existing.items():
+            states[key] = _existing_state(found, states[key].target, earlier.get(found.id, []))
+            del firsts[key]
+
+    def _revision_rows(self, state: _State) -> list[tuple[Any, ...]]:
+        return [
+            (
+                self._ids(),
+                state.id,
+                one.revision,
+                one.status,
+                one.disposition,
+                _money(one.value),
+                one.currency,
+                to_ms(one.at),
+                to_ms(one.received_at),
+                _json(one.metadata),
+                _json(one.warnings),
+            )
+            for one in state.earlier[state.stored_revisions :]
+        ]
+
+    def _event(self, state: _State, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
+        """Return the event of the latest revision. It has the revision's own values, because the row may change before fan-out."""
+        latest = state.latest
         return Event(
             id=self._ids(),
             application_id=item.application_id,
             topics=Topic.CONVERSION,
-            at=item.report.at,
+            at=latest.at,
             message_id=target.row_id,
             link_id=target.link_id,
             hit_id=target.hit_id,
-            conversion_id=conversion_id,
+            conversion_id=state.id,
+            data={
+                "revision": latest.revision,
+                "previous_status": before and before.status,
+                "previous_value": None if before is None else _money(before.value),
+                "conversion_status": latest.status,
+                "disposition": latest.disposition,
+                "value": _money(latest.value),
+                "currency": latest.currency,
+            },
         )
 
 
-def _row(conversion_id: int, item: _Submission, target: ConversionTarget, received_at: int) -> tuple[Any, ...]:
+def _keys_of(
+    connection: Connection, items: Sequence[_Submission], targets: Sequence[ConversionTarget | ApiError]
+) -> list[ConversionKey | None]:
+    """Return the key of each conversion, None without a message.
+
+    Releases before 0.3 stored action and transaction_id with their case. A conversion of such a release keeps its key."""
+    folded: list[ConversionKey | None] = []
+    exact: list[ConversionKey | None] = []
+    for item, target in zip(items, targets, strict=True):
+        report = item.report
+        if isinstance(target, ConversionTarget):
+            folded.append((target.row_id, report.action_key, report.transaction_key))
+            exact.append((target.row_id, report.action, report.transaction_id))
+        else:
+            folded.append(None)
+            exact.append(None)
+    differing = {one for key, one in zip(folded, exact, strict=True) if one is not None and one != key}
+    if not differing:
+        return folded
+    stored = queries.find_keys(connection, sorted(differing))
+    renamed = {key: one for key, one in zip(folded, exact, strict=True) if one in stored}
+    return [renamed.get(key, key) for key in folded]
+
+
+def _first_revision(item: _Submission, target: ConversionTarget, now: datetime) -> StoredRevision:
     report = item.report
-    return (
-        conversion_id,
-        item.application_id,
-        target.row_id,
-        target.hit_id,
-        report.action,
-        report.transaction_id,
+    return StoredRevision(
+        1,
         report.status,
-        report.disposition,
-        None if report.value is None else format(report.value, "f"),
+        report.disposition or status_words.derive_disposition(report.status),
+        report.value,
         report.currency,
-        to_ms(report.at),
-        received_at,
-        None if report.metadata is None else orjson.dumps(report.metadata).decode(),
+        report.at,
+        now,
+        _metadata(item, target),
+        report.warnings or None,
     )
+
+
+def _metadata(item: _Submission, target: ConversionTarget) -> Mapping[str, Any] | None:
+    """Return the metadata of a report. A click_id that does not belong to the message is part of it."""
+    report = item.report
+    if report.click_id is None or target.hit_id is not None:
+        return report.metadata
+    return {**(report.metadata or {}), "click_id": report.click_id}
+
+
+def _existing_state(stored: StoredConversion, target: ConversionTarget, earlier: list[StoredRevision]) -> _State:
+    return _State(stored.id, target, stored.hit_id, stored.at, stored.counted_as, stored.latest, earlier, len(earlier))
+
+
+def _apply(state: _State, item: _Submission, target: ConversionTarget, now: datetime) -> bool | None:
+    """Apply a report to a conversion. Return True if it is an update, False if it is a repeat, and None if it is a conflict."""
+    report, latest = item.report, state.latest
+    changed = _merge(latest, report)
+    if _is_same(changed, latest):
+        return False
+    if not report.transaction_id and _is_other_value(latest, report):
+        return None
+    is_late_repeat = any(_is_same(_merge(one, report), one) for one in state.earlier)
+    is_newer = report.has_timestamp and all(report.at > one.at for one in (latest, *state.earlier))
+    if is_late_repeat and not is_newer and now - latest.received_at <= REPEAT_WINDOW:
+        return False
+    if latest.revision >= MAX_REVISIONS:
+        return False
+    state.earlier.append(latest)
+    state.latest = changed._replace(
+        revision=latest.revision + 1,
+        at=report.at,
+        received_at=now,
+        metadata=_metadata(item, target) or latest.metadata,
+        warnings=report.warnings or None,
+    )
+    state.hit_id = state.hit_id if state.hit_id is not None else target.hit_id
+    return True
+
+
+def _merge(revision: StoredRevision, report: ConversionReport) -> StoredRevision:
+    """Return the revision with everything that the report states."""
+    disposition = report.disposition or status_words.derive_disposition(report.status)
+    if disposition is None and status_words.classify(report.status) != "pending":
+        disposition = revision.disposition
+    return revision._replace(
+        status=report.status or revision.status,
+        disposition=disposition,
+        value=revision.value if report.value is None else report.value,
+        currency=report.currency or revision.currency,
+    )
+
+
+def _is_same(one: StoredRevision, other: StoredRevision) -> bool:
+    return (
+        (one.status or "").casefold() == (other.status or "").casefold()
+        and one.disposition == other.disposition
+        and one.value == other.value
+        and one.currency == other.currency
+    )
+
+
+def _is_other_value(latest: StoredRevision, report: ConversionReport) -> bool:
+    """Return whether a conversion and a report have two different values."""
+    if latest.value is None or report.value is None:
+        return False
+    return latest.value != report.value or (None not in (latest.currency, report.currency) and latest.currency != report.currency)
+
+
+def _row(state: _State, item: _Submission, key: ConversionKey) -> tuple[Any, ...]:
+    report, latest = item.report, state.latest
+    _, action, transaction_id = key
+    return (
+        state.id,
+        item.application_id,
+        state.target.row_id,
+        state.hit_id,
+        action,
+        transaction_id,
+        latest.status,
+        latest.disposition,
+        _money(latest.value),
+        latest.currency,
+        to_ms(latest.at),
+        to_ms(latest.received_at),
+        _json(latest.metadata),
+        None if report.action == action else report.action,
+        None if report.transaction_id == transaction_id else report.transaction_id,
+        _json(latest.warnings),
+        state.counted_as,
+    )
+
+
+def _update_row(state: _State) -> tuple[object, ...]:
+    latest = state.latest
+    return (
+        state.id,
+        state.hit_id,
+        latest.status,
+        latest.disposition,
+        _money(latest.value),
+        latest.currency,
+        _json(latest.metadata),
+        _json(latest.warnings),
+        latest.revision,
+        to_ms(latest.received_at),
+        to_ms(latest.at),
+        state.counted_as,
+    )
+
+
+def _money(value: Decimal | None) -> str | None:
+    return None if value is None else format(value, "f")
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
 
 
 def _find_targets(connection: Connection, items: Sequence[_Submission]) -> list[ConversionTarget | ApiError]:
@@ -167,34 +430,42 @@ def _target_of(
 ) -> ConversionTarget | ApiError:
     message_id = item.report.message_id
     target = None if item.hit_id is None else by_hit.get(item.hit_id)
-    if target is not None:
-        if target.application_id != item.application_id:
-            return _unknown_target("click_id")
+    if target is not None and target.application_id == item.application_id:
         if message_id not in (None, target.message_id):
             detail = Detail("click_id", "belongs to a click on another message than message_id")
             return ApiError(ErrorCode.INVALID_REQUEST, details=[detail])
         return target
     if message_id is None:
         return _unknown_target("click_id")
-    # The hit of a valid click id may be purged or not written yet. Then the message_id is sufficient.
+    # The click id may be another system's, or that of a hit that is purged or not written yet. Then the message_id is sufficient.
     return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 
-def _key(item: _Submission, target: ConversionTarget) -> ConversionKey:
-    return (target.row_id, item.report.action, item.report.transaction_id)
+def _count(delta: CountDelta, state: _State, ends_process: bool, revision: StoredRevision | None = None, *, sign: int = 1) -> None:
+    """Add a revision to the counts (`sign` 1), or take it back (-1). docs/reference/conversions.md describes the metrics.
 
-
-def _count(counted: CountDelta, target: ConversionTarget, report: ConversionReport) -> None:
-    """Add a conversion to the counts: `conversions`, `ends`, and `value:` with the currency (empty if there is none).
-
-    Actions have no counts of their own, because a tracker may use any number of them. Only the end of a process has (`ends`)."""
-    amounts: dict[str, int | Decimal] = {"conversions": 1}
-    if report.ends_process:
-        amounts["ends"] = 1
-    if report.value is not None:
-        amounts[f"value:{report.currency or ''}"] = report.value
+    - `conversions`, and `conversions:{category}:{action}`
+    - `ends`: ends of conversion processes
+    - `value:{currency}`: the value of conversions that are neither negative nor pending; the currency is empty if there is none
+    - `value:{currency}:{category}:{action}`"""
+    revision = revision or state.latest
+    target, counted_as = state.target, state.counted_as
+    amounts: dict[str, int | Decimal] = {}
+    if sign > 0 and revision.revision == 1:  # the number of conversions does not change with a revision
+        amounts["conversions"] = 1
+        if ends_process:
+            amounts["ends"] = 1
+    if counted_as is not None:
+        amounts[f"conversions:{counted_as}"] = sign
+    if revision.value is not None:
+        value = revision.value if sign > 0 else -revision.value
+        currency = revision.currency or ""
+        if counted_as is None or counted_as.partition(":")[0] in ("positive", "other"):
+            amounts[f"value:{currency}"] = value
+        if counted_as is not None:
+            amounts[f"value:{currency}:{counted_as}"] = value
     for metric, amount in amounts.items():
-        counted.add(target.cohort_id, to_ms(report.at), metric, amount, message=target.row_id, link_set=target.link_set or 0)
+        delta.add(target.cohort_id, to_ms(state.at), metric, amount, message=target.row_id, link_set=target.link_set or 0)
 
 
 def _unknown_target(field: str) -> ApiError:
@@ -204,5 +475,7 @@ def _unknown_target(field: str) -> ApiError:
 def _conflict(conversion_id: str) -> ApiError:
     return ApiError(
         ErrorCode.CONVERSION_CONFLICT,
-        f"This action and transaction_id were reported for the message as {conversion_id}, with another value or currency.",
+        f"This action was reported for the message as {conversion_id}, with another value. Send a transaction_id with each report: "
+        "the same one to change a conversion, another one for a separate conversion.",
+        details=[Detail("transaction_id", "is required to report a second value for the same message and action")],
     )

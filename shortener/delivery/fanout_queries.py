@@ -196,7 +196,8 @@ _SOURCE_COLUMNS = (
     "m.state, m.segments, m.fragments_count, m.mt_price, m.report_status, m.reason_code, m.reason_description, "
     f"m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, {_CLICKED_AT}, c.campaign, c.source, c.country, "
     "p.process_key, l.id, l.code, l.url, l.label, l.path, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
-    "v.action, v.status, v.disposition, v.value, v.currency, v.transaction_id, v.metadata"
+    "coalesce(v.action_text, v.action), v.status, v.disposition, v.value, v.currency, "
+    "coalesce(v.transaction_text, v.transaction_id), v.metadata"
 )
 # An event without a link, such as a delivery report, uses the first link of the message (Xoxzo's link_tracking).
 _SOURCE_JOINS = (

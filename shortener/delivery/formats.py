@@ -83,6 +83,9 @@ FACTS = (
     "value",
     "currency",
     "transaction_id",
+    "revision",
+    "previous_status",
+    "previous_value",
     "conversion_metadata",
     "phone_sha256",
     "process_key",
@@ -141,6 +144,9 @@ DEFAULT_FIELDS = (
     "value",
     "currency",
     "transaction_id",
+    "revision",
+    "previous_status",
+    "previous_value",
     "metadata",
 )
 
@@ -185,6 +191,9 @@ _ADDITIONS: dict[str, tuple[str, ...]] = {
         "value",
         "currency",
         "transaction_id",
+        "revision",
+        "previous_status",
+        "previous_value",
         "conversion_metadata",
         "campaign",
         "source",
@@ -340,6 +349,9 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
             "value": get("value"),
             "currency": get("currency"),
             "transactionId": get("transaction_id"),
+            "revision": get("revision"),
+            "previousStatus": get("previous_status"),
+            "previousValue": get("previous_value"),
         }
     elif kind in ("state", "delivery"):
         body["status"] = {

@@ -1,7 +1,8 @@
-"""Rate limits per client for requests that the service rejects: unknown codes and wrong credentials.
+"""Rate limits per client for requests that the service rejects (unknown codes and wrong credentials), and per postback key.
 
 Each client has a token bucket in memory. A rejected request takes one token. The success path takes none and never looks here, so
-people who share an address with a misbehaving client are not affected.
+people who share an address with a misbehaving client are not affected. A postback key is a client of a limiter of its own, and each
+of its reports takes a token.
 
 With Redis, the processes of an installation share the limits: each process adds its rejections to a counter per client and minute,
 and takes from its own bucket what the other processes added. This happens in the background, so a limit can be exceeded for about
@@ -115,25 +116,27 @@ class RateLimiter:
 
 
 class RateLimits:
-    """All rate limits of a process. Values are rejected requests per client and minute; 0: no limit."""
+    """All rate limits of a process. Values are requests per client and minute; 0: no limit."""
 
     def __init__(
         self,
         *,
         unknown_codes: int,
         rejected_credentials: int,
+        postbacks: int = 0,
         now_ms: Callable[[], int],
         redis: RedisServer | None = None,
         prefix: str = "",
     ) -> None:
         self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
         self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
-        self._all = (self.unknown_codes, self.rejected_credentials)
+        self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
+        self._all = (self.unknown_codes, self.rejected_credentials, self.postbacks)
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter(
             "shortener_rate_limited",
-            "Responses with status 429, by the kind of rejected request: codes or credentials.",
+            "Responses with status 429, by the kind of request: codes, credentials or postbacks.",
             lambda: {(limiter.name,): limiter.limited for limiter in self._all},
             "kind",
         )

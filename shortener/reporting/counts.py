@@ -29,6 +29,7 @@ from sqlalchemy import (
     join,
     literal,
     literal_column,
+    or_,
     select,
     text,
     type_coerce,
@@ -265,6 +266,12 @@ def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
 
+#: The condition that the value of a conversion is counted in `value:{currency}`: it is neither negative nor pending.
+IS_REVENUE = or_(
+    conversions.c.counted_as.is_(None),
+    and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
+)
+
 #: The metrics of a message: the time that each is counted at, and its amount.
 OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
@@ -303,10 +310,15 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
         yield _by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
         ends = _by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)
         yield ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == "")
+        counted_as = conversions.c.counted_as
+        kinds = _by_time_slot(cohort, at, literal("conversions:") + counted_as, within, func.count()).select_from(joined)
+        yield kinds.where(id_range, counted_as.is_not(None))
         # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
         of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
         each = _by_time_slot(cohort, at, of_value, within).add_columns(conversions.c.value)
-        yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None))
+        yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None), IS_REVENUE)
+        each = _by_time_slot(cohort, at, of_value + ":" + counted_as, within).add_columns(conversions.c.value)
+        yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None), counted_as.is_not(None))
 
 
 def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:

@@ -40,7 +40,7 @@ from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.outbox.count_deltas import TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollups
-from shortener.reporting.counts import MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
+from shortener.reporting.counts import IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
 from shortener.reporting.rollups import (
     EXACT,
     Basis,
@@ -253,7 +253,13 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         yield rows(ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == ""))
         of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
         each = _grouped(messages.c, at, of_value, within).add_columns(conversions.c.value)
-        yield rows(each.select_from(joined).where(id_range, conversions.c.value.is_not(None)))
+        has_value = conversions.c.value.is_not(None)
+        yield rows(each.select_from(joined).where(id_range, has_value, IS_REVENUE))
+        counted_as = conversions.c.counted_as
+        kinds = _grouped(messages.c, at, literal("conversions:") + counted_as, within, func.count()).select_from(joined)
+        yield rows(kinds.where(id_range, counted_as.is_not(None)))
+        each = _grouped(messages.c, at, of_value + ":" + counted_as, within).add_columns(conversions.c.value)
+        yield rows(each.select_from(joined).where(id_range, has_value, counted_as.is_not(None)))
 
 
 class _LinkColumns:

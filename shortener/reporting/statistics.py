@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
+from shortener.conversions.status_words import CATEGORIES
 from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import read_events, time_slots
@@ -47,6 +48,7 @@ MAX_DAYS = 366  # of a daily report
 
 _TTC = "ttc:"
 _VALUE = "value:"
+_CONVERSIONS = "conversions:"
 _DEVICE = "device:"
 _BROWSER = "browser:"
 
@@ -91,16 +93,36 @@ class StatisticsFilter:
 
 
 @dataclass(slots=True)
+class ConversionFigures:
+    """The number of conversions of one action and category, and the sum of their values by currency."""
+
+    conversions: int = 0
+    value: dict[str, Decimal] = field(default_factory=dict)
+
+    def add_value(self, currency: str, amount: Decimal) -> None:
+        """Add an amount to the sum of a currency."""
+        self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+
+    def add(self, other: ConversionFigures) -> None:
+        """Add other figures."""
+        self.conversions += other.conversions
+        for currency, amount in other.value.items():
+            self.add_value(currency, amount)
+
+
+@dataclass(slots=True)
 class Figures:
     """The counts of one group, 0 for a metric without counts.
 
-    `value`: the sum of conversion values by currency ("" without a currency). `times_to_click`: the number of first clicks by
+    `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
+    `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
     bucket. `devices` and `browsers`: clicks; those of the last minutes are not included yet. Rates are None if the divisor is
     0.
     """
 
     counted: dict[str, int] = field(default_factory=dict)
     value: dict[str, Decimal] = field(default_factory=dict)
+    by_action: dict[tuple[str, str], ConversionFigures] = field(default_factory=dict)
     times_to_click: dict[int, int] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)
     browsers: dict[str, int] = field(default_factory=dict)
@@ -108,8 +130,10 @@ class Figures:
     def add(self, metric: str, amount: Decimal) -> None:
         """Add an amount to the count of a metric."""
         if metric.startswith(_VALUE):
-            currency = metric.removeprefix(_VALUE)
-            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+            self._add_value(metric.removeprefix(_VALUE), amount)
+        elif metric.startswith(_CONVERSIONS):
+            category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
+            self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)
         elif metric.startswith(_TTC):
             bucket = int(metric.removeprefix(_TTC))
             self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + int(amount)
@@ -130,6 +154,23 @@ class Figures:
                 mine[key] = mine.get(key, 0) + number
         for currency, amount in other.value.items():
             self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+        for kind, counted in other.by_action.items():
+            self.by_action.setdefault(kind, ConversionFigures()).add(counted)
+
+    def _add_value(self, name: str, amount: Decimal) -> None:
+        """Add an amount of money. `name`: the currency, or currency, category and action, separated by colons."""
+        currency, *kind = name.split(":", 2)
+        if kind:
+            self.by_action.setdefault((kind[0], kind[1]), ConversionFigures()).add_value(currency, amount)
+        else:
+            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+
+    def by_category(self) -> dict[str, ConversionFigures]:
+        """Return the conversions of all actions, by category."""
+        found: dict[str, ConversionFigures] = {category: ConversionFigures() for category in CATEGORIES}
+        for (category, _), figures in self.by_action.items():
+            found.setdefault(category, ConversionFigures()).add(figures)
+        return found
 
     def __getitem__(self, metric: str) -> int:
         return self.counted.get(metric, 0)

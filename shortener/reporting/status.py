@@ -5,7 +5,7 @@ Two statements read it, each with an index. It can be serialized in this project
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select, text
 
 from shortener.accounts.directory import short_url
-from shortener.conversions.service import encode_conversion_id
+from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.model import HitFlag, State
-from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_decimal, serialize_message
+from shortener.reporting.conversions import serialize_conversion
+from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_message
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
@@ -25,11 +26,12 @@ MAX_CONVERSIONS = 1000  # of one message; the oldest
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
-    """The rows of a message, its links and its conversions."""
+    """The rows of a message, its links and its conversions. `revisions`: earlier revisions by row id of the conversion."""
 
     message: AnyRow
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
+    revisions: Mapping[int, Sequence[StoredRevision]]
 
 
 _first, _other = hits.alias("first"), hits.alias("other")
@@ -64,8 +66,10 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
     if not rows:
         return None
     c = conversions.c
-    converted = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MAX_CONVERSIONS)
-    return MessageStatus(rows[0], [row for row in rows if row.code is not None], connection.execute(converted).all())
+    statement = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MAX_CONVERSIONS)
+    converted = connection.execute(statement).all()
+    revisions = find_revisions(connection, [row.id for row in converted if row.revision > 1])
+    return MessageStatus(rows[0], [row for row in rows if row.code is not None], converted, revisions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,10 @@ class MessageStatusReader:
             "metadata": message.metadata,
             "link_tracking": self._link_tracking(status),
             "links": [self._link(link) for link in status.links],
-            "conversions": [self._conversion(conversion) for conversion in status.conversions],
+            "conversions": [
+                serialize_conversion(conversion, status.revisions.get(conversion.id, ()), self.click_id)
+                for conversion in status.conversions
+            ],
         }
 
     def serialize_xoxzo(self, status: MessageStatus, url: str) -> dict[str, Any]:
@@ -133,20 +140,6 @@ class MessageStatusReader:
 
     def _short_url(self, link: AnyRow) -> str:
         return short_url(self.base_url(link.domain_id), link.path, link.code)
-
-    def _conversion(self, row: AnyRow) -> dict[str, Any]:
-        return {
-            "conversion_id": encode_conversion_id(row.id),
-            "click_id": None if row.hit_id is None else self.click_id(row.hit_id),
-            "action": row.action,
-            "transaction_id": row.transaction_id or None,
-            "status": row.status,
-            "disposition": row.disposition,
-            "value": serialize_decimal(row.value),
-            "currency": row.currency,
-            "timestamp": to_iso(row.at),
-            "metadata": row.metadata,
-        }
 
 
 def serialize_xoxzo_time(at: datetime | None) -> str | None:

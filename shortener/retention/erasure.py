@@ -6,6 +6,7 @@ Erased data:
   ids of the carrier's reports
 - destinations, fallbacks and labels of its links; addresses and user agents of its hits, also of dead letters; metadata of its
   conversions
+- refused reports of conversions that name the message
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
@@ -36,6 +37,7 @@ from shortener.storage.database import Database
 from shortener.storage.schema import (
     applications,
     attempts,
+    conversion_revisions,
     conversions,
     deliveries,
     events,
@@ -47,6 +49,7 @@ from shortener.storage.schema import (
     links,
     messages,
     other_hits,
+    refused_conversions,
 )
 
 MAX_MESSAGES_PER_BATCH = 100
@@ -169,12 +172,20 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
             address="",
             user_agent="",
         ),
-        conversions=update_rows(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None),
+        conversions=update_rows(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None, warnings=None),
         attempts=update_rows(
             update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(message_deliveries))),
             answer=None,
             detail=None,
         ),
+    )
+    named = select(messages.c.application_id, messages.c.message_id).where(messages.c.id.in_(ids))
+    for application_id, message_id in connection.execute(named).all():
+        r = refused_conversions.c
+        connection.execute(delete(refused_conversions).where(r.application_id == application_id, r.message_id == message_id))
+    of_messages = select(conversions.c.id).where(conversions.c.message_id.in_(ids))
+    update_rows(
+        update(conversion_revisions).where(conversion_revisions.c.conversion_id.in_(of_messages)), metadata=None, warnings=None
     )
     update_rows(
         update(deliveries).where(

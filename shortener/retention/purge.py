@@ -11,6 +11,7 @@ What is deleted, and when:
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not delay this.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
+- Refused reports of conversions: after 30 days.
 - Stored responses to an Idempotency-Key: after 24 hours.
 - Statistics are never deleted: counts are separate rows.
 
@@ -59,6 +60,7 @@ from shortener.storage.database import Database
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import (
     attempts,
+    conversion_revisions,
     conversions,
     deliveries,
     events,
@@ -71,6 +73,7 @@ from shortener.storage.schema import (
     links,
     messages,
     other_hits,
+    refused_conversions,
     trackers,
 )
 from shortener.storage.types import Instant, to_ms
@@ -78,6 +81,7 @@ from shortener.storage.types import Instant, to_ms
 #: The pause after a batch, as a multiple of its duration. During the pause, clicks have the database for themselves.
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
+REFUSED_RETENTION = timedelta(days=30)  # refused reports of conversions
 #: A pass continues where the last one ended. After this interval it starts again with the oldest row, for rows that were kept.
 RESTART_INTERVAL = timedelta(days=1)
 #: Typical number of rows that are deleted together with one message or event. A batch reads that many times fewer of them.
@@ -94,6 +98,8 @@ class PurgeResult:
     hits: int = 0
     emptied_hits: int = 0
     conversions: int = 0
+    conversion_revisions: int = 0
+    refused_conversions: int = 0
     events: int = 0
     deliveries: int = 0
     attempts: int = 0
@@ -208,6 +214,10 @@ def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
 _links_of_messages = links.c.message_id.in_(_IDS)
 _MESSAGE_DELETIONS = (
     *_event_deletions(events_of(_IDS)),
+    _Deletion(
+        conversion_revisions,
+        conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(conversions.c.message_id.in_(_IDS))),
+    ),
     _Deletion(conversions, conversions.c.message_id.in_(_IDS)),
     _Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
     _Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
@@ -216,6 +226,7 @@ _MESSAGE_DELETIONS = (
     _Deletion(messages, messages.c.id.in_(_IDS)),
 )
 _EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
+_REFUSED_DELETION = _Deletion(refused_conversions, refused_conversions.c.id < bindparam("end", type_=BigInteger))
 _HIT_DELETIONS = (_Deletion(hits, hits.c.id.in_(_IDS)),)
 
 _event_conditions = is_event_of_message()
@@ -261,7 +272,7 @@ class _PurgeBatch:
         """Run the deletions until the batch is full. Return True if it is not full, which means that all deletions are complete."""
         for deletion in deletions:
             if self.remaining:
-                self._count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))
+                self.count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))
         return self.remaining > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:
@@ -270,7 +281,7 @@ class _PurgeBatch:
         Return True if no older row remains."""
         older = at < before
         last = self.connection.execute(select(at).where(older).order_by(at).limit(1).offset(self.remaining - 1)).scalar()
-        self._count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
+        self.count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
         return last is None
 
     def empty_hits(self, ids: list[int]) -> None:
@@ -279,7 +290,8 @@ class _PurgeBatch:
         self.purged.emptied_hits += rows
         self.remaining -= rows
 
-    def _count(self, table: Table, result: CursorResult[Any]) -> None:
+    def count(self, table: Table, result: CursorResult[Any]) -> None:
+        """Add the deleted rows of a table to the result."""
         setattr(self.purged, table.name, getattr(self.purged, table.name) + result.rowcount)
         self.remaining -= result.rowcount
 
@@ -306,6 +318,13 @@ def _delete_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     before = batch.now - timedelta(days=batch.settings.hit_retention_days)
     return after, not batch.delete_oldest(hits_dead_letter, hits_dead_letter.c.at, before)
+
+
+def _delete_refused(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    end = first_id_at(to_ms(batch.now - REFUSED_RETENTION))
+    result = batch.connection.execute(_REFUSED_DELETION.statement, {"end": end, "max_rows": batch.remaining})
+    batch.count(refused_conversions, result)
+    return after, result.rowcount > 0
 
 
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
@@ -345,6 +364,7 @@ def _delete_page(batch: _PurgeBatch, page: list[tuple[int, bool]], after: int, d
 _KINDS: dict[str, _Kind] = {
     "idempotency": _delete_responses,
     "dead_letters": _delete_dead_letters,
+    "refused_conversions": _delete_refused,
     "events": _delete_events,
     "messages": _delete_messages,
     "hits": _delete_hits,  # last, so that hits of deleted messages are not emptied first

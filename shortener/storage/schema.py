@@ -135,6 +135,20 @@ expiry_notices = Table(
     Column("expires_at", Instant, nullable=False),
 )
 
+#: Keys in the path of postback URLs, for networks that can store only a URL. They allow reports of conversions only.
+postback_keys = Table(
+    "postback_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),  # the first characters, to distinguish keys in a list
+    Column("created_at", Instant, nullable=False),
+    Column("valid_until", Instant),  # NULL: no end; set when the key is rotated
+    Column("revoked_at", Instant),
+)
+
 #: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the one that the fields of an application define.
 trackers = Table(
     "trackers",
@@ -491,14 +505,67 @@ conversions = Table(
     Column("action", Text, nullable=False),
     Column("transaction_id", Text, nullable=False),  # "" if the tracker sent none
     Column("status", Text),
+    Column("disposition", Text),  # positive, negative, or NULL
+    Column("value", Money),
+    Column("currency", Text),
+    Column("at", Instant, nullable=False),  # the reported time of the first revision; the conversion is counted at this time
+    Column("received_at", Instant, nullable=False),
+    Column("metadata", Json),
+    Column("revision", Integer, nullable=False, server_default="1"),  # the number of the latest revision, which this row contains
+    Column("updated_at", Instant),  # the time when the latest revision was received; NULL: it is the first
+    Column("latest_at", Instant),  # the reported time of the latest revision; NULL: it is the first
+    # `action` and `transaction_id` are case-folded, because they identify the conversion. These are as they were reported, if they
+    # differ.
+    Column("action_text", Text),
+    Column("transaction_text", Text),
+    Column("warnings", Json),  # list of texts
+    # The category and the action under which the conversion is counted, "positive:sale". NULL: a release without such counts wrote
+    # the row.
+    Column("counted_as", Text),
+    UniqueConstraint("message_id", "action", "transaction_id"),
+    Index("conversions_by_application", "application_id", "id"),
+)
+
+#: The earlier revisions of conversions that changed. The row of a conversion is its latest revision.
+conversion_revisions = Table(
+    "conversion_revisions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("conversion_id", BigInteger, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("status", Text),
     Column("disposition", Text),
     Column("value", Money),
     Column("currency", Text),
     Column("at", Instant, nullable=False),
     Column("received_at", Instant, nullable=False),
     Column("metadata", Json),
-    UniqueConstraint("message_id", "action", "transaction_id"),
-    Index("conversions_by_application", "application_id", "id"),
+    Column("warnings", Json),
+    UniqueConstraint("conversion_id", "revision"),
+)
+
+#: The actions that have counts of their own. Their number is limited for each application.
+conversion_actions = Table(
+    "conversion_actions",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("action", Text, primary_key=True),
+)
+
+#: Reports of conversions that were rejected, with the reason. Parameters that may be credentials are removed.
+refused_conversions = Table(
+    "refused_conversions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("endpoint", Text, nullable=False),  # method and path, without a key
+    Column("reason", Text, nullable=False),  # name of an ErrorCode
+    Column("description", Text, nullable=False),
+    Column("details", Json, nullable=False),
+    Column("message_id", Text),  # as it was reported; for erasure
+    Column("parameters", Json, nullable=False),
+    Index("refused_conversions_by_application", "application_id", "id"),
 )
 
 #: Count deltas that are not yet folded into `counts`: one row for each transaction, inserted in that transaction.

@@ -1,122 +1,186 @@
-"""The four endpoints to which trackers report conversions, with a tracker token in the X-Api-Token header (23 Telecom).
+"""The endpoints to which trackers and networks report conversions.
 
-The parameters are in the query, in a form or in JSON. A known parameter may occur once. Any other parameter is stored as
-metadata; if it occurs several times, its values are stored as a list. HEAD, which Starlette routes to the GET handler, is
-rejected.
+The four endpoints of 23 Telecom require a tracker token in the X-Api-Token header. A network that can store only a URL uses a
+postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
+(`report_input.py`). HEAD, which Starlette routes to the GET handler, is rejected.
+
+A report that is rejected is stored with the reason (`conversions/refusals.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from shortener.accounts import postback_keys
 from shortener.conversions.parsing import ConversionParameters, parse_conversion
-from shortener.errors import ApiError, ErrorCode
+from shortener.conversions.service import ConversionResult
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel, error_response, json_response
+from shortener.web.report_input import read_report
 
 
 class ConversionResponse(ResponseModel):
     """The recorded conversion. A repeat returns the first response with `duplicate` true."""
 
-    status: Literal[True] = True
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+    status: Literal[True]
     conversion_id: str
     message_id: str
-    duplicate: bool = Field(description="true if this conversion was recorded before.")
+    duplicate: bool = Field(description="true if the report was recorded before; then nothing happened.")
+    updated: bool = Field(True, description="true if the report changed a conversion. Only then it is present.")
+    revision: int = Field(2, description="Number of the new revision. It is present only in an update.")
+    warnings: list[str] = Field(
+        [], description="What could not be parsed and was stored as text, or was cut. It is present only if there is a warning."
+    )
 
 
-async def _ingest(call: Call[Any, Any], parameters: ConversionParameters) -> ConversionResponse:
-    if call.request.method == "HEAD":
-        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET.")
-    recorded = await call.service.conversions.ingest(call.application_id, parse_conversion(parameters, call.service.clock()))
-    return ConversionResponse(conversion_id=recorded.conversion_id, message_id=recorded.message_id, duplicate=recorded.duplicate)
+def _response(result: ConversionResult) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "status": True,
+        "conversion_id": result.conversion_id,
+        "message_id": result.message_id,
+        "duplicate": result.duplicate,
+    }
+    if result.updated:
+        body |= {"updated": True, "revision": result.revision}
+    if result.warnings:
+        body["warnings"] = list(result.warnings)
+    return body
 
 
-async def track(call: Call[ConversionParameters, None]) -> ConversionResponse:
-    """Record a conversion from the query."""
-    return await _ingest(call, call.query)
+async def report(call: Call[Any, Any], path: str) -> dict[str, Any]:
+    """Record the conversion of a request. `path` is the path of the endpoint, without a key."""
+    service, request = call.service, call.request
+    if request.method == "HEAD":
+        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")
+    received = await read_report(request, service.settings.body_limit)
+    try:
+        if received.problem is not None:
+            raise received.problem
+        parsed = parse_conversion(received.parameters, service.clock(), tuple(received.warnings))
+        return _response(await service.conversions.ingest(call.application_id, parsed))
+    except ApiError as error:
+        await service.refused_conversions.record(call.application_id, f"{request.method} {path}", error, received.parameters)
+        raise
+    except StoreUnavailable:
+        service.refused_conversions.count(ApiError(ErrorCode.UNAVAILABLE))
+        raise
 
 
-async def callback(call: Call[None, ConversionParameters]) -> ConversionResponse:
-    """Record a conversion from the body."""
-    return await _ingest(call, call.body)
+async def track(call: Call[Any, Any]) -> dict[str, Any]:
+    """Record a conversion."""
+    return await report(call, "/api/v1/track")
+
+
+async def callback(call: Call[Any, Any]) -> dict[str, Any]:
+    """Record a conversion."""
+    return await report(call, "/api/v1/callback/action")
+
+
+async def legacy_action(call: Call[Any, Any]) -> dict[str, Any]:
+    """Record a conversion."""
+    return await report(call, "/action")
 
 
 #: RFC 9745: deprecated since 2026-11-20. RFC 8288: the endpoint that replaces it.
 _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
 
 
-async def deprecated_track(call: Call[ConversionParameters, None]) -> Response:
-    """Record a conversion from the query; the response says that the path is deprecated."""
+async def deprecated_track(call: Call[Any, Any]) -> Response:
+    """Record a conversion; the response says that the path is deprecated."""
     try:
-        response = json_response(await _ingest(call, call.query))
+        response = json_response(await report(call, "/api/v1/action/track"))
     except ApiError as error:
         response = error_response(error)
     response.headers.update(_DEPRECATED)
     return response
 
 
+async def postback(call: Call[Any, Any]) -> dict[str, Any]:
+    """Record a conversion of a network that has a postback key, at a limited rate."""
+    service = call.service
+    if wait := service.rate_limits.postbacks.take(call.principal.key_id):
+        description = "There are too many reports with this postback key. Try again after `Retry-After` seconds."
+        error = ApiError(ErrorCode.RATE_LIMITED, description, retry_after=wait)
+        service.refused_conversions.count(error)
+        raise error
+    return await report(call, postback_keys.PATH)
+
+
 _TAG = "Trackers"
 _ERRORS = (ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT, ErrorCode.UNEXPANDED_PLACEHOLDER)
 _DESCRIPTION = (
-    "There is one conversion for each message, `action` and `transaction_id`. A repeat returns the first response and triggers no "
-    "event. A repeat with another value or currency is rejected. Report a refund as a separate conversion with a negative `value` "
-    "and another `transaction_id` or `action`. A conversion counts without a click, before a click and after the link expired. "
-    "`timestamp` may be at most 24 hours in the future. Any other parameter is stored as metadata, at most 4 KiB of JSON."
+    "Accepts GET and POST. The parameters may be in the query, in a form, in multipart or in JSON. "
+    "There is one conversion for each message, `action` and `transaction_id`, compared without case. A repeat returns the first "
+    "response and triggers no event. A report with another status, disposition, value or currency is an update: it stores a new "
+    "revision and sends a `conversion` event. Without a `transaction_id`, a second value is rejected. A value, a currency or a "
+    "time that cannot be parsed is stored as text, with a warning. A conversion counts without a click, before a click and after "
+    "the link expired. Any other parameter is stored as metadata, at most 4 KiB of JSON."
 )
 
+
+def _both_methods(endpoint: Endpoint) -> Iterator[Endpoint]:
+    yield replace(endpoint, method="GET")
+    yield replace(endpoint, method="POST", body=ConversionParameters, body_forms=True, body_optional=True)
+
+
+def _endpoint(path: str, handler: Any, summary: str, caller: Caller, **more: Any) -> Endpoint:
+    return Endpoint(
+        "GET",
+        path,
+        handler,
+        summary,
+        _TAG,
+        caller,
+        **{
+            "query": ConversionParameters,
+            "reads_request": True,
+            "response": ConversionResponse,
+            "errors": _ERRORS,
+            "description": _DESCRIPTION,
+            **more,
+        },
+    )
+
+
 ENDPOINTS = [
-    Endpoint(
-        "GET",
-        "/api/v1/track",
-        track,
-        "Report a conversion",
-        _TAG,
-        Caller.TRACKER,
-        query=ConversionParameters,
-        response=ConversionResponse,
-        errors=_ERRORS,
-        description=_DESCRIPTION,
+    *_both_methods(_endpoint("/api/v1/track", track, "Report a conversion", Caller.TRACKER)),
+    *_both_methods(_endpoint("/api/v1/callback/action", callback, "Report a conversion (callback)", Caller.TRACKER)),
+    *_both_methods(
+        _endpoint(
+            "/api/v1/action/track",
+            deprecated_track,
+            "Report a conversion (deprecated: use /api/v1/track)",
+            Caller.TRACKER,
+            deprecated=True,
+            description="The same as /api/v1/track. The response has the headers `Deprecation` and `Link`.",
+        )
     ),
-    Endpoint(
-        "POST",
-        "/api/v1/callback/action",
-        callback,
-        "Report a conversion as JSON or a form",
-        _TAG,
-        Caller.TRACKER,
-        body=ConversionParameters,
-        body_forms=True,
-        response=ConversionResponse,
-        errors=_ERRORS,
-        description=_DESCRIPTION,
+    *_both_methods(
+        _endpoint(
+            "/action",
+            legacy_action,
+            "Report a conversion (legacy: use /api/v1/callback/action)",
+            Caller.TRACKER,
+            deprecated=True,
+            description="The same as /api/v1/callback/action.",
+        )
     ),
-    Endpoint(
-        "GET",
-        "/api/v1/action/track",
-        deprecated_track,
-        "Report a conversion (deprecated: use /api/v1/track)",
-        _TAG,
-        Caller.TRACKER,
-        query=ConversionParameters,
-        response=ConversionResponse,
-        errors=_ERRORS,
-        deprecated=True,
-        description="The same as GET /api/v1/track. The response has the headers `Deprecation` and `Link`.",
-    ),
-    Endpoint(
-        "POST",
-        "/action",
-        callback,
-        "Report a conversion (legacy: use /api/v1/callback/action)",
-        _TAG,
-        Caller.TRACKER,
-        body=ConversionParameters,
-        body_forms=True,
-        response=ConversionResponse,
-        errors=_ERRORS,
-        deprecated=True,
-        description="The same as POST /api/v1/callback/action.",
+    *_both_methods(
+        _endpoint(
+            postback_keys.PATH,
+            postback,
+            "Report a conversion with a postback key in the URL",
+            Caller.POSTBACK_KEY,
+            errors=(*_ERRORS, ErrorCode.RATE_LIMITED),
+            description="For networks that can store only a URL. The key allows reports of conversions and nothing else. The rate "
+            f"of each key is limited (POSTBACK_LIMIT). {_DESCRIPTION}",
+        )
     ),
 ]

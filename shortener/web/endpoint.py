@@ -48,6 +48,7 @@ class Caller(enum.Enum):
     ANYONE = "anyone"
     API_KEY = "an API key"
     TRACKER = "a tracker token"
+    POSTBACK_KEY = "a postback key in the path"
 
 
 class RequestModel(BaseModel):
@@ -96,7 +97,8 @@ class Endpoint:
     `path` has Starlette's syntax. `response` is the model of the body; None means that the handler returns a `Response`.
     `other_responses` are further successful statuses with their models. `errors` lists the codes that the handler raises, in
     addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its meaning.
-    With `body_forms` the body may also be a form; with `body_optional` it may be empty.
+    With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
+    query and body itself, and their models only describe them.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Endpoint:
     body: type[BaseModel] | None = None
     body_forms: bool = False
     body_optional: bool = False
+    reads_request: bool = False
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
     status: int = 200
@@ -160,8 +163,10 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
         principal = _authenticate(endpoint, service, request)
         if "\0" in request.scope["path"]:  # no id contains NUL, and PostgreSQL rejects it in a query
             raise ApiError(ErrorCode.NOT_FOUND)
-        query = validate(endpoint.query, group_by_name(request.query_params.multi_items())) if endpoint.query else None
-        body = await _read_body(endpoint, service, request) if endpoint.body else None
+        query = body = None
+        if not endpoint.reads_request:
+            query = validate(endpoint.query, group_by_name(request.query_params.multi_items())) if endpoint.query else None
+            body = await _read_body(endpoint, service, request) if endpoint.body else None
         call = Call(service, request, request.path_params, query, body, principal)
         result = await endpoint.handler(call)
         if isinstance(result, Response):
@@ -181,8 +186,14 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
 def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:
     if endpoint.caller is Caller.ANYONE:
         return None
+    if endpoint.caller is Caller.POSTBACK_KEY:
+        principal = service.directory.find_by_postback_key(request.path_params["postback_key"].strip(), service.clock())
+        if principal is None:
+            _limit_rejected(service, request, is_present=True)
+            raise ApiError(ErrorCode.UNAUTHORIZED, "The postback key in the path is unknown, revoked or expired.")
+        return principal
     if endpoint.caller is Caller.TRACKER:
-        token = request.headers.get("x-api-token", "")
+        token = request.headers.get("x-api-token", "").strip()
         principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
             _limit_rejected(service, request, is_present=bool(token))
@@ -219,8 +230,8 @@ def _find_by_api_key(service: Service, request: Request) -> Principal | None:
     """
     key = request.headers.get("x-api-key")
     if key is not None:
-        return service.directory.find_by_api_key(key)
-    scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+        return service.directory.find_by_api_key(key.strip())
+    scheme, _, credential = request.headers.get("authorization", "").strip().partition(" ")
     credential = credential.strip()
     if scheme.lower() in ("bearer", "app"):
         return service.directory.find_by_api_key(credential)

@@ -120,17 +120,33 @@ class LinkStatus(ResponseModel):
     accessed_on: str | None = Field(description="Time of the first click by a person.")
 
 
+class ConversionRevision(ResponseModel):
+    revision: int
+    status: str | None
+    disposition: str | None
+    value: str | None
+    currency: str | None
+    timestamp: str | None = Field(description="Reported time of the revision.")
+    received_at: str | None
+
+
 class ConversionStatus(ResponseModel):
     conversion_id: str
     click_id: str | None = Field(description="Id of the click before the conversion, if the tracker reported it.")
     action: str
     transaction_id: str | None
     status: str | None
-    disposition: str | None
+    disposition: str | None = Field(description="positive, negative, or null: as reported, or what the status word says.")
+    pending: bool = Field(description="true if the status is a word for a pending conversion, and there is no disposition.")
     value: str | None = Field(description="Value of the conversion, a decimal string.")
     currency: str | None
-    timestamp: str
-    metadata: dict[str, Any] | None
+    timestamp: str = Field(description="Reported time of the first report. Statistics count the conversion at this time.")
+    received_at: str | None
+    updated_at: str | None = Field(description="Time when the latest revision was received; null: it never changed.")
+    metadata: dict[str, Any] | None = Field(description="Other parameters, and input that could not be parsed.")
+    warnings: list[str]
+    revision: int = Field(description="Number of the latest revision.")
+    revisions: list[ConversionRevision] = Field(description="All revisions, oldest first.")
 
 
 class MessageStatusResponse(MessageFields):

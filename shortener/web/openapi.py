@@ -167,6 +167,7 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
         operation["parameters"] = parameters
     if endpoint.body:
         kinds = ["application/json", *(["application/x-www-form-urlencoded"] if endpoint.body_forms else [])]
+        kinds += ["multipart/form-data"] if endpoint.reads_request else []
         content = schemas.content(endpoint.body, "validation")
         operation["requestBody"] = {"required": not endpoint.body_optional, "content": dict.fromkeys(kinds, content)}
     if endpoint.deprecated:

@@ -46,6 +46,7 @@ SECURITY: Mapping[Caller, list[dict[str, list[str]]]] = {
     Caller.ANYONE: [],
     Caller.API_KEY: [{"ApiKey": []}, {"Bearer": []}, {"App": []}, {"Basic": []}],
     Caller.TRACKER: [{"TrackerToken": []}],
+    Caller.POSTBACK_KEY: [],
 }
 
 _MESSAGE_ID = "Id of the message, as returned by the rewrite."
@@ -58,6 +59,8 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "delivery_id": "Id of the delivery.",
     "processKey": "Key of the conversion process, as returned by the report of its end.",
     "code": "Code of the short link.",
+    "postback_key": "Postback key of the application, which is the credential.",
+    "key_id": "Id of the key.",
     "host": "Host as it was blocked, for example shop.example or *.shop.example.",
     "domain": "Host of the domain, for example go.brand.example.",
 }

@@ -25,7 +25,17 @@ def _check_id(value: str) -> str:
     return value
 
 
-MessageId = Annotated[Text, AfterValidator(_check_id)]
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+#: An id of the caller. A JSON number becomes its text.
+MessageId = Annotated[
+    Text,
+    BeforeValidator(_number_as_text),
+    AfterValidator(_check_id),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 100}, {"type": "integer"}]}),
+]
 
 
 def _as_track_link(value: Any) -> Any:

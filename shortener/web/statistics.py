@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from shortener.conversions.status_words import CATEGORIES
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.outbox.link_sets import MAX_NAMES
-from shortener.reporting.messages import serialize_decimal
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
     MAX_DAYS,
+    ConversionFigures,
     Figures,
     StatisticsFilter,
     by_country,
@@ -91,7 +94,14 @@ class FigureFields(ResponseModel):
     late_hits: int = Field(description="Hits on expired links. They are not clicks.")
     conversions: int
     value: dict[str, str] = Field(
-        description='Sum of the values of all conversions by currency, as decimal strings; "" means no currency.'
+        description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "
+        '"" means no currency. A sum of 0 is left out.'
+    )
+    conversions_by_disposition: dict[str, int] = Field(
+        description="Number of conversions: positive, negative, pending, and other (no disposition and no known status word)."
+    )
+    value_by_disposition: dict[str, dict[str, str]] = Field(
+        description="Sum of the values of the conversions of each disposition, by currency."
     )
     delivery_rate: float | None = Field(description="delivered / messages; null without messages.")
     click_rate: float | None = Field(description="clicked_messages / messages; null without messages.")
@@ -175,6 +185,26 @@ class DailyResponse(_StatisticsResponse):
     days: list[DailyFigures]
 
 
+class ActionFigures(ResponseModel):
+    """The conversions of one action."""
+
+    action: str = Field(description="The action without case; `(other)`: all actions beyond the first 200 of the application.")
+    conversions: int
+    conversions_by_disposition: dict[str, int] = Field(description="Number of conversions: positive, negative, pending, other.")
+    value: dict[str, str] = Field(
+        description="Sum of the values of conversions that are neither negative nor pending, by currency."
+    )
+    value_by_disposition: dict[str, dict[str, str]] = Field(
+        description="Sum of the values of the conversions of each disposition, by currency."
+    )
+
+
+class ActionsResponse(_StatisticsResponse):
+    """One entry for each action of a conversion, most conversions first."""
+
+    actions: list[ActionFigures]
+
+
 class CountryFigures(FigureFields):
     country: str | None = Field(description="ISO 3166 code; null if the number does not show the country.")
 
@@ -244,11 +274,48 @@ async def stats_by_label(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     return {**_head(scope, report.complete), "labels": labels}
 
 
+async def stats_by_action(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
+    """Return the conversions of each action."""
+    scope = _scope(call)
+    report = await call.service.database.read(totals, scope)
+    actions: dict[str, dict[str, ConversionFigures]] = {}
+    for (category, action), counted in report.groups[None].by_action.items():
+        actions.setdefault(action, {}).setdefault(category, ConversionFigures()).add(counted)
+    rows = []
+    for action, by_category in actions.items():
+        revenue = ConversionFigures()
+        for category in ("positive", "other"):
+            revenue.add(by_category.get(category, ConversionFigures()))
+        rows.append(
+            {
+                "action": action,
+                "conversions": sum(one.conversions for one in by_category.values()),
+                "value": _sums(revenue.value),
+                **_by_disposition({category: by_category.get(category, ConversionFigures()) for category in CATEGORIES}),
+            }
+        )
+    rows.sort(key=lambda row: (-row["conversions"], row["action"]))
+    return {**_head(scope, report.complete), "actions": rows}
+
+
+def _by_disposition(by_category: Mapping[str, ConversionFigures]) -> dict[str, Any]:
+    return {
+        "conversions_by_disposition": {category: one.conversions for category, one in by_category.items()},
+        "value_by_disposition": {category: _sums(one.value) for category, one in by_category.items()},
+    }
+
+
+def _sums(value: Mapping[str, Decimal]) -> dict[str, str]:
+    """Return the sums by currency as decimal strings, without those that are 0."""
+    return {currency: format(amount, "f") for currency, amount in sorted(value.items()) if amount}
+
+
 def figures(counted: Figures) -> dict[str, Any]:
     """Return the figures as the fields of `FigureFields`."""
     return {
         **{metric: counted[metric] for metric in _COUNTED},
-        "value": {currency: serialize_decimal(amount) for currency, amount in sorted(counted.value.items())},
+        "value": _sums(counted.value),
+        **_by_disposition(counted.by_category()),
         "delivery_rate": counted.delivery_rate,
         "click_rate": counted.click_rate,
         "conversion_rate": counted.conversion_rate,
@@ -343,6 +410,17 @@ ENDPOINTS = [
         query=StatisticsQuery,
         response=DailyResponse,
         description=f"{_DESCRIPTION} The period must have at most {MAX_DAYS} days.",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/sms/stats/by-action",
+        stats_by_action,
+        "Conversions by action and disposition",
+        _TAG,
+        permission="sms.read",
+        query=StatisticsQuery,
+        response=ActionsResponse,
+        description=f"{_DESCRIPTION} A conversion counts at the time of its first report, under its latest status.",
     ),
     Endpoint(
         "GET",

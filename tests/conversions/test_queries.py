@@ -6,7 +6,7 @@ from decimal import Decimal
 from sqlalchemy import Connection
 
 from shortener.conversions import queries
-from shortener.conversions.queries import ConversionTarget, StoredConversion
+from shortener.conversions.queries import ConversionTarget, StoredConversion, StoredRevision
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from tests.conftest import NOON
@@ -46,8 +46,9 @@ async def test_conversions_are_found_by_message_action_and_transaction_id(databa
 
     message, conversion = await database.write(build)
     key = (message, "sale", "t-1")
-    found = await database.read(queries.find_conversions, [key, (message, "refund", "t-1")])
-    assert found == {key: StoredConversion(conversion, Decimal("12.50"), "EUR")}
+    found = await database.write(queries.lock_conversions, [key, (message, "refund", "t-1")])
+    latest = StoredRevision(1, None, None, Decimal("12.50"), "EUR", NOON, NOON)
+    assert found == {key: StoredConversion(conversion, None, NOON, None, latest)}
 
 
 async def test_an_insert_skips_conversions_whose_key_exists_and_returns_the_number_of_new_rows(database: Database) -> None:
@@ -60,9 +61,10 @@ async def test_an_insert_skips_conversions_whose_key_exists_and_returns_the_numb
     message = await database.write(build)
     at = to_ms(NOON + timedelta(hours=1))
     new = [
-        (number, 1, message, None, "sale", f"t-{number}", None, None, "2", "EUR", at, at, None)  # in the order of the columns
+        # In the order of the columns.
+        (number, 1, message, None, "sale", f"t-{number}", None, None, "2", "EUR", at, at, None, None, None, None, None)
         for number in (1, 2)
     ]
     assert await database.write(queries.insert_new_conversions, new) == 1
-    found = await database.read(queries.find_conversions, [(message, "sale", "t-1"), (message, "sale", "t-2")])
-    assert [stored.value for _, stored in sorted(found.items())] == [Decimal("1"), Decimal("2")]
+    found = await database.write(queries.lock_conversions, [(message, "sale", "t-1"), (message, "sale", "t-2")])
+    assert [stored.latest.value for _, stored in sorted(found.items())] == [Decimal("1"), Decimal("2")]

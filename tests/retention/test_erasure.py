@@ -249,3 +249,21 @@ async def test_dead_letters_of_an_erased_message_lose_address_and_agent(database
     assert json.loads(one) | {"code": ""} == {"code": "", "address": "", "user_agent": "", "at": 1}
     assert len(other) == 2, "the unreadable row of the erased message is deleted"
     assert all(NAME in text for text in other), "the rows of another message stay as they are"
+
+
+async def test_erasure_removes_the_metadata_of_revisions_and_refused_reports_that_name_the_message(database: Database) -> None:
+    def fill(connection: Connection) -> None:
+        rows = Rows(connection)
+        message = rows.message(SENT, message_id="m-1", to_address=PHONE)
+        rows.revision(rows.conversion(message, metadata={"name": NAME}), metadata={"name": NAME})
+        rows.refused_conversion(SENT, message_id="m-1", parameters={"message_id": "m-1", "name": NAME})
+        rows.refused_conversion(SENT, message_id="m-2")
+
+    await database.write(fill)
+    await erase(database, 1, PHONE, NOON)
+
+    def left(connection: Connection) -> tuple[list[str], list[Any]]:
+        named = connection.scalars(select(schema.refused_conversions.c.message_id))
+        return list(named), list(connection.scalars(select(schema.conversion_revisions.c.metadata)))
+
+    assert await database.read(left) == (["m-2"], [None])

@@ -29,7 +29,7 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-ROWS_OF_COMPLETE_MESSAGE = 8  # number of rows that `Rows.complete_message` inserts
+ROWS_OF_COMPLETE_MESSAGE = 9  # number of rows that `Rows.complete_message` inserts
 NOW = NOON + 800 * DAY  # ids start in 2026, so that rows may be two years old
 LONG_AGO = NOW - 400 * DAY
 #: All days differ, so that a test shows which setting applies.
@@ -63,7 +63,17 @@ def test_all_ids_before_a_time_are_smaller_than_its_first_id() -> None:
 async def test_a_message_past_its_retention_is_deleted_with_all_its_rows(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO), rows.complete_message(NOW - 10 * DAY)])
     purged = await purge(database, SETTINGS, NOW)
-    assert purged == PurgeResult(messages=1, links=1, first_clicks=1, hits=1, conversions=1, events=1, deliveries=1, attempts=1)
+    assert purged == PurgeResult(
+        messages=1,
+        links=1,
+        first_clicks=1,
+        hits=1,
+        conversions=1,
+        conversion_revisions=1,
+        events=1,
+        deliveries=1,
+        attempts=1,
+    )
     assert await database.read(count) == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
 
 
@@ -313,6 +323,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             rows.event(rows.message(NOW - 100 * DAY), NOW - 100 * DAY)
             rows.idempotent_response(LONG_AGO, str(n))
             rows.connection.execute(insert(schema.hits_dead_letter).values(hit="{}", reason="x", at=LONG_AGO))
+            rows.refused_conversion(LONG_AGO)
 
     def explain(connection: Connection) -> list[tuple[str, str]]:
         steps = []
@@ -335,7 +346,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
         steps = await database.write(explain)
     finally:
         await database.close()
-    tables = {*(table.name for table in KINDS), "trackers"}
+    tables = {*(table.name for table in KINDS), "refused_conversions", "trackers"}
     used = Counter(detail.split()[0] for detail, _ in steps)
     assert used["SEARCH"] > 20
     scans = [step for step in steps if step[0].startswith("SCAN") and step[0].split()[1] in tables]
@@ -408,3 +419,10 @@ async def test_dead_letters_are_deleted_with_the_retention_of_hits(database: Dat
     await database.write(add)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits_dead_letter=2)
     assert len(await database.read(ids_in, schema.hits_dead_letter)) == 1
+
+
+async def test_refused_conversions_are_deleted_after_30_days(database: Database) -> None:
+    await database.write(put, lambda rows: [rows.refused_conversion(NOW - days * DAY) for days in (100, 31, 29, 0)])
+    assert (await purge(database, SETTINGS, NOW)).refused_conversions == 2
+    kept = await database.read(lambda connection: connection.execute(select(schema.refused_conversions.c.received_at)).all())
+    assert [row.received_at for row in kept] == [NOW - 29 * DAY, NOW]

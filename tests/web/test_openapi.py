@@ -101,6 +101,7 @@ SKIPPED = {
     "/api/v1/deliveries/{delivery_id}",
     "/api/v1/deliveries/{delivery_id}/replay",
     "/api/v1/trackers/{tracker_id}/test",
+    "/api/v1/postback/{postback_key}",
     "/api/v1/links/{code}",
     "/internal/domain-check",
 }

@@ -367,3 +367,13 @@ async def test_a_callback_to_a_forbidden_address_is_rejected(client: httpx.Async
     assert (answer.status_code, answer.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
     (detail,) = answer.json()["details"]
     assert detail["reason"] == "the host must have a public address"
+
+
+async def test_a_message_id_may_be_a_json_number(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", "message_id": 4712})
+    assert (response.status_code, response.json()["messages"][0]["message_id"]) == (200, "4712")
+    body = {"to": ["+14155550100", "+14155550101"], "body": "x", "message_id": [1, "2"]}
+    response = await client.post("/api/v1/rewrite", json=body)
+    assert [message["message_id"] for message in response.json()["messages"]] == ["1", "2"]
+    response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", "message_id": True})
+    assert response.json()["details"][0]["field"] == "message_id"

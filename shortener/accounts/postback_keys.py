@@ -1,0 +1,104 @@
+"""Postback keys: credentials in the path of a URL, for networks that can store only a URL.
+
+A key allows reports of conversions and nothing else. An application has none until one is created. As all credentials, keys are
+stored as SHA-256, and their plain text is returned once. Each function is part of one transaction of `Database.write`, and the
+caller refreshes the directory afterwards.
+"""
+# Tested by tests/accounts/test_postback_keys.py
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
+
+from shortener.accounts.directory import hash_credential, increment_version, require_application
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.storage import schema
+
+PATH = "/api/v1/postback/{postback_key}"
+MAX_NAME_CHARACTERS = 100
+MAX_KEYS = 100  # of one application, that are not revoked
+MAX_OVERLAP = timedelta(days=90)
+MAX_ID = 2**31 - 1  # of the column
+_HINT_CHARACTERS = 8
+
+
+def create_postback_key(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
+    """Create a key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    require_application(connection, application_id)
+    name = name.strip()
+    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        reason = f"must have 1 to {MAX_NAME_CHARACTERS} printable characters, for example the name of the network"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])
+    table = schema.postback_keys
+    valid = table.c.revoked_at.is_(None), or_(table.c.valid_until.is_(None), table.c.valid_until > now)
+    count = select(func.count()).select_from(table).where(table.c.application_id == application_id, *valid)
+    if connection.execute(count).scalar_one() >= MAX_KEYS:
+        raise ApiError(ErrorCode.CONFLICT, f"The application already has {MAX_KEYS} postback keys; revoke one first.")
+    return _insert(connection, application_id, name, now)
+
+
+def rotate_postback_key(
+    connection: Connection, application_id: int | None, key_id: int, now: datetime, overlap: timedelta
+) -> tuple[int, str, datetime]:
+    """Replace a key by a new one of the same name. Return the id and plain text of the new key, and the end of the old one.
+
+    `application_id` None: of any application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    if not timedelta() <= overlap <= MAX_OVERLAP:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be between 0 and {MAX_OVERLAP.days} days")])
+    row = _find_usable(connection, application_id, key_id, now)
+    until = now + overlap
+    table = schema.postback_keys
+    connection.execute(update(table).where(table.c.id == key_id).values(valid_until=until))
+    new_id, key = _insert(connection, row.application_id, row.name, now)
+    return new_id, key, until
+
+
+def revoke_postback_key(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> None:
+    """Revoke a key. `application_id` None: of any application. Raise ApiError NOT_FOUND if there is no such usable key."""
+    _find_usable(connection, application_id, key_id, now)
+    table = schema.postback_keys
+    connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=now))
+    increment_version(connection)
+
+
+def list_postback_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
+    """Return the keys of an application, or all keys, without their plain text.
+
+    Each has id, application_id, name, hint (the first characters), created_at, valid_until and revoked_at."""
+    table = schema.postback_keys
+    statement = select(table).order_by(table.c.id)
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    return [{str(name): value for name, value in row._mapping.items() if name != "hash"} for row in connection.execute(statement)]
+
+
+def _find_usable(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> Row[Any]:
+    """Return the row of a key that is neither revoked nor expired. Raise ApiError NOT_FOUND."""
+    table = schema.postback_keys
+    is_valid = table.c.revoked_at.is_(None), or_(table.c.valid_until.is_(None), table.c.valid_until > now)
+    statement = select(table).where(table.c.id == key_id, *is_valid)
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    row = connection.execute(statement).first() if key_id <= MAX_ID else None
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no postback key {key_id} that is not revoked or expired.")
+    return row
+
+
+def _insert(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
+    table = schema.postback_keys
+    key = "pk_" + secrets.token_urlsafe(32)
+    values = {
+        "application_id": application_id,
+        "name": name,
+        "hash": hash_credential(key),
+        "hint": key[:_HINT_CHARACTERS],
+        "created_at": now,
+    }
+    key_id: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
+    increment_version(connection)
+    return key_id, key

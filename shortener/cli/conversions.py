@@ -1,0 +1,225 @@
+"""`shortener conversions` and `postback-keys`: what trackers reported, what was refused, and keys for networks."""
+# Tested by tests/cli/test_conversions.py
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import DURATION, ID, TIME
+
+_LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
+_APPLICATION = click.option("--application", type=ID, required=True, help="The application.")
+_SINCE = click.option("--since", type=TIME, help="Start of the period, included (UTC).")
+_UNTIL = click.option("--until", type=TIME, help="End of the period, excluded (UTC).")
+
+
+@click.group()
+def conversions() -> None:
+    """List conversions, and the reports that were refused, with the reason."""
+
+
+@conversions.command("list")
+@_APPLICATION
+@_SINCE
+@_UNTIL
+@click.option("--campaign", help="Only messages of this campaign.")
+@click.option("--action", help="Only this action, without case.")
+@click.option("--status", help="Only this status word of the latest revision, without case.")
+@click.option(
+    "--disposition", type=click.Choice(["positive", "negative", "pending", "none"]), help="Only conversions with this disposition."
+)
+@click.option("--message", "message_id", help="Only conversions of this message.")
+@_LIMIT
+@click.option("--below", metavar="CONVERSION", help="Continue after this conversion, the last one of the previous page.")
+@json_option
+@async_command
+async def list_conversions(
+    application: int,
+    since: datetime | None,
+    until: datetime | None,
+    campaign: str | None,
+    action: str | None,
+    status: str | None,
+    disposition: str | None,
+    message_id: str | None,
+    limit: int,
+    below: str | None,
+    as_json: bool,
+) -> None:
+    """List conversions with their revisions, newest first."""
+    from shortener.conversions.service import encode_conversion_id
+    from shortener.ids import ClickIds
+    from shortener.reporting import conversions as report
+    from shortener.secret import open_secret
+
+    settings = load_settings()
+    filters = report.ConversionFilter(
+        application,
+        since=since,
+        until=until,
+        campaign=campaign,
+        action=action,
+        status=status,
+        disposition=disposition,
+        message_id=message_id,
+    )
+    click_ids = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids"))
+    async with open_store() as database:
+        await _require_application(database, application)
+        page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, "cnv_", "conversion"))
+    rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode) for row in page.rows]
+    next_page = None if page.next is None else encode_conversion_id(page.next)
+    columns = ("conversion_id", "timestamp", "message_id", "action", "transaction_id", "status", "disposition", "value", "currency")
+
+    def print_text() -> None:
+        print_table(rows, *columns, "revision")
+        if next_page:
+            click.echo(f"The next page: --below {next_page}")
+
+    print_result({"conversions": rows, "next": next_page}, as_json, print_text)
+
+
+@conversions.command("refused")
+@_APPLICATION
+@_SINCE
+@_UNTIL
+@click.option("--reason", help="Only this error code, for example MESSAGE_NOT_FOUND.")
+@_LIMIT
+@click.option("--below", metavar="REFUSED", help="Continue after this refused report, the last one of the previous page.")
+@json_option
+@async_command
+async def list_refused(
+    application: int,
+    since: datetime | None,
+    until: datetime | None,
+    reason: str | None,
+    limit: int,
+    below: str | None,
+    as_json: bool,
+) -> None:
+    """List reports that were refused, with the reason, newest first. They are stored for 30 days."""
+    from shortener.ids import encode
+    from shortener.reporting import conversions as report
+
+    async with open_store() as database:
+        await _require_application(database, application)
+        page = await database.read(
+            report.list_refused,
+            application,
+            limit,
+            _parse_row_id(below, "", "refused report"),
+            since=since,
+            until=until,
+            reason=None if reason is None else reason.upper(),
+        )
+    rows = [report.serialize_refused(row) for row in page.rows]
+    next_page = None if page.next is None else encode(page.next)
+
+    def print_text() -> None:
+        print_table(rows, "refused_id", "received_at", "endpoint", "reason", "message_id", "click_id", "transaction_id")
+        if next_page:
+            click.echo(f"The next page: --below {next_page}")
+
+    print_result({"refused": rows, "next": next_page}, as_json, print_text)
+
+
+async def _require_application(database: Any, application: int) -> None:
+    from shortener.accounts.directory import require_application
+
+    await database.read(require_application, application)
+
+
+def _parse_row_id(text: str | None, prefix: str, what: str) -> int | None:
+    from shortener.ids import decode
+
+    if text is None:
+        return None
+    row_id = decode(text.removeprefix(prefix))
+    if row_id is None:
+        raise click.BadParameter(f"{text} is not a {what}", param_hint="--below")
+    return row_id
+
+
+@click.group("postback-keys")
+def postback_keys() -> None:
+    """Create, list, rotate and revoke postback keys, for networks that can store only a URL.
+
+    A postback key is a part of the URL. It allows reports of conversions and nothing else.
+    """
+
+
+@postback_keys.command("create")
+@click.argument("application", type=ID)
+@click.option("--name", required=True, help="Name of the network, for people.")
+@json_option
+@async_command
+async def create_postback_key(application: int, name: str, as_json: bool) -> None:
+    """Create a postback key and print the URL for the network. The key is stored hashed and is never shown again."""
+    from shortener.accounts import postback_keys as keys
+    from shortener.model import utcnow
+
+    async with open_store() as database:
+        key_id, key = await database.write(keys.create_postback_key, application, name, utcnow())
+    fields = {"id": key_id, "postback_key": key, "url": _url(key)}
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+@postback_keys.command("list")
+@click.argument("application", type=ID, required=False)
+@json_option
+@async_command
+async def list_postback_keys(application: int | None, as_json: bool) -> None:
+    """List postback keys of one application, or of all. The keys themselves are not stored."""
+    from shortener.accounts import postback_keys as keys
+
+    async with open_store() as database:
+        rows = await database.read(keys.list_postback_keys, application)
+    columns = ("id", "application_id", "name", "hint", "created_at", "valid_until", "revoked_at")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
+
+
+@postback_keys.command("rotate")
+@click.argument("key", type=ID)
+@click.option(
+    "--overlap",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long the previous key stays valid, for example 90s, 15m, 24h or 7d.",
+)
+@json_option
+@async_command
+async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> None:
+    """Replace a postback key by its id, and print the new URL. The previous key stays valid during the overlap."""
+    from shortener.accounts import postback_keys as keys
+    from shortener.model import utcnow
+    from shortener.storage.types import to_iso
+
+    async with open_store() as database:
+        key_id, new_key, until = await database.write(keys.rotate_postback_key, None, key, utcnow(), overlap)
+    fields = {"id": key_id, "postback_key": new_key, "url": _url(new_key), "previous_valid_until": to_iso(until)}
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+@postback_keys.command("revoke")
+@click.argument("key", type=ID)
+@json_option
+@async_command
+async def revoke_postback_key(key: int, as_json: bool) -> None:
+    """Revoke a postback key by its id. It stops working on every node within a second."""
+    from shortener.accounts import postback_keys as keys
+    from shortener.model import utcnow
+
+    async with open_store() as database:
+        await database.write(keys.revoke_postback_key, None, key, utcnow())
+    print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
+
+
+def _url(key: str) -> str:
+    from shortener.accounts.postback_keys import PATH
+
+    return load_settings().base_url.rstrip("/") + PATH.format(postback_key=key)

@@ -1,0 +1,148 @@
+"""The reports of conversions that were rejected, stored with the reason, so that an operator finds out why conversions are missing.
+
+The rows are limited to MAX_ROWS for each application, and the purge deletes them after 30 days. A sender in a loop does not fill
+the database: above MAX_ROWS_PER_MINUTE, reports are only counted. A refusal that cannot be stored is counted too, and its caller
+gets the same response. Credentials are removed from the parameters.
+"""
+# Tested by tests/conversions/test_refusals.py
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+import structlog
+from sqlalchemy import Connection, delete, select
+
+from shortener.conversions.parsing import MAX_ID_CHARACTERS, storable_parameters
+from shortener.errors import ApiError, StoreUnavailable
+from shortener.ids import IdGenerator
+from shortener.metrics import Metrics
+from shortener.model import Clock
+from shortener.redis.rate_limit import RateLimiter
+from shortener.storage import schema
+from shortener.storage.batcher import GroupCommit
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+
+MAX_ROWS = 10_000  # of one application; a little more between two runs of the trim
+TRIM_INTERVAL_ROWS = 200  # of one process
+MAX_ROWS_PER_MINUTE = 1000  # of one application, in one process
+MAX_DESCRIPTION_CHARACTERS = 500
+
+log = structlog.get_logger(__name__)
+
+_insert = BulkInsert(
+    schema.refused_conversions,
+    "id",
+    "application_id",
+    "received_at",
+    "endpoint",
+    "reason",
+    "description",
+    "details",
+    "message_id",
+    "parameters",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    application_id: int
+    received_at: datetime
+    endpoint: str
+    error: ApiError
+    parameters: Mapping[str, Any]
+
+
+class RefusedConversions:
+    """Stores and counts rejected reports."""
+
+    def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
+        self._ids = ids
+        self._clock = clock
+        self._group: GroupCommit[_Refusal, None, None] = GroupCommit(database, self._store)
+        self._limiter = RateLimiter("refused", MAX_ROWS_PER_MINUTE, lambda: to_ms(clock()))
+        self._since_trim = TRIM_INTERVAL_ROWS  # so that a process that restarts often also trims
+        self.counted: Counter[str] = Counter()
+        self.not_stored = 0
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the counters of rejected reports."""
+        metrics.counter(
+            "shortener_conversions_refused",
+            "Reports of conversions that were rejected, by error code.",
+            lambda: {(reason,): count for reason, count in self.counted.items()},
+            "reason",
+        )
+        metrics.counter(
+            "shortener_conversions_refused_not_stored",
+            "Rejected reports that were counted only, because there were too many or the database was not available.",
+            lambda: self.not_stored,
+        )
+
+    def count(self, error: ApiError) -> None:
+        """Count a rejected report that is not stored, for example because its credential is unknown."""
+        self.counted[error.code.name] += 1
+
+    async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
+        """Store a rejected report. Return after the commit. It raises nothing."""
+        self.count(error)
+        now = self._clock()
+        if self._limiter.take(application_id):
+            self.not_stored += 1
+            return
+        try:
+            await self._group.submit(_Refusal(application_id, now, endpoint, error, storable_parameters(parameters)))
+        except StoreUnavailable:
+            self.not_stored += 1
+        except Exception:
+            self.not_stored += 1
+            log.exception("refused_conversion_not_stored")
+
+    # Runs in the transaction.
+
+    def _store(self, connection: Connection, items: Sequence[_Refusal]) -> tuple[list[Exception | None], None]:
+        _insert(
+            connection,
+            [
+                (
+                    self._ids(),
+                    item.application_id,
+                    to_ms(item.received_at),
+                    item.endpoint,
+                    item.error.code.name,
+                    item.error.description[:MAX_DESCRIPTION_CHARACTERS],
+                    orjson.dumps([detail.body() for detail in item.error.details[:20]]).decode(),
+                    _text(item.parameters.get("message_id")),
+                    orjson.dumps(item.parameters).decode(),
+                )
+                for item in items
+            ],
+        )
+        self._since_trim += len(items)
+        if self._since_trim >= TRIM_INTERVAL_ROWS:
+            self._since_trim = 0
+            for application_id in sorted({item.application_id for item in items}):
+                trim(connection, application_id)
+        return [None] * len(items), None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)[:MAX_ID_CHARACTERS]
+
+
+def trim(connection: Connection, application_id: int, keep: int | None = None) -> int:
+    """Delete the oldest refusals of an application beyond `keep` (default: MAX_ROWS). Return their number."""
+    table = schema.refused_conversions
+    of_application = table.c.application_id == application_id
+    newest = select(table.c.id).where(of_application).order_by(table.c.id.desc())
+    last = connection.scalar(newest.offset(MAX_ROWS if keep is None else keep).limit(1))
+    if last is None:
+        return 0
+    return connection.execute(delete(table).where(of_application, table.c.id <= last)).rowcount

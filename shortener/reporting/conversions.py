@@ -1,0 +1,318 @@
+"""Lists of conversions and of refused reports, newest first, in keyset pages, and the same as CSV.
+
+Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
+conversion, which is the time that the statistics count it at. No index contains it, nor the action or the status, so a page
+examines at most MAX_SCANNED_ROWS conversions. Such a page may contain fewer rows than requested, or none, and still have a next
+page.
+
+A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
+"""
+# Tested by tests/web/test_conversion_lists.py
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, Connection, Select, func, select
+
+from shortener.conversions.queries import StoredRevision, find_revisions
+from shortener.conversions.service import encode_conversion_id
+from shortener.conversions.status_words import WORDS, classify
+from shortener.ids import encode, first_id_at
+from shortener.reporting.export import escape_formula
+from shortener.reporting.messages import serialize_decimal
+from shortener.reporting.queries import AnyRow
+from shortener.storage.database import Database
+from shortener.storage.schema import cohorts, conversions, messages, refused_conversions
+from shortener.storage.types import to_iso, to_ms
+from shortener.times import MAX_AHEAD
+
+MAX_SCANNED_ROWS = 10_000  # conversions that one page examines
+PAGE_ROWS = 200  # of a CSV
+BOM = b"\xef\xbb\xbf"
+_MAX_ID = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionFilter:
+    """Conditions of a list of conversions. `since` is included, `until` is not. `campaign` "" selects messages without one.
+
+    `disposition`: positive, negative, pending (no disposition, the status is a word for it) or none (no disposition)."""
+
+    application_id: int
+    since: datetime | None = None
+    until: datetime | None = None
+    campaign: str | None = None
+    action: str | None = None
+    status: str | None = None
+    disposition: str | None = None
+    message_id: str | None = None
+    transaction_id: str | None = None
+    with_warnings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPage:
+    """Rows of a list with their earlier revisions. `next`: the next page has ids below this one; None on the last page."""
+
+    rows: Sequence[AnyRow]
+    revisions: Mapping[int, Sequence[StoredRevision]]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPage:
+    """Rows of `refused_conversions`. `next`: the next page has ids below this one; None on the last page."""
+
+    rows: Sequence[AnyRow]
+    next: int | None
+
+
+def list_conversions(connection: Connection, filters: ConversionFilter, limit: int, below: int | None = None) -> ConversionPage:
+    """Return the newest `limit` conversions, or the newest with an id below `below`."""
+    c = conversions.c
+    conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
+    if filters.since is not None:  # no conversion is received more than MAX_AHEAD before its reported time
+        conditions.append(c.id >= first_id_at(to_ms(filters.since - MAX_AHEAD)))
+    if filters.message_id is not None:
+        own = messages.c.application_id == filters.application_id, messages.c.message_id == filters.message_id
+        conditions.append(c.message_id == select(messages.c.id).where(*own).scalar_subquery())
+    scanned = select(c.id).where(*conditions).order_by(c.id.desc()).offset(MAX_SCANNED_ROWS - 1).limit(1)
+    floor: int | None = connection.scalar(scanned)
+    if floor is not None:
+        conditions.append(c.id >= floor)
+    rows = connection.execute(_newest([*conditions, *_filter_conditions(filters)], limit + 1)).all()
+    following = floor
+    if len(rows) > limit:
+        rows, following = rows[:limit], rows[limit - 1].id
+    return ConversionPage(rows, find_revisions(connection, [row.id for row in rows if row.revision > 1]), following)
+
+
+def _newest(conditions: Sequence[ColumnElement[bool]], limit: int) -> Select[Any]:
+    c = conversions.c
+    shown = select(conversions, messages.c.message_id.label("public_message_id"), cohorts.c.campaign)
+    joined = shown.join_from(conversions, messages, messages.c.id == c.message_id).join(
+        cohorts, cohorts.c.id == messages.c.cohort_id
+    )
+    return joined.where(*conditions).order_by(c.id.desc()).limit(limit)
+
+
+def _filter_conditions(filters: ConversionFilter) -> list[ColumnElement[bool]]:
+    c = conversions.c
+    found: list[ColumnElement[bool]] = []
+    if filters.since is not None:
+        found.append(c.at >= filters.since)
+    if filters.until is not None:
+        found.append(c.at < filters.until)
+    if filters.campaign is not None:
+        found.append(cohorts.c.campaign == filters.campaign)
+    if filters.action is not None:
+        found.append(c.action.in_({filters.action, filters.action.casefold()}))
+    if filters.transaction_id is not None:
+        found.append(c.transaction_id.in_({filters.transaction_id, filters.transaction_id.casefold()}))
+    if filters.status is not None:
+        found.append(func.lower(c.status) == filters.status.lower())
+    if filters.disposition in ("positive", "negative"):
+        found.append(c.disposition == filters.disposition)
+    elif filters.disposition is not None:
+        found.append(c.disposition.is_(None))
+        if filters.disposition == "pending":
+            word = func.lower(c.status)
+            for separator in "_- ":
+                word = func.replace(word, separator, "")
+            found.append(word.in_(WORDS["pending"]))
+    if filters.with_warnings:
+        found.append(c.warnings.is_not(None))
+    return found
+
+
+def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
+    """Return one revision as the API shows it."""
+    return {
+        "revision": revision.revision,
+        "status": revision.status,
+        "disposition": revision.disposition,
+        "value": serialize_decimal(revision.value),
+        "currency": revision.currency,
+        "timestamp": to_iso(revision.at),
+        "received_at": to_iso(revision.received_at),
+    }
+
+
+def serialize_conversion(
+    row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], **more: Any
+) -> dict[str, Any]:
+    """Return a row of `conversions` as the API shows it. `earlier`: its earlier revisions, oldest first."""
+    latest = StoredRevision(
+        row.revision,
+        row.status,
+        row.disposition,
+        row.value,
+        row.currency,
+        row.latest_at or row.at,
+        row.updated_at or row.received_at,
+    )
+    return {
+        "conversion_id": encode_conversion_id(row.id),
+        **more,
+        "click_id": None if row.hit_id is None else encode_click(row.hit_id),
+        "action": row.action_text or row.action,
+        "transaction_id": row.transaction_text or row.transaction_id or None,
+        "status": row.status,
+        "disposition": row.disposition,
+        "pending": row.disposition is None and classify(row.status) == "pending",
+        "value": serialize_decimal(row.value),
+        "currency": row.currency,
+        "timestamp": to_iso(row.at),
+        "received_at": to_iso(row.received_at),
+        "updated_at": to_iso(row.updated_at),
+        "metadata": row.metadata,
+        "warnings": row.warnings or [],
+        "revision": row.revision,
+        "revisions": [serialize_revision(one) for one in (*earlier, latest)],
+    }
+
+
+def serialize_listed(row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str]) -> dict[str, Any]:
+    """Return a row of `list_conversions` as the API shows it."""
+    return serialize_conversion(row, earlier, encode_click, message_id=row.public_message_id, campaign=row.campaign)
+
+
+def list_refused(
+    connection: Connection,
+    application_id: int,
+    limit: int,
+    below: int | None = None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    reason: str | None = None,
+) -> RefusedPage:
+    """Return the newest `limit` refused reports, or the newest with an id below `below`. `reason`: an error code."""
+    r = refused_conversions.c
+    statement = select(refused_conversions).where(r.application_id == application_id).order_by(r.id.desc()).limit(limit + 1)
+    if below is not None:
+        statement = statement.where(r.id < below)
+    if since is not None:
+        statement = statement.where(r.received_at >= since)
+    if until is not None:
+        statement = statement.where(r.received_at < until)
+    if reason is not None:
+        statement = statement.where(r.reason == reason)
+    rows = connection.execute(statement).all()
+    return RefusedPage(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
+
+
+def serialize_refused(row: AnyRow) -> dict[str, Any]:
+    """Return a row of `refused_conversions` as the API shows it."""
+    parameters: Mapping[str, Any] = row.parameters
+
+    def text(name: str) -> str | None:
+        value = parameters.get(name)
+        return None if value is None else str(value)
+
+    return {
+        "refused_id": encode(row.id),
+        "received_at": to_iso(row.received_at),
+        "endpoint": row.endpoint,
+        "reason": row.reason,
+        "description": row.description,
+        "details": row.details,
+        "message_id": text("message_id"),
+        "click_id": text("click_id"),
+        "transaction_id": text("transaction_id"),
+        "parameters": parameters,
+    }
+
+
+# CSV.
+
+CONVERSION_COLUMNS = (
+    "conversion_id",
+    "message_id",
+    "click_id",
+    "campaign",
+    "action",
+    "transaction_id",
+    "status",
+    "disposition",
+    "value",
+    "currency",
+    "timestamp",
+    "received_at",
+    "updated_at",
+    "revision",
+    "revisions",
+    "warnings",
+    "metadata",
+)
+REFUSED_COLUMNS = (
+    "refused_id",
+    "received_at",
+    "endpoint",
+    "reason",
+    "description",
+    "details",
+    "message_id",
+    "click_id",
+    "transaction_id",
+    "parameters",
+)
+
+
+async def conversions_csv(
+    database: Database, filters: ConversionFilter, encode_click: Callable[[int], str], *, bom: bool
+) -> AsyncIterator[bytes]:
+    """Yield the header and one line for each conversion. `bom`: with a byte order mark, which Excel requires for UTF-8.
+
+    Raise StoreUnavailable."""
+    yield (BOM if bom else b"") + _csv_lines([CONVERSION_COLUMNS])
+    below: int | None = None
+    while True:
+        page = await database.read(list_conversions, filters, PAGE_ROWS, below)
+        rows = [serialize_listed(row, page.revisions.get(row.id, ()), encode_click) for row in page.rows]
+        yield _csv_lines([[_cell(row[name]) for name in CONVERSION_COLUMNS] for row in rows])
+        if page.next is None:
+            return
+        below = page.next
+
+
+async def refused_csv(
+    database: Database,
+    application_id: int,
+    *,
+    bom: bool,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    reason: str | None = None,
+) -> AsyncIterator[bytes]:
+    """Yield the header and one line for each refused report. Raise StoreUnavailable."""
+    yield (BOM if bom else b"") + _csv_lines([REFUSED_COLUMNS])
+    below: int | None = None
+    while True:
+        page = await database.read(list_refused, application_id, PAGE_ROWS, below, since=since, until=until, reason=reason)
+        yield _csv_lines([[_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in map(serialize_refused, page.rows)])
+        if page.next is None:
+            return
+        below = page.next
+
+
+def _cell(value: Any) -> object:
+    """Return a cell. Lists and objects become JSON; text that a spreadsheet would run as a formula is escaped."""
+    if value is None or value == []:
+        return ""
+    if isinstance(value, dict | list):
+        return escape_formula(orjson.dumps(value).decode())
+    return escape_formula(value) if isinstance(value, str) else value
+
+
+def _csv_lines(lines: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue().encode()

@@ -1,0 +1,241 @@
+"""Lists of conversions and of refused reports, as JSON and as CSV."""
+# Tested by tests/web/test_conversion_lists.py
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from shortener.errors import ErrorCode
+from shortener.reporting.conversions import (
+    ConversionFilter,
+    conversions_csv,
+    list_conversions,
+    list_refused,
+    refused_csv,
+    serialize_listed,
+    serialize_refused,
+)
+from shortener.times import end_of, start_of
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.fields import Text
+from shortener.web.messages import ConversionStatus
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.period import Period
+
+_TAG = "Conversions"
+_LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")
+_BOM = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+
+
+class ConversionsCsvQuery(Period):
+    """Filters of conversions. The period refers to the reported time of the first report of a conversion."""
+
+    campaign: Text | None = Field(None, max_length=200, description="Campaign of the message; empty: messages without a campaign.")
+    action: Text | None = Field(None, max_length=255, description="Action, without case.")
+    status: Text | None = Field(None, max_length=64, description="Status word of the latest revision, without case.")
+    disposition: Literal["positive", "negative", "pending", "none"] | None = Field(
+        None, description="positive, negative, pending (the status word says so), or none (neither positive nor negative)."
+    )
+    message_id: Text | None = Field(None, max_length=255, description="Id of the message.")
+    transaction_id: Text | None = Field(None, max_length=255, description="Transaction id, without case.")
+    warnings: bool = Field(False, description="true: only conversions of which a part could not be parsed.")
+    bom: bool = _BOM
+
+
+class ConversionsQuery(ConversionsCsvQuery):
+    """Filters of conversions, and the page."""
+
+    limit: int = _LIMIT
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+
+
+class RefusedCsvQuery(Period):
+    """Filters of refused reports. The period refers to the time of receipt."""
+
+    reason: Text | None = Field(None, max_length=64, description="Error code, for example MESSAGE_NOT_FOUND.")
+    bom: bool = _BOM
+
+
+class RefusedQuery(RefusedCsvQuery):
+    """Filters of refused reports, and the page."""
+
+    limit: int = _LIMIT
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+
+
+class ListedConversion(ConversionStatus):
+    message_id: str
+    campaign: str
+
+
+class ConversionsResponse(ResponseModel):
+    """One page of conversions, newest first."""
+
+    status: Literal[True] = True
+    conversions: list[ListedConversion]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class RefusedReport(ResponseModel):
+    refused_id: str
+    received_at: str
+    endpoint: str = Field(description="Method and path, without a key.")
+    reason: str = Field(description="Error code of the response.")
+    description: str
+    details: list[dict[str, Any]]
+    message_id: str | None
+    click_id: str | None
+    transaction_id: str | None
+    parameters: dict[str, Any] = Field(description="All parameters, at most 4 KiB; credentials are removed.")
+
+
+class RefusedResponse(ResponseModel):
+    """One page of refused reports, newest first."""
+
+    status: Literal[True] = True
+    refused: list[RefusedReport]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+async def index(call: Call[ConversionsQuery, None]) -> Mapping[str, Any]:
+    """Return one page of conversions."""
+    service, cursors = call.service, Cursors(call.service.secret, "conversion cursors")
+    filters = _filter(call.application_id, call.query)
+    page = await service.database.read(list_conversions, filters, call.query.limit, cursors.decode(call.query.cursor))
+    encode_click = service.click_ids.encode
+    return {
+        "status": True,
+        "conversions": [serialize_listed(row, page.revisions.get(row.id, ()), encode_click) for row in page.rows],
+        "next_cursor": cursors.encode(page.next),
+    }
+
+
+async def export(call: Call[ConversionsCsvQuery, None]) -> Response:
+    """Stream conversions as CSV."""
+    service = call.service
+    filters = _filter(call.application_id, call.query)
+    pages = conversions_csv(service.database, filters, service.click_ids.encode, bom=call.query.bom)
+    return await _csv_response(call, "conversions", pages)
+
+
+async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
+    """Return one page of refused reports."""
+    service, cursors = call.service, Cursors(call.service.secret, "refused conversion cursors")
+    since, until = _period(call.query)
+    page = await service.database.read(
+        list_refused,
+        call.application_id,
+        call.query.limit,
+        cursors.decode(call.query.cursor),
+        since=since,
+        until=until,
+        reason=call.query.reason,
+    )
+    return {"status": True, "refused": [serialize_refused(row) for row in page.rows], "next_cursor": cursors.encode(page.next)}
+
+
+async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
+    """Stream refused reports as CSV."""
+    query = call.query
+    since, until = _period(query)
+    pages = refused_csv(call.service.database, call.application_id, bom=query.bom, since=since, until=until, reason=query.reason)
+    return await _csv_response(call, "refused-conversions", pages)
+
+
+async def _csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
+    head = await anext(pages)
+    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head + first_page
+        if call.request.method == "GET":
+            async for lines in pages:
+                yield lines
+
+    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+
+
+def _period(query: Period) -> tuple[datetime | None, datetime | None]:
+    return (
+        None if query.since is None else start_of(query.since),
+        None if query.until is None else end_of(query.until),
+    )
+
+
+def _filter(application_id: int, query: ConversionsCsvQuery) -> ConversionFilter:
+    since, until = _period(query)
+    return ConversionFilter(
+        application_id,
+        since=since,
+        until=until,
+        campaign=query.campaign,
+        action=query.action,
+        status=query.status,
+        disposition=query.disposition,
+        message_id=query.message_id,
+        transaction_id=query.transaction_id,
+        with_warnings=query.warnings,
+    )
+
+
+_PAGES = (
+    "Newest first. `cursor` requests the next page. A page may contain fewer rows than `limit`, or none, and still have a "
+    "`next_cursor`, because a page examines at most 10,000 conversions."
+)
+_CSV = "All rows that match the filters, newest first, in UTF-8. A cell that a spreadsheet would run as a formula is escaped."
+_STORED = "Reports are stored for 30 days, at most 10,000 for each application."
+
+ENDPOINTS = [
+    Endpoint(
+        "GET",
+        "/api/v1/conversions",
+        index,
+        "List conversions with their revisions",
+        _TAG,
+        permission="sms.read",
+        query=ConversionsQuery,
+        response=ConversionsResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=_PAGES,
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/conversions.csv",
+        export,
+        "Export conversions as CSV",
+        _TAG,
+        permission="sms.read",
+        query=ConversionsCsvQuery,
+        media_type="text/csv",
+        description=f"{_CSV} The column `revisions` has all revisions as JSON.",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/conversions/refused",
+        refused,
+        "List refused reports of conversions",
+        _TAG,
+        permission="sms.read",
+        query=RefusedQuery,
+        response=RefusedResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=f"Newest first, with the reason. {_STORED}",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/conversions/refused.csv",
+        export_refused,
+        "Export refused reports of conversions as CSV",
+        _TAG,
+        permission="sms.read",
+        query=RefusedCsvQuery,
+        media_type="text/csv",
+        description=f"{_CSV} {_STORED}",
+    ),
+]

@@ -1,0 +1,144 @@
+"""Postback keys over HTTP: create, list, rotate and revoke."""
+# Tested by tests/web/test_postback_keys.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from shortener.accounts import postback_keys
+from shortener.errors import ErrorCode
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
+
+_TAG = "Application"
+DEFAULT_OVERLAP_HOURS = 24
+
+
+class PostbackKeyRequest(RequestModel):
+    """A key to create."""
+
+    name: Text = Field(min_length=1, max_length=postback_keys.MAX_NAME_CHARACTERS, description="Name of the network, for people.")
+
+
+class RotatePostbackKeyRequest(RequestModel):
+    """How a key is rotated."""
+
+    overlap_hours: float = Field(
+        DEFAULT_OVERLAP_HOURS,
+        ge=0,
+        le=postback_keys.MAX_OVERLAP.days * 24,
+        allow_inf_nan=False,
+        description=f"Hours for which the previous key stays valid. Default: {DEFAULT_OVERLAP_HOURS}.",
+    )
+
+
+class PostbackKeyFields(ResponseModel):
+    id: int
+    name: str
+    hint: str = Field(description="The first characters of the key.")
+    created_at: str
+    valid_until: str | None = Field(description="End of the overlap after a rotation; null: no end.")
+    revoked_at: str | None
+
+
+class NewPostbackKeyResponse(ResponseModel):
+    """The key and the URL for the network. They are not shown again."""
+
+    status: Literal[True] = True
+    id: int
+    postback_key: str
+    url: str = Field(description="The URL to give to the network, to which it adds the parameters.")
+    previous_valid_until: str | None = Field(None, description="End of the previous key, if this key replaces one.")
+
+
+class PostbackKeysResponse(ResponseModel):
+    """All keys of the application, oldest first, without their plain text."""
+
+    status: Literal[True] = True
+    postback_keys: list[PostbackKeyFields]
+
+
+async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
+    """Create a key."""
+    service = call.service
+    key_id, key = await service.database.write(
+        postback_keys.create_postback_key, call.application_id, call.body.name, service.clock()
+    )
+    await service.directory.refresh()
+    return _new_key(call, key_id, key, None)
+
+
+async def index(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return all keys."""
+    rows = await call.service.database.read(postback_keys.list_postback_keys, call.application_id)
+    times = ("created_at", "valid_until", "revoked_at")
+    return {
+        "status": True,
+        "postback_keys": [
+            {name: to_iso(value) if name in times else value for name, value in row.items() if name != "application_id"}
+            for row in rows
+        ],
+    }
+
+
+async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[str, Any]:
+    """Replace a key."""
+    service = call.service
+    hours = DEFAULT_OVERLAP_HOURS if call.body is None else call.body.overlap_hours
+    key_id, key, until = await service.database.write(
+        postback_keys.rotate_postback_key, call.application_id, call.path["key_id"], service.clock(), timedelta(hours=hours)
+    )
+    await service.directory.refresh()
+    return _new_key(call, key_id, key, to_iso(until))
+
+
+async def revoke(call: Call[None, None]) -> Response:
+    """Revoke a key."""
+    service = call.service
+    await service.database.write(postback_keys.revoke_postback_key, call.application_id, call.path["key_id"], service.clock())
+    await service.directory.refresh()
+    return Response(status_code=204)
+
+
+def _new_key(call: Call[Any, Any], key_id: int, key: str, previous_valid_until: str | None) -> Mapping[str, Any]:
+    url = call.service.settings.base_url.rstrip("/") + postback_keys.PATH.format(postback_key=key)
+    return {"status": True, "id": key_id, "postback_key": key, "url": url, "previous_valid_until": previous_valid_until}
+
+
+_PATH = "/api/v1/postback-keys"
+
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        _PATH,
+        create,
+        "Create a postback key",
+        _TAG,
+        permission="admin",
+        body=PostbackKeyRequest,
+        response=NewPostbackKeyResponse,
+        status=201,
+        errors=(ErrorCode.CONFLICT,),
+        description="For a network that can store only a URL. The key allows reports of conversions and nothing else.",
+    ),
+    Endpoint("GET", _PATH, index, "List postback keys", _TAG, permission="admin", response=PostbackKeysResponse),
+    Endpoint(
+        "POST",
+        f"{_PATH}/{{key_id:int}}/rotate",
+        rotate,
+        "Replace a postback key",
+        _TAG,
+        permission="admin",
+        body=RotatePostbackKeyRequest,
+        body_optional=True,
+        response=NewPostbackKeyResponse,
+        description="The previous key stays valid for the overlap.",
+    ),
+    Endpoint("DELETE", f"{_PATH}/{{key_id:int}}", revoke, "Revoke a postback key", _TAG, permission="admin", status=204),
+]

@@ -1,0 +1,176 @@
+"""Reading the parameters of a conversion report from a query and a body, whatever their format.
+
+Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
+Content-Type that does not match. So the content decides: a body that is a JSON object is JSON, and anything else is a form. A JSON
+body may have a byte order mark, and a body may be compressed. `&amp;`, which remains if a URL was copied from HTML, separates
+parameters like `&`. Text that is not UTF-8 is read as Windows-1252, with a warning, so that no report is lost.
+"""
+# Tested by tests/web/test_report_input.py
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from email.message import Message
+from email.parser import BytesParser
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import Request
+
+from shortener.conversions.parsing import RepeatedValues
+from shortener.errors import ApiError, ErrorCode
+from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
+
+MAX_BODY_BYTES = 256 * 1024  # far above the 4 KiB of parameters that are stored
+MAX_INTEGER_DIGITS = 40
+MAX_BODY_EXCERPT = 1000  # characters of a body without parameters, for the list of refused reports
+
+
+@dataclass(slots=True)
+class ReportInput:
+    """The parameters of a report. `problem`: why the body could not be read. `warnings`: what was read with a doubt."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    problem: ApiError | None = None
+
+    def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        """Add parameters. The values of a repeated parameter become RepeatedValues."""
+        for name, value in pairs:
+            if name not in self.parameters:
+                if len(self.parameters) >= MAX_FORM_FIELDS:
+                    self.warnings.append(f"{name[:60]}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
+                    return
+                self.parameters[name] = value
+            elif isinstance(present := self.parameters[name], RepeatedValues):
+                present.append(value)
+            elif present != value or isinstance(value, bool):
+                self.parameters[name] = RepeatedValues([present, value])
+
+    def decode(self, content: bytes, what: str) -> str:
+        """Return the text of bytes."""
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            warning = f"{what}: is not UTF-8; it was read as Windows-1252"
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+            return content.decode("cp1252", "replace")
+
+
+async def read_report(request: Request, limit: int) -> ReportInput:
+    """Return all parameters of a request. The body may have `limit` bytes, but at most MAX_BODY_BYTES."""
+    limit = min(limit, MAX_BODY_BYTES)
+    found = ReportInput()
+    query = request.scope["query_string"]
+    if query:
+        found.add(_parse_form(query, found, "query"))
+    headers = request.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return found
+    try:
+        body = await read_body(request, BodyLimits(limit, 1, False), is_form=True)
+        body = _decompress(body, headers.get("content-encoding", ""), limit)
+        _read_body(found, body, headers.get("content-type", ""))
+    except ApiError as error:
+        found.problem = error
+    return found
+
+
+def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    expander = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib
+    try:
+        expanded = expander.decompress(body, limit + 1)
+    except zlib.error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, f"The body is not {encoding}, as its Content-Encoding says.") from None
+    if len(expanded) > limit:
+        raise ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {limit} bytes.")
+    return expanded
+
+
+def _read_body(found: ReportInput, body: bytes, content_type: str) -> None:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("multipart/"):
+        found.add(_parse_multipart(body, content_type, found))
+        return
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = body.decode("utf-16", "replace")
+        body = text.encode()
+    elif body.startswith(b"\xef\xbb\xbf"):
+        body = body[3:]
+    start = body.lstrip()[:1]
+    is_declared_json = kind == "application/json" or kind.endswith("+json")
+    if not start:
+        return
+    if start in b"{[" or is_declared_json:
+        try:
+            found.add(_parse_json(found.decode(body, "body")).items())
+            return
+        except ApiError as error:
+            if is_declared_json or b"=" not in body:
+                found.parameters.setdefault("(body)", found.decode(body[:MAX_BODY_EXCERPT], "body"))
+                raise error from None
+    if b"=" not in body:
+        found.parameters.setdefault("(body)", found.decode(body[:MAX_BODY_EXCERPT], "body"))
+        raise ApiError(ErrorCode.INVALID_JSON, "The body is neither a JSON object nor a form.")
+    found.add(_parse_form(body.strip(), found, "body"))
+
+
+def _parse_json(text: str) -> Mapping[str, Any]:
+    """Return a JSON object. Numbers with a point stay exact."""
+    try:
+        data = json.loads(text, parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    if not isinstance(data, dict):
+        raise ApiError(ErrorCode.INVALID_JSON, "The body must be one JSON object, which reports one conversion.")
+    return data
+
+
+def _parse_integer(text: str) -> int | str:
+    return int(text) if len(text) <= MAX_INTEGER_DIGITS else text
+
+
+def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str, str]]:
+    """Return the parameters of a query or of a form in the order of their occurrence."""
+    pieces = content.split(b"&", MAX_FORM_FIELDS + 1)
+    if len(pieces) > MAX_FORM_FIELDS:
+        found.warnings.append(f"{what}: has more than {MAX_FORM_FIELDS} parameters; the rest was not read")
+        del pieces[MAX_FORM_FIELDS:]
+    pairs = []
+    for piece in pieces:
+        name, _, value = piece.partition(b"=")
+        while name.startswith(b"amp;"):
+            name = name[4:]
+        if name or value:
+            decoded = (found.decode(unquote_to_bytes(part.replace(b"+", b" ")), what) for part in (name, value))
+            pairs.append((next(decoded), next(decoded)))
+    return pairs
+
+
+def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list[tuple[str, str]]:
+    """Return the fields of a multipart form. Uploaded files are not fields."""
+    head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
+    parts = BytesParser().parsebytes(head + body).get_payload()
+    if not isinstance(parts, list):
+        raise ApiError(ErrorCode.INVALID_REQUEST, "The body is not a multipart form with the boundary of its Content-Type.")
+    pairs = []
+    for part in parts[:MAX_FORM_FIELDS]:
+        name = part.get_param("name", header="content-disposition") if isinstance(part, Message) else None
+        if not isinstance(part, Message) or not isinstance(name, str) or not name:
+            continue
+        if part.get_filename() is not None:
+            found.warnings.append(f"{name[:60]}: is a file; it was not stored")
+            continue
+        payload = part.get_payload(decode=True)
+        if isinstance(payload, bytes):
+            pairs.append((name, found.decode(payload, "body")))
+    return pairs

@@ -1,0 +1,157 @@
+"""The recipes of docs/recipes and the documented sequences of networks, against the real process."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import httpx
+import pytest
+
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.process import PHONE, Server
+
+RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
+#: lead, sale, rejected: the words of three networks, in the order that their documents describe.
+SEQUENCES = {
+    "Keitaro": [{"status": "lead", "value": "12.5"}, {"status": "sale", "value": "12.5"}, {"status": "rejected"}],
+    "Everflow": [{"status": "pending"}, {"status": "approved", "value": "12.5"}, {"status": "rejected"}],
+    "TUNE": [
+        {"status": "pending", "value": "12.5"},
+        {"status": "approved", "value": "12.5"},
+        {"status": "rejected", "value": "12.5"},
+    ],
+}
+
+
+def blocks(recipe: Path) -> tuple[str, str, str]:
+    """The destination, the URL of the network's postback, and the URL of the tracker."""
+    link, inbound, outbound = re.findall(r"```text\n(.*?)\n```", recipe.read_text(), re.DOTALL)
+    return link, inbound, outbound
+
+
+def macros(recipe: Path) -> dict[str, list[str]]:
+    """The example values by macro of the network."""
+    rows = re.findall(r"^\| `(\{[^`]+\})` \| `[a-z_]+` \|.*\| ([^|]*) \|$", recipe.read_text(), re.MULTILINE)
+    return {macro: [one.strip() for one in values.split(",")] if ", " in values else [values.strip()] for macro, values in rows}
+
+
+def rewrite(server: Server, **fields: Any) -> dict[str, Any]:
+    with server.api() as api:
+        response = api.post("/api/v1/rewrite", json={"to": "+14085550100", **fields})
+        assert response.status_code == 200, response.text
+        message: dict[str, Any] = response.json()["messages"][0]
+        return message
+
+
+def conversions(server: Server) -> list[dict[str, Any]]:
+    with server.api() as api:
+        found: list[dict[str, Any]] = api.get("/api/v1/conversions").json()["conversions"]
+        return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_postback_of_a_recipe_is_recorded(server: Server, recipe: Path) -> None:
+    link, inbound, _ = blocks(recipe)
+    message = rewrite(server, body=f'Look #track("{link}")')
+    with server.client(**{"User-Agent": PHONE}) as phone:
+        location = phone.get(f"/{message['links'][0]['code']}").headers["location"]
+    parameter = next(part.partition("=")[0] for part in urlsplit(link).query.split("&") if part.endswith("={click_id}"))
+    click_id = parse_qs(urlsplit(location).query)[parameter][0]
+    values = macros(recipe)
+    statuses = next((found for macro, found in values.items() if "status" in macro), [""])
+    with server.api() as api:
+        key = api.post("/api/v1/postback-keys", json={"name": recipe.stem}).json()["postback_key"]
+    with server.client() as network:
+        for status in statuses:
+            url = inbound.replace("https://go.brand.example", "").replace("POSTBACK_KEY", key)
+            for macro, examples in values.items():
+                value = examples[0] or click_id
+                url = url.replace(macro, quote(status if "status" in macro else value, safe=""))
+            response = network.get(url)
+            assert response.status_code == 200, response.text
+            assert "warnings" not in response.json()
+    (found,) = conversions(server)
+    assert (found["message_id"], found["click_id"]) == (message["message_id"], click_id)
+    assert found["revision"] == len(statuses)
+    assert found["value"] is not None
+    assert found["currency"] in ("USD", "EUR")
+    if len(statuses) > 1:
+        assert found["disposition"] == "negative"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_tracker_of_a_recipe_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
+    _, _, outbound = blocks(recipe)
+    metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", outbound), "theirs-1")
+    message = rewrite(server, body="Hello", metadata=metadata)
+    parts = urlsplit(outbound)
+    tracker = {"name": recipe.stem, "url": f"{endpoint.url}{parts.path}?{parts.query}", "events": ["conversion"], "method": "GET"}
+    with server.api() as api:
+        response = api.post("/api/v1/trackers", json=tracker)
+        assert response.status_code == 201, response.text
+    report = {
+        "message_id": message["message_id"],
+        "action": "sale",
+        "transaction_id": "Order 1",
+        "status": "sale",
+        "value": "12.50",
+        "currency": "USD",
+    }
+    with server.tracker() as own:
+        assert own.post("/api/v1/callback/action", json=report).status_code == 200
+    (request,) = endpoint.wait(1)
+    sent = parse_qs(urlsplit(request.target).query)
+    assert urlsplit(request.target).path == (parts.path or "/")
+    expected = {"{transaction_id}": "Order 1", "{status}": "sale", "{value}": "12.50", "{currency}": "USD", "{action}": "sale"}
+    for name, (template,) in parse_qs(parts.query).items():
+        assert sent[name] == [expected.get(template, "theirs-1" if "metadata" in template else template)], name
+
+
+@pytest.mark.parametrize("network", SEQUENCES)
+def test_the_documented_sequence_of_a_network_is_one_conversion_with_correct_sums(
+    server: Server, endpoint: Endpoint, network: str
+) -> None:
+    message = rewrite(server, body="Hello")
+    with server.api() as api:
+        tracker = {
+            "name": "sums",
+            "url": f"{endpoint.url}/?r={{revision}}&d={{disposition}}&s={{status}}",
+            "events": ["conversion"],
+        }
+        assert api.post("/api/v1/trackers", json={**tracker, "method": "GET"}).status_code == 201
+        with server.tracker() as own:
+            for revision, parameters in enumerate(SEQUENCES[network], 1):
+                query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **parameters}
+                response = own.get("/api/v1/track", params=query).json()
+                assert response.get("revision", 1) == revision
+                assert own.get("/api/v1/track", params=query).json()["duplicate"]
+                totals = api.get("/api/v1/sms/stats").json()
+                assert (totals["conversions"], totals["value"]) == (1, {"USD": "12.5"} if revision == 2 else {})
+        (found,) = conversions(server)
+        assert [one["status"] for one in found["revisions"]] == [one["status"] for one in SEQUENCES[network]]
+        assert api.get("/api/v1/sms/status/" + message["message_id"]).json()["conversions"][0]["revision"] == 3
+    requests = endpoint.wait(3)
+    assert {parse_qs(urlsplit(request.target).query)["r"][0] for request in requests} == {"1", "2", "3"}
+    assert server.command("verify")["drift"] == []
+
+
+def test_fifty_concurrent_postbacks_of_one_transaction_lose_no_update(server: Server) -> None:
+    message_id = rewrite(server, body="Hello")["message_id"]
+
+    def send(number: int) -> int:
+        status = {"status": "approved", "value": "30"} if number % 2 else {"status": "pending"}
+        query = {"message_id": message_id, "transaction_id": "T1", "currency": "USD", **status}
+        headers = {"X-Api-Token": server.first["tracker_token"]}
+        return httpx.get(f"{server.base}/api/v1/track", params=query, headers=headers, trust_env=False, timeout=30).status_code
+
+    with ThreadPoolExecutor(50) as threads:
+        assert set(threads.map(send, range(50))) == {200}
+    (found,) = conversions(server)
+    assert found["revision"] == 2
+    assert {one["status"] for one in found["revisions"]} == {"pending", "approved"}
+    assert found["value"] == "30"
+    assert server.command("verify")["drift"] == []

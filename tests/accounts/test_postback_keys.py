@@ -1,0 +1,50 @@
+"""Postback keys in the database and in the directory."""
+
+from datetime import timedelta
+
+import pytest
+
+from shortener.accounts import postback_keys
+from shortener.container import Service
+from shortener.errors import ApiError, ErrorCode
+from tests.conftest import NOON
+
+
+async def test_a_key_is_found_until_it_is_revoked(service: Service) -> None:
+    key_id, key = await service.database.write(postback_keys.create_postback_key, 1, " network ", NOON)
+    await service.directory.refresh()
+    found = service.directory.find_by_postback_key(key, NOON)
+    assert found is not None
+    assert (found.application.id, found.permissions, found.key_id) == (1, frozenset(), key_id)
+    assert service.directory.find_by_api_key(key) is None
+    assert service.directory.find_by_tracker_token(key, NOON) is None
+    (listed,) = await service.database.read(postback_keys.list_postback_keys, 1)
+    assert (listed["name"], "hash" in listed) == ("network", False)
+    await service.database.write(postback_keys.revoke_postback_key, 1, key_id, NOON)
+    await service.directory.refresh()
+    assert service.directory.find_by_postback_key(key, NOON) is None
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb"])
+async def test_a_key_has_a_printable_name(service: Service, name: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        await service.database.write(postback_keys.create_postback_key, 1, name, NOON)
+    assert raised.value.details[0].field == "name"
+
+
+async def test_the_number_of_keys_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postback_keys, "MAX_KEYS", 1)
+    key_id, _ = await service.database.write(postback_keys.create_postback_key, 1, "one", NOON)
+    with pytest.raises(ApiError) as raised:
+        await service.database.write(postback_keys.create_postback_key, 1, "two", NOON)
+    assert raised.value.code is ErrorCode.CONFLICT
+    await service.database.write(postback_keys.revoke_postback_key, 1, key_id, NOON)
+    await service.database.write(postback_keys.create_postback_key, 1, "two", NOON)
+
+
+@pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=91)])
+async def test_an_overlap_is_between_0_and_90_days(service: Service, overlap: timedelta) -> None:
+    key_id, _ = await service.database.write(postback_keys.create_postback_key, 1, "one", NOON)
+    with pytest.raises(ApiError) as raised:
+        await service.database.write(postback_keys.rotate_postback_key, None, key_id, NOON, overlap)
+    assert raised.value.details[0].field == "overlap"

@@ -1,0 +1,62 @@
+"""`shortener conversions` and `postback-keys`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortener.container import open_service
+from shortener.settings import Settings
+from tests.cli.shell import InProcessShell
+from tests.conftest import client_of
+from tests.factory import add_message
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> InProcessShell:
+    """The command line of an installation with one conversion of two revisions and one refused report."""
+
+    async def fill() -> None:
+        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        assert service.first_credentials is not None
+        await service.database.write(add_message, service.ids, campaign="autumn")
+        async with client_of(service, {"X-Api-Token": service.first_credentials.tracker_token}) as tracker:
+            for parameters in (
+                {"status": "lead"},
+                {"status": "paid", "value": "3", "currency": "EUR"},
+                {"transaction_id": "{tid}"},
+            ):
+                await tracker.get("/api/v1/track", params={"message_id": "m-1", "action": "sale", **parameters})
+        await service.close(grace=1)
+
+    asyncio.run(fill())
+    return InProcessShell(tmp_path / "data")
+
+
+def test_conversions_and_refused_reports_are_listed(shell: InProcessShell) -> None:
+    (found,) = shell.json("conversions", "list", "--application", "1")["conversions"]
+    assert (found["status"], found["value"], found["revision"], len(found["revisions"])) == ("paid", "3", 2, 2)
+    assert found["conversion_id"] in shell("conversions", "list", "--application", "1").stdout
+    assert shell.json("conversions", "list", "--application", "1", "--campaign", "spring")["conversions"] == []
+    (refused,) = shell.json("conversions", "refused", "--application", "1")["refused"]
+    assert (refused["reason"], refused["transaction_id"]) == ("UNEXPANDED_PLACEHOLDER", "{tid}")
+    assert shell.json("conversions", "refused", "--application", "1", "--reason", "message_not_found")["refused"] == []
+    assert "NOT_FOUND" in shell("conversions", "list", "--application", "9", code=1).stderr
+    assert "--below" in shell("conversions", "refused", "--application", "1", "--below", "x!", code=2).stderr
+
+
+def test_postback_keys_are_created_rotated_and_revoked(shell: InProcessShell) -> None:
+    created: dict[str, Any] = shell.json("postback-keys", "create", "1", "--name", "Network")
+    assert created["url"].endswith("/api/v1/postback/" + created["postback_key"])
+    rotated = shell.json("postback-keys", "rotate", str(created["id"]), "--overlap", "2h")
+    shell("postback-keys", "revoke", str(rotated["id"]))
+    assert "NOT_FOUND" in shell("postback-keys", "revoke", str(rotated["id"]), code=1).stderr
+    rows = shell.json("postback-keys", "list", "1")
+    assert [(row["name"], row["valid_until"] is None, row["revoked_at"] is None) for row in rows] == [
+        ("Network", False, True),
+        ("Network", True, False),
+    ]
+    assert created["postback_key"] not in shell("postback-keys", "list").stdout

@@ -1,0 +1,255 @@
+"""Conversions that change: revisions, events, counts, late repeats, conflicts and races."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from shortener.container import Service
+from shortener.conversions import queries
+from shortener.conversions.parsing import ConversionReport, parse_conversion
+from shortener.conversions.service import OTHER_ACTIONS, REPEAT_WINDOW, Conversions
+from shortener.errors import ApiError, ErrorCode
+from shortener.ids import ClickIds, IdGenerator
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CountDelta
+from shortener.reporting.counts import fold, verify
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+from tests.conftest import NOON, Clock
+from tests.factory import Message, add_message, count_delta_sums, rows
+from tests.rows import Rows
+
+LEAD = {"status": "lead"}
+APPROVED = {"status": "approved", "value": "30", "currency": "USD"}
+REJECTED = {"status": "rejected"}
+
+
+@pytest.fixture(autouse=True)
+async def message(service: Service) -> Message:
+    return await service.database.write(add_message, service.ids)
+
+
+def report(*, at: Any = NOON, **parameters: Any) -> ConversionReport:
+    return parse_conversion({"message_id": "m-1", "transaction_id": "T1", **parameters}, at)
+
+
+async def assert_counts_agree(database: Database) -> None:
+    """The counts of conversions agree with a recount of the rows, before and after the deltas are folded."""
+    for _ in range(2):
+        different = await database.read(verify, NOON - timedelta(days=2), NOON + timedelta(days=2))
+        # The message is inserted without its counts.
+        assert [one for one in different if one.metric not in ("messages", "segments")] == []
+        while await database.write(fold):
+            pass
+
+
+async def sums(database: Database) -> dict[str, str]:
+    """The count deltas that are not 0."""
+    return {metric: amount for metric, amount in (await count_delta_sums(database)).items() if Decimal(amount)}
+
+
+@pytest.mark.parametrize("transaction_id", ["T1", ""])
+@pytest.mark.parametrize("order", list(itertools.permutations([LEAD, APPROVED, REJECTED])))
+async def test_lead_approved_and_rejected_in_any_order_are_one_conversion_with_three_revisions(
+    service: Service, order: tuple[dict[str, str], ...], transaction_id: str
+) -> None:
+    results = []
+    for parameters in order:
+        results.append(await service.conversions.ingest(1, report(transaction_id=transaction_id, **parameters)))
+    assert [(one.updated, one.revision) for one in results] == [(False, 1), (True, 2), (True, 3)]
+    assert not any(one.duplicate for one in results)
+    assert len({one.conversion_id for one in results}) == 1
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.status, stored.value, stored.revision) == (order[-1]["status"], Decimal(30), 3)
+    earlier = await rows(service.database, schema.conversion_revisions)
+    assert [(one.revision, one.status) for one in earlier] == [(1, order[0]["status"]), (2, order[1]["status"])]
+    events = await rows(service.database, schema.events)
+    assert [event.data["revision"] for event in events] == [1, 2, 3]
+    assert [event.data["previous_status"] for event in events] == [None, order[0]["status"], order[1]["status"]]
+    category = {"lead": "pending", "approved": "positive", "rejected": "negative"}[order[-1]["status"]]
+    expected = {"conversions": "1", f"conversions:{category}:conversion": "1", f"value:USD:{category}:conversion": "30"}
+    assert await sums(service.database) == expected | ({"value:USD": "30"} if category == "positive" else {})
+    await assert_counts_agree(service.database)
+
+
+async def test_the_sums_are_correct_at_every_step(service: Service) -> None:
+    steps = [
+        (LEAD, {}),
+        (APPROVED, {"value:USD": "30"}),
+        ({"status": "approved", "value": "35.50"}, {"value:USD": "35.50"}),
+        ({"currency": "EUR"}, {"value:EUR": "35.50"}),
+        (REJECTED, {}),
+        ({"status": "paid", "value": "-1.00"}, {"value:EUR": "-1.00"}),
+    ]
+    for parameters, expected in steps:
+        await service.conversions.ingest(1, report(**parameters))
+        found = await sums(service.database)
+        assert {metric: amount for metric, amount in found.items() if metric.count(":") == 1} == expected
+        assert found["conversions"] == "1"
+    last = (await rows(service.database, schema.events))[-1].data
+    assert (last["previous_status"], last["previous_value"], last["value"]) == ("rejected", "35.50", "-1.00")
+    await assert_counts_agree(service.database)
+
+
+async def test_an_update_keeps_what_it_does_not_state(service: Service) -> None:
+    await service.conversions.ingest(1, report(status="approved", value="30", currency="USD", sub="1"))
+    await service.conversions.ingest(1, report(status="rejected", reason="fraud"))
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.status, stored.disposition, stored.value, stored.currency) == ("rejected", "negative", Decimal(30), "USD")
+    assert stored.metadata == {"reason": "fraud"}
+    (earlier,) = await rows(service.database, schema.conversion_revisions)
+    assert (earlier.status, earlier.disposition, earlier.metadata) == ("approved", "positive", {"sub": "1"})
+
+
+async def test_an_update_is_not_counted_at_another_time(service: Service, clock: Clock) -> None:
+    await service.conversions.ingest(1, report(**APPROVED))
+    later = clock.forward(days=1)
+    await service.conversions.ingest(1, report(at=later, **REJECTED))
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.at, stored.latest_at, stored.updated_at) == (NOON, later, later)
+    await assert_counts_agree(service.database)
+
+
+# Repeats and conflicts
+
+
+async def test_a_report_that_equals_an_earlier_revision_is_a_late_repeat(service: Service, clock: Clock) -> None:
+    for parameters in (LEAD, APPROVED, REJECTED):
+        await service.conversions.ingest(1, report(**parameters))
+    for parameters in (LEAD, APPROVED, REJECTED, {"status": "approved"}, {}):
+        result = await service.conversions.ingest(1, report(at=clock(), **parameters))
+        assert (result.duplicate, result.updated) == (True, False)
+    assert len(await rows(service.database, schema.events)) == 3
+
+
+async def test_an_earlier_status_is_an_update_later_or_with_a_newer_timestamp(service: Service, clock: Clock) -> None:
+    for parameters in (APPROVED, REJECTED):
+        await service.conversions.ingest(1, report(**parameters))
+    newer = report(at=clock(), timestamp=(NOON + timedelta(seconds=1)).isoformat(), **APPROVED)
+    assert (await service.conversions.ingest(1, newer)).revision == 3
+    clock.now += REPEAT_WINDOW
+    assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).duplicate
+    clock.forward(milliseconds=1)
+    assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
+
+
+async def test_without_a_transaction_id_a_second_value_is_a_conflict_that_says_to_send_one(service: Service) -> None:
+    one = report(transaction_id="", value="12.54")
+    await service.conversions.ingest(1, one)
+    assert (await service.conversions.ingest(1, one)).duplicate
+    for other in ({"value": "1.31"}, {"value": "12.54", "currency": "USD"}, {"value": "12.54", "currency": "EUR"}):
+        if other == {"value": "12.54", "currency": "USD"}:
+            assert (await service.conversions.ingest(1, report(transaction_id="", **other))).updated
+            continue
+        with pytest.raises(ApiError, match="transaction_id") as raised:
+            await service.conversions.ingest(1, report(transaction_id="", **other))
+        assert raised.value.code is ErrorCode.CONVERSION_CONFLICT
+    assert (await service.conversions.ingest(1, report(transaction_id="2", value="1.31"))).revision == 1
+
+
+async def test_a_conversion_of_an_earlier_release_keeps_its_case_and_its_counts(service: Service, message: Message) -> None:
+    """Such a row has its action as reported, and is counted in `conversions` and `value:` only."""
+
+    def old_row(connection: Any) -> None:
+        Rows(connection, NOON).conversion(message.row, action="Sale", transaction_id="T1", value=Decimal(7), currency="EUR")
+        delta = CountDelta()
+        delta.add(message.cohort_id, to_ms(NOON), "conversions")
+        delta.add(message.cohort_id, to_ms(NOON), "value:EUR", Decimal(7))
+        count_deltas.append(connection, 1, delta)
+
+    await service.database.write(old_row)
+    await assert_counts_agree(service.database)
+    assert (await service.conversions.ingest(1, report(action="Sale", value="7", currency="EUR"))).duplicate
+    assert (await service.conversions.ingest(1, report(action="Sale", status="rejected"))).revision == 2
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.action, stored.counted_as) == ("Sale", "negative:sale")
+    await assert_counts_agree(service.database)
+
+
+async def test_the_number_of_actions_with_counts_of_their_own_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_COUNTED_ACTIONS", 2)
+    for number in range(4):
+        await service.conversions.ingest(1, report(action=f"action-{number}"))
+    counted = [row.counted_as for row in await rows(service.database, schema.conversions)]
+    assert counted == ["other:action-0", "other:action-1", f"other:{OTHER_ACTIONS}", f"other:{OTHER_ACTIONS}"]
+    await assert_counts_agree(service.database)
+
+
+async def test_the_event_of_a_revision_has_the_values_of_that_revision(service: Service) -> None:
+    """The fan-out reads the row later, when it may have the next revision already."""
+
+    def subscribe(connection: Any) -> None:
+        Rows(connection, NOON).tracker(1, enabled=True)
+        connection.execute(schema.trackers.update().values(topics=8))
+
+    await service.database.write(subscribe)
+    for parameters in (LEAD, APPROVED, REJECTED):
+        await service.conversions.ingest(1, report(transaction_id="Order-1", action="Sale", **parameters))
+    await service.fanout.flush()
+    facts = [event.facts for event in await rows(service.database, schema.events)]
+    assert [(one["conversion_status"], one["value"], one["disposition"]) for one in facts] == [
+        ("lead", None, None),
+        ("approved", "30", "positive"),
+        ("rejected", "30", "negative"),
+    ]
+    assert {(one["action"], one["transaction_id"]) for one in facts} == {("Sale", "Order-1")}
+
+
+# Races
+
+
+def another_process(service: Service, clock: Clock, number: int) -> Conversions:
+    """A service with its own batches, as in another process."""
+    ids = IdGenerator(5 + number, lambda: to_ms(clock()))
+    return Conversions(service.database, ids, ClickIds(b"key"), clock, lambda: None)
+
+
+async def test_fifty_concurrent_postbacks_with_two_statuses_are_one_row_with_at_most_two_revisions(service: Service) -> None:
+    reports = [report(**(APPROVED if number % 2 else LEAD)) for number in range(50)]
+    results = await asyncio.gather(*(service.conversions.ingest(1, one) for one in reports))
+    (stored,) = await rows(service.database, schema.conversions)
+    assert stored.revision == 2
+    assert len(await rows(service.database, schema.conversion_revisions)) == 1
+    assert len(await rows(service.database, schema.events)) == 2
+    assert [one.duplicate for one in results].count(False) == 2
+    await assert_counts_agree(service.database)
+
+
+async def test_several_processes_that_race_lose_no_update(service: Service, clock: Clock) -> None:
+    """Each of three processes reports ten statuses of each of five transactions. On PostgreSQL their transactions overlap."""
+    database = service.database
+    processes = [another_process(service, clock, number) for number in range(3)]
+    reports = [
+        replace(report(), transaction_id=f"t-{transaction}", status=f"status {status}", value=Decimal(status), currency="EUR")
+        for status in range(10)
+        for transaction in range(5)
+    ]
+    jobs = [process.ingest(1, one) for process in processes for one in (reports if process is processes[0] else reports[::-1])]
+    results = await asyncio.gather(*jobs)
+    stored = await rows(database, schema.conversions)
+    assert len(stored) == 5
+    assert {row.revision for row in stored} == {10}, "each status is a revision, and none is repeated"
+    earlier = await rows(database, schema.conversion_revisions)
+    for row in stored:
+        statuses = [one.status for one in earlier if one.conversion_id == row.id] + [row.status]
+        assert sorted(statuses) == sorted(f"status {number}" for number in range(10))
+    assert [one.duplicate for one in results].count(False) == 50
+    assert len(await rows(database, schema.events)) == 50
+    await assert_counts_agree(database)
+
+
+async def test_two_actions_that_are_new_at_once_do_not_deadlock(service: Service, clock: Clock) -> None:
+    database = service.database
+    processes = [another_process(service, clock, number) for number in range(2)]
+    reports = [report(action=f"action {number}") for number in range(40)]
+    await asyncio.gather(*(processes[0].ingest(1, one) for one in reports), *(processes[1].ingest(1, one) for one in reports[::-1]))
+    assert len(await rows(database, schema.conversions)) == 40
+    await assert_counts_agree(database)

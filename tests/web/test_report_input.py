@@ -1,0 +1,144 @@
+"""The formats in which networks send a report."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.storage import schema
+from tests.conftest import client_of
+from tests.factory import Message, add_message, rows
+
+PATHS = ("/api/v1/track", "/api/v1/action/track", "/api/v1/callback/action", "/action")
+JSON = b'{"message_id": "m-1", "action": "sale", "value": 29.990000000000002, "currency": "EUR", "sub": "\\u00fc"}'
+FORM = b"message_id=m-1&action=sale&value=29.99&currency=EUR&sub=%C3%BC"
+MULTIPART = (
+    b"--limit\r\n"
+    + b"--limit\r\n".join(
+        b'Content-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name, value)
+        for name, value in ((b"message_id", b"m-1"), (b"action", b"sale"), (b"value", b"29,99"), (b"currency", b"eur"))
+    )
+    + b'--limit\r\nContent-Disposition: form-data; name="sub"\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n'
+    + "ü".encode()
+    + b"\r\n--limit--\r\n"
+)
+BODIES: list[tuple[str, bytes, dict[str, str]]] = [
+    ("JSON", JSON, {"Content-Type": "application/json"}),
+    ("JSON with a vendor's type", JSON, {"Content-Type": "application/vnd.network+json; charset=utf-8"}),
+    ("JSON with a byte order mark", b"\xef\xbb\xbf" + JSON, {"Content-Type": "application/json"}),
+    ("JSON in UTF-16", JSON.decode().encode("utf-16"), {"Content-Type": "application/json"}),
+    ("JSON as text", JSON, {"Content-Type": "text/plain"}),
+    ("JSON without a type", JSON, {}),
+    ("JSON with the type of a form", JSON, {"Content-Type": "application/x-www-form-urlencoded"}),
+    ("JSON in a list", b"[" + JSON + b"]", {"Content-Type": "application/json"}),
+    ("compressed JSON", gzip.compress(JSON), {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
+    ("form", FORM, {"Content-Type": "application/x-www-form-urlencoded"}),
+    ("form without a type", FORM, {}),
+    ("form as text", FORM, {"Content-Type": "text/plain"}),
+    ("form with HTML entities", FORM.replace(b"&", b"&amp;"), {"Content-Type": "application/x-www-form-urlencoded"}),
+    ("form that is not UTF-8", FORM.replace(b"%C3%BC", b"%FC"), {"Content-Type": "application/x-www-form-urlencoded"}),
+    ("multipart", MULTIPART, {"Content-Type": "multipart/form-data; boundary=limit"}),
+]
+
+
+@pytest.fixture(autouse=True)
+async def message(service: Service) -> Message:
+    return await service.database.write(add_message, service.ids)
+
+
+@pytest.fixture
+async def tracker(service: Service, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
+        yield client
+
+
+async def stored(service: Service) -> tuple[Any, ...]:
+    (row,) = await rows(service.database, schema.conversions)
+    return row.action, str(row.value), row.currency, row.metadata
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(("content", "headers"), [body[1:] for body in BODIES], ids=[body[0] for body in BODIES])
+async def test_every_endpoint_reads_a_body_of_any_format(
+    service: Service, tracker: httpx.AsyncClient, method: str, content: bytes, headers: dict[str, str]
+) -> None:
+    for path in PATHS:
+        response = await tracker.request(method, path, content=content, headers=headers)
+        assert response.status_code == 200, response.text
+        assert ("deprecation" in response.headers) == (path == "/api/v1/action/track")
+    assert await stored(service) == ("sale", "29.99", "EUR", {"sub": "ü"})
+
+
+async def test_a_post_may_have_its_parameters_in_the_query(service: Service, tracker: httpx.AsyncClient) -> None:
+    for path in PATHS:
+        assert (await tracker.post(f"{path}?{FORM.decode()}")).status_code == 200
+    assert await stored(service) == ("sale", "29.99", "EUR", {"sub": "ü"})
+
+
+async def test_query_and_body_are_read_together(service: Service, tracker: httpx.AsyncClient) -> None:
+    response = await tracker.post(
+        "/api/v1/track?message_id=m-1&action=sale", json={"value": "29.99", "currency": "EUR", "sub": "ü"}
+    )
+    assert response.status_code == 200
+    assert await stored(service) == ("sale", "29.99", "EUR", {"sub": "ü"})
+    response = await tracker.post("/api/v1/track?message_id=m-1", json={"message_id": "m-2"})
+    assert response.json()["error_code"] == "INVALID_REQUEST"
+
+
+async def test_html_entities_in_a_query_separate_parameters(service: Service, tracker: httpx.AsyncClient) -> None:
+    await tracker.get("/api/v1/track?message_id=m-1&amp;action=sale&amp;value=3&amp;amp;currency=EUR&note=a%26amp%3Bb")
+    assert await stored(service) == ("sale", "3", "EUR", {"note": "a&amp;b"})
+
+
+async def test_text_in_another_encoding_has_a_warning(tracker: httpx.AsyncClient) -> None:
+    response = await tracker.get("/api/v1/track?message_id=m-1&sub=%FC")
+    assert response.json()["warnings"] == ["query: is not UTF-8; it was read as Windows-1252"]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "code"),
+    [
+        (b"{", "application/json", "INVALID_JSON"),
+        (b'{"message_id": "m-1"', "text/plain", "INVALID_JSON"),
+        (b"[" * 100_000, "application/json", "INVALID_JSON"),
+        (b"[1, 2]", "application/json", "INVALID_JSON"),
+        (b"hello", "text/plain", "INVALID_JSON"),
+        (b"no boundary", "multipart/form-data", "INVALID_REQUEST"),
+        (b"not gzip", "application/json", "INVALID_REQUEST"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_rejected_and_listed(
+    service: Service, tracker: httpx.AsyncClient, content: bytes, content_type: str, code: str
+) -> None:
+    headers = {"Content-Type": content_type} | ({"Content-Encoding": "gzip"} if content == b"not gzip" else {})
+    response = await tracker.post("/api/v1/track", content=content, headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (400, code)
+    (refused,) = await rows(service.database, schema.refused_conversions)
+    assert refused.reason == code
+
+
+async def test_a_compressed_body_is_limited_like_any_other(service: Service, tracker: httpx.AsyncClient) -> None:
+    content = gzip.compress(b"message_id=m-1&a=" + b"x" * service.settings.body_limit)
+    response = await tracker.post("/action", content=content, headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, response.json()["error_code"]) == (413, "BODY_TOO_LARGE")
+
+
+async def test_parameters_beyond_the_limit_are_not_read(service: Service, tracker: httpx.AsyncClient) -> None:
+    body = {"message_id": "m-1", **{f"p{number}": "x" * 20 for number in range(2000)}}
+    response = await tracker.post("/action", json=body)
+    assert (response.status_code, len(response.json()["warnings"])) == (200, 20)
+    assert len(await rows(service.database, schema.conversions)) == 1
+
+
+async def test_large_integers_and_special_numbers_are_stored_as_text(service: Service, tracker: httpx.AsyncClient) -> None:
+    content = b'{"message_id": "m-1", "big": ' + b"9" * 5000 + b', "value": NaN, "huge": 1e999, "x": "a\\ud800b"}'
+    response = await tracker.post("/action", content=content)
+    assert response.status_code == 200
+    (row,) = await rows(service.database, schema.conversions)
+    assert (row.value, row.metadata["value"], row.metadata["huge"]) == (None, "NaN", "1E+999")
