@@ -47,7 +47,7 @@ from tests.servers import PostgresProcess
 
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
 RUNS = 5
-BATCH_ROWS = 20_000
+BATCH_ROWS = 100_000
 DESTINATIONS = 4  # of each campaign
 
 _counts = BulkInsert(schema.counts, "cohort_id", "quarter", "metric", "amount", "rolled_up", on_conflict="DO NOTHING")

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import Connection, select
 
@@ -103,6 +104,7 @@ class HitPolicies:
     blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # also ALL_APPLICATIONS
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
+    confirm_clicks: Mapping[int, Literal["suspicious", "always"]] = field(default_factory=dict)
 
     def blocks(self, application_id: int, url: str) -> bool:
         """Return whether the host of a Location header value is blocked for the application."""
@@ -313,6 +315,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         blocked_hosts={id_: frozenset(hosts) for id_, hosts in blocked.items()},
         disabled_applications=frozenset(one.id for one in fresh.applications.values() if one.disabled),
         disabled_domains=frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
+        confirm_clicks={id_: chosen.confirm_clicks for id_, chosen in settings.items() if chosen.confirm_clicks != "off"},
     )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):

@@ -48,6 +48,12 @@ class ApplicationSettings(BaseModel):
         None, description="How much of a recipient's IP address is stored, if less than IP_PRIVACY: full, short or none."
     )
 
+    confirm_clicks: Literal["off", "suspicious", "always"] = Field(
+        "off",
+        description="A page with one button in place of the redirect, so that only people count: for hits that do not come from a "
+        "person (suspicious), or for every hit (always).",
+    )
+
     # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md states what each rule costs.
     min_seconds_after_sent: float | None = Field(
         None,

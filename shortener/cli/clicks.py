@@ -9,13 +9,60 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, open_store, print_result
-from shortener.cli.parameters import ID, TIME
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.parameters import ID, TIME, since_option, until_option
 
 
 @click.group()
 def clicks() -> None:
-    """Classify stored hits again."""
+    """List hits with their verdicts; classify stored hits again."""
+
+
+@clicks.command("list")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--message", "message_id", help="Only hits on the links of this message.")
+@click.option("--campaign", help="Only hits of this campaign.")
+@click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")
+@click.option("--rule", help="Only hits that this rule classified.")
+@since_option
+@until_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of hits.")
+@json_option
+@async_command
+async def list_all(
+    application: int | None,
+    message_id: str | None,
+    campaign: str | None,
+    verdict: str | None,
+    rule: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List hits, newest first, each with its verdict and rule."""
+    from shortener.cli.stats import find_application
+    from shortener.ids import ClickIds
+    from shortener.model import Verdict
+    from shortener.reporting.hits import HitFilter, list_hits, serialize_hit
+    from shortener.secret import open_secret
+
+    settings = load_settings()
+    click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        chosen = Verdict[verdict.upper()] if verdict else None
+        filters = HitFilter(owner, since, until, verdict=chosen, rule=rule, campaign=campaign, message=message_id)
+        rows: list[dict[str, Any]] = []
+        below: int | None = None
+        while len(rows) < limit:
+            page = await database.read(list_hits, filters, limit - len(rows), below)
+            rows += [serialize_hit(row, click_id) for row in page.rows]
+            below = page.next
+            if below is None:
+                break
+    columns = ("at", "verdict", "rule", "counts_as", "message_id", "campaign", "code", "device", "browser", "user_agent")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
 @clicks.command("reclassify")

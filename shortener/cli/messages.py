@@ -4,19 +4,66 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
+from typing import Any
 
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option, load_settings, open_cache, open_store, print_result
+from shortener.cli.common import async_command, json_option, load_settings, open_cache, open_store, print_result, print_table
 from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, since_option, until_option
+from shortener.cli.stats import find_application
+from shortener.logs import mask
+from shortener.model import State
 
 
 @click.group()
 def messages() -> None:
-    """Show messages; erase personal data."""
+    """List and show messages; erase personal data."""
+
+
+@messages.command("list")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--campaign", help="Only messages of this campaign.")
+@click.option("--to", help="Only messages to this phone number, E.164.")
+@click.option(
+    "--state", type=click.Choice([state.name for state in State], case_sensitive=False), help="Only messages in this state."
+)
+@since_option
+@until_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
+@json_option
+@async_command
+async def list_all(
+    application: int | None,
+    campaign: str | None,
+    to: str | None,
+    state: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List messages, newest first."""
+    from shortener.reporting.messages import MessageFilter, list_messages, serialize_message
+
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        filters = MessageFilter(
+            owner, state=State[state.upper()] if state else None, to=to, campaign=campaign, since=since, until=until
+        )
+        rows: list[dict[str, Any]] = []
+        below: int | None = None
+        while len(rows) < limit:
+            page = await database.read(list_messages, filters, limit - len(rows), below)
+            rows += [{**serialize_message(row), "to": mask(row.to_address)} for row in page.rows]
+            below = page.next
+            if below is None:
+                break
+    columns = ("created_at", "message_id", "to", "campaign", "state", "delivered_at", "clicked_at")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
 @messages.command("show")
@@ -25,10 +72,11 @@ def messages() -> None:
 @json_option
 @async_command
 async def show_message(message_id: str, application: int | None, as_json: bool) -> None:
-    """Show the state, times, links and conversions of one message."""
+    """Show the whole life of one message: states, links, each hit with its verdict and rule, conversions and deliveries."""
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.ids import ClickIds
     from shortener.reporting.status import MessageStatusReader, find_status
+    from shortener.reporting.timeline import message_timeline
     from shortener.secret import open_secret
 
     settings = load_settings()
@@ -37,14 +85,30 @@ async def show_message(message_id: str, application: int | None, as_json: bool) 
         directory = Directory(database)
         await directory.refresh()
         owners = [application] if application is not None else [owner.id for owner in directory.applications()]
-        found = [status for owner in owners if (status := await database.read(find_status, owner, message_id)) is not None]
+        click_id = ClickIds(secret.key("click ids")).encode
+        found = [
+            (status, await database.read(message_timeline, owner, status, click_id))
+            for owner in owners
+            if (status := await database.read(find_status, owner, message_id)) is not None
+        ]
     if not found:
         raise click.ClickException(f"there is no message {message_id!r}")
     if len(found) > 1:
         raise click.ClickException("several applications have a message with this id; name one with --application")
-    reader = MessageStatusReader(base_url_of(settings, directory), ClickIds(secret.key("click ids")).encode)
-    fields = reader.serialize(found[0])
-    print_result(fields, as_json, lambda: click.echo(format_body(orjson.dumps(fields))))
+    reader = MessageStatusReader(base_url_of(settings, directory), click_id)
+    status, timeline = found[0]
+    fields = reader.serialize(status)
+
+    def print_text() -> None:
+        click.echo(format_body(orjson.dumps(fields)))
+        click.echo()
+        for entry in timeline:
+            details = [
+                f"{name} {value}" for name, value in entry.items() if name not in ("at", "what") and value not in (None, False, "")
+            ]
+            click.echo(f"{entry['at']:<26}{entry['what']:<12}{', '.join(details)}".rstrip())
+
+    print_result({**fields, "timeline": timeline}, as_json, print_text)
 
 
 @messages.command("erase")

@@ -27,7 +27,7 @@ from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
-from shortener.clicks.resolver import Hit, LinkDirectory, LinkResolver, Resolution
+from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
@@ -97,6 +97,8 @@ class HitBatchWriter:
             return result
         if policies.contextual_rules:
             self._classify_by_context(connection, new, policies.contextual_rules)
+        if policies.confirm_clicks:
+            self._await_confirmation(hits, links, result.resolutions, policies)
 
         candidates = _first_click_candidates(new)
         won = (
@@ -136,6 +138,16 @@ class HitBatchWriter:
             (count_deltas.insert, count_deltas.rows(self._ids(), deltas)),
         )
         raise ProbePassed
+
+    def _await_confirmation(
+        self, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution], policies: HitPolicies
+    ) -> None:
+        """Resolve hits again that the contextual rules suspect, and let no hit that gets the page be a click."""
+        for index, hit in enumerate(hits):
+            if resolutions[index].location is not None and hit.verdict is not _HUMAN:
+                resolutions[index] = self._resolver.resolve(hit, links.get(hit.code), policies)
+            if resolutions[index].confirm and hit.verdict is _HUMAN:
+                hit.verdict, hit.rule = Verdict.IGNORED, AWAITING_CONFIRMATION
 
     def _classify_by_context(
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]

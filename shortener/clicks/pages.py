@@ -59,6 +59,40 @@ _BROKEN_LINK = (
 _RELOAD = '<path d="M20 12a8 8 0 1 1-2.3-5.7L20 8.5M20 4v4.5h-4.5"/>'
 
 
+_CONFIRMATION = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+<title>Open this link</title>
+<style>
+:root { color-scheme: light dark }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; text-align: center; overflow-wrap: anywhere;
+  font: 1.125rem/1.5 system-ui, sans-serif }
+main { padding: 1.5rem }
+h1 { font-size: 1.375rem }
+button { padding: .75rem 2rem; border: 0; border-radius: .625rem; font: inherit; font-weight: 600;
+  background: #0b57d0; color: #fff; cursor: pointer }
+button:focus-visible { outline: 3px solid; outline-offset: 3px }
+</style>
+<main>
+<h1>Open this link</h1>
+$text
+<form method="post"><button>Continue</button></form>
+</main>
+</html>
+""")
+
+
+@lru_cache(maxsize=256)
+def confirmation_page(application_name: str) -> bytes:
+    """Return the page with one button that a person presses to continue. It has at most 1,500 bytes. The name may be empty."""
+    name = _displayed_name(application_name)
+    text = f"<p>{name} sent you this link.</p>" if name else "<p>Press the button to open the page.</p>"
+    return _CONFIRMATION.substitute(text=text).encode()
+
+
 @lru_cache(maxsize=256)
 def expired_page(application_name: str) -> bytes:
     """Return the page for 410, a link that expired. The name may be empty."""

@@ -17,9 +17,16 @@ from typing import Any, Literal, NamedTuple
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.client_address import client_address, hash_client, shorten_address
-from shortener.clicks.pages import expired_page, switched_off_page, too_many_requests_page, unavailable_page, unknown_page
+from shortener.clicks.pages import (
+    confirmation_page,
+    expired_page,
+    switched_off_page,
+    too_many_requests_page,
+    unavailable_page,
+    unknown_page,
+)
 from shortener.clicks.recorder import Recorder
-from shortener.clicks.resolver import Hit, Resolution
+from shortener.clicks.resolver import CONFIRMED, Hit, Resolution
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
@@ -51,6 +58,14 @@ _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+]
+#: Browsers apply form-action also to the redirect that follows a form, so the page must not set it.
+_CONFIRMATION_HEADERS = [
+    *_PAGE_HEADERS[:-1],
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
+    ),
 ]
 RETRY_AFTER_SECONDS = b"2"
 #: The host of a request with several Host headers (RFC 9112 requires the response 400). No host contains a comma.
@@ -137,9 +152,14 @@ class Redirect:
         self._cached_address = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._read_address)
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
-        """Respond to a GET, HEAD or OPTIONS for a code. `domain_id`: None if the request came to the default host."""
+        """Respond to a GET, HEAD or OPTIONS for a code, or to the POST of a confirmation page.
+
+        `domain_id`: None if the request came to the default host."""
         client = scope.get("client")
-        client_info = read_client_info(scope["method"], scope["headers"])
+        is_post = scope["method"] == "POST"
+        client_info = read_client_info("GET" if is_post else scope["method"], scope["headers"])
+        if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:  # not a form on a page of somebody else
+            client_info = client_info._replace(verdict=Verdict.HUMAN, rule=CONFIRMED)
         hit = self.make_hit(client_info, client[0] if client else None, code, domain_id)
         try:
             resolution = await self.recorder.record(hit)
@@ -147,6 +167,8 @@ class Redirect:
             status, headers, body = self.unavailable()
         else:
             status, headers, body = self.respond(hit, resolution)
+            if is_post and status == 302:
+                status = 303  # See Other: the browser continues with GET
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -175,10 +197,14 @@ class Redirect:
         if resolution.location is not None:
             totals.answers[302] = totals.answers.get(302, 0) + 1
             return 302, [*REDIRECT_HEADERS, (b"location", resolution.location)], b""
+        application = self._directory.application(resolution.application_id)
+        if resolution.confirm:
+            page = confirmation_page(application.name if application else "")
+            totals.answers[200] = totals.answers.get(200, 0) + 1
+            return 200, [*_CONFIRMATION_HEADERS, (b"content-length", str(len(page)).encode())], page
         if resolution.gone:
-            application = self._directory.application(resolution.application_id)
-            page = switched_off_page if resolution.off else expired_page
-            return self._page_response(410, page(application.name if application else ""))
+            page_of = switched_off_page if resolution.off else expired_page
+            return self._page_response(410, page_of(application.name if application else ""))
         return self._page_response(404, unknown_page())
 
     def unavailable(self) -> RawResponse:

@@ -49,8 +49,13 @@ class Resolution(NamedTuple):
     application_id: int = 0
     gone: bool = False  # the link expired or is switched off: 410, or 302 to a fallback URL
     off: bool = False  # the link is switched off
+    confirm: bool = False  # a page asks the person to confirm the click
     unknown: bool = False  # no link has the code: 404, or 302 to the fallback URL of the domain
 
+
+#: The rule of a click that a person confirmed, and of a hit that got the page without being suspected otherwise.
+CONFIRMED = "confirmed"
+AWAITING_CONFIRMATION = "awaiting_confirmation"
 
 UNKNOWN_LINK = Resolution(None, unknown=True)
 
@@ -114,6 +119,13 @@ class LinkResolver:
             if fallback and policies.blocks(application_id, fallback):
                 fallback = None
             return Resolution(fallback.encode() if fallback else None, application_id, gone=True)
+        if policies.confirm_clicks:
+            mode = policies.confirm_clicks.get(application_id)
+            if hit.rule == CONFIRMED:
+                if mode is None:
+                    return UNKNOWN_LINK
+            elif mode == "always" or (mode == "suspicious" and hit.verdict is not Verdict.HUMAN):
+                return Resolution(None, application_id, confirm=True)
         location = (link.location or link.url).encode()
         flags = link.flags
         if flags & _FILL:

@@ -100,7 +100,7 @@ class HttpApplication:
                 await pages.send_page(send, pages.NOT_FOUND)
             return
         method = scope["method"]
-        if method in ("GET", "HEAD", "OPTIONS"):
+        if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and self.service.directory.hit_policies.confirm_clicks):
             raw_path: bytes = scope.get("raw_path") or path.encode()
             code, prefix = code_of(raw_path), ""
             if code is None and (found := code_behind_prefix(raw_path)) is not None:

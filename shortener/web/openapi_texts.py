@@ -57,6 +57,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "msgid": _MESSAGE_ID,
     "tracker_id": "Id of the tracker (the endpoint that receives events).",
     "delivery_id": "Id of the delivery.",
+    "event_id": "Public id of the event, as in the header `webhook-id` of its deliveries.",
     "processKey": "Key of the conversion process, as returned by the report of its end.",
     "code": "Code of the short link.",
     "postback_key": "Postback key of the application, which is the credential.",

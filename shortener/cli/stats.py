@@ -1,0 +1,141 @@
+"""`shortener stats`: the statistics of the API as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import ID, TIME
+
+GROUPS = ("day", "hour", "country", "campaign", "destination", "label")
+DEFAULT_PERIOD = timedelta(days=30)
+MAX_CAMPAIGNS = 200
+_COLUMNS = (
+    "messages",
+    "delivered",
+    "clicked_messages",
+    "clicks",
+    "suspected_hits",
+    "conversions",
+    "value",
+    "delivery_rate",
+    "click_rate",
+)
+
+
+async def find_application(database: Any, application: int | None) -> int:
+    """Return the id of an application: the only one if `application` is None. Raise ClickException."""
+    from shortener.accounts.directory import Directory
+
+    directory = Directory(database)
+    await directory.refresh()
+    if application is not None:
+        if directory.application(application) is None:
+            raise click.ClickException(f"there is no application {application}")
+        return application
+    ids = [one.id for one in directory.applications()]
+    if len(ids) != 1:
+        raise click.ClickException("there are several applications; name one with --application")
+    return ids[0]
+
+
+@click.command()
+@click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: 30 days before the end.")
+@click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
+@click.option("--campaign", help="Only messages of this campaign.")
+@click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
+@click.option(
+    "--basis",
+    type=click.Choice(["event", "sent"]),
+    default="event",
+    show_default=True,
+    help="Count each event at its own time, or at the time when its message was created.",
+)
+@click.option("--tz", default="UTC", show_default=True, help="Time zone of days and hours, for example Europe/Berlin.")
+@json_option
+@async_command
+async def stats(
+    by: str | None,
+    application: int | None,
+    since: datetime | None,
+    until: datetime | None,
+    campaign: str | None,
+    source: str | None,
+    basis: str,
+    tz: str,
+    as_json: bool,
+) -> None:
+    """Show messages, clicks and conversions of a period."""
+    from shortener.model import utcnow
+    from shortener.reporting.rollups import Basis
+    from shortener.reporting.statistics import StatisticsFilter
+    from shortener.storage.types import to_iso
+    from shortener.web.period import time_zone
+    from shortener.web.statistics import figures
+
+    try:
+        zone = time_zone(tz)
+    except ValueError:
+        raise click.UsageError(f"{tz!r} is not a time zone such as Europe/Berlin") from None
+    end = until or utcnow() + timedelta(milliseconds=1)
+    begin = since or (end - DEFAULT_PERIOD).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if begin >= end:
+        raise click.UsageError("--since must be before --until")
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        scope = StatisticsFilter(owner, begin, end, campaign, source, Basis[basis.upper()])
+        groups, complete = await database.read(_report(by, zone), scope)
+    rows = [({by: name} if by else {}) | figures(counted) for name, counted in groups]
+    data: dict[str, Any] = {
+        "application_id": owner,
+        "since": to_iso(begin),
+        "until": to_iso(end),
+        "basis": basis,
+        "complete": complete,
+    }
+    data |= {"by": by, "groups": rows} if by else rows[0]
+
+    def print_text() -> None:
+        for row in rows:
+            row["value"] = [f"{amount} {currency}".rstrip() for currency, amount in row["value"].items()]
+            for rate in ("delivery_rate", "click_rate", "conversion_rate"):
+                row[rate] = None if row[rate] is None else f"{row[rate] * 100:.1f} %"
+        if by:
+            print_table(rows, by, *_COLUMNS)
+        else:
+            print_fields(
+                {name: value for name, value in rows[0].items() if not isinstance(value, dict) and name != "time_to_click"}
+            )
+        if not complete:
+            click.echo("The newest events are not counted yet.", err=True)
+
+    print_result(data, as_json, print_text)
+
+
+def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
+    """Return a function of a connection and a filter that returns (name, figures) of each group, and whether they are complete."""
+    from shortener.reporting import statistics
+
+    def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:
+        if by == "campaign":
+            page = statistics.campaign_page(connection, scope, MAX_CAMPAIGNS)
+            return list(page.campaigns), page.complete
+        reports: dict[str | None, Callable[[], Any]] = {
+            None: lambda: statistics.totals(connection, scope),
+            "day": lambda: statistics.daily(connection, scope, zone),
+            "hour": lambda: statistics.by_hour(connection, scope, zone),
+            "country": lambda: statistics.by_country(connection, scope),
+            "destination": lambda: statistics.by_destination(connection, scope),
+            "label": lambda: statistics.by_label(connection, scope),
+        }
+        report = reports[by]()
+        groups = [(name.isoformat() if by == "day" else name, counted) for name, counted in report.groups.items()]
+        return groups, report.complete
+
+    return run

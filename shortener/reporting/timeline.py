@@ -1,0 +1,81 @@
+"""The life of one message: its states, each hit with its verdict and rule, its conversions and the deliveries of its events."""
+
+# Tested by tests/cli/test_stats.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from shortener.model import DeliveryStatus, HitFlag, Topic, Verdict
+from shortener.outbox.events import encode_event_id
+from shortener.reporting.hits import HitFilter, list_hits
+from shortener.reporting.messages import serialize_decimal
+from shortener.reporting.status import MessageStatus
+from shortener.storage.schema import deliveries, events, events_of, trackers
+from shortener.storage.types import to_iso
+
+MAX_ENTRIES = 1000  # hits, and deliveries, of one message
+
+
+def message_timeline(
+    connection: Connection, application_id: int, status: MessageStatus, click_id: Callable[[int], str]
+) -> list[dict[str, Any]]:
+    """Return what happened to a message, oldest first. Each entry has `at`, `what` and the fields of its kind."""
+    message = status.message
+    entries: list[tuple[datetime, dict[str, Any]]] = [(message.created_at, {"what": "created"})]
+    for state in ("sent", "delivered", "read", "failed"):
+        if (at := getattr(message, f"{state}_at")) is not None:
+            entries.append((at, {"what": state}))
+    for hit in list_hits(connection, HitFilter(application_id, message=message.message_id), MAX_ENTRIES).rows:
+        flags = HitFlag(hit.flags)
+        entry = {
+            "what": "hit",
+            "verdict": Verdict(hit.verdict).api_name,
+            "rule": hit.rule,
+            "code": hit.code,
+            "click_id": click_id(hit.id),
+            "user_agent": hit.user_agent,
+            "first_of_message": bool(flags & HitFlag.FIRST_FOR_MESSAGE),
+            "late": bool(flags & HitFlag.LATE),
+            "disabled": bool(flags & HitFlag.DISABLED),
+        }
+        if hit.first_verdict is not None:
+            entry |= {"first_verdict": Verdict(hit.first_verdict).api_name, "first_rule": hit.first_rule}
+        entries.append((hit.at, entry))
+    for conversion in status.conversions:
+        value = serialize_decimal(conversion.value)
+        entry = {"what": "conversion", "action": conversion.action, "value": value, "currency": conversion.currency}
+        entries.append((conversion.at, entry))
+    entries += _deliveries(connection, message.id)
+    return [{"at": to_iso(at), **entry} for at, entry in sorted(entries, key=lambda one: one[0])]
+
+
+def _deliveries(connection: Connection, message: int) -> list[tuple[datetime, dict[str, Any]]]:
+    statement = (
+        select(deliveries, trackers.c.name.label("tracker"))
+        .join_from(events, deliveries, deliveries.c.event_id == events.c.id)
+        .outerjoin(trackers, trackers.c.id == deliveries.c.tracker_id)
+        .where(events_of([message]))
+        .order_by(deliveries.c.id)
+        .limit(MAX_ENTRIES)
+    )
+    return [
+        (
+            row.finished_at or row.created_at,
+            {
+                "what": "delivery",
+                "event_id": encode_event_id(row.event_id, Topic(row.topic)),
+                "event": Topic(row.topic).api_name,
+                "tracker": row.tracker or "callback URL",
+                "state": DeliveryStatus(row.status).api_name,
+                "attempts": row.attempt,
+                "last_status": row.last_status,
+                "last_error": row.last_error,
+            },
+        )
+        for row in connection.execute(statement)
+    ]

@@ -1,0 +1,76 @@
+"""`shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shortener.container import open_service
+from shortener.settings import Settings
+from tests.cli.shell import InProcessShell
+from tests.conftest import client_of
+from tests.web.calls import PHONE, report, rewrite
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> InProcessShell:
+    """An installation with two messages of a campaign, a click by a person and a hit by a program."""
+
+    async def fill() -> None:
+        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        credentials = service.first_credentials
+        assert credentials is not None
+        async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+            first = await rewrite(client, "m0", campaign="spring")
+            await rewrite(client, "m1", campaign="spring")
+            await report(client, "m0", "DELIVERED")
+            for headers in ({"User-Agent": "curl/8"}, PHONE):
+                await client.get("/" + first["links"][0]["code"], headers=headers)
+        await service.fanout.flush()
+        await service.close()
+
+    asyncio.run(fill())
+    return InProcessShell(tmp_path / "data")
+
+
+def test_statistics_are_shown_as_a_table_and_as_json(shell: InProcessShell) -> None:
+    totals = shell.json("stats")
+    assert (totals["messages"], totals["clicks"], totals["suspected_hits"], totals["click_rate"]) == (2, 1, 1, 0.5)
+    assert "50.0 %" in shell("stats").stdout
+    for by, name in (("campaign", "spring"), ("destination", "shop.example/a"), ("country", "US")):
+        (group,) = shell.json("stats", "--by", by, "--basis", "sent")["groups"]
+        assert (group[by], group["messages"], group["clicks"]) == (name, 2, 1)
+        assert name in shell("stats", "--by", by).stdout
+    assert sum(hour["clicks"] for hour in shell.json("stats", "--by", "hour", "--tz", "Asia/Kolkata")["groups"]) == 1
+    assert shell.json("stats", "--by", "label")["groups"] == []
+    assert shell.json("stats", "--by", "day")["groups"][-1]["messages"] == 2
+
+
+def test_wrong_options_of_statistics_are_rejected(shell: InProcessShell) -> None:
+    assert "is not a time zone" in shell("stats", "--tz", "Mars", code=2).stderr
+    assert "there is no application 9" in shell("stats", "--application", "9", code=1).stderr
+    assert "--since must be before --until" in shell("stats", "--since", "2026-01-02", "--until", "2026-01-01", code=2).stderr
+
+
+def test_hits_are_listed_with_verdict_and_rule(shell: InProcessShell) -> None:
+    listed = shell.json("clicks", "list")
+    assert [(hit["verdict"], hit["rule"]) for hit in listed] == [("human", "browser"), ("suspected", "crawler")]
+    assert [hit["verdict"] for hit in shell.json("clicks", "list", "--verdict", "suspected", "--message", "m0")] == ["suspected"]
+    assert shell.json("clicks", "list", "--message", "m1") == []
+    assert "crawler" in shell("clicks", "list").stdout
+
+
+def test_messages_are_listed_with_masked_numbers(shell: InProcessShell) -> None:
+    assert [message["message_id"] for message in shell.json("messages", "list", "--campaign", "spring")] == ["m1", "m0"]
+    (clicked,) = shell.json("messages", "list", "--state", "CLICKTHRU")
+    assert clicked["to"] == "+14…00"
+
+
+def test_a_message_shows_its_life_as_a_timeline(shell: InProcessShell) -> None:
+    timeline = shell.json("messages", "show", "m0")["timeline"]
+    assert [entry["what"] for entry in timeline] == ["created", "delivered", "hit", "hit"]
+    assert [(entry["verdict"], entry["rule"]) for entry in timeline[2:]] == [("suspected", "crawler"), ("human", "browser")]
+    assert timeline[3]["first_of_message"] is True
+    assert "verdict suspected, rule crawler" in shell("messages", "show", "m0").stdout

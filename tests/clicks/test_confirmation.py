@@ -1,0 +1,86 @@
+"""The confirmation page: only the person who presses its button is a click."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
+from shortener.container import Service
+from shortener.reporting.counts import verify
+from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_link, fetch_rows
+from tests.conftest import NOON, Clock
+
+SCANNER = {"User-Agent": "curl/8.5"}
+
+
+async def hits(service: Service) -> list[tuple[str, int]]:
+    return [(hit.rule, hit.verdict) for hit in await fetch_rows(service, schema.hits)]
+
+
+async def test_every_hit_gets_a_page_and_the_button_is_the_click(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await change_settings(service, confirm_clicks="always")
+    link = await create_link(client)
+    for headers in (PHONE_HEADERS, SCANNER):
+        page = await client.get(link, headers=headers)
+        assert page.status_code == 200
+        assert "location" not in page.headers
+        assert '<form method="post"><button>' in page.text
+        assert "form-action" not in page.headers["content-security-policy"]
+        assert page.headers["cache-control"] == "private, no-store"
+    assert await fetch_rows(service, schema.first_clicks) == []
+    opened = await client.post(link, headers=SCANNER)
+    assert (opened.status_code, opened.headers["location"]) == (303, "https://x.example/a?b=1&c=%20#f")
+    assert await hits(service) == [("awaiting_confirmation", 2), ("crawler", 1), ("confirmed", 0)]
+    assert len(await fetch_rows(service, schema.first_clicks)) == 1
+    assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
+
+
+async def test_only_suspicious_hits_get_the_page(client: httpx.AsyncClient, service: Service) -> None:
+    await change_settings(service, confirm_clicks="suspicious")
+    link = await create_link(client)
+    assert (await client.get(link, headers=SCANNER)).status_code == 200
+    assert (await client.get(link, headers=PHONE_HEADERS)).status_code == 302
+    assert (await client.head(link, headers=PHONE_HEADERS)).status_code == 200
+
+
+async def test_hits_that_the_contextual_rules_suspect_get_the_page(client: httpx.AsyncClient, service: Service) -> None:
+    await change_settings(service, confirm_clicks="suspicious", max_recipients_per_address_minute=1)
+    links = [await create_link(client) for _ in range(3)]
+    assert [(await client.get(link, headers=PHONE_HEADERS)).status_code for link in links] == [302, 200, 200]
+
+
+async def test_a_form_on_a_page_of_somebody_else_is_not_a_confirmation(client: httpx.AsyncClient, service: Service) -> None:
+    await change_settings(service, confirm_clicks="always")
+    link = await create_link(client)
+    assert (await client.post(link, headers={**PHONE_HEADERS, "Sec-Fetch-Site": "cross-site"})).status_code == 200
+    assert await hits(service) == [("awaiting_confirmation", 2)]
+
+
+async def test_a_post_is_no_click_where_the_page_is_off(client: httpx.AsyncClient, service: Service) -> None:
+    link = await create_link(client)
+    assert (await client.post(link, headers=PHONE_HEADERS)).status_code in (404, 405)
+    assert await hits(service) == []
+
+
+async def test_expired_and_disabled_links_behave_as_usual(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await change_settings(service, confirm_clicks="always")
+    link = await create_link(client)
+    clock.forward(days=91)
+    assert (await client.get(link, headers=PHONE_HEADERS)).status_code == 410
+    assert (await client.post(link, headers=PHONE_HEADERS)).status_code == 410
+    assert await fetch_rows(service, schema.first_clicks) == []
+
+
+@pytest.mark.parametrize("name", ["", "Brand", "<b>" * 40, "é" * 500])
+def test_the_page_is_small_and_accessible(name: str) -> None:
+    page = confirmation_page(name)
+    assert len(page) <= 1500
+    text = page.decode()
+    assert all(part in text for part in ('<html lang="en">', "<title>", "<h1>", "<main>", "<button>"))
+    assert "<script" not in text
+    assert "<b><b>" not in text
+    assert MAX_NAME_LENGTH <= 100
