@@ -65,6 +65,8 @@ def main() -> int:
     isolation = modes.add_parser("isolation")
     isolation.add_argument("--seconds", type=float, default=2.0, help="duration of each round")
     isolation.add_argument("--rounds", type=int, default=20, help="rounds without, and as many with the hanging tracker")
+    isolation.add_argument("--hanging", type=int, default=1, help="number of trackers that never respond")
+    isolation.add_argument("--concurrency", type=int, help="concurrency of these trackers, default: that of the settings")
     isolation.set_defaults(run=measure_isolation)
     backlog = modes.add_parser("backlog")
     backlog.add_argument("--deliveries", type=int, default=100_000)
@@ -142,7 +144,12 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
         for number in range(healthy):
             await add_tracker(service, 1, f"http://127.0.0.1:{sink.port}/{number}?t={{timestamp}}")
-        hanging = await add_tracker(service, 1, f"http://127.0.0.1:{sink.port}/hang", enabled=False)
+        hanging = [
+            await add_tracker(
+                service, 1, f"http://127.0.0.1:{sink.port}/hang", enabled=False, concurrency=options.concurrency, timeout=60
+            )
+            for _ in range(options.hanging)
+        ]
         codes = await unclicked(service, int(options.seconds * clicks_a_second * (2 * options.rounds + 1)), application=1)
         first = service.first_credentials
         await service.close()
@@ -155,14 +162,15 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
                 client.headers["X-API-Key"] = first.api_key
                 for round_ in range(2 * options.rounds):
                     with_hanging = round_ % 2 == 1
-                    response = await client.patch(f"/api/v1/trackers/{hanging}", json={"enabled": with_hanging})
-                    response.raise_for_status()
+                    for tracker in hanging:
+                        response = await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": with_hanging})
+                        response.raise_for_status()
                     sink.latencies()
                     await click(port, codes, clicks_a_second, options.seconds)
                     milliseconds[with_hanging] += sink.latencies()
     without, with_hanging_tracker = (quantile(milliseconds[kind], 0.95) for kind in (False, True))
     print(f"{healthy} trackers, p95 from event to arrival           {without:7.1f} ms")
-    print(f"the same with one that never responds       {with_hanging_tracker:7.1f} ms")
+    print(f"the same with {options.hanging} that never respond        {with_hanging_tracker:7.1f} ms")
     print(f"ratio                                       {with_hanging_tracker / without:7.2f}      (at most {MAX_ISOLATION_RATIO})")
     return with_hanging_tracker <= without * MAX_ISOLATION_RATIO
 

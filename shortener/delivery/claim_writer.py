@@ -103,7 +103,7 @@ class ClaimWriter:
             candidate.concurrency = share.of(candidate.concurrency, queue.name)
             if candidate.health is None and queue.name not in responsive:
                 candidate.concurrency = min(candidate.concurrency, 1)
-            if available_slots(candidate, usage, is_only_queue=True, is_only_application=True) > 0:
+            if available_slots(candidate, usage, is_only_queue=True) > 0:
                 candidates[queue.name] = candidate
         limited = _lock_limited(connection, candidates, result, now)
 

@@ -4,7 +4,7 @@ A slot is the right to have one attempt in flight. The rules keep slots free for
 
 - A queue never takes more slots than it leaves free, and never more than its concurrency.
 - An application never takes more than three times the slots that it leaves free.
-- A queue, or an application, that nobody waits beside takes all slots but one eighth.
+- A queue that no other queue waits beside takes three quarters of all slots.
 - A queue that uses few slots may take up to four although its application is at its limit, while one sixteenth of all slots is free
   (callbacks: up to one, while one eighth is free).
 - The breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
@@ -36,7 +36,7 @@ LEASE_MARGIN_MS = 10_000
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
 #: An application takes at most this many times the slots that it leaves free.
 APPLICATION_FACTOR = 3
-#: This part of all slots (one in eight) stays free for queues and applications that are not waiting yet.
+#: While this part of all slots (one in eight) is free, each host of callbacks may take one slot.
 RESERVED_PART = 8
 #: Slots that a tracker gets beside hanging trackers of its application, while this part of all slots (one in sixteen) is free.
 MIN_SLOTS, LAST_PART = 4, 16
@@ -57,8 +57,8 @@ class SlotUsage:
 
     @property
     def unreserved(self) -> int:
-        """Free slots beyond the part that stays free for others."""
-        return max(self.free - self.total // RESERVED_PART, 0)
+        """Free slots beyond the quarter that a queue leaves free although no other queue waits."""
+        return max(self.free - self.total // (APPLICATION_FACTOR + 1), 0)
 
     def copy(self) -> SlotUsage:
         return SlotUsage(self.total, self.busy, self.by_queue.copy(), self.by_application.copy())
@@ -113,10 +113,9 @@ def plan_claims(
     usage = usage.copy()
     share = max(1, limit // len(candidates)) if candidates else 0
     is_only_queue = len(candidates) == 1
-    is_only_application = len({candidate.application_id for candidate in candidates}) == 1
     requests: list[ClaimRequest] = []
     for candidate in candidates:
-        available = available_slots(candidate, usage, is_only_queue=is_only_queue, is_only_application=is_only_application)
+        available = available_slots(candidate, usage, is_only_queue=is_only_queue)
         count = min(share, limit, available, _allowance(candidate, usage, now, recovery_rate))
         if count > 0:
             limit -= count
@@ -125,12 +124,10 @@ def plan_claims(
     return requests
 
 
-def available_slots(
-    candidate: Candidate, usage: SlotUsage, *, is_only_queue: bool = False, is_only_application: bool = False
-) -> int:
+def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bool = False) -> int:
     """Return how many more slots the queue may take; its breaker and its rate are not considered.
 
-    `is_only_queue`, `is_only_application`: no other queue, or no queue of another application, is waiting."""
+    `is_only_queue`: no other queue is waiting."""
     free, busy = usage.free, usage.by_queue[candidate.queue.name]
     for_queue = max((free - busy) // 2, int(busy == 0 and free > 0))
     used = usage.by_application[candidate.application_id]
@@ -141,8 +138,6 @@ def available_slots(
         for_application = max(for_application, min(MIN_SLOTS - busy, free - usage.total // LAST_PART))
     if is_only_queue:
         for_queue = max(for_queue, usage.unreserved)
-    if is_only_application:
-        for_application = max(for_application, usage.unreserved)
     return min(candidate.concurrency - busy, for_queue, for_application)
 
 

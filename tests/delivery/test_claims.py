@@ -38,10 +38,24 @@ def hang(candidates: list[Candidate], usage: SlotUsage) -> None:
         pass
 
 
-def test_a_tracker_that_nobody_waits_beside_takes_all_slots_but_one_eighth() -> None:
+def test_a_tracker_that_no_other_waits_beside_takes_three_quarters_of_the_slots() -> None:
     usage = SlotUsage(256)
     hang([candidate("t1", concurrency=256)], usage)
-    assert usage.by_queue == {"t1": 224}
+    assert usage.by_queue == {"t1": 192}
+
+
+def test_a_single_application_with_many_trackers_uses_nearly_all_slots() -> None:
+    usage = SlotUsage(256)
+    hang([candidate(f"t{number}") for number in range(40)], usage)
+    assert usage.busy >= 224
+
+
+@pytest.mark.parametrize("application", [1, 2])
+def test_fifty_events_at_once_are_sent_at_once_beside_a_hanging_tracker(application: int) -> None:
+    usage = SlotUsage(256)
+    hang([candidate("t0", concurrency=256)], usage)
+    due = [candidate(f"t{number}", application_id=application) for number in range(1, 51)]
+    assert len(plan(due, usage)) >= 40
 
 
 def test_trackers_that_wait_together_take_no_more_than_they_leave_free() -> None:

@@ -101,7 +101,7 @@ async def test_a_healthy_tracker_gets_events_at_once_beside_trackers_that_never_
     story = Story(running)
     await click(story, 300 // trackers)
     async with asyncio.timeout(30):
-        while running.dispatcher.in_flight < 200:
+        while running.dispatcher.in_flight < 190:
             await asyncio.sleep(0.05)  # the hanging trackers take their slots
     await add_tracker(running, receiver.url("/well"))
     slowest = 0.0
