@@ -25,6 +25,7 @@ from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import Directory, base_url_of
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.link_updates import LinkUpdates
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
@@ -80,6 +81,7 @@ SPOOL_INTERVAL_SECONDS = 0.5  # search for spooled hits, and check whether the d
 ROLLUPS_INTERVAL_SECONDS = 10.0  # only counts of an older version need this job
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # between two transactions, so that clicks are not delayed
 COUNTS_INTERVAL_SECONDS = 1.0  # folding of count deltas into the counts
+LINK_UPDATES_INTERVAL_SECONDS = 2.0  # search for updates of many links that a lost process left behind
 DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
 
 #: Minimum pause between two runs of the fan-out. A single event is delivered at once; under load one run handles 20 ms of events.
@@ -123,6 +125,7 @@ class ClickParts:
     spool_drainer: SpoolDrainer | None
     devices: DeviceCounter
     reclassifier: Reclassifier
+    link_updates: LinkUpdates
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class MessageParts:
 
     codes: Codes
     cohorts: Cohorts
+    link_hosts: InstallationHosts
     rewriter: Rewriter
     delivery_reports: DeliveryReports
     conversions: Conversions
@@ -185,6 +189,8 @@ class Service:
         self.recorder = clicks.recorder
         self.devices = clicks.devices
         self.reclassifier = clicks.reclassifier
+        self.link_updates = clicks.link_updates
+        self.link_hosts = messages.link_hosts
         self.codes = messages.codes
         self.cohorts = messages.cohorts
         self.rewriter = messages.rewriter
@@ -417,6 +423,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
         devices=devices,
         reclassifier=Reclassifier(database, foundation.directory, ids, devices, on_events=foundation.notify_events),
+        link_updates=LinkUpdates(database, foundation.cache, ids, foundation.clock),
     )
 
 
@@ -425,19 +432,21 @@ def _build_messages(foundation: Foundation) -> MessageParts:
     directory = foundation.directory
     codes = Codes(foundation.secret.code_salt, settings.code_bits)
     cohorts = Cohorts()
+    hosts = InstallationHosts(settings, directory)
     rewriter = Rewriter(
         database,
         ids,
         codes,
         cohorts,
         clock,
-        InstallationHosts(settings, directory),
+        hosts,
         RewriteLimits(max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days)),
         foundation.cache,
     )
     return MessageParts(
         codes=codes,
         cohorts=cohorts,
+        link_hosts=hosts,
         rewriter=rewriter,
         delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
         conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
@@ -494,6 +503,8 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
         jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))
     if clicks.spool_drainer is not None:
         jobs.add(Job("spool", SPOOL_INTERVAL_SECONDS, clicks.spool_drainer.step))
+    link_updates = clicks.link_updates
+    jobs.add(Job("link_updates", LINK_UPDATES_INTERVAL_SECONDS, link_updates.step, link_updates.wake_up))
     jobs.add(Job("devices", DEVICES_INTERVAL_SECONDS, lambda: clicks.devices.step(foundation.now_ms())))
     jobs.add(Job("reclassify", RECLASSIFY_INTERVAL.total_seconds(), lambda: clicks.reclassifier.step(clock())))
     jobs.add(

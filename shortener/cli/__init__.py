@@ -29,7 +29,7 @@ COMMANDS = {
     "messages": ("messages", "List and show messages; erase personal data."),
     "stats": ("stats", "Show the statistics of a period as a table."),
     "clicks": ("clicks", "List hits with their verdicts; classify stored hits again."),
-    "links": ("links", "Show, disable and enable short links."),
+    "links": ("links", "List, show, change, disable and enable short links."),
     "hosts": ("links", "Block, unblock and list destination hosts."),
     "domains": ("domains", "Add, list, update, remove, disable and enable domains of applications."),
     "purge": ("data", "Delete data that is older than its retention period."),

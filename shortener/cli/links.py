@@ -6,6 +6,9 @@ every node within a second.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sys
 from typing import Any
 
 import click
@@ -20,12 +23,54 @@ from shortener.cli.common import (
     print_result,
     print_table,
 )
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, TIME, since_option, until_option
 
 
 @click.group()
 def links() -> None:
-    """Show, disable and enable short links."""
+    """List, show, change, disable and enable short links."""
+
+
+_application_argument = click.argument("application", type=ID)
+
+
+@links.command("list")
+@_application_argument
+@click.option("--campaign", help="Only links of messages of this campaign.")
+@click.option("--url", help="Only links with this destination, complete.")
+@click.option("--label", help="Only links with this label.")
+@since_option
+@until_option
+@click.option("--enabled/--disabled", default=None, help="Only links that are enabled, or only links that are disabled.")
+@click.option("--expired/--not-expired", default=None, help="Only links that have expired, or only others.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of links.")
+@json_option
+@async_command
+async def list_command(application: int, limit: int, as_json: bool, **filters: Any) -> None:
+    """List the links of an application, newest message first, with their clicks."""
+    from shortener.accounts.directory import Directory, base_url_of
+    from shortener.clicks.link_admin import serialize_link
+    from shortener.model import utcnow
+    from shortener.reporting.links import LinkClicks, LinkFilter, list_links
+
+    async with open_store() as database:
+        directory = Directory(database)
+        await directory.refresh()
+        if directory.application(application) is None:
+            raise click.ClickException(f"there is no application {application}")
+        chosen, base_url = LinkFilter(application, utcnow(), **filters), base_url_of(load_settings(), directory)
+        rows: list[dict[str, Any]] = []
+        after = None
+        while len(rows) < limit:
+            page = await database.read(list_links, chosen, min(limit - len(rows), 1000), after)
+            rows += [
+                serialize_link(row, directory, base_url, chosen.now, page.clicks.get(row.id, LinkClicks())) for row in page.rows
+            ]
+            after = page.next
+            if after is None:
+                break
+    columns = ("code", "url", "label", "campaign", "state", "expires_at", "clicks", "clicked_at")
+    print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
 @links.command("show")
@@ -33,11 +78,51 @@ def links() -> None:
 @json_option
 @async_command
 async def show_link(code: str, as_json: bool) -> None:
-    """Show the destination of a link, or why it does not redirect."""
-    from shortener.clicks.link_admin import find_link
-
+    """Show the destination of a link, or why it does not redirect, and its changes after sending."""
     async with open_store() as database:
-        await _print_link(database, await database.read(find_link, code), as_json)
+        await _print_link(database, code, as_json)
+
+
+@links.command("update")
+@click.argument("code", required=False)
+@click.option("--application", type=ID, help="Application whose links are changed. Required without CODE.")
+@click.option("--campaign", help="Change the links of this campaign.")
+@click.option("--destination", help="Change the links with this destination, complete.")
+@click.option("--label", help="Change the links with this label.")
+@click.option("--url", help="New destination.")
+@click.option("--expires-at", type=TIME, help="New expiry (UTC).")
+@click.option("--fallback-url", help="URL to which the links redirect after they expire. Empty: that of the domain or application.")
+@click.option("--disable/--enable", default=None, help="Disable or enable the links.")
+@json_option
+@async_command
+async def update_links(
+    code: str | None,
+    application: int | None,
+    campaign: str | None,
+    destination: str | None,
+    label: str | None,
+    disable: bool | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Change one link, or all links of a campaign, with a destination or with a label.
+
+    Many links are changed in pieces. If the command is interrupted, a running server continues.
+    """
+    requested = {name: value for name, value in values.items() if value is not None}
+    if disable is not None:
+        requested["enabled"] = not disable
+    if not requested:
+        raise click.UsageError("nothing to change: name --url, --expires-at, --fallback-url, --disable or --enable")
+    is_selection = not (campaign is None and destination is None and label is None)
+    if (code is None) is not is_selection:
+        raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")
+    if code is not None:
+        await _change_link(code, requested, as_json)
+        return
+    if application is None:
+        raise click.UsageError("--application is required to change many links")
+    await _change_links(application, (campaign, destination, label), requested, as_json)
 
 
 @links.command("disable")
@@ -46,7 +131,7 @@ async def show_link(code: str, as_json: bool) -> None:
 @async_command
 async def disable_link(code: str, as_json: bool) -> None:
     """Disable a link: it responds with 410, and hits on it are not clicks."""
-    await _switch_link(code, False, as_json)
+    await _change_link(code, {"enabled": False}, as_json)
 
 
 @links.command("enable")
@@ -55,33 +140,122 @@ async def disable_link(code: str, as_json: bool) -> None:
 @async_command
 async def enable_link(code: str, as_json: bool) -> None:
     """Enable a disabled link."""
-    await _switch_link(code, True, as_json)
+    await _change_link(code, {"enabled": True}, as_json)
 
 
-async def _switch_link(code: str, enabled: bool, as_json: bool) -> None:
-    from shortener.clicks.link_admin import find_link, switch_link
+async def _load_hosts(database: Any) -> Any:
+    from shortener.accounts.directory import Directory
+    from shortener.container import InstallationHosts
+
+    directory = Directory(database)
+    await directory.refresh()
+    return InstallationHosts(load_settings(), directory)
+
+
+async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> None:
+    from shortener.clicks.link_admin import find_link
+    from shortener.clicks.link_changes import COMMAND_LINE, find_changeable, parse_changes, refresh_cache, write_changes
+    from shortener.errors import ApiError, ErrorCode
+    from shortener.ids import IdGenerator
     from shortener.model import utcnow
 
     async with open_store() as database, open_cache() as cache:
-        await database.read(find_link, code)
+        link = await database.read(find_link, code)
+        changes = parse_changes(requested, link.application_id, await _load_hosts(database), utcnow())
+        new_id = IdGenerator(database.node)
+
+        def write(connection: Any) -> None:
+            row = find_changeable(connection, code)
+            if not row.url:
+                raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
+            write_changes(connection, [row], changes, actor=COMMAND_LINE, now=utcnow(), new_id=new_id)
+
         is_cache_updated = await cache.invalidate([code])
-        await _print_link(database, await database.write(switch_link, code, utcnow(), enabled=enabled), as_json)
+        await database.write(write)
+        await refresh_cache(database, cache, [code])
+        await _print_link(database, code, as_json)
     if not is_cache_updated:
         raise click.ClickException(
             "the link is changed, but Redis is unavailable: if the database also fails, Redis may still redirect the link as before"
         )
 
 
-async def _print_link(database: Any, link: Any, as_json: bool) -> None:
-    from shortener.accounts.directory import Directory, base_url_of
-    from shortener.clicks.link_admin import serialize_link
+async def _change_links(
+    application: int, selected: tuple[str | None, str | None, str | None], requested: dict[str, Any], as_json: bool
+) -> None:
+    from shortener.accounts.directory import require_application
+    from shortener.clicks.link_changes import COMMAND_LINE, parse_changes
+    from shortener.clicks.link_updates import (
+        DONE,
+        STOPPED,
+        LinkSelection,
+        LinkUpdates,
+        create_update,
+        find_update,
+        serialize_update,
+    )
+    from shortener.ids import IdGenerator, encode
     from shortener.model import utcnow
+    from shortener.urls import UrlError, parse_destination
 
+    campaign, destination, label = selected
+    if destination is not None:
+        with contextlib.suppress(UrlError):
+            destination = parse_destination(destination).url
+    async with open_store() as database, open_cache() as cache:
+        await database.read(require_application, application)
+        changes = parse_changes(requested, application, await _load_hosts(database), utcnow())
+        new_id = IdGenerator(database.node)
+        update_id = await database.write(
+            lambda connection: create_update(
+                connection,
+                application,
+                LinkSelection(campaign, destination, label),
+                changes,
+                actor=COMMAND_LINE,
+                new_id=new_id,
+                clock=utcnow,
+            )
+        )
+        updates = LinkUpdates(database, cache, new_id, utcnow)
+        while True:
+            if not await updates.perform(update_id):
+                await asyncio.sleep(0.1)  # a server works on it
+            fields = serialize_update(await database.read(find_update, encode(update_id), application))
+            if sys.stderr.isatty():
+                click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
+            if fields["state"] in (DONE, STOPPED):
+                break
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+async def _print_link(database: Any, code: str, as_json: bool) -> None:
+    from shortener.accounts.directory import Directory, base_url_of
+    from shortener.clicks.link_admin import find_link, serialize_link
+    from shortener.clicks.link_changes import read_history
+    from shortener.model import utcnow
+    from shortener.reporting.links import LinkClicks, count_clicks
+
+    def read(connection: Any) -> Any:
+        link = find_link(connection, code)
+        return link, count_clicks(connection, [(link.id, link.message)]), read_history(connection, link.id)
+
+    link, clicks, history = await database.read(read)
     directory = Directory(database)
     await directory.refresh()
-    fields = serialize_link(link, directory, base_url_of(load_settings(), directory), utcnow())
-    fields = {"application_id": link.application_id} | fields
-    print_result(fields, as_json, lambda: print_fields(fields))
+    base_url = base_url_of(load_settings(), directory)
+    fields = serialize_link(link, directory, base_url, utcnow(), clicks.get(link.id, LinkClicks()))
+    fields = {"application_id": link.application_id} | fields | {"history": history}
+    print_result(fields, as_json, lambda: print_fields(fields | {"history": _history_lines(history)}))
+
+
+def _history_lines(history: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{entry['at']} {entry['by']}: "
+        + ", ".join(f"{name} {one['from']} -> {one['to']}" for name, one in entry["changes"].items())
+        for entry in history
+    ]
+    return "\n  ".join(["", *lines]) if lines else "-"
 
 
 @click.group()

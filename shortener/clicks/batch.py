@@ -15,7 +15,7 @@ the contextual rules keep what a failed attempt saw, and a hit keeps the verdict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -55,6 +55,7 @@ class BatchResult:
     recorded: int = 0  # hits that are stored, including those that an earlier attempt stored
     first_clicks: int = 0
     unknown: int = 0  # hits whose code no link has
+    links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
 
 
 class ProbePassed(Exception):
@@ -80,7 +81,7 @@ class HitBatchWriter:
         policies = self._directory.hit_policies
         links = queries.find_links(connection, {hit.code for hit in hits})
         stored = queries.find_stored_hits(connection, hits) if is_uncertain else {}
-        result = BatchResult([])
+        result = BatchResult([], links=links)
         new: list[_LinkHit] = []
         for hit in hits:
             link = links.get(hit.code)

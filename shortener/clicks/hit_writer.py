@@ -9,7 +9,7 @@ transaction writes a test row and rolls back (`HitBatchWriter.probe`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter, ProbePassed
+from shortener.clicks.queries import LinkRow
 from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Hit
 from shortener.clicks.waiting_hit import WaitingHit
@@ -58,6 +59,7 @@ class HitWriter:
         on_unavailable: Callable[[Sequence[WaitingHit]], None],
         on_rejected: Callable[[Sequence[tuple[WaitingHit, Exception]]], Awaitable[None]],
         on_events: Callable[[], None],
+        on_links: Callable[[Mapping[str, LinkRow]], None] | None = None,
     ) -> None:
         self._database = database
         self._transaction = transaction
@@ -68,6 +70,7 @@ class HitWriter:
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
         self._on_events = on_events
+        self._on_links = on_links
         self.batcher: Batcher[WaitingHit, _WrittenHits] = Batcher(
             database, self, min_items=MIN_BATCH_HITS, max_items=MAX_BATCH_HITS, gives_up_early=True
         )
@@ -102,6 +105,8 @@ class HitWriter:
         self._on_stored()
         if outcome.events:
             self._on_events()
+        if self._on_links is not None:
+            self._on_links(outcome.links)
 
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
         self.is_failing = True

@@ -1,61 +1,67 @@
-"""The administration of one link: find it by its code, show it, disable it and enable it again.
-
-A redirect reads the link's row each time, so a change applies at once on every node. The caller must also invalidate the link
-cache, which responds while the database is unavailable. A link whose message was erased has no destination and stays disabled.
-"""
+"""One link as the API and the command line show it: where it leads, or what stops it."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from sqlalchemy import Connection, Row, func, literal, select, update
+from sqlalchemy import Connection, Row, select
 
 from shortener.accounts.directory import Directory, short_url
 from shortener.errors import ApiError, ErrorCode
-from shortener.storage.schema import links, messages
+from shortener.storage.schema import cohorts, links, messages
 from shortener.storage.types import to_iso
 
 AnyRow = Row[*tuple[Any, ...]]
 DisabledBy = Literal["link", "domain", "application", "host"]
 
-_COLUMNS = (
+
+class Clicks(Protocol):
+    """The clicks of a link (`reporting.links.LinkClicks`)."""
+
+    @property
+    def clicks(self) -> int: ...
+    @property
+    def first_at(self) -> datetime | None: ...
+
+
+#: The columns of a link in lists and alone. `message` is the row id of the message.
+LINK_COLUMNS = (
+    links.c.id,
     links.c.code,
     links.c.application_id,
+    links.c.message_id.label("message"),
+    links.c.position,
     links.c.domain_id,
     links.c.path,
     links.c.url,
     links.c.location,
     links.c.label,
+    links.c.fallback_url,
     links.c.expires_at,
     links.c.disabled_at,
     messages.c.message_id,
+    messages.c.created_at,
+    cohorts.c.campaign,
 )
 
 
 def find_link(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
     """Return the link with this code; `application_id` None searches the links of all applications. Raises ApiError NOT_FOUND."""
-    statement = select(*_COLUMNS).join_from(links, messages, messages.c.id == links.c.message_id).where(links.c.code == code)
+    statement = (
+        select(*LINK_COLUMNS)
+        .join_from(links, messages, messages.c.id == links.c.message_id)
+        .join(cohorts, cohorts.c.id == messages.c.cohort_id)
+        .where(links.c.code == code)
+    )
     if application_id is not None:
         statement = statement.where(links.c.application_id == application_id)
     row = connection.execute(statement).first()
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no link with this code.")
     return row
-
-
-def switch_link(connection: Connection, code: str, now: datetime, *, enabled: bool, application_id: int | None = None) -> AnyRow:
-    """Enable or disable a link and return it. A link that is disabled twice keeps its first `disabled_at`.
-
-    Raises ApiError NOT_FOUND, or CONFLICT for enabling a link whose message was erased."""
-    row = find_link(connection, code, application_id)
-    if enabled and not row.url:
-        raise ApiError(ErrorCode.CONFLICT, "The link cannot be enabled, because its message was erased.")
-    at = None if enabled else func.coalesce(links.c.disabled_at, literal(now, links.c.disabled_at.type))
-    connection.execute(update(links).where(links.c.code == code).values(disabled_at=at))
-    return find_link(connection, code, application_id)
 
 
 def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
@@ -71,8 +77,10 @@ def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
     return "host" if directory.hit_policies.blocks(link.application_id, link.location or link.url) else None
 
 
-def serialize_link(link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime) -> dict[str, Any]:
-    """Return a link as the API and the command line show it. `base_url` returns the URL prefix of a domain's links."""
+def serialize_link(
+    link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime, clicks: Clicks
+) -> dict[str, Any]:
+    """Return a link. `base_url` returns scheme, host and port of a domain's links."""
     off_by = disabled_by(directory, link)
     return {
         "code": link.code,
@@ -80,9 +88,14 @@ def serialize_link(link: AnyRow, directory: Directory, base_url: Callable[[int],
         "url": link.url,
         "label": link.label,
         "message_id": link.message_id,
+        "campaign": link.campaign,
+        "created_at": to_iso(link.created_at),
         "state": "off" if off_by else "expired" if link.expires_at <= now else "live",
         "off_by": off_by,
         "enabled": link.disabled_at is None,
         "disabled_at": to_iso(link.disabled_at),
         "expires_at": to_iso(link.expires_at),
+        "fallback_url": link.fallback_url,
+        "clicks": clicks.clicks,
+        "clicked_at": to_iso(clicks.first_at),
     }

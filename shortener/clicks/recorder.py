@@ -24,6 +24,7 @@ import structlog
 
 from shortener.clicks import dead_letters
 from shortener.clicks.batch import HitBatchWriter
+from shortener.clicks.cache_restorer import CacheRestorer
 from shortener.clicks.dead_letters import DeadLetter
 from shortener.clicks.early_resolver import EarlyResolver
 from shortener.clicks.hit_spool import HitSpool
@@ -86,6 +87,7 @@ class Recorder:
             on_unavailable=self._begin_outage,
             on_rejected=self._store_rejected,
             on_events=on_events,
+            on_links=None if cache is None or isinstance(cache, NoLinkCache) else CacheRestorer(cache, self._spawn).add,
         )
         self._batcher = self._writer.batcher
         self._batcher.pause()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, tuple_
 
+from shortener.clicks import link_changes
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import to_ms
@@ -104,12 +105,17 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
     found: dict[int, list[StoredLink]] = {}
     for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
         statement = (
-            select(*(table.c[name] for name in ("message_id", *StoredLink._fields)))
+            select(table.c.id, *(table.c[name] for name in ("message_id", *StoredLink._fields)))
             .where(table.c.message_id.in_(messages[start : start + MAX_KEYS_PER_QUERY]))
             .order_by(table.c.message_id, table.c.position)
         )
-        for row in connection.execute(statement):
-            link = StoredLink(row.code, row.url, row.label, to_ms(row.expires_at), row.domain_id, row.path or "")
+        rows = connection.execute(statement).all()
+        # A repeat gets its first response, also if the link was changed after it was sent.
+        original = link_changes.read_original(connection, [row.id for row in rows]) if rows else {}
+        for row in rows:
+            first = original.get(row.id, {})
+            url, expires_at = first.get("url", row.url), first.get("expires_at", to_ms(row.expires_at))
+            link = StoredLink(row.code, url, row.label, expires_at, row.domain_id, row.path or "")
             found.setdefault(row.message_id, []).append(link)
     return found
 

@@ -1,8 +1,9 @@
 """The link cache in Redis: what a redirect needs of a link while the database is not available.
 
 The database is the source of truth and responds whenever it can. The rewriter writes each new link to the cache, where it
-expires together with the link. If a link changes, the cache entry is invalidated, so the cache never returns the old state of a
-disabled link. The directory of accounts, not the cache, knows which applications and domains are disabled.
+expires together with the link. A link that a redirect found in the database while Redis had forgotten it is stored again. If a link
+changes, its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory of
+accounts, not the cache, knows which applications and domains are disabled.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing and a failed write counts in `failures`.
 Failed invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import orjson
 import structlog
+from redis.asyncio import RedisCluster
 
 from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
@@ -82,6 +84,14 @@ class LinkCache(Protocol):
         """Store new links until they expire."""
         ...
 
+    async def replace(self, links: Sequence[CachedLink]) -> None:
+        """Store the current values of links that changed."""
+        ...
+
+    async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
+        """Return the codes that have no entry, for example because Redis was emptied; none if Redis does not respond."""
+        ...
+
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
         """Return the stored links by code."""
         ...
@@ -96,6 +106,12 @@ class NoLinkCache:
 
     async def put(self, links: Sequence[CachedLink]) -> None:
         return
+
+    async def replace(self, links: Sequence[CachedLink]) -> None:
+        return
+
+    async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
+        return ()
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
         return {}
@@ -124,10 +140,13 @@ class RedisLinkCache:
         self._failed_invalidations: set[str] = set()
         self._next: _CacheWrite | None = None
         self._writing: asyncio.Task[None] | None = None
-        self.written = self.found = self.missed = self.failures = 0
+        self.written = self.restored = self.found = self.missed = self.failures = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter("shortener_cache_links", "Links that were written to the link cache.", lambda: self.written)
+        metrics.counter(
+            "shortener_cache_restored", "Links that Redis had forgotten and that a redirect stored again.", lambda: self.restored
+        )
         metrics.counter("shortener_cache_found", "Look-ups that found the link in the link cache.", lambda: self.found)
         metrics.counter("shortener_cache_missed", "Look-ups that did not find the link in the link cache.", lambda: self.missed)
         metrics.counter(
@@ -146,6 +165,31 @@ class RedisLinkCache:
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write())
         await batch.done
+
+    async def replace(self, links: Sequence[CachedLink]) -> None:
+        """Store links, also over entries that exist or were invalidated."""
+        for start in range(0, len(links), _MAX_COMMANDS):
+            await self._write_once(links[start : start + _MAX_COMMANDS], only_missing=False)
+
+    async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
+        """Return the codes that have no entry; none if Redis does not respond. An invalidated entry is an entry."""
+        keys = [self._prefix + code for code in codes]
+
+        async def read(client: Client) -> list[bytes | None]:
+            # One command asks for all keys; a cluster gets one command for each of its slots.
+            command = client.mget_nonatomic if isinstance(client, RedisCluster) else client.mget
+            values: list[bytes | None] = await command(keys)
+            return values
+
+        if not keys or not self._redis.is_up:
+            return ()
+        try:
+            values = await self._redis.run(read)
+        except RedisUnavailable:
+            return ()
+        missing = [code for code, value in zip(codes, values, strict=True) if value is None]
+        self.restored += len(missing)
+        return missing
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
         """Return the stored links by code; nothing if Redis does not respond."""
@@ -205,14 +249,14 @@ class RedisLinkCache:
             finally:
                 batch.done.set_result(None)
 
-    async def _write_once(self, links: list[CachedLink]) -> None:
-        """Write the links in one round trip. An entry that exists, also an invalidated one, stays."""
+    async def _write_once(self, links: Sequence[CachedLink], *, only_missing: bool = True) -> None:
+        """Write the links in one round trip. `only_missing`: an entry that exists, also an invalidated one, stays."""
         now = self._now_ms()
 
         async def set_missing(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
             for link in links:
-                pipe.set(self._prefix + link.code, link.dumps(), px=max(link.expires_at - now, 1), nx=True)
+                pipe.set(self._prefix + link.code, link.dumps(), px=max(link.expires_at - now, 1), nx=only_missing)
             await pipe.execute()
 
         try:

@@ -2,7 +2,7 @@
 
 The export reads page by page, each page in a short transaction. Therefore a slow client holds no transaction open, which would stop
 SQLite from truncating its log and PostgreSQL from cleaning up. The order is newest first; messages added during the export are left
-out. The format is RFC 4180 in UTF-8 without a byte order mark.
+out. The format is RFC 4180 in UTF-8; a byte order mark is optional.
 
 A cell that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, CSV injection). A plain number is unchanged: a
 phone number such as +14085550100 cannot run anything.
@@ -28,6 +28,7 @@ from shortener.storage.schema import links
 from shortener.storage.types import to_iso
 from shortener.storage.values_table import values_table
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # lets Excel recognise UTF-8
 PAGE_MESSAGES = 200  # per page; the event loop is blocked while their lines are made
 
 HEADER = (
@@ -77,7 +78,7 @@ async def export_csv(
         found, links_of = await database.read(_read_page, filters, below)
         lines += [_line(row, links_of.get(row.id), base_url) for row in found.rows]
         written += len(found.rows)
-        yield _format_csv(lines)
+        yield format_csv(lines)
         progress(written)
         if found.next is None:
             return
@@ -128,7 +129,8 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
     )
 
 
-def _format_csv(lines: Sequence[Sequence[object]]) -> bytes:
+def format_csv(lines: Sequence[Sequence[object]]) -> bytes:
+    """Return lines of cells as CSV in UTF-8."""
     text = io.StringIO()
     csv.writer(text).writerows(lines)
     return text.getvalue().encode()

@@ -94,10 +94,10 @@ MESSAGE_COLUMNS = (
 
 def list_messages(connection: Connection, filters: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
     """Return the newest `limit` messages, or the newest with an id below `below`."""
-    index_ranges, unindexed = _choose_indexes(connection, filters)
+    index_ranges, unindexed = choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
-    low, high = _id_limits(filters, below)
+    low, high = id_limits(filters, below)
     floor = _lowest_scanned_id(connection, index_ranges, low, high) if unindexed else None
     conditions = [*unindexed, *_exact_conditions(filters)]
     rows = connection.execute(_newest(connection, index_ranges, floor or low, high, conditions, limit + 1)).all()
@@ -147,7 +147,7 @@ IndexRange = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 
 
-def _choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list[IndexRange], Conditions]:
+def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list[IndexRange], Conditions]:
     """Return the index ranges to read, and the conditions that these indexes do not contain."""
     unindexed: Conditions = []
     if filters.state is State.CLICKTHRU:
@@ -173,7 +173,7 @@ def _choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[lis
     return [(messages.c.application_id, filters.application_id)], unindexed
 
 
-def _id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
+def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     """Return the lowest id (included) and the highest id (excluded) of the page."""
     since, until = _period(filters)
     if filters.metric is not None and filters.basis is Basis.SENT:
@@ -215,7 +215,7 @@ def _exact_conditions(filters: MessageFilter) -> Conditions:
     return conditions
 
 
-def _select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
+def select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
     """Return a statement for the ids of an index range, newest first.
 
     PostgreSQL gets a range of both columns. With separate conditions, it may read all messages backwards until enough of them
@@ -236,7 +236,7 @@ def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], l
     With several index ranges, it is the highest of their limits. Below it, some ranges would be incomplete."""
     ends = union_all(
         *(
-            select(_select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)
+            select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)
             for index_range in index_ranges
         )
     ).subquery()
@@ -248,7 +248,7 @@ def _newest(
     connection: Connection, index_ranges: list[IndexRange], low: int, high: int, conditions: Conditions, limit: int
 ) -> Select[Any]:
     id_lists = (
-        _select_ids(connection, index_range, low, high).where(*conditions).limit(limit).subquery() for index_range in index_ranges
+        select_ids(connection, index_range, low, high).where(*conditions).limit(limit).subquery() for index_range in index_ranges
     )
     found = union_all(*(select(ids.c.id) for ids in id_lists)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)

@@ -6,7 +6,7 @@ Two statements read it, each with an index. It can be serialized in this project
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from shortener.accounts.directory import short_url
 from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.model import HitFlag, State
 from shortener.reporting.conversions import serialize_conversion
+from shortener.reporting.links import LinkClicks, count_clicks
 from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_message
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
@@ -32,10 +33,12 @@ class MessageStatus:
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
+    clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # by the row id of the link
 
 
 _first, _other = hits.alias("first"), hits.alias("other")
 _LINK = (
+    links.c.id.label("link_id"),
     links.c.code,
     links.c.domain_id,
     links.c.path,
@@ -69,7 +72,9 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
     statement = select(conversions).where(c.message_id == rows[0].id).order_by(c.id).limit(MAX_CONVERSIONS)
     converted = connection.execute(statement).all()
     revisions = find_revisions(connection, [row.id for row in converted if row.revision > 1])
-    return MessageStatus(rows[0], [row for row in rows if row.code is not None], converted, revisions)
+    of_links = [row for row in rows if row.code is not None]
+    clicks = count_clicks(connection, [(row.link_id, row.id) for row in of_links])
+    return MessageStatus(rows[0], of_links, converted, revisions, clicks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class MessageStatusReader:
             "previous_state": None if message.previous_state is None else State(message.previous_state).name,
             "metadata": message.metadata,
             "link_tracking": self._link_tracking(status),
-            "links": [self._link(link) for link in status.links],
+            "links": [self._link(link, status.clicks.get(link.link_id, LinkClicks())) for link in status.links],
             "conversions": [
                 serialize_conversion(conversion, status.revisions.get(conversion.id, ()), self.click_id)
                 for conversion in status.conversions
@@ -127,7 +132,7 @@ class MessageStatusReader:
             "accessed_on": serialize_xoxzo_time(link.accessed_on),
         }
 
-    def _link(self, link: AnyRow) -> dict[str, Any]:
+    def _link(self, link: AnyRow, clicks: LinkClicks) -> dict[str, Any]:
         return {
             "code": link.code,
             "short_url": self._short_url(link),
@@ -136,6 +141,7 @@ class MessageStatusReader:
             "expires_at": to_iso(link.expires_at),
             "accessed": link.accessed_on is not None,
             "accessed_on": to_iso(link.accessed_on),
+            "clicks": clicks.clicks,
         }
 
     def _short_url(self, link: AnyRow) -> str:

@@ -4,8 +4,8 @@ Erased data:
 
 - of the message: the number, the content hash (numbers are few enough to try them all), metadata, callback URL, and the texts and
   ids of the carrier's reports
-- destinations, fallbacks and labels of its links; addresses and user agents of its hits, also of dead letters; metadata of its
-  conversions
+- destinations, fallbacks, labels and the history of its links; addresses and user agents of its hits, also of dead letters;
+  metadata of its conversions
 - refused reports of conversions that name the message
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
@@ -46,6 +46,7 @@ from shortener.storage.schema import (
     hits,
     hits_dead_letter,
     idempotency,
+    link_changes,
     links,
     messages,
     other_hits,
@@ -144,6 +145,10 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
     links_of_messages = links.c.message_id.in_(ids)
     message_events = select(events.c.id).where(events_of(ids))
     message_deliveries = deliveries.c.event_id.in_(message_events)
+    # The history of a link contains its earlier destinations.
+    connection.execute(
+        update(link_changes).where(link_changes.c.link_id.in_(select(links.c.id).where(links_of_messages))).values(changes={})
+    )
     erased = ErasureResult(
         links=update_rows(
             update(links).where(links_of_messages),

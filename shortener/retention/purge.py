@@ -70,6 +70,7 @@ from shortener.storage.schema import (
     hits_dead_letter,
     idempotency,
     is_event_of_message,
+    link_changes,
     links,
     messages,
     other_hits,
@@ -94,6 +95,7 @@ class PurgeResult:
 
     messages: int = 0
     links: int = 0
+    link_changes: int = 0
     first_clicks: int = 0
     hits: int = 0
     emptied_hits: int = 0
@@ -221,6 +223,7 @@ _MESSAGE_DELETIONS = (
     _Deletion(conversions, conversions.c.message_id.in_(_IDS)),
     _Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
     _Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
+    _Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
     _Deletion(links, _links_of_messages),
     _Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
     _Deletion(messages, messages.c.id.in_(_IDS)),

@@ -56,6 +56,7 @@ _VALUES: Mapping[str, Any] = {
     "to": "+14085550100",
     "tracker_id": 1,
     "transaction_id": "order-1001",
+    "update_id": "0AbCdEfGh12",
     "tz": "Europe/Berlin",
     "until": "2026-11-20T12:00:00Z",
     "url": "https://shop.example/a?b=1",

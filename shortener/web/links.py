@@ -1,17 +1,44 @@
-"""Short links: where they lead, and the switch that disables one link."""
+"""Links: list them, show one with its history, change one, or change many as an update that runs in the background."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
+from starlette.responses import Response, StreamingResponse
 
 from shortener.accounts.directory import base_url_of
-from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link, switch_link
-from shortener.errors import ErrorCode
+from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link
+from shortener.clicks.link_changes import find_changeable, key_actor, parse_changes, read_history, refresh_cache, write_changes
+from shortener.clicks.link_updates import (
+    LinkSelection,
+    create_update,
+    find_update,
+    list_updates,
+    serialize_update,
+    stop_update,
+)
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import encode
+from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
+from shortener.times import end_of, start_of
+from shortener.urls import UrlError, host_of, parse_destination
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text, Time
+from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.period import Period
 
 _TAG = "Links"
+COUNT_SECONDS = 1.0  # that a request may spend on counting the links of an update
+
+
+class LinkChangeFields(ResponseModel):
+    """A change of a link."""
+
+    at: str
+    by: str = Field(description='Who changed it: "key N" (an API key by its id), or "command line".')
+    changes: dict[str, dict[str, Any]] = Field(description="`from` and `to` of each field that changed.")
 
 
 class LinkFields(ResponseModel):
@@ -20,6 +47,8 @@ class LinkFields(ResponseModel):
     url: str = Field(description="The destination; empty if the message was erased.")
     label: str | None
     message_id: str
+    campaign: str
+    created_at: str = Field(description="Time when the message was rewritten.")
     state: Literal["live", "expired", "off"]
     off_by: DisabledBy | None = Field(
         description="What disables the link: the link itself, its domain, its application or its host."
@@ -27,46 +56,335 @@ class LinkFields(ResponseModel):
     enabled: bool = Field(description="false if the link itself is disabled.")
     disabled_at: str | None
     expires_at: str
+    fallback_url: str | None
+    clicks: int = Field(description="Clicks by people, without those whose hits were deleted after HIT_RETENTION_DAYS.")
+    clicked_at: str | None = Field(description="Time of the first click by a person.")
+
+
+class LinkWithHistory(LinkFields):
+    history: list[LinkChangeFields] = Field(description="The changes after sending, newest first, at most 100.")
 
 
 class LinkResponse(ResponseModel):
     """The link with its current state."""
 
     status: Literal[True] = True
-    link: LinkFields
+    link: LinkWithHistory
+
+
+class LinksResponse(ResponseModel):
+    """One page of links, newest message first."""
+
+    status: Literal[True] = True
+    links: list[LinkFields]
+    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+
+
+class LinksExportQuery(Period):
+    """Filters of links. The period refers to the creation of the message."""
+
+    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
+    url: Text | None = Field(None, max_length=2048, description="The destination, complete.")
+    label: Text | None = Field(None, max_length=200, description="Label of #trackurl.")
+    domain: Text | None = Field(None, max_length=255, description="Host of the short links.")
+    enabled: bool | None = Field(None, description="Whether the link itself is enabled.")
+    expired: bool | None = Field(None, description="Whether the link has expired.")
+
+
+class LinksCsvQuery(LinksExportQuery):
+    """Filters of links, and the form of the CSV."""
+
+    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+
+
+class LinksQuery(LinksExportQuery):
+    """Filters of links, and the page."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of links in a page.")
+    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
 
 
 class LinkUpdateRequest(RequestModel):
-    """The change of a link."""
+    """The changes of a link. A field that is absent keeps its value."""
 
-    enabled: bool = Field(
-        description="false: the link responds with 410, and hits on it are not clicks. true: the link works again."
+    url: Text | None = Field(
+        None, max_length=2048, description="New destination. It may contain the same placeholders as in a text."
     )
+    expires_at: Time | None = Field(None, description="New expiry, ISO 8601 (UTC without a zone); may be in the past.")
+    fallback_url: Text | None = Field(
+        None,
+        max_length=2048,
+        description="URL to which the link redirects after it expires. null: that of the domain or the application.",
+    )
+    enabled: bool | None = Field(
+        None, description="false: the link responds with 410, and hits on it are not clicks. true: the link works again."
+    )
+
+
+class LinksUpdateRequest(LinkUpdateRequest):
+    """Which links to change, and how. At least one of campaign, destination and label selects them."""
+
+    campaign: Text | None = Field(None, max_length=200, description="Links of messages of this campaign.")
+    destination: Text | None = Field(
+        None,
+        max_length=2048,
+        validation_alias=AliasChoices("destination", "destination_url"),
+        description="Links with this destination, complete.",
+    )
+    label: Text | None = Field(None, max_length=200, description="Links with this label.")
+
+
+class LinksUpdateFields(ResponseModel):
+    update_id: str
+    state: Literal["counting", "running", "done", "stopped"]
+    total: int | None = Field(description="Exact number of links; null while they are counted.")
+    done: int = Field(description="Links that were processed.")
+    changed: int = Field(description="Links that differ from before.")
+    by: str
+    filter: dict[str, str]
+    changes: dict[str, Any]
+    created_at: str
+    finished_at: str | None
+
+
+class LinksUpdateResponse(ResponseModel):
+    """The update with its progress."""
+
+    status: Literal[True] = True
+    update: LinksUpdateFields
+
+
+class LinksUpdatesResponse(ResponseModel):
+    """The latest updates, newest first, at most 100."""
+
+    status: Literal[True] = True
+    updates: list[LinksUpdateFields]
+
+
+async def index(call: Call[LinksQuery, None]) -> dict[str, Any]:
+    """Return one page of links."""
+    service = call.service
+    filters = _filter(call)
+    page = await service.database.read(list_links, filters, call.query.limit, _decode(call))
+    base_url = base_url_of(service.settings, service.directory)
+    none = LinkClicks()
+    cursor = None
+    if page.next is not None:
+        cursor = f"{Cursors(service.secret, 'links').encode(page.next.message)}-{page.next.position}"
+    return {
+        "status": True,
+        "links": [
+            serialize_link(row, service.directory, base_url, filters.now, page.clicks.get(row.id, none)) for row in page.rows
+        ],
+        "next_cursor": cursor,
+    }
+
+
+async def export(call: Call[LinksCsvQuery, None]) -> Response:
+    """Stream all links as CSV in constant memory."""
+    service = call.service
+    base_url = base_url_of(service.settings, service.directory)
+    pages = export_links(service.database, _filter(call), service.directory, base_url, with_mark=call.query.bom)
+    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
+    headers = {"Content-Disposition": f'attachment; filename="links-{service.clock():%Y-%m-%d}.csv"'}
+
+    async def body() -> AsyncIterator[bytes]:
+        yield first_page
+        if call.request.method == "GET":
+            async for lines in pages:
+                yield lines
+
+    return StreamingResponse(body(), media_type="text/csv", headers=headers)
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
     """Return one link."""
-    return _link(call, await call.service.database.read(find_link, call.path["code"], call.application_id))
+    return await _link(call)
 
 
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
-    """Enable or disable one link."""
+    """Change one link."""
     service, code = call.service, call.path["code"]
+    changes = parse_changes(_requested(call.body), call.application_id, service.link_hosts, service.clock())
+
+    def write(connection: Any) -> None:
+        row = find_changeable(connection, code, call.application_id)
+        if not row.url:
+            raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
+        write_changes(connection, [row], changes, actor=key_actor(call.principal.key_id), now=service.clock(), new_id=service.ids)
+
     await service.database.read(find_link, code, call.application_id)
     await service.cache.invalidate([code])  # if Redis is unavailable, the cache repeats this later
-    link = await service.database.write(
-        switch_link, code, service.clock(), enabled=call.body.enabled, application_id=call.application_id
+    await service.database.write(write)
+    await refresh_cache(service.database, service.cache, [code])
+    return await _link(call)
+
+
+async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
+    """Create an update of many links."""
+    service, request = call.service, call.body
+    changes = parse_changes(_requested(request), call.application_id, service.link_hosts, service.clock())
+    if request.campaign is None and request.destination is None and request.label is None:
+        reason = "must be present, or destination or label, because they select the links"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
+    selection = LinkSelection(request.campaign, _stored_url(request.destination), request.label)
+    update_id = await service.database.write(
+        lambda connection: create_update(
+            connection,
+            call.application_id,
+            selection,
+            changes,
+            actor=key_actor(call.principal.key_id),
+            new_id=service.ids,
+            clock=service.clock,
+        )
     )
-    return _link(call, link)
+    await service.link_updates.perform(update_id, seconds=COUNT_SECONDS, until_counted=True)
+    service.link_updates.wake_up.notify()
+    return _update(await service.database.read(find_update, encode(update_id), call.application_id))
 
 
-def _link(call: Call[None, Any], link: Any) -> dict[str, Any]:
+async def index_updates(call: Call[None, None]) -> dict[str, Any]:
+    """Return the latest updates."""
+    rows = await call.service.database.read(list_updates, call.application_id)
+    return {"status": True, "updates": [serialize_update(row) for row in rows]}
+
+
+async def show_update(call: Call[None, None]) -> dict[str, Any]:
+    """Return one update."""
+    return _update(await call.service.database.read(find_update, call.path["update_id"], call.application_id))
+
+
+async def stop(call: Call[None, None]) -> dict[str, Any]:
+    """Stop one update."""
     service = call.service
-    base_url = base_url_of(service.settings, service.directory)
-    return {"status": True, "link": serialize_link(link, service.directory, base_url, service.clock())}
+    return _update(await service.database.write(stop_update, call.path["update_id"], call.application_id, service.clock))
 
+
+def _update(row: Any) -> dict[str, Any]:
+    return {"status": True, "update": serialize_update(row)}
+
+
+def _requested(request: LinkUpdateRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
+
+
+def _stored_url(url: str | None) -> str | None:
+    """Return a destination in its stored form, so that a filter finds it."""
+    try:
+        return None if url is None else parse_destination(url).url
+    except UrlError:
+        return url
+
+
+def _filter(call: Call[Any, None]) -> LinkFilter:
+    service, query = call.service, call.query
+    domain_id = None
+    if query.domain is not None:
+        host = query.domain.lower()
+        domain = service.directory.domain(host)
+        is_shared = domain is None and host == host_of(service.settings.base_url)
+        domain_id = domain.id if domain is not None else 0 if is_shared else -1
+    return LinkFilter(
+        call.application_id,
+        service.clock(),
+        campaign=query.campaign,
+        url=_stored_url(query.url),
+        label=query.label,
+        domain_id=domain_id,
+        since=None if query.since is None else start_of(query.since),
+        until=None if query.until is None else end_of(query.until),
+        enabled=query.enabled,
+        expired=query.expired,
+    )
+
+
+def _decode(call: Call[LinksQuery, None]) -> LinkPosition | None:
+    if call.query.cursor is None:
+        return None
+    message, _, position = call.query.cursor.partition("-")
+    decoded = Cursors(call.service.secret, "links").decode(message)
+    if decoded is None or not (position.isascii() and position.isdigit() and len(position) <= 5):
+        raise ApiError(ErrorCode.INVALID_CURSOR)
+    return LinkPosition(decoded, int(position))
+
+
+async def _link(call: Call[None, Any]) -> dict[str, Any]:
+    service = call.service
+
+    def read(connection: Any) -> Any:
+        row = find_link(connection, call.path["code"], call.application_id)
+        return row, count_clicks(connection, [(row.id, row.message)]), read_history(connection, row.id)
+
+    row, clicks, history = await service.database.read(read)
+    base_url = base_url_of(service.settings, service.directory)
+    fields = serialize_link(row, service.directory, base_url, service.clock(), clicks.get(row.id, LinkClicks()))
+    return {"status": True, "link": fields | {"history": history}}
+
+
+_PAGES = (
+    "Newest message first. `cursor` requests the next page. A page may contain fewer links than `limit`, or none, and still have a "
+    "`next_cursor`, because filters without an index search 10,000 messages per page."
+)
+_UPDATES = "/api/v1/links/updates"
 
 ENDPOINTS = [
+    Endpoint(
+        "GET",
+        "/api/v1/links",
+        index,
+        "List links",
+        _TAG,
+        permission="sms.read",
+        query=LinksQuery,
+        response=LinksResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
+        description=_PAGES,
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/links.csv",
+        export,
+        "Export links as CSV",
+        _TAG,
+        permission="sms.read",
+        query=LinksCsvQuery,
+        media_type="text/csv",
+        description="Exports all links that match the filters, newest message first, in UTF-8.",
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/links/update",
+        update_many,
+        "Change many links",
+        _TAG,
+        permission="links.write",
+        body=LinksUpdateRequest,
+        response=LinksUpdateResponse,
+        status=202,
+        description="Changes the links of a campaign, with a destination or with a label, in the background. The response has the "
+        "exact number of links, or null if they are still being counted. Links that are created later are not changed.",
+    ),
+    Endpoint("GET", _UPDATES, index_updates, "List updates of links", _TAG, permission="sms.read", response=LinksUpdatesResponse),
+    Endpoint(
+        "GET",
+        f"{_UPDATES}/{{update_id}}",
+        show_update,
+        "Show the progress of an update of links",
+        _TAG,
+        permission="sms.read",
+        response=LinksUpdateResponse,
+    ),
+    Endpoint(
+        "POST",
+        f"{_UPDATES}/{{update_id}}/stop",
+        stop,
+        "Stop an update of links",
+        _TAG,
+        permission="links.write",
+        response=LinksUpdateResponse,
+        description="Links that were changed stay changed.",
+    ),
     Endpoint(
         "GET",
         "/api/v1/links/{code}",
@@ -75,19 +393,19 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         response=LinkResponse,
-        description="Shows the destination, or why the link does not redirect.",
+        description="Shows the destination, or why the link does not redirect, and the changes after sending.",
     ),
     Endpoint(
         "PATCH",
         "/api/v1/links/{code}",
         update,
-        "Disable or enable a link",
+        "Change a link",
         _TAG,
         permission="links.write",
         body=LinkUpdateRequest,
         response=LinkResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="Takes effect at once on every node. Hits on a disabled link are stored but are not clicks. A link whose "
-        "message was erased cannot be enabled.",
+        description="Takes effect at once on every node. The history stores who changed what and when. Hits on a disabled link are "
+        "stored but are not clicks. A link whose message was erased cannot be changed.",
     ),
 ]

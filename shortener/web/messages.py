@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import State
-from shortener.reporting.export import export_csv
+from shortener.reporting.export import BYTE_ORDER_MARK, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
@@ -66,6 +66,12 @@ class ExportQuery(Period):
         return value
 
 
+class ExportCsvQuery(ExportQuery):
+    """Filters of messages, and the form of the CSV."""
+
+    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+
+
 class MessagesQuery(ExportQuery):
     """Filters of messages, and the page."""
 
@@ -118,6 +124,7 @@ class LinkStatus(ResponseModel):
     expires_at: str
     accessed: bool = Field(description="Whether a person clicked the link.")
     accessed_on: str | None = Field(description="Time of the first click by a person.")
+    clicks: int = Field(description="Clicks by people, without those whose hits were deleted after HIT_RETENTION_DAYS.")
 
 
 class ConversionRevision(ResponseModel):
@@ -193,7 +200,7 @@ async def index(call: Call[MessagesQuery, None]) -> Mapping[str, Any]:
     }
 
 
-async def export(call: Call[ExportQuery, None]) -> Response:
+async def export(call: Call[ExportCsvQuery, None]) -> Response:
     """Stream all messages as CSV in constant memory."""
     service = call.service
     pages = export_csv(service.database, _filter(call.application_id, call.query), service.status_reader.base_url)
@@ -201,7 +208,7 @@ async def export(call: Call[ExportQuery, None]) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:
-        yield first_page
+        yield (BYTE_ORDER_MARK if call.query.bom else b"") + first_page
         if call.request.method == "GET":
             async for page_of_lines in pages:
                 yield page_of_lines
@@ -271,7 +278,7 @@ ENDPOINTS = [
         "Export messages as CSV",
         _TAG,
         permission="sms.read",
-        query=ExportQuery,
+        query=ExportCsvQuery,
         media_type="text/csv",
         description="Exports all messages that match the filters, newest first, in UTF-8. A cell that a spreadsheet would run "
         "as a formula gets an apostrophe in front; numbers and phone numbers do not. If the connection is cut off, the export "

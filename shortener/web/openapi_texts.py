@@ -62,6 +62,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "code": "Code of the short link.",
     "postback_key": "Postback key of the application, which is the credential.",
     "key_id": "Id of the key.",
+    "update_id": "Id of the update of links.",
     "host": "Host as it was blocked, for example shop.example or *.shop.example.",
     "domain": "Host of the domain, for example go.brand.example.",
 }

@@ -105,3 +105,29 @@ def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProce
     assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
     assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=1).stderr
+
+
+def test_links_are_listed_and_changed_one_and_many(server: Server) -> None:
+    shell = InProcessShell(server.folder / "data")
+    number = str(server.first["application_id"])
+    headers = {"X-API-Key": str(server.first["api_key"]), "User-Agent": PHONE}
+    with httpx.Client(base_url=server.base, headers=headers) as client:
+        body = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
+        request = {"to": ["+14085550100", "+14085550101"], "body": body, "campaign": "one"}
+        sent = client.post("/api/v1/rewrite", json=request).json()["messages"]
+        codes = [link["code"] for message in sent for link in message["links"]]
+        changed = shell.json("links", "update", codes[0], "--url", "https://new.example/", "--expires-at", "2030-01-01")
+        assert (changed["url"], changed["expires_at"]) == ("https://new.example/", "2030-01-01T00:00:00Z")
+        assert [entry["by"] for entry in changed["history"]] == ["command line"]
+        assert client.get(f"/{codes[0]}").headers["location"] == "https://new.example/"
+        done = shell.json("links", "update", "--application", number, "--campaign", "one", "--url", "https://all.example/")
+        assert (done["state"], done["total"], done["done"], done["changed"]) == ("done", 4, 4, 4)
+        assert client.get(f"/{codes[3]}").headers["location"] == "https://all.example/"
+    listed = shell.json("links", "list", number, "--campaign", "one")
+    assert sorted(row["code"] for row in listed) == sorted(codes)
+    assert {row["code"]: row["clicks"] for row in listed} == {codes[0]: 1, codes[1]: 0, codes[2]: 0, codes[3]: 1}
+    assert len(shell.json("links", "list", number, "--label", "menu")) == 2
+    assert "command line: url https://x.example/shop -> https://all.example/" in shell("links", "show", codes[1]).stdout
+    assert "name either CODE" in shell("links", "update", "--url", "https://x.example/", code=2).stderr
+    assert "nothing to change" in shell("links", "update", codes[0], code=2).stderr
+    assert "INVALID_REQUEST" in shell("links", "update", codes[0], "--url", "ftp://x", code=1).stderr

@@ -4,10 +4,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, hit_metric
-from shortener.clicks.link_admin import switch_link
 from shortener.clicks.verdicts.correction import VerdictChange, apply_changes
 from shortener.container import Service
 from shortener.model import HitFlag, Verdict
@@ -61,7 +60,8 @@ async def test_recorder_corrections_and_recount_count_every_kind_of_hit_equally(
     (active,) = await create_codes(service)
     (late,) = await create_codes(service, expires_in=60)
     (disabled,) = await create_codes(service)
-    await service.database.write(switch_link, disabled, clock(), enabled=False)
+    of_disabled = update(schema.links).where(schema.links.c.code == disabled)
+    await service.database.write(lambda c: c.execute(of_disabled.values(disabled_at=clock())))
     clock.forward(seconds=90)
     for code in (active, late, disabled):
         for verdict in Verdict:

@@ -1,12 +1,17 @@
-"""The link cache after concurrent rewrites, with a real Redis."""
+"""The link cache after concurrent rewrites, after it was emptied and after changes of links, with a real Redis."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import Connection, select
 
+from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.container import Service
+from shortener.redis.link_cache import CachedLink
 from shortener.storage import schema
-from tests.clicks.helpers import create_codes
+from tests.clicks.helpers import create_codes, make_hit
 from tests.conftest import MakeService
 from tests.servers import RedisProcess
 
@@ -26,3 +31,66 @@ async def test_every_link_of_concurrent_rewrites_is_in_the_cache(make_service: M
     codes = await all_codes(service)
     assert len(codes) == 300
     assert (await service.cache.find(codes)).keys() == codes
+
+
+async def test_a_link_that_redis_had_forgotten_is_stored_again_by_its_click(
+    make_service: MakeService, redis_server: RedisProcess
+) -> None:
+    service = await make_service(redis_url=redis_server.url, redis_timeout=5)
+    (clicked,), (other,), (disabled,) = [await create_codes(service) for _ in range(3)]
+    await change(service, disabled, {"enabled": False})
+    redis_server.client().flushall()
+    for code in (clicked, disabled, "nosuchcode"):
+        await service.recorder.record(make_hit(service, code))
+    await wait_for(service, {clicked})
+    assert (await service.cache.find([clicked, other, disabled, "nosuchcode"])).keys() == {clicked}
+
+
+async def test_a_changed_link_is_in_the_cache_with_its_new_values(make_service: MakeService, redis_server: RedisProcess) -> None:
+    service = await make_service(redis_url=redis_server.url, redis_timeout=5)
+    (code,) = await create_codes(service)
+    await change(service, code, {"url": "https://new.example/", "fallback_url": "https://x.example/over"})
+    found = (await service.cache.find([code]))[code]
+    assert (found.url, found.fallback_url) == ("https://new.example/", "https://x.example/over")
+    await change(service, code, {"enabled": False})
+    assert await service.cache.find([code]) == {}
+    await service.recorder.record(make_hit(service, code))
+    await change(service, code, {"enabled": True})
+    assert (await service.cache.find([code]))[code] == found
+
+
+async def test_of_two_changes_that_race_the_last_one_is_in_the_cache(
+    make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service(redis_url=redis_server.url, redis_timeout=5)
+    (code,) = await create_codes(service)
+    replace = service.cache.replace
+
+    async def overtaken(links: Sequence[CachedLink]) -> None:
+        """Store the values only after another process changed the link."""
+        monkeypatch.setattr(service.cache, "replace", replace)
+        await change(service, code, {"url": "https://second.example/"})
+        await replace(links)
+
+    monkeypatch.setattr(service.cache, "replace", overtaken)
+    await change(service, code, {"url": "https://first.example/"})
+    assert (await service.cache.find([code]))[code].url == "https://second.example/"
+
+
+async def change(service: Service, code: str, requested: dict[str, Any]) -> None:
+    """Change a link as the API does."""
+    changes = parse_changes(requested, 1, service.link_hosts, service.clock())
+
+    def write(connection: Connection) -> None:
+        rows = [find_changeable(connection, code)]
+        write_changes(connection, rows, changes, actor="test", now=service.clock(), new_id=service.ids)
+
+    await service.cache.invalidate([code])
+    await service.database.write(write)
+    await refresh_cache(service.database, service.cache, [code])
+
+
+async def wait_for(service: Service, codes: set[str]) -> None:
+    async with asyncio.timeout(10):
+        while (await service.cache.find(codes)).keys() != codes:
+            await asyncio.sleep(0.01)

@@ -78,6 +78,7 @@ async def test_links_have_the_order_of_the_text_and_the_first_is_in_link_trackin
         "expires_at": "2027-02-18T12:00:00Z",
         "accessed": True,
         "accessed_on": "2026-11-20T12:05:00.250Z",
+        "clicks": 2,
     }
     assert message["links"][0] == first
     assert [link["short_url"] for link in message["links"]] == ["https://d0.example/AAA", "https://d5.example/BBB"]
@@ -155,10 +156,10 @@ async def test_unknown_messages_and_those_of_other_applications_are_not_found(fi
     assert await filled.read(find_status, 2, "m") is None
 
 
-async def test_a_status_needs_two_statements_that_search_in_indexes(sqlite: Database) -> None:
+async def test_a_status_needs_four_statements_that_search_in_indexes(sqlite: Database) -> None:
     await sqlite.write(fill)
     found = await sqlite.read(lambda connection: plans(connection, lambda: find_status(connection, 1, "m")))
-    assert len(found) == 2
+    assert len(found) == 4
     for plan in found:
         assert scanned(plan, "messages", "links", "cohorts", "conversions", "hits") == []
     assert "(application_id=? AND message_id=?)" in found[0]

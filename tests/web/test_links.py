@@ -32,11 +32,17 @@ async def test_a_link_is_shown_with_its_destination(client: httpx.AsyncClient) -
         "url": "https://x.example/a?b=1&c=%20#f",
         "label": None,
         "message_id": "m-1",
+        "campaign": "",
+        "created_at": NOON,
         "state": "live",
         "off_by": None,
         "enabled": True,
         "disabled_at": None,
         "expires_at": "2027-02-18T12:00:00Z",
+        "fallback_url": None,
+        "clicks": 0,
+        "clicked_at": None,
+        "history": [],
     }
 
 
@@ -91,9 +97,10 @@ async def test_disabling_a_link_removes_it_from_the_link_cache(
     path = await link(client)
     monkeypatch.setattr(service, "cache", Away())
     assert (await client.patch(f"/api/v1/links{path}", json={"enabled": False})).status_code == 200
-    assert forgotten == [path[1:]]
+    assert set(forgotten) == {path[1:]}
+    forgotten.clear()
     assert (await client.patch("/api/v1/links/nosuchcode", json={"enabled": False})).status_code == 404
-    assert forgotten == [path[1:]]
+    assert forgotten == []
 
 
 async def test_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient) -> None:
@@ -131,6 +138,10 @@ async def test_links_and_hosts_of_another_application_return_404(client: httpx.A
     [
         ("GET", "/api/v1/links/x", None, "sms.read"),
         ("PATCH", "/api/v1/links/x", {"enabled": False}, "links.write"),
+        ("POST", "/api/v1/links/update", {"label": "x", "enabled": False}, "links.write"),
+        ("POST", "/api/v1/links/updates/x/stop", None, "links.write"),
+        ("GET", "/api/v1/links", None, "sms.read"),
+        ("GET", "/api/v1/domains", None, "admin"),
         ("GET", "/api/v1/blocked-hosts", None, "sms.read"),
         ("POST", "/api/v1/blocked-hosts", {"host": "x.example"}, "links.write"),
         ("DELETE", "/api/v1/blocked-hosts/x.example", None, "links.write"),
@@ -151,3 +162,138 @@ async def test_each_endpoint_requires_its_permission(
     for key, refused in ((right, False), (wrong, True)):
         async with client_of(service, {"X-API-Key": key}) as client:
             assert ((await client.request(method, path, json=body)).status_code == 403) is refused
+
+
+async def test_the_destination_expiry_and_fallback_of_a_link_can_be_changed(client: httpx.AsyncClient, clock: Clock) -> None:
+    path = await link(client, message_id="m-1", expires_in=60)
+    url = "https://new.example/{code}?m={message_id}&c={click_id}"
+    told = await client.patch(f"/api/v1/links{path}", json={"url": url})
+    assert (told.status_code, told.json()["link"]["url"]) == (200, url)
+    location = (await client.get(path, headers=PHONE)).headers["location"]
+    assert location.startswith(f"https://new.example{path}?m=m-1&c=")
+    assert len(location.rpartition("=")[2]) == 19
+    clock.forward(minutes=2)
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    await client.patch(f"/api/v1/links{path}", json={"fallback_url": "https://x.example/over"})
+    assert (await client.get(path, headers=PHONE)).headers["location"] == "https://x.example/over"
+    await client.patch(f"/api/v1/links{path}", json={"expires_at": "2026-12-24T00:00:00Z", "fallback_url": None})
+    assert (await client.get(path, headers=PHONE)).headers["location"].startswith("https://new.example/")
+    history = (await shown(client, path))["history"]
+    assert [set(entry["changes"]) for entry in history] == [{"expires_at", "fallback_url"}, {"fallback_url"}, {"url"}]
+    assert history[2] == {"at": NOON, "by": "key 1", "changes": {"url": {"from": "https://x.example/a?b=1&c=%20#f", "to": url}}}
+    assert history[0]["changes"]["fallback_url"] == {"from": "https://x.example/over", "to": None}
+
+
+async def test_a_change_that_changes_nothing_is_not_in_the_history(client: httpx.AsyncClient) -> None:
+    path = await link(client)
+    now = await shown(client, path)
+    same = {"url": now["url"], "expires_at": now["expires_at"], "enabled": True, "fallback_url": None}
+    assert (await client.patch(f"/api/v1/links{path}", json=same)).status_code == 200
+    assert (await shown(client, path))["history"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "url"),
+        ({"url": None}, "url"),
+        ({"url": "javascript:alert(1)"}, "url"),
+        ({"url": "http://127.0.0.1:8000/abc"}, "url"),
+        ({"fallback_url": "http://127.0.0.1:8000/abc"}, "fallback_url"),
+        ({"url": "https://blocked.example/"}, "url"),
+        ({"expires_at": None}, "expires_at"),
+        ({"expires_at": "2066-01-01"}, "expires_at"),
+        ({"expires_at": "soon"}, "expires_at"),
+        ({"enabled": None}, "enabled"),
+        ({"location": "x"}, "location"),
+    ],
+)
+async def test_an_invalid_change_is_rejected(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+    await client.post("/api/v1/blocked-hosts", json={"host": "blocked.example"})
+    path = await link(client)
+    response = await client.patch(f"/api/v1/links{path}", json=body)
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
+    assert (await shown(client, path))["history"] == []
+
+
+async def test_a_repeated_message_gets_its_first_response_after_its_link_was_changed(client: httpx.AsyncClient) -> None:
+    request = {"to": "+14085550100", "message_id": "m-1", "body": 'see #track("https://x.example/a")'}
+    first = (await client.post("/api/v1/rewrite", json=request)).json()
+    code = first["messages"][0]["links"][0]["code"]
+    await client.patch(f"/api/v1/links/{code}", json={"url": "https://new.example/", "expires_at": "2026-12-24"})
+    assert (await client.post("/api/v1/rewrite", json=request)).json() == first
+
+
+async def test_erasure_removes_the_earlier_destinations_of_a_link(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    path = await link(client, url="https://x.example/secret", message_id="m-1")
+    await client.patch(f"/api/v1/links{path}", json={"url": "https://new.example/"})
+    await service.database.write(erase_message, 1, "m-1", clock())
+    response = await client.get(f"/api/v1/links{path}")
+    assert "secret" not in response.text
+    assert [entry["changes"] for entry in response.json()["link"]["history"]] == [{}]
+
+
+async def listed(client: httpx.AsyncClient, **query: Any) -> list[str]:
+    """Return the codes of all pages of a list."""
+    codes: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        response = await client.get("/api/v1/links", params=query | cursor)
+        assert response.status_code == 200, response.text
+        codes += [one["code"] for one in response.json()["links"]]
+        if response.json()["next_cursor"] is None:
+            return codes
+        cursor = {"cursor": response.json()["next_cursor"]}
+
+
+async def test_links_are_listed_in_pages_newest_message_first_with_filters(client: httpx.AsyncClient, clock: Clock) -> None:
+    body = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
+    codes: list[str] = []
+    for number in range(3):
+        response = await client.post(
+            "/api/v1/rewrite", json={"to": "+14085550100", "body": body, "campaign": "one" if number else "two", "expires_in": 60}
+        )
+        codes = [one["code"] for one in response.json()["messages"][0]["links"]] + codes
+        clock.forward(seconds=10)
+    for limit in (1, 2, 5, 1000):
+        assert await listed(client, limit=limit) == codes
+        assert await listed(client, limit=limit, label="menu") == codes[::2]
+    assert await listed(client, campaign="two") == codes[4:]
+    assert await listed(client, campaign="nosuch") == []
+    assert await listed(client, url="https://X.example/shop") == codes[1::2]
+    assert await listed(client, domain="127.0.0.1:8000", since="2026-11-20T12:00:10Z") == codes[:4]
+    assert await listed(client, domain="go.brand.example") == []
+    assert await listed(client, until="2026-11-20T12:00:10Z") == codes[4:]
+    await client.patch(f"/api/v1/links/{codes[0]}", json={"enabled": False})
+    assert await listed(client, enabled="false") == codes[:1]
+    assert await listed(client, enabled="true") == codes[1:]
+    clock.forward(seconds=32)  # the oldest message is 62 s old
+    assert await listed(client, expired="true") == codes[4:]
+    for cursor in ("x", "x-1", "0AbCdEfGh12x9Kq3vTz-1"):
+        assert (await client.get("/api/v1/links", params={"cursor": cursor})).json()["error_code"] == "INVALID_CURSOR"
+
+
+async def test_lists_statuses_and_csv_contain_the_clicks_of_each_link(client: httpx.AsyncClient, clock: Clock) -> None:
+    body = '#track("https://x.example/one") #trackurl("https://x.example/two","=two")'
+    response = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": body, "message_id": "m-1"})
+    one, two = (link["code"] for link in response.json()["messages"][0]["links"])
+    for code in (two, one, two, two):
+        await client.get(f"/{code}", headers=PHONE)
+        clock.forward(seconds=1)
+    await client.head(f"/{one}", headers=PHONE)
+    rows = (await client.get("/api/v1/links")).json()["links"]
+    assert [(row["code"], row["clicks"], row["clicked_at"]) for row in rows] == [
+        (one, 1, "2026-11-20T12:00:01Z"),
+        (two, 3, NOON),
+    ]
+    assert [row["clicks"] for row in (await client.get("/api/v1/sms/status/m-1")).json()["links"]] == [1, 3]
+    csv = await client.get("/api/v1/links.csv")
+    assert csv.headers["content-type"].startswith("text/csv")
+    lines = csv.text.splitlines()
+    assert lines[0].startswith("code,short_url,url,label")
+    assert [line.split(",")[0] for line in lines[1:]] == [one, two]
+    assert ",'=two," in lines[2]
+    assert lines[2].split(",")[-2] == "3"
+    assert (await client.get("/api/v1/links.csv", params={"bom": "true"})).content == b"\xef\xbb\xbf" + csv.content

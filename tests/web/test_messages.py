@@ -50,7 +50,7 @@ async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
         "accessed": True,
         "accessed_on": "2026-11-20 12:01:04",
     }
-    link = {**message["links"][0], "accessed": True, "accessed_on": "2026-11-20T12:01:04Z"}
+    link = {**message["links"][0], "accessed": True, "accessed_on": "2026-11-20T12:01:04Z", "clicks": 1}
     assert told["links"] == [link]
     (conversion,) = told["conversions"]
     assert (conversion["action"], conversion["value"], conversion["currency"]) == ("sale", "12.50", "EUR")
@@ -190,3 +190,11 @@ async def test_the_export_is_the_unified_view_as_csv(client: httpx.AsyncClient, 
     refused(await client.get("/api/v1/sms/messages/unified/export", params={"limit": 5}), 400, "INVALID_REQUEST")
     head = await client.head("/api/v1/sms/messages/unified/export")
     assert head.status_code == 200
+
+
+async def test_an_export_has_a_byte_order_mark_on_request(client: httpx.AsyncClient) -> None:
+    await rewrite(client, "m1", campaign="naïve 日本")
+    plain = await client.get("/api/v1/sms/messages/unified/export")
+    marked = await client.get("/api/v1/sms/messages/unified/export", params={"bom": "true"})
+    assert "naïve 日本" in plain.text
+    assert marked.content == b"\xef\xbb\xbf" + plain.content

@@ -105,6 +105,8 @@ SKIPPED = {
     "/api/v1/trackers/{tracker_id}/test",
     "/api/v1/postback/{postback_key}",
     "/api/v1/links/{code}",
+    "/api/v1/links/updates/{update_id}",
+    "/api/v1/links/updates/{update_id}/stop",
     "/internal/domain-check",
 }
 

@@ -1,0 +1,59 @@
+"""Read-through of the link cache: links that redirects found in the database while Redis had forgotten them are stored again.
+
+Redis forgets links when it is emptied, restarted without its data, or out of memory. Without this part, such links would have no
+destination while the database is unavailable. The work is done in the background, one round trip at a time for all links since the
+last one; no redirect waits for it. If more than MAX_WAITING links wait, further ones are left out until their next hit.
+"""
+# Tested by tests/messages/test_rewriter_cache.py
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+
+from shortener.clicks.queries import LinkRow
+from shortener.redis.link_cache import CachedLink, LinkCache
+
+MAX_WAITING = 4000  # links
+MAX_LINKS_PER_CHECK = 1000
+
+
+class CacheRestorer:
+    """`spawn` runs a coroutine in the background."""
+
+    def __init__(self, cache: LinkCache, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
+        self._cache = cache
+        self._spawn = spawn
+        self._waiting: dict[str, LinkRow] = {}
+        self._is_running = False
+
+    def add(self, links: Mapping[str, LinkRow]) -> None:
+        """Check later whether the cache has these links, and store those that it does not have."""
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.update(links)
+            if not self._is_running:
+                self._is_running = True
+                self._spawn(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                codes = list(self._waiting)[:MAX_LINKS_PER_CHECK]
+                links = {code: self._waiting.pop(code) for code in codes}
+                missing = [links[code] for code in await self._cache.find_missing(codes)]
+                await self._cache.put([_cached(link) for link in missing if link.disabled_at is None and link.url])
+        finally:
+            self._is_running = False
+
+
+def _cached(link: LinkRow) -> CachedLink:
+    return CachedLink(
+        code=link.code,
+        link_id=link.link_id,
+        message=link.message,
+        application_id=link.application_id,
+        domain_id=link.domain_id,
+        flags=link.flags,
+        url=link.location or link.url,
+        fallback_url=link.fallback_url,
+        expires_at=link.expires_at,
+    )

@@ -1,0 +1,288 @@
+"""Changes of links after they were sent: destination, expiry, fallback URL, and on or off. Each change is in the history of a link.
+
+A redirect reads the link's row each time, so a change applies at once on every node. The link cache, which responds while the
+database is unavailable, is changed in three steps: the caller invalidates the entries before the transaction, and `refresh_cache`
+stores the new values after it. If two changes of one link race, `refresh_cache` reads the row again and stores the last one.
+
+The functions that take a connection are part of one transaction.
+"""
+# Tested by tests/web/test_links.py
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import LinkFlag
+from shortener.redis.link_cache import CachedLink, LinkCache
+from shortener.storage.database import Database
+from shortener.storage.schema import cohorts, link_changes, links, messages
+from shortener.storage.types import to_iso, to_ms
+from shortener.times import parse_iso, to_utc
+from shortener.urls import Destination, UrlError, fill_placeholders, parse_destination
+
+AnyRow = Row[*tuple[Any, ...]]
+
+MAX_LIFETIME = timedelta(days=3650)  # from now
+MAX_HISTORY_ENTRIES = 100  # of one link, the newest
+MAX_REFRESHES = 5  # of a cache entry, if other processes change the link at the same time
+COMMAND_LINE = "command line"  # the actor of changes by `shortener links`
+
+#: The columns of a link that a change needs.
+CHANGE_COLUMNS = (
+    links.c.id,
+    links.c.code,
+    links.c.application_id,
+    links.c.url,
+    links.c.location,
+    links.c.flags,
+    links.c.fallback_url,
+    links.c.expires_at,
+    links.c.disabled_at,
+    messages.c.message_id,
+    messages.c.to_address,
+    cohorts.c.campaign,
+)
+
+
+class TargetHosts(Protocol):
+    """The hosts of the installation, and the hosts that links must not lead to."""
+
+    def is_own(self, url: str) -> bool: ...
+    def is_blocked(self, application_id: int, host: str) -> bool: ...
+
+
+def key_actor(key_id: int) -> str:
+    """Return the actor of changes by an API key."""
+    return f"key {key_id}"
+
+
+def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
+    """Return checked changes in their stored form: JSON values by field, as `write_changes` expects them.
+
+    `requested` has any of url, expires_at (aware datetime), fallback_url (None removes it) and enabled. Raise ApiError
+    INVALID_REQUEST with a detail for each invalid field."""
+    changes: dict[str, Any] = {}
+    details: list[Detail] = []
+    for name in ("url", "fallback_url"):
+        if name not in requested:
+            continue
+        value = requested[name]
+        if name == "fallback_url" and not value:
+            changes[name] = None
+            continue
+        try:
+            target = _parse_target(value or "", application_id, hosts)
+            changes[name] = target.url if name == "url" else target.location.decode()
+        except UrlError as error:
+            details.append(Detail(name, error.reason))
+    if "expires_at" in requested:
+        expires_at = requested["expires_at"]
+        if expires_at is None:
+            details.append(Detail("expires_at", "must be a time"))
+        elif expires_at > now + MAX_LIFETIME:
+            details.append(Detail("expires_at", f"must be at most {MAX_LIFETIME.days} days in the future"))
+        else:
+            changes["expires_at"] = to_iso(expires_at)
+    if "enabled" in requested:
+        if requested["enabled"] is None:
+            details.append(Detail("enabled", "must be true or false"))
+        else:
+            changes["enabled"] = requested["enabled"]
+    if details:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details)
+    if not changes:
+        reason = "must be present, or another of url, expires_at, fallback_url and enabled"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("url", reason)])
+    return changes
+
+
+def find_changeable(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
+    """Return a link for `write_changes`, and lock it until the end of the transaction. Raise ApiError NOT_FOUND."""
+    statement = _select_changeable().where(links.c.code == code)
+    if application_id is not None:
+        statement = statement.where(links.c.application_id == application_id)
+    row = connection.execute(statement.with_for_update(of=links)).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no link with this code.")
+    return row
+
+
+def find_changeable_by_ids(connection: Connection, ids: Sequence[int]) -> Sequence[AnyRow]:
+    """Return links for `write_changes`, in the order of their ids, and lock them until the end of the transaction."""
+    return connection.execute(_select_changeable().where(links.c.id.in_(ids)).order_by(links.c.id).with_for_update(of=links)).all()
+
+
+def _select_changeable() -> Any:
+    statement = select(*CHANGE_COLUMNS).join_from(links, messages, messages.c.id == links.c.message_id)
+    return statement.join(cohorts, cohorts.c.id == links.c.cohort_id)
+
+
+def write_changes(
+    connection: Connection,
+    rows: Sequence[AnyRow],
+    changes: Mapping[str, Any],
+    *,
+    actor: str,
+    now: datetime,
+    new_id: Callable[[], int],
+    update_id: int | None = None,
+) -> int:
+    """Change links and add the changes to their history. Return the number of links that differ from before.
+
+    A link of an erased message is not changed: it has no destination and stays off. `changes` come from `parse_changes`."""
+    target = parse_destination(changes["url"]) if "url" in changes else None
+    updates: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    for row in rows:
+        if not row.url:
+            continue
+        values, differences = _compute(row, changes, target, now)
+        if not differences:
+            continue
+        updates.append({"link": row.id, **values})
+        history.append(
+            {
+                "id": new_id(),
+                "link_id": row.id,
+                "application_id": row.application_id,
+                "at": now,
+                "actor": actor,
+                "update_id": update_id,
+                "changes": differences,
+            }
+        )
+    if updates:
+        connection.execute(
+            update(links)
+            .where(links.c.id == bindparam("link"))
+            .values({name: bindparam(name) for name in updates[0] if name != "link"}),
+            updates,
+        )
+        connection.execute(insert(link_changes), history)
+    return len(updates)
+
+
+def _compute(
+    row: AnyRow, changes: Mapping[str, Any], target: Destination | None, now: datetime
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return the new values of all columns that can change, and [old, new] by field for those that differ."""
+    values: dict[str, Any] = {
+        "url": row.url,
+        "location": row.location,
+        "flags": row.flags,
+        "fallback_url": row.fallback_url,
+        "expires_at": row.expires_at,
+        "disabled_at": row.disabled_at,
+    }
+    differences: dict[str, list[Any]] = {}
+    if target is not None and target.url != row.url:
+        location = fill_placeholders(target.location, placeholder_values(row)) if target.placeholders else target.location
+        flags = row.flags & ~int(LinkFlag.FILL_CLICK_ID)
+        if "click_id" in target.placeholders:
+            flags |= int(LinkFlag.FILL_CLICK_ID)
+        text = location.decode()
+        values |= {"url": target.url, "location": None if text == target.url else text, "flags": flags}
+        differences["url"] = [row.url, target.url]
+    if "fallback_url" in changes and changes["fallback_url"] != row.fallback_url:
+        values["fallback_url"] = changes["fallback_url"]
+        differences["fallback_url"] = [row.fallback_url, changes["fallback_url"]]
+    if "expires_at" in changes:
+        expires_at = to_utc(parse_iso(changes["expires_at"]))
+        if to_ms(expires_at) != to_ms(row.expires_at):
+            values["expires_at"] = expires_at
+            differences["expires_at"] = [to_iso(row.expires_at), to_iso(expires_at)]
+    if "enabled" in changes and changes["enabled"] != (row.disabled_at is None):
+        values["disabled_at"] = None if changes["enabled"] else now
+        differences["enabled"] = [row.disabled_at is None, changes["enabled"]]
+    return values, differences
+
+
+def placeholder_values(row: AnyRow) -> dict[str, str]:
+    """Return the values of a destination's placeholders, except {click_id}: a redirect fills it in."""
+    return {
+        "message_id": row.message_id,
+        "code": row.code,
+        "campaign": row.campaign,
+        "phone_sha256": hashlib.sha256(row.to_address.encode()).hexdigest(),
+    }
+
+
+def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:
+    """Return the changes of a link, newest first, as the API shows them."""
+    c = link_changes.c
+    rows = connection.execute(select(link_changes).where(c.link_id == link_id).order_by(c.id.desc()).limit(MAX_HISTORY_ENTRIES))
+    return [
+        {
+            "at": to_iso(row.at),
+            "by": row.actor,
+            "changes": {name: {"from": old, "to": new} for name, (old, new) in row.changes.items()},
+        }
+        for row in rows
+    ]
+
+
+def read_original(connection: Connection, link_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the values that changed links had when they were sent: url and expires_at (ms since 1970), by the id of the link."""
+    c = link_changes.c
+    original: dict[int, dict[str, Any]] = {}
+    for row in connection.execute(select(c.link_id, c.changes).where(c.link_id.in_(link_ids)).order_by(c.id)):
+        values = original.setdefault(row.link_id, {})
+        if "url" in row.changes:
+            values.setdefault("url", row.changes["url"][0])
+        if "expires_at" in row.changes:
+            values.setdefault("expires_at", to_ms(to_utc(parse_iso(row.changes["expires_at"][0]))))
+    return original
+
+
+def _parse_target(url: str, application_id: int, hosts: TargetHosts) -> Destination:
+    destination = parse_destination(url)
+    if hosts.is_own(destination.url):
+        raise UrlError("leads to a host of this service, so the redirect would loop")
+    if hosts.is_blocked(application_id, destination.host):
+        raise UrlError("leads to a blocked host")
+    return destination
+
+
+async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
+    """Store the current values of changed links in the link cache. Disabled links stay out of it.
+
+    The rows are read again after they were stored, so that of two changes that race the last one stays in the cache."""
+    stored: dict[str, CachedLink | None] = {}
+    for _ in range(MAX_REFRESHES):
+        current = await database.read(_read_cached, codes)
+        changed = [code for code in codes if stored.get(code, _NOTHING) != current.get(code)]
+        if not changed:
+            return
+        enabled = [link for code in changed if (link := current.get(code)) is not None]
+        await cache.replace(enabled)
+        await cache.invalidate([code for code in changed if current.get(code) is None])
+        stored |= {code: current.get(code) for code in changed}
+
+
+_NOTHING = object()
+
+
+def _read_cached(connection: Connection, codes: Sequence[str]) -> dict[str, CachedLink]:
+    c = links.c
+    columns = (c.code, c.id, c.message_id, c.application_id, c.domain_id, c.flags, c.url, c.location, c.fallback_url, c.expires_at)
+    rows = connection.execute(select(*columns).where(c.code.in_(codes), c.disabled_at.is_(None), c.url != "")).all()
+    return {
+        row.code: CachedLink(
+            code=row.code,
+            link_id=row.id,
+            message=row.message_id,
+            application_id=row.application_id,
+            domain_id=row.domain_id,
+            flags=row.flags,
+            url=row.location or row.url,
+            fallback_url=row.fallback_url,
+            expires_at=to_ms(row.expires_at),
+        )
+        for row in rows
+    }

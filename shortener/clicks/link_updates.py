@@ -1,0 +1,250 @@
+"""Updates of many links: all links of a campaign, of a destination, with a label, or of several of these together.
+
+An update is a row. Any process performs it in pieces, under a lease, so it survives a restart and a lost process. It first counts
+its links exactly, then changes them: `done` of `total`. It can be stopped between two pieces; changed links stay changed. Links of
+messages that are rewritten after the update was created are not part of it.
+
+A piece reads the links of some messages, invalidates their cache entries, changes them in one transaction with the new position of
+the update, and stores the new values in the cache. A piece that is repeated after a crash changes nothing twice.
+"""
+# Tested by tests/web/test_link_updates.py
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+
+from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache, write_changes
+from shortener.errors import ApiError, ErrorCode
+from shortener.ids import decode, encode
+from shortener.jobs import WakeUp
+from shortener.model import Clock
+from shortener.redis.link_cache import LinkCache
+from shortener.storage.database import Database
+from shortener.storage.schema import cohorts, link_updates, links, messages
+from shortener.storage.types import to_iso
+
+AnyRow = Row[*tuple[Any, ...]]
+
+PIECE_MESSAGES = 500
+LEASE = timedelta(seconds=30)
+STEP_SECONDS = 1.0  # of pieces in one step
+COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSelection:
+    """The links of an application that an update changes; None: any. `campaign` "" selects messages without a campaign."""
+
+    campaign: str | None = None
+    url: str | None = None
+    label: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions on links, without the campaign."""
+        found: list[ColumnElement[bool]] = []
+        if self.url is not None:
+            found.append(links.c.url == self.url)
+        if self.label is not None:
+            found.append(links.c.label == self.label)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """The messages of a piece: those behind `cursor` in a range of an index. `ids` is empty at the end of the range."""
+
+    range_index: int
+    ids: list[int]
+    is_end: bool = False
+
+
+def create_update(
+    connection: Connection,
+    application_id: int,
+    selection: LinkSelection,
+    changes: Mapping[str, Any],
+    *,
+    actor: str,
+    new_id: Callable[[], int],
+    clock: Clock,
+) -> int:
+    """Create an update and return its id. `changes` come from `link_changes.parse_changes`."""
+    update_id = new_id()
+    connection.execute(
+        insert(link_updates).values(
+            id=update_id,
+            application_id=application_id,
+            state=COUNTING,
+            actor=actor,
+            filter=asdict(selection),
+            changes=dict(changes),
+            last_message_id=update_id,  # ids grow with time
+            created_at=clock(),
+        )
+    )
+    return update_id
+
+
+def find_update(connection: Connection, encoded_id: str, application_id: int) -> AnyRow:
+    """Return an update of an application. Raise ApiError NOT_FOUND."""
+    statement = select(link_updates).where(link_updates.c.id == (decode(encoded_id) or 0))
+    row = connection.execute(statement.where(link_updates.c.application_id == application_id)).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no update of links with this id.")
+    return row
+
+
+def list_updates(connection: Connection, application_id: int, limit: int = 100) -> list[AnyRow]:
+    """Return the latest updates of an application, newest first."""
+    statement = select(link_updates).where(link_updates.c.application_id == application_id)
+    return list(connection.execute(statement.order_by(link_updates.c.id.desc()).limit(limit)))
+
+
+def stop_update(connection: Connection, encoded_id: str, application_id: int, clock: Clock) -> AnyRow:
+    """Stop an update and return it. An update that has ended stays as it is. Raise ApiError NOT_FOUND."""
+    row = find_update(connection, encoded_id, application_id)
+    connection.execute(
+        update(link_updates)
+        .where(link_updates.c.id == row.id, link_updates.c.state.in_((COUNTING, RUNNING)))
+        .values(state=STOPPED, finished_at=clock(), lease_until=None)
+    )
+    return find_update(connection, encoded_id, application_id)
+
+
+def serialize_update(row: AnyRow) -> dict[str, Any]:
+    """Return an update as the API and the command line show it."""
+    return {
+        "update_id": encode(row.id),
+        "state": row.state,
+        "total": row.total,
+        "done": row.done,
+        "changed": row.changed,
+        "by": row.actor,
+        "filter": {name: value for name, value in row.filter.items() if value is not None},
+        "changes": row.changes,
+        "created_at": to_iso(row.created_at),
+        "finished_at": to_iso(row.finished_at),
+    }
+
+
+class LinkUpdates:
+    """Performs updates. `step` is a background job; `perform` works on one update."""
+
+    def __init__(self, database: Database, cache: LinkCache, new_id: Callable[[], int], clock: Clock) -> None:
+        self._database = database
+        self._cache = cache
+        self._new_id = new_id
+        self._clock = clock
+        self._owner = secrets.token_hex(8)
+        self.wake_up = WakeUp()
+
+    async def step(self) -> int:
+        """Perform a part of one update. Return the number of pieces."""
+        update_id = await self._database.read(self._find_free)
+        return 0 if update_id is None else await self.perform(update_id)
+
+    async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
+        """Perform pieces of an update for so many seconds. Return their number, 0 if another process works on the update."""
+        loop = asyncio.get_running_loop()
+        end, pieces = loop.time() + seconds, 0
+        while loop.time() < end:
+            row = await self._database.write(self._claim, update_id)
+            if row is None or (until_counted and row.state == RUNNING):
+                break
+            await self._perform_piece(row)
+            pieces += 1
+        await self._database.write(self._release, update_id)
+        return pieces
+
+    async def _perform_piece(self, row: AnyRow) -> None:
+        position = await self._database.read(_next_messages, row)
+        found = await self._database.read(_find_links, row, position.ids) if position.ids else []
+        if row.state == COUNTING:
+            await self._database.write(self._advance, row, position, len(found), 0)
+            return
+        codes = [code for _, code in found]
+        await self._cache.invalidate(codes)  # if Redis is unavailable, the cache repeats this later
+        if await self._database.write(self._change, row, position, [link_id for link_id, _ in found]):
+            await refresh_cache(self._database, self._cache, codes)
+
+    def _find_free(self, connection: Connection) -> int | None:
+        found: int | None = connection.scalar(
+            select(link_updates.c.id).where(*self._is_free()).order_by(link_updates.c.id).limit(1)
+        )
+        return found
+
+    def _is_free(self) -> tuple[ColumnElement[bool], ...]:
+        c = link_updates.c
+        free = or_(c.lease_until.is_(None), c.lease_until < self._clock(), c.owner == self._owner)
+        return c.state.in_((COUNTING, RUNNING)), free
+
+    def _claim(self, connection: Connection, update_id: int) -> AnyRow | None:
+        done = connection.execute(
+            update(link_updates)
+            .where(link_updates.c.id == update_id, *self._is_free())
+            .values(owner=self._owner, lease_until=self._clock() + LEASE)
+        )
+        return connection.execute(select(link_updates).where(link_updates.c.id == update_id)).first() if done.rowcount else None
+
+    def _release(self, connection: Connection, update_id: int) -> None:
+        c = link_updates.c
+        connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
+
+    def _change(self, connection: Connection, row: AnyRow, position: _Position, link_ids: list[int]) -> bool:
+        """Change the links of a piece. Return False if the update was stopped or another process took it over."""
+        rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
+        if not self._advance(connection, row, position, len(rows), 0):
+            return False
+        changed = write_changes(
+            connection, rows, row.changes, actor=row.actor, now=self._clock(), new_id=self._new_id, update_id=row.id
+        )
+        if changed:
+            c = link_updates.c
+            connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
+        return True
+
+    def _advance(self, connection: Connection, row: AnyRow, position: _Position, found: int, changed: int) -> bool:
+        """Store the new position, unless the update was stopped or another process took it over. Return whether it was stored."""
+        values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
+        if not position.ids:
+            values["range_index"] += 1
+        counter = "counted" if row.state == COUNTING else "done"
+        values[counter] = getattr(row, counter) + found
+        if position.is_end and row.state == COUNTING:
+            values |= {"state": RUNNING, "total": values["counted"], "range_index": 0, "cursor": 0}
+        elif position.is_end:
+            values |= {"state": DONE, "finished_at": self._clock(), "lease_until": None}
+        c = link_updates.c
+        is_unchanged = (c.state == row.state, c.owner == self._owner, c.range_index == row.range_index, c.cursor == row.cursor)
+        return bool(connection.execute(update(link_updates).where(c.id == row.id, *is_unchanged).values(values)).rowcount)
+
+
+def _next_messages(connection: Connection, row: AnyRow) -> _Position:
+    """Return the messages of the next piece."""
+    selection = LinkSelection(**row.filter)
+    m = messages.c
+    if selection.campaign is None:
+        ranges: list[ColumnElement[bool]] = [m.application_id == row.application_id]
+    else:
+        of_campaign = cohorts.c.application_id == row.application_id, cohorts.c.campaign == selection.campaign
+        ids = connection.scalars(select(cohorts.c.id).where(*of_campaign).order_by(cohorts.c.id))
+        ranges = [m.cohort_id == cohort for cohort in ids]
+    if row.range_index >= len(ranges):
+        return _Position(row.range_index, [], is_end=True)
+    statement = select(m.id).where(ranges[row.range_index], m.id > row.cursor, m.id < row.last_message_id)
+    found = list(connection.scalars(statement.order_by(m.id).limit(PIECE_MESSAGES)))
+    return _Position(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
+
+
+def _find_links(connection: Connection, row: AnyRow, message_ids: list[int]) -> list[tuple[int, str]]:
+    """Return (id, code) of the links of these messages that the update changes."""
+    selection = LinkSelection(**row.filter)
+    statement = select(links.c.id, links.c.code).where(links.c.message_id.in_(message_ids), *selection.conditions())
+    return [(found.id, found.code) for found in connection.execute(statement.order_by(links.c.id))]

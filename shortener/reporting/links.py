@@ -1,0 +1,191 @@
+"""Lists of links, newest message first, in keyset pages, with the clicks of each link.
+
+A page reads the messages of an index, newest first, and their links. No index contains the destination, the label, the domain, the
+expiry and the switch of a link. For these filters a page examines at most MAX_SCANNED_MESSAGES messages: it may contain fewer links
+than requested, or none, and still have a next page.
+"""
+# Tested by tests/web/test_links.py
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, union_all
+
+from shortener.accounts.directory import Directory
+from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
+from shortener.model import HitFlag, Verdict
+from shortener.reporting.export import BYTE_ORDER_MARK, escape_formula, format_csv
+from shortener.reporting.messages import MessageFilter, choose_indexes, id_limits, select_ids
+from shortener.reporting.queries import AnyRow
+from shortener.storage.database import Database
+from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
+
+MAX_SCANNED_MESSAGES = 10_000
+PAGE_LINKS = 500  # of a CSV export
+_CHUNK_MESSAGES = 500
+_NO_CLICK = int(HitFlag.LATE | HitFlag.DISABLED)
+
+HEADER = (
+    "code",
+    "short_url",
+    "url",
+    "label",
+    "message_id",
+    "campaign",
+    "created_at",
+    "expires_at",
+    "fallback_url",
+    "state",
+    "off_by",
+    "enabled",
+    "clicks",
+    "clicked_at",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFilter:
+    """Conditions of a list. `since` is included, `until` is not; both are times of the message. `now` decides what is expired."""
+
+    application_id: int
+    now: datetime
+    campaign: str | None = None
+    url: str | None = None
+    label: str | None = None
+    domain_id: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    enabled: bool | None = None
+    expired: bool | None = None
+
+    def of_links(self) -> list[ColumnElement[bool]]:
+        """Return the conditions on links."""
+        c = links.c
+        found: list[ColumnElement[bool]] = []
+        for column, value in ((c.url, self.url), (c.label, self.label), (c.domain_id, self.domain_id)):
+            if value is not None:
+                found.append(column == value)
+        if self.enabled is not None:
+            found.append(c.disabled_at.is_(None) if self.enabled else c.disabled_at.is_not(None))
+        if self.expired is not None:
+            found.append(c.expires_at <= self.now if self.expired else c.expires_at > self.now)
+        return found
+
+
+class LinkPosition(NamedTuple):
+    """The last link of a page: the row id of its message, and its position in the text."""
+
+    message: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkClicks:
+    """The clicks of a link, and the time of the first one. Clicks whose hits were deleted are not included."""
+
+    clicks: int = 0
+    first_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPage:
+    """Rows of LINK_COLUMNS with their clicks by row id. `next`: the next page begins behind this position."""
+
+    rows: Sequence[AnyRow]
+    clicks: dict[int, LinkClicks]
+    next: LinkPosition | None
+
+
+def list_links(connection: Connection, filters: LinkFilter, limit: int, after: LinkPosition | None = None) -> LinkPage:
+    """Return the links of the newest messages, or those behind a position."""
+    of_messages = MessageFilter(filters.application_id, campaign=filters.campaign, since=filters.since, until=filters.until)
+    index_ranges, unindexed = choose_indexes(connection, of_messages)
+    low, high = id_limits(of_messages, None if after is None else after.message + 1)
+    conditions = [*unindexed, *filters.of_links()]
+    if filters.since is not None:
+        conditions.append(messages.c.created_at >= filters.since)
+    if filters.until is not None:
+        conditions.append(messages.c.created_at < filters.until)
+    rows: list[AnyRow] = []
+    scanned = 0
+    reached: LinkPosition | None = after
+    while index_ranges and len(rows) <= limit and scanned < MAX_SCANNED_MESSAGES:
+        newest = union_all(
+            *(select(select_ids(connection, one, low, high).limit(_CHUNK_MESSAGES).subquery().c.id) for one in index_ranges)
+        ).subquery()
+        ids = list(connection.scalars(select(newest.c.id).order_by(newest.c.id.desc()).limit(_CHUNK_MESSAGES)))
+        if not ids:
+            reached = None
+            break
+        statement = (
+            select(*LINK_COLUMNS)
+            .join_from(messages, links, links.c.message_id == messages.c.id)
+            .join(cohorts, cohorts.c.id == messages.c.cohort_id)
+            .where(messages.c.id.in_(ids), *conditions)
+        )
+        if after is not None:
+            behind = or_(messages.c.id < after.message, and_(messages.c.id == after.message, links.c.position > after.position))
+            statement = statement.where(behind)
+        rows += connection.execute(statement.order_by(messages.c.id.desc(), links.c.position)).all()
+        scanned += len(ids)
+        high = ids[-1]
+        reached = LinkPosition(ids[-1], 1 << 15)  # behind every link of this message
+    else:
+        reached = reached if index_ranges else None
+    if len(rows) > limit:
+        rows = rows[:limit]
+        reached = LinkPosition(rows[-1].message, rows[-1].position)
+    return LinkPage(rows, count_clicks(connection, [(row.id, row.message) for row in rows]), reached)
+
+
+def count_clicks(connection: Connection, of_links: Sequence[tuple[int, int]]) -> dict[int, LinkClicks]:
+    """Return the clicks of links by row id. `of_links`: the row ids of each link and of its message."""
+    wanted = {link for link, _ in of_links}
+    if not wanted:
+        return {}
+    is_click = (hits.c.verdict == int(Verdict.HUMAN), text(f"hits.flags & {_NO_CLICK} = 0"))
+    others = (
+        select(hits.c.link_id, func.count().label("clicks"), func.min(hits.c.at).label("first_at"))
+        .where(hits.c.link_id.in_(wanted), other_hits(), *is_click)
+        .group_by(hits.c.link_id)
+    )
+    found = {row.link_id: LinkClicks(row.clicks, row.first_at) for row in connection.execute(others)}
+    firsts = (
+        select(hits.c.link_id, hits.c.at)
+        .join_from(first_clicks, hits, hits.c.id == first_clicks.c.hit_id)
+        .where(first_clicks.c.id.in_({message for _, message in of_links}), *is_click)
+    )
+    for row in connection.execute(firsts):
+        if row.link_id in wanted:
+            others_of_link = found.get(row.link_id, LinkClicks())
+            first_at = row.at if others_of_link.first_at is None else min(row.at, others_of_link.first_at)
+            found[row.link_id] = LinkClicks(others_of_link.clicks + 1, first_at)
+    return found
+
+
+async def export_links(
+    database: Database, filters: LinkFilter, directory: Directory, base_url: Callable[[int], str], *, with_mark: bool
+) -> AsyncIterator[bytes]:
+    """Yield the links as CSV, one page at a time. `with_mark`: begin with a byte order mark, which Excel needs."""
+    lines: list[Sequence[object]] = [HEADER]
+    after: LinkPosition | None = None
+    mark = BYTE_ORDER_MARK if with_mark else b""
+    while True:
+        page = await database.read(list_links, filters, PAGE_LINKS, after)
+        for row in page.rows:
+            fields = serialize_link(row, directory, base_url, filters.now, page.clicks.get(row.id, LinkClicks()))
+            lines.append([_cell(fields[name]) for name in HEADER])
+        yield mark + format_csv(lines)
+        if page.next is None:
+            return
+        after, lines, mark = page.next, [], b""
+
+
+def _cell(value: Any) -> object:
+    if isinstance(value, str):
+        return escape_formula(value)
+    return str(value).lower() if isinstance(value, bool) else value

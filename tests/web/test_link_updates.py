@@ -1,0 +1,159 @@
+"""Updates of many links: what they select, exact counts, progress, stop, and a process that is lost in the middle."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from shortener.clicks import link_updates as module
+from shortener.clicks.link_updates import LinkUpdates
+from shortener.container import Service
+from shortener.ids import decode
+from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS as PHONE
+from tests.conftest import Clock, client_of
+
+PATH = "/api/v1/links/update"
+BODY = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
+
+
+async def send(client: httpx.AsyncClient, number: int, **more: Any) -> list[str]:
+    """Rewrite messages for some recipients, and return the codes of their links."""
+    numbers = [f"+1408555{index:04d}" for index in range(100, 100 + number)]
+    response = await client.post("/api/v1/rewrite", json={"to": numbers, "body": BODY, **more})
+    return [link["code"] for message in response.json()["messages"] for link in message["links"]]
+
+
+async def create(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    response = await client.post(PATH, json=body)
+    assert response.status_code == 202, response.text
+    return dict(response.json()["update"])
+
+
+async def finish(service: Service, client: httpx.AsyncClient, update_id: str) -> dict[str, Any]:
+    while await service.link_updates.step():
+        pass
+    return dict((await client.get(f"/api/v1/links/updates/{update_id}")).json()["update"])
+
+
+async def destinations(service: Service) -> dict[str, str]:
+    return {row.code: row.url for row in await service.database.read(lambda c: c.execute(select(schema.links)).all())}
+
+
+@pytest.mark.parametrize(
+    ("selection", "selects"),
+    [
+        ({"campaign": "one"}, lambda campaign, is_menu: campaign == "one"),
+        ({"destination": "https://X.example/shop"}, lambda campaign, is_menu: not is_menu),
+        ({"label": "menu"}, lambda campaign, is_menu: is_menu),
+        ({"campaign": "one", "label": "menu"}, lambda campaign, is_menu: campaign == "one" and is_menu),
+        ({"campaign": "nosuch"}, lambda campaign, is_menu: False),
+    ],
+)
+async def test_an_update_changes_exactly_the_selected_links(
+    client: httpx.AsyncClient, service: Service, selection: dict[str, Any], selects: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_MESSAGES", 3)
+    codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
+    codes["one"] += await send(client, 4, campaign="one", source="campaign")  # another cohort
+    expected = {code for campaign, found in codes.items() for place, code in enumerate(found) if selects(campaign, place % 2 == 0)}
+    created = await create(client, **selection, url="https://new.example/{code}")
+    assert (created["state"], created["total"], created["done"]) == ("running", len(expected), 0)
+    late = await send(client, 2, campaign="one")
+    done = await finish(service, client, created["update_id"])
+    assert (done["state"], done["total"], done["done"], done["changed"]) == ("done", *[len(expected)] * 3)
+    found = await destinations(service)
+    assert {code for code, url in found.items() if url.startswith("https://new.example/")} == expected
+    assert not expected & set(late), "links that were created later are not part of it"
+    for code in list(expected)[:1]:
+        assert (await client.get(f"/{code}", headers=PHONE)).headers["location"] == f"https://new.example/{code}"
+        history = (await client.get(f"/api/v1/links/{code}")).json()["link"]["history"]
+        assert [(entry["by"], set(entry["changes"])) for entry in history] == [("key 1", {"url"})]
+    assert [one["update_id"] for one in (await client.get("/api/v1/links/updates")).json()["updates"]] == [created["update_id"]]
+
+
+async def test_an_update_can_be_stopped_and_changed_links_stay_changed(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    await send(client, 6, campaign="one")
+    created = await create(client, campaign="one", enabled=False)
+    assert await service.link_updates.perform(decode(created["update_id"]) or 0, seconds=0.0001) == 1
+    stopped = (await client.post(f"/api/v1/links/updates/{created['update_id']}/stop")).json()["update"]
+    assert (stopped["state"], stopped["total"], stopped["done"], stopped["changed"]) == ("stopped", 12, 4, 4)
+    assert await finish(service, client, created["update_id"]) == stopped
+    disabled = (await client.get("/api/v1/links", params={"enabled": "false"})).json()["links"]
+    assert len(disabled) == 4
+
+
+async def test_another_process_continues_an_update_after_its_lease(
+    client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    await send(client, 6, campaign="one")
+    created = await create(client, campaign="one", url="https://new.example/")
+    update_id = decode(created["update_id"]) or 0
+
+    class Lost(Exception):
+        pass
+
+    lost = LinkUpdates(service.database, service.cache, service.ids, clock)
+
+    async def crash(row: Any) -> None:
+        raise Lost
+
+    await lost.perform(update_id, seconds=0.0001)
+    monkeypatch.setattr(lost, "_perform_piece", crash)
+    with pytest.raises(Lost):
+        await lost.perform(update_id)
+    assert await service.link_updates.step() == 0, "the lease of the lost process has not ended"
+    clock.forward(seconds=module.LEASE / timedelta(seconds=1) + 1)
+    done = await finish(service, client, created["update_id"])
+    assert (done["state"], done["done"], done["changed"]) == ("done", 12, 12)
+    rows = await service.database.read(lambda c: c.execute(select(schema.link_changes)).all())
+    assert len({row.link_id for row in rows}) == len(rows) == 12, "each link has one entry in its history"
+
+
+async def test_two_processes_share_the_work_of_one_update(
+    client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    await send(client, 20, campaign="one")
+    created = await create(client, campaign="one", url="https://new.example/")
+    two = LinkUpdates(service.database, service.cache, service.ids, clock)
+    await asyncio.gather(*(one.step() for one in (service.link_updates, two) for _ in range(4)))
+    done = await finish(service, client, created["update_id"])
+    assert (done["state"], done["total"], done["done"], done["changed"]) == ("done", 40, 40, 40)
+    rows = await service.database.read(lambda c: c.execute(select(schema.link_changes)).all())
+    assert len(rows) == 40
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"url": "https://new.example/"}, "campaign"),
+        ({"campaign": "one"}, "url"),
+        ({"campaign": "one", "url": "ftp://x"}, "url"),
+    ],
+)
+async def test_an_update_without_a_selection_or_a_change_is_rejected(
+    client: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    response = await client.post(PATH, json=body)
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
+    assert (await client.get("/api/v1/links/updates")).json()["updates"] == []
+
+
+async def test_updates_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    from shortener.accounts.administration import create_application
+
+    created = await create(client, label="x", enabled=True)
+    other = await service.database.write(create_application, "other", clock())
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
+        assert (await stranger.get(f"/api/v1/links/updates/{created['update_id']}")).status_code == 404
+        assert (await stranger.post(f"/api/v1/links/updates/{created['update_id']}/stop")).status_code == 404
+        assert (await stranger.get("/api/v1/links/updates")).json()["updates"] == []
