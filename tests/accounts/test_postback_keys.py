@@ -48,3 +48,14 @@ async def test_an_overlap_is_between_0_and_90_days(service: Service, overlap: ti
     with pytest.raises(ApiError) as raised:
         await service.database.write(postback_keys.rotate_postback_key, None, key_id, NOON, overlap)
     assert raised.value.details[0].field == "overlap"
+
+
+@pytest.mark.parametrize("key_id", [0, 7, 2**31, 2**62])
+async def test_an_id_without_a_key_is_not_found(service: Service, key_id: int) -> None:
+    for change in (
+        service.database.write(postback_keys.revoke_postback_key, 1, key_id, NOON),
+        service.database.write(postback_keys.rotate_postback_key, 1, key_id, NOON, timedelta()),
+    ):
+        with pytest.raises(ApiError) as raised:
+            await change
+        assert raised.value.code is ErrorCode.NOT_FOUND
