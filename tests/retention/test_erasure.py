@@ -215,7 +215,7 @@ def test_every_fact_is_classified_as_personal_or_not() -> None:
         from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price
         has_attachment campaign source country click_id code short_url verdict verdict_reason first_for_message first_for_link
         click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
-        conversion_status disposition value currency transaction_id process_key
+        conversion_status disposition value currency transaction_id revision previous_status previous_value process_key
     """
     assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 
