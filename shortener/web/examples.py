@@ -140,6 +140,8 @@ def _known(name: str, response: bool) -> Any:
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
+    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # `events` is a list of names, or of objects
+        return False
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return any(isinstance(value, _KINDS[kind]) for kind in kinds)
