@@ -26,6 +26,7 @@ from shortener.accounts.directory import Directory, base_url_of
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates
+from shortener.clicks.networks import open_networks
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
@@ -185,6 +186,7 @@ class Service:
         self.supervisor = foundation.supervisor
         self.rate_limits = foundation.rate_limits
         self.client_key = foundation.client_key
+        self.networks = open_networks(foundation.settings.network_files)
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder
         self.devices = clicks.devices

@@ -88,6 +88,11 @@ class Settings(BaseModel):
         description="Seconds that a client may take to send the body of a request or to read a response; for a body one more for "
         "each 64 KiB.",
     )
+    network_files: tuple[Path, ...] = Field(
+        (),
+        description="MaxMind DB files (.mmdb) or text files with country, network and hosting providers of addresses, separated by "
+        "commas; empty: off. Hits from hosting networks are suspected.",
+    )
 
     link_ttl_days: int = Field(90, ge=1, le=3650, description="Days until a link expires, unless the request states a time.")
     code_bits: int = Field(48, ge=40, le=62, description="Random bits in the code of a link; 48 bits give 10 characters.")
@@ -190,7 +195,7 @@ class Settings(BaseModel):
             raise ValueError("must be one or more delays, each from 0 to 2592000 seconds (30 days)")
         return value
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "network_files", mode="before")
     @classmethod
     def _split_networks(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -54,6 +54,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError
         from shortener.storage.integrity import DatabaseLost
         from shortener.storage.migrate import SchemaMismatch
@@ -67,7 +68,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise click.ClickException("\n".join(lines)) from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
-        except (SchemaMismatch, SecretError, DatabaseLost) as error:
+        except (SchemaMismatch, SecretError, DatabaseLost, NetworkFileError) as error:
             raise click.ClickException(str(error)) from None
 
     return run

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.client_address import client_address, hash_client, shorten_address
+from shortener.clicks.networks import Networks
 from shortener.clicks.pages import (
     confirmation_page,
     expired_page,
@@ -139,6 +140,7 @@ class Redirect:
         client_key: bytes,
         trusted_proxies: tuple[Network, ...],
         ip_privacy: Literal["full", "short", "none"],
+        networks: Networks | None = None,
     ) -> None:
         self.recorder = recorder
         self._directory = directory
@@ -148,6 +150,7 @@ class Redirect:
         self._client_key = client_key
         self._trusted_proxies = trusted_proxies
         self._ip_privacy = ip_privacy
+        self._networks = networks
         self._totals = recorder.totals
         self._cached_address = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._read_address)
 
@@ -177,6 +180,9 @@ class Redirect:
         _, user_agent, verdict, rule, forwarded, _ = client_info
         read_address = self._cached_address if len(forwarded) <= _MAX_CACHED_FORWARDED_LENGTH else self._read_address
         address, origin = read_address(peer, forwarded)
+        if self._networks is not None and rule != CONFIRMED:
+            full_address = client_address(peer, forwarded, self._trusted_proxies)
+            verdict, rule = self._networks.classify(full_address, verdict, rule)
         return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin)
 
     def _read_address(self, peer: str | None, forwarded: str) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
 
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
+from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
 from shortener.clicks.user_agents import browser_name, parse_device
 from shortener.ids import first_id_at
 from shortener.model import HitFlag, Verdict
@@ -111,8 +112,9 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
     return HitPage(rows, floor)
 
 
-def serialize_hit(row: AnyRow, click_id: Callable[[int], str]) -> dict[str, Any]:
-    """Return a row of HIT_COLUMNS as the API shows it."""
+def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
+    """Return a row of HIT_COLUMNS as the API shows it. `networks`: the network list, for the country of the click."""
+    network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device = parse_device(row.user_agent)
     flags = HitFlag(row.flags)
     return {
@@ -139,6 +141,8 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str]) -> dict[str, Any]
         "browser": browser_name(device.browser) if row.user_agent else None,
         "user_agent": row.user_agent,
         "address": row.address,
+        "click_country": network.country,
+        "network": network.network,
     }
 
 
@@ -167,6 +171,8 @@ HIT_CSV_COLUMNS = (
     "browser",
     "user_agent",
     "address",
+    "click_country",
+    "network",
 )
 
 

@@ -61,6 +61,7 @@ class HttpApplication:
             client_key=service.client_key,
             trusted_proxies=service.settings.trusted_proxies,
             ip_privacy=service.settings.ip_privacy,
+            networks=service.networks,
         )
         self._starlette = Starlette(
             routes=routes(service), exception_handlers={HTTPException: _http_error, Exception: _server_error}

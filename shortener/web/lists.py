@@ -81,6 +81,8 @@ class ClickFields(ResponseModel):
     browser: str | None
     user_agent: str
     address: str = Field(description="Address of the client, as far as the privacy settings keep it.")
+    click_country: str | None = Field(description="Country of the client's address, from NETWORK_FILES; null without a file.")
+    network: str | None = Field(description="Network of the client's address, from NETWORK_FILES.")
 
 
 class ClicksResponse(ResponseModel):
@@ -161,7 +163,7 @@ async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
     page = await call.service.database.read(list_hits, _hit_filter(call), call.query.limit, below)
     return {
         "status": True,
-        "clicks": [serialize_hit(row, call.service.click_ids.encode) for row in page.rows],
+        "clicks": [serialize_hit(row, call.service.click_ids.encode, call.service.networks) for row in page.rows],
         "next_cursor": cursors.encode(page.next),
     }
 
@@ -173,7 +175,9 @@ async def clicks_csv(call: Call[ClicksCsvQuery, None]) -> Response:
     async def read(below: int | None) -> HitPage:
         return await service.database.read(list_hits, filters, PAGE_ROWS, below)
 
-    lines = stream_csv(read, lambda row: serialize_hit(row, service.click_ids.encode), HIT_CSV_COLUMNS, bom=call.query.bom)
+    lines = stream_csv(
+        read, lambda row: serialize_hit(row, service.click_ids.encode, service.networks), HIT_CSV_COLUMNS, bom=call.query.bom
+    )
     return await csv_response(call, "clicks", lines)
 
 

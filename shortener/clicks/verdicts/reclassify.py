@@ -36,6 +36,7 @@ from sqlalchemy import Connection, func, or_, select
 from shortener.accounts.directory import Directory
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.device_counts import LAG_MS, DeviceCounter
+from shortener.clicks.networks import HOSTING_RULE
 from shortener.clicks.resolver import CONFIRMED
 from shortener.clicks.verdicts.contextual_rules import MINUTE, SECOND, HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.clicks.verdicts.correction import CorrectionResult, VerdictChange, apply_changes, assign_first_clicks
@@ -345,7 +346,7 @@ def read_page(
         .join(messages, messages.c.id == links.c.message_id)
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
-        .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule != CONFIRMED, messages.c.to_address != "")
+        .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule.not_in((CONFIRMED, HOSTING_RULE)), messages.c.to_address != "")
         # A person's hit without an agent had one when it was recorded; retention removed it.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
         .order_by(hits.c.id)
