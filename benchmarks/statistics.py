@@ -187,14 +187,17 @@ def _roll_up(connection: Connection, kind: Kind) -> None:
     connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {table} (cohort_id INTEGER PRIMARY KEY, group_id BIGINT)")
     pairs = ", ".join(f"({cohort}, {name.id})" for cohort, name in named.items())
     connection.exec_driver_sql(f"INSERT INTO {table} VALUES {pairs}")
+    is_sqlite = connection.dialect.name == "sqlite"
+    pack = "json_group_object(metric, amount)" if is_sqlite else "json_object_agg(metric, amount)::text"
     for basis in Basis:
         for level in Level:
             if kind is Kind.COHORT and basis is Basis.EVENT:
                 continue
             connection.exec_driver_sql(
-                f"INSERT INTO rollups SELECT g.group_id, {series(basis, level)}, c.quarter / {level.slots}, c.metric, "
-                f"CAST(sum(CAST(c.amount AS INTEGER)) AS TEXT) FROM counts AS c JOIN {table} AS g ON g.cohort_id = c.cohort_id "
-                f"GROUP BY g.group_id, c.quarter / {level.slots}, c.metric"
+                f"INSERT INTO rollups SELECT group_id, {series(basis, level)}, period, {pack} FROM "
+                f"(SELECT g.group_id, c.quarter / {level.slots} AS period, c.metric, sum(CAST(c.amount AS INTEGER)) AS amount "
+                f"FROM counts AS c JOIN {table} AS g ON g.cohort_id = c.cohort_id "
+                f"GROUP BY g.group_id, c.quarter / {level.slots}, c.metric) AS sums GROUP BY group_id, period"
             )
 
 

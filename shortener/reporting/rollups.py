@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Context, Decimal
 from typing import NamedTuple
 
@@ -112,6 +112,8 @@ class GroupName(NamedTuple):
         return int.from_bytes(hashlib.blake2b(orjson.dumps(tuple(self)), digest_size=8).digest()) >> 1
 
 
+#: group, series, period
+PeriodKey = tuple[int, int, int]
 #: group, series, period, metric
 RollupKey = tuple[int, int, int, str]
 RollupSums = dict[RollupKey, Decimal]
@@ -213,16 +215,53 @@ def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None
 
 def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
     """Add to the roll-ups. `names`: the names of the groups in `sums`. The caller must hold the lock of `counts.fold`."""
-    keys = list(sums)
-    if not keys:
+    if not sums:
         return
-    groups = sorted({key[0] for key in keys})
-    stored = dict(sums)
-    for group, period_series, period, metric, amount in raw_sql.rows(connection, _READ, *raw_sql.bulk_parameters(connection, keys)):
-        key = (group, period_series, period, metric)
-        stored[key] = EXACT.add(stored[key], Decimal(amount))
+    packed: dict[PeriodKey, dict[str, int | str]] = {}
+    for (group, number, period, metric), amount in sums.items():
+        packed.setdefault((group, number, period), {})[metric] = _pack(metric, amount)
+    for group, number, period, data in raw_sql.rows(connection, _READ, *raw_sql.bulk_parameters(connection, list(packed))):
+        stored = _unpack(data)
+        for metric, more in packed[group, number, period].items():
+            stored[metric] = _pack(metric, EXACT.add(Decimal(stored.get(metric, 0)), Decimal(more)))
+        packed[group, number, period] = stored
+    groups = sorted({key[0] for key in packed})
     raw_sql.execute_bulk(connection, _ADD_GROUPS, [(group, *names[group]) for group in groups])
-    raw_sql.execute_bulk(connection, _UPSERT, [(*key, format(amount, "f")) for key, amount in stored.items()])
+    raw_sql.execute_bulk(connection, _UPSERT, [(*key, orjson.dumps(data).decode()) for key, data in packed.items()])
+
+
+def _pack(metric: str, amount: Decimal) -> int | str:
+    return format(amount, "f") if metric.startswith(_VALUE) else int(amount)
+
+
+def _unpack(data: str | dict[str, int | str]) -> dict[str, int | str]:
+    """Return the amounts by metric. SQLite returns rows as one JSON text, so they are parsed already."""
+    amounts: dict[str, int | str] = orjson.loads(data) if isinstance(data, str) else data
+    return amounts
+
+
+def sum_periods(
+    connection: Connection, groups: Sequence[int], number: int, start: int, stop: int, key_of: Callable[[int, int], int]
+) -> dict[int, dict[str, Decimal]]:
+    """Return the sums by key and metric of these groups in a series, from the period `start` until before `stop`.
+
+    `key_of` returns the key of a group and a period. The amounts of a period are one row, because to add them here takes a fifth of
+    the time that the database needs to read and to sort one row for each metric."""
+    integers: dict[int, dict[str, int]] = {}
+    money: dict[int, dict[str, Decimal]] = {}
+    for group, period, data in raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop):
+        key = key_of(group, period)
+        sums = integers.setdefault(key, {})
+        get = sums.get
+        for metric, amount in _unpack(data).items():
+            if amount.__class__ is int:
+                sums[metric] = get(metric, 0) + amount
+            else:
+                values = money.setdefault(key, {})
+                values[metric] = EXACT.add(values.get(metric, Decimal()), Decimal(amount))
+    return {
+        key: {metric: Decimal(amount) for metric, amount in sums.items()} | money.get(key, {}) for key, sums in integers.items()
+    }
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
@@ -272,22 +311,29 @@ def split(within: range, longest: Level = Level.DAY) -> Iterator[Piece]:
     yield from split(range(last * slots, within.stop), shorter)
 
 
+# Each row of these results is a JSON array whose last element is the object in `data`.
+_ROW = "'[' || r.group_id || ',' || r.series || ',' || r.period || ',' || r.data || ']'"
 _READ = {
-    "sqlite": "SELECT json_group_array(json_array(r.group_id, r.series, r.period, r.metric, r.amount)) FROM json_each(?) AS j "
-    "CROSS JOIN rollups AS r ON r.group_id = j.value ->> 0 AND r.series = j.value ->> 1 AND r.period = j.value ->> 2 "
-    "AND r.metric = j.value ->> 3",
-    "postgresql": "SELECT r.group_id, r.series, r.period, r.metric, r.amount FROM rollups AS r "
-    "JOIN unnest($1::bigint[], $2::smallint[], $3::int[], $4::text[]) AS k(group_id, series, period, metric) "
-    "USING (group_id, series, period, metric)",
+    "sqlite": f"SELECT '[' || coalesce(group_concat({_ROW}), '') || ']' FROM json_each(?) AS j "
+    "CROSS JOIN rollups AS r ON r.group_id = j.value ->> 0 AND r.series = j.value ->> 1 AND r.period = j.value ->> 2",
+    "postgresql": "SELECT r.group_id, r.series, r.period, r.data FROM rollups AS r "
+    "JOIN unnest($1::bigint[], $2::smallint[], $3::int[]) AS k(group_id, series, period) USING (group_id, series, period)",
+}
+_READ_PERIODS = {
+    "sqlite": "SELECT '[' || coalesce(group_concat('[' || r.group_id || ',' || r.period || ',' || r.data || ']'), '') || ']' "
+    "FROM json_each(?) AS j "
+    "CROSS JOIN rollups AS r ON r.group_id = j.value AND r.series = ? AND r.period >= ? AND r.period < ?",
+    "postgresql": "SELECT group_id, period, data FROM rollups "
+    "WHERE group_id = ANY($1::bigint[]) AND series = $2::smallint AND period >= $3::int AND period < $4::int",
 }
 _UPSERT = {
     # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
-    "sqlite": "INSERT INTO rollups (group_id, series, period, metric, amount) "
-    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true "
-    "ON CONFLICT DO UPDATE SET amount = excluded.amount",
-    "postgresql": "INSERT INTO rollups (group_id, series, period, metric, amount) "
-    "SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::text[], $5::text[]) "
-    "ON CONFLICT (group_id, series, period, metric) DO UPDATE SET amount = excluded.amount",
+    "sqlite": "INSERT INTO rollups (group_id, series, period, data) "
+    "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?) WHERE true "
+    "ON CONFLICT DO UPDATE SET data = excluded.data",
+    "postgresql": "INSERT INTO rollups (group_id, series, period, data) "
+    "SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::text[]) "
+    "ON CONFLICT (group_id, series, period) DO UPDATE SET data = excluded.data",
 }
 _ADD_GROUPS = {
     "sqlite": "INSERT INTO count_groups (id, application_id, kind, source, campaign, country, name) "
@@ -319,12 +365,15 @@ _MARK_ROLLED_UP = {
 
 def read_rollups(connection: Connection, groups: Sequence[int]) -> RollupSums:
     """Return all roll-ups of these groups."""
-    rows = raw_sql.rows(connection, _READ_GROUPS, list(groups))
-    return {(group, number, period, metric): Decimal(amount) for group, number, period, metric, amount in rows}
+    return {
+        (group, number, period, metric): Decimal(amount)
+        for group, number, period, data in raw_sql.rows(connection, _READ_GROUPS, list(groups))
+        for metric, amount in _unpack(data).items()
+    }
 
 
 _READ_GROUPS = {
-    "sqlite": "SELECT json_group_array(json_array(r.group_id, r.series, r.period, r.metric, r.amount)) FROM json_each(?) AS j "
+    "sqlite": f"SELECT '[' || coalesce(group_concat({_ROW}), '') || ']' FROM json_each(?) AS j "
     "CROSS JOIN rollups AS r ON r.group_id = j.value",
-    "postgresql": "SELECT group_id, series, period, metric, amount FROM rollups WHERE group_id = ANY($1::bigint[])",
+    "postgresql": "SELECT group_id, series, period, data FROM rollups WHERE group_id = ANY($1::bigint[])",
 }

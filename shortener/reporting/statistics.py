@@ -37,8 +37,9 @@ from shortener.reporting.rollups import (
     read_not_rolled_up,
     series,
     split,
+    sum_periods,
 )
-from shortener.storage.schema import cohorts, count_groups, counts, rollups
+from shortener.storage.schema import cohorts, count_groups, counts
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
@@ -420,8 +421,18 @@ def _sum_local_time(
         longest = next(level for level in reversed(Level) if (level is not Level.DAY or seconds == 86400) and _fits(level, offset))
         for piece in split(within, longest):
             length = piece.level.slots * _SLOT_SECONDS
-            local = (rollups.c.period * length + offset) // seconds
-            yield from _sum_piece(connection, scope, groups, piece, local if modulo is None else local % modulo)
+            yield from _sum_piece(connection, scope, groups, piece, _local_time(length, offset, seconds, modulo))
+
+
+def _local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
+    """Return a function of a group and a period (`length` seconds) that returns the local time divided by `seconds`, or the
+    remainder of `modulo`."""
+
+    def local_time(group: int, period: int) -> int:
+        local = (period * length + offset) // seconds
+        return local if modulo is None else local % modulo
+
+    return local_time
 
 
 def _fits(level: Level, offset: int) -> bool:
@@ -456,32 +467,18 @@ def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Sequenc
     """Yield (group, metric, amount) of the period."""
     if groups:
         for piece in split(scope.within):
-            yield from _sum_piece(connection, scope, groups, piece, rollups.c.group_id)
+            yield from _sum_piece(connection, scope, groups, piece, lambda group, period: group)
 
 
 def _sum_piece(
-    connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group], piece: Piece, by: ColumnElement[int]
+    connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group], piece: Piece, key_of: Callable[[int, int], int]
 ) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield (by, metric, amount) of some periods.
-
-    Amounts of money are added here, because SQLite would add them as floating point numbers."""
-    is_value = rollups.c.metric.startswith(_VALUE)
-    value = case((is_value, type_coerce(rollups.c.amount, Text)))
-    amount = case((is_value, 1), else_=cast(type_coerce(rollups.c.amount, Text), BigInteger))
-    chosen = values_table(connection, [(group.id,) for group in groups], id=BigInteger)
-    columns = [by.label("by"), rollups.c.metric, value.label("value")]
-    statement = (
-        select(*columns, func.sum(amount))
-        .join_from(chosen, rollups, rollups.c.group_id == chosen.c.id)
-        .where(
-            rollups.c.series == series(scope.basis, piece.level),
-            rollups.c.period >= piece.start,
-            rollups.c.period < piece.stop,
-        )
-        .group_by(*columns)
-    )
-    for group, metric, text, number in fetch_packed(connection, statement):
-        yield group, metric, _amount(text, number)
+    """Yield (key, metric, amount) of some periods."""
+    number = series(scope.basis, piece.level)
+    sums = sum_periods(connection, [group.id for group in groups], number, piece.start, piece.stop, key_of)
+    for key, amounts in sums.items():
+        for metric, amount in amounts.items():
+            yield key, metric, amount
 
 
 _is_value = counts.c.metric.startswith(_VALUE)

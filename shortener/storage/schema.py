@@ -633,8 +633,7 @@ rollups = Table(
     Column("group_id", BigInteger, primary_key=True, autoincrement=False),
     Column("series", SmallInteger, primary_key=True, autoincrement=False),
     Column("period", Integer, primary_key=True, autoincrement=False),
-    Column("metric", Text, primary_key=True),
-    Column("amount", Money, nullable=False),
+    Column("data", Json, nullable=False),  # amounts by metric: integers, and decimal strings for money
     sqlite_with_rowid=False,
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -98,10 +97,15 @@ async def test_a_wrong_rollup_is_reported_and_repaired(
 ) -> None:
     await live(client, service, credentials, clock)
     await fold_all(service.database)
-    of_clicks = schema.rollups.c.metric == "clicks"
-    await service.database.write(
-        lambda connection: connection.execute(update(schema.rollups).where(of_clicks).values(amount=Decimal(99)))
-    )
+
+    def break_clicks(connection: Connection) -> None:
+        c = schema.rollups.c
+        for row in connection.execute(select(schema.rollups)).all():
+            if "clicks" in row.data:
+                key = (c.group_id == row.group_id, c.series == row.series, c.period == row.period)
+                connection.execute(update(schema.rollups).where(*key).values(data={**row.data, "clicks": 99}))
+
+    await service.database.write(break_clicks)
     found = await differences(service)
     assert {difference.metric for difference in found} == {"clicks"}
     assert {difference.level for difference in found} == set(Level)

@@ -55,9 +55,8 @@ def upgrade() -> None:
         sa.Column("group_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("series", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("period", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("metric", sa.Text(), nullable=False),
-        sa.Column("amount", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("group_id", "series", "period", "metric", name=op.f("rollups_pkey")),
+        sa.Column("data", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("group_id", "series", "period", name=op.f("rollups_pkey")),
         sqlite_with_rowid=False,
     )
     # Messages that exist already have no counts by the time of sending. `shortener verify --repair` creates them.
