@@ -69,6 +69,7 @@ from shortener.storage.node_lease import RENEW_SECONDS, NodeLease
 from shortener.storage.notifier import PostgresNotifier
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.postgres import split_url
+from shortener.storage.sqlite import SqliteDatabase
 from shortener.storage.types import to_ms
 from shortener.urls import host_of
 
@@ -346,8 +347,8 @@ async def _build_service(
         messages.refused_conversions,
     ):
         part.register_metrics(metrics)
-    for optional in (foundation.redis, foundation.cache, clicks.spool, clock):
-        if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock):
+    for optional in (foundation.redis, foundation.cache, clicks.spool, clock, database):
+        if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock | SqliteDatabase):
             optional.register_metrics(metrics)
     return Service(foundation, clicks, messages, delivery, jobs, metrics, first_credentials)
 

@@ -30,6 +30,7 @@ from sqlalchemy.sql import Executable
 
 from shortener.errors import StoreUnavailable
 from shortener.ids import MAX_NODES
+from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
@@ -92,6 +93,22 @@ class SqliteDatabase:
         self._thread.start()
         self._checkpointer = Checkpointer(path) if owner else None
         self._closed = False
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Show the size of the WAL on /metrics."""
+        wal = self._path.with_name(self._path.name + "-wal")
+
+        def size() -> float:
+            try:
+                return float(os.stat(wal).st_size)
+            except OSError:
+                return 0.0
+
+        metrics.gauge(
+            "shortener_database_wal_bytes",
+            "Size of the WAL of the SQLite database. It grows under load and restarts when a checkpoint reaches its end.",
+            size,
+        )
 
     def writes_succeed(self) -> None:
         self.has_failed_writes = False

@@ -190,3 +190,16 @@ async def click(session: aiohttp.ClientSession, base: str, code: str, answers: A
         answers.redirected[code] += 1
     else:
         answers.retry_after.add(answer.headers.get("Retry-After"))
+
+
+def metric(server: Server, name: str) -> float:
+    with server.client() as client:
+        line = next(line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " "))
+    return float(line.split()[1])
+
+
+def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)  # and look again

@@ -24,26 +24,13 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.nodes import Answers, Nodes, click_until
+from tests.acceptance.nodes import Answers, Nodes, click_until, metric, wait_until
 from tests.acceptance.process import PHONE, Server, serving
 from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
 OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # seconds; `make prove` asks for 60
 NO_MORE = 0.050  # seconds that p99 of a redirect may rise by
-
-
-def metric(server: Server, name: str) -> float:
-    with server.client() as client:
-        line = next(line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " "))
-    return float(line.split()[1])
-
-
-def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)  # and look again
 
 
 def try_rewrite(server: Server) -> httpx.Response:

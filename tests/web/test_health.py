@@ -157,6 +157,7 @@ async def test_metrics_contain_every_job_and_need_no_database(service: Service, 
         assert told[f'shortener_job_runs_total{{job="{name}"}}'] == 0
     assert told['shortener_purged_rows_total{kind="messages"}'] == 0
     assert told["process_resident_memory_bytes"] > 0
+    assert (told.get("shortener_database_wal_bytes", 0) > 0) == (service.database.dialect == "sqlite")
 
 
 async def test_metrics_are_in_openmetrics_format_if_the_scraper_accepts_it(client: httpx.AsyncClient) -> None:
