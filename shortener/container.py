@@ -413,6 +413,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         foundation.directory,
         deadline=settings.hit_deadline,
         waiting_limit=settings.hits_waiting,
+        ignored_limit=settings.ignored_hits_limit,
         on_events=foundation.notify_events,
         cache=foundation.cache,
         spool=spool,

@@ -117,7 +117,7 @@ class Settings(BaseModel):
         ge=0,
         le=1_000_000,
         description="Requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send in a minute; more "
-        "get 429. 0: no limit. Requests with a valid credential are never limited.",
+        "get 429. 0: no limit. Requests with a valid credential do not count.",
     )
     postback_limit: int = Field(
         3000, ge=0, le=10_000_000, description="Reports with one postback key in a minute; more get 429. 0: no limit."
@@ -128,6 +128,12 @@ class Settings(BaseModel):
     )
     hits_waiting: int = Field(
         100_000, ge=1, description="Maximum number of hits that wait in memory while the database is not available."
+    )
+    ignored_hits_limit: int = Field(
+        60,
+        ge=0,
+        description="HEAD requests and prefetches of one link that a process stores and counts in a minute; later ones only get "
+        "their redirect (shortener_hits_not_stored). 0: no limit.",
     )
     ip_privacy: Literal["full", "short", "none"] = Field(
         "short", description="How much of a recipient's IP address is stored: full, short (/24 or /48) or none."

@@ -33,8 +33,17 @@ class Credentials:
     callback_secret: str | None = None  # None: the application has none yet
 
 
-def create_key(connection: Connection, application_id: int, name: str, permissions: Sequence[str], now: datetime) -> str:
-    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST, NOT_FOUND."""
+def create_key(
+    connection: Connection,
+    application_id: int,
+    name: str,
+    permissions: Sequence[str],
+    now: datetime,
+    rate_limit: int | None = None,
+) -> str:
+    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST, NOT_FOUND.
+
+    `rate_limit`: requests per minute; None: no limit."""
     unknown = sorted(set(permissions) - set(PERMISSIONS))
     if unknown or not permissions:
         reason = f"must contain at least one of {', '.join(PERMISSIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
@@ -49,10 +58,19 @@ def create_key(connection: Connection, application_id: int, name: str, permissio
             hint=key[:8],
             permissions=sorted(set(permissions)),
             created_at=now,
+            rate_limit=rate_limit,
         )
     )
     increment_version(connection)
     return key
+
+
+def limit_key(connection: Connection, key_id: int, rate_limit: int | None) -> None:
+    """Set or remove the rate limit of an API key, in requests per minute. Raise ApiError NOT_FOUND."""
+    table = schema.api_keys
+    if not connection.execute(update(table).where(table.c.id == key_id).values(rate_limit=rate_limit)).rowcount:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")
+    increment_version(connection)
 
 
 def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
@@ -67,7 +85,7 @@ def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
 def list_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
     """Return the keys of an application, or all keys, without their plain text.
 
-    Each has id, application_id, name, hint (the first characters), permissions, created_at and revoked_at."""
+    Each has id, application_id, name, hint (the first characters), permissions, created_at, revoked_at and rate_limit."""
     table = schema.api_keys
     statement = select(table).order_by(table.c.id)
     if application_id is not None:

@@ -90,6 +90,7 @@ class Principal:
     application: Application
     permissions: frozenset[str]
     key_id: int = 0
+    rate_limit: int | None = None  # requests per minute with this key; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ class _Snapshot:
     domains: dict[str, Domain] = field(default_factory=dict)
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
     link_paths: frozenset[str] = frozenset()
-    keys: dict[str, tuple[int, int, frozenset[str]]] = field(default_factory=dict)  # hash -> key, application, permissions
+    #: hash -> key, application, permissions, rate limit
+    keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)  # hash -> application, valid until
     postback_keys: dict[str, tuple[int, int, datetime | None]] = field(
         default_factory=dict
@@ -222,8 +224,8 @@ class Directory:
         found = self._snapshot.keys.get(hash_credential(key))
         if found is None:
             return None
-        key_id, application_id, permissions = found
-        return self._principal(application_id, permissions, key_id)
+        key_id, application_id, permissions, rate_limit = found
+        return self._principal(application_id, permissions, key_id, rate_limit)
 
     def find_by_tracker_token(self, token: str, now: datetime) -> Principal | None:
         """Return the caller with this token, None for an unknown or expired token and for a disabled application."""
@@ -239,11 +241,13 @@ class Directory:
             return None
         return self._principal(found[1], frozenset(), found[0])
 
-    def _principal(self, application_id: int, permissions: frozenset[str], key_id: int) -> Principal | None:
+    def _principal(
+        self, application_id: int, permissions: frozenset[str], key_id: int, rate_limit: int | None = None
+    ) -> Principal | None:
         application = self._snapshot.applications.get(application_id)
         if application is None or application.disabled:
             return None
-        return Principal(application, permissions, key_id)
+        return Principal(application, permissions, key_id, rate_limit)
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
@@ -319,7 +323,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):
-        fresh.keys[row.hash] = (row.id, row.application_id, frozenset(row.permissions))
+        fresh.keys[row.hash] = (row.id, row.application_id, frozenset(row.permissions), row.rate_limit)
     for row in connection.execute(select(schema.tracker_tokens)):
         fresh.tokens[row.hash] = (row.application_id, row.valid_until)
     postbacks = schema.postback_keys

@@ -86,7 +86,7 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         error.show()
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("SHORTENER_LOG_LEVEL", "").lower() == "debug":
             raise

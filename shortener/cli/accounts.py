@@ -12,6 +12,9 @@ from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
+MAX_RATE_LIMIT = 1_000_000  # requests per minute
+RATE_LIMIT = click.IntRange(1, MAX_RATE_LIMIT)
+
 
 @click.group()
 def applications() -> None:
@@ -191,7 +194,7 @@ def _application_fields(application: Any) -> dict[str, Any]:
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys."""
+    """Create, list, limit and revoke API keys."""
 
 
 @keys.command("create")
@@ -204,16 +207,17 @@ def keys() -> None:
     type=click.Choice([*PERMISSIONS, "all"]),
     help="A permission of the key; all: every permission. Can be repeated. Default: sms.send and sms.read.",
 )
+@click.option("--rate-limit", type=RATE_LIMIT, help="Requests per minute; beyond it the key gets 429. Default: no limit.")
 @json_option
 @async_command
-async def create_key(application: int, name: str, permissions: tuple[str, ...], as_json: bool) -> None:
+async def create_key(application: int, name: str, permissions: tuple[str, ...], rate_limit: int | None, as_json: bool) -> None:
     """Create an API key and print it. The key is stored hashed and is never shown again."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
 
     granted = PERMISSIONS if "all" in permissions else permissions or DEFAULT_PERMISSIONS
     async with open_store() as database:
-        key = await database.write(credentials.create_key, application, name, granted, utcnow())
+        key = await database.write(credentials.create_key, application, name, granted, utcnow(), rate_limit)
     print_result({"api_key": key, "permissions": sorted(granted)}, as_json, lambda: click.echo(key))
 
 
@@ -227,8 +231,23 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 
     async with open_store() as database:
         rows = await database.read(credentials.list_keys, application)
-    columns = ("id", "application_id", "name", "hint", "permissions", "created_at", "revoked_at")
+    columns = ("id", "application_id", "name", "hint", "permissions", "rate_limit", "created_at", "revoked_at")
     print_result(rows, as_json, lambda: print_table(rows, *columns))
+
+
+@keys.command("update")
+@click.argument("key", type=ID)
+@click.option("--rate-limit", type=click.IntRange(0, MAX_RATE_LIMIT), required=True, help="Requests per minute; 0: no limit.")
+@json_option
+@async_command
+async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
+    """Change the rate limit of an API key. Every node applies it within a second."""
+    from shortener.accounts import credentials
+
+    async with open_store() as database:
+        await database.write(credentials.limit_key, key, rate_limit or None)
+    text = f"{rate_limit} requests per minute" if rate_limit else "no limit"
+    print_result({"id": key, "rate_limit": rate_limit or None}, as_json, lambda: click.echo(f"key {key} has {text}"))
 
 
 @keys.command("revoke")

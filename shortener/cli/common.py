@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
@@ -49,6 +50,12 @@ def _new_fast_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+class WrongValue(click.ClickException):
+    """An argument or option has a value that is not valid. That is wrong usage."""
+
+    exit_code = 2
+
+
 def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Run an async function as a command. Failures that an operator can correct become a ClickException with a plain text."""
 
@@ -65,7 +72,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         except ApiError as error:
             lines = [f"{error.code.name}: {error.description}"]
             lines += [f"  {detail.field}: {detail.reason}" for detail in error.details]
-            raise click.ClickException("\n".join(lines)) from None
+            is_wrong_usage = error.code.http_status == HTTPStatus.BAD_REQUEST
+            raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
         except (SchemaMismatch, SecretError, DatabaseLost, NetworkFileError) as error:

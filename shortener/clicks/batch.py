@@ -26,6 +26,7 @@ from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
+from shortener.clicks.ignored_hits import IgnoredHitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
@@ -43,7 +44,7 @@ _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK = int(LinkFlag.EVERY_CLICK)
 # Module constants: the look-up of an enum member costs more than the comparison.
-_HUMAN, _SUSPECTED = Verdict.HUMAN, Verdict.SUSPECTED
+_HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class BatchResult:
     first_clicks: int = 0
     unknown: int = 0  # hits whose code no link has
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
+    not_stored: int = 0  # ignored hits above the limit of their link
 
 
 class ProbePassed(Exception):
@@ -67,14 +69,17 @@ _LinkHit = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
-    """Writes batches of hits. Reads the hit policies of `directory` once per batch."""
+    """Writes batches of hits. Reads the hit policies of `directory` once per batch.
 
-    def __init__(self, ids: IdGenerator, resolver: LinkResolver, directory: LinkDirectory) -> None:
+    `ignored_limit`: ignored hits of a link that are stored in a minute; 0: no limit."""
+
+    def __init__(self, ids: IdGenerator, resolver: LinkResolver, directory: LinkDirectory, ignored_limit: int = 0) -> None:
         self._ids = ids
         self._resolver = resolver
         self._directory = directory
         self._addresses = RecentAddresses()
         self._links = RecentLinks()
+        self._ignored = IgnoredHitLimit(ignored_limit)
 
     def write(self, connection: Connection, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
         """Write the hits, at least one, in the order of arrival. `is_uncertain`: some of them may be stored already."""
@@ -89,7 +94,11 @@ class HitBatchWriter:
             result.resolutions.append(resolution)
             if link is None or resolution.unknown:
                 result.unknown += 1
-            elif hit.id not in stored:
+            elif hit.id in stored:
+                continue
+            elif hit.verdict is _IGNORED and not self._ignored.admit(hit.code, hit.at):
+                result.not_stored += 1
+            else:
                 new.append((hit, link, resolution.off))
         if stored:
             result.recorded = result.events = len(stored)

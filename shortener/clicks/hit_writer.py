@@ -97,6 +97,7 @@ class HitWriter:
         totals, outcome = self._totals, result.result
         totals.batches += bool(result.hits)
         totals.recorded += outcome.recorded
+        totals.not_stored += outcome.not_stored
         totals.first_clicks += outcome.first_clicks
         totals.unknown += outcome.unknown
         for waiting, resolution in zip(result.hits, outcome.resolutions, strict=True):
@@ -205,6 +206,7 @@ class HitWriter:
                     raise
                 continue  # another process wrote one of the hits since this one looked
             self._totals.recorded += outcome.recorded
+            self._totals.not_stored += outcome.not_stored
             self._totals.first_clicks += outcome.first_clicks
             self._totals.drained += len(hits)
             if outcome.events:

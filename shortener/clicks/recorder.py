@@ -51,7 +51,9 @@ _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2  # limits for resolving an overdue hit;
 
 
 class Recorder:
-    """Records hits. `deadline`: seconds. `on_events`: called after a commit that wrote events."""
+    """Records hits. `deadline`: seconds. `on_events`: called after a commit that wrote events.
+
+    `ignored_limit`: see `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Recorder:
         *,
         deadline: float,
         waiting_limit: int,
+        ignored_limit: int = 0,
         on_events: Callable[[], None],
         cache: LinkCache | None = None,
         spool: HitSpool | None = None,
@@ -80,7 +83,7 @@ class Recorder:
         self._resolver = EarlyResolver(database, cache or NoLinkCache(), directory, resolver)
         self._writer = HitWriter(
             database,
-            HitBatchWriter(ids, resolver, directory),
+            HitBatchWriter(ids, resolver, directory, ignored_limit),
             self.totals,
             ids,
             on_stored=self._overdue.discard_done,

@@ -17,6 +17,7 @@ class RecorderTotals:
     """Counts since the process started."""
 
     recorded: int = 0
+    not_stored: int = 0  # ignored hits above the limit of their link
     first_clicks: int = 0
     batches: int = 0
     late_responses: int = 0  # responses that did not wait for the store
@@ -48,6 +49,11 @@ class RecorderTotals:
             "rule",
         )
         metrics.counter("shortener_hits_recorded", "Hits that are stored in the database.", lambda: self.recorded)
+        metrics.counter(
+            "shortener_hits_not_stored",
+            "HEAD requests and prefetches that got their redirect but are not stored, because their link had too many in a minute.",
+            lambda: self.not_stored,
+        )
         metrics.gauge("shortener_hits_unrecorded", "Hits in memory that are not stored yet.", unrecorded)
         metrics.counter(
             "shortener_hits_dropped", "Hits that were lost, usually because too many were waiting.", lambda: self.dropped

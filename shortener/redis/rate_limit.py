@@ -1,14 +1,14 @@
-"""Rate limits per client for requests that the service rejects (unknown codes and wrong credentials), and per postback key.
+"""Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), and of an API key and a
+postback key for all requests.
 
-Each client has a token bucket in memory. A rejected request takes one token. The success path takes none and never looks here, so
-people who share an address with a misbehaving client are not affected. A postback key is a client of a limiter of its own, and each
-of its reports takes a token.
+Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take none and never look here,
+so people who share an address with a misbehaving client are not affected. A key is a client of a limiter of its own.
 
-With Redis, the processes of an installation share the limits: each process adds its rejections to a counter per client and minute,
+With Redis, the processes of an installation share the limits: each process adds its requests to a counter per client and minute,
 and takes from its own bucket what the other processes added. This happens in the background, so a limit can be exceeded for about
 a second. Without Redis, or while it is down, each process enforces the limit alone.
 
-A limiter remembers at most MAX_CLIENTS clients. It forgets the client whose last rejection is the oldest.
+A limiter remembers at most MAX_CLIENTS clients. It forgets the client whose last counted request is the oldest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Limits the rejected requests of one kind.
+    """Limits the requests of one kind: rejected ones, or those of an API key.
 
     `per_minute` is the number that a client may send at once and in each minute; 0: no limit. `now_ms` is the current time in
     ms since 1970. `prefix` begins the keys in Redis."""
@@ -55,22 +55,25 @@ class RateLimiter:
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
         self._unshared: dict[int, int] = {}
 
-    def take(self, client: int) -> int:
-        """Count a rejected request. Return 0 if it is within the limit, else the seconds after which the client may try again."""
-        if not self._capacity:
+    def take(self, client: int, per_minute: int | None = None) -> int:
+        """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
+
+        `per_minute`: the limit of this client, if it is not the limit of all."""
+        capacity = self._capacity if per_minute is None else per_minute
+        if not capacity:
             return 0
         now = self._now_ms()
         bucket = self._buckets.get(client)
         if bucket is None:
-            bucket = self._buckets[client] = _Bucket(self._capacity, now)
+            bucket = self._buckets[client] = _Bucket(capacity, now)
             if len(self._buckets) > MAX_CLIENTS:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(client)
-            self._refill(bucket, now)
+            self._refill(bucket, now, capacity)
         if bucket.tokens < 1:
             self.limited += 1
-            return max(math.ceil((1 - bucket.tokens) * 60 / self._capacity), 1)
+            return max(math.ceil((1 - bucket.tokens) * 60 / capacity), 1)
         bucket.tokens -= 1
         if self._redis is not None:
             self._unshared[client] = self._unshared.get(client, 0) + 1
@@ -109,9 +112,9 @@ class RateLimiter:
         bucket.tokens = max(bucket.tokens - by_others, 0.0)
         bucket.window, bucket.shared = window, total
 
-    def _refill(self, bucket: _Bucket, now: int) -> None:
+    def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:
-            bucket.tokens = min(bucket.tokens + (now - bucket.at) * self._capacity / 60_000, self._capacity)
+            bucket.tokens = min(bucket.tokens + (now - bucket.at) * capacity / 60_000, capacity)
             bucket.at = now
 
 
@@ -131,12 +134,13 @@ class RateLimits:
         self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
         self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
-        self._all = (self.unknown_codes, self.rejected_credentials, self.postbacks)
+        self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)  # each key has its own limit, or none
+        self._all = (self.unknown_codes, self.rejected_credentials, self.postbacks, self.api_keys)
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter(
             "shortener_rate_limited",
-            "Responses with status 429, by the kind of request: codes, credentials or postbacks.",
+            "Responses with status 429, by the kind of request: codes, credentials, postbacks or keys.",
             lambda: {(limiter.name,): limiter.limited for limiter in self._all},
             "kind",
         )

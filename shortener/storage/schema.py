@@ -114,6 +114,7 @@ api_keys = Table(
     Column("permissions", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("revoked_at", Instant),
+    Column("rate_limit", Integer),  # requests per minute; NULL: no limit
 )
 
 tracker_tokens = Table(

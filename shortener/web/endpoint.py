@@ -3,9 +3,9 @@
 An endpoint declares its path, its caller and its models for query, body and response once. The same declaration authenticates the
 caller, validates the request, serializes the response and produces the OpenAPI document, so they cannot disagree.
 
-The order is fixed: first the credential (401, 403), then query and body (400, 413, 415), then the handler. An `ApiError` from the
-handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`. Any other exception is logged and
-becomes 500 without internals.
+The order is fixed: first the credential (401, 403) and the rate limit of its key (429), then query and body (400, 413, 415), then
+the handler. An `ApiError` from the handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`.
+Any other exception is logged and becomes 500 without internals.
 """
 # Tested by tests/web/test_callers.py
 
@@ -205,6 +205,11 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
         raise ApiError(ErrorCode.UNAUTHORIZED)
     if endpoint.permission and endpoint.permission not in principal.permissions:
         raise ApiError(ErrorCode.FORBIDDEN, f"This API key does not have the permission {endpoint.permission}.")
+    if principal.rate_limit is not None:
+        wait = service.rate_limits.api_keys.take(principal.key_id, principal.rate_limit)
+        if wait:
+            reason = f"This API key may send {principal.rate_limit} requests per minute."
+            raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=wait)
     return principal
 
 

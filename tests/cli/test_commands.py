@@ -53,7 +53,7 @@ def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None
     number = str(created["application_id"])
     assert "CONFLICT" in shell("applications", "create", "Brand", code=1).stderr
     shell("applications", "update", number, "--set", "click_events=every", "--add-domain", "https://two.brand.example")
-    assert "INVALID_REQUEST" in shell("applications", "update", number, "--set", "click_events=never", code=1).stderr
+    assert "INVALID_REQUEST" in shell("applications", "update", number, "--set", "click_events=never", code=2).stderr
     shown = shell.json("applications", "show", number)
     assert (shown["name"], shown["company_id"]) == ("Brand", 92)
     assert shown["domains"] == ["https://go.brand.example", "https://two.brand.example"]
@@ -71,6 +71,10 @@ def test_keys_are_created_and_revoked_and_tokens_are_rotated(shell: Shell) -> No
     assert key["api_key"] not in str(listed)
     shell("keys", "revoke", str(listed[1]["id"]))
     assert "NOT_FOUND" in shell("keys", "revoke", str(listed[1]["id"]), code=1).stderr
+    assert "bogus" in shell("keys", "create", number, "--permission", "bogus", code=2).stderr
+    limited = shell.json("keys", "update", str(listed[0]["id"]), "--rate-limit", "600")
+    assert limited == {"id": listed[0]["id"], "rate_limit": 600}
+    assert shell.json("keys", "list", number)[0]["rate_limit"] == 600
     assert shell.json("keys", "create", number)["permissions"] == ["sms.read", "sms.send"]
     assert len(shell.json("keys", "create", number, "--permission", "all")["permissions"]) == 8
     assert "sms.everything" in shell("keys", "create", number, "--permission", "sms.everything", code=2).stderr

@@ -84,7 +84,7 @@ def test_an_unknown_link_domain_or_host_is_a_failure_with_exit_code_1(shell: InP
     assert "NOT_FOUND" in shell("links", "disable", "nosuchcode", code=1).stderr
     assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
     assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr
-    assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=1).stderr
+    assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=2).stderr
 
 
 def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProcessShell, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProce
     assert [row["host"] for row in shell.json("domains", "list", number)] == ["go.dlt.example"]
     assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
     assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
-    assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=1).stderr
+    assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
 
 
 def test_links_are_listed_and_changed_one_and_many(server: Server) -> None:
@@ -130,4 +130,4 @@ def test_links_are_listed_and_changed_one_and_many(server: Server) -> None:
     assert "command line: url https://x.example/shop -> https://all.example/" in shell("links", "show", codes[1]).stdout
     assert "name either CODE" in shell("links", "update", "--url", "https://x.example/", code=2).stderr
     assert "nothing to change" in shell("links", "update", codes[0], code=2).stderr
-    assert "INVALID_REQUEST" in shell("links", "update", codes[0], "--url", "ftp://x", code=1).stderr
+    assert "INVALID_REQUEST" in shell("links", "update", codes[0], "--url", "ftp://x", code=2).stderr

@@ -170,11 +170,11 @@ def test_wrong_usage_has_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(cli, list(arguments)).exit_code == 2
 
 
-async def test_errors_are_printed_with_exit_code_1(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
+async def test_wrong_values_have_exit_code_2_and_failures_1(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
     result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
-    assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (1, True)
+    assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (2, True)
     result = await invoke("trackers", "add", "1", "https://t.example/")
-    assert (result.exit_code, "events" in result.output) == (1, True)
+    assert (result.exit_code, "events" in result.output) == (2, True)
     result = await invoke("deliveries", "show", "nonsense")
     assert (result.exit_code, "no delivery" in result.output) == (1, True)
 

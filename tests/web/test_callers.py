@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from shortener.accounts.administration import update_application
-from shortener.accounts.credentials import Credentials, create_key, revoke_key, rotate_token
+from shortener.accounts.credentials import Credentials, create_key, limit_key, list_keys, revoke_key, rotate_token
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService, client_of
@@ -39,6 +39,28 @@ async def test_an_api_key_is_accepted_in_the_header_of_every_vendor(service: Ser
     for headers in ways:
         async with client_of(service, headers) as client:
             assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
+
+
+async def test_a_key_with_a_rate_limit_gets_429_beyond_it(service: Service, credentials: Credentials, clock: Clock) -> None:
+    limited = await service.database.write(create_key, credentials.application_id, "", ["sms.send"], clock(), 3)
+    await service.directory.refresh()
+    async with (
+        client_of(service, {"X-API-Key": limited}) as client,
+        client_of(service, {"X-API-Key": credentials.api_key}) as other,
+    ):
+        assert [(await client.post("/api/v1/rewrite", json=BODY)).status_code for _ in range(3)] == [200] * 3
+        before = await messages(service)
+        response = await client.post("/api/v1/rewrite", json=BODY)
+        assert (response.status_code, response.json()["error_code"]) == (429, "RATE_LIMITED")
+        assert response.headers["Retry-After"] == "20"
+        assert await messages(service) == before
+        assert (await other.post("/api/v1/rewrite", json=BODY)).status_code == 200, "another key has its own limit"
+        clock.forward(seconds=20)
+        assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
+        (key,) = [key for key in await service.database.read(list_keys) if key["rate_limit"] == 3]
+        await service.database.write(limit_key, key["id"], None)
+        await service.directory.refresh()
+        assert [(await client.post("/api/v1/rewrite", json=BODY)).status_code for _ in range(9)] == [200] * 9
 
 
 async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Service, credentials: Credentials) -> None:
