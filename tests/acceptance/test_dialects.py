@@ -267,5 +267,5 @@ def row_counts(server: Server) -> dict[str, int]:
     path = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        counted = set(names) - {"tallies", "counts"}
+        counted = set(names) - {"tallies", "counts", "count_groups", "rollups", "rollup_state"}
         return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in counted}
