@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
-from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, parse_fallback_url
+from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, check_fallback_url, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
@@ -79,8 +79,8 @@ def update_application(
     except ValidationError as error:
         details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
-    if "fallback_url" in changes and merged.fallback_url is not None:
-        _reject_own_host(connection, merged.fallback_url, own_url)
+    if changes.keys() & {"fallback_url", "extra_schemes"} and merged.fallback_url is not None:
+        _parse_own_target(connection, "fallback_url", merged.fallback_url, own_url, merged.extra_schemes)
     values["settings"] = merged.model_dump(exclude_defaults=True)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
@@ -148,7 +148,7 @@ def update_domain(
         values["disabled_at"] = now if changes["disabled"] else None
     for name in ("fallback_url", "home_url"):
         if name in changes:
-            values[name] = _parse_own_target(connection, name, changes[name], own_url)
+            values[name] = _parse_own_target(connection, name, changes[name], own_url, _extra_schemes(connection, host))
     for name in ("assetlinks", "apple_app_site_association"):
         if name in changes:
             values[name] = _parse_association(name, changes[name])
@@ -176,6 +176,14 @@ def remove_domain(connection: Connection, host: str, now: datetime, *, applicati
     table = schema.domains
     connection.execute(update(table).where(table.c.id == domain.id).values(removed_at=now, is_default=False))
     increment_version(connection)
+
+
+def _extra_schemes(connection: Connection, host: str) -> tuple[str, ...]:
+    """Return the extra schemes of the application that a domain belongs to."""
+    applications, domains = schema.applications.c, schema.domains.c
+    statement = select(applications.settings).where(domains.host == host, domains.application_id == applications.id)
+    settings = connection.execute(statement).scalar()
+    return ApplicationSettings(**settings).extra_schemes if settings else ()
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
@@ -216,11 +224,14 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 
 
-def _parse_own_target(connection: Connection, name: str, url: str | None, own_url: str) -> str | None:
+def _parse_own_target(
+    connection: Connection, name: str, url: str | None, own_url: str, extra_schemes: tuple[str, ...] = ()
+) -> str | None:
+    """Return a fallback or a home page as the value of a Location header. Raise ApiError INVALID_REQUEST if it is not usable."""
     if not url:
         return None
     try:
-        parsed = parse_fallback_url(url)
+        parsed = check_fallback_url(url, extra_schemes) if name == "fallback_url" else parse_fallback_url(url)
     except ValueError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, str(error))]) from None
     _reject_own_host(connection, parsed, own_url, name)
@@ -247,7 +258,7 @@ def _reject_own_host(connection: Connection, url: str, own_url: str, name: str =
     """Raise ApiError INVALID_REQUEST if a URL leads to a host of the installation, because it could redirect to itself."""
     host, table = host_of(url), schema.domains
     is_own = bool(own_url) and host == host_of(own_url)
-    if is_own or connection.execute(select(table.c.id).where(table.c.host == host)).first():
+    if is_own or (host and connection.execute(select(table.c.id).where(table.c.host == host)).first()):
         reason = "leads to a host of this service, so the redirect would loop"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
 

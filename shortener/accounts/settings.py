@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import re
+from collections.abc import Container
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shortener.urls import UrlError, parse_destination
+from shortener.macros import macro_problems
+from shortener.urls import FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination
 
 Permission = Literal[
     "sms.send", "sms.read", "trackers.read", "trackers.write", "links.write", "privacy.erase", "privacy.reveal", "admin"
@@ -32,6 +35,20 @@ class ApplicationSettings(BaseModel):
         None,
         pattern=r"^[A-Za-z0-9_.~-]{1,32}$",
         description="Name of a query parameter. Redirects add it, with the click id, to every destination. null: none.",
+    )
+    track: Literal["directives", "first_url", "all_urls"] = Field(
+        "directives", description="What a rewrite replaces if the request does not contain `track`."
+    )
+    extra_schemes: tuple[str, ...] = Field(
+        (),
+        max_length=32,
+        description="Schemes of links into apps that destinations and fallbacks may have besides http and https, such as myapp. "
+        "Schemes that run code or open local data are rejected.",
+    )
+    strict_destinations: bool = Field(
+        False,
+        description="true: a destination or fallback with a macro that is not filled in, such as {{message_id}}, is rejected. "
+        "false: the response contains a warning.",
     )
     fallback_url: str | None = Field(
         None, description="URL to which expired links redirect. null: they return a short page with status 410."
@@ -83,10 +100,28 @@ class ApplicationSettings(BaseModel):
         description="true: if a click is later classified as automated, it no longer counts, and a click_retracted event follows.",
     )
 
+    @field_validator("extra_schemes", mode="before")
+    @classmethod
+    def _split_schemes(cls, value: Any) -> Any:
+        # The command line sends one text.
+        return [one for one in re.split(r"[\s,]+", value) if one] if isinstance(value, str) else value
+
+    @field_validator("extra_schemes")
+    @classmethod
+    def _check_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        schemes = [scheme.lower().removesuffix("://").removesuffix(":") for scheme in value]
+        for scheme in schemes:
+            if SCHEME.fullmatch(scheme) is None:
+                raise ValueError(f"{scheme[:40]!r} must be a scheme such as myapp: letters, digits, +, - and .")
+            if scheme in FORBIDDEN_SCHEMES:
+                raise ValueError(f"{scheme} is not permitted, because such links run code or open local data")
+        return tuple(dict.fromkeys(schemes))
+
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        return None if value is None else parse_fallback_url(value)
+        # The scheme is compared with `extra_schemes` when a change is stored, because a change may contain only one of the two.
+        return None if value is None else parse_fallback_url(value, {value.partition(":")[0].lower()})
 
     @property
     def uses_report_times(self) -> bool:
@@ -99,9 +134,24 @@ class ApplicationSettings(BaseModel):
         return self.uses_report_times or self.all_links_within_second or self.max_recipients_per_address_minute is not None
 
 
-def parse_fallback_url(url: str) -> str:
+#: Placeholders in the fallback of an application or a domain. The other ones depend on the message.
+FALLBACK_PLACEHOLDERS = ("click_id", "code")
+
+
+def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
     """Return the URL as the value of a Location header. Raise ValueError with the reason."""
     try:
-        return parse_destination(url).location.decode()
+        return parse_destination(url, extra_schemes).location.decode()
     except UrlError as error:
         raise ValueError(error.reason) from None
+
+
+def check_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
+    """Return the fallback of an application or a domain as the value of a Location header. Raise ValueError with the reason.
+
+    It may contain the placeholders {click_id} and {code}."""
+    location = parse_fallback_url(url, extra_schemes)
+    problems = macro_problems(url, FALLBACK_PLACEHOLDERS)
+    if problems:
+        raise ValueError(problems[0])
+    return location

@@ -118,7 +118,7 @@ class LinkResolver:
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
             if fallback and policies.blocks(application_id, fallback):
                 fallback = None
-            return Resolution(fallback.encode() if fallback else None, application_id, gone=True)
+            return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)
         if policies.confirm_clicks:
             mode = policies.confirm_clicks.get(application_id)
             if hit.rule == CONFIRMED:
@@ -139,3 +139,10 @@ class LinkResolver:
     def _resolve_unknown(self, domain_id: int | None) -> Resolution:
         url = None if domain_id is None else self._directory.unknown_code_url(domain_id)
         return UNKNOWN_LINK if url is None else Resolution(url.encode(), unknown=True)
+
+    def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
+        """Return a fallback URL with the placeholders that only a hit can fill in; the rewriter fills in the others."""
+        location = fallback.encode()
+        if b"{" not in location:
+            return location
+        return fill_placeholders(location, {"click_id": self._click_ids.encode(hit.id), "code": hit.code})

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from shortener.errors import ErrorCode
+from shortener.macros import find_macros
 from shortener.times import parse_iso, to_utc
 from shortener.urls import NumericHostError, UrlError, parse_authority
 
@@ -119,23 +120,8 @@ _SYNONYMS = {
     "shortlink": "short_url",
 }
 
-_WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
 _NAMES = [*sorted(PLACEHOLDERS, key=len, reverse=True), r"metadata\.[A-Za-z0-9_.-]{1,64}"]
 _PLACEHOLDER = re.compile(r"\{(" + "|".join(_NAMES) + r")\}")
-# Braces around a word, with the additions of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw};
-# The second pattern has braces that are percent-encoded once or twice.
-_INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
-_BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
-_ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
-# Other macro syntaxes: <x>, __x__, %x%, %%x%%. "%ca...%" is not matched if it can be percent-encoding.
-_OTHER_MACROS = re.compile(
-    rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
-    r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
-)
-# (x) and [x], except directly after a name: count(value), Users(phone) and user[phone]= are legitimate.
-_PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
-_BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
-_AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
@@ -346,25 +332,12 @@ def _encoded(url: str, start: int, end: int) -> str:
 
 def _reject_other_syntax(url: str, start: int) -> None:
     """Raise TemplateError for an unknown placeholder, or a known one in the syntax of another system."""
-    query = url.find("?", start)
-    for found in _BRACED.finditer(url, start):
-        if not _PLACEHOLDER.fullmatch(found[0]):
-            _unknown(found[0], _known(found[1]) or _guess(found[1]), found.start())
-    for found in _ESCAPED.finditer(url, start):
-        if name := _known(found[1]):
-            _unknown(found[0], name, found.start())
-    for found in _OTHER_MACROS.finditer(url, start):
-        if name := _known(next(group for group in found.groups() if group is not None)):
-            _unknown(found[0], name, found.start())
-    for found in _PARENTHESIS.finditer(url, start):
-        if name := _known(found[1]):
-            _unknown(found[0], name, found.start())
-    for found in _BRACKET.finditer(url, start):
-        if name := _known(found[2]):
-            before = url[start : found.start()]
-            is_key = 0 <= query < found.start() and "=" not in re.split("[?&;]", before)[-1]
-            if not (is_key and _AFTER_NAME.search(before)):
-                _unknown(found[0], name, found.start())
+    for macro in find_macros(url, start):
+        if macro.is_braced:
+            if not _PLACEHOLDER.fullmatch(macro.text):
+                _unknown(macro.text, _known(macro.word) or _guess(macro.word), macro.position)
+        elif name := _known(macro.word):
+            _unknown(macro.text, name, macro.position)
 
 
 def _known(word: str) -> str | None:

@@ -20,13 +20,14 @@ import orjson
 from shortener.accounts.directory import Application, Domain
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
-from shortener.messages.directives import DirectiveError
+from shortener.macros import macro_problems
+from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
 from shortener.messages.segments import count_segments
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.storage.types import to_iso, to_ms
-from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
+from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, fill_link_path, parse_destination
 
 #: Links of one message. `first_clicks.links` has one bit for each; three segments hold 15 short links and no other text.
 MAX_LINKS = 30
@@ -45,7 +46,7 @@ class RewriteItem:
     body: str
     message_ids: tuple[str | None, ...] | None = None
     field_path: Callable[[str, int | None], str] = lambda name, recipient: name
-    track: TrackMode = "directives"
+    track: TrackMode | None = None  # None: the application's default
     from_address: str = ""
     sender_id_id: str = ""
     sender_id_alias: str = ""
@@ -123,6 +124,7 @@ class PlannedLink:
 class ItemPlan:
     """The links and texts that all recipients of an item share. With `problems`, no message may be created from it."""
 
+    track: TrackMode = "directives"
     links: tuple[PlannedLink, ...] = ()
     expires_at: int = 0  # ms since 1970
     fallback_location: str | None = None  # as sent in a Location header
@@ -264,13 +266,15 @@ def _plan_item(
     def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
         problems.append(Problem(index, code, Detail(item.field_path(name, None), reason, position)))
 
+    settings = application.settings
+    track = item.track or settings.track
     expires_at = _plan_expiry(application, item, now, limits, reject)
-    links = _plan_links(application, item, hosts, reject)
+    links = _plan_links(application, item, track, hosts, reject)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
     fallback_location = None
     if item.fallback_url:
         try:
-            fallback_location = _check_destination(application.id, item.fallback_url, hosts).location.decode()
+            fallback_location = _check_destination(application, item.fallback_url, hosts).location.decode()
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "fallback_url", error.reason)
     if item.callback_url:
@@ -282,16 +286,23 @@ def _plan_item(
             if reason := hosts.callback_rejection(callback.scheme, callback.hostname or ""):
                 reject(ErrorCode.FORBIDDEN_TARGET, "lt_callbackurl", reason)
     if problems:
-        return ItemPlan(problems=tuple(problems))
+        return ItemPlan(track, problems=tuple(problems))
     spans = [link.span for link in links]
     return ItemPlan(
+        track,
         links=links,
         expires_at=to_ms(expires_at),
         fallback_location=fallback_location,
         domain_id=domain.id if domain else 0,
         base_url=domain.base_url if domain else hosts.base_url(0),
         link_path=link_path,
-        warnings=find_warnings(item.body, [(link.span, link.destination.host) for link in links], item.from_address),
+        warnings=find_warnings(
+            item.body,
+            [(link.span, link.destination.host) for link in links],
+            item.from_address,
+            track=track,
+            fallback_url=item.fallback_url,
+        ),
         segments_without_rewriting=count_segments(
             replace_spans(item.body, spans, [link.destination.url for link in links])
         ).segments,
@@ -355,13 +366,14 @@ def _sender_of(item: RewriteItem) -> str:
 
 
 def _plan_links(
-    application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None]
+    application: Application, item: RewriteItem, track: TrackMode, hosts: LinkHosts, reject: Callable[..., None]
 ) -> tuple[PlannedLink, ...]:
-    try:
-        spans = find_spans(item.body, item.track)
-    except DirectiveError as error:
+    _, errors = parse_directives(item.body)
+    for error in errors:
         reject(ErrorCode.INVALID_TRACK_DIRECTIVE, "body", error.reason, error.position)
+    if errors:
         return ()
+    spans = find_spans(item.body, track)
     if len(spans) > MAX_LINKS:
         reason = f"has more than {MAX_LINKS} URLs to track"
         reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)
@@ -370,7 +382,7 @@ def _plan_links(
     links = []
     for span in spans:
         try:
-            destination = _check_destination(application.id, span.url, hosts)
+            destination = _check_destination(application, span.url, hosts)
         except UrlError as error:
             reject(ErrorCode.INVALID_TRACK_URL, "body", f"{span.url!r} {error.reason}", span.start)
             continue
@@ -378,13 +390,15 @@ def _plan_links(
     return tuple(links)
 
 
-def _check_destination(application_id: int, url: str, hosts: LinkHosts) -> Destination:
+def _check_destination(application: Application, url: str, hosts: LinkHosts) -> Destination:
     """Check the destination or the fallback of a link. Raise UrlError."""
-    destination = parse_destination(url)
+    destination = parse_destination(url, application.settings.extra_schemes)
     if hosts.is_own(destination.url):
         raise UrlError("leads to a host of this service, so the redirect would loop")
-    if hosts.is_blocked(application_id, destination.host):
+    if hosts.is_blocked(application.id, destination.host):
         raise UrlError("leads to a blocked host")
+    if application.settings.strict_destinations and (problems := macro_problems(url, DESTINATION_PLACEHOLDERS)):
+        raise UrlError(problems[0])
     return destination
 
 
@@ -398,7 +412,7 @@ def _content_of(item: RewriteItem) -> bytes:
         expires_at = str(item.expires_at)
     content = (
         item.body,
-        item.track,
+        item.track or "directives",
         item.from_address,
         item.sender_id_id,
         item.sender_id_alias,

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.directives import DirectiveError
-from shortener.messages.message_warnings import find_warnings
+from shortener.messages.message_warnings import find_warnings, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
 from shortener.messages.segments import count_segments
-from shortener.messages.spans import Span, locate_spans, replace_spans
+from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
 from shortener.storage.types import from_ms, to_iso
 
 
@@ -68,9 +68,12 @@ def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[Stor
     """Render a stored message again, from its stored links and the repeated body.
 
     Raise ApiError MESSAGE_ID_CONFLICT if a stored link is no longer found in the body. A wrong text is never returned."""
-    body = message.item.body
+    item, track = message.item, message.plan.track
+    # The application's default may have changed since the first request.
+    tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
-        spans = locate_spans(body, message.item.track, [(link.url, link.label) for link in links])
+        found = ((one, locate_spans(item.body, one, [(link.url, link.label) for link in links])) for one in tracks)
+        track, spans = next(((one, spans) for one, spans in found if spans is not None), (track, None))
     except DirectiveError:
         spans = None
     if spans is None:
@@ -80,8 +83,8 @@ def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[Stor
             "rewritten again. Its status lists its links.",
         )
     hosts = [(span, urlsplit(link.url).hostname or "") for span, link in zip(spans, links, strict=True)]
-    warnings = find_warnings(body, hosts, message.item.from_address)
-    unchanged = count_segments(replace_spans(body, spans, [link.url for link in links])).segments
+    warnings = find_warnings(item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url)
+    unchanged = count_segments(replace_spans(item.body, spans, [link.url for link in links])).segments
     return _render(message, request_id, spans, links, base_url, unchanged, warnings)
 
 
@@ -106,5 +109,5 @@ def _render(
         encoding=counted.encoding,
         segments=counted.segments,
         segments_without_rewriting=segments_without_rewriting,
-        warnings=warnings,
+        warnings=(*warnings, *more_segments(counted.segments, segments_without_rewriting)),
     )

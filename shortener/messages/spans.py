@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from shortener.messages.directives import find_directives
-from shortener.messages.url_detection import find_urls
+from shortener.messages.url_detection import detect_urls, find_urls
 from shortener.urls import UrlError, parse_destination
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
+TRACK_MODES: tuple[TrackMode, ...] = get_args(TrackMode)
 
 
 class Span(NamedTuple):
@@ -32,6 +33,30 @@ def find_spans(body: str, track: TrackMode) -> list[Span]:
     `first_url` adds the first detected URL to a body without directives, and `all_urls` adds all detected URLs to any body."""
     directives, urls = _find_candidates(body, track)
     return sorted(directives + (urls[:1] if track == "first_url" else urls))
+
+
+class UntrackedUrl(NamedTuple):
+    """A URL in a text that no short link replaces: `body[start:end]`, and the reason as a text that follows the URL."""
+
+    start: int
+    end: int
+    reason: str
+
+
+def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[UntrackedUrl]:
+    """Return the URLs of a body outside of `spans`, and what looks like a URL, with the reason why it is not tracked.
+
+    In the mode `directives` only the first URL of a body without directives is returned, because the sender may have forgotten a
+    directive."""
+    if track == "directives":
+        urls = [] if spans else detect_urls(body).urls[:1]
+        return [UntrackedUrl(url.start, url.end, "is not tracked: `track` is directives and the text has none") for url in urls]
+    detection = detect_urls(body)
+    has_directives = any(span.end - span.start > len(span.url) for span in spans)
+    reason = "the text has a directive" if has_directives else "only the first URL is"
+    untracked = [UntrackedUrl(url.start, url.end, f"is not tracked: `track` is first_url and {reason}") for url in detection.urls]
+    untracked += [UntrackedUrl(one.start, one.end, f"is not tracked: it {one.reason}") for one in detection.untrackable]
+    return sorted(one for one in untracked if not any(span.start < one.end and one.start < span.end for span in spans))
 
 
 def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str]) -> str:
@@ -82,7 +107,7 @@ def _find_candidates(body: str, track: TrackMode) -> tuple[list[Span], list[Span
 
 def _stored_url(url: str) -> str | None:
     try:
-        return parse_destination(url).url
+        return parse_destination(url, {url.partition(":")[0].lower()}).url
     except UrlError:
         return None
 

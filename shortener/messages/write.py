@@ -229,7 +229,11 @@ class _Rows:
         flags = LinkFlag.APPEND_CLICK_ID if request.application.settings.click_id_param else LinkFlag.NONE
         if planned.every_click:
             flags |= LinkFlag.EVERY_CLICK
-        location = planned.destination.location
+        location, fallback = planned.destination.location, message.plan.fallback_location
+        if not location.startswith((b"http://", b"https://")):
+            flags &= ~LinkFlag.APPEND_CLICK_ID  # a link into an app has no query of a web site
+        if fallback is not None and "{" in fallback:
+            fallback = fill_placeholders(fallback.encode(), _placeholder_values(message, link.code)).decode()
         if planned.destination.placeholders:
             location = fill_placeholders(location, _placeholder_values(message, link.code))
             if "click_id" in planned.destination.placeholders:
@@ -246,7 +250,7 @@ class _Rows:
                 domain_id=link.domain_id,
                 flags=int(flags),
                 url=location_text,
-                fallback_url=message.plan.fallback_location,
+                fallback_url=fallback,
                 expires_at=link.expires_at,
             )
         )
@@ -263,7 +267,7 @@ class _Rows:
                 link.url,
                 None if location_text == link.url else location_text,
                 link.label,
-                message.plan.fallback_location,
+                fallback,
                 link.expires_at,
                 link_set,
                 link.path or None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
 
 from shortener.messages.plan import RewriteItem
+from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import Metadata, Price, Sender, Text, Time
 from shortener.web.validation import limit_errors
@@ -64,10 +65,10 @@ class MessageOptions(RequestModel):
     sender_id_alias: Text = Field("", max_length=100)
     message_request_id: Text = Field("", max_length=100, description="Repeated in events. Default: a generated id.")
     external_message_request_id: Text = Field("", max_length=100, description="Repeated in events.")
-    track: Literal["directives", "first_url", "all_urls"] = Field(
-        "directives",
+    track: TrackMode | None = Field(
+        None,
         description="directives: rewrite #track and #trackurl; first_url: also rewrite the first plain URL; all_urls: also rewrite "
-        "every plain URL.",
+        "every plain URL. Default: the setting `track` of the application.",
     )
     track_link: TrackLink | None = Field(None, description="Xoxzo: the same as `track: first_url`.")
     lt_callbackurl: Text | None = Field(
@@ -175,8 +176,10 @@ def with_options(
 ) -> RewriteItem:
     """Return a message with its options for the rewriter. `field_path` maps a field and a recipient to a path in the request."""
     track = options.track
-    if track == "directives" and options.track_link:
+    if options.track_link and track in (None, "directives"):
         track = "first_url"
+    elif options.track_link is False and track is None:
+        track = "directives"
     return RewriteItem(
         to=to,
         body=body,

@@ -44,6 +44,14 @@ async def change(service: Service, **settings: Any) -> None:
         {"all_links_within_second": "perhaps"},
         {"retract_clicks": 7},
         {"ip_privacy": "half"},
+        {"track": "everything"},
+        {"extra_schemes": ["javascript"]},
+        {"extra_schemes": "myapp, Data:"},
+        {"extra_schemes": ["my app!"]},
+        {"strict_destinations": "perhaps"},
+        {"fallback_url": "myapp://home"},
+        {"fallback_url": "https://shop.example/?m={message_id}"},
+        {"fallback_url": "https://shop.example/?m={{code}}"},
     ],
 )
 async def test_invalid_settings_are_rejected(service: Service, settings: dict[str, Any]) -> None:
@@ -252,3 +260,19 @@ async def test_a_fallback_that_leads_to_a_host_of_the_installation_is_rejected(s
             await service.database.write(transact, target, {"fallback_url": url}, NOON, own_url=own_url)
         assert [detail.field for detail in caught.value.details] == ["fallback_url"]
         await service.database.write(transact, target, {"fallback_url": "https://shop.example/"}, NOON, own_url=own_url)
+
+
+async def test_a_fallback_may_contain_a_code_a_click_id_and_a_scheme_that_the_application_permits(service: Service) -> None:
+    await change(service, extra_schemes="myapp,TEL:", track="all_urls", strict_destinations="true")
+    await change(service, fallback_url="myapp://home/{code}?c={click_id}")
+    application = service.directory.application(1)
+    assert application is not None
+    settings = application.settings
+    assert (settings.extra_schemes, settings.track, settings.strict_destinations) == (("myapp", "tel"), "all_urls", True)
+    assert settings.fallback_url == "myapp://home/{code}?c={click_id}"
+    await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
+    await service.database.write(update_domain, "go.brand.example", {"fallback_url": "tel:+14155550100"}, NOON)
+    with pytest.raises(ApiError):
+        await service.database.write(update_domain, "go.brand.example", {"fallback_url": "other://x"}, NOON)
+    with pytest.raises(ApiError):  # the fallback needs the scheme
+        await change(service, extra_schemes=["tel"])

@@ -45,6 +45,17 @@ def test_a_link_leads_to_its_destination_until_it_expires() -> None:
     assert resolve(expires_at=1_000) == Resolution(b"https://x.example/fallback/3/4", 3, gone=True)
 
 
+def test_a_fallback_receives_the_click_id_and_the_code_of_the_hit() -> None:
+    fallback = resolve(expires_at=1_000, fallback_url="https://x.example/{code}?c={click_id}&m={message_id}")
+    assert fallback.location == f"https://x.example/code?c={CLICK_IDS.encode(HIT.id)}&m={{message_id}}".encode()
+
+
+def test_a_link_into_an_app_resolves_also_if_hosts_are_blocked() -> None:
+    policies = HitPolicies(blocked_hosts={3: frozenset({"evil.example"})})
+    assert resolve(url="tel:+14155550100", policies=policies).location == b"tel:+14155550100"
+    assert resolve(url="myapp://evil.example/x", policies=policies).off
+
+
 @pytest.mark.parametrize(("domain_id", "is_known"), [(None, True), (4, True), (5, False)])
 def test_a_code_is_valid_on_its_own_domain_and_on_the_default_host(domain_id: int | None, is_known: bool) -> None:
     assert (resolve(dataclasses.replace(HIT, domain_id=domain_id)) is not UNKNOWN_LINK) is is_known

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from shortener.messages.message_warnings import find_warnings
-from shortener.messages.spans import Span
+from shortener.messages.message_warnings import MAX_UNTRACKED, find_warnings, more_segments
+from shortener.messages.spans import Span, TrackMode, find_spans
 
 LINK = "https://x.example/"
 
@@ -13,12 +13,32 @@ def warnings(before: str, after: str, host: str = "x.example", sender: str = "")
     return list(find_warnings(body, [(Span(len(before), len(before) + len(LINK), LINK), host)], sender))
 
 
-@pytest.mark.parametrize(("before", "after"), [("", ""), ("see ", " now"), ("(", ")."), ("\n", ", x"), ("«", "»")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", ""), ("see ", " now"), ("(", ")."), ("\n", ", x"), ("«", "»"), ("→", "!"), ("。", "。"), ("*", "* x")],
+)
 def test_a_link_between_spaces_or_harmless_punctuation_has_no_warning(before: str, after: str) -> None:
     assert warnings(before, after) == []
 
 
-@pytest.mark.parametrize(("before", "after"), [("x", ""), ("é", " "), (" ", "1"), (" ", "へ"), (" ", "/a"), (" ", "?"), (" ", "-")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", ""),
+        ("é", " "),
+        (" ", "1"),
+        (" ", "へ"),
+        (" ", "/a"),
+        (" ", "?"),
+        (" ", "-"),
+        (" ", "🔥"),
+        (" ", "。次"),
+        (" ", ".x"),
+        (" ", "|x"),
+        (" ", "–x"),
+        ("は", ""),
+    ],
+)
 def test_text_that_is_attached_to_a_link_has_a_warning_with_its_position(before: str, after: str) -> None:
     (warning,) = warnings(before, after)
     assert warning == f"position {len(before)}: text is attached to the short link; phones may treat it as part of the link"
@@ -33,3 +53,65 @@ def test_an_unusual_sender_has_a_warning() -> None:
     (warning,) = warnings("", "", sender="2Fast")
     assert warning.startswith("from '2Fast' is neither a number")
     assert warnings("", "", sender="InfoSMS") == []
+
+
+def all_warnings(body: str, track: TrackMode = "all_urls", **more: str) -> list[str]:
+    spans = find_spans(body, track)
+    return list(find_warnings(body, [(span, "x.example") for span in spans], "", track=track, **more))
+
+
+def test_a_url_that_is_not_tracked_has_a_warning_with_position_and_reason() -> None:
+    assert all_warnings("see https://user:pw@x.example/ and https://x.example/") == [
+        "position 4: https://user:pw@x.example/ is not tracked: it must not contain a user name or password before its host"
+    ]
+    long_url = "https://x.example/" + "a" * 2100
+    (warning, _) = all_warnings(f"see {long_url}")
+    assert warning == f"position 4: {long_url[:80]}... is not tracked: it is longer than 2048 characters"
+    assert len(all_warnings("ftp://x.example " * 99)) == MAX_UNTRACKED + 1
+
+
+def test_a_text_without_a_link_has_a_warning_if_links_were_requested() -> None:
+    assert all_warnings("no link", "first_url") == [
+        "the text has no link: `track` is first_url, but it contains no URL that can be tracked"
+    ]
+    assert all_warnings("no link", "all_urls")[0].startswith("the text has no link: `track` is all_urls")
+    assert all_warnings("no link", "directives") == []
+
+
+def test_a_plain_url_in_a_text_without_directives_has_a_warning() -> None:
+    warning = "position 4: https://x.example/ is not tracked: `track` is directives and the text has none"
+    assert all_warnings("see https://x.example/ and https://y.example/", "directives") == [warning]
+    assert all_warnings('#track("https://y.example/") or https://x.example/', "directives") == []
+
+
+def test_further_urls_of_the_mode_first_url_have_a_warning() -> None:
+    reason = "is not tracked: `track` is first_url and"
+    assert all_warnings("x.com y.com", "first_url") == [f"position 6: y.com {reason} only the first URL is"]
+    (warning,) = all_warnings('#track("https://y.example/") or x.com', "first_url")
+    assert warning == f"position 32: x.com {reason} the text has a directive"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("https://x.example/?a=1&amp;b=2", "contains &amp;, which browsers send unchanged; write &"),
+        ("https://x.example/men’s", "contains the apostrophe ’; web addresses usually have '"),
+        ("https://x.example/?m={{message_id}}", "contains {{message_id}}, which is not a placeholder; write {message_id}"),
+        ("https://x.example/?m=[clickid]", "contains [clickid], which is not a placeholder; write {click_id}"),
+    ],
+)
+def test_a_destination_that_its_site_will_not_understand_has_a_warning(url: str, problem: str) -> None:
+    assert all_warnings(f'see #track("{url}")', "directives") == [f"position 4: the destination {problem}"]
+    if "&amp;" in url:
+        assert all_warnings(f"see {url}") == [f"position 4: the destination {problem}"]
+
+
+def test_a_fallback_with_an_unknown_macro_has_a_warning() -> None:
+    assert all_warnings("x.com", fallback_url="https://x.example/{Code}/{code}") == [
+        "fallback_url contains {Code}, which is not a placeholder; write {code}"
+    ]
+
+
+def test_a_text_that_needs_another_segment_has_a_warning() -> None:
+    assert more_segments(2, 1) == ("the text needs 2 segments with short links, but 1 with the long URLs",)
+    assert more_segments(1, 1) == more_segments(1, 2) == ()

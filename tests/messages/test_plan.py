@@ -186,6 +186,41 @@ def test_a_fallback_is_stored_as_a_location_header() -> None:
     assert only(item(fallback_url="https://x.example/ü")).plan.fallback_location == "https://x.example/%C3%BC"
 
 
+def test_schemes_of_apps_are_accepted_if_the_application_permits_them() -> None:
+    urls = ("myapp://open/5", "tel:+14155550100")
+    for url in urls:
+        assert "http://" in reason(item(f'#track("{url}")'))[1]
+        assert "http://" in reason(item(fallback_url=url))[1]
+    sender = application(extra_schemes=["myapp", "tel"])
+    planned = only(item(f'#track("{urls[0]}") #track("{urls[1]}")', fallback_url=urls[0]), application=sender)
+    assert [link.destination.location.decode() for link in planned.plan.links] == list(urls)
+    assert planned.plan.fallback_location == urls[0]
+
+
+def test_a_strict_application_rejects_macros_that_are_not_filled_in() -> None:
+    sender = application(strict_destinations=True)
+    body = 'see #track("https://x.example/?m={message_id}") #track("https://x.example/?m={{message_id}}")'
+    (detail,) = rejection(item(body), application=sender).details
+    assert (detail.field, detail.position) == ("body", 48)
+    assert "contains {{message_id}}, which is not a placeholder; write {message_id}" in detail.reason
+    assert reason(item(fallback_url="https://x.example/{cdoe}"), application=sender)[0] == "fallback_url"
+    assert only(item(body)).plan.warnings == (
+        "position 48: the destination contains {{message_id}}, which is not a placeholder; write {message_id}",
+    )
+
+
+def test_the_application_sets_what_a_request_without_track_replaces() -> None:
+    body = "see https://x.example/1 and https://x.example/2"
+    for track, count in (("directives", 0), ("first_url", 1), ("all_urls", 2)):
+        assert len(only(item(body), application=application(track=track)).plan.links) == count
+        assert len(only(item(body, track=track), application=application(track="all_urls")).plan.links) == count
+
+
+def test_every_malformed_directive_of_a_text_is_rejected() -> None:
+    details = rejection(item('#track() and ＃track("https://x.example/") and #trackurl("u")')).details
+    assert [detail.position for detail in details] == [7, 13, 59]
+
+
 def test_more_than_thirty_links_in_one_message_are_rejected_at_the_first_excess_link() -> None:
     urls = [f"https://x.example/{number:02}" for number in range(MAX_LINKS + 1)]
     (detail,) = rejection(item(" ".join(urls), track="all_urls")).details

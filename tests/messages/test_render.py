@@ -13,7 +13,7 @@ from shortener.messages.render import render_new, render_repeat
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage.types import to_ms
 from tests.conftest import NOON
-from tests.messages.rewriting import BASE_URL, Hosts, item, plan
+from tests.messages.rewriting import BASE_URL, Hosts, application, item, plan
 
 BODY = 'Hi #track("https://x.example/a") and #trackurl("https://y.example/","sale")!'
 LINKS = [
@@ -94,3 +94,17 @@ def test_a_repeat_whose_links_are_not_found_in_the_body_is_rejected() -> None:
 
 def replace_url(link: StoredLink) -> StoredLink:
     return link._replace(url="https://elsewhere.example/")
+
+
+def test_a_repeat_is_rendered_after_the_default_of_track_changed() -> None:
+    body = 'https://x.example/a #track("https://x.example/a")'
+    links = [LINKS[0]]
+    for track, expected in (
+        ("all_urls", "https://go.example/codeA #track"),
+        ("directives", "https://x.example/a https://go.example/codeA"),
+    ):
+        message = plan(item(body, message_ids=("m-1",)), application=application(track=track)).messages[0]
+        assert render_repeat(message, "r", links, BASE_URL).body.startswith(expected)
+    body = "see https://x.example/a now"
+    message = plan(item(body, message_ids=("m-1",)), application=application(track="directives")).messages[0]
+    assert render_repeat(message, "r", links, BASE_URL).body == "see https://go.example/codeA now"

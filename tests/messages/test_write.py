@@ -91,6 +91,22 @@ async def test_a_message_is_stored_with_links_counts_and_cached_links(writer: Wr
     assert await count_delta_sums(database) == {"messages": "1", "segments": "1", "links": "2"}
 
 
+async def test_placeholders_of_a_fallback_are_filled_in_for_each_link(writer: Writer, database: Database) -> None:
+    writer.codes = ["codeA", "codeB"]
+    fallback = "https://x.example/bye?m={message_id}&l={code}&n={campaign}&c={click_id}"
+    _, new = await writer.write(plan(item(f"{LINK} {LINK}", message_ids=("m-1",), campaign="a b", fallback_url=fallback)))
+    expected = [f"https://x.example/bye?m=m-1&l={code}&n=a%20b&c={{click_id}}" for code in ("codeA", "codeB")]
+    assert [link.fallback_url for link in new.links] == expected
+    assert [row.fallback_url for row in await rows(database, schema.links)] == expected
+
+
+async def test_a_link_into_an_app_receives_no_query_parameter(writer: Writer, database: Database) -> None:
+    sender = application(click_id_param="cid", extra_schemes=["tel"])
+    await writer.write(plan(item('#track("tel:+14155550100")'), application=sender))
+    (link,) = await rows(database, schema.links)
+    assert (link.url, link.flags) == ("tel:+14155550100", 0)
+
+
 async def test_a_repeated_message_id_returns_the_first_response(writer: Writer, database: Database) -> None:
     request = plan(item(f"see {LINK}", message_ids=("m-1",)))
     first = await writer.respond(request)

@@ -183,11 +183,14 @@ class _FieldPath:
         return f"{self._path}.{'text' if name == 'body' else name}"
 
 
-def _track_mode(request: InfobipRequest) -> TrackMode:
+def _track_mode(request: InfobipRequest) -> TrackMode | None:
+    """Return what to track; None if the request does not contain it."""
     options = request.url_options
     all_urls = request.tracking is not None and request.tracking.track == "URL"
-    if options is None or not (options.shorten_url or all_urls):
-        return "all_urls" if all_urls else "directives"
+    if options is None:
+        return "all_urls" if all_urls else None
+    if not (options.shorten_url or all_urls):
+        return "directives"
     if not options.track_clicks:
         reason = "must be true with shortenUrl, because a short link is always tracked"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("urlOptions.trackClicks", reason)])

@@ -1,0 +1,109 @@
+"""Macros in URLs: names in braces, and names in the notation of another system, which nothing would fill in.
+
+`find_macros` finds all of them. The caller knows which names exist. `macro_problems` uses it for destinations and fallbacks, and
+`delivery/placeholders.py` for the URLs of trackers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
+# Braces around a word, with the additions of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw};
+# The second pattern has braces that are percent-encoded once or twice.
+_INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
+_BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
+_ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
+# Other macro syntaxes: <x>, __x__, %x%, %%x%%. "%ca...%" is not matched if it can be percent-encoding.
+_OTHER_MACROS = re.compile(
+    rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
+    r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
+)
+# (x) and [x], except directly after a name: count(value), Users(phone) and user[phone]= are legitimate.
+_PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
+_BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
+_AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[_.-]")
+
+# Names of other systems for what a destination may contain.
+_SYNONYMS = {
+    "clickid": "click_id",
+    "cid": "click_id",
+    "subid": "click_id",
+    "externalid": "click_id",
+    "clid": "click_id",
+    "messageid": "message_id",
+    "msgid": "message_id",
+    "smsid": "message_id",
+    "shortcode": "code",
+    "linkcode": "code",
+    "linkid": "code",
+    "campaignid": "campaign",
+    "campaignname": "campaign",
+    "phone": "phone_sha256",
+    "phonehash": "phone_sha256",
+    "msisdn": "phone_sha256",
+    "mobile": "phone_sha256",
+    "recipient": "phone_sha256",
+    "to": "phone_sha256",
+    "number": "phone_sha256",
+    "phonenumber": "phone_sha256",
+}
+
+
+class Macro(NamedTuple):
+    """A name in the notation of a macro. `position` counts characters of the URL. `is_braced`: `{name}` or a variant of it."""
+
+    text: str
+    word: str
+    position: int
+    is_braced: bool
+
+
+def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
+    """Yield each name in `url` from `start` on that looks like a macro, in braces first, then in other notations."""
+    query = url.find("?", start)
+    for found in _BRACED.finditer(url, start):
+        yield Macro(found[0], found[1], found.start(), True)
+    for pattern in (_ESCAPED, _OTHER_MACROS, _PARENTHESIS):
+        for found in pattern.finditer(url, start):
+            yield Macro(found[0], next(group for group in found.groups() if group is not None), found.start(), False)
+    for found in _BRACKET.finditer(url, start):
+        before = url[start : found.start()]
+        is_key = 0 <= query < found.start() and "=" not in re.split("[?&;]", before)[-1]
+        if not (is_key and _AFTER_NAME.search(before)):
+            yield Macro(found[0], found[2], found.start(), False)
+
+
+def macro_problems(url: str, names: Sequence[str]) -> list[str]:
+    """Return why macros in a destination or fallback will not be filled in, as texts that continue "the destination ...".
+
+    `names` are the names that are filled in, if they are written `{name}`."""
+    if not any(sign in url for sign in "{%[(<_"):
+        return []
+    problems: dict[str, None] = {}
+    by_word = {_plain(name): name for name in names}
+    exact = {f"{{{name}}}" for name in names}
+    for macro in find_macros(url):
+        if macro.is_braced and macro.text.removeprefix("#") in exact:  # `#{name}`: the fragment of the URL is a placeholder
+            continue
+        word = _plain(macro.word)
+        name = by_word.get(word)
+        if name is None and (macro.is_braced or len(word) > len("number")):
+            name = _SYNONYMS.get(word)
+        if name is None and macro.is_braced:
+            near = difflib.get_close_matches(word, by_word, n=1, cutoff=0.75)
+            name = by_word[near[0]] if near else None
+        if name is not None and name in names:
+            problems[f"contains {macro.text}, which is not a placeholder; write {{{name}}}"] = None
+        elif macro.is_braced:
+            known = " ".join(f"{{{known}}}" for known in names)
+            problems[f"contains {macro.text}, which is not a placeholder; known placeholders: {known}"] = None
+    return list(problems)
+
+
+def _plain(word: str) -> str:
+    return _SEPARATORS.sub("", word).lower()

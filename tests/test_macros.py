@@ -1,0 +1,60 @@
+import pytest
+
+from shortener.macros import Macro, find_macros, macro_problems
+from shortener.urls import DESTINATION_PLACEHOLDERS
+
+URL = "https://x.example/"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{message_id}/{click_id}?c={code}&n={campaign}#{phone_sha256}",
+        "a(b)?q=f(x)&a[]=1&b[code]=2",
+        "100%25/__init__",
+        "?q=%d0%ab",
+    ],
+)
+def test_known_placeholders_and_ordinary_text_are_no_problem(text: str) -> None:
+    assert macro_problems(URL + text, DESTINATION_PLACEHOLDERS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("{{message_id}}", "message_id"),
+        ("${click_id}", "click_id"),
+        ("{ code }", "code"),
+        ("{Message_ID}", "message_id"),
+        ("{messageId}", "message_id"),
+        ("{message-id}", "message_id"),
+        ("{mesage_id}", "message_id"),
+        ("{clickid}", "click_id"),
+        ("{subid}", "click_id"),
+        ("{msisdn}", "phone_sha256"),
+        ("{phone}", "phone_sha256"),
+        ("[clickid]", "click_id"),
+        ("(message_id)", "message_id"),
+        ("%message_id%", "message_id"),
+        ("%%click_id%%", "click_id"),
+        ("__CLICK_ID__", "click_id"),
+        ("%7Bclick_id%7D", "click_id"),
+        ("<click_id>", "click_id"),
+    ],
+)
+def test_a_look_alike_is_reported_with_the_right_spelling(text: str, spelling: str) -> None:
+    (problem,) = macro_problems(f"{URL}?a={text}", DESTINATION_PLACEHOLDERS)
+    assert problem == f"contains {text}, which is not a placeholder; write {{{spelling}}}"
+
+
+def test_an_unknown_name_in_braces_is_reported_once_with_the_known_names() -> None:
+    (problem,) = macro_problems(f"{URL}{{first_name}}/{{first_name}}", ("click_id", "code"))
+    assert problem == "contains {first_name}, which is not a placeholder; known placeholders: {click_id} {code}"
+
+
+def test_a_macro_has_its_word_and_position() -> None:
+    assert list(find_macros("https://x.example/{{a}}?b=%c%", 8)) == [
+        Macro("{{a}}", "a", 18, True),
+        Macro("%c%", "c", 26, False),
+    ]
