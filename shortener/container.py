@@ -29,6 +29,7 @@ from shortener.clicks.link_updates import LinkUpdates
 from shortener.clicks.networks import open_networks
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.verdicts.early_hits import EarlyHits
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.conversions.refusals import RefusedConversions
@@ -51,6 +52,7 @@ from shortener.messages.rewriter import Rewriter
 from shortener.metrics import Metrics
 from shortener.model import Clock, utcnow
 from shortener.outbox.count_deltas import Cohorts
+from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.client import RedisServer, open_redis
 from shortener.redis.link_cache import LinkCache, NoLinkCache, RedisLinkCache
 from shortener.redis.rate_limit import RateLimits
@@ -85,6 +87,8 @@ ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # between two transactions, so that clicks a
 COUNTS_INTERVAL_SECONDS = 1.0  # folding of count deltas into the counts
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # search for updates of many links that a lost process left behind
 DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
+EARLY_HITS_INTERVAL_SECONDS = 2.0
+EXPIRING_KEYS_INTERVAL_SECONDS = 10.0
 
 #: Minimum pause between two runs of the fan-out. A single event is delivered at once; under load one run handles 20 ms of events.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
@@ -128,6 +132,7 @@ class ClickParts:
     devices: DeviceCounter
     reclassifier: Reclassifier
     link_updates: LinkUpdates
+    early_hits: EarlyHits
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class Service:
         self.reclassifier = clicks.reclassifier
         self.link_updates = clicks.link_updates
         self.link_hosts = messages.link_hosts
+        self.early_hits = clicks.early_hits
         self.codes = messages.codes
         self.cohorts = messages.cohorts
         self.rewriter = messages.rewriter
@@ -428,6 +434,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         devices=devices,
         reclassifier=Reclassifier(database, foundation.directory, ids, devices, on_events=foundation.notify_events),
         link_updates=LinkUpdates(database, foundation.cache, ids, foundation.clock),
+        early_hits=EarlyHits(database, foundation.directory, ids, on_events=foundation.notify_events),
     )
 
 
@@ -510,6 +517,8 @@ def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPa
     link_updates = clicks.link_updates
     jobs.add(Job("link_updates", LINK_UPDATES_INTERVAL_SECONDS, link_updates.step, link_updates.wake_up))
     jobs.add(Job("devices", DEVICES_INTERVAL_SECONDS, lambda: clicks.devices.step(foundation.now_ms())))
+    jobs.add(Job("expiring_keys", EXPIRING_KEYS_INTERVAL_SECONDS, lambda: _announce_expiring_keys(foundation)))
+    jobs.add(Job("early_hits", EARLY_HITS_INTERVAL_SECONDS, lambda: clicks.early_hits.step(clock())))
     jobs.add(Job("reclassify", RECLASSIFY_INTERVAL.total_seconds(), lambda: clicks.reclassifier.step(clock())))
     jobs.add(
         Job(
@@ -528,7 +537,13 @@ def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | Non
     """Return a sender of `limit` HTTP requests at a time to trackers (default: DELIVERY_SLOTS).
 
     Requires a running event loop. The caller must close the sender."""
-    return Sender(guard, user_agent=f"sms-shortener/{__version__}", limit=limit or settings.delivery_slots, clock=clock)
+    return Sender(
+        guard,
+        user_agent=f"sms-shortener/{__version__}",
+        limit=limit or settings.delivery_slots,
+        clock=clock,
+        proxy=settings.delivery_proxy,
+    )
 
 
 def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
@@ -598,6 +613,15 @@ class InstallationHosts:
 
 async def _refresh(directory: Directory) -> int:
     await directory.refresh()
+    return 0
+
+
+async def _announce_expiring_keys(foundation: Foundation) -> int:
+    """Announce keys that expire soon. Without such keys, nothing is written."""
+    now = foundation.clock()
+    if not await foundation.database.read(has_expiring, now):
+        return 0
+    await foundation.database.write(announce, foundation.ids, now)
     return 0
 
 

@@ -30,6 +30,10 @@ class ErrorCode(enum.Enum):
     )
     INVALID_TRACK_URL = (400, "A URL to track is not usable; `details` has the position and the reason.")
     INVALID_RECIPIENT = (400, "A recipient is not an E.164 number such as +14155550100.")
+    SENDER_NOT_ALLOWED = (
+        400,
+        "Networks do not deliver this sender to the recipient's country, and the application rejects such senders (sender_rules).",
+    )
     BATCH_TOO_LARGE = (400, "The request has more recipients or reports than BATCH_LIMIT allows.")
     UNKNOWN_PLACEHOLDER = (
         400,

@@ -54,6 +54,7 @@ class Topic(enum.IntFlag):
     DELIVERY = 16
     CLICK_RETRACTED = 32
     TEST = 64
+    OPERATIONS = 256  # tracker_disabled, delivery_dead, key_expiring
     SUSPECTED = 128  # together with CLICK: a suspected hit, published only to trackers with `with_suspected`
 
     @property
@@ -64,7 +65,7 @@ class Topic(enum.IntFlag):
 
 
 #: The events that a tracker can subscribe to, as the API, the command line and the documents name them.
-EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted"]
+EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted", "operations"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
 
@@ -75,6 +76,7 @@ class LinkFlag(enum.IntFlag):
     NONE = 0
     EVERY_CLICK = 1  # each click creates an event (`#trackurl`, or click_events: every of the application)
     FILL_CLICK_ID = 2  # the destination contains {click_id}; the rewriter replaces all other placeholders
+    OPT_OUT = 8  # a hit creates an event even if it is suspected
     APPEND_CLICK_ID = 4  # the redirect adds the click_id_param of the application to the destination
 
 

@@ -147,6 +147,12 @@ class Settings(BaseModel):
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
         description="Seconds between attempts, separated by commas; jitter makes each delay longer, never shorter.",
     )
+    delivery_proxy: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/?#]+/?)?$",
+        description="HTTP proxy for all requests to trackers, such as http://proxy:3128, with user and password if it needs them. "
+        "Its address may be private; the hosts of trackers are still checked. Empty: none.",
+    )
     delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous attempts of one process.")
     delivery_slots_per_tracker: int = Field(
         16, ge=1, le=1024, description="Maximum number of simultaneous attempts for a tracker without its own `concurrency`."

@@ -31,6 +31,11 @@ class ApplicationSettings(BaseModel):
     click_events: Literal["first", "every"] = Field(
         "first", description="Clicks that create a click event: the first click of each link, or every click."
     )
+    click_conversion: Literal["scg", "all", "off"] = Field(
+        "scg",
+        description="Trackers that receive the first click of a message as a conversion event (action clickthru) too, if they "
+        "subscribe to conversion: those of the format scg, all or none. Statistics do not count it as a conversion.",
+    )
     click_id_param: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_.~-]{1,32}$",
@@ -86,6 +91,16 @@ class ApplicationSettings(BaseModel):
         allow_inf_nan=False,
         description="Hits earlier than this many seconds after DELIVERED are suspected. null: off.",
     )
+    sender_rules: Literal["warn", "reject"] = Field(
+        "warn",
+        description="A sender that carriers reject (its form, or a rule of the recipient's country): warn in the response, or "
+        "reject the request with SENDER_NOT_ALLOWED.",
+    )
+    suspect_before_sent: bool = Field(
+        False,
+        description="true: hits on a message that was never reported SENT or DELIVERED are suspected. They are classified again "
+        "when the report arrives.",
+    )
     max_recipients_per_address_minute: int | None = Field(
         None,
         ge=1,
@@ -126,7 +141,7 @@ class ApplicationSettings(BaseModel):
     @property
     def uses_report_times(self) -> bool:
         """Whether a rule needs the time when a message was sent or delivered."""
-        return self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
+        return self.suspect_before_sent or self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
 
     @property
     def uses_contextual_rules(self) -> bool:

@@ -17,6 +17,7 @@ from shortener.cli.common import async_command, json_option, load_settings, open
 from shortener.cli.parameters import ID, TIME
 
 if TYPE_CHECKING:
+    from shortener.reporting.export import ExportRows
     from shortener.reporting.messages import MessageFilter
 
 EXPORT_PAGE_ROWS = 200
@@ -119,6 +120,11 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 @click.option("--until", type=TIME, help="Only messages created before this time (UTC).")
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
+@click.option(
+    "--rows", type=click.Choice(["messages", "links"]), default="messages", help="CSV: one line per message (default) or link."
+)
+@click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
 @click.option("--output", type=click.File("wb"), default="-", help="File to write. Default: stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")
 @async_command
@@ -128,6 +134,9 @@ async def export(
     until: datetime | None,
     campaign: str | None,
     source: str | None,
+    rows: ExportRows,
+    bom: bool,
+    reveal: bool,
     output: IO[bytes],
     as_json: bool,
 ) -> None:
@@ -147,9 +156,11 @@ async def export(
         if directory.application(application) is None:
             raise click.ClickException(f"there is no application {application}")
         if as_json:
-            chunks = _export_json(database, filters)
+            chunks = _export_json(database, filters, reveal)
         else:
-            chunks = export_csv(database, filters, base_url_of(load_settings(), directory), progress=progress)
+            chunks = export_csv(
+                database, filters, base_url_of(load_settings(), directory), rows=rows, bom=bom, reveal=reveal, progress=progress
+            )
         async for chunk in chunks:
             output.write(chunk)
     output.flush()
@@ -157,7 +168,7 @@ async def export(
         click.echo(err=True)
 
 
-async def _export_json(database: Any, filters: MessageFilter) -> AsyncIterator[bytes]:
+async def _export_json(database: Any, filters: MessageFilter, reveal: bool) -> AsyncIterator[bytes]:
     """Yield a JSON array of messages, one line per message, in constant memory."""
     from shortener.reporting.messages import list_messages, serialize_message
 
@@ -165,7 +176,7 @@ async def _export_json(database: Any, filters: MessageFilter) -> AsyncIterator[b
     while True:
         page = await database.read(list_messages, filters, EXPORT_PAGE_ROWS, below)
         for row in page.rows:
-            yield separator + orjson.dumps(serialize_message(row))
+            yield separator + orjson.dumps(serialize_message(row, reveal=reveal))
             separator = b",\n"
         below = page.next
         if below is None:

@@ -15,7 +15,6 @@ from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
 from shortener.cli.parameters import ID, since_option, until_option
 from shortener.cli.stats import find_application
-from shortener.logs import mask
 from shortener.model import State
 
 
@@ -34,6 +33,7 @@ def messages() -> None:
 @since_option
 @until_option
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
 @json_option
 @async_command
 async def list_all(
@@ -44,6 +44,7 @@ async def list_all(
     since: datetime | None,
     until: datetime | None,
     limit: int,
+    reveal: bool,
     as_json: bool,
 ) -> None:
     """List messages, newest first."""
@@ -58,7 +59,7 @@ async def list_all(
         below: int | None = None
         while len(rows) < limit:
             page = await database.read(list_messages, filters, limit - len(rows), below)
-            rows += [{**serialize_message(row), "to": mask(row.to_address)} for row in page.rows]
+            rows += [serialize_message(row, reveal=reveal) for row in page.rows]
             below = page.next
             if below is None:
                 break
@@ -69,9 +70,10 @@ async def list_all(
 @messages.command("show")
 @click.argument("message_id")
 @click.option("--application", type=ID, help="Id of the application. Required if several applications have this message id.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
 @json_option
 @async_command
-async def show_message(message_id: str, application: int | None, as_json: bool) -> None:
+async def show_message(message_id: str, application: int | None, reveal: bool, as_json: bool) -> None:
     """Show the whole life of one message: states, links, each hit with its verdict and rule, conversions and deliveries."""
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.ids import ClickIds
@@ -97,7 +99,7 @@ async def show_message(message_id: str, application: int | None, as_json: bool) 
         raise click.ClickException("several applications have a message with this id; name one with --application")
     reader = MessageStatusReader(base_url_of(settings, directory), click_id)
     status, timeline = found[0]
-    fields = reader.serialize(status)
+    fields = reader.serialize(status, reveal=reveal)
 
     def print_text() -> None:
         click.echo(format_body(orjson.dumps(fields)))

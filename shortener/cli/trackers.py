@@ -89,6 +89,11 @@ _TRACKER_OPTIONS = (
         metavar="'NAME: VALUE'",
         help="Static header of each request. Can be repeated.",
     ),
+    click.option(
+        "--client-certificate",
+        type=click.File("r"),
+        help="PEM file with a client certificate, its chain and its key, for receivers that require one.",
+    ),
     click.option("--success", metavar="STATUSES", help="HTTP statuses that mean success, for example 200. Default: 2xx."),
     click.option("--body-contains", metavar="TEXT", help="Text that the response body must contain for success."),
     click.option(
@@ -136,6 +141,7 @@ def _request_fields(options: dict[str, Any]) -> dict[str, Any]:
         "events": list(options["events"]),
         "fields": list(options["fields"]),
         "format": options["format_"],
+        "client_certificate": options["client_certificate"] and options["client_certificate"].read(),
         **{name: options[name] for name in _UNCHANGED_OPTIONS},
     }
     if options["success"] is not None or options["body_contains"] is not None:

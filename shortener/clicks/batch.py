@@ -29,7 +29,8 @@ from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
 from shortener.clicks.ignored_hits import IgnoredHitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
-from shortener.clicks.verdicts.contextual_rules import HitContext, RecentAddresses, RecentLinks, classify_by_context
+from shortener.clicks.verdicts import early_hits
+from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict
 from shortener.outbox import count_deltas
@@ -42,7 +43,7 @@ _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.F
 _LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
-_EVERY_CLICK = int(LinkFlag.EVERY_CLICK)
+_EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
 # Module constants: the look-up of an enum member costs more than the comparison.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
@@ -175,6 +176,7 @@ class HitBatchWriter:
         for _, link, _, at in human:
             if link.message in links:
                 self._links.add(link.message, link.link_id, at)
+        early: dict[int, int] = {}  # the first hit on each message that was not reported as sent
         for hit, link, chosen, at in human:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
@@ -184,12 +186,17 @@ class HitBatchWriter:
                 at,
                 sent_at=None if sent_at is None else from_ms(sent_at),
                 delivered_at=None if delivered_at is None else from_ms(delivered_at),
+                is_reported=sent_at is not None or delivered_at is not None,
                 recipients_of_address=recipients,
                 links_of_message=links.get(link.message, 0),
                 opened_at=self._links.opened_at(link.message),
             )
             if classification := classify_by_context(chosen, facts):
                 hit.verdict, hit.rule = classification.verdict, classification.rule
+                if hit.rule == BEFORE_SENT:
+                    early.setdefault(link.message, hit.at)
+        if early:
+            early_hits.add(connection, early)
 
 
 class _Candidates(NamedTuple):
@@ -257,10 +264,14 @@ class _BatchRows:
                 flags |= _LATE
             metric = hit_metric(verdict, flags)
             if flags & _LATE:
-                if verdict is _HUMAN and not is_off:
+                if (verdict is _HUMAN or (verdict is _SUSPECTED and link.flags & _OPT_OUT)) and not is_off:
                     topics = _LATE_CLICK
             elif verdict is _SUSPECTED:
-                if link.application_id in self._with_suspected and not is_off:
+                if is_off:
+                    pass
+                elif link.flags & _OPT_OUT:
+                    topics = _CLICK
+                elif link.application_id in self._with_suspected:
                     topics = _SUSPECTED_CLICK
             elif metric == CLICKS:
                 click_flags, topics = self._flags_of_click(hit, link)

@@ -94,6 +94,15 @@ def last_counted_hit(connection: Connection) -> int:
     return _read_position(connection).counted
 
 
+def stop_counting(connection: Connection) -> int:
+    """Return the id of the last hit that the job has counted, and stop the job until the transaction ends.
+
+    A page that the job has read before becomes invalid, so it counts later hits with the verdicts that the transaction writes."""
+    position = _lock(connection)
+    connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
+    return position.counted
+
+
 class Click(NamedTuple):
     """A click that is being stored. `at`: ms since 1970. `message`: row id."""
 

@@ -4,6 +4,9 @@ One transaction reads the oldest events that are not fanned out, writes their fa
 crash neither repeats nor skips an event. The facts are a snapshot of the rows that the event refers to. Every attempt renders
 its body from them, even days later. A few statements read them for the whole batch. Events without subscribers get no facts.
 
+The first click of a message is also sent as a `conversion` event with the action `clickthru` to trackers of conversions, as the
+setting `click_conversion` of the application says. It is no row in `conversions`, so no figure counts it.
+
 A click that probably comes from a program (suspected) goes only to trackers with `with_suspected`, and never as a state change.
 
 The fan-out also finds the state of a message before its first click, and the time between sending and click. The recorder does
@@ -159,9 +162,17 @@ class Fanout:
         for topic in Topic(event.topics & ~Topic.SUSPECTED):
             rows += [
                 (self._ids(), event.id, topic.value, event.application_id, tracker, None, f"t{tracker}", pending, 0, now, now)
-                for tracker, topics, with_suspected in subscriptions
+                for tracker, topics, with_suspected, *_ in subscriptions
                 if topics & topic and (with_suspected or not suspected)
             ]
+        if event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.STATE:
+            # Syniverse: "a click-thru and then a conversion event".
+            rows += [
+                (self._ids(), event.id, Topic.CONVERSION.value, event.application_id, one.tracker, None, f"t{one.tracker}",
+                 pending, 0, now, now)
+                for one in subscriptions
+                if one.has_click_conversions
+            ]  # fmt: skip
         url = event.callback_url
         if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
             queue = callback_queue(event.application_id, url)

@@ -8,10 +8,12 @@ Times are milliseconds since 1970-01-01 UTC.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from sqlalchemy import Connection, false, select, update
 
+from shortener.model import Topic
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 
@@ -105,25 +107,37 @@ def requeue(connection: Connection, events: Sequence[int]) -> int:
 
 
 _SUBSCRIPTIONS = {
-    "sqlite": "SELECT json_group_array(json_array(t.id, t.application_id, t.topics, t.with_suspected)) "
-    "FROM json_each(?) AS j JOIN trackers AS t ON t.application_id = j.value",
-    "postgresql": "SELECT id, application_id, topics, with_suspected FROM trackers WHERE application_id = ANY($1::int[])",
+    "sqlite": "SELECT json_group_array(json_array(t.id, t.application_id, t.topics, t.with_suspected, t.format, "
+    "a.settings ->> '$.click_conversion')) FROM json_each(?) AS j JOIN trackers AS t ON t.application_id = j.value "
+    "JOIN applications AS a ON a.id = t.application_id",
+    "postgresql": "SELECT t.id, t.application_id, t.topics, t.with_suspected, t.format, a.settings::json ->> 'click_conversion' "
+    "FROM trackers AS t JOIN applications AS a ON a.id = t.application_id WHERE t.application_id = ANY($1::int[])",
 }
 
 
 class Subscription(NamedTuple):
     """The events that a tracker receives. `topics`: bits of Topic. `with_suspected`: also clicks that probably come from
-    programs."""
+    programs. `click_conversion`: the setting of the application; None: the default."""
 
     tracker: int
     topics: int
     with_suspected: bool
+    format: str
+    click_conversion: str | None
+
+    @property
+    def has_click_conversions(self) -> bool:
+        """Whether the first click of a message is also sent as a conversion."""
+        chosen = self.click_conversion or "scg"
+        return bool(self.topics & Topic.CONVERSION) and (chosen == "all" or (chosen == "scg" and self.format == "scg"))
 
 
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
     """Return the subscriptions of the trackers by application. Disabled trackers are included: their deliveries wait."""
     found: dict[int, list[Subscription]] = {}
-    for tracker_id, application_id, *columns in sorted(map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications)))):
+    for tracker_id, application_id, *columns in sorted(
+        map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)
+    ):
         found.setdefault(application_id, []).append(Subscription(tracker_id, *columns))
     return found
 

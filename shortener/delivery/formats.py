@@ -28,11 +28,24 @@ from typing import Any
 import orjson
 
 from shortener.delivery.placeholders import displayed_sender, kind_of_event, status_word
+from shortener.outbox import operations
 from shortener.times import parse_iso, to_utc
 
 Facts = Mapping[str, Any]
 
 CONTENT_TYPE = "application/json"
+
+#: The fields of operations events (outbox/operations.py).
+OPERATION_FIELDS = (
+    "tracker_id",
+    "delivery_id",
+    "delivery_event",
+    "count",
+    "reason",
+    "key_kind",
+    "key_id",
+    "expires_at",
+)
 
 FACTS = (
     "event_id",
@@ -89,6 +102,7 @@ FACTS = (
     "conversion_metadata",
     "phone_sha256",
     "process_key",
+    *OPERATION_FIELDS,
 )
 
 #: 23 Telecom's names that differ from the names of facts, with the function that returns the value.
@@ -199,6 +213,7 @@ _ADDITIONS: dict[str, tuple[str, ...]] = {
         "source",
         "country",
     ),
+    **dict.fromkeys(operations.NAMES, OPERATION_FIELDS),
     "delivery": ("report_status", "telecom_message_id", "sent_at", "delivered_at", "campaign", "source", "country"),
 }
 
@@ -282,7 +297,10 @@ def _scg(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, 
 
 
 def _json(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str, Any]:
-    names = DEFAULT_FIELDS if fields is None else fields
+    names = fields
+    if names is None:
+        is_operation = kind_of_event(facts) in operations.NAMES
+        names = ("event_id", "event", "attempt", "timestamp", *OPERATION_FIELDS) if is_operation else DEFAULT_FIELDS
     values: dict[str, Any] = {**facts, "attempt": attempt}
     return {name: _TELECOM[name](facts) if name in _TELECOM else values.get(name) for name in names}
 
@@ -314,6 +332,8 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
             body[name] = value
     if kind in _CLICK_TOPICS:
         body["click"] = {name: get(name) for name in _CLICK_OBJECT}
+    if kind in operations.NAMES:
+        body["operation"] = {name: get(name) for name in OPERATION_FIELDS}
     return body
 
 
@@ -365,6 +385,8 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         body["sentAt"] = get("sent_at")
         body["doneAt"] = get("delivered_at")
     body["eventId"] = get("event_id")
+    if kind in operations.NAMES:
+        body["operation"] = {_camel(name): get(name) for name in OPERATION_FIELDS}
     if external := get("external_message_request_id"):
         body["externalMessageRequestId"] = external
     return body

@@ -21,7 +21,9 @@ from shortener.delivery.dispatch_queries import TrackerState
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import OutcomeKind
 from shortener.delivery.pace import TrackerPace
-from shortener.model import DeliveryStatus
+from shortener.ids import IdGenerator, encode
+from shortener.model import DeliveryStatus, Topic
+from shortener.outbox import operations
 from shortener.storage.types import from_ms, to_ms
 
 #: A tracker's last success is written at most this often, not for every delivery.
@@ -48,7 +50,8 @@ class OutcomeResult:
 class OutcomeWriter:
     """Writes outcomes. It remembers when it last wrote a success of each tracker, so that it can skip most of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: IdGenerator) -> None:
+        self._ids = ids
         self._success_at: dict[int, int] = {}
         self._successes: dict[int, RecentCount] = {}
 
@@ -59,6 +62,7 @@ class OutcomeWriter:
         result = OutcomeResult(recorded, leases_lost=len(finished) - len(recorded))
         dispatch_queries.insert_attempts(connection, [one.attempt_row for one in recorded if one.attempt_row is not None])
         self._write_health(connection, result, now)
+        self._write_operations(connection, result, now)
         return result
 
     def committed(self, result: OutcomeResult, now: int) -> None:
@@ -119,6 +123,33 @@ class OutcomeWriter:
                 quiet_until = to_ms(not_before) if not_before else None
                 pace = pace.throttled(one.at, started=one.started, successes=successes, quiet_until=quiet_until)
         return pace
+
+    def _write_operations(self, connection: Connection, result: OutcomeResult, now: int) -> None:
+        """Append the events that inform customers of dead deliveries and disabled trackers."""
+        dead: dict[tuple[int, int], list[FinishedAttempt]] = {}  # by application and tracker
+        for one in result.recorded:
+            claim, application = one.attempt.claim, one.attempt.application_id
+            is_dead = one.delivery.status == DeliveryStatus.DEAD and claim.topic != Topic.OPERATIONS
+            if is_dead and application is not None and claim.tracker_id is not None:
+                dead.setdefault((application, claim.tracker_id), []).append(one)
+        found: list[tuple[int, str, dict[str, Any]]] = []
+        for (application, tracker), attempts in dead.items():
+            last = attempts[-1]
+            fields = {
+                "tracker_id": tracker,
+                "delivery_id": encode(last.attempt.claim.id),
+                "delivery_event": Topic(last.attempt.claim.topic).api_name,
+                "count": len(attempts),
+                "reason": last.delivery.last_error,
+            }
+            found.append((application, operations.DELIVERY_DEAD, fields))
+        for one in result.recorded:
+            tracker_id, application = one.attempt.claim.tracker_id, one.attempt.application_id
+            if tracker_id in result.disabled and application is not None:
+                fields = {"tracker_id": tracker_id, "reason": GONE}
+                if (application, operations.TRACKER_DISABLED, fields) not in found:
+                    found.append((application, operations.TRACKER_DISABLED, fields))
+        operations.append(connection, self._ids, from_ms(now), found)
 
     def _is_success_recent(self, tracker: int, now: int) -> bool:
         at = self._success_at.get(tracker)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from ssl import SSLContext
 from typing import Any
 
 from shortener.delivery.formats import render
@@ -23,6 +24,8 @@ from shortener.urls import UrlError, parse_destination
 #: Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
 _ANY_2XX = SuccessCriteria()
+#: The action of the `conversion` event that follows the first click of a message.
+CLICK_ACTION = "clickthru"
 
 
 #: Signing secrets, newest first, each with the time until which it signs (None: without end).
@@ -50,6 +53,7 @@ class DeliveryTarget:
     fields: tuple[str, ...] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: Secrets = ()
+    tls: SSLContext | None = None  # with the client certificate of the tracker
 
     @property
     def metadata_names(self) -> list[str]:
@@ -65,6 +69,8 @@ class DeliveryTarget:
         Only the facts of a test delivery contain a `topic`, which then replaces the name of the event."""
         name = encode_event_id(event, topic)
         facts = {"topic": topic.api_name, **facts, "event_id": name}
+        if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # a click as a conversion
+            facts["action"] = CLICK_ACTION
         if isinstance(self.url, str):
             url = self.url
         else:
@@ -73,10 +79,10 @@ class DeliveryTarget:
             raise ForbiddenHost("http:// targets are disabled (ALLOW_HTTP_TARGETS)")
         secrets = [key for key, until in self.secrets if until is None or at < until]
         if self.method == "GET":
-            return OutgoingRequest("GET", url, {**self.headers, **sign(name, at, b"", secrets)})
+            return OutgoingRequest("GET", url, {**self.headers, **sign(name, at, b"", secrets)}, tls=self.tls)
         body, content_type = render(self.format, facts, attempt=attempt, fields=self.fields)
         return OutgoingRequest(
-            self.method, url, {**self.headers, "Content-Type": content_type, **sign(name, at, body, secrets)}, body
+            self.method, url, {**self.headers, "Content-Type": content_type, **sign(name, at, body, secrets)}, body, self.tls
         )
 
 

@@ -26,6 +26,7 @@ from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.outbox import operations
 from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -77,6 +78,21 @@ class SampleDelivery:
 
 def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any]:
     """Return the facts of an event of this name (model.EVENT_NAMES) on an invented message. No value of the event is empty."""
+    if event == "operations":
+        return {
+            "sample_of": operations.TRACKER_DISABLED,
+            "timestamp": iso(to_ms(at)),
+            "application_id": application_id,
+            "company_id": None,
+            "tracker_id": 1,
+            "delivery_id": "test",
+            "delivery_event": "state",
+            "count": 1,
+            "reason": "test",
+            "key_kind": "tracker_token",
+            "key_id": 1,
+            "expires_at": iso(to_ms(at)),
+        }
     phone = "+14085550100"
     now = to_ms(at)
     facts: dict[str, Any] = {
@@ -165,9 +181,9 @@ async def send_test(
     event, at = ids(), clock()
     facts = sample_facts(tracker.application_id, at, event_name or tracker.events[0])
     if event_name is not None:
-        facts["topic"] = event_name
+        facts["topic"] = facts["sample_of"]
     for name in target.metadata_names:
-        facts["metadata"].setdefault(name, "test")
+        facts.setdefault("metadata", {}).setdefault(name, "test")
     try:
         request = target.request(facts, event, Topic.TEST, 1, at, allow_http=allow_http)
     except ForbiddenHost as error:

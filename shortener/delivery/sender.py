@@ -3,7 +3,8 @@
 Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit.
 It raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies of
 the environment and decompresses nothing. It reads at most 64 KiB of a body. The guard checks every address twice: when a name
-is resolved, and on the socket that is about to connect.
+is resolved, and on the socket that is about to connect. With a proxy, the guard checks the host of each request before it is sent,
+because the proxy resolves the name itself.
 
 The status line counts as soon as it has arrived, even if the rest of the response is malformed, too long or never complete.
 A request on an idle connection that the receiver has just closed is sent again at once, on another connection.
@@ -35,7 +36,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, LookupThreads
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved, Lookup, LookupThreads
 from shortener.delivery.outcomes import parse_retry_after
 from shortener.model import Clock, utcnow
 
@@ -51,6 +52,8 @@ IDLE_CONNECTION_SECONDS = 1.5
 #: How long the addresses of a name are cached.
 DNS_CACHE_SECONDS = 10
 #: Look-ups at a time, and the time limit of one look-up.
+#: Hosts whose addresses were checked recently, for requests through a proxy.
+MAX_CHECKED_HOSTS = 10_000
 MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 
 _ERROR_CLASSES = {
@@ -79,7 +82,7 @@ _LOCAL_ERRORS = frozenset(
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
-#: Values of `SendResult.error`. The last three are local failures.
+#: Values of `SendResult.error`. The last four are local failures.
 ERRORS = (
     "timeout",
     "dns_error",
@@ -91,6 +94,7 @@ ERRORS = (
     "protocol_error",
     "too_large",
     "internal_error",
+    "proxy_error",
     "resolver_down",
     "no_slot",
     "local_error",
@@ -105,6 +109,7 @@ class OutgoingRequest:
     url: str
     headers: Mapping[str, str]
     body: bytes | None = None
+    tls: ssl.SSLContext | None = None  # with a client certificate; None: without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +136,25 @@ class SendResult:
 class Sender:
     """Sends up to `limit` requests at a time. Create and use it on one event loop. Close it, or use it in `async with`."""
 
-    def __init__(self, guard: Guard, *, user_agent: str, limit: int, clock: Clock = utcnow, lookup: Lookup | None = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        user_agent: str,
+        limit: int,
+        clock: Clock = utcnow,
+        lookup: Lookup | None = None,
+        proxy: str = "",
+    ) -> None:
+        """`proxy`: the URL of a proxy for all requests. Its address may be private; the hosts of requests are still checked."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(limit)
+        self._proxy = URL(proxy) if proxy else None
+        self._target_guard = guard
+        self._checked_until: dict[tuple[str, int], float] = {}  # hosts of requests through the proxy
+        if self._proxy is not None:
+            guard = Guard(allow_private=True, lookup=guard.lookup)  # connections go to the proxy only
         self._resolver = _Resolver(guard, lookup or guard.lookup)
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
@@ -216,9 +236,15 @@ class Sender:
     async def _exchange_once(self, request: OutgoingRequest, attempt: _Attempt) -> None:
         """Send the request and read the response into `attempt`. After a timeout, `attempt` contains what was received."""
         attempt.is_reused = False
+        url = URL(request.url, encoded=True)
+        if self._proxy is not None:
+            await self._check_target(url)
+            attempt.is_tunnelled = url.scheme == "https"
         response = await self._session.request(
             request.method,
-            URL(request.url, encoded=True),
+            url,
+            proxy=self._proxy,
+            ssl=request.tls or True,
             data=None if request.method == "GET" else request.body,
             headers=request.headers,
             allow_redirects=False,
@@ -233,6 +259,15 @@ class Sender:
         finally:
             # Keeps the connection if the response was read completely, and closes it otherwise.
             response.close()
+
+    async def _check_target(self, url: URL) -> None:
+        """Check the host of a request that the proxy will connect to. Raise ForbiddenTarget, HostUnresolved."""
+        host, port = url.raw_host or "", url.port or 0
+        if self._checked_until.get((host, port), 0) < self._loop.time():
+            await self._target_guard.check_host(host, port)
+            if len(self._checked_until) >= MAX_CHECKED_HOSTS:
+                self._checked_until.clear()
+            self._checked_until[host, port] = self._loop.time() + DNS_CACHE_SECONDS
 
     def _timed_out(self, request: OutgoingRequest, attempt: _Attempt, began: float) -> _Failure:
         if not attempt.has_slot:
@@ -255,6 +290,16 @@ class Sender:
     def _explain(self, request: OutgoingRequest, error: Exception, began: float) -> _Failure:
         """Return the kind of a failure. No other place knows the exceptions of aiohttp."""
         match error:
+            case ForbiddenTarget():
+                return _Failure("blocked_address", str(error))
+            case HostUnresolved():
+                return _Failure("dns_error", str(error))
+            case aiohttp.ClientProxyConnectionError():
+                return _Failure("proxy_error", "the proxy (DELIVERY_PROXY) is not reachable", is_local=True)
+            case aiohttp.ClientHttpProxyError(status=403 | 407):
+                return _Failure("proxy_error", f"the proxy (DELIVERY_PROXY) refused the request: {error.status}", is_local=True)
+            case aiohttp.ClientHttpProxyError():
+                return _Failure("connection_refused", f"the proxy could not connect: {error.status}")
             case aiohttp.ClientConnectorError(os_error=ForbiddenTarget() as forbidden):
                 return _Failure("blocked_address", str(forbidden))
             case aiohttp.InvalidURL():
@@ -285,11 +330,12 @@ class _Attempt:
     """The part of a response that has been received so far.
 
     `is_reused`: the request was sent on a connection that had served another request. `has_data`: the receiver has sent
-    anything for this request."""
+    anything for this request. `is_tunnelled`: the first status line on the connection is that of the proxy, for CONNECT."""
 
     has_slot: bool = False
     is_reused: bool = False
     has_data: bool = False
+    is_tunnelled: bool = False
     status: int | None = None
     retry_after: float | None = None
     body: bytearray = field(default_factory=bytearray)
@@ -410,7 +456,11 @@ class _Handler(ResponseHandler):
         self._left -= len(data)
         if data and self._requests:
             self._attempt.has_data = True
-            if not self._status_line.is_found and (status := self._status_line.feed(data)) is not None:
+            if (
+                not self._attempt.is_tunnelled
+                and not self._status_line.is_found
+                and (status := self._status_line.feed(data)) is not None
+            ):
                 self._attempt.status = status
         if self._left >= 0:
             super().data_received(data)

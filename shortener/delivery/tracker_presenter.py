@@ -31,6 +31,7 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
         "format": tracker.format,
         "fields": tracker.fields,
         "headers_set": tracker.headers_set,
+        "client_certificate_set": tracker.client_certificate_set,
         "secret_set": tracker.secret_set,
         "previous_secret_until": to_iso(tracker.previous_secret_until),
         "success": tracker.success,

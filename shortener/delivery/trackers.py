@@ -24,6 +24,7 @@ import orjson
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.directory import increment_version
+from shortener.delivery.client_certificate import tls_context
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import parse_success
@@ -69,6 +70,7 @@ class NewTracker:
     timeout: float | None = None
     concurrency: int | None = None
     max_per_second: float | None = None
+    client_certificate: str | None = None
     schedule: list[float] | None = None
     with_suspected: bool = False
 
@@ -76,8 +78,9 @@ class NewTracker:
 class TrackerChanges(TypedDict, total=False):
     """The values of a tracker to change. The caller has validated them. A key that is absent leaves its value unchanged.
 
-    None removes the value of `fields`, `headers`, `secret`, `success`, `max_attempts`, `timeout`, `concurrency`, `max_per_second`
-    or `schedule`. `rotate_secret` generates a new secret. The replaced secret also signs for `secret_overlap` seconds.
+    None removes the value of `fields`, `headers`, `secret`, `client_certificate`, `success`, `max_attempts`, `timeout`,
+    `concurrency`, `max_per_second` or `schedule`. `rotate_secret` generates a new secret. The replaced secret also signs for
+    `secret_overlap` seconds.
     """
 
     url: str
@@ -96,6 +99,7 @@ class TrackerChanges(TypedDict, total=False):
     timeout: float | None
     concurrency: int | None
     max_per_second: float | None
+    client_certificate: str | None
     schedule: list[float] | None
     with_suspected: bool
 
@@ -117,6 +121,7 @@ class Tracker:
     format: str
     fields: list[str] | None
     headers_set: bool
+    client_certificate_set: bool
     secret_set: bool
     previous_secret_until: datetime | None
     success: dict[str, Any]
@@ -181,6 +186,7 @@ class Trackers:
             "timeout": new.timeout,
             "concurrency": new.concurrency,
             "max_per_second": new.max_per_second,
+            "client_certificate": self._secret.encrypt(new.client_certificate) if new.client_certificate else None,
             "schedule": new.schedule,
             "with_suspected": new.with_suspected,
             "created_at": now,
@@ -213,6 +219,8 @@ class Trackers:
             values["secret"] = generated = new_signing_secret()
         if "secret" in values:
             values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
+        if values.get("client_certificate"):
+            values["client_certificate"] = self._secret.encrypt(values["client_certificate"])
         if "headers" in values:
             values["headers"] = self._encrypt_headers(values["headers"])
         tracker = await self._database.write(_update, tracker_id, application_id, values, overlap, self._clock())
@@ -243,6 +251,7 @@ class Trackers:
             success=parse_success(row.success),
             fields=None if row.fields is None else tuple(row.fields),
             headers=orjson.loads(self._secret.decrypt(row.headers)) if row.headers else {},
+            tls=tls_context(self._secret.decrypt(row.client_certificate)) if row.client_certificate else None,
             secrets=self._secrets((row.secret, None), (row.previous_secret, row.previous_secret_until)),
         )
 
@@ -356,6 +365,7 @@ def _tracker_from_row(row: Row[Any]) -> Tracker:
         format=row.format,
         fields=row.fields,
         headers_set=row.headers is not None,
+        client_certificate_set=row.client_certificate is not None,
         secret_set=row.secret is not None,
         previous_secret_until=row.previous_secret_until,
         success=row.success,

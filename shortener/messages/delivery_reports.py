@@ -30,6 +30,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, update
 
+from shortener.clicks.verdicts import early_hits
 from shortener.ids import IdGenerator
 from shortener.model import State, Topic
 from shortener.outbox import count_deltas, events, first_clicks
@@ -210,6 +211,7 @@ class DeliveryReports:
         changed: dict[int, _ReportedMessage] = {}
         new_events: list[Event] = []
         counted = CountDelta()
+        reported: set[int] = set()  # messages that got a time
         for application, reports in requests:
             applied: list[DeliveryReportResult | None] = []
             for report in reports:
@@ -225,9 +227,12 @@ class DeliveryReports:
                     changed[message.id] = message
                     new_events.append(self._event(application, message, report, before))
                 if is_first:
+                    reported.add(message.id)
                     counted.add(message.cohort_id, to_ms(report.at), metric, message=message.id, link_set=message.link_set)
                 applied.append(DeliveryReportResult(report.message_id, message.state, is_changed))
             results.append(applied)
+        if reported:
+            early_hits.mark_reported(connection, reported)
         if changed:
             connection.execute(_update_message, [changed[row].values() for row in sorted(changed)])
         events.append(connection, new_events, count_deltas.rows(self._ids(), counted))

@@ -23,8 +23,9 @@ from shortener.ids import new_message_id
 from shortener.macros import macro_problems
 from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
-from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
 from shortener.messages.segments import count_segments
+from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.storage.types import to_iso, to_ms
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, fill_link_path, parse_destination
@@ -61,6 +62,7 @@ class RewriteItem:
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
     domain: str = ""  # the host of one of the application's own domains; "": its default domain
+    opt_out: tuple[str, ...] = ()  # destinations or labels of links by which a recipient refuses further messages
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
 
@@ -207,12 +209,12 @@ def plan_request(
     used_ids: set[str] = set()
     for index, item in enumerate(items):
         plan = _plan_item(application, item, index, now, limits, hosts)
-        messages += _identify(item, index, plan, used_ids, problems)
+        messages += _identify(application, item, index, plan, used_ids, problems)
     return PlannedRequest(application, tuple(messages), tuple(problems), idempotency_key, content_hash, to_ms(now))
 
 
 def _identify(
-    item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: set[str], problems: list[Problem]
+    application: Application, item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: set[str], problems: list[Problem]
 ) -> list[PlannedMessage]:
     """Return a message for each valid recipient. Add a problem for each recipient and id that is invalid."""
 
@@ -227,6 +229,13 @@ def _identify(
             numbers[index] = parse_number(to)
         except PhoneNumberError as error:
             reject(ErrorCode.INVALID_RECIPIENT, "to", error.reason, index)
+    sender = item.from_address
+    if application.settings.sender_rules == "reject" and sender:
+        if (form := check_sender(sender)) is not None:
+            reject(ErrorCode.SENDER_NOT_ALLOWED, "from", form)
+        problems_of_countries = (country_problem(sender, number.country) for number in numbers.values())
+        for problem in dict.fromkeys(found for found in problems_of_countries if found is not None):
+            reject(ErrorCode.SENDER_NOT_ALLOWED, "from", problem)
     message_ids = item.message_ids or (None,) * len(item.to)
     if len(message_ids) != len(item.to):
         reason = f"must contain one id for each of the {len(item.to)} recipients; it has {len(message_ids)}"
@@ -427,5 +436,6 @@ def _content_of(item: RewriteItem) -> bytes:
         item.metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
+        *([item.opt_out] if item.opt_out else []),  # absent in the hashes of older releases
     )
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

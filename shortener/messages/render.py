@@ -14,6 +14,7 @@ from shortener.messages.message_warnings import find_warnings, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
 from shortener.messages.segments import count_segments
+from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
 from shortener.storage.types import from_ms, to_iso
 
@@ -99,6 +100,9 @@ def _render(
 ) -> RewrittenMessage:
     body = replace_spans(message.item.body, spans, [short_url(base_url, link.path, link.code) for link in links])
     counted = count_segments(body)
+    sender = message.item.from_address
+    if (problem := country_problem(sender, message.number.country)) is not None:
+        warnings = (*warnings, f"from {sender!r} {problem}")
     return RewrittenMessage(
         message_id=message.message_id,
         request_id=request_id,

@@ -14,7 +14,7 @@ codes, or a race with another process for a message_id), the caller runs it agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from shortener.storage.key_table import KeyTable
 from shortener.urls import fill_placeholders
 
 Response = list[dict[str, Any]]  # one entry for each recipient
+OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
 ProcessKey = tuple[int, str, str]  # application_id, track, type
 
 
@@ -229,6 +230,8 @@ class _Rows:
         flags = LinkFlag.APPEND_CLICK_ID if request.application.settings.click_id_param else LinkFlag.NONE
         if planned.every_click:
             flags |= LinkFlag.EVERY_CLICK
+        if is_opt_out(planned, message.item.opt_out):
+            flags |= LinkFlag.OPT_OUT | LinkFlag.EVERY_CLICK
         location, fallback = planned.destination.location, message.plan.fallback_location
         if not location.startswith((b"http://", b"https://")):
             flags &= ~LinkFlag.APPEND_CLICK_ID  # a link into an app has no query of a web site
@@ -320,3 +323,9 @@ def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
         "campaign": message.item.campaign,
         "phone_sha256": hashlib.sha256(message.number.e164.encode()).hexdigest(),
     }
+
+
+def is_opt_out(link: PlannedLink, marked: Collection[str]) -> bool:
+    """Return whether a link is one by which the recipient refuses further messages: its label says so, or the message marks it."""
+    label = link.span.label
+    return (label is not None and label.lower() in OPT_OUT_LABELS) or link.destination.url in marked or label in marked

@@ -2,10 +2,14 @@
 
 The export reads page by page, each page in a short transaction. Therefore a slow client holds no transaction open, which would stop
 SQLite from truncating its log and PostgreSQL from cleaning up. The order is newest first; messages added during the export are left
-out. The format is RFC 4180 in UTF-8; a byte order mark is optional.
+out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
-A cell that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, CSV injection). A plain number is unchanged: a
-phone number such as +14085550100 cannot run anything.
+A line describes a message, or one link of a message. `short_url`, `url`, `label` and `destination` belong to the first link or to
+that link, and `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those that were
+rejected; there is one value for each currency.
+
+A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
+number is unchanged: a phone number such as +14085550100 cannot run anything.
 
 Raises StoreUnavailable in the middle if the database becomes unavailable, so that the client can detect the missing rest.
 """
@@ -15,20 +19,26 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
 
-from sqlalchemy import BigInteger, Connection, select
+from sqlalchemy import BigInteger, Connection, and_, func, select
 
 from shortener.accounts.directory import short_url
+from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.model import State
-from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_decimal
+from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_decimal, shown_number
 from shortener.reporting.queries import AnyRow
 from shortener.storage.database import Database
-from shortener.storage.schema import links
+from shortener.storage.schema import conversions, first_clicks, hits, links, other_hits
 from shortener.storage.types import to_iso
 from shortener.storage.values_table import values_table
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # lets Excel recognise UTF-8
+ExportRows = Literal["messages", "links"]
 PAGE_MESSAGES = 200  # per page; the event loop is blocked while their lines are made
 
 HEADER = (
@@ -57,6 +67,13 @@ HEADER = (
     "telecom_message_id",
     "short_url",
     "url",
+    "label",
+    "destination",
+    "clicked_url",
+    "clicks",
+    "conversions",
+    "value",
+    "currency",
 )
 
 
@@ -65,41 +82,118 @@ async def export_csv(
     filters: MessageFilter,
     base_url: Callable[[int], str],
     *,
+    rows: ExportRows = "messages",
+    bom: bool = False,
+    reveal: bool,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> AsyncIterator[bytes]:
     """Yield the header and the lines of the messages, one page at a time.
 
+    `rows`: one line for each message, or for each link (a message without links has one line). `bom`: begin with a byte order mark.
+    Phone numbers are masked unless `reveal`.
     `base_url` returns the URL prefix of a domain's short links. `progress` is called after each page with the number of messages so
     far. Raises StoreUnavailable."""
     below: int | None = None
     written = 0
     lines: list[Sequence[object]] = [HEADER]
     while True:
-        found, links_of = await database.read(_read_page, filters, below)
-        lines += [_line(row, links_of.get(row.id), base_url) for row in found.rows]
+        found, details = await database.read(_read_page, filters, below)
+        for row in found.rows:
+            to = shown_number(row.to_address, reveal=reveal)
+            lines += _lines(row, to, details.get(row.id, _NOTHING), base_url, rows)
+        text = format_csv(lines)
+        yield BYTE_ORDER_MARK + text if bom and not written else text
         written += len(found.rows)
-        yield format_csv(lines)
         progress(written)
         if found.next is None:
             return
         below, lines = found.next, []
 
 
-def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, AnyRow]]:
-    """Return a page of messages, and the first link of each message with links, by message."""
+@dataclass(slots=True)
+class _Details:
+    """The links of a message in their order, its clicks and its conversions."""
+
+    links: list[AnyRow] = field(default_factory=list)
+    clicks: Counter[int] = field(default_factory=Counter)  # by link
+    first_clicked: int | None = None  # the link of the first click of the message
+    conversions: int = 0
+    values: dict[str, Decimal] = field(default_factory=dict)  # by currency
+
+
+_NOTHING = _Details()
+
+
+def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> tuple[MessagePage, dict[int, _Details]]:
+    """Return a page of messages, and the details of each message, by its row id."""
     found = list_messages(connection, filters, PAGE_MESSAGES, below)
-    shown = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
-    statement = (
-        select(links.c.message_id, links.c.domain_id, links.c.path, links.c.code, links.c.url)
-        .join_from(shown, links, links.c.message_id == shown.c.id)
-        .where(links.c.position == 0)
+    details: dict[int, _Details] = defaultdict(_Details)
+    if not found.rows:
+        return found, details
+    page = values_table(connection, [(row.id,) for row in found.rows], id=BigInteger)
+    columns = (
+        links.c.id,
+        links.c.message_id,
+        links.c.domain_id,
+        links.c.path,
+        links.c.code,
+        links.c.url,
+        links.c.location,
+        links.c.label,
     )
-    rows = connection.execute(statement) if found.rows else ()
-    return found, {row.message_id: row for row in rows}
+    of_page = select(*columns).join_from(page, links, links.c.message_id == page.c.id)
+    for link in connection.execute(of_page.order_by(links.c.message_id, links.c.position)):
+        details[link.message_id].links.append(link)
+    first = (
+        select(first_clicks.c.id, hits.c.link_id)
+        .join_from(page, first_clicks, first_clicks.c.id == page.c.id)
+        .join(hits, hits.c.id == first_clicks.c.hit_id)
+    )
+    for message, link_id in connection.execute(first):
+        details[message].first_clicked = link_id
+        details[message].clicks[link_id] += 1
+    others = (
+        select(links.c.message_id, links.c.id, func.count())
+        .join_from(page, links, links.c.message_id == page.c.id)
+        .join(hits, and_(hits.c.link_id == links.c.id, other_hits()))
+        .where(IS_CLICK)
+        .group_by(links.c.message_id, links.c.id)
+    )
+    for message, link_id, count in connection.execute(others):
+        details[message].clicks[link_id] += count
+    c = conversions.c
+    reported = select(c.message_id, c.disposition, c.value, c.currency).join_from(page, conversions, c.message_id == page.c.id)
+    for message, disposition, value, currency in connection.execute(reported):
+        detail = details[message]
+        detail.conversions += 1
+        if value is not None and disposition != "negative":
+            detail.values[currency or ""] = detail.values.get(currency or "", Decimal()) + value
+    return found, details
 
 
-def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> tuple[object, ...]:
+def _lines(row: AnyRow, to: str, details: _Details, base_url: Callable[[int], str], rows: ExportRows) -> list[tuple[object, ...]]:
+    """Return the lines of a message."""
+    if rows == "messages" or not details.links:
+        link = details.links[0] if details.links else None
+        clicked = next((one for one in details.links if one.id == details.first_clicked), None)
+        return [_line(row, to, link, clicked, details.clicks.total(), details, base_url)]
+    return [
+        _line(row, to, link, link if details.clicks[link.id] else None, details.clicks[link.id], details, base_url)
+        for link in details.links
+    ]
+
+
+def _line(
+    row: AnyRow,
+    to: str,
+    link: AnyRow | None,
+    clicked: AnyRow | None,
+    clicks: int,
+    details: _Details,
+    base_url: Callable[[int], str],
+) -> tuple[object, ...]:
     """Return the cells in the order of HEADER. Text that came from outside is escaped."""
+    currencies = sorted(details.values)
     return (
         escape_formula(row.message_id),
         escape_formula(row.request_id),
@@ -107,7 +201,7 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
         row.source,
         escape_formula(row.campaign),
         row.country,
-        escape_formula(row.to_address),
+        escape_formula(to),
         escape_formula(row.from_address),
         State(row.state).name,
         escape_formula(row.report_status),
@@ -126,6 +220,13 @@ def _line(row: AnyRow, link: AnyRow | None, base_url: Callable[[int], str]) -> t
         escape_formula(row.telecom_message_id),
         link and short_url(base_url(link.domain_id), link.path, link.code),
         link and escape_formula(link.url),
+        link and escape_formula(link.label),
+        link and escape_formula(link.location or link.url),
+        clicked and escape_formula(clicked.url),
+        clicks,
+        details.conversions,
+        ";".join(serialize_decimal(details.values[currency]) or "" for currency in currencies),
+        escape_formula(";".join(currencies)),
     )
 
 
@@ -138,12 +239,11 @@ def format_csv(lines: Sequence[Sequence[object]]) -> bytes:
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _FORMULA_CHARACTERS = "=+\\-@＝＋－＠"
-#: The positions where a formula can start: the start of the cell, or behind a character at which a reader may split.
-_FORMULA = re.compile(rf"^(?=\s*[{_FORMULA_CHARACTERS}\t\r\n])|(?<=[;|\t\r\n])(?=\s*[{_FORMULA_CHARACTERS}])")
+_FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 
 
 def escape_formula(text: str | None) -> str:
-    """Return the text with an apostrophe before each formula, so that no spreadsheet runs it."""
+    """Return the text with an apostrophe in front if it begins like a formula, so that no spreadsheet runs it."""
     if not text or _NUMBER.fullmatch(text):
         return text or ""
-    return _FORMULA.sub("'", text)
+    return f"'{text}" if _FORMULA.match(text) else text

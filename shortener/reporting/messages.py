@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, func, literal, select, tuple_, union_all
 
 from shortener.ids import first_id_at
+from shortener.logs import mask
 from shortener.model import State
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.queries import AnyRow
@@ -106,13 +107,20 @@ def list_messages(connection: Connection, filters: MessageFilter, limit: int, be
     return MessagePage(rows, floor)
 
 
-def serialize_message(row: AnyRow) -> dict[str, Any]:
-    """Return a row of MESSAGE_COLUMNS as the API shows it: times in ISO 8601, the price as a decimal string."""
+def shown_number(number: str, *, reveal: bool) -> str:
+    """Return a phone number as it is shown: complete only with `reveal`. An erased number stays empty."""
+    return number if reveal or not number else mask(number)
+
+
+def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
+    """Return a row of MESSAGE_COLUMNS as the API shows it: times in ISO 8601, the price as a decimal string.
+
+    The phone number is masked unless `reveal`."""
     return {
         "message_id": row.message_id,
         "message_request_id": row.request_id,
         "external_message_request_id": row.external_request_id,
-        "to": row.to_address,
+        "to": shown_number(row.to_address, reveal=reveal),
         "from": row.from_address,
         "sender_id_id": row.sender_id_id,
         "sender_id_alias": row.sender_id_alias,

@@ -17,7 +17,7 @@ from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.model import HitFlag, State
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
-from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_message
+from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_message, shown_number
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
@@ -87,11 +87,11 @@ class MessageStatusReader:
     base_url: Callable[[int], str]
     click_id: Callable[[int], str]
 
-    def serialize(self, status: MessageStatus) -> dict[str, Any]:
-        """Return the status in the form of `GET /api/v1/sms/status/{message_id}`."""
+    def serialize(self, status: MessageStatus, *, reveal: bool) -> dict[str, Any]:
+        """Return the status in the form of `GET /api/v1/sms/status/{message_id}`. The number is masked unless `reveal`."""
         message = status.message
         return {
-            **serialize_message(message),
+            **serialize_message(message, reveal=reveal),
             "previous_state": None if message.previous_state is None else State(message.previous_state).name,
             "metadata": message.metadata,
             "link_tracking": self._link_tracking(status),
@@ -102,8 +102,8 @@ class MessageStatusReader:
             ],
         }
 
-    def serialize_xoxzo(self, status: MessageStatus, url: str) -> dict[str, Any]:
-        """Return the status in Xoxzo's form. `url`: the URL of this status.
+    def serialize_xoxzo(self, status: MessageStatus, url: str, *, reveal: bool) -> dict[str, Any]:
+        """Return the status in Xoxzo's form. `url`: the URL of this status. The number is masked unless `reveal`.
 
         A message that was read or clicked has the status DELIVERED; the click is in `link_tracking` only."""
         message = status.message
@@ -112,7 +112,7 @@ class MessageStatusReader:
             "msgid": message.message_id,
             "status": (State.DELIVERED if state > State.DELIVERED else state).name,
             "sender": message.from_address,
-            "recipient": message.to_address,
+            "recipient": shown_number(message.to_address, reveal=reveal),
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
             "cost": None if message.mt_price is None else float(message.mt_price),  # Xoxzo uses a number; it is only shown

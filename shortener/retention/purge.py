@@ -63,6 +63,7 @@ from shortener.storage.schema import (
     conversion_revisions,
     conversions,
     deliveries,
+    early_hits,
     events,
     events_of,
     first_clicks,
@@ -107,6 +108,7 @@ class PurgeResult:
     attempts: int = 0
     idempotency: int = 0
     hits_dead_letter: int = 0
+    early_hits: int = 0
 
     @property
     def rows(self) -> int:
@@ -226,6 +228,7 @@ _MESSAGE_DELETIONS = (
     _Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
     _Deletion(links, _links_of_messages),
     _Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
+    _Deletion(early_hits, early_hits.c.id.in_(_IDS)),
     _Deletion(messages, messages.c.id.in_(_IDS)),
 )
 _EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))

@@ -248,6 +248,17 @@ messages = Table(
     Index("messages_by_cohort", "cohort_id", "id"),  # the messages of a campaign, newest first
 )
 
+#: Messages with hits before they were reported as sent (clicks/verdicts/early_hits.py).
+early_hits = Table(
+    "early_hits",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # the id of the message
+    Column("at", Instant, nullable=False),  # the time of the first such hit
+    Column("is_due", Boolean, nullable=False, server_default=false()),  # a report has arrived since
+    Index("early_hits_by_at", "at"),
+    Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
+)
+
 #: The clicks of messages that were clicked. They are not columns of `messages`, whose rows are ten times as large: clicks come in
 #: no order, so each would read and write another page of `messages` (docs/decisions/0013).
 first_clicks = Table(

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import State
-from shortener.reporting.export import BYTE_ORDER_MARK, export_csv
+from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
@@ -66,10 +66,11 @@ class ExportQuery(Period):
         return value
 
 
-class ExportCsvQuery(ExportQuery):
-    """Filters of messages, and the form of the CSV."""
+class CsvQuery(ExportQuery):
+    """Filters of messages, and the form of the file."""
 
-    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+    rows: ExportRows = Field("messages", description="One line for each message, or for each link.")
+    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads the file as UTF-8.")
 
 
 class MessagesQuery(ExportQuery):
@@ -177,7 +178,13 @@ class MessagesResponse(ResponseModel):
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
     """Return everything that is known about one message."""
-    return {"status": True, **call.service.status_reader.serialize(await find_message(call, call.path["message_id"]))}
+    found = await find_message(call, call.path["message_id"])
+    return {"status": True, **call.service.status_reader.serialize(found, reveal=may_reveal(call))}
+
+
+def may_reveal(call: Call[Any, Any]) -> bool:
+    """Return whether the caller may read complete phone numbers."""
+    return "privacy.reveal" in call.principal.permissions
 
 
 async def find_message(call: Call[None, None], message_id: str) -> MessageStatus:
@@ -195,20 +202,28 @@ async def index(call: Call[MessagesQuery, None]) -> Mapping[str, Any]:
     found = await call.service.database.read(list_messages, _filter(call.application_id, call.query), call.query.limit, below)
     return {
         "status": True,
-        "messages": [serialize_message(row) for row in found.rows],
+        "messages": [serialize_message(row, reveal=may_reveal(call)) for row in found.rows],
         "next_cursor": cursors.encode(found.next),
     }
 
 
-async def export(call: Call[ExportCsvQuery, None]) -> Response:
+async def export(call: Call[CsvQuery, None]) -> Response:
     """Stream all messages as CSV in constant memory."""
     service = call.service
-    pages = export_csv(service.database, _filter(call.application_id, call.query), service.status_reader.base_url)
+    query = call.query
+    pages = export_csv(
+        service.database,
+        _filter(call.application_id, query),
+        service.status_reader.base_url,
+        rows=query.rows,
+        bom=query.bom,
+        reveal=may_reveal(call),
+    )
     first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:
-        yield (BYTE_ORDER_MARK if call.query.bom else b"") + first_page
+        yield first_page
         if call.request.method == "GET":
             async for page_of_lines in pages:
                 yield page_of_lines
@@ -278,10 +293,11 @@ ENDPOINTS = [
         "Export messages as CSV",
         _TAG,
         permission="sms.read",
-        query=ExportCsvQuery,
+        query=CsvQuery,
         media_type="text/csv",
-        description="Exports all messages that match the filters, newest first, in UTF-8. A cell that a spreadsheet would run "
-        "as a formula gets an apostrophe in front; numbers and phone numbers do not. If the connection is cut off, the export "
-        "is incomplete.",
+        description="Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong"
+        " to the first link, or with `rows=links` to the link of the line; `clicked_url` is the URL of the first "
+        "click. A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not. If "
+        "the connection is cut off, the export is incomplete.",
     ),
 ]

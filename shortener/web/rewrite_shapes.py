@@ -94,6 +94,11 @@ class MessageOptions(RequestModel):
         None, description="Expiry of the links, ISO 8601 (UTC without a zone). Use either this or `expires_in`."
     )
     fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
+    opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
+        [],
+        description="URLs or labels of opt-out links. A hit on such a link raises its click event even if it is suspected. "
+        "Links with the label optout are opt-out links without this field.",
+    )
     metadata: Metadata | None = Field(None, description="Flat object, at most 4 KiB of JSON, repeated in events.")
 
 
@@ -200,5 +205,6 @@ def with_options(
         fallback_url=options.fallback_url,
         callback_url=options.lt_callbackurl,
         metadata=options.metadata,
+        opt_out=tuple(options.opt_out),
         tracking=(options.tracking.track, options.tracking.type) if options.tracking else ("", ""),
     )

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from shortener.delivery.client_certificate import MAX_CERTIFICATE_LENGTH
+from shortener.delivery.client_certificate import check as check_certificate
 from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
@@ -101,6 +103,15 @@ Headers = Annotated[
     Field(description="Static headers that are sent with each request. No response shows them."),
     AfterValidator(_check_headers),
 ]
+ClientCertificate = Annotated[
+    str,
+    Field(
+        max_length=MAX_CERTIFICATE_LENGTH,
+        description="PEM of a client certificate, its chain and its private key, for receivers that require one. It is stored "
+        "encrypted, never shown again, and removed if the URL changes to another scheme, host or port.",
+    ),
+    AfterValidator(check_certificate),
+]
 SecretText = Annotated[str, Field(min_length=8, max_length=MAX_SECRET_LENGTH), AfterValidator(_check_secret)]
 Success = Annotated[
     dict[str, Any],
@@ -161,6 +172,7 @@ class TrackerCreateRequest(BaseModel):
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
     max_per_second: MaxPerSecond | None = None
+    client_certificate: ClientCertificate | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = False
 
@@ -208,6 +220,7 @@ class TrackerUpdateRequest(BaseModel):
     timeout: Timeout | None = None
     concurrency: Concurrency | None = None
     max_per_second: MaxPerSecond | None = None
+    client_certificate: ClientCertificate | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = _optional_not_null()
 

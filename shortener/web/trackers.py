@@ -68,6 +68,7 @@ class TrackerFields(ResponseModel):
     format: Format
     fields_: list[str] | None = Field(alias="fields")
     headers_set: bool = Field(description="Whether static headers are set. No response shows them.")
+    client_certificate_set: bool = Field(description="Whether the tracker has a client certificate. No response shows it.")
     secret_set: bool = Field(description="Whether requests are signed. No response shows the secret again.")
     previous_secret_until: str | None = Field(description="Until this time requests are also signed with the replaced secret.")
     success: SuccessRule

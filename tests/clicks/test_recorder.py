@@ -438,3 +438,26 @@ async def test_a_hit_that_cannot_be_stored_does_not_delay_the_others(service: Se
 
 def test_the_time_of_a_hit_is_milliseconds(clock: Clock) -> None:
     assert to_ms(clock()) == 1_795_176_000_000
+
+
+# Opt-out links
+
+
+@pytest.mark.parametrize("label", ["optout", "OptOut", "stop"])
+async def test_a_suspected_hit_on_an_opt_out_link_raises_its_event(service: Service, label: str) -> None:
+    codes = await send(service, f'#trackurl("https://x.example/stop","{label}") #track("https://x.example/a")', opt_out=("stop",))
+    for code in codes:
+        await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+        await service.recorder.record(hit(service, code, Verdict.IGNORED))
+    (event,) = await rows(service, schema.events)
+    assert Topic(event.topics) == Topic.CLICK
+    assert [message.state for message in await rows(service, messages_now)] == [State.CREATED]
+
+
+async def test_an_opt_out_link_can_be_marked_by_its_url(service: Service) -> None:
+    (code,) = await send(service, '#track("https://x.example/stop")', opt_out=("https://x.example/stop",))
+    await service.recorder.record(hit(service, code))
+    await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
+    await service.recorder.record(hit(service, code))
+    topics = [Topic(event.topics) for event in await rows(service, schema.events)]
+    assert topics == [Topic.CLICK | Topic.STATE, Topic.CLICK, Topic.CLICK]

@@ -402,6 +402,36 @@ async def test_http_targets_are_blocked_if_they_are_disabled(
     assert (row.status, row.last_error, receiver.connections) == (PENDING, "blocked_address", 0)
 
 
+async def test_customers_are_informed_of_dead_deliveries_and_disabled_trackers(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    gone = await make_tracker(receiver.url("/gone"), "click")
+    failing = await make_tracker(receiver.url("/failing"), "click", max_attempts=1)
+    await make_tracker(receiver.url("/operations"), "operations", max_attempts=1)
+    receiver.by_path = {"/gone": 410, "/failing": 500, "/operations": 500}
+    await story.first_click()
+    await deliver(service)
+    await deliver(service)
+    await deliver(service)
+    sent = [request.json for request in receiver.requests if request.target == "/operations"]
+    found = sorted((one["event"], one["tracker_id"], one["count"], one["delivery_event"]) for one in sent)
+    assert found == sorted(
+        [("delivery_dead", gone, 1, "click"), ("delivery_dead", failing, 1, "click"), ("tracker_disabled", gone, None, None)],
+        key=str,
+    )
+    assert len(await rows(service.database, schema.events)) == 4, "a dead operations event raises none"
+
+
+async def test_without_a_subscriber_no_operations_event_is_stored(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.replies = [410]
+    await make_tracker(receiver.url("/gone"), "click")
+    await story.first_click()
+    await deliver(service)
+    assert len(await rows(service.database, schema.events)) == 1
+
+
 async def test_a_callback_has_ten_signed_attempts_whatever_the_status(
     service: Service, story: Story, receiver: Receiver, clock: Clock
 ) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, text, update
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from shortener.accounts.administration import create_application
+from shortener.accounts.administration import create_application, update_application
 from shortener.container import Service
 from shortener.conversions.parsing import ConversionReport
 from shortener.delivery import fanout, fanout_queries
@@ -495,3 +495,33 @@ async def test_a_retracted_click_event_contains_the_time_of_the_click(
         "click_id": service.click_ids.encode(hit),
     }
     assert {name: found[name] for name in expected} == expected
+
+
+async def conversions_of_clicks(service: Service, chosen: str | None) -> list[int | None]:
+    """Return the trackers that received the first click of a message as a conversion."""
+    if chosen:
+        await service.database.write(update_application, 1, {"click_conversion": chosen}, NOON)
+    await service.fanout.flush()
+    found = await rows(service.database, schema.deliveries)
+    return [row.tracker_id for row in found if row.topic == Topic.CONVERSION.value]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, ["scg"]), ("scg", ["scg"]), ("all", ["scg", "json"]), ("off", [])])
+async def test_the_first_click_is_also_a_conversion_for_the_trackers_that_the_setting_names(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, chosen: str | None, expected: list[str]
+) -> None:
+    trackers = {name: await make_tracker(receiver.url(f"/{name}"), "conversion", format=name) for name in ("scg", "json")}
+    await make_tracker(URL, "state", format="scg")
+    message = await story.first_click(await story.message(links=2))
+    await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
+    assert await conversions_of_clicks(service, chosen) == [trackers[name] for name in expected]
+    await service.dispatcher.flush()
+    sent = {request.target: request.json for request in receiver.requests}
+    assert sent.keys() == {f"/{name}" for name in expected}
+    if "/scg" in sent:
+        event = sent["/scg"]["event"]
+        assert (event["evt-tp"], event["fld-val-list"]["action"]) == ("conversion", "clickthru")
+        assert event["fld-val-list"]["click_id"]
+    if "/json" in sent:
+        assert (sent["/json"]["event"], sent["/json"]["action"], sent["/json"]["value"]) == ("conversion", "clickthru", None)
+    assert await rows(service.database, schema.conversions) == []

@@ -97,5 +97,5 @@ async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_track
 def test_sample_values_of_every_event_are_rendered_as_that_event(event: str, format: str) -> None:
     facts = sample_facts(1, NOON, event)
     sample = json.loads(render(format, {**facts, "topic": "test"}, attempt=1)[0])
-    real = json.loads(render(format, {**facts, "topic": event, "sample_of": None}, attempt=1)[0])
+    real = json.loads(render(format, {**facts, "topic": facts["sample_of"], "sample_of": None}, attempt=1)[0])
     assert sample.keys() == real.keys()

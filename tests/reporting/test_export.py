@@ -7,6 +7,7 @@ import io
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, insert
 
 from shortener.errors import StoreUnavailable
-from shortener.model import State
+from shortener.model import HitFlag, State, Verdict
 from shortener.reporting import export
 from shortener.reporting.export import HEADER, escape_formula, export_csv
 from shortener.reporting.messages import MessageFilter
@@ -39,8 +40,8 @@ def cohorts(connection: Connection, campaign: str = "") -> None:
 EVERYTHING = MessageFilter(1)
 
 
-async def exported(database: Database, filters: MessageFilter = EVERYTHING) -> list[dict[str, str]]:
-    pieces = [piece async for piece in export_csv(database, filters, base_url)]
+async def exported(database: Database, filters: MessageFilter = EVERYTHING, **options: Any) -> list[dict[str, str]]:
+    pieces = [piece async for piece in export_csv(database, filters, base_url, **{"reveal": True} | options)]
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
 
@@ -72,7 +73,7 @@ async def test_a_message_is_one_line(database: Database) -> None:
 
 
 async def test_without_messages_the_export_has_only_a_header(database: Database) -> None:
-    pieces = [piece async for piece in export_csv(database, EVERYTHING, base_url)]
+    pieces = [piece async for piece in export_csv(database, EVERYTHING, base_url, reveal=True)]
     assert pieces == [(",".join(HEADER) + "\r\n").encode()]
 
 
@@ -85,7 +86,7 @@ async def test_cells_that_a_spreadsheet_would_run_are_escaped(database: Database
     (line,) = await exported(database)
     assert line["campaign"] == "'=cmd|' /C calc'!A0"
     assert (line["message_id"], line["from"]) == ("'@SUM(1)", "'+1-2")
-    assert line["reason_description"] == "'-2+3;'=HYPERLINK(\"x\")"
+    assert line["reason_description"] == '\'-2+3;=HYPERLINK("x")'
 
 
 @pytest.mark.parametrize(
@@ -97,15 +98,16 @@ async def test_cells_that_a_spreadsheet_would_run_are_escaped(database: Database
         ("-5.25", "-5.25"),
         ("+1+1", "'+1+1"),
         ("  =1", "'  =1"),
-        ("\t=1", "'\t'=1"),
+        ("\t=1", "'\t=1"),
         ("\rx", "'\rx"),
         ("\nx", "'\nx"),
         (" \rx", "' \rx"),
         ("two\r\nlines", "two\r\nlines"),
         ("＝1", "'＝1"),
         ("＠x", "'＠x"),
-        ("a; =b", "a;' =b"),
-        ("a\n=b", "a\n'=b"),
+        ("a; =b", "a; =b"),
+        ("a\n=b", "a\n=b"),
+        ("a|-b", "a|-b"),
         ("https://shop.example/?a=1&b=-1", "https://shop.example/?a=1&b=-1"),
         ("+١٢", "'+١٢"),
     ],
@@ -139,7 +141,7 @@ async def test_an_export_of_any_length_needs_the_memory_of_one_page(database: Da
     tracemalloc.start()
     try:
         before = 0
-        async for piece in export_csv(database, EVERYTHING, base_url, progress=reports.append):
+        async for piece in export_csv(database, EVERYTHING, base_url, reveal=True, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
             before = before or now  # after the first page, when all caches are filled
@@ -168,7 +170,7 @@ async def test_filters_select_what_is_exported(database: Database) -> None:
 async def test_an_unavailable_database_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
     await database.write(put_messages, 5)
-    pages = export_csv(database, EVERYTHING, base_url)
+    pages = export_csv(database, EVERYTHING, base_url, reveal=True)
     await anext(pages)
 
     async def unavailable(*arguments: object) -> None:
@@ -177,3 +179,56 @@ async def test_an_unavailable_database_ends_the_export_with_an_error(database: D
     monkeypatch.setattr(database, "read", unavailable)
     with pytest.raises(StoreUnavailable):
         await anext(pages)
+
+
+def fill_clicked(connection: Connection) -> None:
+    cohorts(connection)
+    rows = Rows(connection)
+    rows.message(NOON, message_id="plain")
+    message = rows.message(NOON, message_id="two")
+    rows.link(message, position=0, code="AAA", url="https://shop.example/one", label="one")
+    second = rows.link(
+        message, position=1, code="BBB", url="https://shop.example/two", label="two", location="https://shop.example/2"
+    )
+    first = rows.hit(second, at=NOON, flags=int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE))
+    connection.execute(insert(schema.first_clicks).values(id=message, at=NOON, hit_id=first, links=2))
+    rows.hit(second, at=NOON + timedelta(seconds=5))
+    rows.hit(second, at=NOON + timedelta(seconds=6), verdict=int(Verdict.SUSPECTED))
+    for transaction, value, disposition in (("1", "19.90", "positive"), ("2", "0.10", None), ("3", "7", "negative")):
+        rows.conversion(message, transaction_id=transaction, value=Decimal(value), currency="EUR", disposition=disposition)
+
+
+LINK = ("short_url", "url", "label", "destination", "clicked_url", "clicks", "conversions", "value", "currency")
+
+
+async def test_a_line_has_the_clicked_url_the_clicks_and_the_conversions_of_a_message(database: Database) -> None:
+    await database.write(fill_clicked)
+    lines = {line["message_id"]: [line[name] for name in LINK] for line in await exported(database)}
+    assert lines["plain"] == ["", "", "", "", "", "0", "0", "", ""]
+    one = ["https://d0.example/AAA", "https://shop.example/one", "one", "https://shop.example/one", "https://shop.example/two"]
+    assert lines["two"] == [*one, "2", "3", "20.00", "EUR"]
+
+
+async def test_an_export_can_have_a_line_for_each_link(database: Database) -> None:
+    await database.write(fill_clicked)
+    lines = [[line[name] for name in ("message_id", *LINK[2:6])] for line in await exported(database, rows="links")]
+    assert sorted(lines) == [
+        ["plain", "", "", "", "0"],
+        ["two", "one", "https://shop.example/one", "", "0"],
+        ["two", "two", "https://shop.example/2", "https://shop.example/two", "2"],
+    ]
+
+
+async def test_a_byte_order_mark_is_the_beginning_of_the_file_and_occurs_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
+    await database.write(put_messages, 5)
+    content = b"".join([piece async for piece in export_csv(database, EVERYTHING, base_url, bom=True, reveal=True)])
+    assert content.startswith(b"\xef\xbb\xbfmessage_id,")
+    assert content.count(b"\xef\xbb\xbf") == 1
+
+
+async def test_phone_numbers_are_masked_unless_they_are_to_be_revealed(database: Database) -> None:
+    await database.write(fill_clicked)
+    assert {line["to"] for line in await exported(database, reveal=False)} == {"'+14…00"}, "it begins like a formula"

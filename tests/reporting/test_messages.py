@@ -108,7 +108,7 @@ async def test_a_clicked_message_is_listed_as_clickthru_and_not_by_its_reported_
     assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]
     assert await listed(filled, state=State.DELIVERED) == ["m9", "m3", "m0"]
     assert await listed(filled, state=State.SENT) == ["m8", "m5", "m4", "m2", "m1"]
-    messages_shown = [serialize_message(row) for row in (await filled.read(list_messages, MessageFilter(1), 4)).rows]
+    messages_shown = [serialize_message(row, reveal=True) for row in (await filled.read(list_messages, MessageFilter(1), 4)).rows]
     assert [(one["message_id"], one["state"], one["clicked_at"]) for one in messages_shown] == [
         ("m9", "DELIVERED", None),
         ("m8", "SENT", None),
@@ -173,7 +173,7 @@ async def test_a_message_is_serialized_as_the_api_shows_it(database: Database) -
         Rows(connection).message(NOON, mt_price=Decimal("0.00950"), sent_at=sent_at, from_address="Gladiator")
 
     await database.write(put)
-    shown = serialize_message((await database.read(list_messages, MessageFilter(1), 1)).rows[0])
+    shown = serialize_message((await database.read(list_messages, MessageFilter(1), 1)).rows[0], reveal=True)
     assert (shown["to"], shown["from"], shown["state"], shown["country"]) == ("+14085550100", "Gladiator", "CREATED", None)
     assert (shown["created_at"], shown["sent_at"]) == ("2026-11-20T12:00:00Z", "2026-11-20T12:00:01.500Z")
     assert shown["mt_price"] == "0.00950"

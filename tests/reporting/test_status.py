@@ -54,7 +54,7 @@ async def filled(database: Database) -> Database:
 async def read_status(database: Database, message_id: str = "m") -> dict[str, Any]:
     found = await database.read(find_status, 1, message_id)
     assert found is not None
-    return READER.serialize(found)
+    return READER.serialize(found, reveal=True)
 
 
 async def test_the_status_contains_state_times_and_price(filled: Database) -> None:
@@ -133,7 +133,7 @@ async def test_a_message_without_links_has_no_link_tracking(filled: Database) ->
 async def test_xoxzos_form_equals_the_example_in_its_documentation(filled: Database) -> None:
     found = await filled.read(find_status, 1, "m")
     assert found is not None
-    assert READER.serialize_xoxzo(found, "https://go.example/sms/messages/m/") == {
+    assert READER.serialize_xoxzo(found, "https://go.example/sms/messages/m/", reveal=True) == {
         "msgid": "m",
         "status": "DELIVERED",
         "sender": "Gladiator",

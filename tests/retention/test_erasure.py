@@ -216,6 +216,7 @@ def test_every_fact_is_classified_as_personal_or_not() -> None:
         has_attachment campaign source country click_id code short_url verdict verdict_reason first_for_message first_for_link
         click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
         conversion_status disposition value currency transaction_id revision previous_status previous_value process_key
+        tracker_id delivery_id delivery_event count reason key_kind key_id expires_at
     """
     assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 

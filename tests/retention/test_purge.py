@@ -194,7 +194,7 @@ async def test_the_status_of_a_message_does_not_depend_on_the_retention_of_hits(
     def status(connection: Connection) -> dict[str, Any]:
         found = find_status(connection, 1, "m")
         assert found is not None
-        return MessageStatusReader(str, str).serialize(found)
+        return MessageStatusReader(str, str).serialize(found, reveal=True)
 
     await database.write(put, build)
     before = await database.read(status)
@@ -328,6 +328,8 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             change = {"application_id": 1, "at": LONG_AGO, "actor": "key 1", "changes": {}}
             new = [{"id": 100 * n + place, "link_id": link} | change for place, link in enumerate(links)]
             rows.connection.execute(insert(schema.link_changes).values(new))
+            old = rows.message(LONG_AGO)
+            rows.connection.execute(insert(schema.early_hits).values(id=old, at=LONG_AGO))
             rows.connection.execute(insert(schema.hits_dead_letter).values(hit="{}", reason="x", at=LONG_AGO))
             rows.refused_conversion(LONG_AGO)
 

@@ -13,7 +13,7 @@ from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
 from shortener.web.messages import MessagesResponse, MessageStatusResponse
 from shortener.web.vendors.xoxzo import XoxzoStatusResponse
-from tests.conftest import Clock, client_of
+from tests.conftest import NOON, Clock, client_of
 from tests.web.calls import TO, click, convert, report, rewrite
 
 
@@ -198,3 +198,15 @@ async def test_an_export_has_a_byte_order_mark_on_request(client: httpx.AsyncCli
     marked = await client.get("/api/v1/sms/messages/unified/export", params={"bom": "true"})
     assert "naïve 日本" in plain.text
     assert marked.content == b"\xef\xbb\xbf" + plain.content
+
+
+async def test_numbers_are_masked_for_a_key_without_privacy_reveal(service: Service, client: httpx.AsyncClient) -> None:
+    await rewrite(client, "m1")
+    key = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
+    await service.directory.refresh()
+    export = "/api/v1/sms/messages/unified/export"
+    async with client_of(service, {"X-API-Key": key}) as reader:
+        for path in ("/api/v1/sms/status/m1", "/api/v1/sms/messages", "/sms/messages/m1/", export):
+            masked, full = (await reader.get(path)).text, (await client.get(path)).text
+            assert ("+14085550100" in masked, "+14085550100" in full) == (False, True), path
+            assert "+14…00" in masked

@@ -254,7 +254,8 @@ async def test_a_host_that_mixes_scripts_brings_a_warning(client: httpx.AsyncCli
 
 @pytest.mark.parametrize("sender", ["Gladiator", "72345", "+18775550100", "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ", ""])
 async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sender: str) -> None:
-    answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1", "from": sender})
+    to = "+447700900123" if sender.isalpha() else TO  # networks in the United States deliver no names
+    answer = await client.post("/api/v1/rewrite", json={"to": to, "body": "x", "message_id": "m-1", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == []
     assert (await client.get("/api/v1/sms/status/m-1")).json()["from"] == sender.strip()
 

@@ -60,6 +60,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
         "format": "scg",
         "fields": None,
         "headers_set": True,
+        "client_certificate_set": False,
         "secret_set": True,
         "previous_secret_until": None,
         "success": {"statuses": "2xx", "body_contains": None},

@@ -8,6 +8,8 @@ A scanner with the agent of a plain Chrome cannot be detected in another way. Ea
 - `min_seconds_after_delivered`: a hit within this of DELIVERED, before or after it, because a phone may scan the link before the
   carrier records the time. A hit long before it is not suspected: carriers report late, and many know only the minute. Cost: the
   fastest readers. A report after the click has an effect only when the hit is reclassified.
+- `suspect_before_sent`: a hit on a message that was never reported as SENT or DELIVERED. Cost: everybody, if the send pipeline does
+  not report. The report classifies such hits again (early_hits.py).
 - `max_recipients_per_address_minute`: a scanner opens the links of many people from one address. Cost: carriers put thousands of
   phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set it well above that.
 - `all_links_within_second`: a scanner opens all links of a message at once. Cost: people who tap two links quickly, and phones that
@@ -32,6 +34,7 @@ from shortener.model import Verdict
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
+BEFORE_SENT = "before_sent"  # the name of a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class HitContext:
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
+    is_reported: bool = True  # False: no delivery report has arrived for the message
     recipients_of_address: int = 0  # recipients whose links the hit's address opened within a minute, including this one
     links_of_message: int = 0
     opened_at: Collection[datetime] = ()  # for each opened link of the message, the time nearest to this hit
@@ -72,6 +76,10 @@ def _describe_distance(seconds: float, event: str) -> str:
     return f"{abs(seconds):.1f} s {'before' if seconds < 0 else 'after'} the message was {event}"
 
 
+def _before_sent(settings: ApplicationSettings, context: HitContext) -> str | None:
+    return "the message was not reported as sent" if settings.suspect_before_sent and not context.is_reported else None
+
+
 def _many_recipients(settings: ApplicationSettings, context: HitContext) -> str | None:
     limit = settings.max_recipients_per_address_minute
     if limit is None or context.recipients_of_address <= limit:
@@ -89,6 +97,7 @@ def _all_links_at_once(settings: ApplicationSettings, context: HitContext) -> st
 _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]], ...] = (
     ("soon_after_sent", _soon_after_sent),
     ("soon_after_delivered", _soon_after_delivered),
+    (BEFORE_SENT, _before_sent),
     ("many_recipients", _many_recipients),
     ("all_links_at_once", _all_links_at_once),
 )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
-from shortener.clicks.device_counts import device_metrics, last_counted_hit
+from shortener.clicks.device_counts import device_metrics, last_counted_hit, stop_counting
 from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
@@ -74,20 +74,31 @@ class CorrectionResult:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def change_verdicts(connection: Connection, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime) -> CorrectionResult:
-    """Make the changes whose hits still have the verdict `seen`, except those that would retract a click without permission."""
+def change_verdicts(
+    connection: Connection,
+    changes: Sequence[VerdictChange],
+    ids: IdGenerator,
+    now: datetime,
+    *,
+    includes_newest: bool = False,
+) -> CorrectionResult:
+    """Make the changes whose hits still have the verdict `seen`, except those that would retract a click without permission.
+
+    Hits that are not counted by device yet are left out unless `includes_newest`. The job counts these later, with their new
+    verdicts."""
     result = CorrectionResult()
     locked = _lock_messages(connection, {change.message for change in changes})
     stored = _read_hits(connection, [change.hit for change in changes])
     pending = _lock_pending_clicks(connection, stored)
-    last_counted = last_counted_hit(connection)
+    last_counted = stop_counting(connection) if includes_newest else last_counted_hit(connection)
     delta = CountDelta()
     new_events: list[Event] = []
     rows: list[dict[str, Any]] = []
     for change in changes:
         message, hit = locked.get(change.message), stored.get(change.hit)
         # Skip a hit that was purged or erased, that another process corrected, or that is not counted by device yet.
-        if message is None or hit is None or hit.verdict != change.seen or hit.id > last_counted:
+        is_counted = hit is not None and hit.id <= last_counted
+        if message is None or hit is None or hit.verdict != change.seen or not (is_counted or includes_newest):
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
         is_event = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or hit.link_flags & LinkFlag.EVERY_CLICK)
@@ -97,13 +108,13 @@ def change_verdicts(connection: Connection, changes: Sequence[VerdictChange], id
         for metric, amount in ((before, -1), (after, 1)):
             if metric is not None:
                 delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
-            if metric == "clicks":
+            if metric == "clicks" and is_counted:
                 for by_device in device_metrics(hit.user_agent):
                     delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
-            if is_event:  # its link sends every click
+            if is_event and not hit.link_flags & LinkFlag.OPT_OUT:  # its link sends every click, and this one was not sent
                 new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
             if after == "clicks" and change.retracts:
                 result.unsettled.append(message.id)

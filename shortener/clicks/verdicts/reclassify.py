@@ -305,6 +305,7 @@ class _EvidenceWindow:
             # A SENT time after the click is the time of the report, not of the sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
+            is_reported=hit.sent_at is not None or hit.delivered_at is not None,
             recipients_of_address=hit.recipients,
             links_of_message=hit.links,
             opened_at=hit.opened_at,

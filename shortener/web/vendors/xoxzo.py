@@ -12,7 +12,7 @@ from shortener.errors import ErrorCode
 from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender
-from shortener.web.messages import LinkTracking, find_message
+from shortener.web.messages import LinkTracking, find_message, may_reveal
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
 
@@ -77,7 +77,8 @@ async def status(call: Call[None, None]) -> Mapping[str, Any]:
     """Return the status of a message."""
     message = await find_message(call, call.path["msgid"])
     path = call.request.url.path.rstrip("/")
-    return call.service.status_reader.serialize_xoxzo(message, f"{call.service.settings.base_origin}{path}/")
+    url = f"{call.service.settings.base_origin}{path}/"
+    return call.service.status_reader.serialize_xoxzo(message, url, reveal=may_reveal(call))
 
 
 def rewrite_item(message: XoxzoRequest) -> RewriteItem:

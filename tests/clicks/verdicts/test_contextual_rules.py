@@ -102,7 +102,7 @@ def test_all_links_of_a_message_within_a_second_are_suspected(links: int, second
 def test_the_rules_have_a_fixed_order() -> None:
     context = HitContext(NOON, NOON, NOON, recipients_of_address=9, links_of_message=2, opened_at=(NOON, NOON))
     assert rule(EVERYTHING, context) == RULES[0] == "soon_after_sent"
-    assert RULES == ("soon_after_sent", "soon_after_delivered", "many_recipients", "all_links_at_once")
+    assert RULES == ("soon_after_sent", "soon_after_delivered", "before_sent", "many_recipients", "all_links_at_once")
 
 
 def test_recipients_of_an_address_count_for_a_minute() -> None:

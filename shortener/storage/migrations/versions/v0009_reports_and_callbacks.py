@@ -1,4 +1,4 @@
-"""Callback secrets of applications, client certificates of trackers, announced expiries of keys"""
+"""Callback secrets of applications, client certificates of trackers, announced expiries of keys, early hits"""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -23,3 +23,13 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("kind", "key_id", name=op.f("expiry_notices_pkey")),
     )
+    row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    op.create_table(
+        "early_hits",
+        sa.Column("id", row_id, autoincrement=False, nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("is_due", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.PrimaryKeyConstraint("id", name=op.f("early_hits_pkey")),
+    )
+    op.create_index("early_hits_by_at", "early_hits", ["at"])
+    op.create_index("early_hits_due", "early_hits", ["id"], sqlite_where=sa.text("is_due"), postgresql_where=sa.text("is_due"))

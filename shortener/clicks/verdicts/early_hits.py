@@ -1,0 +1,98 @@
+"""Hits before the message was sent: with `suspect_before_sent` they are suspected, and a delivery report classifies them again.
+
+The table `early_hits` has one row for each message with such hits. The transaction that stores a hit inserts the row. The
+transaction of a delivery report marks it as due. The job then classifies the hits of the message again and deletes the row. A
+report that commits while a hit is being stored may not see its row, so the job also examines the rows of the last minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import BigInteger, Connection, delete, or_, select, update
+
+from shortener.accounts.directory import Directory
+from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context
+from shortener.clicks.verdicts.correction import VerdictChange, assign_first_clicks, change_verdicts
+from shortener.clicks.verdicts.request_rules import RequestTraits, classify
+from shortener.ids import IdGenerator
+from shortener.model import Verdict
+from shortener.storage.database import Database, upsert
+from shortener.storage.schema import early_hits, hits, links, messages
+from shortener.storage.types import from_ms
+from shortener.storage.values_table import values_table
+
+BATCH_MESSAGES = 100
+#: How long a row is examined although no report has marked it.
+RECENT = timedelta(minutes=1)
+
+
+def add(connection: Connection, hit_times: Mapping[int, int]) -> None:
+    """Insert rows for messages with hits before they were sent. `hit_times`: ms since 1970 by message. Existing rows stay."""
+    rows = [{"id": message, "at": from_ms(at), "is_due": False} for message, at in sorted(hit_times.items())]
+    connection.execute(upsert(connection, early_hits).on_conflict_do_nothing(), rows)
+
+
+def mark_reported(connection: Connection, reported: Collection[int]) -> None:
+    """Make the rows of these messages due. Call this in the transaction of the first SENT, DELIVERED or READ of a message."""
+    chosen = values_table(connection, [(message,) for message in sorted(reported)], id=BigInteger)
+    connection.execute(update(early_hits).where(early_hits.c.id.in_(select(chosen.c.id))).values(is_due=True))
+
+
+class EarlyHits:
+    """The job that classifies early hits again. `on_events` is called after a commit that wrote events."""
+
+    def __init__(self, database: Database, directory: Directory, ids: IdGenerator, on_events: Callable[[], None]) -> None:
+        self._database = database
+        self._directory = directory
+        self._ids = ids
+        self._on_events = on_events
+
+    async def step(self, now: datetime) -> int:
+        """Classify the hits of reported messages again. Return the number of messages. Raises StoreUnavailable."""
+        due = await self._database.read(_due_messages, now)
+        if due:
+            events = await self._database.write(self._classify, due, now)
+            if events:
+                self._on_events()
+        return len(due)
+
+    def _classify(self, connection: Connection, due: Sequence[int], now: datetime) -> int:
+        changes: list[VerdictChange] = []
+        columns = (hits.c.id, hits.c.at, hits.c.user_agent, links.c.application_id, links.c.message_id)
+        times = (messages.c.sent_at, messages.c.delivered_at)
+        statement = (
+            select(*columns, *times)
+            .join_from(messages, links, links.c.message_id == messages.c.id)
+            .join(hits, hits.c.link_id == links.c.id)
+            .where(messages.c.id.in_(due), hits.c.verdict == Verdict.SUSPECTED.value, hits.c.rule == BEFORE_SENT)
+        )
+        for row in connection.execute(statement):
+            application = self._directory.application(row.application_id)
+            found = classify(RequestTraits("GET", row.user_agent))
+            if application is not None and found.verdict is Verdict.HUMAN:
+                context = HitContext(
+                    row.at,
+                    # A SENT time after the click is the time of the report, not of the sending.
+                    sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
+                    delivered_at=row.delivered_at,
+                )
+                found = classify_by_context(application.settings, context) or found
+            changes.append(VerdictChange(row.id, row.message_id, Verdict.SUSPECTED, found.verdict, found.rule, retracts=True))
+        corrected = change_verdicts(connection, changes, self._ids, now, includes_newest=True)
+        first = assign_first_clicks(connection, due, self._ids)
+        connection.execute(delete(early_hits).where(early_hits.c.id.in_(due)))
+        return corrected.events + first.events
+
+
+def _due_messages(connection: Connection, now: datetime) -> list[int]:
+    reported = or_(messages.c.sent_at.is_not(None), messages.c.delivered_at.is_not(None), messages.c.read_at.is_not(None))
+    statement = (
+        select(early_hits.c.id)
+        .join(messages, messages.c.id == early_hits.c.id)
+        .where(or_(early_hits.c.is_due.is_(True), early_hits.c.at > now - RECENT), reported)
+        .order_by(early_hits.c.id)
+        .limit(BATCH_MESSAGES)
+    )
+    return list(connection.scalars(statement))

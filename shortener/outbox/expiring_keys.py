@@ -1,0 +1,48 @@
+"""The job that announces tokens and keys which will expire soon, with an event `key_expiring`.
+
+A tracker token expires if it was rotated, and so does a postback key. Each expiry is announced once: the table `expiry_notices` has
+a row for it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, exists, select
+
+from shortener.ids import IdGenerator
+from shortener.outbox import operations
+from shortener.storage import schema
+from shortener.storage.database import upsert
+from shortener.storage.types import to_iso
+
+#: An expiry is announced so long before, or at once if less time is left.
+NOTICE = timedelta(hours=24)
+#: The tables with keys that expire, by the name of the kind in the event.
+_TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
+
+
+def has_expiring(connection: Connection, now: datetime) -> bool:
+    """Return whether a key expires within NOTICE that is not announced."""
+    for name in _TABLES.values():
+        c, notices = schema.metadata.tables[name].c, schema.expiry_notices.c
+        announced = exists().where(notices.kind == name, notices.key_id == c.id)
+        if connection.execute(select(c.id).where(c.valid_until > now, c.valid_until <= now + NOTICE, ~announced).limit(1)).first():
+            return True
+    return False
+
+
+def announce(connection: Connection, ids: IdGenerator, now: datetime) -> int:
+    """Append the events of keys that expire within NOTICE. Return their number."""
+    notices = schema.expiry_notices
+    connection.execute(delete(notices).where(notices.c.expires_at < now - NOTICE))
+    found = []
+    for kind, name in _TABLES.items():
+        c = schema.metadata.tables[name].c
+        expiring = select(c.id, c.application_id, c.valid_until).where(c.valid_until > now, c.valid_until <= now + NOTICE)
+        for key_id, application, expires_at in connection.execute(expiring.order_by(c.id)).all():
+            notice = upsert(connection, notices).values(kind=name, key_id=key_id, expires_at=expires_at)
+            if connection.execute(notice.on_conflict_do_nothing()).rowcount:
+                fields = {"key_kind": kind, "key_id": key_id, "expires_at": to_iso(expires_at), "reason": "it was replaced"}
+                found.append((application, operations.KEY_EXPIRING, fields))
+    return operations.append(connection, ids, now, found)

@@ -1,0 +1,51 @@
+"""Operations events: they inform a customer that a tracker was disabled, deliveries are dead, or a key will expire soon.
+
+An event is appended only if a tracker of the application subscribes to `operations`. The deliveries of operations events raise no
+such events themselves. Several dead deliveries of one tracker in one transaction are one event with a `count`.
+"""
+# Tested by tests/delivery/test_attempt.py and tests/outbox/test_expiring_keys.py
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Integer, select
+
+from shortener.ids import IdGenerator
+from shortener.model import Topic
+from shortener.outbox import events
+from shortener.outbox.events import Event
+from shortener.storage.schema import trackers
+from shortener.storage.values_table import values_table
+
+TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING = "tracker_disabled", "delivery_dead", "key_expiring"
+#: The names of operations events, as they are in the body of a delivery.
+NAMES = (TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING)
+
+
+def subscribers(connection: Connection, applications: Iterable[int]) -> set[int]:
+    """Return those of the applications that have a tracker of operations events."""
+    chosen = values_table(connection, [(application,) for application in sorted(set(applications))], id=Integer)
+    statement = select(trackers.c.application_id, trackers.c.topics).join_from(
+        chosen, trackers, trackers.c.application_id == chosen.c.id
+    )
+    return {application for application, topics in connection.execute(statement) if topics & Topic.OPERATIONS}
+
+
+def append(connection: Connection, ids: IdGenerator, at: datetime, found: Sequence[tuple[int, str, dict[str, Any]]]) -> int:
+    """Append operations events: (application_id, one of NAMES, fields). Return their number.
+
+    Call this in the transaction of the change. Events of applications without subscribers are left out."""
+    if not found:
+        return 0
+    wanted = subscribers(connection, (application for application, _, _ in found))
+    new = [
+        Event(ids(), application, Topic.OPERATIONS, at, data={"topic": name, **fields})
+        for application, name, fields in found
+        if application in wanted
+    ]
+    if new:
+        events.append(connection, new)
+    return len(new)

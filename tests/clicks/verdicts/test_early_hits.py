@@ -1,0 +1,58 @@
+"""Hits on messages that were not reported as sent are suspected, and a report classifies them again."""
+
+from typing import Any
+
+from shortener.container import Service
+from shortener.messages.delivery_reports import DeliveryReport
+from shortener.model import State, Topic, Verdict
+from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, fetch_rows, make_hit
+from tests.clicks.verdicts.helpers import assert_counts_match
+from tests.conftest import Clock
+from tests.rows import messages_now
+
+
+async def verdicts(service: Service) -> list[Any]:
+    return [(hit.verdict, hit.rule) for hit in await fetch_rows(service, schema.hits)]
+
+
+async def test_a_hit_before_sent_is_suspected_and_becomes_the_first_click_when_the_report_comes(
+    service: Service, clock: Clock
+) -> None:
+    await change_settings(service, suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    at = clock()
+    await service.recorder.record(make_hit(service, code, user_agent=PHONE_HEADERS["User-Agent"]))
+    assert await verdicts(service) == [(Verdict.SUSPECTED, "before_sent")]
+    assert [message.state for message in await fetch_rows(service, messages_now)] == [State.CREATED]
+    assert await service.early_hits.step(clock()) == 0
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(minutes=5))])
+    assert await service.early_hits.step(clock()) == 1
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN]
+    (message,) = await fetch_rows(service, messages_now)
+    assert (message.state, message.previous_state, message.clicked_at) == (State.CLICKTHRU, State.SENT, at)
+    topics = [Topic(event.topics) for event in await fetch_rows(service, schema.events)]
+    assert topics == [Topic.DELIVERY | Topic.STATE, Topic.STATE | Topic.CLICK]
+    assert await fetch_rows_of_early_hits(service) == []
+    clock.forward(minutes=10)
+    await service.jobs.table["devices"].step()
+    await service.fanout.flush()
+    await assert_counts_match(service)
+
+
+async def test_a_robot_stays_suspected_and_reported_messages_are_not_affected(service: Service, clock: Clock) -> None:
+    await change_settings(service, suspect_before_sent=True)
+    (unsent,) = await create_codes(service, message_ids=("m-1",))
+    (sent,) = await create_codes(service, message_ids=("m-2",))
+    await service.delivery_reports.record(1, [DeliveryReport("m-2", State.DELIVERED, clock())])
+    await service.recorder.record(make_hit(service, unsent, user_agent="curl/8.0"))
+    await service.recorder.record(make_hit(service, sent))
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.SUSPECTED, Verdict.HUMAN]
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    assert await service.early_hits.step(clock()) == 1
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.SUSPECTED, Verdict.HUMAN]
+    assert await service.early_hits.step(clock()) == 0
+
+
+async def fetch_rows_of_early_hits(service: Service) -> list[Any]:
+    return await service.database.read(lambda connection: list(connection.execute(schema.early_hits.select())))

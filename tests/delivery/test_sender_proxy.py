@@ -1,0 +1,107 @@
+"""Sender: requests through a proxy, whose address may be private while targets are still checked."""
+# Part of the tests of shortener/delivery/sender.py.
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import Sender
+from tests.delivery.receiver import receiver, respond
+from tests.delivery.sending import post
+from tests.servers import free_port, tls_context
+
+
+@dataclass
+class Proxy:
+    """A proxy that connects every request to one local port, whatever its target is."""
+
+    port: int = 0
+    to: int = 0
+    status: int = 200  # of its response to CONNECT
+    heads: list[bytes] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with server:
+            yield f"http://user:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
+        if self.status != 200:
+            writer.write(f"HTTP/1.1 {self.status} No\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            there, to_there = await asyncio.open_connection("127.0.0.1", self.to)
+            if head.startswith(b"CONNECT"):
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            else:
+                to_there.write(head)
+            await asyncio.gather(self._pass(reader, to_there), self._pass(there, writer))
+        writer.close()
+
+    async def _pass(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                to.write(data)
+            to.close()
+        except OSError:
+            pass
+
+
+def public(host: str, port: int) -> list[str]:
+    return ["203.0.114.7"] if host != "inside.example" else ["10.0.0.1"]
+
+
+def sender_through(proxy: str) -> Sender:
+    return Sender(Guard(lookup=public), user_agent="test", limit=4, proxy=proxy)
+
+
+async def test_requests_go_through_the_proxy_although_its_address_is_private() -> None:
+    proxy = Proxy()
+    async with receiver(respond(200)) as peer, proxy.listen() as url, sender_through(url) as sender:
+        proxy.to = peer.port
+        assert (await post(sender, "http://tracker.example/in?x=1")).status == 200
+    assert proxy.heads[0].startswith(b"POST http://tracker.example/in?x=1 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=" in proxy.heads[0]
+
+
+async def test_https_targets_are_verified_through_the_tunnel(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    proxy = Proxy()
+    async with receiver(respond(200), tls_context(certificate)) as peer, proxy.listen() as url, sender_through(url) as sender:
+        proxy.to = peer.port
+        result = await post(sender, "https://tracker.example/")
+        assert proxy.heads[0].startswith(b"CONNECT tracker.example:443 HTTP/1.1\r\n")
+        assert (result.status, result.error, result.is_local) == (None, "tls_error", False), "the certificate has another name"
+        async with Sender(Guard(allow_private=True), user_agent="test", limit=1, proxy=url) as trusting:
+            assert (await post(trusting, peer.url())).status == 200
+    assert [head.partition(b" ")[0] for head in proxy.heads] == [b"CONNECT", b"CONNECT"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "inside.example", "[::1]"])
+async def test_forbidden_targets_are_blocked_before_the_proxy_is_asked(host: str) -> None:
+    proxy = Proxy()
+    async with proxy.listen() as url, sender_through(url) as sender:
+        result = await post(sender, f"http://{host}/")
+    assert (result.status, result.error, proxy.heads) == (None, "blocked_address", [])
+
+
+@pytest.mark.parametrize(("status", "error", "is_local"), [(407, "proxy_error", True), (502, "connection_refused", False)])
+async def test_a_refusal_of_the_proxy_is_local_only_if_it_concerns_the_proxy(status: int, error: str, is_local: bool) -> None:
+    proxy = Proxy(status=status)
+    async with proxy.listen() as url, sender_through(url) as sender:
+        result = await post(sender, "https://tracker.example/")
+    assert (result.status, result.error, result.is_local) == (None, error, is_local)
+
+
+async def test_a_proxy_that_is_down_is_a_local_failure() -> None:
+    async with sender_through(f"http://127.0.0.1:{free_port()}") as sender:
+        result = await post(sender, "http://tracker.example/")
+    assert (result.status, result.error, result.is_local) == (None, "proxy_error", True)
+    assert "tracker.example" not in result.detail

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import update_application
+from shortener.container import Service
+from shortener.messages.sender_rules import FORMS, NO_NAMES, REGISTERED_NAMES, country_problem
+from tests.conftest import NOON
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "rewriting.md"
+BODY = 'see #track("https://x.example/a")'
+
+
+@pytest.mark.parametrize(
+    ("sender", "country", "problem"),
+    [
+        ("Gladiator", "US", "deliver only numbers"),
+        ("Gladiator", "IN", "exactly 6"),
+        ("GLADTR", "IN", "registered"),
+        ("Gladiator", "SG", "registered"),
+        ("Gladiator", "GB", None),
+        ("Gladiator", None, None),
+        ("18775550100", "US", None),
+        ("+18775550100", "US", None),
+        ("channel:7", "US", None),
+        ("sender_id:7", "IN", None),
+        ("", "US", None),
+        ("1x", "US", None),
+    ],
+)
+def test_a_name_as_a_sender_has_rules_by_country(sender: str, country: str | None, problem: str | None) -> None:
+    found = country_problem(sender, country)
+    assert (problem is None and found is None) or (problem is not None and found is not None and problem in found)
+
+
+async def test_a_sender_that_a_country_does_not_deliver_is_a_warning_or_an_error(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    request = {"to": ["+14085550100", "+447700900123"], "from": "Gladiator", "body": BODY}
+    first, second = (await client.post("/api/v1/rewrite", json=request)).json()["messages"]
+    assert [warning for warning in first["warnings"] if "US" in warning]
+    assert second["warnings"] == []
+    await service.database.write(update_application, 1, {"sender_rules": "reject"}, NOON)
+    await service.directory.refresh()
+    rejected = await client.post("/api/v1/rewrite", json=request)
+    assert (rejected.status_code, rejected.json()["error_code"]) == (400, "SENDER_NOT_ALLOWED")
+    assert rejected.json()["details"][0]["field"] == "from"
+    form = await client.post("/api/v1/rewrite", json={"to": "+447700900123", "from": "1x", "body": BODY})
+    assert form.json()["error_code"] == "SENDER_NOT_ALLOWED"
+    assert (await client.post("/api/v1/rewrite", json=request | {"to": "+447700900123"})).status_code == 200
+
+
+def test_the_page_about_rewriting_lists_the_countries() -> None:
+    text = PAGE.read_text()
+    for countries in (NO_NAMES, REGISTERED_NAMES, FORMS):
+        assert " ".join(sorted(countries)) in text
