@@ -93,15 +93,22 @@ class ErrorCode(enum.Enum):
 class Detail:
     """One error in a request.
 
-    `field` is a path such as `messages.3.to`. `reason` is a text for people. `position` counts characters from 0 in a text."""
+    `field` is a path such as `messages.3.to`. `reason` is a text for people. `position` counts characters from 0 in a text.
+    `index` is the message in a request with several messages, and `recipient` its recipient. `code` is the error code of this error
+    alone; an error has it if a request can have several errors with different codes."""
 
     field: str
     reason: str
     position: int | None = None
+    index: int | None = None
+    recipient: int | None = None
+    code: ErrorCode | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the error. The reason begins with the position if there is one."""
         fields: dict[str, Any] = {"field": shorten(self.field, MAX_FIELD_LENGTH)}
+        if self.code is not None:
+            fields |= {"index": self.index, "recipient": self.recipient, "error_code": self.code.name, "position": None}
         reason = self.reason if self.position is None else f"position {self.position}: {self.reason}"
         fields["reason"] = shorten(reason, MAX_REASON_LENGTH)
         if self.position is not None:

@@ -114,7 +114,7 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
 
 
 @messages.command("erase")
-@click.option("--phone", help="Phone number in E.164; erase every message to it.")
+@click.option("--phone", help="Phone number, such as +14085550100; erase every message to it.")
 @click.option("--message", "message_id", help="Id of one message to erase.")
 @click.option("--application", type=ID, help="Only in this application. Default: in ALL applications.")
 @click.confirmation_option(prompt="This permanently removes personal data. Continue?", help="Do not ask for confirmation.")
@@ -126,11 +126,13 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
     links respond with 410.
     """
+    from shortener.messages.phone_numbers import normalise_number
     from shortener.model import utcnow
     from shortener.retention.erasure import erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
+    phone = phone and normalise_number(phone)
     async with open_store() as database, open_cache() as cache:
         codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
         if not await cache.invalidate(codes):

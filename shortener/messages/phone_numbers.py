@@ -1,19 +1,28 @@
 """Phone numbers of recipients, and sender ids.
 
-Only the form of a recipient's number is checked (E.164). Only the carrier knows whether the number is in use. The country comes
-from the tables of the phonenumbers library; a cache avoids most of its slow look-ups. An invalid recipient raises
-`PhoneNumberError`. An unusual sender is only reported, never rejected.
+A recipient's number is brought into the form of E.164, and only its form is checked. Only the carrier knows whether the number is
+in use. The country comes from the tables of the phonenumbers library; a cache avoids most of its slow look-ups. An invalid
+recipient raises `PhoneNumberError`. An unusual sender is only reported, never rejected.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
 import phonenumbers
 
+MAX_LENGTH = 64  # characters of a recipient's number as written
+
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+_DIGITS = re.compile(r"[1-9][0-9]{6,14}")
+# Spaces, dashes, brackets and invisible characters, which people and spreadsheets put into numbers.
+_REMOVED_CATEGORIES = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Ps", "Pe"])
+# The trunk prefix in brackets: +44 (0)20 7946 0000. It is not dialled from abroad, except in Italy.
+_TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
+_INTERNATIONAL_PREFIX = "00"
 _SENDER_NUMBER = re.compile(r"\+?[0-9]{3,15}")
 _SENDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{2,10}")
 _SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
@@ -32,17 +41,39 @@ class PhoneNumberError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PhoneNumber:
-    """A valid E.164 number. `country` is an ISO 3166 code of two letters, or None if the number belongs to no country."""
+    """A valid E.164 number. `country` is an ISO 3166 code of two letters, or None if the number belongs to no country.
+
+    `warnings` are texts for people."""
 
     e164: str
     country: str | None
+    warnings: tuple[str, ...] = ()
 
 
 def parse_number(to: str) -> PhoneNumber:
-    """Parse a recipient: `+`, a digit from 1 to 9, and 6 to 14 more digits, without spaces. Raise PhoneNumberError otherwise."""
-    if _E164.fullmatch(to) is None:
+    """Return a recipient's number: `+`, a digit from 1 to 9, and 6 to 14 more digits.
+
+    Spaces, hyphens, brackets, invisible characters and a leading `00` are removed. Digits without `+` are accepted, with a warning,
+    if they are a valid international number. Raise PhoneNumberError otherwise."""
+    number = to if _E164.fullmatch(to) else _normalise(to)
+    warnings: tuple[str, ...] = ()
+    if _DIGITS.fullmatch(number) and _is_valid(f"+{number}"):
+        number = f"+{number}"
+        warnings = (f"to {to!r} has no +; it was read as {number}",)
+    if _E164.fullmatch(number) is None:
         raise PhoneNumberError(f"{to[:32]!r} is not an E.164 number: + and 7 to 15 digits, as in +14155550100")
-    return PhoneNumber(to, _country(to))
+    calling_code, country = _country(number)
+    if calling_code and not _is_possible_length(calling_code, len(number) - 1):
+        warnings += (f"to {number} has a length that no number of its country has; carriers may reject it",)
+    return PhoneNumber(number, country, warnings)
+
+
+def normalise_number(text: str) -> str:
+    """Return a number in the form in which it is stored, for a search; a text that is not a number is returned unchanged."""
+    try:
+        return parse_number(text).e164
+    except PhoneNumberError:
+        return text
 
 
 def check_sender(sender: str) -> str | None:
@@ -55,21 +86,46 @@ def check_sender(sender: str) -> str | None:
     return "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"
 
 
-def _country(number: str) -> str | None:
+def _normalise(to: str) -> str:
+    text = _TRUNK_PREFIX.sub(r"\1", to[:MAX_LENGTH]) if len(to) <= MAX_LENGTH else to
+    number = "".join(character for character in text if unicodedata.category(character) not in _REMOVED_CATEGORIES)
+    return f"+{number[2:]}" if number.startswith(_INTERNATIONAL_PREFIX) else number
+
+
+def _is_valid(number: str) -> bool:
+    try:
+        return bool(phonenumbers.is_valid_number(phonenumbers.parse(number)))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _is_possible_length(calling_code: str, digits: int) -> bool:
+    """Return whether numbers of a calling code may have so many digits. phonenumbers decides by the length alone."""
+    number = phonenumbers.PhoneNumber(
+        country_code=int(calling_code), national_number=int("2".ljust(digits - len(calling_code), "0"))
+    )
+    reason = phonenumbers.is_possible_number_with_reason(number)
+    return bool(reason == phonenumbers.ValidationResult.IS_POSSIBLE)
+
+
+def _country(number: str) -> tuple[str, str | None]:
+    """Return the calling code of a number, "" for an unknown one, and its country."""
     for end in (2, 3, 4):
         regions = _REGIONS.get(number[1:end])
         if regions is not None:
             break
     else:
-        return None
+        return "", None
+    calling_code = number[1:end]
     if len(regions) == 1:
-        return str(regions[0])
+        return calling_code, str(regions[0])
     # Countries that share a calling code (+1, +7, +44, ...) divide its ten-digit numbers in blocks of at least 10,000, so the
     # country of a block can be cached. Numbers of another length are looked up one by one. So are numbers with a leading 0: it may
     # be a trunk prefix, and then the library reads another number.
     if len(number) - end == 10 and number[end] != "0":
-        return _country_of_block(number[:-4])
-    return _look_up_country(number)
+        return calling_code, _country_of_block(number[:-4])
+    return calling_code, _look_up_country(number)
 
 
 @lru_cache(maxsize=1 << 16)

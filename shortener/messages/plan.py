@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -40,8 +40,9 @@ MAX_LIFETIME = timedelta(days=3650)
 class RewriteItem:
     """One message of a request, for one recipient or several.
 
-    `message_ids` has one id for each recipient, or None for ids that the service generates. `field_path(field, recipient)` returns
-    the path of a field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
+    `message_ids` has one id for each recipient, or None for ids that the service generates. With `skip_invalid`, a recipient that
+    is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path of a field in the
+    caller's request, for errors; `recipient` is the index of a recipient, or None."""
 
     to: tuple[str, ...]
     body: str
@@ -63,6 +64,7 @@ class RewriteItem:
     metadata: dict[str, Any] | None = None
     domain: str = ""  # the host of one of the application's own domains; "": its default domain
     opt_out: tuple[str, ...] = ()  # destinations or labels of links by which a recipient refuses further messages
+    skip_invalid: bool = False
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
 
@@ -106,11 +108,19 @@ class LinkHosts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason to reject a request. `item` is the index of the message, so that errors are in request order."""
+    """One reason to reject a request. `item` and `recipient` are the indexes of the message and of its recipient.
+
+    A problem without a recipient concerns all recipients of the message."""
 
     item: int
     code: ErrorCode
     detail: Detail
+    recipient: int | None = None
+
+    @property
+    def full_detail(self) -> Detail:
+        """The detail with the places of the message and the recipient, and with the code."""
+        return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,8 @@ class PlannedRequest:
     messages. With an `error`, the messages were not checked."""
 
     application: Application
+    items: Sequence[RewriteItem]
+    plans: Sequence[ItemPlan]  # one for each item
     messages: tuple[PlannedMessage, ...]
     problems: tuple[Problem, ...]
     idempotency_key: str | None
@@ -173,18 +185,28 @@ class PlannedRequest:
         """Whether the database has to decide if the request, or a message of it, is a repeat."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
-    def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> None:
-        """Raise ApiError if the request must be rejected. Only `new_messages` are new; the others repeat stored messages.
+    def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
+        """Return the problems of messages that skip invalid recipients. Raise ApiError if the request must be rejected.
 
-        The error has the code of the first problem, and details of all problems in request order."""
+        Only `new_messages` are new; the others repeat stored messages. The error has the code of the first problem, and details of
+        all problems in request order, `other_problems` at the end."""
         if self.error is not None:
             raise self.error
-        plans = {message.item_index: message.plan for message in new_messages}
-        problems = [*self.problems, *(problem for plan in plans.values() for problem in plan.problems)]
-        problems.sort(key=lambda problem: problem.item)
-        problems += other_problems
-        if problems:
-            raise ApiError(problems[0].code, details=[problem.detail for problem in problems])
+        problems = [*self._problems_of(new_messages), *other_problems]
+        rejecting = [problem for problem in problems if not self.items[problem.item].skip_invalid]
+        if rejecting:
+            raise ApiError(rejecting[0].code, details=[problem.full_detail for problem in rejecting])
+        return problems
+
+    def all_problems(self) -> list[Problem]:
+        """Return all problems in request order, as if no message repeated a stored one."""
+        return self._problems_of(self.messages)
+
+    def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
+        """Return the problems of all recipients, and those of each item that has a new or an invalid recipient."""
+        items = {message.item_index for message in new_messages} | {problem.item for problem in self.problems}
+        problems = [*self.problems, *(problem for item in sorted(items) for problem in self.plans[item].problems)]
+        return sorted(problems, key=lambda problem: problem.item)
 
 
 def plan_request(
@@ -203,14 +225,14 @@ def plan_request(
     if recipients > limits.max_recipients:
         description = f"The request has {recipients} recipients; at most {limits.max_recipients} are permitted."
         error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
-        return PlannedRequest(application, (), (), idempotency_key, content_hash, to_ms(now), error)
+        return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []
     problems: list[Problem] = []
     used_ids: set[str] = set()
+    plans = [_plan_item(application, item, index, now, limits, hosts) for index, item in enumerate(items)]
     for index, item in enumerate(items):
-        plan = _plan_item(application, item, index, now, limits, hosts)
-        messages += _identify(application, item, index, plan, used_ids, problems)
-    return PlannedRequest(application, tuple(messages), tuple(problems), idempotency_key, content_hash, to_ms(now))
+        messages += _identify(application, item, index, plans[index], used_ids, problems)
+    return PlannedRequest(application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, to_ms(now))
 
 
 def _identify(
@@ -219,7 +241,7 @@ def _identify(
     """Return a message for each valid recipient. Add a problem for each recipient and id that is invalid."""
 
     def reject(code: ErrorCode, name: str, reason: str, recipient: int | None = None) -> None:
-        problems.append(Problem(item_index, code, Detail(item.field_path(name, recipient), reason)))
+        problems.append(Problem(item_index, code, Detail(item.field_path(name, recipient), reason), recipient))
 
     if not item.to:
         reject(ErrorCode.INVALID_RECIPIENT, "to", "must contain at least one recipient")

@@ -113,5 +113,5 @@ def _render(
         encoding=counted.encoding,
         segments=counted.segments,
         segments_without_rewriting=segments_without_rewriting,
-        warnings=(*warnings, *more_segments(counted.segments, segments_without_rewriting)),
+        warnings=(*message.number.warnings, *warnings, *more_segments(counted.segments, segments_without_rewriting)),
     )

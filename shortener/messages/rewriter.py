@@ -19,7 +19,7 @@ from typing import Any
 from shortener.accounts.directory import Application
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
-from shortener.messages.plan import LinkHosts, PlannedRequest, RewriteItem, RewriteLimits, plan_request
+from shortener.messages.plan import LinkHosts, PlannedRequest, Problem, RewriteItem, RewriteLimits, plan_request
 from shortener.messages.write import NewRows, Response, RewriteWriter
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
@@ -92,6 +92,13 @@ class Rewriter:
             # This commit or a later one started the task; the cache stores the links of commits in order.
             await asyncio.wait([self._caching])
         return response
+
+    def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
+        """Return the problems of messages that are not rewritten, because their request has other errors, too."""
+        request = plan_request(
+            application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
+        )
+        return request.all_problems()
 
     async def flush(self) -> None:
         """Return when no request waits."""

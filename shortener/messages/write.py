@@ -109,10 +109,11 @@ class _Batch:
                 raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
             return stored.messages
         repeats, conflicts, new = self._classify(request)
-        request.check(new, conflicts)
-        rendered = {id(message): self._render_repeat(message, before) for message, before in repeats}
-        rendered |= {id(message): self._create(request, message) for message in new}
-        response = [rendered[id(message)].serialize() for message in request.messages]
+        refused = _Refusals(request, request.check(new, conflicts))
+        rendered = {_place(message): self._render_repeat(message, before) for message, before in repeats}
+        rendered |= {_place(message): self._create(request, message) for message in new if refused.find(*_place(message)) is None}
+        places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
+        response = [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
         if key is not None:
             self._responses[application_id, key] = StoredResponse(request.content_hash, response)
             self._rows.add_response(request, key, response)
@@ -132,7 +133,8 @@ class _Batch:
             else:
                 path = message.item.field_path("message_id", message.recipient)
                 reason = f"{message.message_id!r} is already used for a message with other content"
-                conflicts.append(Problem(message.item_index, ErrorCode.MESSAGE_ID_CONFLICT, Detail(path, reason)))
+                problem = Problem(message.item_index, ErrorCode.MESSAGE_ID_CONFLICT, Detail(path, reason), message.recipient)
+                conflicts.append(problem)
         return repeats, conflicts, new
 
     def _render_repeat(self, message: PlannedMessage, stored: StoredMessage) -> RewrittenMessage:
@@ -151,6 +153,33 @@ class _Batch:
             self._messages[key] = StoredMessage(row_id, message.request_id, message.content_hash)
             self._links[row_id] = links
         return rewritten
+
+
+class _Refusals:
+    """The recipients that a request skips, by the indexes of message and recipient, with the first problem of each."""
+
+    def __init__(self, request: PlannedRequest, problems: Sequence[Problem]) -> None:
+        self._items = request.items
+        self._problems: dict[tuple[int, int | None], Problem] = {}
+        for problem in problems:
+            self._problems.setdefault((problem.item, problem.recipient), problem)
+
+    def find(self, item: int, recipient: int) -> Problem | None:
+        return self._problems.get((item, recipient)) or self._problems.get((item, None))
+
+    def serialize(self, item: int, recipient: int) -> dict[str, Any]:
+        """Return the entry of a recipient in the response."""
+        problem = self.find(item, recipient)
+        assert problem is not None
+        ids = self._items[item].message_ids
+        return {
+            "to": self._items[item].to[recipient],
+            "message_id": ids[recipient] if ids is not None and recipient < len(ids) else None,
+            "error_code": problem.code.name,
+            "field": problem.detail.field,
+            "reason": problem.detail.reason,
+            "position": problem.detail.position,
+        }
 
 
 class _Rows:
@@ -291,6 +320,10 @@ class _Rows:
             (queries.insert_responses, self._responses),
             (count_deltas.insert, count_deltas.rows(self._ids(), self._counted)),
         )
+
+
+def _place(message: PlannedMessage) -> tuple[int, int]:
+    return message.item_index, message.recipient
 
 
 def _process_key(request: PlannedRequest, message: PlannedMessage) -> ProcessKey:

@@ -31,7 +31,7 @@ from shortener.accounts.settings import Permission
 from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
-from shortener.web.validation import validate
+from shortener.web.validation import InvalidInput, validate
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -99,6 +99,8 @@ class Endpoint:
     addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its meaning.
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
     query and body itself, and their models only describe them.
+    `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
+    another.
     """
 
     method: str
@@ -113,6 +115,7 @@ class Endpoint:
     body_forms: bool = False
     body_optional: bool = False
     reads_request: bool = False
+    complete_error: Callable[[Service, Principal | None, InvalidInput], ApiError] | None = None
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
     status: int = 200
@@ -166,7 +169,10 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
         query = body = None
         if not endpoint.reads_request:
             query = validate(endpoint.query, group_by_name(request.query_params.multi_items())) if endpoint.query else None
-            body = await _read_body(endpoint, service, request) if endpoint.body else None
+            try:
+                body = await _read_body(endpoint, service, request) if endpoint.body else None
+            except InvalidInput as error:
+                raise (endpoint.complete_error(service, principal, error) if endpoint.complete_error else error) from None
         call = Call(service, request, request.path_params, query, body, principal)
         result = await endpoint.handler(call)
         if isinstance(result, Response):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from shortener.errors import ApiError, ErrorCode
+from shortener.messages.phone_numbers import normalise_number
 from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import RETRY_AFTER_SECONDS, Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
@@ -18,7 +19,7 @@ class ErasureRequest(RequestModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"phone": "+14085550100"}]})
 
-    phone: Text | None = Field(None, max_length=32, description="Phone number in E.164; erases every message to it.")
+    phone: Text | None = Field(None, max_length=64, description="Phone number, as in a rewrite; erases every message to it.")
     message_id: Text | None = Field(None, max_length=255, description="Id of one message.")
 
     @model_validator(mode="after")
@@ -47,7 +48,8 @@ class ErasureResponse(ResponseModel):
 async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     """Erase personal data in the caller's application."""
     service, body, application_id = call.service, call.body, call.application_id
-    target = {"phone": body.phone or "", "message_id": body.message_id or ""}
+    phone = normalise_number(body.phone or "")
+    target = {"phone": phone, "message_id": body.message_id or ""}
     if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
         # The cache contains destinations, which may be personal data.
         raise ApiError(
@@ -58,7 +60,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     if body.message_id is not None:
         erased = await service.database.write(erase_message, application_id, body.message_id, service.clock())
     else:
-        erased = await erase(service.database, application_id, body.phone or "", service.clock())
+        erased = await erase(service.database, application_id, phone, service.clock())
     return {"status": True, "erased": dataclasses.asdict(erased)}
 
 

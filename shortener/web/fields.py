@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -90,5 +90,18 @@ def _to_utc(value: datetime) -> datetime:
         raise ValueError("must be between the years 1 and 9999 in UTC") from None
 
 
+def _end_of_day(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            day = parse_iso(value)
+            return to_utc(day) if isinstance(day, datetime) else to_utc(day) + timedelta(days=1)
+        except (ValueError, OverflowError):
+            return value
+    return value
+
+
 #: A time in ISO 8601, converted to UTC. A time without a zone is taken as UTC.
 Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc), AfterValidator(_to_utc)]
+
+#: The end of a period: a time as above, or a date, which includes the whole day in UTC.
+EndTime = Annotated[AwareDatetime, BeforeValidator(_end_of_day), AfterValidator(_to_utc)]

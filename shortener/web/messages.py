@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
+from shortener.messages.phone_numbers import normalise_number
 from shortener.model import State
 from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
@@ -236,7 +237,7 @@ def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
-        to=query.to,
+        to=None if query.to is None else normalise_number(query.to),
         campaign=query.campaign,
         source=None if query.source == "all" else query.source,
         since=None if query.since is None else start_of(query.since, zone),

@@ -125,9 +125,18 @@ def _error_schemas() -> Document:
                 "field": {"type": "string", "description": "Path of the field in the request, for example messages.3.to."},
                 "reason": {"type": "string", "description": "A text for people; it may change."},
                 "position": {
-                    "type": "integer",
+                    "type": ["integer", "null"],
                     "description": "Position in a text, counted in characters from 0, if the error has one.",
                 },
+                "index": {
+                    "type": ["integer", "null"],
+                    "description": "Rewrites: place of the message in the request, from 0. null: the error concerns the request.",
+                },
+                "recipient": {
+                    "type": ["integer", "null"],
+                    "description": "Rewrites: place of the recipient in `to`, from 0. null: the error is about the whole message.",
+                },
+                "error_code": {"description": "Rewrites: the code of this error.", "allOf": [{"$ref": REF + "ErrorCode"}]},
             },
             "required": ["field", "reason"],
         },

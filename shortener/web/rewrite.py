@@ -7,17 +7,23 @@ to anybody; the response contains the text that the pipeline sends.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, RootModel, Tag
 
-from shortener.web import rewrite_shapes
+from shortener.accounts.directory import Principal
+from shortener.errors import ApiError
+from shortener.web import rewrite_errors, rewrite_shapes
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import RewriteBatch, RewriteMessage, RewriteResponse
+from shortener.web.validation import InvalidInput
 from shortener.web.vendors import infobip, xoxzo
 from shortener.web.vendors.infobip import InfobipRequest, InfobipResponse
 from shortener.web.vendors.xoxzo import XoxzoRequest
+
+if TYPE_CHECKING:
+    from shortener.container import Service
 
 _INFOBIP_FIELDS = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
@@ -58,13 +64,23 @@ async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
     match call.body.root:
         case InfobipRequest() as request:
             return await infobip.rewrite(call, request)
-        case RewriteBatch(messages=messages):
-            items = [rewrite_shapes.rewrite_item(message, f"messages.{index}") for index, message in enumerate(messages)]
+        case RewriteBatch(messages=messages, on_invalid=on_invalid):
+            items = [
+                rewrite_shapes.rewrite_item(message, f"messages.{index}", on_invalid) for index, message in enumerate(messages)
+            ]
         case XoxzoRequest() as message:
             items = [xoxzo.rewrite_item(message)]
         case message:
             items = [rewrite_shapes.rewrite_item(message)]
     return {"status": True, "messages": await rewrite_items(call, items)}
+
+
+def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
+    """Return the error of an invalid body with the problems of all texts, URLs and recipients."""
+    form = _form_of(error.data)
+    if principal is None or form not in ("single", "batch") or not isinstance(error.data, dict):
+        return error
+    return rewrite_errors.complete_error(service, principal.application, error, is_batch=form == "batch")
 
 
 ENDPOINTS = [
@@ -76,6 +92,7 @@ ENDPOINTS = [
         "Send pipeline",
         permission="sms.send",
         body=RewriteRequest,
+        complete_error=complete_error,
         response=AnyRewriteResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,

@@ -7,6 +7,7 @@ Most names are Syniverse's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJ
 from shortener.messages.plan import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import RequestModel, ResponseModel
-from shortener.web.fields import Metadata, Price, Sender, Text, Time
+from shortener.web.fields import EndTime, Metadata, Price, Sender, Text
 from shortener.web.validation import limit_errors
 
 MAX_BODY_LENGTH = 20_000  # characters; a concatenated SMS is much shorter, and a longer text would slow down a batch
@@ -37,6 +38,13 @@ MessageId = Annotated[
     AfterValidator(_check_id),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 100}, {"type": "integer"}]}),
 ]
+
+#: What happens to a recipient that is not valid.
+OnInvalid = Literal["fail", "skip"]
+_ON_INVALID = (
+    "fail: the whole request is rejected. skip: the valid recipients are stored, and the response contains an error in the place "
+    "of each other one."
+)
 
 
 def _as_track_link(value: Any) -> Any:
@@ -90,8 +98,10 @@ class MessageOptions(RequestModel):
     expires_in: int | None = Field(
         None, ge=1, le=3650 * 86400, description="Lifetime of the links, in seconds from now. Default: LINK_TTL_DAYS (90 days)."
     )
-    expires_at: Time | None = Field(
-        None, description="Expiry of the links, ISO 8601 (UTC without a zone). Use either this or `expires_in`."
+    expires_at: EndTime | None = Field(
+        None,
+        description="Expiry of the links, ISO 8601 (UTC without a zone); a date includes the whole day. Use either this or "
+        "`expires_in`.",
     )
     fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
@@ -105,7 +115,10 @@ class MessageOptions(RequestModel):
 class RewriteMessage(MessageOptions):
     """A message for one recipient or for several; each recipient gets separate links."""
 
-    to: str | list[str] = Field(description="Phone number in E.164, for example +14085550100, or a list of numbers.")
+    to: str | list[str] = Field(
+        description="Phone number in E.164, for example +14085550100, or a list of numbers. Spaces, hyphens, brackets, invisible "
+        "characters and a leading 00 are removed."
+    )
     body: str = Field(
         max_length=MAX_BODY_LENGTH,
         description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
@@ -114,11 +127,13 @@ class RewriteMessage(MessageOptions):
     message_id: MessageId | list[MessageId] | None = Field(
         None, description="Id of the message, unique in the application. Default: a generated id. A list if `to` is a list."
     )
+    on_invalid: OnInvalid | None = Field(None, description=f"{_ON_INVALID} Default: fail, or the value of the batch.")
 
 
 class RewriteBatch(RequestModel):
-    """Several messages; all are stored, or none."""
+    """Several messages; all are stored, or none, unless `on_invalid` is skip."""
 
+    on_invalid: OnInvalid = Field("fail", description=_ON_INVALID)
     messages: list[Annotated[RewriteMessage, WrapValidator(limit_errors)]] = Field(min_length=1)
 
 
@@ -144,15 +159,28 @@ class RewrittenMessageFields(ResponseModel):
     warnings: list[str] = Field(description="Possible problems with carriers or phones, as texts for people.")
 
 
+class RefusedRecipientFields(ResponseModel):
+    """A recipient that `on_invalid: skip` left out. Nothing was stored for it."""
+
+    to: str = Field(description="The recipient as written in the request.")
+    message_id: str | None = Field(description="The id in the request, if there is one.")
+    error_code: str
+    field: str = Field(description="Path of the invalid field in the request.")
+    reason: str
+    position: int | None
+
+
 class RewriteResponse(ResponseModel):
     """One entry per recipient, in the order of the request."""
 
     status: Literal[True] = True
-    messages: list[RewrittenMessageFields]
+    messages: list[RewrittenMessageFields | RefusedRecipientFields]
 
 
-def rewrite_item(message: RewriteMessage, path: str = "") -> RewriteItem:
-    """Return the message for the rewriter. `path` is its path in the request, for example `messages.3`."""
+def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid = "fail") -> RewriteItem:
+    """Return the message for the rewriter. `path` is its path in the request, for example `messages.3`.
+
+    `on_invalid` is the value of the batch; the message may have another one."""
     to, ids = message.to, message.message_id
 
     def field_path(name: str, recipient: int | None) -> str:
@@ -160,7 +188,7 @@ def rewrite_item(message: RewriteMessage, path: str = "") -> RewriteItem:
         parts = [path, name, str(recipient) if isinstance(value, list) and recipient is not None else ""]
         return ".".join(part for part in parts if part)
 
-    return with_options(
+    item = with_options(
         message,
         to=tuple(to) if isinstance(to, list) else (to,),
         body=message.body,
@@ -168,6 +196,7 @@ def rewrite_item(message: RewriteMessage, path: str = "") -> RewriteItem:
         message_ids=None if ids is None else (ids,) if isinstance(ids, str) else tuple(ids),
         field_path=field_path,
     )
+    return replace(item, skip_invalid=(message.on_invalid or on_invalid) == "skip")
 
 
 def with_options(

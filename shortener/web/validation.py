@@ -96,14 +96,22 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return None  # the validation as a whole fails, so nobody sees this item
 
 
+class InvalidInput(ApiError):
+    """The error of input that does not match its model. `data` is the input."""
+
+    def __init__(self, details: Sequence[Detail], hidden_details: int, data: Any) -> None:
+        super().__init__(ErrorCode.INVALID_REQUEST, details=details, hidden_details=hidden_details)
+        self.data = data
+
+
 def validate(model: type[M], data: Any) -> M:
-    """Return `data` as the model. Raise ApiError INVALID_REQUEST with a detail for each invalid field."""
+    """Return `data` as the model. Raise InvalidInput with a detail for each invalid field."""
     count = _ErrorCount()
     try:
         return model.model_validate(data, context=count)
     except ValidationError as error:
         details = _details(error.errors(include_url=False, include_input=False), data)
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=details, hidden_details=count.hidden) from None
+        raise InvalidInput(details, count.hidden, data) from None
 
 
 def _count_details(error: ValidationError, data: Any) -> int:

@@ -106,7 +106,7 @@ def test_commands_work_beside_a_running_server(server: Server) -> None:
     assert [row["message_id"] for row in rows] == ["m-1"]
     assert shell.json("verify")["drift"] == []
     assert set(shell.json("purge").values()) == {0}
-    erased = shell.json("messages", "erase", "--phone", "+14085550100", "--yes")
+    erased = shell.json("messages", "erase", "--phone", "+1 408-555-0100", "--yes")
     assert (erased["messages"], erased["links"]) == (1, 1)
     with server.client() as client:
         assert client.get(f"/{link['code']}").status_code == 410

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, normalise_number, parse_number
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,6 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, chec
         ("+8613812345678", "CN"),
         ("+870773111632", None),  # a satellite phone
         ("+9991234567", None),  # no such code
-        ("+14085555", None),
     ],
 )
 def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country: str | None) -> None:
@@ -32,13 +31,60 @@ def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country:
 @pytest.mark.parametrize(
     "to",
     [
-        "",
-        "+",
-        "14155550100",
         "0014155550100",
-        "+04155550100",
         "+1 415 555 0100",
         "+1-415-555-0100",
+        "+1\u2011415\u2013555\u22120100".replace("\u2212", "-"),
+        " +1 (415) 555-0100\n",
+        "(+1)\u00a0415\u3000555\u20090100",
+        "\u202a+14155550100\u202c",
+        "+1415\u200b5550100\ufeff",
+        "00 1 [415] 5550100",
+    ],
+)
+def test_spaces_hyphens_brackets_invisible_characters_and_a_leading_00_are_removed(to: str) -> None:
+    assert parse_number(to) == PhoneNumber("+14155550100", "US")
+    assert normalise_number(to) == "+14155550100"
+
+
+@pytest.mark.parametrize(
+    ("to", "e164"),
+    [
+        ("+44 (0)20 7946 0018", "+442079460018"),
+        ("0049 (0) 170 1234567", "+491701234567"),
+        ("+39 (0)6 69812345", "+390669812345"),
+    ],
+)
+def test_a_trunk_prefix_in_brackets_is_removed_where_it_is_not_dialled(to: str, e164: str) -> None:
+    assert parse_number(to).e164 == e164
+
+
+@pytest.mark.parametrize("to", ["14155550100", "1 415 555 0100", "41793026731", "49 170 1234567"])
+def test_digits_without_a_plus_are_accepted_with_a_warning_if_they_are_a_valid_number(to: str) -> None:
+    number = parse_number(to)
+    assert number.e164 == "+" + to.replace(" ", "")
+    assert number.warnings == (f"to {to!r} has no +; it was read as {number.e164}",)
+
+
+@pytest.mark.parametrize("to", ["+1408555010", "+140855501000", "+14085555"])
+def test_a_number_whose_length_does_not_exist_in_its_country_has_a_warning(to: str) -> None:
+    assert parse_number(to).warnings == (f"to {to} has a length that no number of its country has; carriers may reject it",)
+
+
+def test_a_text_that_is_not_a_number_is_searched_as_it_is() -> None:
+    assert normalise_number("0415555010") == "0415555010"
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "",
+        "+",
+        "4155550100",  # Romania has no such number
+        "0415555010",
+        "+0014155550100",
+        "+04155550100",
+        "+1 415 555 0100 ext 5",
         "+1408555XXXX",
         "+1415555010٠",
         "+１４１５５５５０１００",
@@ -46,8 +92,6 @@ def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country:
         "+1234567890123456",
         "tel:+14155550100",
         "+14155550100;ext=1",
-        "+14155550100\n",
-        " +14155550100",
         "+" + "1" * 10_000,
     ],
 )

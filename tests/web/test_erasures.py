@@ -27,7 +27,7 @@ async def everything(service: Service) -> str:
 async def test_erasing_a_phone_number_keeps_the_counts_correct(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     paths = [await link(client, metadata={"name": "Kola"}) for _ in range(2)]
     await client.get(paths[0], headers=PHONE)
-    answer = await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    answer = await client.post("/api/v1/erasures", json={"phone": "+1 (408) 555-0100"})
     assert answer.json() == {
         "status": True,
         "erased": {"messages": 2, "links": 2, "hits": 1, "conversions": 0, "events": 1, "attempts": 0},
@@ -39,7 +39,7 @@ async def test_erasing_a_phone_number_keeps_the_counts_correct(client: httpx.Asy
     stats = (await client.get("/api/v1/sms/stats")).json()
     assert (stats["messages"], stats["clicked_messages"], stats["clicks"]) == (2, 1, 1)
     assert await service.database.read(verify, NOON, clock.forward(hours=1)) == []
-    again = await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    again = await client.post("/api/v1/erasures", json={"phone": "001 408-555-0100"})
     assert set(again.json()["erased"].values()) == {0}
 
 

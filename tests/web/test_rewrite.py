@@ -230,6 +230,11 @@ async def test_links_expire_after_ninety_days_or_as_requested(client: httpx.Asyn
     assert await expiry(expires_in=3600) == "2026-11-20T13:00:00Z"
     assert await expiry(expires_at="2026-12-24T18:00:00+01:00") == "2026-12-24T17:00:00Z"
     assert await expiry(expires_at="2026-12-24T18:00:00") == "2026-12-24T18:00:00Z"
+    assert await expiry(expires_at="2026-12-24") == "2026-12-25T00:00:00Z"  # the whole day
+    assert await expiry(expires_at="2026-11-20") == "2026-11-21T00:00:00Z"  # today
+    assert (await rewrite(client, body=body, expires_at="2026-11-19")).status_code == 400
+    assert (await rewrite(client, body=body, expires_at="9999-12-31")).status_code == 400
+    assert (await rewrite(client, body=body, expires_at="9999-12-31T23:59:59-00:01")).status_code == 400
     assert (await rewrite(client, body=body, expires_at="2020-01-01T00:00:00Z")).status_code == 400
     assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
 
@@ -238,7 +243,7 @@ async def test_23_telecom_a_message_can_have_a_hundred_recipients(client: httpx.
     numbers = [f"+4479111{number:05}" for number in range(100)]
     assert (await rewrite(client, to=numbers, body="x")).status_code == 200
     assert await stored(service) == (100, 0)
-    numbers[57] = "447911100057"
+    numbers[57] = "07911100057"
     answer = await rewrite(client, to=numbers, body="x")
     assert [detail["field"] for detail in answer.json()["details"]] == ["to.57"]
     assert await stored(service) == (100, 0)
@@ -378,3 +383,159 @@ async def test_a_message_id_may_be_a_json_number(client: httpx.AsyncClient) -> N
     assert [message["message_id"] for message in response.json()["messages"]] == ["1", "2"]
     response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", "message_id": True})
     assert response.json()["details"][0]["field"] == "message_id"
+
+
+# Recipients and ids
+
+
+async def test_a_message_id_may_be_a_number(client: httpx.AsyncClient) -> None:
+    first = (await rewrite(client, body="x", message_id=7)).json()["messages"][0]
+    assert first["message_id"] == "7"
+    assert (await rewrite(client, body="x", message_id="7")).json()["messages"][0] == first
+    both = await rewrite(client, to=[TO, "+14085550101"], body="x", message_id=[8, "n"])
+    assert [message["message_id"] for message in both.json()["messages"]] == ["8", "n"]
+    assert (await rewrite(client, body="x", message_id=True)).status_code == 400
+    assert (await rewrite(client, body="x", message_id=7.5)).status_code == 400
+
+
+async def test_a_recipient_is_stored_without_spaces_and_hyphens(client: httpx.AsyncClient) -> None:
+    body = 'see #track("https://x.example/")'
+    first = (await rewrite(client, to=TO, body=body, message_id="m-1")).json()
+    for to in ("+1 408-555-0100", "001 (408) 555 0100", "\u202a+14085550100\u202c"):
+        again = (await rewrite(client, to=to, body=body, message_id="m-1")).json()
+        assert again == first
+    (message,) = (await rewrite(client, to="14085550100", body=body, message_id="m-1")).json()["messages"]
+    assert (message["to"], message["links"]) == (TO, first["messages"][0]["links"])
+    assert message["warnings"] == ["to '14085550100' has no +; it was read as +14085550100"]
+
+
+BAD = "0408"
+
+
+async def test_a_request_that_skips_invalid_recipients_stores_the_valid_ones(client: httpx.AsyncClient, service: Service) -> None:
+    body = 'see #track("https://x.example/")'
+    answer = await rewrite(client, to=[TO, BAD, "+14085550101"], body=body, message_id=["a", "b", "c"], on_invalid="skip")
+    assert answer.status_code == 200
+    first, refused, last = answer.json()["messages"]
+    assert [message["message_id"] for message in (first, last)] == ["a", "c"]
+    assert refused == {
+        "to": BAD,
+        "message_id": "b",
+        "error_code": "INVALID_RECIPIENT",
+        "field": "to.1",
+        "reason": f"'{BAD}' is not an E.164 number: + and 7 to 15 digits, as in +14155550100",
+        "position": None,
+    }
+    assert await stored(service) == (2, 2)
+    again = await rewrite(client, to=[TO, BAD, "+14085550101"], body=body, message_id=["a", "b", "c"], on_invalid="skip")
+    assert again.json() == answer.json()
+    assert await stored(service) == (2, 2)
+
+
+async def test_a_batch_that_skips_invalid_messages_stores_the_valid_ones(client: httpx.AsyncClient, service: Service) -> None:
+    await rewrite(client, body="first", message_id="used")
+    messages: list[dict[str, Any]] = [
+        {"to": TO, "body": "x #track("},
+        {"to": TO, "body": 'x #track("https://x.example/")'},
+        {"to": [TO, "+14085550101"], "body": "other", "message_id": ["used", "new"]},
+        {"to": [TO, TO], "body": "x", "message_id": ["twice", "twice"]},
+        {"to": [TO, TO], "body": "x", "message_id": ["one"]},
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages, "on_invalid": "skip"})
+    assert answer.status_code == 200
+    entries = answer.json()["messages"]
+    assert [entry.get("error_code") for entry in entries] == [
+        *[
+            "INVALID_TRACK_DIRECTIVE",
+            None,
+            "MESSAGE_ID_CONFLICT",
+            None,
+            None,
+            "INVALID_REQUEST",
+            "INVALID_REQUEST",
+            "INVALID_REQUEST",
+        ]
+    ]
+    assert (entries[0]["position"], entries[0]["field"]) == (9, "messages.0.body")
+    assert await stored(service) == (4, 1)
+    messages[1]["on_invalid"] = "fail"  # a message may differ from its batch
+    messages[1]["to"] = BAD
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages, "on_invalid": "skip"})
+    assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to"]
+
+
+async def test_all_recipients_may_be_skipped(client: httpx.AsyncClient, service: Service) -> None:
+    answer = await rewrite(client, to=BAD, body="x", on_invalid="skip")
+    assert (answer.status_code, [entry["error_code"] for entry in answer.json()["messages"]]) == (200, ["INVALID_RECIPIENT"])
+    assert await stored(service) == (0, 0)
+
+
+# Errors
+
+
+async def test_each_error_has_its_place_and_code_and_no_error_hides_another(client: httpx.AsyncClient, service: Service) -> None:
+    messages: list[Any] = [
+        {"to": TO, "body": 'ok ##track("https://x.example/") #track("ftp://x.example/") #track('},
+        {"to": [TO, BAD], "body": '#track("ftp://x.example/")', "fallback_url": "ftp://x.example/"},
+        {"to": TO, "body": "fine"},
+        {"to": BAD, "body": "#track(", "mt_price": "a lot", "unknown": 1},
+        {"to": TO},
+        5,
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages})
+    assert answer.status_code == 400
+    places = [
+        (detail["index"], detail["recipient"], detail["field"], detail["error_code"], detail["position"])
+        for detail in answer.json()["details"]
+    ]
+    assert places == [
+        (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 3),
+        (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 67),
+        (1, 1, "messages.1.to.1", "INVALID_RECIPIENT", None),
+        (1, None, "messages.1.body", "INVALID_TRACK_URL", 0),
+        (1, None, "messages.1.fallback_url", "INVALID_REQUEST", None),
+        (3, None, "messages.3.mt_price", "INVALID_REQUEST", None),
+        (3, None, "messages.3.unknown", "INVALID_REQUEST", None),
+        (3, 0, "messages.3.to", "INVALID_RECIPIENT", None),
+        (3, None, "messages.3.body", "INVALID_TRACK_DIRECTIVE", 7),
+        (4, None, "messages.4.body", "INVALID_REQUEST", None),
+        (5, None, "messages.5", "INVALID_REQUEST", None),
+    ]
+    assert answer.json()["error_code"] == "INVALID_TRACK_DIRECTIVE"
+    assert await stored(service) == (0, 0)
+    single = await client.post("/api/v1/rewrite", json={"to": [TO, BAD, 7], "body": "#track(", "campaign": 5})
+    assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.2"]
+
+
+async def test_at_most_a_thousand_errors_are_listed_and_all_are_counted(client: httpx.AsyncClient) -> None:
+    answer = await rewrite(client, to=[BAD] * 1000, body="#track( #track( #track(")
+    assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 1003)
+
+
+# Settings of the application
+
+
+async def test_the_application_chooses_what_is_tracked_and_which_schemes(client: httpx.AsyncClient) -> None:
+    changes = {"track": "first_url", "extra_schemes": ["myapp"], "strict_destinations": True}
+    answer = await client.patch("/api/v1/application", json=changes)
+    assert {name: answer.json()[name] for name in changes} == changes
+    (message,) = (await rewrite(client, body="see https://x.example/a now")).json()["messages"]
+    assert len(message["links"]) == 1
+    (message,) = (await rewrite(client, body="see https://x.example/a now", track="directives")).json()["messages"]
+    assert message["warnings"] == ["position 4: https://x.example/a is not tracked: `track` is directives and the text has none"]
+    (message,) = (await rewrite(client, body='#track("myapp://open/5")')).json()["messages"]
+    answer = await client.get("/" + message["links"][0]["code"], headers=PHONE)
+    assert (answer.status_code, answer.headers["location"]) == (302, "myapp://open/5")
+    answer = await rewrite(client, body='#track("https://x.example/{{code}}")')
+    assert answer.json()["error_code"] == "INVALID_TRACK_URL"
+    assert "write {code}" in answer.json()["details"][0]["reason"]
+
+
+async def test_an_expired_link_leads_to_its_fallback_with_placeholders(client: httpx.AsyncClient, clock: Clock) -> None:
+    fallback = "https://x.example/bye?m={message_id}&l={code}&c={click_id}"
+    answer = await rewrite(client, body='#track("https://x.example/")', message_id="m-1", expires_in=60, fallback_url=fallback)
+    code = answer.json()["messages"][0]["links"][0]["code"]
+    clock.forward(seconds=61)
+    location = (await client.get(f"/{code}", headers=PHONE)).headers["location"]
+    assert location.startswith(f"https://x.example/bye?m=m-1&l={code}&c=")
+    assert "{" not in location

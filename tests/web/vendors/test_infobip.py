@@ -137,7 +137,7 @@ async def test_infobip_fields_for_sending_are_ignored_and_callback_data_is_store
 
 
 async def test_errors_use_the_field_names_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
-    numbers = text("x", {"to": "41793026731"}, {"to": "0041793026731"}, {"to": "4179X"})
+    numbers = text("x", {"to": "41793026731"}, {"to": "041793026731"}, {"to": "4179X"})
     assert await refused(client, {"messages": [text("y"), numbers]}) == (
         "INVALID_RECIPIENT",
         ["messages.1.destinations.1.to", "messages.1.destinations.2.to"],
@@ -167,10 +167,12 @@ async def test_a_used_message_id_is_reported_with_its_position(client: httpx.Asy
     assert answer.json()["details"][0]["field"] == "messages.0.destinations.1.messageId"
 
 
-async def test_phone_numbers_without_a_plus_are_accepted_only_in_infobips_format(client: httpx.AsyncClient) -> None:
+async def test_phone_numbers_without_a_plus_have_a_warning_except_in_infobips_format(client: httpx.AsyncClient) -> None:
+    warning = "to '41793026731' has no +; it was read as +41793026731"
     for request in ({"to": "41793026731", "body": "x"}, {"recipient": "41793026731", "message": "x"}):
         answer = await client.post("/api/v1/rewrite", json=request)
-        assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_RECIPIENT")
+        assert answer.json()["messages"][0]["warnings"] == [warning]
+    assert (await send(client, text("x", {"to": "41793026731"})))["messages"][0]["warnings"] == []
 
 
 # The end of a process
