@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from shortener.clicks.verdicts.crawlers import find_crawler
+from shortener.clicks.verdicts.crawlers import compile_list, find_crawler
 from shortener.model import Verdict
 
 MAX_AGENT_LENGTH = 512  # characters that the rules examine
@@ -109,8 +109,107 @@ _PROGRAM = re.compile(
     re.IGNORECASE,
 )
 
+# Synthetic monitors, test tools, tools of developers and measuring programs: they drive a complete browser and add their name.
+_TOOLS = (
+    "PTST",
+    "GTmetrix",
+    "Pingdom",
+    "UptimeRobot",
+    "Uptrends",
+    "StatusCake",
+    "Site24x7",
+    "Checkly",
+    "Catchpoint",
+    "ThousandEyes",
+    "Dynatrace",
+    "Ruxit",
+    "Datadog",
+    "NewRelic",
+    "AppDynamics",
+    "AlertSite",
+    "DejaClick",
+    "GomezAgent",
+    "KeynoteAgent",
+    "iplabel",
+    "SpeedCurve",
+    "sitespeed",
+    "DebugBear",
+    "Hyperping",
+    "Freshping",
+    "NodePing",
+    "Zabbix",
+    "Nagios",
+    "Observatory",
+    "CloudflareDiagnostics",
+    "Lighthouse",
+    "PageSpeed",
+    "YellowLab",
+    "Dareboost",
+    "Yottaa",
+    "Selenium",
+    "WebDriver",
+    "Playwright",
+    "Puppeteer",
+    "PhantomJS",
+    "SlimerJS",
+    "CasperJS",
+    "Cypress",
+    "TestCafe",
+    "jsdom",
+    "HtmlUnit",
+    "Functionize",
+    "BrowserStack",
+    "SauceLabs",
+    "LambdaTest",
+    "Applitools",
+    "Katalon",
+    "Postman",
+    "HTTPie",
+    "Assetnote",
+    "BurpSuite",
+    "Nessus",
+    "Qualys",
+    "Nuclei",
+    "sqlmap",
+    "Nikto",
+    "Acunetix",
+    "Netsparker",
+    "zgrab",
+    "Censys",
+    "Shodan",
+    "Convertify",
+    "Sparkler",
+    "Mixnode",
+    "HLB/",
+    "yunjiankong",
+    "Transcoder",
+    "NetworkMeasurement",
+    "Prospecting",
+    "Advisor",
+    "geckoversion",
+)
+_TOOL, _ = compile_list(_TOOLS)
+_TIMESTAMP = re.compile(r" Time/[0-9]{10}")
+
+# A program that puts its name before the agent of a browser: "Test: Mozilla/5.0 (...". Some phones and proxies of carriers put
+# text there, too, so this does not apply to the agents of phones.
+_WORD_BEFORE_MOZILLA = re.compile(r"""["']?\w[^\s(]{0,39}?[\s;:=/."']{1,4}Mozilla/\d\.\d \(""")
+_MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
+
+# The plain agents of desktop browsers. Browsers of phones that request the desktop's page add their name or have a new version.
+_DESKTOP = re.compile(
+    r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*HTC)[^()]*\) (?:"
+    r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
+    r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
+    r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
+)
+# The last versions for Windows XP and OS X 10.9, of 2013 to 2018. People with such computers exist, but they do not open links
+# of an SMS on them. Samsung's Messages fetches previews as Firefox 24 on Ubuntu.
+_OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
+
 # The engines of browsers. Simple phones send the parts of their platform instead, or only their maker.
 _BROWSER = re.compile(
+    r"^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
     r"UCWEB|UCBrowser|Browser/|UP\.Browser|MIDP|MAUI|Obigo|NetFront|Teleca|Dolfin|Polaris|DoCoMo|"
     r"^(?:Alcatel|BlackBerry|HTC|Huawei|LGE?[-/ ]|Mot-|Nokia|Samsung|Sec-|Sie-|SonyEricsson|ZTE)",
@@ -148,8 +247,21 @@ def _crawler(agent: ParsedAgent) -> str | None:
 
 
 def _program(agent: ParsedAgent) -> str | None:
-    found = _PROGRAM.search(agent.particular)
-    return f"the agent names a program: {found[0].strip(' (;')}" if found else None
+    found = _PROGRAM.search(agent.particular) or _TOOL.search(agent.particular) or _TIMESTAMP.search(agent.particular)
+    if found:
+        return f"the agent names a program: {found[0].strip(' (;')}"
+    is_program = _WORD_BEFORE_MOZILLA.match(agent.text) and not _MOBILE.search(agent.text)
+    return "the agent has a word before Mozilla/" if is_program else None
+
+
+def _old_desktop(agent: ParsedAgent) -> str | None:
+    found = _DESKTOP.fullmatch(agent.text)
+    if found is None:
+        return None
+    name, version = next((name, version) for name, version in found.groupdict().items() if version is not None)
+    if int(version) >= _OLDEST_VERSIONS[name]:
+        return None
+    return f"a desktop browser that is too old for a person: {name.capitalize()} {version}"
 
 
 def _no_browser(agent: ParsedAgent) -> str | None:
@@ -163,6 +275,7 @@ AGENT_RULES: tuple[tuple[str, Callable[[ParsedAgent], str | None]], ...] = (
     ("crawler", _crawler),
     ("program", _program),
     ("no_browser", _no_browser),
+    ("old_desktop", _old_desktop),
 )
 _PERSON = Classification(Verdict.HUMAN, "browser", "no rule matched")
 
