@@ -1,1 +1,1 @@
-"""Delivery of events to the trackers of customers: fan-out, claims, attempts, outcomes, formats, signatures, address guard."""
+"""This package sends events to the trackers (endpoints) of customers, signs the requests and retries the failed ones."""

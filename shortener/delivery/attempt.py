@@ -1,11 +1,13 @@
-"""One attempt of a claimed delivery: send the request, classify the response, compute the new state of the delivery.
+"""This module makes one attempt to send a claimed delivery and computes the new state of the delivery from the response.
 
-An attempt starts only if its lease is long enough; otherwise the claim is returned and the attempt does not count. The claim of a
-cancelled attempt is returned too. A local failure (resolver, sockets, an unusable stored row) does not count either: the delivery
-waits `LOCAL_FAILURE_PAUSE_MS`, or ends dead if nothing but local failures has happened to it for `expiry.MAX_HOLD`.
+An attempt starts only if the lease of the delivery is longer than the attempt can last. Otherwise, and if the attempt is cancelled,
+the process gives the claim back and the attempt does not count. A local failure (this host's resolver or sockets fail, or a stored
+row is unusable) does not count either. The delivery then waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. It becomes dead if it has had
+only local failures for `expiry.MAX_HOLD`.
 
-A 429 of a tracker does not count as an attempt in the first `FREE_429_MS` of a delivery or since its last replay. The number of the
-attempt increases nevertheless. Callbacks of messages have no rate that could be lowered, so there every attempt counts.
+A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
+or last replayed. The attempt number increases nevertheless. For callbacks of messages, every 429 response counts as an attempt,
+because the service does not adapt a rate for callbacks.
 """
 
 from __future__ import annotations
@@ -30,21 +32,21 @@ from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)
 
-#: Time until a delivery that failed locally is attempted again. This process pauses its queue for the same time.
+#: A delivery that failed because of this host is attempted again after this time. The process pauses its queue equally long.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
-#: How long 429 responses use no attempt of a delivery.
+#: A 429 response does not count as an attempt for this time after a delivery was created or replayed.
 FREE_429_MS = 86_400_000
-#: Shortest and longest time from a 429 without `Retry-After` to the next attempt. The rate of the tracker matters more.
+#: After a 429 response without `Retry-After`, the next attempt waits between these two times.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptInFlight:
-    """An attempt that a committed claim allows. `target` None: the stored tracker or callback URL is unusable.
+    """An attempt that may start because the claim of its delivery is committed.
 
-    `is_probe`: the attempt tests whether a tracker with an open breaker works again. `is_paced`: the tracker has a learned rate
-    (pace.py), which a success raises."""
+    `target` is None if the stored tracker or callback URL is unusable. `is_probe` is true if the attempt tests whether a tracker
+    with an open circuit breaker works again. `is_paced` is true if the service has learned a rate for the tracker (pace.py)."""
 
     claim: ClaimedDelivery
     target: DeliveryTarget | None
@@ -55,9 +57,10 @@ class AttemptInFlight:
 
 @dataclass(frozen=True, slots=True)
 class FinishedAttempt:
-    """An attempt that has ended and is not yet recorded. `outcome` None: the claim is returned.
+    """An attempt that has ended and whose outcome is not yet in the database.
 
-    `started` and `at`: begin and end, in milliseconds since 1970."""
+    `outcome` is None if no request was completed and the claim is given back. `started` and `at` are the start and the end of the
+    attempt, in milliseconds since 1970."""
 
     attempt: AttemptInFlight
     delivery: FinishedDelivery
@@ -76,7 +79,7 @@ class FinishedAttempt:
 
 
 class AttemptRunner:
-    """Runs attempts. It writes nothing: the outcome writer records the result."""
+    """A runner of delivery attempts. It does not write to the database: `OutcomeWriter` records the results."""
 
     def __init__(self, sender: Sender, ids: IdGenerator, clock: Clock, rng: random.Random, *, allow_http: bool) -> None:
         self._sender = sender
@@ -86,12 +89,12 @@ class AttemptRunner:
         self._allow_http = allow_http
 
     async def run(self, attempt: AttemptInFlight) -> FinishedAttempt:
-        """Make one attempt and return its result. If the task is cancelled, return the claim instead of raising."""
+        """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back."""
         claim, target = attempt.claim, attempt.target
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
-            # Another process could start the same attempt before this one ends.
+            # The lease would end during the attempt, and another process could then send the same delivery.
             log.warning("lease_too_short", delivery=encode(claim.id))
             return self._returned(attempt, "lease_too_short")
         try:
@@ -168,12 +171,16 @@ class AttemptRunner:
         return FinishedAttempt(attempt, delivery, row, outcome, to_ms(started), now_ms)
 
     def _pause_after_429(self, free_attempts: int) -> float:
-        """Return the milliseconds until the next attempt. They grow, so that one delivery cannot use all of the rate."""
+        """Return how many milliseconds a delivery waits after a 429 response that did not count as an attempt.
+
+        The time grows with the number of such responses, so that one delivery does not use the whole rate of its tracker."""
         pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
         return pause * (1 + self._rng.random() / 10)
 
     def _failed_locally(self, attempt: AttemptInFlight, response: SendResult, now: int) -> FinishedAttempt:
-        """Return the claim. The error becomes the delivery's last error, but there is no row in `attempts`."""
+        """Return the result of an attempt that failed because of this host: the claim is given back with the error.
+
+        The error becomes the last error of the delivery. No row is added to the table `attempts`."""
         log.warning("local_failure", delivery=encode(attempt.claim.id), error=response.error, detail=response.detail)
         held_since = attempt.claim.held_since
         if held_since is None or held_since > now:
@@ -191,12 +198,12 @@ class AttemptRunner:
 
 
 def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:
-    """Return whether a delivery with attempts left is repeated. A callback is, whatever the response was."""
+    """Return whether a failed delivery that has attempts left is attempted again. Callbacks of messages always are."""
     return outcome.kind is OutcomeKind.RETRY or claim.tracker_id is None
 
 
 def _return_claim(claim: ClaimedDelivery, now: int, error: str | None) -> FinishedDelivery:
-    """Return the values of a delivery whose claimed attempt does not count. It is due at once."""
+    """Return the new column values of a delivery whose claimed attempt does not count. The delivery is due at once."""
     return FinishedDelivery(
         id=claim.id,
         claimed_attempt=claim.attempt,
@@ -215,6 +222,8 @@ def _return_claim(claim: ClaimedDelivery, now: int, error: str | None) -> Finish
 
 
 def to_storable_text(raw: str | bytes, limit: int | None = None) -> str:
-    """Return what a receiver sent as text that a database can store: valid UTF-8 without NUL, at most `limit` characters."""
+    """Convert text or bytes from a receiver to text that a database can store: valid UTF-8 without NUL characters.
+
+    The result has at most `limit` characters."""
     text = (raw if isinstance(raw, bytes) else raw.encode("utf-8", "replace")).decode("utf-8", "replace")
     return text.replace("\x00", "\ufffd")[:limit]

@@ -1,8 +1,9 @@
-"""The transaction that claims deliveries: find the due queues, read their trackers, plan the claims, write them.
+"""This module claims due deliveries in the database, so that only this process attempts them until their leases end.
 
-claims.py decides how much each queue gets. This module reads its inputs (queues, tracker states, targets) and writes its decision
-(claims, breakers, rates). Deliveries that cannot be sent now wait, or expire (expiry.py). The deliveries of a disabled application
-wait. `ClaimWriter.write` changes no state of the writer, because the transaction may run again. `committed` does.
+It reads the queues that have due deliveries and the state of their trackers. `claims.plan_claims` decides how many deliveries of
+each queue are claimed, and this module writes the claims and the new state of the trackers. The deliveries of a disabled tracker or
+application wait, and become dead when they have waited too long (expiry.py). `ClaimWriter.write` does not change the `ClaimWriter`
+object, because the database may run the transaction again. `ClaimWriter.committed` changes it after the commit.
 """
 
 from __future__ import annotations
@@ -31,19 +32,20 @@ from shortener.storage import schema
 
 log = structlog.get_logger(__name__)
 
-#: Shortest time until a queue with a limited rate is examined again, also if another process has locked its tracker.
+#: The dispatcher waits at least this long before it examines a queue with a limited rate again.
 MIN_RATE_PAUSE_MS = 20
-#: Queues that one cycle examines. It bounds a transaction that on SQLite blocks every other writer.
+#: One dispatch cycle examines at most this many queues, because its transaction blocks every other writer on SQLite.
 MAX_QUEUES = 256
 
 
 @dataclass(slots=True)
 class ClaimResult:
-    """The effects of one transaction.
+    """The result of one transaction that claimed deliveries.
 
-    `after`: the queue after which the next cycle starts. `more`: the next cycle must examine further queues. `targets`: targets
-    that were read from the database, by tracker id. `wake_at`: when the rate of a tracker lets the next delivery pass; None if no
-    rate delays a delivery."""
+    `after` is the name of the queue after which the next dispatch cycle starts. `more` is true if the next cycle must examine
+    further queues. `targets` contains the targets that were read from the database, by tracker id. `expired` is the number of
+    deliveries that became dead because they waited too long. `wake_at` is the time at which the rate of a tracker allows the next
+    delivery; it is None if no rate delays a delivery."""
 
     after: str
     attempts: list[AttemptInFlight] = field(default_factory=list)
@@ -53,12 +55,12 @@ class ClaimResult:
     wake_at: int | None = None
 
     def wake_not_later_than(self, at: int) -> None:
-        """Note that a delivery can be sent at this time."""
+        """Set `wake_at` to the given time if that is earlier than the current value."""
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
 class ClaimWriter:
-    """Claims due deliveries. It caches the targets of trackers until their revision changes."""
+    """A writer of claims. It caches the target of each tracker until the revision of the tracker changes."""
 
     def __init__(self, trackers: Trackers, settings: Settings, rng: random.Random) -> None:
         self._trackers = trackers
@@ -68,7 +70,7 @@ class ClaimWriter:
         self._after = ""
 
     def committed(self, result: ClaimResult) -> None:
-        """Update the writer after the transaction is committed."""
+        """Update the cached targets and the position in the queues after the transaction was committed."""
         self._targets |= result.targets
         self._after = result.after
 
@@ -84,8 +86,9 @@ class ClaimWriter:
     ) -> ClaimResult:
         """Claim up to `limit` deliveries, as a part of the caller's transaction.
 
-        `paused`: queues that are skipped, with the end of their pause. `share`: the part of this process in the concurrency of
-        trackers. `responsive`: queues of callbacks whose host has responded. Times are milliseconds since 1970."""
+        `paused` contains the queues to skip, with the time at which the pause ends. `share` is the share of this process in the
+        concurrency of trackers. `responsive` contains the callback queues whose host has responded. Times are milliseconds since
+        1970."""
         result = ClaimResult(self._after)
         if limit <= 0:
             return result
@@ -118,12 +121,12 @@ class ClaimWriter:
         if requests:
             result.after = requests[-1].queue
         else:
-            # Continue with the next queues, once around.
+            # No delivery was claimed, so the next cycle continues with the queues after these.
             result.after, result.more = ("", False) if is_last else (queues[-1].name, True)
 
         claimed = dispatch_queries.claim(connection, requests, now)
         counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
-        # A part that returned fewer claims than requested has no further due deliveries.
+        # If fewer deliveries were claimed than requested, the queue has no further due deliveries.
         has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
         probes: set[str] = set()
         requested = {request.queue for request in requests}
@@ -155,7 +158,7 @@ class ClaimWriter:
         disabled: Mapping[int, int],
         now: int,
     ) -> Candidate | None:
-        """Return the queue as a candidate; None if its deliveries must wait or have ended now."""
+        """Return a candidate for claims from the queue. Return None if its deliveries must wait or have become dead now."""
         settings = self._settings
         tracker = _tracker_of(queue.name)
         retention = timedelta(days=settings.event_retention_days)
@@ -187,7 +190,10 @@ class ClaimWriter:
         return Candidate(queue, state.application_id, target.concurrency, target.timeout, state.health, state.pace)
 
     def _write_release(self, connection: Connection, candidate: Candidate, count: int, has_more: bool, now: int) -> bool:
-        """Write what breaker and rate let pass: `count` deliveries. `has_more`: more are due. Return True if they are a probe."""
+        """Update the circuit breaker and the rate of a tracker after `count` of its deliveries were claimed.
+
+        `has_more` is true if the queue has further due deliveries. Return whether the claimed delivery is the probe of an open
+        circuit breaker."""
         health = stored = candidate.health
         assert health is not None
         assert candidate.pace is not None
@@ -214,7 +220,7 @@ class ClaimWriter:
     def _current_targets(
         self, connection: Connection, result: ClaimResult, states: Mapping[int, TrackerState]
     ) -> dict[int, DeliveryTarget]:
-        """Return the targets of the trackers. Those that changed since they were cached are read from the database."""
+        """Return the targets of the trackers, by tracker id. Read a target from the database if its cached copy is outdated."""
         found: dict[int, DeliveryTarget] = {}
         stale = []
         for tracker, state in states.items():
@@ -252,7 +258,9 @@ class ClaimWriter:
 
 
 def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueue], bool]:
-    """Return up to MAX_QUEUES queues after `after`, continued from the first, and whether the last of all is among them."""
+    """Return up to MAX_QUEUES queues that follow the queue `after` by name, and whether the last queue is among them.
+
+    After the last queue, the result continues with the first one."""
     queues = dispatch_queries.pending_queues(connection, after, MAX_QUEUES)
     is_last = len(queues) < MAX_QUEUES
     if after and is_last:
@@ -262,9 +270,9 @@ def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueu
 
 
 def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:
-    """Lock the trackers that their breaker or rate limits, and read both again. Return the names of their queues.
+    """Lock the trackers that are limited by a circuit breaker or a rate, and read both again.
 
-    Candidates whose tracker is locked by another process are removed."""
+    Remove the candidates whose tracker another process has locked. Return the names of the locked trackers' queues."""
     names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
     ids = {tracker for name in names if (tracker := _tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)
@@ -289,6 +297,6 @@ def _tracker_of(queue: str) -> int | None:
 
 
 def _application_of(queue: str) -> int | None:
-    """Return the application of a queue of callbacks. Queues of an older release have none."""
+    """Return the application id in the name of a callback queue; None if an older release named the queue, without an id."""
     application, slash, _ = queue[1:].partition("/")
     return int(application) if slash and application.isdecimal() else None

@@ -1,18 +1,19 @@
-"""Selection of the deliveries that a process claims next: a pure function of queues, health and free slots.
+"""This module decides how many due deliveries of each queue the process claims next. It has no I/O.
 
-A slot is the right to have one attempt in flight. The rules keep slots free for others:
+A queue contains the deliveries of one tracker, or the callbacks of one application to one host. A slot is the right to have one
+attempt in flight. These rules keep slots free for queues that respond:
 
-- A queue never takes more slots than it leaves free, and never more than its concurrency.
-- An application never takes more than three times the slots that it leaves free.
-- A queue that no other queue waits beside takes three quarters of all slots.
-- A queue that uses few slots may take up to four although its application is at its limit, while one sixteenth of all slots is free
-  (callbacks: up to one, while one eighth is free).
-- The breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
-- A queue of callbacks has one slot until its host has responded.
-- All candidates of a cycle get an equal share first.
-- If first attempts and retries of a queue are both due, each part gets half.
+- A queue never uses more slots than it leaves free, and never more than its concurrency.
+- If only one queue has due deliveries, it may use three quarters of all slots.
+- An application never uses more than three times the slots that it leaves free.
+- A tracker may use up to four slots although its application is at its limit, while more than one sixteenth of all slots is free.
+  The callbacks to a host may use one slot, while more than one eighth of all slots is free.
+- The circuit breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
+- The callbacks to a host use one slot until the host has responded.
+- All queues with due deliveries first get an equal share of the claims.
+- If first attempts and retries of a queue are both due, each kind gets half of the claims.
 
-So every further queue or application that hangs takes a smaller part of the remaining slots. Times are milliseconds since
+So each additional queue or application that hangs uses a smaller part of the remaining slots. Times are milliseconds since
 1970-01-01 UTC.
 """
 
@@ -30,21 +31,25 @@ from shortener.delivery.pace import TrackerPace
 
 K = TypeVar("K")
 
-#: How long a lease outlasts the time limit of its attempt: time to record the outcome, and tolerance for clocks that differ.
+#: A lease ends this long after the time limit of its attempt. The process needs the time to record the outcome, and the clocks of
+#: processes may differ.
 LEASE_MARGIN_MS = 10_000
-#: Part of the margin that must remain when the request starts. If the claim took longer to commit, it is returned.
+#: When an attempt starts, its lease must last at least this long beyond the time limit. Otherwise the claim is given back.
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
-#: An application takes at most this many times the slots that it leaves free.
+#: An application uses at most this many times the slots that it leaves free.
 APPLICATION_FACTOR = 3
-#: While this part of all slots (one in eight) is free, each host of callbacks may take one slot.
+#: The callbacks to a host may use one slot while more than one slot in this number is free.
 RESERVED_PART = 8
-#: Slots that a tracker gets beside hanging trackers of its application, while this part of all slots (one in sixteen) is free.
+#: A tracker may use `MIN_SLOTS` slots although other trackers of its application hang, while more than one slot in `LAST_PART` is
+#: free.
 MIN_SLOTS, LAST_PART = 4, 16
 
 
 @dataclass(slots=True)
 class SlotUsage:
-    """Slots of this process that are in use, by queue and by application (None: callbacks of an older release)."""
+    """The slots of this process that are in use, by queue and by application.
+
+    The application is None for callbacks that an older release stored."""
 
     total: int
     busy: int = 0
@@ -57,7 +62,7 @@ class SlotUsage:
 
     @property
     def unreserved(self) -> int:
-        """Free slots beyond the quarter that a queue leaves free although no other queue waits."""
+        """The number of free slots without the quarter of all slots that a single queue must leave free."""
         return max(self.free - self.total // (APPLICATION_FACTOR + 1), 0)
 
     def copy(self) -> SlotUsage:
@@ -82,9 +87,10 @@ def _decrement(counter: Counter[K], key: K) -> None:
 
 @dataclass(slots=True)
 class Candidate:
-    """A queue with due deliveries. `health` and `pace` None: callbacks, which have neither. `timeout`: seconds of one attempt.
+    """A queue with due deliveries that the process may claim.
 
-    `concurrency` is the share of this process."""
+    `concurrency` is the number of attempts that this process may have in flight for the queue. `timeout` is the time limit of one
+    attempt in seconds. `health` and `pace` are None for callbacks, which have no circuit breaker and no learned rate."""
 
     queue: DeliveryQueue
     application_id: int | None
@@ -94,22 +100,22 @@ class Candidate:
     pace: TrackerPace | None = None
 
     def is_limited(self, now: int) -> bool:
-        """Whether the breaker or the rate limits the queue. Then the tracker must be locked before anything is claimed."""
+        """Return whether the circuit breaker or the rate limits the queue. If so, lock the tracker before claiming deliveries."""
         if self.health is not None and not self.health.allows_any_number:
             return True
         return self.pace is not None and self.pace.limit(now) is not None
 
     def lease_until(self, now: int) -> int:
-        """Return the end of a lease that starts at `now`."""
+        """Return the time at which a lease ends that starts at `now`, in milliseconds since 1970."""
         return now + round(self.timeout * 1000) + LEASE_MARGIN_MS
 
 
 def plan_claims(
     candidates: Sequence[Candidate], usage: SlotUsage, limit: int, *, now: int, recovery_rate: float, rng: random.Random
 ) -> list[ClaimRequest]:
-    """Return what to claim for the candidates, in their order, at most `limit` deliveries in total.
+    """Return the claim requests for the candidates, in the order of the candidates, for at most `limit` deliveries in total.
 
-    `recovery_rate`: deliveries per second of the backlog of a recovering tracker. `usage` is not changed."""
+    `recovery_rate` is the number of deliveries per second that a recovering tracker gets. The function does not change `usage`."""
     usage = usage.copy()
     share = max(1, limit // len(candidates)) if candidates else 0
     is_only_queue = len(candidates) == 1
@@ -125,9 +131,9 @@ def plan_claims(
 
 
 def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bool = False) -> int:
-    """Return how many more slots the queue may take; its breaker and its rate are not considered.
+    """Return how many more slots the queue may use, without regard to its circuit breaker and its rate.
 
-    `is_only_queue`: no other queue is waiting."""
+    `is_only_queue` is true if no other queue has due deliveries."""
     free, busy = usage.free, usage.by_queue[candidate.queue.name]
     for_queue = max((free - busy) // 2, int(busy == 0 and free > 0))
     used = usage.by_application[candidate.application_id]
@@ -142,7 +148,7 @@ def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bo
 
 
 def _allowance(candidate: Candidate, usage: SlotUsage, now: int, recovery_rate: float) -> int:
-    """Return how many deliveries the breaker and the rate let pass."""
+    """Return how many deliveries the circuit breaker and the rate of the tracker allow now."""
     by_rate = None if candidate.pace is None else candidate.pace.allowance(now)
     by_breaker = _breaker_allowance(candidate, usage, now, recovery_rate)
     return by_breaker if by_rate is None else min(by_breaker, by_rate)
@@ -161,12 +167,12 @@ def _breaker_allowance(candidate: Candidate, usage: SlotUsage, now: int, recover
 
 
 def _split(candidate: Candidate, count: int, now: int, rng: random.Random) -> list[ClaimRequest]:
-    """Divide `count` claims between first attempts and retries."""
+    """Return claim requests that divide `count` claims between the first attempts and the retries of a queue."""
     name, first_due, retry_due = candidate.queue
     is_first_due = first_due is not None and first_due <= now
     is_retry_due = retry_due is not None and retry_due <= now
     if is_first_due and is_retry_due:
-        # Chance decides about an odd one: strict alternation could always favour the same part.
+        # If the count is odd, a random bit decides which of the two gets the additional claim.
         firsts = (count + rng.getrandbits(1)) // 2
     else:
         firsts = count if is_first_due else 0

@@ -1,11 +1,11 @@
-"""Repair of stored times after the clock was set back.
+"""This module repairs the stored times of deliveries and trackers after the system clock was set back.
 
-Times that were written before the step are too far ahead: a retry planned in two seconds would wait for hours. `repair` gives each
-retry, lease, breaker and rate its planned delay again, counted from now. It recognises them by the time at which they were written,
-or because no plan reaches so far ahead. A retry that was planned before the step went back to (a delay of hours) can wait longer,
-by at most the step.
+Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
+for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. It
+finds the wrong times in two ways: they were stored at a time that is now in the future, or they are further ahead than any delay
+allows. A retry with a delay of hours can be missed. It then waits longer, at most by the time by which the clock was set back.
 
-After a step forward, everything that was planned in between is due at once. Nothing needs repair.
+If the clock is set forward, retries and leases are due earlier, and no stored time needs repair.
 
 Times are milliseconds since 1970-01-01 UTC.
 """
@@ -26,16 +26,17 @@ from shortener.delivery.pace import TrackerPace
 from shortener.storage import schema
 from shortener.storage.types import from_ms
 
-#: Differences between the clocks of processes that are no step.
+#: The clocks of two processes may differ by this time. A larger difference means that a clock was set back.
 TOLERANCE_MS = 5000
-#: The longest lease: the highest time limit of an attempt, and the margin.
+#: The longest possible lease: the highest time limit of an attempt (60 s) plus the margin of every lease.
 MAX_LEASE_MS = 60_000 + LEASE_MARGIN_MS
 
 
 def repair(connection: Connection, now: int, lease_ms: int) -> int:
-    """Repair all times that are too far ahead, as a part of the caller's transaction. Return the number of changed rows.
+    """Repair all stored times that are too far in the future, as a part of the caller's transaction.
 
-    `lease_ms`: after this time, attempts whose lease is too long are repeated. They may still be in flight."""
+    A delivery whose lease is too long becomes due `lease_ms` milliseconds after `now`, because its attempt may still be in flight.
+    Return the number of changed rows."""
     return _repair_deliveries(connection, now, lease_ms) + _repair_trackers(connection, now)
 
 
@@ -83,7 +84,7 @@ def _repair_trackers(connection: Connection, now: int) -> int:
 
 
 def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
-    """Return the health with no time further ahead than the breaker can make it."""
+    """Return the health of a tracker with corrected times: none is further in the future than the circuit breaker can set it."""
     open_until = health.open_until
     if open_until is not None:
         open_until = min(open_until, now + max(pause(health.failures_in_row), MAX_LEASE_MS))
@@ -96,7 +97,9 @@ def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
 
 
 def repaired_pace(pace: TrackerPace, now: int) -> TrackerPace:
-    """Return the pace with no time further ahead than planned. A time of `Retry-After` counts from the 429."""
+    """Return the pace of a tracker with corrected times: none is further in the future than planned.
+
+    The time that a tracker requested with `Retry-After` starts at its 429 response."""
     paced_until = pace.paced_until
     if paced_until is not None and pace.lowered_at is not None and pace.lowered_at > now:
         paced_until = now + max(paced_until - pace.lowered_at, 0)

@@ -1,9 +1,10 @@
-"""Deliveries for the API and the command line: lists, details with attempts, replay, and the backlog of a tracker.
+"""This module lists, shows and replays deliveries for the API and the command line, and counts the backlog of a tracker.
 
-A page starts below a row id and walks an index. A filter that has no index examines the next `MAX_WALK_ROWS` deliveries only.
-So a page can contain fewer deliveries than requested, or none, and still have a next page. Counts stop at `MAX_COUNT`.
+A page of a list continues below a given delivery id and reads an index of the database. If no index supports a filter, one page
+examines at most `MAX_WALK_ROWS` deliveries. Such a page can contain fewer deliveries than requested, or none, although a next page
+exists. Counts stop at `MAX_COUNT`.
 
-A replay gives a delivery that ended (dead or delivered) all its attempts again. The event id stays the same, and the attempt
+A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
 number continues.
 """
 
@@ -28,21 +29,23 @@ from shortener.storage.types import to_ms
 MAX_WALK_ROWS = 10_000
 MAX_COUNT = 10_000
 MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
-#: Attempts of one delivery that are shown.
+#: The details of a delivery contain at most this many attempts.
 MAX_ATTEMPTS = 500
 
 StatusName = Literal["pending", "parked", "delivered", "dead"]
 assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatus}
 
-# Literals in the statement: with a parameter, a partial index cannot be used.
+# The SQL statement contains the status as a literal, because a database cannot use a partial index for a parameter.
 _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
 _IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one receiver. `tracker_id` None: the callback of a message. `message_id`: the id that the sender of the SMS
-    knows."""
+    """A delivery: one event that is sent to one receiver.
+
+    `tracker_id` is None if the delivery is the callback of a message. `message_id` is the id that the SMS sender gave to the
+    message."""
 
     id: int
     application_id: int
@@ -53,7 +56,7 @@ class Delivery:
     message_id: str | None
     status: DeliveryStatus
     attempt: int
-    next_at: datetime | None  # None unless it is pending
+    next_at: datetime | None  # the time of the next attempt; None if the delivery is not pending
     created_at: datetime
     finished_at: datetime | None
     last_status: int | None
@@ -62,7 +65,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """One request that was sent. `answer`: the first KiB of the response body."""
+    """One attempt to send a delivery. `answer` is the first KiB of the response body."""
 
     attempt: int
     at: datetime
@@ -75,7 +78,7 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
-    """Conditions on deliveries. `since` (inclusive) and `until` (exclusive) refer to the creation of the delivery."""
+    """A filter for deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was created."""
 
     application_id: int | None = None
     tracker_id: int | None = None
@@ -86,7 +89,7 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
-    """Deliveries, newest first. `next`: the id below which the next page starts, None on the last page."""
+    """A page of deliveries, newest first. `next` is the id below which the next page starts; it is None on the last page."""
 
     deliveries: list[Delivery]
     next: int | None
@@ -94,7 +97,9 @@ class DeliveryPage:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryBacklog:
-    """Counts of a tracker, limited to MAX_COUNT. `waiting_since`: when the delivery that waits longest was due."""
+    """The numbers of pending and dead deliveries of a tracker, each at most MAX_COUNT.
+
+    `waiting_since` is the time at which the oldest overdue delivery was due; it is None if no delivery is overdue."""
 
     pending: int
     dead: int
@@ -102,28 +107,32 @@ class DeliveryBacklog:
 
 
 class Deliveries:
-    """Reads and replays deliveries."""
+    """An access object that lists, reads and replays deliveries in the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def page(self, criteria: DeliveryFilter, limit: int, below: int | None = None) -> DeliveryPage:
-        """Return up to `limit` deliveries with ids below `below`."""
+        """Return a page of up to `limit` deliveries that match the filter and have ids below `below`."""
         return await self._database.read(_page, criteria, limit, below)
 
     async def get(self, delivery_id: int, application_id: int | None = None) -> tuple[Delivery, list[DeliveryAttempt]]:
-        """Return a delivery and its attempts, oldest first. `application_id` None: of any application. Raise ApiError
-        NOT_FOUND."""
+        """Return a delivery and its attempts, oldest first. Raise ApiError NOT_FOUND if it does not exist.
+
+        If `application_id` is not None, the delivery must belong to this application."""
         return await self._database.read(_get, delivery_id, application_id)
 
     async def replay(self, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
-        """Replay a delivery. Raise ApiError NOT_FOUND; CONFLICT if it has not ended or its tracker is deleted."""
+        """Make a dead or delivered delivery pending again, with all its attempts.
+
+        Raise ApiError NOT_FOUND if it does not exist, or CONFLICT if it is pending or its tracker is deleted."""
         return await self._database.write(_replay, delivery_id, application_id, now)
 
     async def replay_dead(self, criteria: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
-        """Replay dead deliveries of a tracker with ids above `after`, oldest first, at most MAX_REPLAYED_PER_CALL.
+        """Replay at most MAX_REPLAYED_PER_CALL dead deliveries of a tracker, oldest first, with ids above `after`.
 
-        Return their number, and the id after which the next call continues; None if there are no more.
+        Return the number of replayed deliveries and the id after which the next call continues. The id is None if no dead delivery
+        is left.
         """
         assert criteria.tracker_id is not None
         count = 0
@@ -136,7 +145,7 @@ class Deliveries:
         return count, after
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
-        """Return the backlog of a tracker."""
+        """Return how many deliveries of a tracker are pending and dead, and since when the oldest overdue one waits."""
         return await self._database.read(_backlog, tracker_id, now)
 
 
@@ -178,7 +187,9 @@ def _delivery_from_row(row: Row[Any]) -> Delivery:
 
 
 def _conditions(criteria: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """Return the conditions that an index supports. Times become ranges of the id, because ids grow with time."""
+    """Return the SQL conditions of a filter that an index supports.
+
+    Conditions on times become conditions on the id, because ids increase with time."""
     columns = deliveries.c
     found: list[ColumnElement[bool]] = []
     if criteria.tracker_id is not None:
@@ -262,7 +273,7 @@ def _replay_some(connection: Connection, criteria: DeliveryFilter, after: int, n
     ids = connection.execute(which.limit(MAX_REPLAYED_PER_TRANSACTION)).scalars().all()
     if ids:
         _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now)
-        # Many replayed deliveries are released like the backlog of a recovering tracker.
+        # The tracker gets many replayed deliveries at the recovery rate, like the backlog after an open circuit breaker.
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id == criteria.tracker_id, *plain).values(recovering_at=now))
     return ids

@@ -1,11 +1,11 @@
-"""SQL statements of the dispatcher, written for each engine because they run for every delivery.
+"""This module contains the SQL statements of the dispatcher.
 
-Each statement works on a whole batch. On SQLite a result is one row that contains JSON (see storage/raw_sql.py).
-Due deliveries are found by a walk over the index `deliveries_due` from queue to queue: a queue costs three index lookups,
-regardless of how many rows wait in it. Times are milliseconds since 1970-01-01 UTC.
+They are written separately for SQLite and PostgreSQL because they run for every delivery. Each statement processes a whole batch.
+On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py).
 
 A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one application to one host. It has two parts
-(column `queue`): first attempts and retries.
+(column `queue`): first attempts and retries. The dispatcher finds due deliveries with the index `deliveries_due`. Each queue costs
+three index lookups, however many deliveries it contains. Times are milliseconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import from_ms
 
-#: Values of the column `deliveries.queue`.
+#: The column `deliveries.queue` has one of these values: first attempts or retries.
 FIRST_ATTEMPTS, RETRIES = 0, 1
 
 
@@ -32,7 +32,10 @@ def _dumps(value: object) -> str:
 
 
 class DeliveryQueue(NamedTuple):
-    """A queue with pending deliveries, and the time at which the oldest of each part is due. None: the part is empty."""
+    """A queue with pending deliveries.
+
+    `first_due` is the earliest time at which a first attempt is due, `retry_due` the earliest time at which a retry is due. The
+    time is None if the queue has no such delivery."""
 
     name: str
     first_due: int | None
@@ -47,7 +50,7 @@ _QUEUE_COLUMNS = f"l.lane, {_DUE.format(part=FIRST_ATTEMPTS)}, {_DUE.format(part
 
 
 def _walk(after: str, limit: str, columns: str) -> str:
-    """Return a statement that walks the index to up to `limit` names of queues greater than `after`."""
+    """Return an SQL statement that selects up to `limit` queues with names greater than `after` by index lookups."""
     return (
         f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after)}, 1 UNION ALL "
         f"SELECT {_NEXT_QUEUE.format(after='l.lane')}, l.n + 1 FROM l WHERE l.lane IS NOT NULL AND l.n < {limit}) "
@@ -62,12 +65,12 @@ _QUEUES = {
 
 
 def pending_queues(connection: Connection, after: str, limit: int) -> list[DeliveryQueue]:
-    """Return up to `limit` queues whose names are greater than `after`, sorted by name."""
+    """Return up to `limit` queues with pending deliveries whose names are greater than `after`, sorted by name."""
     return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _QUEUES, after, limit)]
 
 
 class ClaimRequest(NamedTuple):
-    """A request to claim up to `limit` due deliveries of one part of a queue, with a lease until `lease_until`."""
+    """A request to claim up to `limit` due first attempts or retries (`part`) of a queue, with a lease until `lease_until`."""
 
     queue: str
     part: int
@@ -76,7 +79,7 @@ class ClaimRequest(NamedTuple):
 
 
 class ClaimedDelivery(NamedTuple):
-    """A delivery that this process may attempt until `lease_until`. `attempt` is the number of that attempt, from 1."""
+    """A delivery that only this process may attempt until `lease_until`. `attempt` is the number of the attempt, from 1."""
 
     id: int
     event: int
@@ -101,7 +104,7 @@ _CLAIM_SQLITE = (
     "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = j.value ->> 1, next_at = j.value ->> 1 "
     "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0"
 )
-# SKIP LOCKED: another process is claiming these rows at the same time.
+# SKIP LOCKED skips the deliveries that another process is claiming at the same time.
 _CLAIM_POSTGRESQL = (
     "WITH picked AS MATERIALIZED (SELECT d.id, w.lease_until "
     "FROM unnest($1::text[], $2::smallint[], $3::int[], $4::bigint[]) AS w(lane, queue, max_rows, lease_until) "
@@ -123,7 +126,9 @@ _CLAIMED = {
 
 
 def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
-    """Claim due deliveries and count one attempt for each. The claims hold when the transaction is committed."""
+    """Claim due deliveries, increment the attempt number of each, and return them.
+
+    The claims are valid after the caller has committed the transaction."""
     if not requests:
         return []
     if connection.dialect.name == "sqlite":
@@ -141,7 +146,9 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
 
 
 class FinishedDelivery(NamedTuple):
-    """New values of a delivery after an attempt. They are written only if attempt and lease are still those of the claim."""
+    """The new column values of a delivery after an attempt.
+
+    They are written only if the delivery still has the attempt number and the lease of the claim."""
 
     id: int
     claimed_attempt: int
@@ -179,7 +186,9 @@ _FINISH_POSTGRESQL = (
 
 
 def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> set[int]:
-    """Write outcomes. Return the ids of the written deliveries: those whose lease this process still held."""
+    """Write the outcomes of attempts. Return the ids of the written deliveries.
+
+    An outcome is not written if the lease of its delivery has ended and another process has claimed the delivery since."""
     if not rows:
         return set()
     parameters = raw_sql.bulk_parameters(connection, rows)
@@ -188,14 +197,16 @@ def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> set[int]
     return {row[0] for row in connection.exec_driver_sql(_FINISH_POSTGRESQL, parameters)}
 
 
-#: id, delivery_id, attempt, at, milliseconds, status, error, detail, answer
+#: Inserts rows into the table `attempts`. A row is a tuple of the values of the columns below, in this order.
 insert_attempts = BulkInsert(
     schema.attempts, "id", "delivery_id", "attempt", "at", "milliseconds", "status", "error", "detail", "answer"
 )
 
 
 class TrackerState(NamedTuple):
-    """The columns of a tracker that the dispatcher reads in each cycle. `revision` shows whether its cached copy is current."""
+    """The columns of a tracker that the dispatcher reads in each dispatch cycle.
+
+    If `revision` differs from that of the cached copy of the tracker, the cached copy is outdated."""
 
     id: int
     application_id: int
@@ -221,19 +232,19 @@ _UNLOCKED_STATES = _STATES | {"postgresql": _STATES["postgresql"] + " FOR UPDATE
 
 
 def tracker_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    """Return the states of the trackers that exist, by tracker id."""
+    """Return the states of the given trackers, by tracker id. Deleted trackers are missing from the result."""
     return _states(connection, _STATES, trackers)
 
 
 def locked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    """Lock the trackers, in the order of their ids, and return their states."""
+    """Lock the rows of the trackers, in the order of their ids, and return their states by tracker id."""
     return _states(connection, _LOCKED_STATES, trackers)
 
 
 def lock_unlocked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
-    """Lock the trackers that no other process has locked, and return their states.
+    """Lock the rows of the trackers that no other process has locked, and return their states by tracker id.
 
-    The transaction may hold other locks already, so it must not wait."""
+    The function does not wait for locks, because the transaction may hold locks that another process waits for."""
     return _states(connection, _UNLOCKED_STATES, trackers)
 
 
@@ -248,18 +259,20 @@ def _states(connection: Connection, statements: dict[str, str], trackers: Iterab
 
 
 def update_tracker(connection: Connection, tracker_id: int, values: dict[str, Any]) -> None:
-    """Write columns of a tracker."""
+    """Write new column values of one tracker."""
     connection.execute(update(schema.trackers).where(schema.trackers.c.id == tracker_id).values(values))
 
 
 def health_columns(health: TrackerHealth) -> dict[str, Any]:
-    """Return the columns of table `trackers` that store the health."""
+    """Return the values of the columns of the table `trackers` that store the health of a tracker, by column name."""
     times = ("open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
     return {name: _instant(getattr(health, name)) for name in times} | {"failures_in_row": health.failures_in_row}
 
 
 def pace_columns(pace: TrackerPace) -> dict[str, Any]:
-    """Return the columns of table `trackers` that store the pace, without `max_per_second`, which only the customer changes."""
+    """Return the values of the columns of the table `trackers` that store the learned rate of a tracker, by column name.
+
+    The result does not contain `max_per_second`, because only the customer changes it."""
     return {
         "rate": pace.rate,
         "rate_ceiling": pace.ceiling,
@@ -279,5 +292,5 @@ _DISABLED_APPLICATIONS = {
 
 
 def disabled_applications(connection: Connection) -> dict[int, int]:
-    """Return when each disabled application was disabled."""
+    """Return the time at which each disabled application was disabled, by application id, in milliseconds since 1970."""
     return dict(map(tuple, raw_sql.rows(connection, _DISABLED_APPLICATIONS)))

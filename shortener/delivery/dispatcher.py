@@ -1,21 +1,23 @@
-"""The dispatcher: attempts due deliveries and records the outcomes.
+"""The dispatcher sends due deliveries to their receivers and records the outcomes.
 
-It works in dispatch cycles. A cycle is one transaction that records the finished attempts (outcome_writer.py) and claims as many
-deliveries as slots are free (claim_writer.py). Then the attempts start (attempt.py). So a claim is durable before its request is
-sent, an outcome is recorded after it, and many of both share a commit. A slot becomes free when its outcome is durable.
+It works in dispatch cycles. In each cycle, one transaction records the finished attempts (outcome_writer.py) and claims as many
+deliveries as there are free slots (claim_writer.py). After the commit, the attempts start (attempt.py). So a claim is durable
+before its request is sent. A slot is the right to have one attempt in flight. It becomes free when the outcome of the attempt is
+durable.
 
 Guarantees
-- A claim counts an attempt and holds a lease that is longer than the attempt can last: all waiting (for a slot of the sender, the
-  resolver, the receiver) is within the attempt's time limit. If a process dies, its deliveries are due again when the lease ends,
-  with the same event id and one attempt less. An outcome after the lease was lost changes nothing. Leases are compared with
-  `clock`, which processes share (storage/clock.py); the margins allow clocks to differ by `claims.MIN_LEASE_LEFT_MS`.
-- A queue (one tracker, or the callbacks of one host) never blocks another: claims.py limits the slots of queues and applications.
-- A tracker's breaker (health.py) and rate (pace.py) are stored in the database. All processes together obey them; one of them sends
-  the probe of a breaker. processes.py divides the concurrency of a tracker among the processes.
-- A local failure (resolver, sockets, database) does not count as an attempt. A delivery ends dead if an open breaker or local
-  failures delay it for `expiry.MAX_HOLD`, or if its tracker or application stays disabled for the event retention.
-- After the clock was set back, no retry, lease or breaker waits longer than planned (clock_steps.py).
-- `stop` starts nothing, waits for the attempts in flight, records them and returns the claims that cannot finish in time.
+- A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
+  is longer than the attempt can last, including the waits for a slot of the sender, for the resolver and for the receiver. If a
+  process dies, its deliveries are due again when their leases end, with the same event id and one attempt less. An outcome is
+  ignored if another process has claimed the delivery since. Processes compare leases with a common clock (storage/clock.py). Their
+  clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
+- A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
+- The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. All processes together keep the rate,
+  and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
+- A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
+  local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
+- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
+- `stop` starts no attempts, waits for the attempts in flight, records them and gives back the claims that cannot finish in time.
 """
 
 from __future__ import annotations
@@ -51,20 +53,22 @@ from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)
 
-#: Outcomes that one cycle writes. It bounds a transaction that on SQLite blocks every other writer.
+#: One dispatch cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 512
-#: Attempts that start in one cycle while many hits arrive, and without a pause at any time: each costs the event loop a fraction of
-#: a millisecond when it starts and when it ends.
+#: While many hits arrive, one dispatch cycle starts at most this many attempts. At all times, the dispatcher lets other tasks run
+#: after each group of this many starts.
 MAX_STARTS = 8
-#: A timer for a limited rate is not set for longer than this.
+#: The dispatcher sets no timer for a limited rate beyond this time, because cycles run more often anyway.
 MAX_TIMER_SECONDS = 60.0
-#: Queues of callbacks that are remembered as responsive.
+#: The dispatcher remembers at most this many callback queues whose host has responded.
 MAX_RESPONSIVE = 10_000
 
 
 @dataclass(slots=True)
 class DispatcherTotals:
-    """Counters for /metrics since the process started. `reasons`: attempts by row of outcomes.OUTCOME_TABLE."""
+    """The counters of the dispatcher for /metrics since the process started.
+
+    `reasons` is the number of attempts by name of the row in `outcomes.OUTCOME_TABLE`."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     delivered: int = 0
@@ -81,7 +85,7 @@ class DispatcherTotals:
 
 
 class Dispatcher:
-    """Runs dispatch cycles. `wake_up` is set when a cycle has something to do."""
+    """The dispatcher of one process. `wake_up` is set when a dispatch cycle has work to do."""
 
     def __init__(
         self,
@@ -107,45 +111,71 @@ class Dispatcher:
         self._usage = SlotUsage(settings.delivery_slots)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished: list[FinishedAttempt] = []
-        self._paused: dict[str, int] = {}  # queue -> end of its pause after a local failure
-        self._responsive: dict[str, None] = {}  # queues of callbacks whose host has responded to the last attempt
+        self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
+        self._responsive: dict[str, None] = {}  # names of callback queues whose host responded to the last attempt
         self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
         self._stopping = False
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
+        """Register the metrics of the dispatcher, which /metrics returns."""
         totals = self.totals
         metrics.counter(
             "shortener_delivery_attempts",
-            "Delivery attempts by outcome.",
+            "Attempts to send a delivery, by outcome.",
             lambda: {(reason,): count for reason, count in totals.reasons.items()},
             "outcome",
         )
-        metrics.gauge("shortener_deliveries_in_flight", "Slots in use.", lambda: self.in_flight)
+        metrics.gauge(
+            "shortener_deliveries_in_flight",
+            "Delivery attempts that are running, or whose outcome is not yet in the database.",
+            lambda: self.in_flight,
+        )
         for name, help in (
             ("deliveries_delivered", "Deliveries that a receiver accepted."),
-            ("deliveries_retried", "Failed attempts that will be repeated."),
-            ("deliveries_dead", "Deliveries that ended without success."),
-            ("deliveries_local_failures", "Attempts that failed because of this host. They do not count as attempts."),
-            ("deliveries_claims_returned", "Claims that were returned: at shutdown, or because the lease was too short."),
-            ("deliveries_leases_lost", "Outcomes that were ignored because the lease had ended."),
-            ("dispatch_cycles", "Transactions of the dispatcher."),
+            ("deliveries_retried", "Failed delivery attempts after which the delivery will be attempted again."),
+            ("deliveries_dead", "Deliveries that became dead: not accepted, and no attempt follows."),
+            ("deliveries_local_failures", "Requests that failed because of this host. They do not count as attempts."),
+            (
+                "deliveries_claims_returned",
+                "Deliveries that the process claimed and gave back, at shutdown or because the lease was too short.",
+            ),
+            (
+                "deliveries_leases_lost",
+                "Outcomes of delivery attempts that were ignored because another process had claimed the delivery since.",
+            ),
+            ("dispatch_cycles", "Transactions in which the dispatcher recorded outcomes and claimed deliveries."),
         ):
             metrics.counter(f"shortener_{name}", help, partial(getattr, totals, name.removeprefix("deliveries_")))
-        metrics.counter("shortener_trackers_disabled", "Trackers disabled by a 410 response.", lambda: totals.trackers_disabled)
-        metrics.counter("shortener_tracker_rates_lowered", "Rates of trackers lowered by 429.", lambda: totals.rates_lowered)
-        metrics.counter("shortener_clock_steps", "Repairs after the clock was set back.", lambda: totals.clock_steps)
-        metrics.gauge("shortener_delivery_processes", "Processes that deliver.", lambda: self._processes.share.count)
-        metrics.counter("shortener_breakers_opened", "Circuit breakers of trackers that opened.", lambda: totals.breakers_opened)
+        metrics.counter(
+            "shortener_trackers_disabled",
+            "Trackers that were disabled because they returned 410.",
+            lambda: totals.trackers_disabled,
+        )
+        metrics.counter(
+            "shortener_tracker_rates_lowered",
+            "How often the rate of a tracker was lowered after a 429.",
+            lambda: totals.rates_lowered,
+        )
+        metrics.counter(
+            "shortener_clock_steps",
+            "How often stored times were repaired after the clock was set back.",
+            lambda: totals.clock_steps,
+        )
+        metrics.gauge("shortener_delivery_processes", "Processes that send deliveries.", lambda: self._processes.share.count)
+        metrics.counter(
+            "shortener_breakers_opened", "How often a tracker's circuit breaker opened.", lambda: totals.breakers_opened
+        )
 
     @property
     def in_flight(self) -> int:
-        """Slots in use: attempts in flight, and outcomes that are not yet durable."""
+        """The number of slots in use: attempts in flight, and ended attempts whose outcome is not yet in the database."""
         return self._usage.busy
 
     async def step(self) -> int:
-        """Run one cycle. Return the number of outcomes and started attempts. Raise StoreUnavailable: nothing changed."""
+        """Run one dispatch cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
+
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed."""
         loop = asyncio.get_running_loop()
         async with self._cycle_lock:
             finished = self._finished[:MAX_OUTCOMES]
@@ -169,21 +199,22 @@ class Dispatcher:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
                 if number % MAX_STARTS == 0:
-                    await asyncio.sleep(0)  # the event loop serves hits in between
+                    await asyncio.sleep(0)  # let the event loop serve hits
         if throttled and claims.attempts:
-            await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # hits use the database meanwhile
+            await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # let hits use the database
         return len(finished) + len(claims.attempts) + claims.expired + claims.more
 
     async def flush(self) -> None:
-        """Attempt every due delivery and record the outcomes."""
+        """Run dispatch cycles until every due delivery was attempted and its outcome is recorded."""
         while await self.step() or self._tasks or self._finished:
             if self._tasks and not self._finished:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self, grace: float, attempts_grace: float | None = None) -> None:
-        """Start nothing more, wait for the attempts in flight, record them, and return the claims that did not finish.
+        """Stop the dispatcher within `grace` seconds: start no attempts, and record the attempts in flight.
 
-        All of it takes at most `grace` seconds, the wait for attempts at most `attempts_grace` (default: 80 % of `grace`)."""
+        Attempts that do not end within `attempts_grace` seconds (default: 80 % of `grace`) are cancelled, and their claims are
+        given back."""
         self._stopping = True
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -191,7 +222,7 @@ class Dispatcher:
         try:
             async with asyncio.timeout_at(began + grace):
                 async with self._cycle_lock:
-                    pass  # a running cycle may still start attempts
+                    pass  # wait for a running cycle, which may start attempts
                 if self._tasks:
                     await asyncio.wait(self._tasks, timeout=cancel_at - loop.time())
                 for task in self._tasks:
@@ -204,7 +235,7 @@ class Dispatcher:
                     except StoreUnavailable:
                         await asyncio.sleep(0.1)  # the database may return before the grace ends
         except TimeoutError:
-            # Their leases end, and they are attempted again.
+            # These deliveries are attempted again when their leases end.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
 
         if self._timer is not None:
@@ -214,7 +245,7 @@ class Dispatcher:
                 await self._database.write(self._processes.remove)
 
     def _wake_at(self, at: int | None) -> None:
-        """Start a cycle at this time (milliseconds since 1970), when the rate of a tracker lets a delivery pass."""
+        """Set a timer that starts a dispatch cycle at this time (milliseconds since 1970). None removes the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -236,14 +267,16 @@ class Dispatcher:
     def _write_cycle(
         self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int
     ) -> tuple[OutcomeResult, ClaimResult, SignOfLife | None]:
-        """Record outcomes and claim up to `limit` deliveries. No state changes here: the transaction may run again."""
+        """Record outcomes and claim up to `limit` deliveries in one transaction.
+
+        The method does not change the dispatcher object, because the database may run the transaction again."""
         now = to_ms(self._clock())
         sign = None if self._stopping else self._processes.write(connection, now)
         if sign is not None and sign.clock_was_set_back:
             repair(connection, now, self._lease_ms)
         outcomes = self._outcomes.write(connection, finished, now) if finished else OutcomeResult()
         usage = self._usage.copy()
-        # A pause that is longer than planned was set before the clock was set back.
+        # Ignore pauses that are longer than planned: they were stored before the clock was set back.
         paused = {queue: until for queue, until in self._paused.items() if until <= now + LOCAL_FAILURE_PAUSE_MS}
         for one in finished:
             usage.release(one.attempt.claim.queue, one.attempt.application_id)
@@ -253,7 +286,7 @@ class Dispatcher:
         return outcomes, self._claims.write(connection, usage, limit, paused, now, share, self._responsive), sign
 
     def _account(self, outcomes: OutcomeResult, finished: Sequence[FinishedAttempt]) -> None:
-        """Update slots, pauses, totals and log after the commit."""
+        """Update the slots, the pauses of queues and the counters, and write the log, after the transaction was committed."""
         now = to_ms(self._clock())
         totals = self.totals
         totals.dispatch_cycles += 1
@@ -291,7 +324,7 @@ class Dispatcher:
             log.warning("breaker_opened", tracker=tracker)
 
     def _note_response(self, finished: FinishedAttempt) -> None:
-        """Remember whether the host of a queue of callbacks responds. Until it does, the queue has one slot."""
+        """Store whether the host of a callback queue has responded. Until it has, the queue may use only one slot."""
         claim = finished.attempt.claim
         if claim.tracker_id is not None or finished.outcome is None:
             return

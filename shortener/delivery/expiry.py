@@ -1,7 +1,7 @@
-"""End of deliveries that waited too long or that have no tracker any more. They become dead and can be replayed.
+"""This module makes deliveries dead that have waited too long or whose tracker was deleted. Dead deliveries can be replayed.
 
-Each function is part of the dispatcher's transaction and ends at most `MAX_EXPIRED_ROWS` deliveries at once.
-Times are milliseconds since 1970-01-01 UTC.
+Each function runs in the dispatcher's transaction and changes at most `MAX_EXPIRED_ROWS` deliveries of each kind (first attempts
+and retries). Times are milliseconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from shortener.model import DeliveryStatus
 from shortener.storage import schema
 from shortener.storage.types import from_ms
 
-#: How long an open breaker, or failures of this host, may delay a delivery.
+#: A delivery becomes dead if an open circuit breaker, or failures of this host, delay it for longer than this.
 MAX_HOLD = timedelta(days=5)
 MAX_EXPIRED_ROWS = 500
 
-#: A literal in the statement: with a parameter, the partial index could not be used.
+#: The SQL statement contains the status as a literal, because a database cannot use a partial index for a parameter.
 _IS_PENDING = schema.deliveries.c.status == literal_column("0")
 
 
 def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int) -> int:
-    """End the deliveries of a queue that are held back for more than `max_hold`, with `error`. Return their number.
+    """Make the deliveries of a queue dead that have been blocked for longer than `max_hold`. Return their number.
 
-    `held_since`: when the hold of the queue started. The hold of a delivery starts when it is due, and not before this time."""
+    `held_since` is the time at which the queue was blocked, for example because its tracker was disabled. The time of a delivery
+    starts when it is due, but not before `held_since`. `error` becomes the last error of the deliveries."""
     before = now - max_hold // timedelta(milliseconds=1)
     if held_since >= before:
         return 0
@@ -39,7 +40,9 @@ def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now
 
 
 def expire_queue(connection: Connection, queue: str, error: str, now: int, *conditions: ColumnElement[bool]) -> int:
-    """End the deliveries of a queue that match the conditions and have no attempt in flight. Return their number."""
+    """Make the deliveries of a queue dead that match the conditions and have no attempt in flight. Return their number.
+
+    `error` becomes the last error of the deliveries."""
     table = schema.deliveries
     columns = table.c
     idle = or_(columns.lease_until.is_(None), columns.lease_until <= from_ms(now))
@@ -50,5 +53,5 @@ def expire_queue(connection: Connection, queue: str, error: str, now: int, *cond
         "lease_until": None,
         "last_error": error,
     }
-    # The conditions are repeated: on PostgreSQL another process may have claimed a delivery since the subquery ran.
+    # The UPDATE repeats the conditions, because on PostgreSQL another process may claim a delivery after the subquery ran.
     return connection.execute(update(table).where(columns.id.in_(some), _IS_PENDING, idle).values(values)).rowcount

@@ -1,23 +1,25 @@
-"""Fan-out: create the deliveries of events, one for each topic and each tracker that subscribed to it.
+"""The fan-out creates the deliveries of each event: one for each topic of the event and each tracker that subscribes to the topic.
 
-One transaction reads the oldest events that are not fanned out, writes their facts and deliveries, and marks the events. So a
-crash neither repeats nor skips an event. The facts are a snapshot of the rows that the event refers to. Every attempt renders
-its body from them, even days later. A few statements read them for the whole batch. Events without subscribers get no facts.
+One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither
+repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its
+request body from the facts, even days later. An event without subscribers gets no facts. A disabled tracker gets deliveries,
+which wait until it is enabled.
 
-The first click of a message is also sent as a `conversion` event with the action `clickthru` to trackers of conversions, as the
-setting `click_conversion` of the application says. It is no row in `conversions`, so no figure counts it.
+The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
+the application permits it. It goes to the trackers that subscribe to conversions. It is not stored in the table `conversions`, so
+no report counts it.
 
-A click that probably comes from a program (suspected) goes only to trackers with `with_suspected`, and never as a state change.
+A click that probably comes from a program (suspected) creates deliveries only for trackers with `with_suspected`, and it never
+changes the state of the message.
 
-The fan-out also finds the state of a message before its first click, and the time between sending and click. The recorder does
-not, because its clients wait.
+The fan-out also computes the state of a message before its first click, and the seconds between sending and click. The recorder of
+hits does not compute them, because its clients wait for the response.
 
 The first click of a message, on any of its links, also creates the delivery of the message's callback (Xoxzo's
-`lt_callbackurl`: "called only once when the user clicked the short URL for the first time"). A disabled tracker gets deliveries
-too: they wait.
+`lt_callbackurl`: "called only once when the user clicked the short URL for the first time").
 
-An event that this version cannot fan out, because of a bug, is quarantined with an error in the log. It has no deliveries, and
-the other events continue. `requeue_events` makes it pending again after an upgrade.
+If a bug prevents the fan-out of an event, the event is quarantined: the service logs an error, creates no deliveries for the event,
+and continues with the other events. `requeue_events` makes the event pending again after an upgrade.
 """
 
 from __future__ import annotations
@@ -50,14 +52,15 @@ from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: Events per transaction, and while many hits arrive: on SQLite hits wait for the transaction.
+#: One transaction of the fan-out processes at most this many events: normally, and while many hits arrive. On SQLite, hits wait
+#: until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
 
 
 class Fanout:
-    """Fans out pending events. `on_deliveries` is called after a commit that created deliveries."""
+    """The fan-out of one process. It calls `on_deliveries` after each commit that created deliveries."""
 
     def __init__(
         self,
@@ -80,15 +83,15 @@ class Fanout:
         self.events = self.deliveries = self.quarantined = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
-        metrics.counter("shortener_events_fanned_out", "Events that were fanned out.", lambda: self.events)
+        """Register the metrics of the fan-out, which /metrics returns."""
+        metrics.counter("shortener_events_fanned_out", "Events whose deliveries were created.", lambda: self.events)
         metrics.counter("shortener_deliveries_created", "Deliveries that were created.", lambda: self.deliveries)
-        metrics.counter(
-            "shortener_events_quarantined", "Events that could not be fanned out because of a bug.", lambda: self.quarantined
-        )
+        metrics.counter("shortener_events_quarantined", "Events whose deliveries could not be created.", lambda: self.quarantined)
 
     async def step(self) -> int:
-        """Fan out one batch. Return the number of its events. Raise StoreUnavailable: nothing changed."""
+        """Create the deliveries of one batch of pending events. Return the number of events; 0 if none is pending.
+
+        Raise StoreUnavailable if the database is unavailable. In this case the events stay pending."""
         loop = asyncio.get_running_loop()
         started, throttled = loop.time(), self._throttle.is_busy
         limit = MAX_EVENTS_WHILE_BUSY if throttled else MAX_EVENTS
@@ -103,16 +106,18 @@ class Fanout:
         if deliveries:
             self._on_deliveries()
         if throttled and events:
-            await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # hits use the database meanwhile
+            await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # let hits use the database
         return events
 
     async def flush(self) -> None:
-        """Fan out all pending events."""
+        """Create the deliveries of all pending events."""
         while await self.step():
             pass
 
     async def _one_by_one(self, limit: int) -> tuple[int, int]:
-        """Fan out each event of a batch in its own transaction, and quarantine those that fail."""
+        """Create the deliveries of each event of a batch in its own transaction, and quarantine the events that fail.
+
+        Return the number of processed events and the number of created deliveries."""
         events = deliveries = 0
         for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
@@ -121,7 +126,7 @@ class Fanout:
                 raise
             except Exception as error:
                 if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
-                    raise  # the statement or the schema is wrong, not this event
+                    raise  # an error in the SQL statement or the database schema, which every event would cause
                 await self._database.write(fanout_queries.quarantine, event)
                 self.quarantined += 1
                 log.error("event_quarantined", event_id=encode(event), repair="shortener deliveries requeue", exc_info=error)
@@ -130,7 +135,7 @@ class Fanout:
             deliveries += created
         return events, deliveries
 
-    # Parts of the transaction.
+    # The methods below run inside the transaction of a batch.
 
     def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
         events = fanout_queries.pending_events(connection, limit, only)
@@ -186,7 +191,7 @@ class Fanout:
         return {source.event: self._snapshot(source, numbers.get(source.event)) for source in sources}
 
     def _snapshot(self, source: Sources, click_number: int | None) -> dict[str, Any]:
-        """Return the facts of an event. The event id and the topic are added per delivery (formats.FACTS)."""
+        """Return the facts of an event without the event id and the topic, which each delivery adds (formats.FACTS)."""
         facts: dict[str, Any] = {
             "timestamp": iso(source.at),
             "application_id": source.application_id,
@@ -213,11 +218,11 @@ class Fanout:
             }
         if source.conversion_id is not None:
             facts |= _conversion_facts(source, source.conversion_id)
-        if source.topics & Topic.STATE and source.hit_id == source.event:  # the first click of its message
+        if source.topics & Topic.STATE and source.hit_id == source.event:  # the event is the first click of its message
             facts |= {"previous_state": State(source.state).name, "new_state": State.CLICKTHRU.name}
         if source.data is not None:
             data = orjson.loads(source.data)
-            if "state" in data:  # a delivery report: its own state, not that of a newer report
+            if "state" in data:  # the event is a delivery report, and a newer report may have changed the state since
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts
@@ -225,7 +230,7 @@ class Fanout:
 
 def _message_facts(source: Sources) -> dict[str, Any]:
     sent_at = source.sent_at or source.created_at
-    # A retracted click keeps the time of the click itself.
+    # The event of a retracted click contains the time of the click, not the time of the retraction.
     at = source.hit_at if source.hit_id is not None and source.click_hit is not None else source.at
     return {
         "message_id": source.message_id,
@@ -271,7 +276,9 @@ def _conversion_facts(source: Sources, conversion_id: int) -> dict[str, Any]:
 
 
 async def requeue_events(database: Database) -> int:
-    """Make quarantined events pending again. Return their number. Raise StoreUnavailable: some may be pending already."""
+    """Make all quarantined events pending again. Return their number.
+
+    Raise StoreUnavailable if the database is unavailable. In this case some events may already be pending."""
     found = await database.read(fanout_queries.quarantined_events)
     count = 0
     for start in range(0, len(found), MAX_EVENTS):
@@ -280,11 +287,12 @@ async def requeue_events(database: Database) -> int:
 
 
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
-    """Return by event the number of the click on its link, from 1 to fanout_queries.MAX_CLICK_NUMBER.
+    """Return the click number of each click event, by event id: the first click of a link has number 1.
 
-    No number is given twice. They follow the order of the clicks, except for a click whose transaction ended late."""
+    Clicks beyond fanout_queries.MAX_CLICK_NUMBER get no number, and no number of a link is used twice. The numbers follow the order
+    of the clicks, except for a click whose transaction was committed after that of a later click."""
     numbers: dict[int, int] = {}
-    repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link -> (hit, event)
+    repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link id -> (hit id, event id)
     for source in sources:
         is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
         if is_click and source.click_hit is not None and source.code is not None:
@@ -292,7 +300,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
                 numbers[source.event] = 1
             else:
                 repeats[source.link_id].append((source.click_hit, source.event))
-    for link, clicks in sorted(repeats.items()):  # all processes lock links in one order
+    for link, clicks in sorted(repeats.items()):  # all processes lock links in the same order
         clicks.sort()
         first = fanout_queries.reserve_click_numbers(connection, link, clicks[0][0], len(clicks))
         for number, (_, event) in enumerate(clicks, first):
@@ -302,7 +310,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
 
 
 def iso(ms: int) -> str:
-    """Return a time as ISO 8601 in UTC with milliseconds, as Syniverse writes it."""
+    """Convert milliseconds since 1970 to an ISO 8601 time in UTC with milliseconds, in the notation of Syniverse."""
     return f"{from_ms(ms).isoformat(timespec='milliseconds')[:-6]}Z"
 
 

@@ -1,7 +1,8 @@
-"""SQL statements of the fan-out, written for each engine because they run for every event.
+"""This module contains the SQL statements of the fan-out, which creates the deliveries of events.
 
-Each statement works on a whole batch. On SQLite a result is one row that contains JSON (see storage/raw_sql.py).
-Times are milliseconds since 1970-01-01 UTC.
+They are written separately for SQLite and PostgreSQL because they run for every event. Each statement processes a whole batch.
+On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py). Times are milliseconds since 1970-01-01
+UTC.
 """
 # Tested by tests/delivery/test_fanout.py
 
@@ -19,20 +20,22 @@ from shortener.storage.bulk import BulkInsert
 
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
-    """Return the statements with `{condition}` replaced. `{}` in the condition becomes the engine's parameter."""
+    """Return the statements with `{condition}` replaced by `condition`, by name of the database engine.
+
+    `{}` in the condition is replaced by the parameter in the syntax of the engine."""
     return {
         engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
     }
 
 
-# A message's callback is created once, even if its first click was retracted and a later click became the first.
-# The plus signs here and below prevent SQLite from using an index that matches far too many rows.
+# The callback of a message is created once, even if its first click was retracted and a later click became the first.
+# In SQL, a plus sign before a column prevents SQLite from using an index that would match far too many rows.
 _CALLBACK = (
     "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-# The cohort, if `schema.is_pending_click` is true for the event.
+# The cohort of the message, if `schema.is_pending_click` is true for the event; otherwise NULL.
 _COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
 _PENDING_COLUMNS = (
     f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at, m.id, "
@@ -51,10 +54,11 @@ _PENDING_ONE = _for_each_engine(_PENDING_EVENTS, "AND id = {}")
 
 
 class PendingEvent(NamedTuple):
-    """An event that is not fanned out. `flags`: of its hit. `callback_url`: of its message, unless it was already called.
+    """An event whose deliveries have not been created yet.
 
-    `cohort_id`, `state`, `created_at` and `sent_at` belong to the message. `cohort_id` is None unless the event is its first
-    click.
+    `flags` are the flags of the hit that caused the event. `callback_url` is the callback URL of the message; it is None if the
+    message has none or its callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the
+    message. `cohort_id` is None unless the event is the first click of the message.
     """
 
     id: int
@@ -67,27 +71,29 @@ class PendingEvent(NamedTuple):
     state: int
     created_at: int
     sent_at: int | None
-    message: int | None  # row id
+    message: int | None  # row id of the message
     link_set: int | None
 
 
 def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
-    """Return the oldest events that are not fanned out, or only the event `only`, sorted by id.
+    """Return the oldest events whose deliveries have not been created yet, or only the event with the id `only`, sorted by id.
 
-    On PostgreSQL they are locked, and events that another process has locked are skipped.
+    On PostgreSQL the function locks the events and skips events that another process has locked.
     """
     rows = raw_sql.rows(connection, _PENDING, limit) if only is None else raw_sql.rows(connection, _PENDING_ONE, only)
     return sorted(PendingEvent._make(row) for row in rows)
 
 
 def pending_ids(connection: Connection, limit: int) -> list[int]:
-    """Return the ids of the oldest events that are not fanned out. Read no column that could be damaged."""
+    """Return the ids of the oldest events whose deliveries have not been created yet.
+
+    The function reads only the ids, so it also works if another column of an event contains an invalid value."""
     columns = schema.events.c
     return list(connection.scalars(select(columns.id).where(columns.fanned_out == false()).order_by(columns.id).limit(limit)))
 
 
 def quarantine(connection: Connection, event: int) -> None:
-    """Mark an event that cannot be fanned out, so that it is skipped. `requeue` makes it pending again."""
+    """Mark an event whose deliveries cannot be created, so that the fan-out skips it. `requeue` makes it pending again."""
     table = schema.events
     statement = update(table).where(table.c.id == event, table.c.fanned_out == false())
     connection.execute(statement.values(fanned_out=True, facts=schema.QUARANTINED))
@@ -100,7 +106,7 @@ def quarantined_events(connection: Connection) -> list[int]:
 
 
 def requeue(connection: Connection, events: Sequence[int]) -> int:
-    """Make quarantined events pending again. Return their number."""
+    """Make the given quarantined events pending again, so that the fan-out processes them. Return the number of changed events."""
     table = schema.events
     statement = update(table).where(table.c.id.in_(events), table.c.facts == schema.QUARANTINED)
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
@@ -116,8 +122,10 @@ _SUBSCRIPTIONS = {
 
 
 class Subscription(NamedTuple):
-    """The events that a tracker receives. `topics`: bits of Topic. `with_suspected`: also clicks that probably come from
-    programs. `click_conversion`: the setting of the application; None: the default."""
+    """The events to which a tracker subscribes.
+
+    `topics` is a combination of `Topic` bits. If `with_suspected` is true, the tracker also receives clicks that probably come from
+    programs. `click_conversion` is the setting of the application; None means the default."""
 
     tracker: int
     topics: int
@@ -133,7 +141,9 @@ class Subscription(NamedTuple):
 
 
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
-    """Return the subscriptions of the trackers by application. Disabled trackers are included: their deliveries wait."""
+    """Return the subscriptions of all trackers of the applications, by application id.
+
+    Disabled trackers are included, because their deliveries are created and wait until the tracker is enabled."""
     found: dict[int, list[Subscription]] = {}
     for tracker_id, application_id, *columns in sorted(
         map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)
@@ -143,10 +153,10 @@ def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[i
 
 
 class Sources(NamedTuple):
-    """All values from which the facts of an event are built: the columns of `_SOURCES` in their order.
+    """All database values from which the facts of an event are built. The fields are the columns of `_SOURCES` in their order.
 
-    If a joined row does not exist, its columns are None, whatever their type here. Check `message_id` before the columns of the
-    message, `code` before those of the link, and `click_hit` before those of the hit.
+    If a joined row does not exist, all its fields are None, although their types here may not permit None. Check `message_id`
+    before using fields of the message, `code` before fields of the link, and `click_hit` before fields of the hit.
     """
 
     event: int
@@ -155,7 +165,7 @@ class Sources(NamedTuple):
     at: int
     data: str | None
     conversion_id: int | None
-    hit_id: int | None  # the hit of the event itself
+    hit_id: int | None  # the hit that caused the event
     company_id: int | None
     message_id: str | None
     request_id: str | None
@@ -164,7 +174,7 @@ class Sources(NamedTuple):
     from_address: str | None
     sender_id_id: str | None
     sender_id_alias: str | None
-    state: int  # without the first click
+    state: int  # the state of the message without regard to its first click
     segments: int | None
     fragments_count: int | None
     mt_price: str | None
@@ -185,9 +195,9 @@ class Sources(NamedTuple):
     code: str | None
     url: str | None
     label: str | None
-    path: str | None  # before the code
-    base_url: str | None  # None: that of the installation
-    click_hit: int | None  # the hit of the event, or the click before its conversion
+    path: str | None  # the path of the short URL before the code
+    base_url: str | None  # None: the short URL uses the base URL of the installation
+    click_hit: int | None  # the hit that caused the event, or the click that a conversion belongs to
     hit_at: int
     verdict: int
     rule: str | None
@@ -202,7 +212,7 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
-# A subquery, not a join: PostgreSQL would read the whole table as long as its statistics say that the table is small.
+# This is a subquery and not a join, because PostgreSQL reads the whole joined table while its statistics show a small table.
 _CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "
@@ -230,14 +240,14 @@ _SOURCES = {
 
 
 def sources(connection: Connection, events: list[int]) -> list[Sources]:
-    """Return the sources of the events' facts."""
+    """Read the database values from which the facts of the given events are built."""
     return [Sources._make(row) for row in raw_sql.rows(connection, _SOURCES, events)]
 
 
-#: Highest click number. Counting further would delay everything else.
+#: The highest click number that an event can contain. Clicks of a link are not counted beyond it, because counting takes long.
 MAX_CLICK_NUMBER = 10_000
 
-# Indexes on the link do not contain the click that was the first of its message.
+# The indexes on the link do not contain the first click of a message, so a second subquery counts it.
 _CLICKS = (
     "(SELECT count(*) FROM (SELECT 1 FROM hits WHERE link_id = {link} AND " + schema.OTHER_HITS + " AND +id < {hit} "
     f"AND verdict = 0 AND flags & 20 = 0 LIMIT {MAX_CLICK_NUMBER}) AS other) + "
@@ -251,8 +261,9 @@ _CLICKS_BEFORE = {
 
 
 def clicks_before(connection: Connection, link: int, hit: int) -> int:
-    """Return how many clicks of people a link had before this hit, at most MAX_CLICK_NUMBER. Clicks while the link was expired
-    or disabled do not count."""
+    """Return how many clicks of people a link had before the given hit, at most MAX_CLICK_NUMBER.
+
+    Clicks while the link was expired or disabled do not count."""
     count: int = raw_sql.rows(connection, _CLICKS_BEFORE, link, hit)[0][0]
     return count
 
@@ -266,10 +277,10 @@ _RESERVE = {
 
 
 def reserve_click_numbers(connection: Connection, link: int, hit: int, count: int) -> int:
-    """Reserve `count` numbers of clicks on a link and return the first of them. The first click of the link has number 1.
+    """Reserve `count` consecutive click numbers of a link and return the lowest. The first click of a link has number 1.
 
-    `hit`: the earliest of the clicks. The row of the link stores the highest number, so no number is given twice, whatever the
-    order in which transactions end."""
+    `hit` is the id of the earliest of the clicks. The row of the link stores the highest reserved number, so no number is used
+    twice, whatever the order in which transactions end."""
     columns = schema.links.c
     known = connection.scalar(select(columns.clicks_numbered).where(columns.id == link))
     before = clicks_before(connection, link, hit) if known is None else known
@@ -280,7 +291,7 @@ def reserve_click_numbers(connection: Connection, link: int, hit: int, count: in
     return before + 1 if row is None else row[0] - count + 1
 
 
-#: id, event_id, topic, application_id, tracker_id, callback_url, lane, status, attempt, next_at, created_at
+#: Inserts rows into the table `deliveries`. A row is a tuple of the values of the columns below, in this order.
 insert_deliveries = BulkInsert(
     schema.deliveries,
     "id",
@@ -304,5 +315,7 @@ _MARK = {
 
 
 def mark_fanned_out(connection: Connection, facts: dict[int, str | None]) -> None:
-    """Mark events as fanned out and write their facts (JSON). None: no tracker subscribed to the event."""
+    """Mark events as fanned out and store their facts, by event id.
+
+    Facts are JSON text. They are None if no tracker subscribes to the event."""
     raw_sql.execute_bulk(connection, _MARK, list(facts.items()))
