@@ -1,1 +1,1 @@
-"""Conversions that trackers report: their parameters are validated, and each conversion is recorded once, with its event."""
+"""Conversions that trackers report. This package validates the reports and records each conversion once, with its event."""

@@ -1,7 +1,8 @@
-"""Amounts and currencies as networks send them.
+"""Parser for amounts of money and currency codes in the notations of affiliate networks.
 
-A postback is not sent again, so an amount is parsed if it has one reasonable meaning. `RULES` lists all rules with an example each;
-docs/reference/conversions.md contains the same table. Amounts are exact decimals of at most 18 digits before and 6 after the point.
+A network does not repeat a rejected postback, so the parser accepts every amount that has one reasonable meaning. `RULES` lists all
+rules with one example each; docs/reference/conversions.md contains the same table. Amounts are exact decimals of at most 18 digits
+before and 6 after the point.
 """
 # Tested by tests/conversions/test_amounts.py
 
@@ -15,12 +16,12 @@ from typing import NamedTuple
 MAX_WHOLE_DIGITS, MAX_FRACTION_DIGITS = 18, 6
 _CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _STEP = Decimal(1).scaleb(-MAX_FRACTION_DIGITS)
-#: A difference below this is noise of binary floating point, not a loss of precision.
+#: Rounding an amount by less than this causes no warning: the difference is an error of binary floating point.
 _NOISE = Decimal("1e-9")
 
 
 class Rule(NamedTuple):
-    """One rule: an input, the amount that is stored (None: the input is stored as text), and the explanation."""
+    """A rule for amounts: an example input, the parsed amount (None if the parser rejects the input), and the explanation."""
 
     text: str
     amount: str | None
@@ -77,7 +78,7 @@ _GROUPED = re.compile(r"[0-9]{1,3}(?:([ ',.])[0-9]{3})(?:\1[0-9]{3})*")
 
 
 class Amount(NamedTuple):
-    """A parsed amount. `currency`: the one that the text names. `warning`: what the sender should know, "" for nothing."""
+    """A parsed amount. `currency` is the code that the text contains, or None. `warning` states a guess or a rounding, or is ""."""
 
     value: Decimal
     currency: str | None = None
@@ -85,7 +86,7 @@ class Amount(NamedTuple):
 
 
 def parse_amount(text: str) -> Amount:
-    """Parse an amount by the rules of `RULES`. Raise ValueError with the reason if none applies."""
+    """Parse an amount by the rules in `RULES`. Raise ValueError with the reason if the text is not an amount."""
     number, currency = _split_currency(_ascii(text))
     negative = False
     if number.startswith("(") and number.endswith(")"):
@@ -108,7 +109,7 @@ def parse_amount(text: str) -> Amount:
 
 
 def _ascii(text: str) -> str:
-    """Return the text with ASCII digits, ordinary spaces and hyphens, without invisible characters."""
+    """Replace digits, spaces and hyphens of any script by ASCII ones, and remove invisible characters. Return the new text."""
     characters = []
     for character in text.translate(_MINUS):
         digit = unicodedata.decimal(character, None)
@@ -124,7 +125,7 @@ def _ascii(text: str) -> str:
 
 
 def _split_currency(text: str) -> tuple[str, str | None]:
-    """Return the text without a currency symbol or code, and the currency that it names."""
+    """Remove a currency symbol or code from an amount. Return the rest of the text, and the currency code or None."""
     symbols = list(_SYMBOL.finditer(text))
     if len(symbols) == 1:
         (found,) = symbols
@@ -143,7 +144,9 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _point(number: str) -> tuple[str, str]:
-    """Return a number without a sign as text with a decimal point and without separators, and a warning."""
+    """Remove the thousands separators from an unsigned number and write its decimal separator as a point.
+
+    Return the new text and a warning, "" for none. Raise ValueError if the text is not a number."""
     if _EXPONENT.fullmatch(number):
         return number, ""
     whole, fraction, warning = number, "", ""
@@ -172,7 +175,7 @@ def _point(number: str) -> tuple[str, str]:
 
 
 def _trim(value: Decimal) -> Decimal:
-    """Return the value without zeros at its end."""
+    """Return the decimal without trailing zeros after the point."""
     return Decimal(format(value, "f").rstrip("0").rstrip("."))
 
 
@@ -186,12 +189,12 @@ MMK MNT MOP MRO MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB 
 SBD SCR SDG SEK SGD SHP SLE SLL SOS SRD SSP STD STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX USD USN UYI UYU UYW
 UZS VED VEF VES VND VUV WST XAD XAF XAG XAU XBA XBB XBC XBD XCD XCG XDR XOF XPD XPF XPT XSU XTS XUA XXX YER ZAR ZMK ZMW ZWG ZWL
 """
-#: The codes of ISO 4217, and those that it withdrew since 2010.
+#: The currency codes of ISO 4217, including the codes that were withdrawn since 2010.
 ISO_4217 = frozenset(_ISO_4217.split())
 
 
 def parse_currency(text: str) -> tuple[str, str]:
-    """Return the code in capitals and a warning, "" for a code of ISO 4217. Raise ValueError if the text is not a code."""
+    """Return a currency code in capitals, and a warning if it is not in ISO 4217. Raise ValueError if the text is not a code."""
     code = text.strip().upper()
     if (symbol := _SYMBOL.fullmatch(code)) is not None and (named := _SYMBOLS.get(code) or _DOLLARS.get(symbol[1] or "")):
         return named, ""

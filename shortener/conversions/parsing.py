@@ -1,13 +1,13 @@
-"""Validation of a conversion report. Reports in a query, a form or JSON all become a `ConversionReport`.
+"""Validation of a conversion report. The parameters of a query, a form or a JSON body become a `ConversionReport`.
 
-Identity is strict, values are lenient, because a postback is never sent again. An id that is missing, ambiguous or an unexpanded
-placeholder is rejected. A value, a currency, a disposition or a time that cannot be parsed is stored as text in the metadata, under
-its name, and the report has a warning. Texts that are too long are cut, with a warning.
+A report is rejected if an id is missing, ambiguous or an unexpanded placeholder. An invalid value, currency, disposition or time
+does not reject the report, because networks do not repeat a rejected postback. It is stored as text in the metadata under the name
+of its parameter, and the report gets a warning. Texts that are too long are cut, with a warning.
 
 An empty parameter counts as absent, because trackers also send parameters without a value. Unknown parameters are stored as
 metadata.
 
-`parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST. The details name every invalid parameter.
+`parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST. The details of the error name every invalid parameter.
 """
 
 from __future__ import annotations
@@ -31,51 +31,80 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.times import EARLIEST, parse_time
 
 DEFAULT_ACTION = "conversion"
-#: This action without a transaction_id ends the conversion process of a message (Infobip). A message has at most one such report.
+#: A report with this action and without a transaction_id ends the conversion process of a message (Infobip), at most once.
 END_ACTION = "end"
-MAX_METADATA_BYTES = 4096  # bytes of JSON
+MAX_METADATA_BYTES = 4096  # size of the metadata as JSON
 MAX_METADATA_DEPTH = 50
 MAX_ID_CHARACTERS = 255
 MAX_SHORT_CHARACTERS = 64
 MAX_WARNINGS = 20
-MAX_WARNING_CHARACTERS = 60  # of an input that a warning repeats
+MAX_WARNING_CHARACTERS = 60  # a warning quotes at most this many characters of an input
 
 _Input = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 
 
 class ConversionParameters(BaseModel):
-    """A conversion as a tracker reports it. `message_id` or `click_id` is required. Other parameters are stored as metadata."""
+    """A conversion that a tracker reports. `message_id` or `click_id` is required. Other parameters are stored as metadata."""
 
     model_config = ConfigDict(extra="allow")
 
-    message_id: _Input = Field(None, description="The message that the conversion belongs to.")
-    click_id: _Input = Field(None, description="The click id that {click_id} inserted into the destination.")
+    message_id: _Input = Field(
+        None, description="The message_id of the message that caused the conversion. Required if click_id is absent."
+    )
+    click_id: _Input = Field(
+        None,
+        description="The id of the click that caused the conversion, as the placeholder {click_id} inserted it into the "
+        "destination URL. Required if message_id is absent.",
+    )
     action: _Input = Field(
-        None, description=f"The event, for example sale or reply. Case does not distinguish actions. Default: {DEFAULT_ACTION}."
+        None,
+        description="What the recipient did, for example sale or reply. Actions are compared without regard to case. "
+        f"Default: {DEFAULT_ACTION}.",
     )
-    status: _Input = Field(None, description="The tracker's own status, for example approved. Known words set the disposition.")
-    disposition: _Input = Field(None, description="positive or negative (Syniverse). Default: what the status word says.")
+    status: _Input = Field(
+        None,
+        description="The tracker's own status of the conversion, for example approved. A known status word sets the disposition if "
+        "the report contains no disposition. Default: none.",
+    )
+    disposition: _Input = Field(
+        None,
+        description="Whether the conversion is a success: positive or negative (Syniverse). Default: the disposition that follows "
+        "from the status word; none if that is pending or unknown.",
+    )
     value: _Input = Field(
-        None, description="Amount such as 12.50. Negative for a refund. An amount that cannot be parsed is stored as text."
+        None,
+        description="The amount of money of the conversion, for example 12.50; negative for a refund. An amount that cannot be "
+        "parsed is stored as text in the metadata, with a warning. Default: none.",
     )
-    currency: _Input = Field(None, description="ISO 4217 code such as EUR. Other codes are stored with a warning.")
-    transaction_id: _Input = Field(None, description="Distinguishes conversions of the same message and action, without case.")
+    currency: _Input = Field(
+        None,
+        description="The currency of the value as an ISO 4217 code, for example EUR. A code that is not in ISO 4217 is stored with "
+        "a warning. Default: the currency that the value names, or none.",
+    )
+    transaction_id: _Input = Field(
+        None,
+        description="The tracker's id of the conversion. It distinguishes conversions of the same message and action, and is "
+        "compared without regard to case. Default: none; then a message has one conversion for each action.",
+    )
     timestamp: _Input = Field(
-        None, description="ISO 8601 (UTC if it has no zone), or seconds or milliseconds since 1970. Default: now."
+        None,
+        description="The time of the conversion: ISO 8601 (UTC if it has no zone), or seconds or milliseconds since 1970. Default: "
+        "the time when the report arrives.",
     )
 
 
 _NAMES = tuple(ConversionParameters.model_fields)
 _IDENTITY = ("message_id", "click_id", "action", "transaction_id")
-#: A placeholder in one of these is rejected. Anywhere else it is stored.
+#: A report with an unexpanded placeholder in one of these parameters is rejected. In any other parameter, it is stored.
 _STRICT = (*_IDENTITY, "status")
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """A conversion to record, which happened at `at`. At least one of `message_id` and `click_id` is set.
+    """A valid report of a conversion that happened at `at`. At least one of `message_id` and `click_id` is set.
 
-    `disposition` is the reported one, or the one that the status word says. `has_timestamp`: the tracker reported the time `at`."""
+    `disposition` is the reported disposition, or the one that follows from the status word. `has_timestamp` is true if the tracker
+    reported the time `at`, and false if `at` is the time of arrival."""
 
     at: datetime
     message_id: str | None = None
@@ -92,12 +121,12 @@ class ConversionReport:
 
     @property
     def action_key(self) -> str:
-        """The action without case, which identifies the conversion."""
+        """The case-folded action, which is a part of the identity of the conversion."""
         return self.action.casefold()
 
     @property
     def transaction_key(self) -> str:
-        """The transaction id without case, which identifies the conversion."""
+        """The case-folded transaction id, which is a part of the identity of the conversion."""
         return self.transaction_id.casefold()
 
     @property
@@ -107,18 +136,20 @@ class ConversionReport:
 
 
 class RepeatedValues(list[Any]):
-    """The values of a parameter that occurs several times in a query, a form, or both in the query and the body."""
+    """The values of a parameter that a request contains several times: in its query, in its form, or in both query and body."""
 
 
 def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...] = ()) -> ConversionReport:
-    """Parse all parameters. `now` is the time of a report without a timestamp. `warnings` are those of the transport.
+    """Parse the parameters of a conversion report.
+
+    `now` is the time of a report without a timestamp. `warnings` are warnings about the request, which the report repeats.
 
     Raise ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST."""
     return _Parser(parameters, now, warnings).report()
 
 
 class _Parser:
-    """The state of one report while it is parsed: what is invalid, and what is stored with a warning."""
+    """Parser of one conversion report. It collects the invalid parameters, the warnings and the metadata."""
 
     def __init__(self, parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...]) -> None:
         self._now = now
@@ -196,7 +227,7 @@ class _Parser:
         return text
 
     def _id(self, name: str) -> str | None:
-        """Return a message_id or click_id. One that is too long does not name anything."""
+        """Return a message_id or click_id. Reject one that is too long, but store a click_id beside a message_id as metadata."""
         text = self._texts.get(name)
         if text is None or len(text) <= MAX_ID_CHARACTERS:
             return text
@@ -207,7 +238,7 @@ class _Parser:
         return None
 
     def _shortened(self, name: str, limit: int) -> str | None:
-        """Return a text that identifies the conversion. One that is too long ends with its hash, so that it stays distinct."""
+        """Return an action or transaction_id. Replace the end of a text that is too long by its hash, so that it stays distinct."""
         text = self._texts.get(name)
         if text is None or len(text) <= limit:
             return text
@@ -223,7 +254,7 @@ class _Parser:
         return text[:limit]
 
     def _keep(self, name: str, value: Any, reason: str) -> None:
-        """Store a value that cannot be used as metadata, with a warning."""
+        """Store the text of a parameter that cannot be parsed as metadata, and add a warning."""
         self.metadata[name] = value
         shown = value if isinstance(value, str) else type(value).__name__
         self.warn(name, f"{shown[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")
@@ -246,7 +277,7 @@ class _Parser:
                 self.warn("currency", warning)
         except ValueError as error:
             self._keep("currency", currency_text, str(error))
-            if value is not None:  # an amount of an unknown currency is no value
+            if value is not None:  # without a known currency, the amount counts as invalid
                 self.metadata["value"] = value_text
             return None, None
         if named not in (None, currency):
@@ -274,7 +305,7 @@ class _Parser:
         return status_words.derive_disposition(status)
 
     def fit_metadata(self) -> dict[str, Any]:
-        """Return the metadata without characters that the database cannot store, cut to MAX_METADATA_BYTES bytes of JSON."""
+        """Return metadata without characters that the database cannot store, and with at most MAX_METADATA_BYTES bytes as JSON."""
         metadata: dict[str, Any] = {}
         sizes: dict[str, int] = {}
         for name, value in self.metadata.items():
@@ -302,16 +333,16 @@ class _Parser:
         return metadata
 
 
-#: API keys, tracker tokens and postback keys. A caller that puts one into a parameter must not find it in a list later.
+#: Matches API keys, tracker tokens and postback keys. They are removed from stored parameters, so that no list shows a credential.
 _CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
 REMOVED = "[removed]"
 
 
 def _storable(value: Any, depth: int = 0) -> Any:
-    """Return a value without NUL and lone surrogates, which PostgreSQL and JSON cannot store, and without credentials.
+    """Return a parameter without credentials, and without NUL and lone surrogates, which PostgreSQL and JSON cannot store.
 
-    Raise TypeError if it is nested more deeply than MAX_METADATA_DEPTH."""
+    Raise TypeError if the value is nested more deeply than MAX_METADATA_DEPTH."""
     if isinstance(value, str):
         if not value.isascii():
             value = value.encode("utf-8", "replace").decode()
@@ -332,7 +363,7 @@ def _storable(value: Any, depth: int = 0) -> Any:
 
 
 def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a refused report as they are stored: without secrets, cut to 4 KiB of JSON."""
+    """Return the parameters of a refused report for storage: without credentials, and with at most 4 KiB as JSON."""
     parser = _Parser({}, EARLIEST, ())
     parser.metadata = {
         str(name): REMOVED if _SECRET_NAME.search(str(name)) else list(value) if isinstance(value, RepeatedValues) else value
@@ -342,7 +373,7 @@ def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cut_json_bytes(text: str, limit: int) -> str:
-    """Return the longest start of a text whose JSON has at most `limit` bytes between its quotation marks."""
+    """Cut a text so that its JSON string has at most `limit` bytes between the quotation marks. Return the cut text."""
     low, high = 0, max(min(len(text), limit), 0)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""SQL statements for a batch of conversions: find their messages, insert new conversions, read, lock and change existing ones."""
+"""SQL statements for a batch of conversions: find their messages, insert new conversions, and lock, read and update stored ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import upsert
 from shortener.storage.values_table import values_table
 
-#: Actions of an application that have counts of their own. All other actions share a count.
+#: The maximum number of actions of an application that are counted separately. All other actions share one count.
 MAX_COUNTED_ACTIONS = 200
 
 
 class ConversionTarget(NamedTuple):
-    """The message of a conversion, and its click if the click is known. `row_id`, `link_id` and `hit_id` are row ids."""
+    """The message of a conversion, and the click if it is known. `row_id` (of the message), `link_id` and `hit_id` are row ids."""
 
     application_id: int
     row_id: int
@@ -27,15 +27,15 @@ class ConversionTarget(NamedTuple):
     cohort_id: int
     link_id: int | None = None
     hit_id: int | None = None
-    link_set: int | None = None  # of the message
+    link_set: int | None = None  # the id of the set of links in the message
 
 
-#: Identity of a conversion: message (row id), action and transaction_id without case.
+#: The identity of a conversion: row id of the message, case-folded action, and case-folded transaction_id.
 ConversionKey = tuple[int, str, str]
 
 
 class StoredRevision(NamedTuple):
-    """One revision of a conversion. `at`: the reported time."""
+    """A stored revision of a conversion. `at` is the time of the conversion in its report."""
 
     revision: int
     status: str | None
@@ -49,7 +49,7 @@ class StoredRevision(NamedTuple):
 
 
 class StoredConversion(NamedTuple):
-    """An existing conversion with its latest revision. `id` is its row id; `at` is the reported time of the first revision."""
+    """A stored conversion with its latest revision. `id` is its row id; `at` is the time that the first revision reported."""
 
     id: int
     hit_id: int | None
@@ -58,7 +58,7 @@ class StoredConversion(NamedTuple):
     latest: StoredRevision
 
 
-#: Inserts rows with stored column values. It skips a row if a conversion with its key exists, and returns the number of new rows.
+#: Inserts conversions and returns the number of new rows. A row is skipped if a conversion with the same identity is stored.
 insert_new_conversions = BulkInsert(
     schema.conversions,
     "id",
@@ -81,7 +81,7 @@ insert_new_conversions = BulkInsert(
     on_conflict="DO NOTHING",
 )
 
-#: Inserts earlier revisions, with stored column values.
+#: Inserts earlier revisions of conversions. Each row has the values of the columns as the database stores them.
 insert_revisions = BulkInsert(
     schema.conversion_revisions,
     "id",
@@ -99,7 +99,7 @@ insert_revisions = BulkInsert(
 
 
 def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, ConversionTarget]:
-    """Return the targets of these hits (row ids). Hits that are not stored are missing in the result."""
+    """Return the message and click of each hit by the row id of the hit. Hits that are not stored are missing in the result."""
     requested = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
     h, li, m = schema.hits.c, schema.links.c, schema.messages.c
     statement = (
@@ -124,7 +124,7 @@ _BY_MESSAGE_ID = {
 def find_targets_by_message_id(
     connection: Connection, ids: Iterable[tuple[int, str]]
 ) -> Mapping[tuple[int, str], ConversionTarget]:
-    """Return the targets of these (application_id, message_id). Unknown messages are missing in the result."""
+    """Return the messages by (application_id, message_id). Unknown messages are missing in the result."""
     requested = list(ids)
     values = [requested] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*requested, strict=True)]
     return {
@@ -134,7 +134,7 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return which of these keys exist. They are compared with their case, as releases before 0.3 stored them."""
+    """Return the keys of stored conversions among `keys`. Compare with case, as releases before 0.3 stored keys."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))
@@ -142,7 +142,7 @@ def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[Conv
 
 
 def lock_conversions(connection: Connection, keys: Iterable[ConversionKey]) -> Mapping[ConversionKey, StoredConversion]:
-    """Return the existing conversions with these keys. On PostgreSQL their rows are locked, in the order of their ids."""
+    """Return the stored conversions by key. On PostgreSQL, lock their rows in the order of their row ids."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = (
@@ -179,7 +179,7 @@ def _stored(row: Row[Any]) -> StoredConversion:
 
 
 def find_revisions(connection: Connection, conversions: Sequence[int]) -> dict[int, list[StoredRevision]]:
-    """Return the earlier revisions by conversion (row ids), oldest first. Conversions with one revision are missing."""
+    """Return the earlier revisions of conversions, oldest first, by row id. Conversions with one revision are missing."""
     found: dict[int, list[StoredRevision]] = {}
     if conversions:
         r = schema.conversion_revisions.c
@@ -220,25 +220,25 @@ _UPDATE = {
 
 
 def update_conversions(connection: Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write the latest revision of these conversions. A row has the id and the values of `_COLUMNS`."""
+    """Store the latest revision of each conversion. Each row has the values of `_COLUMNS`."""
     raw_sql.execute_bulk(connection, _UPDATE, rows)
 
 
 class CountedActions:
-    """The actions that have counts of their own, at most MAX_COUNTED_ACTIONS for each application."""
+    """The actions that are counted separately: at most MAX_COUNTED_ACTIONS of each application."""
 
     def __init__(self) -> None:
         self._known: dict[int, set[str]] = {}
 
     def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return which of these (application_id, action) have a count of their own. Add new ones while there is room."""
+        """Return the (application_id, action) pairs that are counted separately. Add new actions until the maximum is reached."""
         unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
         if not unknown:
             return actions
         table = schema.conversion_actions
         counted = {one for one in actions if one[1] in self._known.get(one[0], ())}
         for application_id in sorted({application_id for application_id, _ in unknown}):
-            # Only committed rows are cached: the first statement on them in this transaction reads them.
+            # Only committed rows are cached, because this transaction may be rolled back.
             stored = set(connection.scalars(select(table.c.action).where(table.c.application_id == application_id)))
             self._known[application_id] = stored
             room = MAX_COUNTED_ACTIONS - len(stored)

@@ -1,8 +1,8 @@
-"""The reports of conversions that were rejected, stored with the reason, so that an operator finds out why conversions are missing.
+"""Storage of rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
-The rows are limited to MAX_ROWS for each application, and the purge deletes them after 30 days. A sender in a loop does not fill
-the database: above MAX_ROWS_PER_MINUTE, reports are only counted. A refusal that cannot be stored is counted too, and its caller
-gets the same response. Credentials are removed from the parameters.
+Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above MAX_ROWS_PER_MINUTE
+are counted but not stored, so that a sender in a loop does not fill the database. A report that cannot be stored because of a fault
+is counted too, and the response to its sender does not change. Credentials are removed from the stored parameters.
 """
 # Tested by tests/conversions/test_refusals.py
 
@@ -30,9 +30,9 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-MAX_ROWS = 10_000  # of one application; a little more between two runs of the trim
-TRIM_INTERVAL_ROWS = 200  # of one process
-MAX_ROWS_PER_MINUTE = 1000  # of one application, in one process
+MAX_ROWS = 10_000  # rejected reports of one application; slightly more are possible until `trim` runs again
+TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
+MAX_ROWS_PER_MINUTE = 1000  # rejected reports that one process stores for one application
 MAX_DESCRIPTION_CHARACTERS = 500
 
 log = structlog.get_logger(__name__)
@@ -61,19 +61,19 @@ class _Refusal:
 
 
 class RefusedConversions:
-    """Stores and counts rejected reports."""
+    """Stores and counts rejected conversion reports."""
 
     def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
         self._ids = ids
         self._clock = clock
         self._group: GroupCommit[_Refusal, None, None] = GroupCommit(database, self._store)
         self._limiter = RateLimiter("refused", MAX_ROWS_PER_MINUTE, lambda: to_ms(clock()))
-        self._since_trim = TRIM_INTERVAL_ROWS  # so that a process that restarts often also trims
+        self._since_trim = TRIM_INTERVAL_ROWS  # the first report runs `trim`, so a process that restarts often runs it too
         self.counted: Counter[str] = Counter()
         self.not_stored = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counters of rejected reports."""
+        """Register the counters of rejected conversion reports as metrics."""
         metrics.counter(
             "shortener_conversions_refused",
             "Reports of conversions that were rejected, by error code.",
@@ -87,11 +87,11 @@ class RefusedConversions:
         )
 
     def count(self, error: ApiError) -> None:
-        """Count a rejected report that is not stored, for example because its credential is unknown."""
+        """Count a rejected report without storing it, for example if its credential is unknown."""
         self.counted[error.code.name] += 1
 
     async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
-        """Store a rejected report. Return after the commit. It raises nothing."""
+        """Store a rejected report. Return after the commit. Never raise: count a report that cannot be stored."""
         self.count(error)
         now = self._clock()
         if self._limiter.take(application_id):
@@ -105,7 +105,7 @@ class RefusedConversions:
             self.not_stored += 1
             log.exception("refused_conversion_not_stored")
 
-    # Runs in the transaction.
+    # `GroupCommit` calls this in a transaction.
 
     def _store(self, connection: Connection, items: Sequence[_Refusal]) -> tuple[list[Exception | None], None]:
         _insert(
@@ -138,7 +138,7 @@ def _text(value: Any) -> str | None:
 
 
 def trim(connection: Connection, application_id: int, keep: int | None = None) -> int:
-    """Delete the oldest refusals of an application beyond `keep` (default: MAX_ROWS). Return their number."""
+    """Keep the newest `keep` rejected reports of an application (default: MAX_ROWS). Return the number of deleted rows."""
     table = schema.refused_conversions
     of_application = table.c.application_id == application_id
     newest = select(table.c.id).where(of_application).order_by(table.c.id.desc())

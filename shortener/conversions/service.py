@@ -1,16 +1,17 @@
 """Service that records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
 
-Message, action and transaction_id, compared without case, identify a conversion. A unique index decides which of several reports is
-the first, in one process or in many. A later report of the same conversion is one of three:
+Message, action and transaction_id identify a conversion. Action and transaction_id are compared without regard to case. A unique
+index decides which of several concurrent reports is the first, also if several processes receive them. A later report of the same
+conversion is a repeat, an update or a conflict:
 
-- a repeat: what it states is already recorded. It returns the first result and triggers nothing. A report that equals an *earlier*
-  revision is a late repeat, unless it has a newer timestamp, or arrives more than REPEAT_WINDOW after the latest change.
-- an update: another status, disposition, value or currency. The previous revision is stored, the counts move, and an event follows.
-  What the report does not state keeps its value.
-- a conflict: two different values without a transaction_id. They may be two sales, so the report is rejected.
+- A repeat contains only what is already stored. Its sender gets the first result, and no event is created. A report that equals an
+  *earlier* revision is also a repeat, unless it has a newer timestamp, or arrives more than REPEAT_WINDOW after the latest change.
+- An update has another status, disposition, value or currency. The previous revision is stored, the counts are corrected, and an
+  event is created. A field that is absent from the report keeps its value.
+- A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
-was stored. A caller may safely repeat a request if it lost the response.
+was stored. A caller that did not receive the response may safely repeat the request.
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-#: Networks repeat a postback if they lost the response. A report that equals an earlier revision is such a repeat for this long.
+#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: networks send a postback
+#: again if they did not receive the response.
 REPEAT_WINDOW = timedelta(hours=1)
-#: Revisions of one conversion, so that a sender in a loop does not fill the database.
+#: The maximum number of revisions of one conversion, so that a sender in a loop does not fill the database.
 MAX_REVISIONS = 1000
-#: The action that stands for all actions beyond the limit (queries.MAX_COUNTED_ACTIONS).
+#: The name under which all actions beyond queries.MAX_COUNTED_ACTIONS are counted together.
 OTHER_ACTIONS = "(other)"
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """The result of a report. `duplicate`: it was already recorded. `updated`: it changed a recorded conversion."""
+    """The result of a conversion report. `duplicate`: the report was a repeat. `updated`: it changed a stored conversion."""
 
     conversion_id: str
     message_id: str
@@ -60,7 +62,7 @@ class ConversionResult:
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
-    """A report to record, with the hit (row id) that its click_id contains."""
+    """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies."""
 
     application_id: int
     report: ConversionReport
@@ -69,9 +71,9 @@ class _Submission:
 
 @dataclass(slots=True)
 class _State:
-    """A conversion while the reports of a batch are applied to it.
+    """A conversion in memory, to which the reports of a batch are applied.
 
-    `earlier` are all revisions before the latest, oldest first; those from `stored_revisions` on are not stored yet."""
+    `earlier` are the revisions before the latest one, oldest first. The first `stored_revisions` of them are in the database."""
 
     id: int
     target: ConversionTarget
@@ -84,12 +86,12 @@ class _State:
 
 
 def encode_conversion_id(conversion: int) -> str:
-    """Return the public conversion_id of a row id, such as `cnv_0Kq3...`."""
+    """Return the public conversion_id, such as `cnv_0Kq3...`, of the conversion with this row id."""
     return f"cnv_{encode(conversion)}"
 
 
 class Conversions:
-    """Records conversions. `on_events` is called after each commit that wrote events."""
+    """Stores conversions and their events. `on_events` is called after each commit that stored an event."""
 
     def __init__(
         self, database: Database, ids: IdGenerator, click_ids: ClickIds, clock: Clock, on_events: Callable[[], None]
@@ -104,7 +106,7 @@ class Conversions:
         self.with_warnings = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counters of accepted reports."""
+        """Register the counters of accepted conversion reports as metrics."""
         metrics.counter(
             "shortener_conversion_reports",
             "Reports of conversions that were accepted, by result: new, updated or duplicate.",
@@ -118,7 +120,7 @@ class Conversions:
         )
 
     async def ingest(self, application_id: int, report: ConversionReport) -> ConversionResult:
-        """Record a conversion, or update it if it is already recorded. Return after the commit.
+        """Store a conversion, or update it if it is already stored. Return after the commit.
 
         Raise ApiError MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not match), or
         StoreUnavailable."""
@@ -136,10 +138,10 @@ class Conversions:
         if events:
             self._on_events()
 
-    # Runs in the transaction.
+    # `GroupCommit` calls this in a transaction.
 
     def _record(self, connection: Connection, items: Sequence[_Submission]) -> tuple[list[ConversionResult | Exception], int]:
-        """Return one result for each item, and the number of events."""
+        """Store the reports in the database. Return one result for each report, and the number of new events."""
         targets = _find_targets(connection, items)
         now = self._clock()
         keys = _keys_of(connection, items, targets)
@@ -151,7 +153,7 @@ class Conversions:
             return f"{status_words.category_of(revision.status, revision.disposition)}:{shown}"
 
         states: dict[ConversionKey, _State] = {}
-        firsts: dict[ConversionKey, int] = {}  # the item that is the first report, if the conversion is new
+        firsts: dict[ConversionKey, int] = {}  # the index of the report that creates the conversion
         rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is not None and isinstance(target, ConversionTarget) and key not in states:
@@ -160,9 +162,9 @@ class Conversions:
                 states[key] = _State(self._ids(), target, target.hit_id, item.report.at, counted, first)
                 firsts[key] = index
                 rows[key] = _row(states[key], item, key)
-        # Sorted, so that two processes that insert the same keys cannot deadlock.
+        # The rows are sorted, so that two processes that insert the same keys cannot deadlock.
         if queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)]) < len(rows):
-            # Existing conversions are read only if the insert skipped a row.
+            # Stored conversions are read only if the insert skipped a row.
             self._load_existing(connection, states, firsts)
 
         results: list[ConversionResult | Exception] = []
@@ -210,7 +212,7 @@ class Conversions:
         return results, len(new_events)
 
     def _load_existing(self, connection: Connection, states: dict[ConversionKey, _State], firsts: dict[ConversionKey, int]) -> None:
-        """Replace the state of each conversion that existed before this transaction. Its first report is not in this batch."""
+        """Load the conversions that were stored before this transaction into `states`, and remove their keys from `firsts`."""
         stored = queries.lock_conversions(connection, states)
         existing = {key: found for key, found in stored.items() if found.id != states[key].id}
         revised = [found.id for found in existing.values() if found.latest.revision > 1]
@@ -238,7 +240,9 @@ class Conversions:
         ]
 
     def _event(self, state: _State, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
-        """Return the event of the latest revision. It has the revision's own values, because the row may change before fan-out."""
+        """Return the event for the latest revision of a conversion.
+
+        The event contains a copy of the values, because the conversion may change before the deliveries are created."""
         latest = state.latest
         return Event(
             id=self._ids(),
@@ -264,9 +268,9 @@ class Conversions:
 def _keys_of(
     connection: Connection, items: Sequence[_Submission], targets: Sequence[ConversionTarget | ApiError]
 ) -> list[ConversionKey | None]:
-    """Return the key of each conversion, None without a message.
+    """Return the key of the conversion of each report; None if the message is unknown.
 
-    Releases before 0.3 stored action and transaction_id with their case. A conversion of such a release keeps its key."""
+    A key contains action and transaction_id in lower case. A conversion that a release before 0.3 stored keeps its case."""
     folded: list[ConversionKey | None] = []
     exact: list[ConversionKey | None] = []
     for item, target in zip(items, targets, strict=True):
@@ -301,7 +305,7 @@ def _first_revision(item: _Submission, target: ConversionTarget, now: datetime) 
 
 
 def _metadata(item: _Submission, target: ConversionTarget) -> Mapping[str, Any] | None:
-    """Return the metadata of a report. A click_id that does not belong to the message is part of it."""
+    """Return the metadata of a report. A click_id that does not identify a click on the message is added to it."""
     report = item.report
     if report.click_id is None or target.hit_id is not None:
         return report.metadata
@@ -313,7 +317,7 @@ def _existing_state(stored: StoredConversion, target: ConversionTarget, earlier:
 
 
 def _apply(state: _State, item: _Submission, target: ConversionTarget, now: datetime) -> bool | None:
-    """Apply a report to a conversion. Return True if it is an update, False if it is a repeat, and None if it is a conflict."""
+    """Apply a report to a conversion. Return True for an update, False for a repeat, and None for a conflict."""
     report, latest = item.report, state.latest
     changed = _merge(latest, report)
     if _is_same(changed, latest):
@@ -339,7 +343,7 @@ def _apply(state: _State, item: _Submission, target: ConversionTarget, now: date
 
 
 def _merge(revision: StoredRevision, report: ConversionReport) -> StoredRevision:
-    """Return the revision with everything that the report states."""
+    """Return a copy of a revision in which the fields of the report replace the stored ones."""
     disposition = report.disposition or status_words.derive_disposition(report.status)
     if disposition is None and status_words.classify(report.status) != "pending":
         disposition = revision.disposition
@@ -361,7 +365,7 @@ def _is_same(one: StoredRevision, other: StoredRevision) -> bool:
 
 
 def _is_other_value(latest: StoredRevision, report: ConversionReport) -> bool:
-    """Return whether a conversion and a report have two different values."""
+    """Return whether the stored revision and the report both have a value, and the values or their currencies differ."""
     if latest.value is None or report.value is None:
         return False
     return latest.value != report.value or (None not in (latest.currency, report.currency) and latest.currency != report.currency)
@@ -437,21 +441,24 @@ def _target_of(
         return target
     if message_id is None:
         return _unknown_target("click_id")
-    # The click id may be another system's, or that of a hit that is purged or not written yet. Then the message_id is sufficient.
+    # The click_id may belong to another system, or to a hit that was purged or is not stored yet. Then the message_id is
+    # sufficient.
     return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 
 def _count(delta: CountDelta, state: _State, ends_process: bool, revision: StoredRevision | None = None, *, sign: int = 1) -> None:
-    """Add a revision to the counts (`sign` 1), or take it back (-1). docs/reference/conversions.md describes the metrics.
+    """Add a revision to the counts of conversions (`sign` 1) or subtract it (`sign` -1). The metrics, which
+    docs/reference/conversions.md describes, are:
 
-    - `conversions`, and `conversions:{category}:{action}`
-    - `ends`: ends of conversion processes
+    - `conversions`: the number of conversions
+    - `conversions:{category}:{action}`: the same by category and action
+    - `ends`: the number of conversion processes that ended
     - `value:{currency}`: the value of conversions that are neither negative nor pending; the currency is empty if there is none
-    - `value:{currency}:{category}:{action}`"""
+    - `value:{currency}:{category}:{action}`: the value of all conversions by category and action"""
     revision = revision or state.latest
     target, counted_as = state.target, state.counted_as
     amounts: dict[str, int | Decimal] = {}
-    if sign > 0 and revision.revision == 1:  # the number of conversions does not change with a revision
+    if sign > 0 and revision.revision == 1:  # a later revision does not change the number of conversions
         amounts["conversions"] = 1
         if ends_process:
             amounts["ends"] = 1

@@ -1,7 +1,7 @@
-"""The disposition that follows from a status word, and the category under which a conversion is counted.
+"""The status words of affiliate networks, the disposition that each word means, and the categories of conversions.
 
-Networks report the state of a conversion as a word. This table is the one in docs/reference/conversions.md. A word is compared
-without case, spaces, hyphens and underscores. An unknown word has no disposition.
+docs/reference/conversions.md contains the same table. A status word is compared without regard to case, spaces, hyphens and
+underscores. An unknown word has no disposition.
 """
 # Tested by tests/conversions/test_status_words.py
 
@@ -14,7 +14,7 @@ from typing import Literal
 Disposition = Literal["positive", "negative"]
 Category = Literal["positive", "negative", "pending", "other"]
 
-#: The categories of conversions. `other`: no disposition, and the status is not a word for a pending conversion.
+#: The categories by which conversions are counted. `other` has no disposition and no status word that means pending.
 CATEGORIES: tuple[Category, ...] = ("positive", "negative", "pending", "other")
 
 WORDS: Mapping[Literal["positive", "negative", "pending"], Sequence[str]] = {
@@ -109,18 +109,18 @@ _SEPARATORS = re.compile(r"[\s_-]+")
 
 
 def classify(status: str | None) -> Literal["positive", "negative", "pending"] | None:
-    """Return what a status word says, None for an unknown word and without a word."""
+    """Return the meaning of a status word: positive, negative or pending. Return None for an unknown word and for None."""
     return None if status is None else _CLASSES.get(_SEPARATORS.sub("", status).casefold())
 
 
 def derive_disposition(status: str | None) -> Disposition | None:
-    """Return the disposition that follows from a status word, None if it is pending or unknown."""
+    """Return the disposition that a status word means; None if the word means pending or is unknown."""
     word = classify(status)
     return None if word == "pending" else word
 
 
 def category_of(status: str | None, disposition: str | None) -> Category:
-    """Return the category under which a conversion is counted. The disposition takes precedence over the status word."""
+    """Return the category by which a conversion is counted. The disposition takes precedence over the status word."""
     if disposition == "positive":
         return "positive"
     if disposition == "negative":

@@ -1,4 +1,4 @@
-"""Amounts and currencies in the notations of networks."""
+"""Tests of the parser for amounts and currency codes in the notations of affiliate networks."""
 
 from decimal import Decimal
 
@@ -10,7 +10,7 @@ from shortener.conversions.amounts import RULES, Rule, parse_amount, parse_curre
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule.text for rule in RULES])
-def test_each_rule_parses_its_example(rule: Rule) -> None:
+def test_the_example_of_each_rule_for_amounts_is_parsed_as_documented(rule: Rule) -> None:
     text, amount = rule.text, rule.amount
     if amount is None:
         with pytest.raises(ValueError, match=r"\w"):
@@ -54,7 +54,7 @@ def test_each_rule_parses_its_example(rule: Rule) -> None:
         ("٣", "3"),
     ],
 )
-def test_other_notations_of_an_amount_are_parsed(text: str, amount: str) -> None:
+def test_amounts_in_uncommon_notations_are_parsed(text: str, amount: str) -> None:
     assert format(parse_amount(text).value, "f") == amount
 
 
@@ -81,7 +81,7 @@ def test_other_notations_of_an_amount_are_parsed(text: str, amount: str) -> None
         "EUR",
     ],
 )
-def test_a_text_without_one_meaning_is_not_an_amount(text: str) -> None:
+def test_a_text_that_is_not_a_number_or_has_two_meanings_is_rejected_as_an_amount(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_amount(text)
 
@@ -94,7 +94,7 @@ def test_an_ambiguous_or_rounded_amount_has_a_warning() -> None:
 
 
 @given(st.decimals(min_value=-(10**18) + 1, max_value=10**18 - 1, places=6))
-def test_any_plain_decimal_is_parsed_without_a_change(amount: Decimal) -> None:
+def test_a_plain_decimal_is_parsed_to_the_same_number(amount: Decimal) -> None:
     assert parse_amount(format(amount, "f")).value == amount
 
 
@@ -103,7 +103,9 @@ def test_any_plain_decimal_is_parsed_without_a_change(amount: Decimal) -> None:
     st.sampled_from([(",", "."), (".", ","), (" ", ","), ("'", "."), ("\u00a0", ",")]),
     st.sampled_from(["{}", "${}", "{} EUR", "€{}", "-{}", "({})"]),
 )
-def test_any_grouped_amount_with_two_decimals_is_parsed(amount: Decimal, marks: tuple[str, str], frame: str) -> None:
+def test_an_amount_with_thousands_separators_and_two_decimals_is_parsed(
+    amount: Decimal, marks: tuple[str, str], frame: str
+) -> None:
     thousands, point = marks
     text = f"{amount:,.2f}".replace(",", "\0").replace(".", point).replace("\0", thousands)
     expected = -amount if frame[0] in "-(" else amount
@@ -111,12 +113,12 @@ def test_any_grouped_amount_with_two_decimals_is_parsed(amount: Decimal, marks: 
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e15, max_value=1e15))
-def test_any_float_is_parsed_to_six_digits(number: float) -> None:
+def test_a_float_is_parsed_and_rounded_to_six_decimals(number: float) -> None:
     assert abs(float(parse_amount(repr(number)).value) - number) <= max(abs(number) * 1e-12, 5e-7)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_an_amount_within_the_limits_or_a_value_error(text: str) -> None:
+def test_any_text_is_parsed_to_an_amount_within_the_limits_or_raises_value_error(text: str) -> None:
     try:
         value = parse_amount(text).value
     except ValueError:
@@ -140,12 +142,12 @@ def test_any_text_is_an_amount_within_the_limits_or_a_value_error(text: str) -> 
         ("US$", "USD", False),
     ],
 )
-def test_currency_codes_are_recognised(text: str, code: str, warns: bool) -> None:
+def test_currency_codes_and_symbols_are_parsed(text: str, code: str, warns: bool) -> None:
     found, warning = parse_currency(text)
     assert (found, bool(warning)) == (code, warns)
 
 
 @pytest.mark.parametrize("text", ["$", "x", "euro-cents", "ABCDEFGHIJK", "ÄÖÜ"])
-def test_other_texts_are_not_currency_codes(text: str) -> None:
+def test_a_text_that_is_not_a_currency_code_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="currency code"):
         parse_currency(text)

@@ -1,4 +1,4 @@
-"""Placeholders that a network sent without replacing them."""
+"""Tests of the detection of placeholders that a network sent without replacing them by a value."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from shortener.conversions.macros import NOTATIONS, is_unexpanded
 
 @pytest.mark.parametrize("notation", NOTATIONS)
 @pytest.mark.parametrize("name", ["tid", "TRANSACTION_ID", "order.id", "sub-1", "aff_sub"])
-def test_a_name_in_every_notation_is_recognised(notation: str, name: str) -> None:
+def test_a_placeholder_is_detected_in_every_documented_notation(notation: str, name: str) -> None:
     text = notation.replace("x", name).replace("X", name)
     assert is_unexpanded(text)
     assert is_unexpanded(f" {text} ")
@@ -34,7 +34,7 @@ def test_a_name_in_every_notation_is_recognised(notation: str, name: str) -> Non
         "##tid##",
     ],
 )
-def test_other_spellings_of_placeholders_are_recognised(text: str) -> None:
+def test_placeholders_with_unusual_names_or_encodings_are_detected(text: str) -> None:
     assert is_unexpanded(text)
 
 
@@ -62,5 +62,5 @@ def test_other_spellings_of_placeholders_are_recognised(text: str) -> None:
         "50%off",
     ],
 )
-def test_text_that_only_resembles_a_placeholder_is_accepted(text: str) -> None:
+def test_a_text_that_only_resembles_a_placeholder_is_not_detected(text: str) -> None:
     assert not is_unexpanded(text)

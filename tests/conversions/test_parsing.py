@@ -1,4 +1,4 @@
-"""Validation of a report: strict identity, lenient values."""
+"""Tests of the validation of conversion reports: an invalid id rejects the report, an invalid value causes a warning."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -34,7 +34,7 @@ def rejection(**parameters: Any) -> ApiError:
     return raised.value
 
 
-def test_all_parameters_are_parsed() -> None:
+def test_all_parameters_of_a_conversion_report_are_parsed() -> None:
     assert parse(
         message_id="m",
         click_id="c",
@@ -61,21 +61,21 @@ def test_all_parameters_are_parsed() -> None:
     )
 
 
-def test_empty_parameters_count_as_absent() -> None:
+def test_empty_parameters_of_a_conversion_report_count_as_absent() -> None:
     empty = {name: " " for name in NAMES if name != "message_id"}
     assert parse(message_id="m", **empty) == parse(message_id="m") == ConversionReport(at=NOW, message_id="m", action="conversion")
 
 
-def test_a_json_number_is_parsed_like_its_text() -> None:
+def test_a_json_number_is_parsed_like_the_same_number_in_a_text() -> None:
     report = parse(message_id=17, transaction_id=12345, value=Decimal("12.5"), timestamp=1795172400)
     assert (report.message_id, report.transaction_id, report.value) == ("17", "12345", Decimal("12.5"))
     assert report.at == NOW - timedelta(hours=1)
 
 
-# Identity is strict
+# Parameters that identify the conversion: an invalid one rejects the report
 
 
-def test_a_message_id_or_a_click_id_is_required() -> None:
+def test_a_conversion_report_without_message_id_and_click_id_is_rejected() -> None:
     error = rejection(action="sale")
     assert (error.code, error.details[0].field) == (ErrorCode.INVALID_REQUEST, "message_id")
 
@@ -93,23 +93,23 @@ def test_a_message_id_or_a_click_id_is_required() -> None:
         {"click_id": "c" * 256},
     ],
 )
-def test_an_ambiguous_identity_is_rejected(parameters: dict[str, Any]) -> None:
+def test_a_report_with_an_ambiguous_id_action_or_transaction_id_is_rejected(parameters: dict[str, Any]) -> None:
     assert rejection(**parameters).code is ErrorCode.INVALID_REQUEST
 
 
 @pytest.mark.parametrize("name", ["message_id", "click_id", "transaction_id", "status", "action"])
-def test_a_placeholder_in_an_identity_or_the_status_is_rejected_and_named(name: str) -> None:
+def test_an_unexpanded_placeholder_in_an_id_action_or_status_is_rejected_with_its_parameter_name(name: str) -> None:
     error = rejection(**{"message_id": "m", name: "#foo#"})
     assert (error.code, [detail.field for detail in error.details]) == (ErrorCode.UNEXPANDED_PLACEHOLDER, [name])
     assert "#foo#" in error.details[0].reason
 
 
-def test_equal_repeats_and_empty_repeats_of_a_parameter_are_one_value() -> None:
+def test_a_parameter_that_repeats_the_same_value_or_an_empty_one_has_one_value() -> None:
     report = parse(message_id=RepeatedValues(["m", "m"]), click_id=RepeatedValues(["", "c"]))
     assert (report.message_id, report.click_id, report.warnings) == ("m", "c", ())
 
 
-def test_case_does_not_distinguish_actions_and_transaction_ids() -> None:
+def test_actions_and_transaction_ids_are_compared_without_regard_to_case() -> None:
     one, other = (
         parse(message_id="m", action="Install", transaction_id="ABC"),
         parse(message_id="m", action="install", transaction_id="abc"),
@@ -127,7 +127,7 @@ def test_a_long_transaction_id_stays_distinct_when_it_is_shortened() -> None:
     assert parse(message_id="m", transaction_id=long.upper() + "1").transaction_key == one.transaction_key
 
 
-# Values are lenient
+# Other parameters: an invalid one is stored as text, with a warning
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_a_long_transaction_id_stays_distinct_when_it_is_shortened() -> None:
         ("disposition", "maybe", "maybe"),
     ],
 )
-def test_a_value_that_cannot_be_parsed_is_stored_as_text_with_a_warning(name: str, value: Any, stored: Any) -> None:
+def test_a_parameter_that_cannot_be_parsed_is_stored_as_text_with_a_warning(name: str, value: Any, stored: Any) -> None:
     report = parse(message_id="m", **{name: value})
     assert report.metadata == {name: stored}
     assert [warning.partition(":")[0] for warning in report.warnings] == [name]
     assert (report.value, report.currency, report.at, report.disposition) == (None, None, NOW, None)
 
 
-def test_a_value_in_a_currency_that_cannot_be_parsed_is_no_value() -> None:
+def test_an_amount_with_an_invalid_currency_is_stored_as_text_only() -> None:
     report = parse(message_id="m", value="12.50", currency="bottle caps!")
     assert (report.value, report.currency) == (None, None)
     assert report.metadata == {"value": "12.50", "currency": "bottle caps!"}
@@ -163,7 +163,7 @@ def test_a_currency_that_is_not_iso_4217_is_stored_with_a_warning() -> None:
     assert report.warnings == ("currency: USDT is not a code of ISO 4217",)
 
 
-def test_an_amount_names_the_currency_only_if_the_parameter_does_not() -> None:
+def test_the_currency_in_an_amount_is_used_only_if_the_currency_parameter_is_absent() -> None:
     assert parse(message_id="m", value="€12,50").currency == "EUR"
     report = parse(message_id="m", value="€12,50", currency="USD")
     assert (report.value, report.currency) == (Decimal("12.50"), "USD")
@@ -182,18 +182,18 @@ def test_an_amount_names_the_currency_only_if_the_parameter_does_not() -> None:
         ("rejected", "pending", "negative"),
     ],
 )
-def test_the_disposition_is_reported_or_follows_from_the_status_word(
+def test_the_disposition_comes_from_its_parameter_or_from_the_status_word(
     status: str | None, disposition: str | None, expected: str | None
 ) -> None:
     assert parse(message_id="m", status=status, disposition=disposition).disposition == expected
 
 
-def test_the_last_of_several_values_counts_with_a_warning() -> None:
+def test_the_last_value_of_a_repeated_parameter_is_used_with_a_warning() -> None:
     report = parse(message_id="m", value=RepeatedValues(["1", "2"]))
     assert (report.value, report.warnings) == (Decimal(2), ("value: occurs several times; the last value was used",))
 
 
-def test_long_texts_and_nul_do_not_discard_a_report() -> None:
+def test_a_report_with_long_texts_or_nul_characters_is_accepted() -> None:
     report = parse(message_id="m", status="s" * 100, transaction_id="t\x001", note="a\x00b\ud800")
     assert (report.status, report.transaction_id, report.metadata) == ("s" * 64, "t1", {"note": "ab?"})
     assert len(report.warnings) == 2
@@ -202,7 +202,7 @@ def test_long_texts_and_nul_do_not_discard_a_report() -> None:
 # Metadata
 
 
-def test_metadata_is_stored_unchanged() -> None:
+def test_the_metadata_of_a_report_is_stored_unchanged() -> None:
     metadata = {"sub1": RepeatedValues(["a", "b"]), "deep": {"er": [1, None, Decimal("2.5")]}, "": " ü ", "text": "Hello {name}"}
     assert parse(message_id="m", **metadata).metadata == {**metadata, "sub1": ["a", "b"], "deep": {"er": [1, None, 2.5]}}
 
@@ -218,7 +218,7 @@ def test_metadata_above_4_kib_of_json_is_cut_with_a_warning() -> None:
     assert [warning.partition(":")[0] for warning in report.warnings] == ["ref"]
 
 
-def test_metadata_of_many_or_nested_parameters_fits_too() -> None:
+def test_metadata_of_many_or_nested_parameters_is_cut_to_4_kib_of_json() -> None:
     deep: Any = []
     for _ in range(500):
         deep = [deep]
@@ -235,7 +235,7 @@ def test_credentials_are_removed_from_stored_parameters() -> None:
     assert refused == {"token": REMOVED, "api_key": REMOVED, "a": REMOVED, "sub": ["1", "2"]}
 
 
-# Properties
+# Property-based tests
 
 _PLAIN = st.text(st.characters(codec="utf-8"), max_size=80)
 _VALUES = st.one_of(
@@ -251,7 +251,7 @@ _VALUES = st.one_of(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([*NAMES, "sub1", "ü\x00"]), _VALUES))
-def test_any_report_is_parsed_or_rejected_because_of_its_identity(parameters: dict[str, Any]) -> None:
+def test_any_report_is_accepted_or_rejected_because_of_an_id_action_transaction_id_or_status(parameters: dict[str, Any]) -> None:
     rejected: set[str] = set()
     report = ConversionReport(NOW)
     try:
@@ -267,7 +267,7 @@ def test_any_report_is_parsed_or_rejected_because_of_its_identity(parameters: di
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["value", "currency", "timestamp", "disposition", "sub1", "sub2"]), _VALUES))
-def test_a_report_that_names_a_message_is_never_discarded_because_of_a_value(parameters: dict[str, Any]) -> None:
+def test_a_report_with_a_valid_message_id_is_never_rejected_because_of_another_parameter(parameters: dict[str, Any]) -> None:
     report = parse_conversion({"message_id": "m", **parameters}, NOW)
     for name in ("value", "currency"):
         text = parameters.get(name)

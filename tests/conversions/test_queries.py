@@ -13,7 +13,7 @@ from tests.conftest import NOON
 from tests.rows import Rows
 
 
-async def test_targets_are_found_by_hit_with_link_and_message(database: Database) -> None:
+async def test_the_message_and_link_of_a_conversion_are_found_by_the_hit(database: Database) -> None:
     def build(connection: Connection) -> tuple[int, int, int]:
         rows = Rows(connection)
         message = rows.message(NOON, message_id="m-1", application_id=3, cohort_id=9)
@@ -25,7 +25,7 @@ async def test_targets_are_found_by_hit_with_link_and_message(database: Database
     assert found == {hit: ConversionTarget(3, message, "m-1", 9, link, hit)}
 
 
-async def test_targets_are_found_by_application_and_message_id_without_a_click(database: Database) -> None:
+async def test_the_message_of_a_conversion_is_found_by_application_and_message_id(database: Database) -> None:
     def build(connection: Connection) -> int:
         rows = Rows(connection)
         rows.message(NOON, message_id="m-1", application_id=2)
@@ -61,7 +61,7 @@ async def test_an_insert_skips_conversions_whose_key_exists_and_returns_the_numb
     message = await database.write(build)
     at = to_ms(NOON + timedelta(hours=1))
     new = [
-        # In the order of the columns.
+        # The values are in the order of the table columns.
         (number, 1, message, None, "sale", f"t-{number}", None, None, "2", "EUR", at, at, None, None, None, None, None)
         for number in (1, 2)
     ]

@@ -1,4 +1,4 @@
-"""Rejected reports are stored with the reason, within limits."""
+"""Tests of rejected conversion reports: they are stored with the reason, up to a maximum number of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factory import rows
 ERROR = ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=[Detail("message_id", "does not belong to a message")])
 
 
-async def test_a_refusal_is_stored_with_endpoint_reason_and_parameters(service: Service) -> None:
+async def test_a_rejected_conversion_report_is_stored_with_endpoint_reason_and_parameters(service: Service) -> None:
     await service.refused_conversions.record(1, "GET /api/v1/track", ERROR, {"message_id": "m", "token": "tt_secret"})
     (row,) = await rows(service.database, schema.refused_conversions)
     assert (row.application_id, row.received_at, row.endpoint, row.reason) == (1, NOON, "GET /api/v1/track", "MESSAGE_NOT_FOUND")
@@ -25,7 +25,9 @@ async def test_a_refusal_is_stored_with_endpoint_reason_and_parameters(service: 
     assert (row.message_id, row.parameters) == ("m", {"message_id": "m", "token": "[removed]"})
 
 
-async def test_the_rows_of_an_application_are_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_application_has_a_maximum_number_of_stored_rejected_reports(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(refusals, "MAX_ROWS", 20)
     monkeypatch.setattr(refusals, "TRIM_INTERVAL_ROWS", 5)
     await service.refused_conversions.record(2, "", ERROR, {})
@@ -38,7 +40,7 @@ async def test_the_rows_of_an_application_are_limited(service: Service, monkeypa
     assert len(stored) == len(own) + 1
 
 
-async def test_a_flood_is_counted_and_not_stored(service: Service, clock: Clock) -> None:
+async def test_rejected_reports_above_the_rate_limit_are_counted_but_not_stored(service: Service, clock: Clock) -> None:
     refused = RefusedConversions(service.database, service.ids, clock)
     await asyncio.gather(*(refused.record(1, "", ERROR, {}) for _ in range(MAX_ROWS_PER_MINUTE + 50)))
     assert refused.counted["MESSAGE_NOT_FOUND"] == MAX_ROWS_PER_MINUTE + 50
@@ -46,7 +48,7 @@ async def test_a_flood_is_counted_and_not_stored(service: Service, clock: Clock)
     assert len(await rows(service.database, schema.refused_conversions)) == MAX_ROWS_PER_MINUTE
 
 
-async def test_a_refusal_that_cannot_be_stored_is_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rejected_report_that_cannot_be_stored_is_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (StoreUnavailable("down"), RuntimeError("bug")):
 
         def fail(*_: object, error: Exception = error) -> None:

@@ -39,7 +39,7 @@ async def rejection(service: Service, report: ConversionReport, application_id: 
 
 
 async def totals(database: Database) -> dict[str, str]:
-    """Return the count deltas without those by disposition and action."""
+    """Return the stored count deltas, except the ones by disposition and action."""
     return {metric: amount for metric, amount in (await count_delta_sums(database)).items() if metric.count(":") < 2}
 
 
@@ -98,9 +98,11 @@ async def test_a_conversion_is_recorded_with_its_event_and_its_counts(
     assert {(cohort, from_ms(time_slot * 15 * 60_000)) for cohort, time_slot, _, _ in delta.data} == {(message.cohort_id, NOON)}
 
 
-async def test_a_repeat_returns_the_first_result_and_raises_no_event(service: Service, message: Message, hit: int) -> None:
+async def test_a_repeated_conversion_report_gets_the_first_result_and_creates_no_event(
+    service: Service, message: Message, hit: int
+) -> None:
     first = await service.conversions.ingest(1, SALE)
-    # The same conversion, identified by its click, with another notation of the value and of the ids.
+    # This report of the same conversion has its click_id, and another notation of the value and the ids.
     by_click = replace(
         SALE,
         click_id=service.click_ids.encode(hit),
@@ -117,7 +119,7 @@ async def test_a_repeat_returns_the_first_result_and_raises_no_event(service: Se
 
 
 @pytest.mark.usefixtures("message")
-async def test_another_action_or_transaction_id_is_a_separate_conversion_for_example_a_refund(service: Service) -> None:
+async def test_a_report_with_another_action_or_transaction_id_creates_a_separate_conversion(service: Service) -> None:
     refund = replace(SALE, action="refund", value=Decimal("-12.50"))
     chargeback = replace(SALE, transaction_id="t-1-back", value=Decimal("-0.25"))
     without = replace(SALE, transaction_id="", value=Decimal("1"), currency=None)
@@ -128,7 +130,7 @@ async def test_another_action_or_transaction_id_is_a_separate_conversion_for_exa
     assert await totals(service.database) == {"conversions": "5", "value:EUR": "-0.25", "value:": "1"}
 
 
-async def test_the_same_transaction_id_in_two_messages_is_two_conversions(service: Service, message: Message) -> None:
+async def test_the_same_transaction_id_for_two_messages_creates_two_conversions(service: Service, message: Message) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     first = await service.conversions.ingest(1, SALE)
     second = await service.conversions.ingest(1, replace(SALE, message_id="m-2", value=Decimal("99")))
@@ -143,7 +145,7 @@ async def test_a_hundred_concurrent_reports_of_one_conversion_record_it_once(ser
     assert await totals(service.database) == {"conversions": "1", "value:EUR": "12.50"}
 
 
-async def test_each_report_of_a_batch_has_its_own_result(service: Service, message: Message) -> None:
+async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Service, message: Message) -> None:
     reports = [
         SALE,
         replace(SALE, value=Decimal("1")),
@@ -165,17 +167,17 @@ async def test_each_report_of_a_batch_has_its_own_result(service: Service, messa
     ]
 
 
-# The message of a conversion
+# How the message of a conversion is found
 
 
-async def test_a_click_id_of_another_message_of_the_application_is_rejected(service: Service, hit: int) -> None:
+async def test_a_report_whose_click_id_and_message_id_belong_to_different_messages_is_rejected(service: Service, hit: int) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     for message_id in ("m-2", "unknown"):
         report = replace(SALE, message_id=message_id, click_id=service.click_ids.encode(hit))
         assert await rejection(service, report) is ErrorCode.INVALID_REQUEST
 
 
-async def test_another_applications_messages_and_clicks_are_unknown(service: Service, hit: int) -> None:
+async def test_a_report_for_a_message_or_click_of_another_application_is_rejected(service: Service, hit: int) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(add_message, service.ids, "other", application_id=other)
     click_id = service.click_ids.encode(hit)
@@ -187,7 +189,7 @@ async def test_another_applications_messages_and_clicks_are_unknown(service: Ser
     assert (stored.hit_id, stored.metadata) == (None, {"click_id": click_id})
 
 
-async def test_the_same_message_id_in_two_applications_is_two_messages(service: Service, message: Message) -> None:
+async def test_a_message_id_identifies_a_message_only_within_its_application(service: Service, message: Message) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     theirs = await service.database.write(add_message, service.ids, application_id=other)
     await asyncio.gather(service.conversions.ingest(1, SALE), service.conversions.ingest(other, SALE))
@@ -196,7 +198,7 @@ async def test_the_same_message_id_in_two_applications_is_two_messages(service: 
 
 
 @pytest.mark.usefixtures("message")
-async def test_a_foreign_click_id_beside_a_valid_message_id_is_stored_as_metadata(service: Service) -> None:
+async def test_the_click_id_of_another_system_beside_a_valid_message_id_is_stored_as_metadata(service: Service) -> None:
     for number, click_id in enumerate(("invalid", "00000000001" + "0" * 8, "ü" * 19)):
         assert await rejection(service, ConversionReport(NOON, click_id=click_id)) is ErrorCode.MESSAGE_NOT_FOUND
         report = replace(SALE, click_id=click_id, transaction_id=str(number), metadata={"sub": "1"})
@@ -220,11 +222,11 @@ async def test_a_conversion_is_recorded_long_after_the_link_expired(
     assert not (await service.conversions.ingest(1, report)).duplicate
 
 
-# Several processes, and events
+# Several processes, and failures to store events
 
 
-async def test_two_processes_record_a_conversion_once(database: Database, clock: Clock) -> None:
-    """Two services use one database; on PostgreSQL their transactions overlap."""
+async def test_two_processes_that_receive_the_same_conversion_store_it_once(database: Database, clock: Clock) -> None:
+    """Two `Conversions` services share one database. On PostgreSQL their transactions overlap."""
     ids, click_ids = IdGenerator(database.node, lambda: to_ms(clock())), ClickIds(b"key")
     names = [f"m-{number}" for number in range(20)]
 

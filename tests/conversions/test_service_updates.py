@@ -1,4 +1,4 @@
-"""Conversions that change: revisions, events, counts, late repeats, conflicts and races."""
+"""Tests of updated conversions: revisions, events, counts, late repeats, conflicts and races."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def report(*, at: Any = NOON, **parameters: Any) -> ConversionReport:
 
 
 async def assert_counts_agree(database: Database) -> None:
-    """The counts of conversions agree with a recount of the rows, before and after the deltas are folded."""
+    """Assert that the counts of conversions equal a recount of the rows, before and after the count deltas are added up."""
     for _ in range(2):
         different = await database.read(verify, NOON - timedelta(days=2), NOON + timedelta(days=2))
-        # The message is inserted without its counts.
+        # The helper inserts the message without its counts.
         assert [one for one in different if one.metric not in ("messages", "segments")] == []
         while await database.write(fold):
             pass
 
 
 async def sums(database: Database) -> dict[str, str]:
-    """The count deltas that are not 0."""
+    """Return the sum of the count deltas of each metric, except sums that are 0."""
     return {metric: amount for metric, amount in (await count_delta_sums(database)).items() if Decimal(amount)}
 
 
 @pytest.mark.parametrize("transaction_id", ["T1", ""])
 @pytest.mark.parametrize("order", list(itertools.permutations([LEAD, APPROVED, REJECTED])))
-async def test_lead_approved_and_rejected_in_any_order_are_one_conversion_with_three_revisions(
+async def test_three_reports_with_the_statuses_lead_approved_and_rejected_in_any_order_are_one_conversion_with_three_revisions(
     service: Service, order: tuple[dict[str, str], ...], transaction_id: str
 ) -> None:
     results = []
@@ -80,7 +80,7 @@ async def test_lead_approved_and_rejected_in_any_order_are_one_conversion_with_t
     await assert_counts_agree(service.database)
 
 
-async def test_the_sums_are_correct_at_every_step(service: Service) -> None:
+async def test_the_counts_of_conversions_are_correct_after_every_revision(service: Service) -> None:
     steps = [
         (LEAD, {}),
         (APPROVED, {"value:USD": "30"}),
@@ -99,7 +99,7 @@ async def test_the_sums_are_correct_at_every_step(service: Service) -> None:
     await assert_counts_agree(service.database)
 
 
-async def test_an_update_keeps_what_it_does_not_state(service: Service) -> None:
+async def test_an_update_of_a_conversion_keeps_the_fields_that_the_report_does_not_contain(service: Service) -> None:
     await service.conversions.ingest(1, report(status="approved", value="30", currency="USD", sub="1"))
     await service.conversions.ingest(1, report(status="rejected", reason="fraud"))
     (stored,) = await rows(service.database, schema.conversions)
@@ -109,7 +109,7 @@ async def test_an_update_keeps_what_it_does_not_state(service: Service) -> None:
     assert (earlier.status, earlier.disposition, earlier.metadata) == ("approved", "positive", {"sub": "1"})
 
 
-async def test_an_update_is_not_counted_at_another_time(service: Service, clock: Clock) -> None:
+async def test_an_update_of_a_conversion_is_counted_at_the_time_of_the_first_report(service: Service, clock: Clock) -> None:
     await service.conversions.ingest(1, report(**APPROVED))
     later = clock.forward(days=1)
     await service.conversions.ingest(1, report(at=later, **REJECTED))
@@ -121,7 +121,7 @@ async def test_an_update_is_not_counted_at_another_time(service: Service, clock:
 # Repeats and conflicts
 
 
-async def test_a_report_that_equals_an_earlier_revision_is_a_late_repeat(service: Service, clock: Clock) -> None:
+async def test_a_report_that_equals_an_earlier_revision_changes_nothing(service: Service, clock: Clock) -> None:
     for parameters in (LEAD, APPROVED, REJECTED):
         await service.conversions.ingest(1, report(**parameters))
     for parameters in (LEAD, APPROVED, REJECTED, {"status": "approved"}, {}):
@@ -130,7 +130,9 @@ async def test_a_report_that_equals_an_earlier_revision_is_a_late_repeat(service
     assert len(await rows(service.database, schema.events)) == 3
 
 
-async def test_an_earlier_status_is_an_update_later_or_with_a_newer_timestamp(service: Service, clock: Clock) -> None:
+async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_window_or_with_a_newer_timestamp(
+    service: Service, clock: Clock
+) -> None:
     for parameters in (APPROVED, REJECTED):
         await service.conversions.ingest(1, report(**parameters))
     newer = report(at=clock(), timestamp=(NOON + timedelta(seconds=1)).isoformat(), **APPROVED)
@@ -141,7 +143,7 @@ async def test_an_earlier_status_is_an_update_later_or_with_a_newer_timestamp(se
     assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
 
 
-async def test_without_a_transaction_id_a_second_value_is_a_conflict_that_says_to_send_one(service: Service) -> None:
+async def test_a_second_value_without_a_transaction_id_is_rejected_as_a_conflict(service: Service) -> None:
     one = report(transaction_id="", value="12.54")
     await service.conversions.ingest(1, one)
     assert (await service.conversions.ingest(1, one)).duplicate
@@ -156,7 +158,7 @@ async def test_without_a_transaction_id_a_second_value_is_a_conflict_that_says_t
 
 
 async def test_a_conversion_of_an_earlier_release_keeps_its_case_and_its_counts(service: Service, message: Message) -> None:
-    """Such a row has its action as reported, and is counted in `conversions` and `value:` only."""
+    """A release before 0.3 stored the action with its case, and counted only `conversions` and `value:`."""
 
     def old_row(connection: Any) -> None:
         Rows(connection, NOON).conversion(message.row, action="Sale", transaction_id="T1", value=Decimal(7), currency="EUR")
@@ -174,7 +176,9 @@ async def test_a_conversion_of_an_earlier_release_keeps_its_case_and_its_counts(
     await assert_counts_agree(service.database)
 
 
-async def test_the_number_of_actions_with_counts_of_their_own_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_actions_that_are_counted_separately_is_limited(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(queries, "MAX_COUNTED_ACTIONS", 2)
     for number in range(4):
         await service.conversions.ingest(1, report(action=f"action-{number}"))
@@ -184,7 +188,7 @@ async def test_the_number_of_actions_with_counts_of_their_own_is_limited(service
 
 
 async def test_the_event_of_a_revision_has_the_values_of_that_revision(service: Service) -> None:
-    """The fan-out reads the row later, when it may have the next revision already."""
+    """Deliveries are created from the event later, when the conversion may already have the next revision."""
 
     def subscribe(connection: Any) -> None:
         Rows(connection, NOON).tracker(1, enabled=True)
@@ -207,12 +211,14 @@ async def test_the_event_of_a_revision_has_the_values_of_that_revision(service: 
 
 
 def another_process(service: Service, clock: Clock, number: int) -> Conversions:
-    """A service with its own batches, as in another process."""
+    """Return a second `Conversions` service with its own batches, as another process has one."""
     ids = IdGenerator(5 + number, lambda: to_ms(clock()))
     return Conversions(service.database, ids, ClickIds(b"key"), clock, lambda: None)
 
 
-async def test_fifty_concurrent_postbacks_with_two_statuses_are_one_row_with_at_most_two_revisions(service: Service) -> None:
+async def test_fifty_concurrent_postbacks_with_two_statuses_create_one_conversion_with_at_most_two_revisions(
+    service: Service,
+) -> None:
     reports = [report(**(APPROVED if number % 2 else LEAD)) for number in range(50)]
     results = await asyncio.gather(*(service.conversions.ingest(1, one) for one in reports))
     (stored,) = await rows(service.database, schema.conversions)
@@ -223,8 +229,8 @@ async def test_fifty_concurrent_postbacks_with_two_statuses_are_one_row_with_at_
     await assert_counts_agree(service.database)
 
 
-async def test_several_processes_that_race_lose_no_update(service: Service, clock: Clock) -> None:
-    """Each of three processes reports ten statuses of each of five transactions. On PostgreSQL their transactions overlap."""
+async def test_processes_that_update_the_same_conversions_concurrently_lose_no_update(service: Service, clock: Clock) -> None:
+    """Each of three services reports ten statuses for each of five transaction ids. On PostgreSQL their transactions overlap."""
     database = service.database
     processes = [another_process(service, clock, number) for number in range(3)]
     reports = [
@@ -246,7 +252,7 @@ async def test_several_processes_that_race_lose_no_update(service: Service, cloc
     await assert_counts_agree(database)
 
 
-async def test_two_actions_that_are_new_at_once_do_not_deadlock(service: Service, clock: Clock) -> None:
+async def test_two_transactions_that_add_the_same_new_actions_do_not_deadlock(service: Service, clock: Clock) -> None:
     database = service.database
     processes = [another_process(service, clock, number) for number in range(2)]
     reports = [report(action=f"action {number}") for number in range(40)]

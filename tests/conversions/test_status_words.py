@@ -1,11 +1,11 @@
-"""Status words of networks."""
+"""Tests of the status words of affiliate networks."""
 
 import pytest
 
 from shortener.conversions.status_words import WORDS, category_of, classify, derive_disposition
 
 
-def test_no_word_has_two_meanings() -> None:
+def test_no_status_word_has_two_meanings() -> None:
     words = [word for group in WORDS.values() for word in group]
     assert len(words) == len(set(words))
 
@@ -18,12 +18,12 @@ def test_no_word_has_two_meanings() -> None:
         ("pending hold lead registered", "pending"),
     ],
 )
-def test_the_common_words_have_their_meaning_in_any_case_and_with_separators(words: str, meaning: str) -> None:
+def test_common_status_words_are_recognised_in_any_case_and_with_separators(words: str, meaning: str) -> None:
     for word in words.split():
         assert classify(word) == classify(word.upper()) == classify(f" {word[:2]}-{word[2:]} ") == meaning
 
 
-def test_a_pending_or_unknown_word_has_no_disposition() -> None:
+def test_a_pending_or_unknown_status_word_has_no_disposition() -> None:
     assert [derive_disposition(word) for word in ("paid", "void", "lead", "blue", None)] == [
         "positive",
         "negative",
@@ -33,7 +33,7 @@ def test_a_pending_or_unknown_word_has_no_disposition() -> None:
     ]
 
 
-def test_the_disposition_decides_the_category_before_the_status_word() -> None:
+def test_the_disposition_takes_precedence_over_the_status_word_in_the_category() -> None:
     assert category_of("lead", "negative") == "negative"
     assert category_of("rejected", "positive") == "positive"
     assert [category_of(word, None) for word in ("on hold", "blue", None)] == ["pending", "other", "other"]
