@@ -77,22 +77,22 @@ from shortener.urls import host_of
 
 log = structlog.get_logger(__name__)
 
-# Pauses of background jobs. A job waits this long after a run that found nothing to do.
-DIRECTORY_INTERVAL_SECONDS = 0.5  # reload of applications, keys and domains, if their version changed
-CLOCK_INTERVAL_SECONDS = 10.0  # comparison with the clock of PostgreSQL
-DELIVERY_INTERVAL_SECONDS = 0.5  # search for new events and due deliveries, if no wake-up event arrives
-SPOOL_INTERVAL_SECONDS = 0.5  # search for spooled hits, and check whether the database is back
-ROLLUPS_INTERVAL_SECONDS = 10.0  # only counts of an older version need this job
-ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # between two transactions, so that clicks are not delayed
-COUNTS_INTERVAL_SECONDS = 1.0  # folding of count deltas into the counts
-LINK_UPDATES_INTERVAL_SECONDS = 2.0  # search for updates of many links that a lost process left behind
-DEVICES_INTERVAL_SECONDS = 10.0  # counting of clicks by device
+# The intervals below are pauses of background jobs. A job waits this long after a run that found nothing to do.
+DIRECTORY_INTERVAL_SECONDS = 0.5  # The job reloads applications, keys and domains if their version changed.
+CLOCK_INTERVAL_SECONDS = 10.0  # The job compares the clock of this machine with the clock of PostgreSQL.
+DELIVERY_INTERVAL_SECONDS = 0.5  # The job searches for new events and due deliveries, even if no wake-up event arrives.
+SPOOL_INTERVAL_SECONDS = 0.5  # The job searches for hits in the Redis spool and checks whether the database is available again.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # The job rolls up counts that an older version wrote.
+ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
+COUNTS_INTERVAL_SECONDS = 1.0  # The job folds count deltas into the counts.
+LINK_UPDATES_INTERVAL_SECONDS = 2.0  # The job searches for updates of many links whose process ended before they were complete.
+DEVICES_INTERVAL_SECONDS = 10.0  # The job counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0
 
-#: Minimum pause between two runs of the fan-out. A single event is delivered at once; under load one run handles 20 ms of events.
+#: Minimum pause between two runs of the fan-out. It sends a single event at once; under load, one run handles 20 ms of events.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
-#: The last part of a stop, reserved for closing connections.
+#: The last seconds of a stop, which are reserved for closing connections.
 CLOSE_SECONDS = 0.5
 
 
@@ -109,13 +109,13 @@ class Foundation:
     notifier: PostgresNotifier | None
     directory: Directory
     ids: IdGenerator
-    node_lease: NodeLease | None  # None with SQLite
+    node_lease: NodeLease | None  # The lease of this process's node number; None with SQLite.
     click_ids: ClickIds
-    supervisor: TaskSupervisor  # of the tasks that last as long as the process
+    supervisor: TaskSupervisor  # Supervises the tasks that run as long as the process.
     rate_limits: RateLimits
-    client_key: bytes  # of `client_address.hash_client`
-    events_wake_up: WakeUp  # set after a transaction that wrote events
-    notify_events: Callable[[], None]  # sets `events_wake_up` in every process
+    client_key: bytes  # The key that `client_address.hash_client` uses.
+    events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
+    notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
 
     def now_ms(self) -> int:
         """Return the current time in milliseconds since 1970, UTC."""
@@ -217,7 +217,7 @@ class Service:
         self.metrics = metrics
         self.first_credentials = first_credentials
         self.ready = False
-        self._stop_deadline = 0.0  # loop time
+        self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
         self._dispatcher_stop: asyncio.Task[None] | None = None
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
@@ -284,7 +284,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost.
     """
     require_database(sqlite_path(settings.store_url), settings.data_dir)
-    # The database comes first: a first start that is killed here leaves no secret without a database.
+    # Open the database first: if a first start is killed at this point, it leaves no secret without a database.
     await prepare(settings.store_url)
     secret = open_secret(settings.secret, settings.data_dir)
     database = await open_database(
@@ -303,13 +303,13 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
             clock = await _open_clock(database)
         first_credentials = await _ensure_default_application(database, clock, secret)
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
-        opened.pop_all()  # from now on `Service.close` closes everything
+        opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
 
 
 async def _open_clock(database: Database) -> Clock:
     if database.dialect == "sqlite":
-        return utcnow  # one process only
+        return utcnow  # With SQLite, one process serves, so its own clock is sufficient.
     clock = SharedClock(database)
     await clock.step()
     return clock
@@ -318,7 +318,7 @@ async def _open_clock(database: Database) -> Clock:
 async def _ensure_default_application(database: Database, clock: Clock, secret: Secret) -> Credentials | None:
     try:
         return await database.write(ensure_default, clock(), secret)
-    except (IntegrityError, ApiError):  # another node did the first start at the same time
+    except (IntegrityError, ApiError):  # Another node has created the default application at the same time.
         return await database.write(ensure_default, clock(), secret)
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-MAX_DETAILS = 1000  # details of one error response
-MAX_FIELD_LENGTH = 200  # characters of the path of a field in a detail
-MAX_REASON_LENGTH = 500  # characters
+MAX_DETAILS = 1000  # The maximum number of details in one error response.
+MAX_FIELD_LENGTH = 200  # The maximum number of characters of a field path in an error detail.
+MAX_REASON_LENGTH = 500  # The maximum number of characters of a reason in an error detail.
 
 
 class ErrorCode(enum.Enum):

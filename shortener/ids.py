@@ -18,11 +18,11 @@ from collections.abc import Callable
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUES = {character: value for value, character in enumerate(ALPHABET)}
 _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
-_EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+_EPOCH_MS = 1_767_225_600_000  # The ids count milliseconds since 2026-01-01T00:00:00Z.
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
-_ID_LENGTH = 11  # 62 ** 11 > 2 ** 63
-_CHECK_LENGTH = 8  # 47 bits: one of 10^14 guesses is right
+_ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
+_CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is valid with a probability of 1 in 10^14.
 
 
 class IdGenerator:
@@ -30,9 +30,9 @@ class IdGenerator:
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         self._now_ms = now_ms
-        self._tick = 0  # milliseconds since _EPOCH_MS in the high bits, the counter in the low bits
+        self._tick = 0  # The high bits are milliseconds since _EPOCH_MS, the low bits are the counter.
         self._lock = threading.Lock()
-        self._node = 0  # shifted
+        self._node = 0  # The node number, shifted to its position in an id.
         self.use_node(node)
 
     def use_node(self, node: int) -> None:
@@ -42,7 +42,7 @@ class IdGenerator:
         with self._lock:
             self._node = node << _COUNTER_BITS
             if self._tick:
-                self._tick |= (1 << _COUNTER_BITS) - 1  # the next id is in the next millisecond
+                self._tick |= (1 << _COUNTER_BITS) - 1  # Fill the counter bits, so that the next id is in the next millisecond.
 
     def __call__(self) -> int:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS

@@ -22,17 +22,17 @@ from shortener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-RESTART_SECONDS = 0.1  # pause before a task that ended starts again
-RECENT_SECONDS = 10.0  # for so long /readyz shows that a task ended
+RESTART_SECONDS = 0.1  # The pause before a task that ended is started again.
+RECENT_SECONDS = 10.0  # /readyz reports a task that ended for this time.
 
 
 class TaskSupervisor:
     """Long-running tasks. A task that ends before `stop`, with an exception or without, is logged, counted and started again."""
 
     def __init__(self) -> None:
-        self.restarts: dict[str, int] = {}  # by name, since the start of the process
+        self.restarts: dict[str, int] = {}  # The number of restarts since the process started, by name of the task.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._ended_at: dict[str, float] = {}  # loop time
+        self._ended_at: dict[str, float] = {}  # The time at which each task last ended, on the clock of the event loop.
         self._is_stopping = False
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -76,7 +76,7 @@ class TaskSupervisor:
             except asyncio.CancelledError as cancelled:
                 if own.cancelling():
                     raise
-                error = cancelled  # something that the task awaited was cancelled, not the task
+                error = cancelled  # The task itself was not cancelled, but something that it awaited was.
             except Exception as raised:
                 error = raised
             self.restarts[name] += 1
@@ -121,7 +121,7 @@ class Job:
     runs: int = 0
     failures: int = 0
     done: int = 0
-    is_failing: bool = False  # the last run ended with an error other than StoreUnavailable
+    is_failing: bool = False  # Whether the last run ended with an error other than StoreUnavailable.
 
 
 class Jobs:
@@ -188,6 +188,6 @@ async def _run(job: Job) -> None:
             log.exception("job_failed", job=job.name)
         job.runs += 1
         if done:
-            await asyncio.sleep(job.min_interval)  # also with 0, other tasks run between two runs of the job
+            await asyncio.sleep(job.min_interval)  # Even a pause of 0 seconds lets other tasks run between two runs of the job.
         else:
             await job.wake_up.wait(job.interval)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
-# Braces around a word, with the additions of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw};
-# The second pattern has braces that are percent-encoded once or twice.
+# Braces around a name, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}.
+# The second pattern matches braces that are percent-encoded once or twice.
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
 _BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
 _ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
@@ -28,7 +28,7 @@ _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[_.-]")
 
-# Names of other systems for what a destination may contain.
+# Placeholder names of other systems, with the placeholder of this service that has the same meaning.
 _SYNONYMS = {
     "clickid": "click_id",
     "cid": "click_id",
@@ -88,7 +88,8 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
     by_word = {_plain(name): name for name in names}
     exact = {f"{{{name}}}" for name in names}
     for macro in find_macros(url):
-        if macro.is_braced and macro.text.removeprefix("#") in exact:  # `#{name}`: the fragment of the URL is a placeholder
+        # In `#{name}`, the # begins the fragment of the URL, and the fragment is a placeholder.
+        if macro.is_braced and macro.text.removeprefix("#") in exact:
             continue
         word = _plain(macro.word)
         name = by_word.get(word)

@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-#: One number, or a number for each combination of label values.
+#: The value of a metric: one number, or one number for each combination of label values.
 Reading = float | Mapping[tuple[str, ...], float]
 
 
@@ -25,7 +25,7 @@ class Metrics(Collector):
         self._families = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)  # memory, processor time, open files
+        ProcessCollector(registry=self._registry)  # This collector adds metrics of memory, processor time and open files.
 
     def counter(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
         """Register a number that only grows. Its name in the output is `{name}_total`."""

@@ -55,7 +55,7 @@ class Topic(enum.IntFlag):
     CLICK_RETRACTED = 32
     TEST = 64
     OPERATIONS = 256  # tracker_disabled, delivery_dead, key_expiring
-    SUSPECTED = 128  # together with CLICK: a suspected hit, published only to trackers with `with_suspected`
+    SUSPECTED = 128  # A suspected hit, always together with CLICK. It is published only to trackers with `with_suspected`.
 
     @property
     def api_name(self) -> str:
@@ -64,7 +64,7 @@ class Topic(enum.IntFlag):
         return self.name.lower()
 
 
-#: The events that a tracker can subscribe to, as the API, the command line and the documents name them.
+#: The events that a tracker can subscribe to. The API, the command line and the documents use these names.
 EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted", "operations"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
@@ -74,10 +74,11 @@ class LinkFlag(enum.IntFlag):
     """Options of a link."""
 
     NONE = 0
-    EVERY_CLICK = 1  # each click creates an event (`#trackurl`, or click_events: every of the application)
-    FILL_CLICK_ID = 2  # the destination contains {click_id}; the rewriter replaces all other placeholders
+    EVERY_CLICK = 1  # Each click on the link creates an event, because of `#trackurl` or of the setting `click_events: every`.
+    # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
+    FILL_CLICK_ID = 2
     OPT_OUT = 8  # a hit creates an event even if it is suspected
-    APPEND_CLICK_ID = 4  # the redirect adds the click_id_param of the application to the destination
+    APPEND_CLICK_ID = 4  # The redirect adds the click id as the query parameter `click_id_param` of the application.
 
 
 class HitFlag(enum.IntFlag):
@@ -86,9 +87,10 @@ class HitFlag(enum.IntFlag):
     NONE = 0
     FIRST_FOR_LINK = 1
     FIRST_FOR_MESSAGE = 2
-    LATE = 4  # the link had expired
-    RETRACTED = 8  # it was a first click until a later verdict changed that
-    DISABLED = 16  # the link, the host of its destination, its domain or its application was disabled or blocked
+    LATE = 4  # The link had expired at the time of the hit.
+    RETRACTED = 8  # The hit was the first click until a later verdict changed it.
+    # The link, the host of its destination, its domain or its application was disabled or blocked at the time of the hit.
+    DISABLED = 16
 
 
 class DeliveryStatus(enum.IntEnum):
@@ -96,8 +98,8 @@ class DeliveryStatus(enum.IntEnum):
 
     PENDING = 0
     DELIVERED = 1
-    DEAD = 2  # the last attempt failed, or a response was final; it can be listed and replayed
-    PARKED = 3  # never stored: the API shows it for a PENDING delivery while its tracker or its application is disabled
+    DEAD = 2  # The last attempt failed, or a response was final. The delivery can be listed and replayed.
+    PARKED = 3  # The API shows PARKED for a PENDING delivery while its tracker or its application is disabled. It is never stored.
 
     @property
     def api_name(self) -> str:

@@ -65,7 +65,7 @@ class Secret:
             raise SecretError("a stored value was encrypted with another SECRET") from None
 
 
-#: Prefix of signing secrets in the notation of Standard Webhooks. Base64 follows.
+#: The prefix of signing secrets in the notation of Standard Webhooks. The secret in base64 follows it.
 SIGNING_PREFIX = "whsec_"
 
 
@@ -103,7 +103,7 @@ def _create(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename, this never replaces a file
+            os.link(temporary, path)  # Unlike a rename, a hard link never replaces an existing file.
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -27,7 +27,7 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_CONFIG = Path("config/shortener.toml")
 MAX_DELAY_SECONDS = 30 * 86400
 MIN_SECRET_LENGTH = 32
-MIN_SECRET_VARIETY = 10  # different characters
+MIN_SECRET_VARIETY = 10  # A secret must contain at least this many different characters.
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -275,7 +275,7 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
     values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
     if values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values:
-        # Without a BASE_URL, short links must lead to the port that this process listens on.
+        # If BASE_URL is not set, short links must lead to the port that this process listens on.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
         return Settings(**values)
@@ -292,7 +292,7 @@ def _describe(item: Any) -> str:
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    # The common prefix would make every name similar.
+    # Remove the common prefix SHORTENER_, which would make every pair of names look similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
 

@@ -14,15 +14,17 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: its zone.
 MAX_AHEAD = timedelta(hours=24)
 
-MAX_ISO_LENGTH = 100  # characters; a longer text is no time, and the pattern below is slow for very long ones
+# The maximum number of characters. A longer text is not a time, and the pattern below is slow for very long texts.
+MAX_ISO_LENGTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-_FIRST_MILLISECONDS = 10**11  # as seconds, the year 5138; as milliseconds, 1973
+# Numbers from here on are milliseconds. This number is the year 5138 in seconds, and the year 1973 in milliseconds.
+_FIRST_MILLISECONDS = 10**11
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# The + of a zone that was not percent-encoded in a query arrives as a space.
+# A + that was not percent-encoded in a query arrives as a space, so a space may precede the offset from UTC.
 _LOST_PLUS = re.compile(r"(.+T.+[0-9]) ([0-9]{2}:?[0-9]{2})")
-# The limits of a requested period. A time outside of them becomes the nearer limit.
+# The limits of a requested period. A time outside of the limits is replaced by the nearer limit.
 _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
 
 
@@ -64,9 +66,9 @@ def parse_time(text: str, now: datetime) -> datetime:
     return at
 
 
-#: The times of SMPP and of gateways without separators: YYMMDDhhmm and YYMMDDhhmmss, also with a four-digit year.
+#: The time formats of SMPP and of gateways, without separators: YYMMDDhhmm and YYMMDDhhmmss, also with a four-digit year.
 _COMPACT = {10: "%y%m%d%H%M", 12: "%y%m%d%H%M%S", 14: "%Y%m%d%H%M%S"}
-#: SMPP's absolute time: YYMMDDhhmmss, tenths of a second, the distance to UTC in quarters of an hour.
+#: SMPP's absolute time: YYMMDDhhmmss, tenths of a second, and the offset from UTC in quarters of an hour.
 _SMPP = re.compile(r"([0-9]{12})[0-9]([0-9]{2})([+-])")
 _SLASHES = re.compile(r"([0-9]{4})[/.]([0-9]{2})[/.]([0-9]{2})(.*)")
 _MIDNIGHT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]24(:00(?::00(?:\.0+)?)?)(.*)")

@@ -23,17 +23,17 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import idna
 
-#: The limit applies to the URL as written and to the percent-encoded URL.
+#: The maximum length of a destination. It applies to the URL as written and to the percent-encoded URL.
 MAX_URL_CHARACTERS = 2048
-#: Names that a destination may contain in braces. Each is replaced as soon as its value is known.
+#: Placeholder names that a destination may contain in braces. Each placeholder is replaced as soon as its value is known.
 DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
-#: First path segments that are never codes nor the path before a code, on any host.
+#: First path segments that are never a code or a path before a code, on any host.
 RESERVED_SEGMENTS = frozenset(
     {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static", "internal"}
     | {"ct", "scg-external-api", "openapi.json"}
 )
-SENDER_SEGMENT = "{sender}"  # in the path of a domain: the sender of the message
+SENDER_SEGMENT = "{sender}"  # The placeholder for the sender of a message, in the path of a domain.
 MAX_LINK_PATH_CHARACTERS = 100
 
 _MAX_PATH_SEGMENTS = 5
@@ -41,7 +41,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
-# RFC 3986 allows none of these. Browsers drop tabs and line ends and read a backslash as a slash, so they may open another host.
+# RFC 3986 allows none of these. Browsers drop tabs and line ends and read a backslash as a slash, so another host may open.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
 #: Schemes that run code in a browser or open local data. No setting permits them.
 FORBIDDEN_SCHEMES = frozenset(
@@ -51,14 +51,14 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
-# Host names must not contain underscores or begin with hyphens, but such hosts exist and phones resolve them.
+# Host names must not contain underscores or begin with hyphens. Such hosts exist nevertheless, and phones resolve them.
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_JOINERS = "\u200c\u200d"  # format characters that Persian and the Indic scripts need
+_JOINERS = "\u200c\u200d"  # Zero-width non-joiner and joiner, which Persian and the Indic scripts need.
 _NOT_IN_HOST = frozenset("/?#@")
 
-#: The forms of a Redis URL: one server, Sentinel or Cluster; `rediss` uses TLS.
+#: The schemes of Redis URLs: one server, Sentinel or Cluster; `rediss` uses TLS.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -170,7 +170,7 @@ def parse_base_url(url: str) -> BaseUrl:
         raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
     if "*" in parts.hostname:
         raise UrlError("must not have a wildcard in its host; add each host separately")
-    # Browsers send the Host header as in the link, so a dot at the end would make another host.
+    # Browsers send the Host header as it is in the link, so a final dot would make a different host.
     host = f"[{_parse_host(f'[{host}]', 0)}]" if ":" in host else _parse_host(host, len(parts.scheme) + 3)
     authority = host if port is None else f"{host}:{port}"
     return BaseUrl(f"{parts.scheme}://{authority}", parse_link_path(parts.path))
@@ -291,7 +291,7 @@ def append_param(location: bytes, name: str, value: str) -> bytes:
 def _check_characters(url: str) -> None:
     bad = _FORBIDDEN.search(url)
     if bad is None and not url.isascii():
-        # Spaces of other scripts, unpaired surrogates, and invisible characters that can reverse text or hide in a host.
+        # Spaces of other scripts, unpaired surrogates, and invisible characters that can reverse or hide text in a host.
         for position, character in enumerate(url):
             if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp") and character not in _JOINERS:
                 _reject_character(character, position)
@@ -323,19 +323,19 @@ def _split_authority(authority: str, position: int) -> tuple[str, str]:
 
 def _parse_host(written: str, position: int) -> str:
     """Return the host in lower-case ASCII, without brackets."""
-    if not written:  # `parse_host` calls this without `_split_authority`
+    if not written:  # `parse_host` calls this function without `_split_authority`, so the host may be empty.
         raise UrlError("has no host", position)
     if "{" in written or "}" in written:
         raise UrlError("has a brace in its host; placeholders are allowed after the host only", position)
     if written.startswith("["):
-        # A zone such as %eth0 is valid on one machine only.
+        # An IPv6 zone such as %eth0 is valid on one machine only.
         if not written.endswith("]") or "%" in written or not _is_address(written[1:-1], ipaddress.IPv6Address):
             raise UrlError("must have an IPv6 address in the brackets of its host", position)
         return written[1:-1].lower()
     if len(written) > _MAX_HOST_CHARACTERS:
         raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
-        # UTS 46 converts to lower case in its own way: `str.lower` would make another letter of a final sigma.
+        # UTS 46 has its own conversion to lower case: `str.lower` would convert a final sigma to another letter.
         host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
         labels = [_encode_label(label) for label in host.split(".")]
         host = ".".join(labels)
@@ -344,7 +344,7 @@ def _parse_host(written: str, position: int) -> str:
     if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
         raise UrlError("has an invalid host name", position)
     if _NUMERIC.fullmatch(labels[-1]) and not _is_address(host, ipaddress.IPv4Address):
-        # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses, other parsers read them as names.
+        # Browsers read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses; other parsers read them as names.
         raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
 

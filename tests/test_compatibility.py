@@ -128,7 +128,7 @@ CHECKS: dict[str, Callable[[Row], None]] = {
 
 
 @pytest.mark.parametrize(("system", "kind", "rows"), list(tables()), ids=lambda part: part if isinstance(part, str) else "")
-def test_what_the_page_names_exists(system: str, kind: str, rows: list[Row]) -> None:
+def test_every_name_in_the_tables_of_compatibility_md_exists_in_the_code(system: str, kind: str, rows: list[Row]) -> None:
     assert system in SYSTEMS
     for row in rows:
         assert len(row) == (2 if kind == "rule" else 3), row
@@ -138,7 +138,7 @@ def test_what_the_page_names_exists(system: str, kind: str, rows: list[Row]) -> 
             assert row[2], "say why there is none"
 
 
-def test_every_call_and_error_that_its_prose_names_exists() -> None:
+def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() -> None:
     named = set(spans(PAGE.read_text()))
     assert {span for span in named if re.fullmatch(r"(GET|POST|PATCH|DELETE) /api/\S+", span)} <= calls()
     elsewhere = {"SCG_ERROR_4007", "DB_ERROR", "INSUFFICIENT_BALANCE", "BATCH_LIMIT", "LINK_TTL_DAYS"}
@@ -199,7 +199,7 @@ DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
 }
 
 
-def test_what_the_systems_document_is_on_the_page() -> None:
+def test_compatibility_md_contains_every_name_that_the_four_systems_document() -> None:
     named: dict[tuple[str, str], set[str]] = defaultdict(set)
     for system, kind, rows in tables():
         named[system, kind] |= {span for row in rows for span in spans(row[0])}
@@ -213,6 +213,6 @@ def test_what_the_systems_document_is_on_the_page() -> None:
     assert {kind for _, kind in named} == set(KINDS)
 
 
-def test_every_format_of_a_tracker_is_on_the_page() -> None:
+def test_compatibility_md_contains_every_event_format_of_trackers() -> None:
     text = PAGE.read_text()
     assert [format for format in FORMATS if f"`{format}`" not in text] == []

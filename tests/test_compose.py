@@ -36,7 +36,7 @@ def mounts(compose: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def test_it_is_postgresql_redis_two_nodes_one_that_delivers_and_caddy(compose: dict[str, Any]) -> None:
+def test_compose_yaml_defines_postgresql_redis_two_nodes_one_delivering_process_and_caddy(compose: dict[str, Any]) -> None:
     commands = {name: service.get("command", "") for name, service in compose["services"].items()}
     assert sorted(commands) == ["caddy", "deliver", "migrate", "postgres", "redis", "serve1", "serve2"]
     assert [commands[name] for name in ("serve1", "serve2", "deliver", "migrate")] == [
@@ -51,7 +51,7 @@ def test_it_is_postgresql_redis_two_nodes_one_that_delivers_and_caddy(compose: d
     assert [service for service in compose["services"] if "ports" in compose["services"][service]] == ["caddy"]
 
 
-def test_every_mounted_file_is_there_and_every_file_of_config_has_its_use(compose: dict[str, Any]) -> None:
+def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_used(compose: dict[str, Any]) -> None:
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
@@ -64,7 +64,7 @@ def test_every_mounted_file_is_there_and_every_file_of_config_has_its_use(compos
     assert {name for name in named if not name.startswith(".")} == set(compose["volumes"])
 
 
-def test_nodes_are_given_settings_that_exist_and_secrets_from_outside(compose: dict[str, Any]) -> None:
+def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secrets(compose: dict[str, Any]) -> None:
     for name in ("serve1", "serve2", "deliver", "migrate"):
         environment = compose["services"][name]["environment"]
         for variable in environment:
@@ -90,7 +90,7 @@ def test_nodes_are_given_settings_that_exist_and_secrets_from_outside(compose: d
         assert placeholder.endswith(":?}"), f"{placeholder}: nothing starts with a secret that everybody knows"
 
 
-def test_caddy_asks_our_endpoint_and_hands_on_to_our_nodes(compose: dict[str, Any]) -> None:
+def test_the_caddyfile_uses_the_certificate_check_endpoint_and_forwards_requests_to_the_nodes(compose: dict[str, Any]) -> None:
     caddyfile = (CONFIG / "Caddyfile").read_text()
     paths = {endpoint.path for endpoint in ENDPOINTS}
     asked = re.search(r"ask http://localhost:9080(\S+)", caddyfile)
@@ -107,7 +107,7 @@ def test_caddy_asks_our_endpoint_and_hands_on_to_our_nodes(compose: dict[str, An
     assert caddyfile.count("{") == caddyfile.count("}")
 
 
-def test_redis_starts_with_its_file_and_evicts_links_but_no_hits(tmp_path: Path) -> None:
+def test_redis_starts_with_the_supplied_configuration_and_evicts_cached_links_but_no_hits(tmp_path: Path) -> None:
     file = tmp_path / "redis.conf"
     file.write_text((CONFIG / "redis.conf").read_text().replace("dir /data", f"dir {tmp_path}"))
     server = RedisProcess(tmp_path, configuration=file)
@@ -130,7 +130,7 @@ def test_redis_starts_with_its_file_and_evicts_links_but_no_hits(tmp_path: Path)
         server.kill()
 
 
-async def test_postgresql_knows_every_setting_of_its_file(postgresql: str) -> None:
+async def test_postgresql_accepts_every_setting_of_the_supplied_configuration_file(postgresql: str) -> None:
     lines = [line.partition("#")[0].strip() for line in (CONFIG / "postgresql.conf").read_text().splitlines()]
     given = dict(line.split(" = ", 1) for line in lines if line)
     connection = await asyncpg.connect(postgresql)

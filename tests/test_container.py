@@ -14,7 +14,7 @@ from shortener.settings import Settings
 from shortener.storage.open import open_database
 
 
-async def test_a_failure_while_parts_are_built_closes_what_was_opened(
+async def test_a_failure_while_the_service_is_built_closes_everything_that_was_opened(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     senders: list[Sender] = []
@@ -36,7 +36,7 @@ async def test_a_failure_while_parts_are_built_closes_what_was_opened(
     await (await open_database(store_url, owner=True)).close()
 
 
-async def test_close_after_begin_stop_finishes_within_the_time_of_the_first_begin_stop(
+async def test_closing_the_service_finishes_within_the_time_limit_of_the_first_begin_stop_call(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.start()

@@ -39,7 +39,7 @@ def test_links_between_documents_resolve(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_every_document_is_reachable_from_the_index() -> None:
+def test_every_document_is_reachable_by_links_from_the_index_of_the_documents() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for document in DOCUMENTS:
         name = str(document.relative_to(ROOT / "docs")) if document.is_relative_to(ROOT / "docs") else ""
@@ -98,7 +98,7 @@ def test_every_command_prints_its_help(path: tuple[str, ...]) -> None:
     assert (result.exit_code, result.output.startswith("Usage: ")) == (0, True)
 
 
-def test_make_targets_that_documents_name_exist() -> None:
+def test_every_make_target_that_a_document_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         text = document.read_text()
@@ -113,7 +113,7 @@ def test_benchmarks_that_documents_name_exist() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_a_document_that_says_nothing_is_lost_states_the_condition(document: Path) -> None:
+def test_a_document_that_promises_that_nothing_is_lost_states_the_condition(document: Path) -> None:
     text = document.read_text()
     if re.search(r"\b(nothing|no acknowledged click|never)\b[^.|]*\b(lost|lose|loses)\b|\bloses no\b", text, re.IGNORECASE):
         assert "HIT_DEADLINE" in text
@@ -182,7 +182,7 @@ def repository_files() -> list[Path]:
     return [path for path in [*ROOT.iterdir(), *(inner for folder in folders for inner in folder.rglob("*"))] if path.is_file()]
 
 
-def test_no_file_names_a_registry_or_a_path_of_this_machine() -> None:
+def test_no_file_contains_a_registry_address_or_a_path_of_this_machine() -> None:
     # Short paths such as /app or / are ordinary words in any text, so they are not searched for.
     places = [place for place, min_parts in ((Path.home(), 2), (ROOT, 3)) if len(place.parts) >= min_parts]
     words = [rf"(?<![\w.]){re.escape(str(place))}/" for place in places]
@@ -213,7 +213,7 @@ def test_the_verdict_rules_and_their_settings_are_documented() -> None:
     assert all(setting in ApplicationSettings.model_fields for setting, _ in documented)
 
 
-def test_the_tables_of_the_delivery_document_equal_the_code() -> None:
+def test_the_tables_of_delivery_md_equal_the_code() -> None:
     text = (ROOT / "docs" / "reference" / "delivery.md").read_text()
     assert outcome_table() in text, outcome_table()
     assert placeholder_list() in text, placeholder_list()

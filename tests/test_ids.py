@@ -12,18 +12,18 @@ NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_a_number_is_encoded_in_eleven_characters_and_decoded(number: int) -> None:
+def test_a_row_id_is_encoded_in_eleven_characters_and_decoded(number: int) -> None:
     assert len(encode(number)) == 11
     assert decode(encode(number)) == number
 
 
 @given(st.text(max_size=30))
-def test_decode_accepts_any_text(text: str) -> None:
+def test_decoding_any_text_as_a_row_id_returns_a_number_or_none(text: str) -> None:
     number = decode(text)
     assert number is None or encode(number) == text
 
 
-def test_ids_increase_while_the_clock_stops_or_steps_back() -> None:
+def test_generated_ids_increase_while_the_clock_stops_or_steps_back() -> None:
     times = iter([NOON] * 5000 + [NOON - 3_600_000] * 5000)
     ids = IdGenerator(7, lambda: next(times))
     created = [ids() for _ in range(10_000)]
@@ -31,13 +31,13 @@ def test_ids_increase_while_the_clock_stops_or_steps_back() -> None:
     assert all(0 < number < 2**63 for number in created)
 
 
-def test_two_nodes_never_create_the_same_id() -> None:
+def test_two_nodes_never_generate_the_same_id() -> None:
     one, two = IdGenerator(1, lambda: NOON), IdGenerator(2, lambda: NOON)
     assert not {one() for _ in range(9000)} & {two() for _ in range(9000)}
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 18), st.sampled_from("0Az"))
-def test_a_click_id_with_a_changed_character_or_another_key_is_rejected(hit: int, place: int, other: str) -> None:
+def test_a_click_id_with_a_changed_character_or_of_another_key_is_rejected(hit: int, place: int, other: str) -> None:
     click_ids = ClickIds(b"k" * 32)
     click_id = click_ids.encode(hit)
     assert len(click_id) == 19
@@ -48,7 +48,7 @@ def test_a_click_id_with_a_changed_character_or_another_key_is_rejected(hit: int
 
 
 @given(st.text(max_size=40))
-def test_random_text_is_not_a_click_id(text: str) -> None:
+def test_a_random_text_is_not_accepted_as_a_click_id(text: str) -> None:
     assert ClickIds(b"k" * 32).decode(text) is None
 
 
@@ -59,7 +59,7 @@ def test_message_ids_have_22_letters_and_digits_and_do_not_repeat() -> None:
     assert all(one.isalnum() for one in created)
 
 
-def test_random_numbers_use_every_bit_and_do_not_repeat() -> None:
+def test_generated_random_numbers_use_every_bit_and_do_not_repeat() -> None:
     for bits in (1, 7, 8, 48, 131):
         numbers = [randbits(bits) for _ in range(2000)]
         assert max(numbers) < 1 << bits

@@ -32,7 +32,7 @@ class Work:
         await asyncio.wait_for(self.finished.wait(), PATIENCE)
 
 
-async def test_a_job_runs_again_at_once_while_it_finds_work() -> None:
+async def test_a_background_job_runs_again_at_once_while_it_finds_work() -> None:
     jobs, work = Jobs(), Work(3, 2)
     job = jobs.add(Job("fold", NEVER, work.step))
     jobs.start()
@@ -42,7 +42,7 @@ async def test_a_job_runs_again_at_once_while_it_finds_work() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("down"), ValueError("a bug")])
-async def test_a_job_that_fails_is_repeated(error: Exception) -> None:
+async def test_a_background_job_that_fails_runs_again(error: Exception) -> None:
     jobs, work = Jobs(), Work(error, 1)
     job = jobs.add(Job("fold", 0.001, work.step))
     jobs.start()
@@ -64,7 +64,7 @@ async def test_a_wake_up_event_ends_the_pause_of_a_job() -> None:
     await jobs.stop()
 
 
-async def test_a_job_named_in_without_does_not_start() -> None:
+async def test_a_background_job_that_the_argument_without_names_does_not_start() -> None:
     jobs, started, omitted = Jobs(), Work(), Work()
     jobs.add(Job("started", NEVER, started.step))
     jobs.add(Job("omitted", NEVER, omitted.step))
@@ -80,7 +80,7 @@ async def test_a_wake_up_event_that_was_set_before_the_wait_is_not_lost() -> Non
     await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)
 
 
-async def test_jobs_count_their_runs_failures_and_items_on_metrics() -> None:
+async def test_the_metrics_contain_the_runs_failures_and_items_of_each_background_job() -> None:
     jobs, work, metrics = Jobs(), Work(4), Metrics()
     jobs.add(Job("fold", NEVER, work.step))
     jobs.register_metrics(metrics)
@@ -123,7 +123,7 @@ async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: B
     assert task.runs == 2
 
 
-async def test_a_cancelled_task_stays_cancelled() -> None:
+async def test_a_long_running_task_that_its_owner_cancels_is_not_started_again() -> None:
     supervisor, ended = TaskSupervisor(), asyncio.Event()
     task = supervisor.start("loop", ended.wait)  # type: ignore[arg-type]  # the result of `wait` does not matter
     await asyncio.sleep(0)
@@ -133,7 +133,7 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
     assert supervisor.restarts == {"loop": 0}
 
 
-async def test_a_job_is_failing_until_a_run_succeeds() -> None:
+async def test_a_background_job_is_reported_as_failing_until_a_run_succeeds() -> None:
     jobs, work = Jobs(), Work(ValueError("a bug"))
     jobs.add(Job("fold", NEVER, work.step))
     jobs.start()

@@ -72,7 +72,9 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     assert ADDRESS not in logged
 
 
-def test_a_request_that_a_stop_cancels_is_one_warning_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_request_that_a_server_stop_cancels_is_logged_as_one_warning_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure("json")
     try:
         raise asyncio.CancelledError("Task cancelled, timeout graceful shutdown exceeded")

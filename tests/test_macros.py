@@ -16,7 +16,7 @@ URL = "https://x.example/"
         "?q=%d0%ab",
     ],
 )
-def test_known_placeholders_and_ordinary_text_are_no_problem(text: str) -> None:
+def test_known_placeholders_and_ordinary_text_in_a_url_are_accepted(text: str) -> None:
     assert macro_problems(URL + text, DESTINATION_PLACEHOLDERS) == []
 
 
@@ -43,17 +43,17 @@ def test_known_placeholders_and_ordinary_text_are_no_problem(text: str) -> None:
         ("<click_id>", "click_id"),
     ],
 )
-def test_a_look_alike_is_reported_with_the_right_spelling(text: str, spelling: str) -> None:
+def test_a_misspelled_placeholder_is_reported_with_the_right_spelling(text: str, spelling: str) -> None:
     (problem,) = macro_problems(f"{URL}?a={text}", DESTINATION_PLACEHOLDERS)
     assert problem == f"contains {text}, which is not a placeholder; write {{{spelling}}}"
 
 
-def test_an_unknown_name_in_braces_is_reported_once_with_the_known_names() -> None:
+def test_an_unknown_placeholder_is_reported_once_with_the_known_names() -> None:
     (problem,) = macro_problems(f"{URL}{{first_name}}/{{first_name}}", ("click_id", "code"))
     assert problem == "contains {first_name}, which is not a placeholder; known placeholders: {click_id} {code}"
 
 
-def test_a_macro_has_its_word_and_position() -> None:
+def test_find_macros_returns_the_name_and_the_position_of_each_macro() -> None:
     assert list(find_macros("https://x.example/{{a}}?b=%c%", 8)) == [
         Macro("{{a}}", "a", 18, True),
         Macro("%c%", "c", 26, False),

@@ -14,7 +14,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     }
 
 
-def test_each_scrape_reads_the_current_values() -> None:
+def test_each_scrape_of_the_metrics_returns_the_current_values() -> None:
     metrics = Metrics()
     waiting = [0]
     by_status: dict[tuple[str, ...], float] = {}
@@ -35,7 +35,7 @@ def test_two_services_in_one_process_have_separate_metrics() -> None:
     assert (samples(one)["parts", ()], samples(two)["parts", ()]) == (1, 2)
 
 
-def test_a_label_value_can_be_any_text() -> None:
+def test_the_label_value_of_a_metric_can_be_any_text() -> None:
     metrics = Metrics()
     metrics.counter("parts", "Parts, by name.", lambda: {('say "hi"\n\\',): 1}, "name")
     assert samples(metrics)["parts_total", (("name", 'say "hi"\n\\'),)] == 1

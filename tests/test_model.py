@@ -19,11 +19,11 @@ def test_every_event_name_belongs_to_one_topic() -> None:
         (State.CLICKTHRU, State.READ, False),
     ],
 )
-def test_a_state_only_moves_forward_and_failed_and_expired_share_a_rank(current: State, new: State, moves: bool) -> None:
+def test_a_message_state_is_replaced_only_by_a_state_of_higher_rank(current: State, new: State, moves: bool) -> None:
     assert new.may_follow(current) is moves
 
 
-def test_names_in_the_api_are_lower_case() -> None:
+def test_names_of_verdicts_topics_and_statuses_are_lower_case_in_the_api() -> None:
     assert Verdict.SUSPECTED.api_name == "suspected"
     assert DeliveryStatus.PARKED.api_name == "parked"
     assert Topic.CLICK_RETRACTED.api_name == "click_retracted"

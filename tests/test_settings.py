@@ -12,7 +12,7 @@ def test_the_configuration_file_and_the_settings_page_match_the_code() -> None:
     assert (ROOT / "docs" / "reference" / "settings.md").read_text() == as_markdown(), "run `make config`"
 
 
-def test_the_configuration_file_has_the_defaults() -> None:
+def test_the_supplied_configuration_file_contains_the_default_of_each_setting() -> None:
     assert load({"SHORTENER_CONFIG": str(ROOT / "config" / "shortener.toml")}) == Settings()
 
 
@@ -25,20 +25,20 @@ def test_the_environment_overrides_the_file_and_options_override_both(tmp_path: 
     assert (settings.batch_limit, settings.hit_deadline, settings.link_ttl_days) == (5, 0.5, 3)
 
 
-def test_files_of_a_folder_are_read_in_alphabetical_order(tmp_path: Path) -> None:
+def test_configuration_files_of_a_folder_are_read_in_alphabetical_order(tmp_path: Path) -> None:
     (tmp_path / "10-base.toml").write_text("batch_limit = 5\ncode_bits = 50\n")
     (tmp_path / "20-local.toml").write_text("batch_limit = 6\n")
     settings = load({"SHORTENER_CONFIG": str(tmp_path)})
     assert (settings.batch_limit, settings.code_bits) == (6, 50)
 
 
-def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
+def test_a_secret_setting_can_be_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("0123456789abcdefghijklmnopqrstuv\n")
     assert load({"SHORTENER_SECRET_FILE": str(path)}).secret.get_secret_value() == "0123456789abcdefghijklmnopqrstuv"
 
 
-def test_a_list_is_separated_by_commas() -> None:
+def test_a_setting_with_several_values_is_a_list_separated_by_commas() -> None:
     settings = load({"SHORTENER_DELIVERY_SCHEDULE": "0.1,2,30", "SHORTENER_TRUSTED_PROXIES": "10.0.0.0/8, ::1"})
     assert settings.delivery_schedule == (0.1, 2.0, 30.0)
     assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
@@ -66,12 +66,12 @@ def test_the_default_base_url_has_the_port_of_the_server() -> None:
         ("CONFIG", "/does/not/exist.toml", "there is no file"),
     ],
 )
-def test_the_error_names_the_setting_and_the_reason(name: str, value: str, reason: str) -> None:
+def test_the_error_for_an_invalid_setting_contains_its_name_and_the_reason(name: str, value: str, reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
         load({f"SHORTENER_{name}": value})
 
 
-def test_an_unknown_name_in_the_file_is_rejected(tmp_path: Path) -> None:
+def test_an_unknown_setting_in_the_configuration_file_is_rejected(tmp_path: Path) -> None:
     config = tmp_path / "shortener.toml"
     config.write_text("batch_limt = 5\n")
     with pytest.raises(SettingsError, match=r"batch_limt: is not a setting; did you mean batch_limit\?"):
@@ -86,12 +86,12 @@ def test_an_unknown_name_in_the_file_is_rejected(tmp_path: Path) -> None:
         ("SHORTENER_XYZ", "lists all settings"),
     ],
 )
-def test_an_unknown_variable_is_rejected_and_the_nearest_name_is_suggested(variable: str, hint: str) -> None:
+def test_an_unknown_environment_variable_is_rejected_and_the_nearest_setting_is_suggested(variable: str, hint: str) -> None:
     with pytest.raises(SettingsError, match=f"{variable}: is not a setting; .*{hint}"):
         load({variable: "5"})
 
 
-def test_other_variables_are_ignored() -> None:
+def test_environment_variables_without_the_prefix_shortener_are_ignored() -> None:
     assert load({"PATH": "/bin", "SHORTENERX": "1"}) == Settings()
 
 

@@ -27,16 +27,16 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
         "1795172400000",
     ],
 )
-def test_the_same_time_in_different_formats(text: str) -> None:
+def test_reported_times_in_different_formats_are_parsed_to_the_same_time(text: str) -> None:
     assert parse_time(text, NOW) == datetime(2026, 11, 20, 11, 0, tzinfo=UTC)
 
 
-def test_a_date_is_its_midnight_in_utc() -> None:
+def test_a_reported_date_without_a_time_is_parsed_as_midnight_utc() -> None:
     assert parse_time("2026-11-20", NOW) == datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("text", ["1795172400.1239", "1795172400123", "2026-11-20T11:00:00.123999Z"])
-def test_times_are_cut_to_milliseconds(text: str) -> None:
+def test_reported_times_are_cut_to_milliseconds(text: str) -> None:
     assert parse_time(text, NOW).microsecond == 123_000
 
 
@@ -58,12 +58,12 @@ def test_times_are_cut_to_milliseconds(text: str) -> None:
         ("", "must be ISO 8601"),
     ],
 )
-def test_text_that_is_no_plausible_time_is_rejected_with_the_reason(text: str, reason: str) -> None:
+def test_a_text_that_is_not_a_plausible_time_is_rejected_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_time(text, NOW)
 
 
-def test_a_time_24_hours_ahead_is_accepted() -> None:
+def test_a_reported_time_24_hours_in_the_future_is_accepted() -> None:
     assert parse_time("2026-11-21T12:00:00Z", NOW) == NOW + MAX_AHEAD
 
 
@@ -80,7 +80,7 @@ def test_every_format_of_a_time_is_parsed_to_the_same_time(at: datetime, offset:
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True))
-def test_any_text_is_a_time_within_bounds_or_a_value_error(text: str) -> None:
+def test_parsing_any_text_as_a_reported_time_returns_a_time_within_limits_or_raises_value_error(text: str) -> None:
     try:
         at = parse_time(text, NOW)
     except ValueError:
@@ -97,7 +97,7 @@ def test_any_text_is_a_time_within_bounds_or_a_value_error(text: str) -> None:
         ("2026-11-20T12:00:00 01:00", datetime(2026, 11, 20, 11, tzinfo=UTC)),
     ],
 )
-def test_iso_text_is_a_date_or_a_datetime(text: str, expected: date) -> None:
+def test_parse_iso_returns_a_date_or_a_datetime(text: str, expected: date) -> None:
     parsed = parse_iso(text)
     assert type(parsed) is type(expected)
     assert parsed == expected
@@ -116,7 +116,7 @@ def test_a_requested_period_includes_the_whole_day_of_its_last_date() -> None:
     assert end_of(NOW) == NOW
 
 
-def test_a_requested_period_is_cut_to_the_years_1970_to_2999() -> None:
+def test_a_requested_period_is_limited_to_the_years_1970_to_2999() -> None:
     assert start_of(date(1, 1, 1)) == datetime(1970, 1, 2, tzinfo=UTC)
     assert end_of(date(9999, 12, 31)) == datetime(2999, 12, 31, tzinfo=UTC)
 
@@ -144,25 +144,25 @@ def test_a_requested_period_is_cut_to_the_years_1970_to_2999() -> None:
         " 2026-11-20T11:00:00Z ",
     ],
 )
-def test_the_formats_of_times_in_delivery_reports(text: str) -> None:
+def test_every_documented_time_format_of_delivery_reports_is_parsed(text: str) -> None:
     assert parse_report_time(text, NOW) == datetime(2026, 11, 20, 11, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("text", ["2026-11-19T24:00:00Z", "2026-11-19 24:00", "2026/11/19 24:00:00"])
-def test_hour_24_is_the_midnight_of_the_next_day(text: str) -> None:
+def test_hour_24_of_a_report_time_is_midnight_of_the_next_day(text: str) -> None:
     assert parse_report_time(text, NOW) == datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
     "text", ["soon", "", "20/11/2026", "2699999999", "2026-11-19T24:30:00Z", "9" * 14, "٢٦١١٢٠١١٠٠", "Fri, 20"]
 )
-def test_other_texts_are_no_time_of_a_report(text: str) -> None:
+def test_text_that_is_not_a_time_of_a_delivery_report_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_report_time(text, NOW)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9]{8,16}[+-]?", fullmatch=True))
-def test_any_text_is_a_time_in_range_or_raises_value_error(text: str) -> None:
+def test_parsing_any_text_as_a_report_time_returns_a_time_within_limits_or_raises_value_error(text: str) -> None:
     try:
         at = parse_report_time(text, NOW)
     except ValueError:

@@ -47,7 +47,7 @@ def reason(url: str) -> str:
         "https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 21),
     ],
 )
-def test_an_ascii_url_stays_unchanged(url: str) -> None:
+def test_an_ascii_destination_url_stays_unchanged(url: str) -> None:
     destination = parse_destination(url)
     assert destination.url == url
     assert destination.location == url.encode()
@@ -77,7 +77,7 @@ def test_an_ascii_url_stays_unchanged(url: str) -> None:
         ),
     ],
 )
-def test_host_and_scheme_are_normalized_and_the_rest_stays_unchanged(
+def test_scheme_and_host_of_a_destination_are_normalized_and_the_rest_stays_unchanged(
     url: str, stored: str, location: bytes | str, host: str | None
 ) -> None:
     destination = parse_destination(url)
@@ -167,7 +167,7 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         f"https://{'ä' * 1000}.example/",
     ],
 )
-def test_a_host_that_parsers_read_differently_is_rejected(url: str) -> None:
+def test_a_destination_whose_host_url_parsers_read_differently_is_rejected(url: str) -> None:
     assert reason(url)
 
 
@@ -182,12 +182,12 @@ def test_a_character_that_is_not_allowed_in_urls_is_rejected_at_any_position(cha
         assert caught.value.position == position
 
 
-def test_the_length_is_limited_as_written_and_as_encoded() -> None:
+def test_the_length_of_a_destination_is_limited_before_and_after_percent_encoding() -> None:
     assert reason("https://shop.example/" + "a" * (MAX_URL_CHARACTERS - 20)) == "is longer than 2048 characters"
     assert reason("https://shop.example/" + "ä" * 400) == "is longer than 2048 characters when percent-encoded"
 
 
-def test_the_reason_continues_a_sentence_that_begins_with_the_url() -> None:
+def test_the_reason_of_a_url_error_continues_a_sentence_that_begins_with_the_url() -> None:
     assert reason("https://{code}.example/") == "has a brace in its host; placeholders are allowed after the host only"
     assert reason("https://shop.example:{code}/") == "has the port '{code}'; a port must be a number from 1 to 65535"
     assert reason("https://shop.example/a b") == "contains white space (U+0020) at position 22"
@@ -195,7 +195,7 @@ def test_the_reason_continues_a_sentence_that_begins_with_the_url() -> None:
     assert reason("https://a@b.example/") == "must not contain a user name or password before its host"
 
 
-def test_placeholders_after_the_host_are_found() -> None:
+def test_a_destination_may_contain_placeholders_after_its_host() -> None:
     url = "https://shop.example/{code}?m={message_id}&x={nope}&y={click_id}{click_id}#{campaign}"
     destination = parse_destination(url)
     assert destination.placeholders == {"code", "message_id", "click_id", "campaign"}
@@ -221,7 +221,7 @@ URLS = st.builds("{}{}{}{}".format, st.sampled_from(["http://", "https://", "HTT
 
 
 @given(URLS)
-def test_other_parsers_agree_on_scheme_host_and_port(url: str) -> None:
+def test_other_url_parsers_find_the_same_scheme_host_and_port_in_a_destination(url: str) -> None:
     try:
         destination = parse_destination(url)
     except UrlError:
@@ -238,7 +238,7 @@ def test_other_parsers_agree_on_scheme_host_and_port(url: str) -> None:
 
 
 @given(URLS)
-def test_a_stored_destination_is_accepted_again_unchanged(url: str) -> None:
+def test_parsing_the_stored_form_of_a_destination_returns_it_unchanged(url: str) -> None:
     try:
         destination = parse_destination(url)
     except UrlError:
@@ -259,14 +259,14 @@ def test_a_value_that_looks_like_a_placeholder_is_not_replaced() -> None:
     )
 
 
-def test_a_placeholder_without_a_value_can_be_filled_later() -> None:
+def test_a_placeholder_without_a_value_stays_in_the_url_and_can_be_filled_later() -> None:
     first = fill_placeholders(b"https://a.example/{code}?c={click_id}", {"code": "{click_id}"})
     assert first == b"https://a.example/%7Bclick_id%7D?c={click_id}"
     assert fill_placeholders(first, {"click_id": ""}) == b"https://a.example/%7Bclick_id%7D?c="
 
 
 @given(st.fixed_dictionaries({name: st.text(st.characters(codec="utf-8")) for name in DESTINATION_PLACEHOLDERS}))
-def test_filled_values_can_be_decoded_from_the_query(values: dict[str, str]) -> None:
+def test_placeholder_values_can_be_decoded_from_the_query_of_the_filled_url(values: dict[str, str]) -> None:
     template = b"https://a.example/?" + b"&".join(b"%b={%b}" % (name.encode(), name.encode()) for name in DESTINATION_PLACEHOLDERS)
     filled = fill_placeholders(template, values).decode("ascii")
     parts = [part.split("=") for part in filled.partition("?")[2].split("&")]
@@ -289,11 +289,11 @@ def test_filled_values_can_be_decoded_from_the_query(values: dict[str, str]) -> 
         (b"https://a.example/?cid={click_id}", b"https://a.example/?cid={click_id}"),
     ],
 )
-def test_a_parameter_is_added_before_the_fragment_and_replaces_nothing(location: bytes, expected: bytes) -> None:
+def test_a_query_parameter_is_added_before_the_fragment_of_a_url_and_replaces_nothing(location: bytes, expected: bytes) -> None:
     assert append_param(location, "cid", "1+2") == expected
 
 
-def test_the_name_of_an_added_parameter_is_percent_encoded() -> None:
+def test_the_name_of_an_added_query_parameter_is_percent_encoded() -> None:
     assert append_param(b"https://a.example/", "a b", "{code}") == b"https://a.example/?a%20b=%7Bcode%7D"
     assert append_param(b"https://a.example/?a%20b=1", "a b", "2") == b"https://a.example/?a%20b=1"
 
@@ -307,22 +307,22 @@ def test_the_name_of_an_added_parameter_is_percent_encoded() -> None:
         ("shop.example.:1", ("shop.example.", 1)),
     ],
 )
-def test_an_authority_is_split_into_host_and_port(authority: str, expected: tuple[str, int | None]) -> None:
+def test_the_authority_of_a_url_is_split_into_host_and_port(authority: str, expected: tuple[str, int | None]) -> None:
     assert parse_authority(authority, allow_trailing_dot=True) == expected
 
 
 @pytest.mark.parametrize("authority", ["", ".", "a@b", "a:0", "a:", "127.0.0.1.", "shop.example..", "[::1"])
-def test_an_authority_that_is_not_usable_is_rejected(authority: str) -> None:
+def test_an_invalid_authority_of_a_url_is_rejected(authority: str) -> None:
     with pytest.raises(UrlError):
         parse_authority(authority, allow_trailing_dot=True)
 
 
-def test_a_trailing_dot_is_rejected_unless_it_is_allowed() -> None:
+def test_a_trailing_dot_of_a_host_is_rejected_unless_the_caller_allows_it() -> None:
     with pytest.raises(UrlError):
         parse_authority("shop.example.")
 
 
-def test_a_numeric_host_is_reported_in_ascii() -> None:
+def test_the_error_for_a_numeric_host_contains_the_host_in_ascii() -> None:
     with pytest.raises(NumericHostError) as caught:
         parse_authority("１２７.1")
     assert caught.value.host == "127.1"
@@ -331,12 +331,12 @@ def test_a_numeric_host_is_reported_in_ascii() -> None:
 @pytest.mark.parametrize(
     ("text", "host"), [("Evil.Example", "evil.example"), ("[2001:DB8::1]", "2001:db8::1"), ("2001:DB8::1", "2001:db8::1")]
 )
-def test_a_host_alone_is_normalized(text: str, host: str) -> None:
+def test_parse_host_normalizes_a_host(text: str, host: str) -> None:
     assert parse_host(text) == host
 
 
 @pytest.mark.parametrize("text", ["", "evil.example:80", "https://evil.example", "evil.example/x", "u@evil.example", "a b"])
-def test_text_with_more_than_a_host_is_rejected(text: str) -> None:
+def test_parse_host_rejects_text_with_a_scheme_port_or_path(text: str) -> None:
     with pytest.raises(UrlError):
         parse_host(text)
 
@@ -379,7 +379,7 @@ def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
         ("https://[::1", "not a valid URL"),
     ],
 )
-def test_a_base_url_that_is_not_usable_is_rejected_with_the_reason(url: str, reason: str) -> None:
+def test_an_invalid_base_url_is_rejected_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(UrlError, match=reason):
         parse_base_url(url)
 
@@ -467,20 +467,20 @@ def test_a_base_url_may_have_a_path_before_the_codes() -> None:
     ("sender", "path"),
     [("ABCDEF", "/s/ABCDEF"), ("VM-ABCDEF", "/s/VM-ABCDEF"), ("+14085550100", "/s/14085550100")],
 )
-def test_the_sender_replaces_its_placeholder_in_a_path(sender: str, path: str) -> None:
+def test_the_sender_of_a_message_replaces_the_placeholder_in_the_path_of_a_domain(sender: str, path: str) -> None:
     assert fill_link_path("/s/{sender}", sender) == path
     assert matches_link_path("/s/{sender}", path)
     assert matches_link_path("/s/{sender}", path.lower())
 
 
 @pytest.mark.parametrize("sender", ["", "My Shop", "a/b", "..", "Ünal", "x" * 65])
-def test_a_sender_that_cannot_be_in_a_path_is_rejected(sender: str) -> None:
+def test_a_sender_with_characters_that_a_url_path_cannot_contain_is_rejected(sender: str) -> None:
     with pytest.raises(UrlError, match="contain the sender"):
         fill_link_path("/{sender}", sender)
     assert fill_link_path("/ABCDEF", sender) == "/ABCDEF"
 
 
 @pytest.mark.parametrize("requested", ["", "/a", "/s/a/b", "/t/a", "/s"])
-def test_other_paths_do_not_match(requested: str) -> None:
+def test_matches_link_path_rejects_a_path_of_another_form(requested: str) -> None:
     assert not matches_link_path("/s/{sender}", requested)
     assert not matches_link_path("/ABCDEF", requested)

@@ -22,10 +22,10 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path
 
-MAX_BLOCKED_HOSTS = 10_000  # of one application or of the installation, because every process has all of them in memory
+MAX_BLOCKED_HOSTS = 10_000  # Maximum for one application or for the installation. Every process has all blocked hosts in memory.
 MAX_NAME_CHARACTERS = 200
 MAX_PREVIOUS_PATHS = 20
-MAX_ASSOCIATION_BYTES = 64 * 1024  # of JSON
+MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length of a JSON file that associates apps with a domain.
 
 
 def create_application(
@@ -161,7 +161,7 @@ def update_domain(
     table = schema.domains
     if "default" in changes:
         values["is_default"] = bool(changes["default"])
-        if changes["default"]:  # an application has at most one default domain
+        if changes["default"]:  # An application has at most one default domain, so its other domains lose the mark.
             connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
     if values:
         connection.execute(update(table).where(table.c.id == domain.id).values(values))

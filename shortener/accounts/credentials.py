@@ -30,7 +30,7 @@ class Credentials:
     application_id: int
     api_key: str
     tracker_token: str
-    callback_secret: str | None = None  # None: the application has none yet
+    callback_secret: str | None = None  # The secret that signs callbacks; None if the application has none yet.
 
 
 def create_key(

@@ -26,7 +26,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.urls import matches_link_path
 
-ALL_APPLICATIONS = 0  # used as an application id: the row applies to all applications
+ALL_APPLICATIONS = 0  # This application id in a row means that the row applies to all applications.
 _VERSION = "directory"
 
 
@@ -46,8 +46,8 @@ class Domain:
     path: str = ""
     previous_paths: tuple[str, ...] = ()
     home_url: str | None = None
-    assetlinks: str | None = None  # JSON
-    apple_app_site_association: str | None = None  # JSON
+    assetlinks: str | None = None  # The content of assetlinks.json as JSON text.
+    apple_app_site_association: str | None = None  # The content of apple-app-site-association as JSON text.
     is_default: bool = False
     removed: bool = False
 
@@ -90,7 +90,7 @@ class Principal:
     application: Application
     permissions: frozenset[str]
     key_id: int = 0
-    rate_limit: int | None = None  # requests per minute with this key; None: no limit
+    rate_limit: int | None = None  # The maximum number of requests per minute with this API key; None: no limit.
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,12 @@ class HitPolicies:
 
     Keys and elements are application ids unless the name says otherwise."""
 
-    contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)  # applications with a contextual rule
-    with_suspected: frozenset[int] = frozenset()  # applications with a tracker that receives suspected hits
+    # Settings of the applications with at least one contextual rule, by application id.
+    contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
+    with_suspected: frozenset[int] = frozenset()  # Ids of the applications with a tracker that receives suspected hits.
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
-    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)  # also ALL_APPLICATIONS
+    # Blocked hosts by application id; ALL_APPLICATIONS is the key of those that apply to every application.
+    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
     confirm_clicks: Mapping[int, Literal["suspicious", "always"]] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class HitPolicies:
 
 def _host_in(url: str) -> str:
     _, has_authority, rest = url.partition("//")
-    if not has_authority:  # a link into an app, such as tel:+14155550100
+    if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
         return ""
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
     return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
@@ -147,12 +149,13 @@ class _Snapshot:
     domains: dict[str, Domain] = field(default_factory=dict)
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
     link_paths: frozenset[str] = frozenset()
-    #: hash -> key, application, permissions, rate limit
+    #: The hash of each API key, with the key id, the application id, the permissions and the rate limit.
     keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
-    tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)  # hash -> application, valid until
+    # The hash of each tracker token, with its application id and the end of its validity.
+    tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
     postback_keys: dict[str, tuple[int, int, datetime | None]] = field(
         default_factory=dict
-    )  # hash -> key, application, valid until
+    )  # The hash of each postback key, with the key id, the application id and the end of its validity.
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
 
 
@@ -162,15 +165,15 @@ class Directory:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._snapshot = _Snapshot()
-        self._refreshes = 0  # that have begun
-        self._applied = 0  # the number of the refresh that read the snapshot
+        self._refreshes = 0  # The number of refreshes that have begun.
+        self._applied = 0  # The number of the refresh that read the current snapshot.
 
     async def refresh(self) -> bool:
         """Read all accounts if one has changed. Return whether one has. Raise StoreUnavailable and keep them."""
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
-        # A refresh that began earlier may end later, and its accounts may be older.
+        # A refresh that began earlier may end later, with an older state of the accounts.
         if fresh is not None and number > self._applied:
             self._snapshot, self._applied = fresh, number
         return fresh is not None

@@ -20,9 +20,9 @@ from shortener.storage import schema
 
 PATH = "/api/v1/postback/{postback_key}"
 MAX_NAME_CHARACTERS = 100
-MAX_KEYS = 100  # of one application, that are not revoked
+MAX_KEYS = 100  # The maximum number of postback keys of one application that are not revoked.
 MAX_OVERLAP = timedelta(days=90)
-MAX_ID = 2**31 - 1  # of the column
+MAX_ID = 2**31 - 1  # The largest id that the column can store.
 _HINT_CHARACTERS = 8
 
 

@@ -16,9 +16,9 @@ from shortener.urls import FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destinatio
 Permission = Literal[
     "sms.send", "sms.read", "trackers.read", "trackers.write", "links.write", "privacy.erase", "privacy.reveal", "admin"
 ]
-#: All permissions. The key that is created together with an application has all of them.
+#: All permissions. The first API key of an application has all of them.
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
-#: The permissions of a key whose creator requests none.
+#: The permissions of an API key if its creator requests none.
 DEFAULT_PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read")
 Privacy = Literal["full", "short", "none"]
 
@@ -118,7 +118,7 @@ class ApplicationSettings(BaseModel):
     @field_validator("extra_schemes", mode="before")
     @classmethod
     def _split_schemes(cls, value: Any) -> Any:
-        # The command line sends one text.
+        # The command line passes several values as one text.
         return [one for one in re.split(r"[\s,]+", value) if one] if isinstance(value, str) else value
 
     @field_validator("extra_schemes")
@@ -149,7 +149,7 @@ class ApplicationSettings(BaseModel):
         return self.uses_report_times or self.all_links_within_second or self.max_recipients_per_address_minute is not None
 
 
-#: Placeholders in the fallback of an application or a domain. The other ones depend on the message.
+#: Placeholders that a fallback URL of an application or a domain may contain. All others depend on the message.
 FALLBACK_PLACEHOLDERS = ("click_id", "code")
 
 

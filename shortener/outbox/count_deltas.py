@@ -97,7 +97,7 @@ def sent_slot_of(message: ColumnElement[int]) -> ColumnElement[int]:
     return ms // literal_column(str(TIME_SLOT_MS), BigInteger)
 
 
-#: Inserts the result of `rows`.
+#: The statement that inserts the result of `rows`.
 insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 

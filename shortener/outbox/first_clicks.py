@@ -34,7 +34,7 @@ _INSERT_EMPTY = (
 _READ = {
     "sqlite": "SELECT json_group_array(json_array(c.id, c.at, c.hit_id, c.links)) FROM json_each(?) AS j "
     "CROSS JOIN first_clicks AS c ON c.id = j.value",
-    # A statement that waits for a lock sees unlocked rows as they were when it began, so this is a statement of its own.
+    # A statement that waits for a lock sees unlocked rows as they were when it began, so locking is a separate statement.
     "postgresql": "SELECT id, at, hit_id, links FROM first_clicks WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE",
 }
 _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"

@@ -22,12 +22,12 @@ from sqlalchemy import Connection, select
 from shortener.storage import schema
 from shortener.storage.database import upsert
 
-MAX_NAMES = 200  # destinations of a campaign, and labels of a campaign
+MAX_NAMES = 200  # The maximum number of named destinations of a campaign, and of its labels.
 OTHER = "other"
-MAX_NAME_LENGTH = 200  # characters of a destination or a label; the rest is cut
+MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
 
-#: Destination and label of a link.
+#: The destination and the label of a link.
 LinkName = tuple[str, str | None]
 
 
@@ -140,7 +140,7 @@ def _insert(connection: Connection, digest: str, key: LinkSetKey) -> int:
     }
     statement = upsert(connection, schema.link_sets).values(values).on_conflict_do_nothing().returning(schema.link_sets.c.id)
     row_id: int | None = connection.scalar(statement)
-    if row_id is None:  # another process has inserted the set meanwhile
+    if row_id is None:  # Another process has inserted the link set in the meantime.
         row_id = _find(connection, digest)
         assert row_id is not None
     return row_id

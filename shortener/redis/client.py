@@ -32,11 +32,12 @@ from shortener.urls import parse_redis_url
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Client = Any  # Redis or RedisCluster: both have the commands that the service uses, but their types differ
+Client = Any  # The client of redis-py: Redis or RedisCluster. Both have the commands that the service uses, but their types differ.
 
-PING_INTERVAL_SECONDS = 0.25  # between pings of a server that is down
-FORCED_TIMEOUT_SECONDS = 1.0  # for a forced call: the database is not available, so Redis is the only source
-#: The client raises these if the server does not respond. A ResponseError is a response.
+PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
+# The time limit of a forced call, which is made while the database is not available and Redis is the only source.
+FORCED_TIMEOUT_SECONDS = 1.0
+#: Exceptions of redis-py that mean that the server does not respond. A ResponseError is a response.
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
@@ -55,7 +56,7 @@ class RedisServer:
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # None: the server is up. Else the result of the first ping after a failure: True if the server responded.
+        # None while the server is up. Otherwise the result of the first ping after a failure: True if the server responded.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
@@ -100,7 +101,7 @@ class RedisServer:
     async def _take_slot(self, limit: float) -> None:
         """Wait until fewer than `connections` calls run. Raise RedisUnavailable after `limit` seconds: Redis need not be down."""
         if not self._slots.locked():
-            await self._slots.acquire()  # at once
+            await self._slots.acquire()  # A connection is free, so this returns at once.
             return
         self.queued += 1
         try:
@@ -115,7 +116,7 @@ class RedisServer:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
-        except Exception:  # whatever the error is: without a response the server is down, and the pings must go on
+        except Exception:  # With any error, the server counts as down, and the pings must continue.
             return False
         return True
 
@@ -154,12 +155,12 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
     parsed = parse_redis_url(url)
     from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = from_url | {
-        # `RedisServer.run` has the actual time limits. These end what `run` no longer waits for.
+        # `RedisServer.run` enforces the time limits. These limits end commands that `run` no longer waits for.
         "socket_timeout": FORCED_TIMEOUT_SECONDS,
         "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,
-        "retry": Retry(NoBackoff(), 0),  # the default of redis-py is ten attempts
+        "retry": Retry(NoBackoff(), 0),  # Turn off the retries of redis-py, which makes up to ten attempts by default.
         "health_check_interval": 0,
-        "driver_info": None,  # saves a round trip for each new connection
+        "driver_info": None,  # Do not send the version of redis-py, which saves a round trip for each new connection.
         "protocol": 2,
     }
     client: Client

@@ -26,8 +26,8 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-_INVALIDATED_MS = 3_600_000  # for so long, a rewrite that began earlier cannot restore the entry
-_MAX_COMMANDS = 1000  # of one round trip
+_INVALIDATED_MS = 3_600_000  # The time for which an invalidated entry cannot be restored by a rewrite that began earlier.
+_MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class CachedLink:
 
     code: str
     link_id: int
-    message: int  # row id
+    message: int  # The row id of the link's message.
     application_id: int
     domain_id: int
     flags: int
-    url: str  # the value of the Location header
+    url: str  # The destination as the value of the Location header.
     fallback_url: str | None
     expires_at: int
 
@@ -176,7 +176,7 @@ class RedisLinkCache:
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:
-            # One command asks for all keys; a cluster gets one command for each of its slots.
+            # One MGET reads all keys. In a cluster, each hash slot needs its own command.
             command = client.mget_nonatomic if isinstance(client, RedisCluster) else client.mget
             values: list[bytes | None] = await command(keys)
             return values
@@ -243,7 +243,7 @@ class RedisLinkCache:
             try:
                 for start in range(0, len(batch.links), _MAX_COMMANDS):
                     await self._write_once(batch.links[start : start + _MAX_COMMANDS])
-            except Exception:  # no rewrite may wait for ever
+            except Exception:  # After any error, the writes that wait must get a result.
                 log.exception("links_not_cached", links=len(batch.links))
                 self.failures += len(batch.links)
             finally:

@@ -22,9 +22,9 @@ from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
-MAX_SHARED_CLIENTS = 1000  # clients whose counters one step shares
+MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counters one run of `share` exchanges.
 _WINDOW_MS = 60_000
-_KEY_MS = 2 * _WINDOW_MS  # lifetime of a counter in Redis
+_KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
 
 
 @dataclass(slots=True)
@@ -33,8 +33,8 @@ class _Bucket:
 
     tokens: float
     at: int
-    window: int = 0  # the minute of `shared`
-    shared: int = 0  # rejections by all processes in that minute
+    window: int = 0  # The minute that `shared` refers to, since 1970.
+    shared: int = 0  # The number of counted requests of all processes in that minute.
 
 
 class RateLimiter:
@@ -47,7 +47,7 @@ class RateLimiter:
         self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""
     ) -> None:
         self.name = name
-        self.limited = 0  # rejected requests above the limit
+        self.limited = 0  # The number of requests above the limit, since the process started.
         self._capacity = per_minute
         self._now_ms = now_ms
         self._redis = redis
@@ -134,7 +134,8 @@ class RateLimits:
         self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
         self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
-        self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)  # each key has its own limit, or none
+        # The default is no limit, because each API key has its own limit or none.
+        self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
         self._all = (self.unknown_codes, self.rejected_credentials, self.postbacks, self.api_keys)
 
     def register_metrics(self, metrics: Metrics) -> None:

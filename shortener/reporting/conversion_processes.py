@@ -19,7 +19,7 @@ from shortener.reporting.queries import fetch_packed
 from shortener.reporting.statistics import MAX_PENDING_ROWS
 from shortener.storage.schema import cohorts, counts, messages, processes
 
-MAX_INTERVALS = 750  # each needs one statement; a month has 744 hours
+MAX_INTERVALS = 750  # The maximum number of intervals. Each needs one statement, and a month has 744 hours.
 _STARTS, _ENDS = "messages", "ends"
 
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]

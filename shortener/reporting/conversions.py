@@ -33,8 +33,8 @@ from shortener.storage.schema import cohorts, conversions, messages, refused_con
 from shortener.storage.types import to_iso, to_ms
 from shortener.times import MAX_AHEAD
 
-MAX_SCANNED_ROWS = 10_000  # conversions that one page examines
-PAGE_ROWS = 200  # of a CSV
+MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that one page examines.
+PAGE_ROWS = 200  # The number of conversions in each page of a CSV export.
 BOM = b"\xef\xbb\xbf"
 _MAX_ID = (1 << 63) - 1
 
@@ -78,7 +78,8 @@ def list_conversions(connection: Connection, filters: ConversionFilter, limit: i
     """Return the newest `limit` conversions, or the newest with an id below `below`."""
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
-    if filters.since is not None:  # no conversion is received more than MAX_AHEAD before its reported time
+    # No conversion is received more than MAX_AHEAD before its reported time, so older row ids cannot match.
+    if filters.since is not None:
         conditions.append(c.id >= first_id_at(to_ms(filters.since - MAX_AHEAD)))
     if filters.message_id is not None:
         own = messages.c.application_id == filters.application_id, messages.c.message_id == filters.message_id
@@ -231,7 +232,7 @@ def serialize_refused(row: AnyRow) -> dict[str, Any]:
     }
 
 
-# CSV.
+# The CSV export of conversions and refused reports.
 
 CONVERSION_COLUMNS = (
     "conversion_id",

@@ -47,12 +47,12 @@ from shortener.storage.schema import cohorts, conversions, counts, events, first
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
-#: Rows of count deltas per fold. Under load, a row has some hundred amounts, and a fold occupies SQLite's only writer.
+#: Maximum rows of count deltas per fold. Under load, a row has some hundred amounts, and a fold occupies SQLite's only writer.
 MAX_FOLD_ROWS = 100
 
 _ZERO = Decimal()
 
-#: The key of a count: cohort, time slot (15 minutes, counted from 1970), metric.
+#: The key of a count: cohort id, time slot (quarters of an hour since 1970) and metric.
 Key = tuple[int, int, str]
 Sums = dict[Key, Decimal]
 
@@ -130,11 +130,11 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
     others: dict[CountedEvent, Decimal] = {}
     for _, data, packed_origins in rows:
         entries = orjson.loads(data)
-        # A version without origins wrote the row if there are none.
+        # An older version wrote no link sets and message times, so this list may be empty.
         origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
         for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
             key = CountedEvent(cohort, slot, metric, sent, link_set)
-            if amount.isdecimal():  # nearly all of the thousands of amounts are integers, which are faster to add
+            if amount.isdecimal():  # Nearly all amounts are integers, and Python adds integers faster than decimals.
                 integers[key] = integers.get(key, 0) + int(amount)
             else:
                 others[key] = EXACT.add(others.get(key, _ZERO), Decimal(amount))
@@ -164,10 +164,10 @@ def add(sums: Sums, rows: Iterable[Any]) -> None:
         sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
 
 
-# Verification.
+# Functions that verify the counts.
 
-MAX_RECOUNT_ROWS = 100_000  # rows that one statement counts, so that none exceeds a time limit
-MAX_RECOUNT_COHORTS = 100  # cohorts whose counts one statement reads
+MAX_RECOUNT_ROWS = 100_000  # The maximum number of rows that one statement counts, so that no statement exceeds its time limit.
+MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one statement reads.
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
 
-#: The condition that the value of a conversion is counted in `value:{currency}`: it is neither negative nor pending.
+#: The SQL condition for conversions whose value counts in `value:{currency}`: they are neither negative nor pending.
 IS_REVENUE = or_(
     conversions.c.counted_as.is_(None),
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
@@ -300,7 +300,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
         firsts = firsts.join_from(hits, links, links.c.id == hits.c.link_id)
         yield firsts.where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))
     for id_range in id_ranges(connection, links):
-        # Links that an older version created have no link set, and are not counted.
+        # An older version created links without a link set. Such links are not counted.
         created = _by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
         created = created.join_from(links, messages, messages.c.id == links.c.message_id)
         yield created.where(id_range, links.c.link_set_id.is_not(None))

@@ -22,9 +22,10 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # rows of the event log that one page examines
+MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that one page examines.
 _MAX_ID = (1 << 63) - 1
-_TIME_TOLERANCE = timedelta(days=2)  # reports and conversions may have a time of their own
+# The maximum difference between the time of an event and the time in its id. Reports and conversions state their own times.
+_TIME_TOLERANCE = timedelta(days=2)
 _TOPICS = list(Topic)
 _PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
 

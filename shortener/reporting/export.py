@@ -37,9 +37,9 @@ from shortener.storage.schema import conversions, first_clicks, hits, links, oth
 from shortener.storage.types import to_iso
 from shortener.storage.values_table import values_table
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # lets Excel recognise UTF-8
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognizes the encoding.
 ExportRows = Literal["messages", "links"]
-PAGE_MESSAGES = 200  # per page; the event loop is blocked while their lines are made
+PAGE_MESSAGES = 200  # The number of messages in a page. The event loop is blocked while the lines of a page are formatted.
 
 HEADER = (
     "message_id",

@@ -26,11 +26,12 @@ from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, first_clicks, hits, link_sets, links, messages, other_hits
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # hits that one page examines
+MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that one page examines.
 _MAX_ID = (1 << 63) - 1
-_TIME_TOLERANCE = timedelta(hours=1)  # between a hit's time and the time in its id, which may come from different clocks
+# The maximum difference between the time of a hit and the time in its id, which may come from different clocks.
+_TIME_TOLERANCE = timedelta(hours=1)
 
-#: The figures whose rows are hits.
+#: The figures of the statistics whose hits can be listed.
 HitMetric = Literal["clicks", "suspected_hits", "ignored_hits", "late_hits", "clicked_messages", "clicked_links"]
 HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 
@@ -146,7 +147,7 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
     }
 
 
-#: The columns of the CSV.
+#: The columns of the CSV export of hits.
 HIT_CSV_COLUMNS = (
     "click_id",
     "at",
@@ -179,7 +180,7 @@ HIT_CSV_COLUMNS = (
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
     low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
-    # A hit can be much later than its message.
+    # A hit can be much later than its message, so the row id of the message gives only a lower limit.
     high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 

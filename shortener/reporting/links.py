@@ -25,7 +25,7 @@ from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
 
 MAX_SCANNED_MESSAGES = 10_000
-PAGE_LINKS = 500  # of a CSV export
+PAGE_LINKS = 500  # The number of links in each page of a CSV export.
 _CHUNK_MESSAGES = 500
 _NO_CLICK = int(HitFlag.LATE | HitFlag.DISABLED)
 
@@ -133,7 +133,7 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
         rows += connection.execute(statement.order_by(messages.c.id.desc(), links.c.position)).all()
         scanned += len(ids)
         high = ids[-1]
-        reached = LinkPosition(ids[-1], 1 << 15)  # behind every link of this message
+        reached = LinkPosition(ids[-1], 1 << 15)  # This position is after every link of the message.
     else:
         reached = reached if index_ranges else None
     if len(rows) > limit:

@@ -25,13 +25,14 @@ from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # messages that one page examines for conditions without an index
-MAX_COHORTS_PER_PAGE = 200  # index ranges read in one statement; SQLite allows 500
-_MAX_ID = (1 << 63) - 1  # above every id
-_TIME_TOLERANCE = timedelta(hours=1)  # between a message's time and the time in its id, which may come from different clocks
+MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that one page examines for conditions without an index.
+MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
+_MAX_ID = (1 << 63) - 1  # The largest possible row id.
+# The maximum difference between the time of a message and the time in its id, which may come from different clocks.
+_TIME_TOLERANCE = timedelta(hours=1)
 
 
-#: The figures whose rows are messages.
+#: The figures of the statistics whose messages can be listed.
 MessageMetric = Literal["messages", "sent", "delivered", "read", "failed", "clicked_messages"]
 MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 
@@ -62,7 +63,7 @@ class MessagePage:
     next: int | None
 
 
-#: The columns of a message in lists and in the status.
+#: The columns of a message in message lists and in the status of a message.
 MESSAGE_COLUMNS = (
     messages.c.id,
     messages.c.message_id,
@@ -174,7 +175,7 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
         if len(numbers) <= MAX_COHORTS_PER_PAGE:
             return [(messages.c.cohort_id, number) for number in numbers], unindexed
     if len(of_cohort) > 1:
-        # + 0 prevents the use of the index on cohorts, which has another order.
+        # The "+ 0" prevents SQLite from using the index on cohorts, which has another order.
         unindexed.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*of_cohort)))
     if filters.to is not None:
         return [(messages.c.to_address, filters.to)], unindexed
@@ -188,7 +189,7 @@ def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
         low = 0 if since is None else first_id_at(to_ms(since))
         high = _MAX_ID if until is None else first_id_at(to_ms(until))
     else:
-        # A report or a click can be much later than its message.
+        # A report or a click can be much later than its message, so the row id gives only an upper limit.
         is_later = filters.metric not in (None, "messages")
         low = 0 if since is None or is_later else first_id_at(to_ms(since - _TIME_TOLERANCE))
         high = _MAX_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))

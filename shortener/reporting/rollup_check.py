@@ -68,11 +68,11 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import from_ms
 
-#: The row of `installation` with the first time slot whose messages have counts by the time of sending; no row: all messages.
+#: Name of the value in `installation` with the first time slot whose messages have counts by time of sending. Missing: all have.
 COUNTED_SINCE = "sent counts since"
 _ZERO = Decimal()
 _MERGED = ("ttc", "device", "browser")
-_MAX_GROUPS = 500  # whose roll-ups one statement reads
+_MAX_GROUPS = 500  # The maximum number of groups whose rolled-up counts one statement reads.
 
 
 @dataclass(frozen=True, slots=True)

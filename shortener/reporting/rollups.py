@@ -28,11 +28,11 @@ from shortener.storage import raw_sql
 from shortener.storage.schema import NOT_ROLLED_UP, cohorts, link_sets
 from shortener.storage.values_table import values_table
 
-#: More digits than any sum has, so that no sum is rounded.
+#: The number of digits of decimal arithmetic. No sum has more digits, so no sum is rounded.
 EXACT = Context(prec=100)
-_VALUE = "value:"  # metrics of money
+_VALUE = "value:"  # The prefix of metrics that are amounts of money.
 
-#: Counts that one transaction of `heal` rolls up.
+#: The maximum number of counts that one transaction of `heal` rolls up.
 MAX_HEALED_ROWS = 1000
 
 
@@ -65,9 +65,10 @@ class Kind(enum.StrEnum):
     APPLICATION = "application"
     CAMPAIGN = "campaign"
     COUNTRY = "country"
-    COHORT = "cohort"  # campaign and country; only with Basis.SENT, because `counts` has the others
-    DESTINATION = "destination"  # campaign and destination
-    LABEL = "label"  # campaign and label
+    # Groups by campaign and country. They exist only with Basis.SENT, because `counts` contains the same with Basis.EVENT.
+    COHORT = "cohort"
+    DESTINATION = "destination"  # Groups by campaign and destination.
+    LABEL = "label"  # Groups by campaign and label.
 
 
 def series(basis: Basis, level: Level) -> int:
@@ -112,9 +113,9 @@ class GroupName(NamedTuple):
         return int.from_bytes(hashlib.blake2b(orjson.dumps(tuple(self)), digest_size=8).digest()) >> 1
 
 
-#: group, series, period
+#: The key of a rolled-up period: group id, series and period.
 PeriodKey = tuple[int, int, int]
-#: group, series, period, metric
+#: The key of a rolled-up amount: group id, series, period and metric.
 RollupKey = tuple[int, int, int, str]
 RollupSums = dict[RollupKey, Decimal]
 
@@ -176,7 +177,7 @@ class Expansion:
 
 def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> RollupSums:
     """Return the sums of the roll-ups. Without an origin, an amount has only Basis.EVENT."""
-    # Nearly all amounts are integers, which are faster to add.
+    # Nearly all amounts are integers, and Python adds integers faster than decimals.
     integers: dict[tuple[int, int, int, str], int] = {}
     others: dict[tuple[int, int, int, str], Decimal] = {}
     for key, amount in amounts.items():
@@ -311,7 +312,7 @@ def split(within: range, longest: Level = Level.DAY) -> Iterator[Piece]:
     yield from split(range(last * slots, within.stop), shorter)
 
 
-# Each row of these results is a JSON array whose last element is the object in `data`.
+# Each row of these results is a JSON array. Its last element is the JSON object of the column `data`.
 _ROW = "'[' || r.group_id || ',' || r.series || ',' || r.period || ',' || r.data || ']'"
 _READ = {
     "sqlite": f"SELECT '[' || coalesce(group_concat({_ROW}), '') || ']' FROM json_each(?) AS j "

@@ -43,9 +43,9 @@ from shortener.storage.schema import cohorts, count_groups, counts
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
-MAX_PENDING_ROWS = 1000  # rows of count deltas that one report adds to the roll-ups
-MAX_MISSING_ROWS = 20_000  # counts of an older version that one report adds to the roll-ups
-MAX_DAYS = 366  # of a daily report
+MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
+MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older version that one report adds to the rolled-up counts.
+MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 _TTC = "ttc:"
 _VALUE = "value:"
@@ -382,7 +382,7 @@ def _constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]
     start = within.start
     while start < within.stop:
         offset = _offset(start, zone)
-        # The offset changes at most a few times a year, so a week that ends with the same offset has it throughout.
+        # A UTC offset changes at most a few times a year. A week that begins and ends with one offset has no other.
         stop = start
         while stop < within.stop:
             after = min(stop + 7 * 96, within.stop)

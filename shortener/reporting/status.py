@@ -22,7 +22,7 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
 
-MAX_CONVERSIONS = 1000  # of one message; the oldest
+MAX_CONVERSIONS = 1000  # The status of a message contains only its oldest conversions, at most this many.
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class MessageStatus:
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
-    clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # by the row id of the link
+    clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # The clicks of each link, by the row id of the link.
 
 
 _first, _other = hits.alias("first"), hits.alias("other")
@@ -45,7 +45,7 @@ _LINK = (
     links.c.url,
     links.c.label,
     links.c.expires_at,
-    # The first click on a link is either the first click of its message or one of the link's other hits.
+    # The first click on a link is either the first click of its message or one of the other hits on the link.
     func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
 
@@ -115,7 +115,8 @@ class MessageStatusReader:
             "recipient": shown_number(message.to_address, reveal=reveal),
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
-            "cost": None if message.mt_price is None else float(message.mt_price),  # Xoxzo uses a number; it is only shown
+            # Xoxzo's format has a number here. Clients only display it, so a float is precise enough.
+            "cost": None if message.mt_price is None else float(message.mt_price),
             "tags": [message.campaign] if message.campaign else [],
             "link_tracking": self._link_tracking(status),
         }

@@ -18,7 +18,7 @@ from shortener.reporting.status import MessageStatus
 from shortener.storage.schema import deliveries, events, events_of, trackers
 from shortener.storage.types import to_iso
 
-MAX_ENTRIES = 1000  # hits, and deliveries, of one message
+MAX_ENTRIES = 1000  # The maximum number of hits of a message, and of deliveries, in its timeline.
 
 
 def message_timeline(

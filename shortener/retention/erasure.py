@@ -54,7 +54,7 @@ from shortener.storage.schema import (
 )
 
 MAX_MESSAGES_PER_BATCH = 100
-ERASED = "erased"  # `last_error` of a callback that was given up
+ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
 
 #: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
 PERSONAL_FIELDS = frozenset(
@@ -145,7 +145,7 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
     links_of_messages = links.c.message_id.in_(ids)
     message_events = select(events.c.id).where(events_of(ids))
     message_deliveries = deliveries.c.event_id.in_(message_events)
-    # The history of a link contains its earlier destinations.
+    # The history of a link contains its earlier destinations, so it must be erased too.
     connection.execute(
         update(link_changes).where(link_changes.c.link_id.in_(select(links.c.id).where(links_of_messages))).values(changes={})
     )
@@ -210,7 +210,7 @@ def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResu
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    # The lock waits for a fan-out that has already read the message, so that the facts it writes are erased too.
+    # This lock waits for a fan-out that has already read the message, so that the data it writes is erased too.
     found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:
@@ -227,7 +227,7 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
         own = dead.id == row_id
         try:
             fields: dict[str, Any] = {**json.loads(text), "address": "", "user_agent": ""}
-        except (ValueError, TypeError):  # shortened, or not an object
+        except (ValueError, TypeError):  # The stored hit is cut off or is not a JSON object, so it cannot be read.
             connection.execute(delete(hits_dead_letter).where(own))
         else:
             connection.execute(update(hits_dead_letter).where(own).values(hit=json.dumps(fields)))

@@ -80,13 +80,13 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import Instant, to_ms
 
-#: The pause after a batch, as a multiple of its duration. During the pause, clicks have the database for themselves.
+#: The pause after a batch, as a multiple of the duration of the batch. During the pause, clicks have the database for themselves.
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
-REFUSED_RETENTION = timedelta(days=30)  # refused reports of conversions
+REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
 #: A pass continues where the last one ended. After this interval it starts again with the oldest row, for rows that were kept.
 RESTART_INTERVAL = timedelta(days=1)
-#: Typical number of rows that are deleted together with one message or event. A batch reads that many times fewer of them.
+#: Typical number of rows that are deleted with one message or event. A batch reads fewer messages or events by this factor.
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 
@@ -140,7 +140,7 @@ class Purge:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._reached: dict[str, int] = {}  # id of the last row that was checked, by kind
+        self._reached: dict[str, int] = {}  # The id of the last row that the purge checked, by kind of row.
         self._started_at: datetime | None = None
         self.total = PurgeResult()
 
@@ -168,7 +168,8 @@ class Purge:
         for name, kind in _KINDS.items():
             more = True
             while more:
-                started = time.monotonic()  # the clock of the event loop counts whole milliseconds
+                # time.monotonic is precise; the clock of the event loop may count only whole milliseconds.
+                started = time.monotonic()
                 purged, self._reached[name], more = await self._database.write(
                     _delete_batch, kind, self._settings, now, self._reached.get(name, 0)
                 )
@@ -177,9 +178,9 @@ class Purge:
                 await asyncio.sleep(PAUSE_FACTOR * duration)
 
 
-# The statements are built once: building one takes longer than running it, and would occupy the writer thread of SQLite.
+# Build the statements once: to build one takes longer than to run it, and would occupy the writer thread of SQLite.
 
-#: Parameters of a statement: row ids, and the maximum number of rows.
+#: The parameters of a DELETE statement: row ids, and the maximum number of rows to delete.
 _IDS, _LIMIT = bindparam("ids", expanding=True, type_=BigInteger), bindparam("max_rows", type_=Integer)
 
 
@@ -209,7 +210,7 @@ def _is_pending() -> ColumnElement[bool]:
 
 def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
     """Select the oldest rows between two ids, each with a flag whether it must be kept. Kept rows count towards the limit."""
-    # The subquery bounds the work: otherwise PostgreSQL evaluates the condition for all rows of the range.
+    # The subquery limits the work: without it, PostgreSQL evaluates the condition for all rows of the range.
     in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
     ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
     return select(table.c.id, is_kept).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
@@ -302,7 +303,7 @@ class _PurgeBatch:
         self.remaining -= result.rowcount
 
 
-#: Deletes one batch of a kind, after the row id `after`. Returns the id of the last checked row, and whether more rows may follow.
+#: A function that deletes one batch of one kind of rows, after a row id. It returns the last checked id and whether more follow.
 _Kind = Callable[[_PurgeBatch, int], tuple[int, bool]]
 
 
@@ -310,7 +311,7 @@ def _delete_batch(
     connection: Connection, kind: _Kind, settings: Settings, now: datetime, after: int
 ) -> tuple[PurgeResult, int, bool]:
     if connection.dialect.name == "postgresql":
-        # Several processes select the same rows. With this lock they run one after the other, and do not wait for row locks.
+        # Several processes select the same rows to delete. This lock makes them run one after the other.
         connection.execute(select(func.pg_advisory_xact_lock(int(AdvisoryLock.PURGE))))
     batch = _PurgeBatch(connection, settings, now)
     reached, more = kind(batch, after)
@@ -337,7 +338,7 @@ def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     days = batch.settings.hit_retention_days
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
     if pending is not None and pending < _first_id(batch.now, days):
-        return after, False  # fan-out is late and still reads these hits
+        return after, False  # The fan-out has not processed the events of these hits yet, so the hits must stay.
     rows = batch.page(_HIT_PAGE, after, days)
     if not rows:
         return after, False
@@ -373,7 +374,7 @@ _KINDS: dict[str, _Kind] = {
     "refused_conversions": _delete_refused,
     "events": _delete_events,
     "messages": _delete_messages,
-    "hits": _delete_hits,  # last, so that hits of deleted messages are not emptied first
+    "hits": _delete_hits,  # Hits come last, so that hits of deleted messages are not emptied first.
 }
 
 

@@ -40,18 +40,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-MAX_IN_FLIGHT = 2  # batches
-MAX_CLASHES = 5  # attempts of a group commit that a unique index rejects
-MIN_GROUP_ITEMS = 8  # a group commit takes at least so many requests, if they wait
-MAX_PROBES = 8  # items of a rejected batch that are tried alone before the batch counts as rejected, if all of them fail
-FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # pause before a batch is retried
+MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
+MAX_CLASHES = 5  # The maximum number of attempts of a group commit whose rows a unique index rejects.
+MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit takes, if that many wait.
+MAX_PROBES = 8  # If so many items of a rejected batch are written alone and all fail, the whole batch counts as rejected.
+FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
 
 
 class BatchState(Enum):
-    OPEN = "open"  # the batch has no items yet; it takes them when its transaction begins
-    TAKEN = "taken"  # the batch has its items; its transaction runs or is retried
+    OPEN = "open"  # The batch has no items yet. It takes them when its transaction begins.
+    TAKEN = "taken"  # The batch has its items. Its transaction runs or is retried.
     COMMITTED = "committed"
-    FAILED = "failed"  # the handler gave up the items
+    FAILED = "failed"  # The handler gave up the items of the batch.
 
 
 class RetryTransaction(Exception):
@@ -66,8 +66,8 @@ class Batch(Generic[Item]):
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.state = BatchState.OPEN
-        self.has_begun = False  # the current attempt reached its transaction function
-        self.is_uncertain = False  # an earlier attempt may have been committed although it raised StoreUnavailable
+        self.has_begun = False  # Whether the current attempt has called its transaction function.
+        self.is_uncertain = False  # Whether an earlier attempt may have been committed although it raised StoreUnavailable.
 
 
 class BatchHandler(Protocol[Item, Result]):
@@ -117,9 +117,10 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[Item] = deque()
         self._batches: list[Batch[Item]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: Batch[Item] | None = None  # the batch that will take what waits
-        self._last_size = 0  # items of the previous batch
-        self._taking = threading.Lock()  # a batch takes its items in the thread of its transaction
+        self._open: Batch[Item] | None = None  # The batch that will take the waiting items when its transaction begins.
+        self._last_size = 0  # The number of items in the previous batch.
+        # Several threads may take items, because a batch takes its items in the thread of its transaction.
+        self._taking = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_paused = False
         self._became_idle = asyncio.Event()
@@ -208,12 +209,12 @@ class Batcher(Generic[Item, Result]):
     async def _process(self, batch: Batch[Item]) -> None:
         try:
             await self._write_until_done(batch)
-        except Exception:  # a fault in the handler: these items are lost, later ones are not
+        except Exception:  # An error in the handler loses the items of this batch, but not later items.
             batch.state = BatchState.FAILED
             log.exception("batch_handler_failed", items=len(batch.items))
         finally:
             self._batches = [other for other in self._batches if other is not batch]
-            if self._open is batch:  # cancelled before it began
+            if self._open is batch:  # The task was cancelled before the transaction began, so the batch has no items.
                 self._open = None
         self._begin()
         if not self._waiting and not self._batches:
@@ -256,7 +257,7 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # The items that were tried go to the end, so that the next attempt tries others.
+                    # Put the items that were tried at the end, so that the next attempt tries others first.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
@@ -279,7 +280,7 @@ class Batcher(Generic[Item, Result]):
                 batch.is_uncertain = True
                 raise
             except Exception as error:
-                if not batch.has_begun:  # for example, the server refused the connection
+                if not batch.has_begun:  # The transaction did not begin, for example because the server refused the connection.
                     if batch.state is BatchState.OPEN:
                         self._take(batch)
                     log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -357,7 +358,7 @@ class _RequestHandler(Generic[Item, Result, Value]):
         results, value = result
         try:
             self._after(value)
-        except Exception:  # the batch is durable all the same
+        except Exception:  # The batch is committed, even if the callback `after` raises an exception.
             log.exception("after_commit_failed")
         for (_, future), own_result in zip(items, results, strict=True):
             if isinstance(own_result, Exception):

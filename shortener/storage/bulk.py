@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
 
-# SmallInteger and BigInteger are subclasses of Integer, so they come first.
+# SmallInteger and BigInteger are subclasses of Integer, so they must come before it.
 _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (SmallInteger, "smallint[]"),
     (BigInteger, "bigint[]"),
@@ -28,7 +28,7 @@ _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 )
 
 
-#: SQLite prepares a statement for each number of rows and caches it.
+#: The maximum number of rows of one SQLite statement. SQLite prepares and caches one statement for each number of rows.
 MAX_ROWS_PER_STATEMENT = 128
 
 
@@ -41,7 +41,7 @@ class BulkInsert:
         self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
         self._conflict = f" ON CONFLICT {on_conflict}" if on_conflict else ""
         self._row = f"({', '.join('?' * len(columns))})"
-        self._sqlite: dict[int, str] = {}  # by number of rows
+        self._sqlite: dict[int, str] = {}  # The SQLite statements by number of rows.
         self._arrays = [_array_of(table, name) for name in columns]
         self._postgresql = self.from_arrays(count(1))
 

@@ -29,9 +29,10 @@ log = structlog.get_logger(__name__)
 #: The target duration of a checkpoint. With longer checkpoints, more commits share the writing of a page. With shorter ones, the
 #: writer waits less for a busy disk.
 TARGET_SECONDS = 0.3
-MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000  # changed rows between two checkpoints
-MAX_INTERVAL_SECONDS = 5.0  # between two checkpoints if fewer rows change
-LONG_WAL_FRAMES = 50_000  # a WAL of this length should restart
+# The minimum, default and maximum number of changed rows between two checkpoints.
+MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
+MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
+LONG_WAL_FRAMES = 50_000  # A WAL with this number of frames should restart from its beginning.
 #: If a checkpoint of a long WAL takes at most this time (in proportion for a longer WAL), the writer copies the rest. Otherwise
 #: the thread repeats its checkpoint, at most MAX_REPEATS times. Without this limit, a WAL that grows as fast as the disk can
 #: write would never restart.
@@ -47,11 +48,11 @@ class Checkpointer:
         # `close` closes this after all connections. Closing it earlier would release the POSIX locks of the connections.
         self._file = os.open(path, os.O_RDONLY)
         self._commits = 0
-        self._changes = 0  # rows that the connection of the writer has changed
-        self._checkpointed_changes = 0  # how many of these were changed before the last checkpoint began
+        self._changes = 0  # The number of rows that the writer connection has changed.
+        self._checkpointed_changes = 0  # The number of rows that were changed before the last checkpoint began.
         self._rows_per_checkpoint = DEFAULT_ROWS
         self._rows_reached = threading.Event()
-        self._first_safe_commit = 2  # the thread may begin when the writer has made so many commits
+        self._first_safe_commit = 2  # The number of commits after which the thread may begin its next checkpoint.
         self._may_begin = threading.Event()
         self._writer_must_finish = False
         self._writer_finished = threading.Event()
@@ -65,7 +66,7 @@ class Checkpointer:
         self._changes = writer.total_changes
         if self._writer_must_finish:
             self._writer_must_finish = False
-            with contextlib.suppress(sqlite3.Error):  # for example a full disk: the next commit raises the error
+            with contextlib.suppress(sqlite3.Error):  # An error here, for example a full disk, is raised again by the next commit.
                 writer.execute(_CHECKPOINT).fetchone()
             self._writer_finished.set()
             return
@@ -99,7 +100,7 @@ class Checkpointer:
                         if time.monotonic() - began <= SHORT_SECONDS * frames / LONG_WAL_FRAMES:
                             self._let_writer_finish()
                             break
-                except Exception as error:  # for example a full disk: the WAL keeps everything
+                except Exception as error:  # After an error, for example a full disk, the WAL still contains everything.
                     log.warning("checkpoint_failed", error=f"{type(error).__name__}: {error}")
                     self._stopping.wait(MAX_INTERVAL_SECONDS)
 
@@ -109,7 +110,7 @@ class Checkpointer:
 
     def _copy(self, connection: sqlite3.Connection) -> int:
         """Make a checkpoint after two more commits. Return the frames in the WAL, 0 if there was no checkpoint."""
-        # The order matters: after the reverse order, a commit that was already reported could count as one of the two.
+        # The order matters. In the reverse order, an earlier commit could count as one of the two required commits.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
         if self._is_running:
@@ -119,7 +120,7 @@ class Checkpointer:
         changed, self._checkpointed_changes = self._checkpointed_changes, self._changes
         began = time.monotonic()
         _, frames, _ = connection.execute(_CHECKPOINT).fetchone()
-        os.fdatasync(self._file)  # SQLite does not make a partial checkpoint durable
+        os.fdatasync(self._file)  # SQLite does not make a partial checkpoint durable, so call fdatasync here.
         seconds = time.monotonic() - began
         if seconds > TARGET_SECONDS or self._checkpointed_changes - changed >= self._rows_per_checkpoint:
             factor = min(max(TARGET_SECONDS / seconds, 0.5), 1.5)

@@ -32,7 +32,7 @@ class SharedClock:
     def __init__(self, database: Database, own: Clock = utcnow) -> None:
         self._database = database
         self._own = own
-        self.offset = timedelta()  # how much the clock of the database is ahead
+        self.offset = timedelta()  # The time by which the clock of the database is ahead of the clock of this machine.
 
     def __call__(self) -> datetime:
         return self._own() + self.offset
@@ -48,7 +48,8 @@ class SharedClock:
         """Measure the offset. Return 0, as a job that has no more work. Raise StoreUnavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
-        half = timedelta(seconds=time.monotonic() - began) / 2  # the database read its clock at some time within the round trip
+        # The database read its clock at an unknown time within the round trip, so assume the middle.
+        half = timedelta(seconds=time.monotonic() - began) / 2
         measured = timedelta(milliseconds=database_ms - to_ms(own)) - half
         if abs(measured - self.offset) > MAX_IGNORED_OFFSET + half:
             log.warning("clock_corrected", seconds=measured.total_seconds(), before=self.offset.total_seconds())

@@ -23,10 +23,10 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import installation, metadata
 
-BATCH_ROWS = 2000  # of one transaction
-_MARK = "copy"  # a row of `installation` while a copy into the database is not complete
+BATCH_ROWS = 2000  # The number of rows that one transaction copies.
+_MARK = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
 
-#: The types of the stored values, which are the same on both engines. The column types of the schema would convert the values.
+#: The types of stored values, which are the same on both engines. The column types of the schema would convert the values.
 _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Text)
 
 
@@ -61,7 +61,8 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
     if await source.read(is_unfinished):
         raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
-    tables = sorted(metadata.sorted_tables, key=lambda table: table is not installation)  # its rows mark the target as used
+    # Copy `installation` first, because its rows mark the target as used.
+    tables = sorted(metadata.sorted_tables, key=lambda table: table is not installation)
     totals = {str(table.name): await source.read(_count, table) for table in tables}
     for table in tables:
         await _copy_table(source, target, table, totals[table.name], progress)
@@ -101,7 +102,7 @@ def _end(connection: Connection) -> None:
         for table in metadata.sorted_tables:
             for column in table.primary_key.columns:
                 if column.autoincrement and isinstance(column.type, Integer) and len(table.primary_key.columns) == 1:
-                    # The sequence must continue after the copied ids.
+                    # The id sequence of PostgreSQL must continue after the copied ids.
                     place = f"pg_get_serial_sequence('{table.name}', '{column.name}')"
                     highest = f"(SELECT max({column.name}) FROM {table.name})"
                     connection.execute(text(f"SELECT setval({place}, {highest}) WHERE {place} IS NOT NULL AND {highest} > 0"))
@@ -112,7 +113,7 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     insert = BulkInsert(table, *table.columns.keys(), on_conflict="DO NOTHING")
     done = await target.read(_count, table)
     if done == total:
-        return  # an earlier run has copied it
+        return  # An earlier run has already copied this table.
     after = await target.read(_highest, table) if done else None
     if after is None:
         done = 0

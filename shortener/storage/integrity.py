@@ -39,7 +39,7 @@ def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
     check = "integrity_check" if thorough else "quick_check"
     try:
         found = [str(row[0]) for row in connection.execute(text(f"PRAGMA {check}({MAX_FINDINGS})"))]
-    except DatabaseError as error:  # so damaged that SQLite cannot even check it
+    except DatabaseError as error:  # The database is so damaged that SQLite cannot check it.
         return [str(error.orig)]
     return [] if found == ["ok"] else found
 

@@ -48,7 +48,7 @@ class KeyTable:
         values = dict(zip(self._columns, key, strict=True)) | self._more(key)
         statement = upsert(connection, self._table).values(values).on_conflict_do_nothing().returning(self._table.c.id)
         row_id: int | None = connection.execute(statement).scalar()
-        if row_id is None:  # another process has inserted the key meanwhile
+        if row_id is None:  # Another process has inserted the key in the meantime.
             row_id = self._select(connection, key)
             assert row_id is not None
         return row_id

@@ -82,7 +82,8 @@ async def prepare(url: str) -> None:
     """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, StoreUnavailable."""
     version = await _run_on(url, version_of)
     if version is None:
-        await _run_on(url, upgrade)  # in one transaction: a process that starts now sees the whole schema or none
+        # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
+        await _run_on(url, upgrade)
     else:
         check(version)
 
@@ -135,7 +136,7 @@ def _index_progress(connection: Connection) -> str:
     return f"{row.phase}, {row.done * 100 // row.total} %" if row.total else str(row.phase)
 
 
-#: A phase counts either the blocks that it reads or the rows that it inserts.
+#: The columns of PostgreSQL's progress view. A phase counts either the blocks that it reads or the tuples that it inserts.
 _INDEX_PROGRESS = (
     "SELECT phase, greatest(tuples_done, blocks_done) AS done, greatest(tuples_total, blocks_total) AS total "
     "FROM pg_stat_progress_create_index WHERE datname = current_database()"
@@ -188,7 +189,7 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        # This affects a new file only. A first click rewrites one page of an index, and small pages make small commits.
+        # This affects only a new file. A first click rewrites one page of an index, and small pages keep commits small.
         connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")

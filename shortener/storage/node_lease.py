@@ -24,7 +24,7 @@ from shortener.storage.schema import node_leases
 
 log = structlog.get_logger(__name__)
 
-FIRST_COMMAND_NODE = 896  # lower numbers are leased
+FIRST_COMMAND_NODE = 896  # Commands use node numbers from here on; processes that serve lease lower numbers.
 LEASE_SECONDS = 600.0
 RENEW_SECONDS = 30.0
 
@@ -61,7 +61,7 @@ class NodeLease:
             return
 
 
-#: Milliseconds since 1970 of the database's clock.
+#: An SQL expression for the clock of the database, in milliseconds since 1970.
 _NOW = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
@@ -78,7 +78,7 @@ def _lease(connection: Connection, owner: str) -> int:
         taken = row.on_conflict_do_update(
             index_elements=["node"],
             set_={"owner": row.excluded.owner, "until_ms": row.excluded.until_ms},
-            where=node_leases.c.until_ms <= now,  # another process may have taken it since the look-up
+            where=node_leases.c.until_ms <= now,  # Another process may have leased the number since the SELECT.
         ).returning(node_leases.c.node)
         if connection.execute(taken).first() is not None:
             return node

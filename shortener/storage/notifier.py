@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 CHANNEL = "shortener"
 RECONNECT_SECONDS = 1.0
-MIN_INTERVAL_SECONDS = 0.02  # between two rounds of NOTIFY of a process
+MIN_INTERVAL_SECONDS = 0.02  # The minimum pause between two NOTIFY transactions of a process.
 
 
 class PostgresNotifier:
@@ -76,7 +76,7 @@ class PostgresNotifier:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_and_send(self, connection: Any) -> None:
-        # Without this listener, only the next NOTIFY would discover that the server closed the connection.
+        # Without this listener, the notifier would detect a closed connection only at the next NOTIFY.
         connection.add_termination_listener(lambda _: self._wake_up.set())
         await connection.add_listener(CHANNEL, self._receive)
         self.connected = True
@@ -88,7 +88,7 @@ class PostgresNotifier:
                 raise asyncpg.InterfaceError("the server closed the connection")
             for name in names:
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, name)
-            await asyncio.sleep(MIN_INTERVAL_SECONDS)  # calls of `notify` in this time share the next NOTIFY
+            await asyncio.sleep(MIN_INTERVAL_SECONDS)  # Calls of `notify` during this pause share the next NOTIFY transaction.
 
     def _receive(self, connection: Any, pid: int, channel: str, name: str) -> None:
         callback = self._callbacks.get(name)

@@ -31,11 +31,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
-_RETRYABLE = {"40001", "40P01"}  # serialization_failure, deadlock_detected
-#: The connection is not usable any more: the server shuts down, or has become a read-only standby (25006).
+_RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: serialization_failure and deadlock_detected.
+#: SQLSTATEs after which a connection is not usable: the server shuts down, or has become a read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
 CONNECT_TIMEOUT_SECONDS = 5.0
-POOL_TIMEOUT_SECONDS = 5.0  # for a connection while all connections of the pool are in use
+POOL_TIMEOUT_SECONDS = 5.0  # The time that a transaction waits for a connection while all connections of the pool are in use.
 _PREPARED_STATEMENTS = "prepared_statements"
 
 
@@ -48,7 +48,7 @@ class PostgresDatabase:
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self.has_failed_writes = False
-        self.node = random_command_node()  # a process that serves leases another one
+        self.node = random_command_node()  # A command uses this number; a process that serves leases another number.
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
@@ -119,7 +119,7 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
         options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
 
     def connect() -> Any:
-        # The URL goes to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
+        # Pass the URL to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
         dbapi: Any = engine.dialect.dbapi
         return dbapi.connect(dsn, async_creator_fn=_connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options)
 
@@ -129,7 +129,7 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        hide_parameters=True,  # errors are logged, and parameters contain phone numbers and addresses
+        hide_parameters=True,  # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
     )
     event.listen(engine.sync_engine, "handle_error", _detect_disconnect)
     return engine

@@ -32,11 +32,11 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
     """Return the one value of the one row of a SQLite query, on any connection."""
-    if connection.dialect.is_async:  # a reader's connection belongs to a thread of aiosqlite
+    if connection.dialect.is_async:  # The connection of a reader belongs to a thread of aiosqlite.
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
     found = cursor.fetchone()[0]
-    cursor.close()  # an open statement would keep its snapshot
+    cursor.close()  # Close the cursor, because an open statement would hold its snapshot of the database.
     return found
 
 

@@ -45,11 +45,11 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    # 8 MiB. SQLite searches the whole cache at the end of a transaction that moved pages of an index, which about every second one
-    # does (docs/decisions/0006). The operating system caches the other pages.
+    # The cache has 8 MiB. SQLite searches the whole cache at the end of a transaction that moved pages of an index, which about
+    # every second transaction does (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
-    "PRAGMA wal_autocheckpoint=0",  # see checkpoint.py
+    "PRAGMA wal_autocheckpoint=0",  # Only the checkpoint thread makes checkpoints (checkpoint.py).
 )
 _READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-4096")
 
@@ -70,17 +70,18 @@ class SqliteDatabase:
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)),
             poolclass=StaticPool,
-            isolation_level="AUTOCOMMIT",  # `_transact` runs BEGIN and COMMIT
+            isolation_level="AUTOCOMMIT",  # `_transact` runs BEGIN and COMMIT itself.
             connect_args={"isolation_level": None, "check_same_thread": False, "cached_statements": 1024},
-            hide_parameters=True,  # errors are logged, and parameters contain phone numbers and addresses
+            # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
+            hide_parameters=True,
         )
         _prepare(self._engine, _WRITER_PRAGMAS)
         with store_errors():
             self._writer = self._engine.connect()
-            self._driver: Any = self._writer.connection.driver_connection  # the sqlite3 connection
+            self._driver: Any = self._writer.connection.driver_connection  # The sqlite3 connection of the writer thread.
             self._file = _identity(path)
         self.has_failed_writes = False
-        # A connection with mode=ro cannot write.
+        # Readers open the file with mode=ro, so they cannot write.
         self._readers: AsyncEngine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"}),
             connect_args={"isolation_level": None},
@@ -138,7 +139,7 @@ class SqliteDatabase:
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run BEGIN, the function and COMMIT. BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
         if _identity(self._path) != self._file:
-            # A commit would go to a file that has no name any more, and be lost at the next start.
+            # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
         raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
         try:
@@ -149,7 +150,7 @@ class SqliteDatabase:
                 self._driver.rollback()
             raise
         finally:
-            if self._writer.in_transaction():  # SQLAlchemy begins a transaction of its own at the first statement
+            if self._writer.in_transaction():  # SQLAlchemy has begun a transaction of its own at the first statement.
                 self._writer.rollback()
         return result
 
@@ -185,12 +186,12 @@ class SqliteDatabase:
         while (job := self._work.get()) is not None:
             try:
                 job()
-            except Exception:  # the thread must go on: without it no later transaction ends
+            except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.
                 log.exception("writer_job_failed")
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
-    if not future.done():  # the caller may have been cancelled; the transaction is committed nevertheless
+    if not future.done():  # The caller may have been cancelled. The transaction is committed nevertheless.
         outcome(value)
 
 

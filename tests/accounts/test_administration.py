@@ -54,7 +54,7 @@ async def change(service: Service, **settings: Any) -> None:
         {"fallback_url": "https://shop.example/?m={{code}}"},
     ],
 )
-async def test_invalid_settings_are_rejected(service: Service, settings: dict[str, Any]) -> None:
+async def test_invalid_settings_of_an_application_are_rejected(service: Service, settings: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as caught:
         await change(service, **settings)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
@@ -72,7 +72,7 @@ async def test_invalid_settings_are_rejected(service: Service, settings: dict[st
         ({"all_links_within_second": True}, True),
     ],
 )
-def test_an_application_uses_contextual_rules_if_one_of_them_is_on(settings: dict[str, Any], uses_rules: bool) -> None:
+def test_an_application_uses_contextual_rules_if_at_least_one_rule_is_on(settings: dict[str, Any], uses_rules: bool) -> None:
     assert chosen(**settings).uses_contextual_rules is uses_rules
 
 
@@ -80,7 +80,7 @@ async def test_hit_policies_are_empty_by_default(service: Service) -> None:
     assert service.directory.hit_policies == HitPolicies()
 
 
-async def test_hit_policies_contain_the_settings_by_application(service: Service) -> None:
+async def test_hit_policies_contain_the_settings_of_each_application(service: Service) -> None:
     await change(service, min_seconds_after_sent=2, ip_privacy="none")
     await service.database.write(block_host, ALL_APPLICATIONS, "evil.example", NOON)
     await service.database.write(block_host, 1, "Shop.Example", NOON)
@@ -93,7 +93,7 @@ async def test_hit_policies_contain_the_settings_by_application(service: Service
     assert hit_policies.disabled_applications == hit_policies.disabled_domains == frozenset()
 
 
-async def test_hit_policies_contain_disabled_domains_and_applications(service: Service) -> None:
+async def test_hit_policies_contain_the_disabled_domains_and_applications(service: Service) -> None:
     domain_id = await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
     await service.database.write(update_domain, "go.brand.example", {"disabled": True}, NOON)
     await service.directory.refresh()
@@ -104,7 +104,7 @@ async def test_hit_policies_contain_disabled_domains_and_applications(service: S
     assert service.directory.hit_policies == HitPolicies(disabled_applications=frozenset({1}))
 
 
-async def test_every_process_learns_which_applications_receive_suspected_hits(service: Service) -> None:
+async def test_hit_policies_contain_the_applications_with_a_tracker_that_receives_suspected_hits(service: Service) -> None:
     other = Directory(service.database)
     await other.refresh()
     tracker = (
@@ -143,7 +143,7 @@ async def test_every_process_learns_which_applications_receive_suspected_hits(se
         ("192.0.2.1", "http://192.0.2.1/", True),
     ],
 )
-def test_a_blocked_host_matches_exactly_and_a_wildcard_matches_subdomains(blocked: str, url: str, matches: bool) -> None:
+def test_a_blocked_host_blocks_only_itself_and_a_blocked_wildcard_blocks_subdomains(blocked: str, url: str, matches: bool) -> None:
     for owner, application, expected in ((ALL_APPLICATIONS, 7, matches), (7, 7, matches), (8, 7, False)):
         hit_policies = HitPolicies(blocked_hosts={owner: frozenset({blocked})})
         assert hit_policies.blocks(application, url) is expected
@@ -159,7 +159,9 @@ def test_a_blocked_host_matches_exactly_and_a_wildcard_matches_subdomains(blocke
         ("2001:DB8::1", "2001:db8::1"),
     ],
 )
-async def test_a_blocked_host_is_stored_in_the_form_of_destinations(service: Service, host: str, normalized: str) -> None:
+async def test_a_blocked_host_is_stored_in_the_normalized_form_of_a_destination_host(
+    service: Service, host: str, normalized: str
+) -> None:
     for _ in range(2):
         assert await service.database.write(block_host, 1, host, NOON) == normalized
     (row,) = await service.database.read(list_blocked_hosts, 1)
@@ -171,13 +173,13 @@ async def test_a_blocked_host_is_stored_in_the_form_of_destinations(service: Ser
 @pytest.mark.parametrize(
     "host", ["", "*.", "https://evil.example", "evil.example/x", "evil.example:80", "u@evil.example", "evil.example?", "a b"]
 )
-async def test_text_that_is_not_a_host_cannot_be_blocked(service: Service, host: str) -> None:
+async def test_blocking_a_text_that_is_not_a_host_name_is_rejected(service: Service, host: str) -> None:
     with pytest.raises(ApiError) as caught:
         await service.database.write(block_host, 1, host, NOON)
     assert [detail.field for detail in caught.value.details] == ["host"]
 
 
-async def test_the_number_of_blocked_hosts_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_application_can_block_only_a_limited_number_of_hosts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortener.accounts.administration.MAX_BLOCKED_HOSTS", 2)
     for number in range(2):
         await service.database.write(block_host, 1, f"x{number}.example", NOON)
@@ -187,7 +189,7 @@ async def test_the_number_of_blocked_hosts_is_limited(service: Service, monkeypa
     await service.database.write(block_host, ALL_APPLICATIONS, "x3.example", NOON)
 
 
-async def test_changes_of_unknown_applications_hosts_and_domains_are_not_found(service: Service) -> None:
+async def test_changing_an_unknown_application_blocked_host_or_domain_raises_not_found(service: Service) -> None:
     transactions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
         (unblock_host, (1, "evil.example")),
         (add_domain, (7, "https://orphan.example", NOON)),
@@ -201,7 +203,7 @@ async def test_changes_of_unknown_applications_hosts_and_domains_are_not_found(s
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_domain_is_disabled_and_enabled_and_its_fallback_url_changes(service: Service) -> None:
+async def test_a_domain_can_be_disabled_and_enabled_and_its_fallback_url_can_be_changed(service: Service) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
     for changed, disabled, fallback in (
         ({"disabled": True}, True, None),
@@ -225,7 +227,7 @@ async def test_a_domain_of_an_unknown_application_is_not_stored(service: Service
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\x00b"])
-async def test_an_invalid_name_is_rejected_when_an_application_is_created_or_renamed(service: Service, name: str) -> None:
+async def test_an_invalid_application_name_is_rejected_on_creation_and_on_renaming(service: Service, name: str) -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (create_application, (name, NOON)),
         (update_application, (1, {"name": name}, NOON)),
@@ -251,7 +253,7 @@ async def test_two_applications_cannot_have_the_same_name(service: Service) -> N
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/abcdefghij", "https://GO.brand.example:443/abcdefghij"])
-async def test_a_fallback_that_leads_to_a_host_of_the_installation_is_rejected(service: Service, url: str) -> None:
+async def test_a_fallback_url_that_leads_to_a_host_of_the_installation_is_rejected(service: Service, url: str) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
     own_url = service.settings.base_url
     transactions: list[tuple[Callable[..., None], Any]] = [(update_application, 1), (update_domain, "go.brand.example")]
@@ -262,7 +264,7 @@ async def test_a_fallback_that_leads_to_a_host_of_the_installation_is_rejected(s
         await service.database.write(transact, target, {"fallback_url": "https://shop.example/"}, NOON, own_url=own_url)
 
 
-async def test_a_fallback_may_contain_a_code_a_click_id_and_a_scheme_that_the_application_permits(service: Service) -> None:
+async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and_a_permitted_scheme(service: Service) -> None:
     await change(service, extra_schemes="myapp,TEL:", track="all_urls", strict_destinations="true")
     await change(service, fallback_url="myapp://home/{code}?c={click_id}")
     application = service.directory.application(1)

@@ -28,7 +28,7 @@ class SlowDatabase:
         return result
 
 
-async def test_a_refresh_that_ends_late_does_not_restore_older_accounts(service: Service) -> None:
+async def test_a_directory_refresh_that_ends_late_does_not_restore_older_accounts(service: Service) -> None:
     database = SlowDatabase(service.database)
     directory = Directory(database)  # type: ignore[arg-type]  # it only reads
     slow = asyncio.create_task(directory.refresh())

@@ -10,7 +10,7 @@ from shortener.errors import ApiError, ErrorCode
 from tests.conftest import NOON
 
 
-async def test_a_key_is_found_until_it_is_revoked(service: Service) -> None:
+async def test_a_postback_key_is_accepted_until_it_is_revoked(service: Service) -> None:
     key_id, key = await service.database.write(postback_keys.create_postback_key, 1, " network ", NOON)
     await service.directory.refresh()
     found = service.directory.find_by_postback_key(key, NOON)
@@ -26,13 +26,13 @@ async def test_a_key_is_found_until_it_is_revoked(service: Service) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb"])
-async def test_a_key_has_a_printable_name(service: Service, name: str) -> None:
+async def test_an_empty_too_long_or_unprintable_name_of_a_postback_key_is_rejected(service: Service, name: str) -> None:
     with pytest.raises(ApiError) as raised:
         await service.database.write(postback_keys.create_postback_key, 1, name, NOON)
     assert raised.value.details[0].field == "name"
 
 
-async def test_the_number_of_keys_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_postback_keys_of_an_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postback_keys, "MAX_KEYS", 1)
     key_id, _ = await service.database.write(postback_keys.create_postback_key, 1, "one", NOON)
     with pytest.raises(ApiError) as raised:
@@ -43,7 +43,7 @@ async def test_the_number_of_keys_is_limited(service: Service, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=91)])
-async def test_an_overlap_is_between_0_and_90_days(service: Service, overlap: timedelta) -> None:
+async def test_a_rotation_overlap_outside_0_to_90_days_is_rejected_for_a_postback_key(service: Service, overlap: timedelta) -> None:
     key_id, _ = await service.database.write(postback_keys.create_postback_key, 1, "one", NOON)
     with pytest.raises(ApiError) as raised:
         await service.database.write(postback_keys.rotate_postback_key, None, key_id, NOON, overlap)
@@ -51,7 +51,7 @@ async def test_an_overlap_is_between_0_and_90_days(service: Service, overlap: ti
 
 
 @pytest.mark.parametrize("key_id", [0, 7, 2**31, 2**62])
-async def test_an_id_without_a_key_is_not_found(service: Service, key_id: int) -> None:
+async def test_rotating_or_revoking_an_unknown_postback_key_raises_not_found(service: Service, key_id: int) -> None:
     for change in (
         service.database.write(postback_keys.revoke_postback_key, 1, key_id, NOON),
         service.database.write(postback_keys.rotate_postback_key, 1, key_id, NOON, timedelta()),

@@ -38,7 +38,7 @@ async def until_up(server: RedisServer) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_redis_that_is_down_gets_no_calls_until_it_responds_again(redis_server: RedisProcess) -> None:
+async def test_the_service_sends_no_commands_to_redis_while_redis_does_not_respond_to_pings(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.kill()
@@ -52,7 +52,7 @@ async def test_a_redis_that_is_down_gets_no_calls_until_it_responds_again(redis_
         assert await server.run(ping)
 
 
-async def test_more_calls_than_connections_wait_and_redis_stays_up(redis_server: RedisProcess) -> None:
+async def test_redis_calls_wait_for_a_free_connection_and_do_not_mark_redis_as_down(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url, timeout=PATIENCE) as server:
         assert await asyncio.gather(*(server.run(ping) for _ in range(200))) == [True] * 200
         assert server.is_up
@@ -60,7 +60,7 @@ async def test_more_calls_than_connections_wait_and_redis_stays_up(redis_server:
         assert server.queued > 0
 
 
-async def test_a_call_that_gets_no_connection_in_time_does_not_count_as_down(redis_server: RedisProcess) -> None:
+async def test_a_redis_call_that_gets_no_connection_in_time_does_not_mark_redis_as_down(redis_server: RedisProcess) -> None:
     async def hold(client: Client) -> None:
         await client.blpop(["nothing"], timeout=0.5)
 
@@ -77,7 +77,7 @@ async def test_a_call_that_gets_no_connection_in_time_does_not_count_as_down(red
     await server.close()
 
 
-async def test_only_the_first_calls_wait_for_a_frozen_redis(redis_server: RedisProcess) -> None:
+async def test_only_the_first_calls_wait_for_a_redis_server_that_hangs(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.freeze()
@@ -90,7 +90,7 @@ async def test_only_the_first_calls_wait_for_a_frozen_redis(redis_server: RedisP
         assert await server.run(ping)
 
 
-async def test_a_slow_redis_counts_as_down_until_it_responds_in_time(redis_server: RedisProcess) -> None:
+async def test_a_slow_redis_server_counts_as_down_until_it_responds_in_time(redis_server: RedisProcess) -> None:
     async with Proxy(redis_server.port).running() as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as server:
         assert await server.run(ping)
         proxy.delay = 0.2
@@ -101,7 +101,7 @@ async def test_a_slow_redis_counts_as_down_until_it_responds_in_time(redis_serve
         await until_up(server)
 
 
-async def test_a_call_is_repeated_after_a_restart_of_redis_cut_its_connection(redis_server: RedisProcess) -> None:
+async def test_a_redis_call_is_repeated_if_a_restart_of_redis_cut_its_connection(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.kill()
@@ -110,7 +110,7 @@ async def test_a_call_is_repeated_after_a_restart_of_redis_cut_its_connection(re
         assert server.is_up
 
 
-async def test_a_rejected_command_does_not_count_as_down(redis_server: RedisProcess) -> None:
+async def test_a_command_that_redis_rejects_does_not_mark_redis_as_down(redis_server: RedisProcess) -> None:
     async def wrong(client: Client) -> None:
         await client.execute_command("NOSUCHCOMMAND")
 
@@ -135,7 +135,7 @@ async def write_and_read(client: Client) -> list[bytes | None]:
 WRITTEN = [str(number).encode() for number in range(20)]
 
 
-async def test_a_unix_socket_is_used(tmp_path: Path) -> None:
+async def test_the_redis_client_connects_over_a_unix_socket(tmp_path: Path) -> None:
     server = RedisProcess(tmp_path, "--unixsocket", str(tmp_path / "s"))
     server.start()
     async with opened(f"unix://{tmp_path}/s") as by_socket:
@@ -143,7 +143,7 @@ async def test_a_unix_socket_is_used(tmp_path: Path) -> None:
     server.kill()
 
 
-async def test_password_and_database_of_the_url_are_used(redis_server: RedisProcess) -> None:
+async def test_the_redis_client_uses_the_password_and_the_database_number_of_the_url(redis_server: RedisProcess) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.acl_setuser("me", enabled=True, passwords=["+pass@word"], keys=["*"], categories=["+@all"])
     async with opened(f"redis://me:pass%40word@127.0.0.1:{redis_server.port}/3") as database:
@@ -152,7 +152,9 @@ async def test_password_and_database_of_the_url_are_used(redis_server: RedisProc
         await seconds_of(wrong_password.run(ping))
 
 
-async def test_tls_rejects_a_server_with_an_unknown_certificate(redis_server: RedisProcess, certificate: Path) -> None:
+async def test_the_redis_client_rejects_a_tls_server_with_an_unknown_certificate(
+    redis_server: RedisProcess, certificate: Path
+) -> None:
     async with Proxy(redis_server.port, tls=tls_context(certificate)).running() as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}/0"
         async with opened(f"{url}?ssl_ca_certs={certificate}", timeout=1) as trusted:
@@ -161,7 +163,7 @@ async def test_tls_rejects_a_server_with_an_unknown_certificate(redis_server: Re
             await seconds_of(unknown.run(ping))
 
 
-async def test_sentinel_leads_to_the_new_primary_after_a_failover(tmp_path: Path) -> None:
+async def test_the_redis_client_connects_to_the_new_primary_after_a_sentinel_failover(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "two", "sentinel")]
     for folder in folders:
         folder.mkdir()
@@ -200,7 +202,7 @@ async def test_sentinel_leads_to_the_new_primary_after_a_failover(tmp_path: Path
             process.kill()
 
 
-async def test_a_cluster_stores_keys_on_all_nodes(tmp_path: Path) -> None:
+async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> None:
     nodes = []
     for number in range(2):
         folder = tmp_path / str(number)

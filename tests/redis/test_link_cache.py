@@ -36,7 +36,7 @@ async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
     await redis.close()
 
 
-async def test_a_stored_link_is_found_and_expires_with_the_link(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_a_cached_link_is_found_until_the_link_expires(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
     stored = link("abc", fallback_url="https://x.example/over")
     await cache.put([stored])
     assert await cache.find(["abc", "unknown"]) == {"abc": stored}
@@ -45,27 +45,31 @@ async def test_a_stored_link_is_found_and_expires_with_the_link(cache: RedisLink
     assert (cache.written, cache.found, cache.missed) == (1, 1, 1)
 
 
-async def test_entries_in_another_format_are_not_found(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_the_link_cache_ignores_entries_in_the_format_of_another_version(
+    cache: RedisLinkCache, redis_server: RedisProcess
+) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.set("sms:test:abc", "not JSON")
         client.set("sms:test:def", "[1, 2]")
     assert await cache.find(["abc", "def"]) == {}
 
 
-async def test_links_of_many_simultaneous_writes_share_round_trips(cache: RedisLinkCache) -> None:
+async def test_links_that_are_cached_at_the_same_time_share_round_trips_to_redis(cache: RedisLinkCache) -> None:
     await asyncio.gather(*(cache.put([link(f"c{number}"), link(f"d{number}")]) for number in range(2000)))
     assert len(await cache.find([f"c{number}" for number in range(2000)])) == 2000
     assert cache._redis.calls < 12
 
 
-async def test_an_invalidated_link_is_not_restored_by_a_rewrite_that_began_earlier(cache: RedisLinkCache) -> None:
+async def test_a_rewrite_that_began_earlier_does_not_restore_an_invalidated_cached_link(cache: RedisLinkCache) -> None:
     await cache.put([link("abc")])
     await cache.invalidate(["abc"])
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}
 
 
-async def test_without_redis_nothing_is_found_and_no_error_is_raised(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_the_link_cache_finds_nothing_and_raises_no_error_while_redis_is_down(
+    cache: RedisLinkCache, redis_server: RedisProcess
+) -> None:
     await cache.put([link("abc")])
     redis_server.kill()
     await cache.put([link("def")])
@@ -76,7 +80,9 @@ async def test_without_redis_nothing_is_found_and_no_error_is_raised(cache: Redi
     assert set(await cache.find(["abc", "def"])) == {"abc"}
 
 
-async def test_a_failed_invalidation_is_repeated_when_redis_is_up_again(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_a_failed_invalidation_of_a_cached_link_is_repeated_when_redis_is_up_again(
+    cache: RedisLinkCache, redis_server: RedisProcess
+) -> None:
     await cache.put([link("abc")])
     redis_server.kill()
     assert not await cache.invalidate(["abc"])
@@ -86,7 +92,7 @@ async def test_a_failed_invalidation_is_repeated_when_redis_is_up_again(cache: R
     assert await cache.find(["abc"]) == {}
 
 
-async def test_an_installation_without_redis_has_an_empty_cache() -> None:
+async def test_an_installation_without_redis_has_an_empty_link_cache() -> None:
     cache = NoLinkCache()
     await cache.put([link("abc")])
     assert await cache.find(["abc"]) == {}

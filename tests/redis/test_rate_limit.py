@@ -32,7 +32,7 @@ async def redis(redis_server: RedisProcess) -> AsyncIterator[RedisServer]:
     await redis.close()
 
 
-def test_a_client_may_send_its_limit_at_once_and_in_each_minute(time: Time) -> None:
+def test_a_client_may_send_as_many_requests_as_its_limit_at_once_and_in_each_minute(time: Time) -> None:
     limiter = RateLimiter("x", 60, time)
     assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
     assert limiter.take(2) == 0, "another client has its own limit"
@@ -45,19 +45,21 @@ def test_a_client_may_send_its_limit_at_once_and_in_each_minute(time: Time) -> N
     assert limiter.limited == 4
 
 
-def test_the_wait_is_the_time_until_the_next_request(time: Time) -> None:
+def test_a_rate_limiter_returns_the_seconds_until_the_next_request_is_allowed(time: Time) -> None:
     limiter = RateLimiter("x", 2, time)
     assert [limiter.take(1) for _ in range(3)] == [0, 0, 30]
     time.now += 29_000
     assert limiter.take(1) == 1
 
 
-def test_a_limit_of_zero_is_no_limit(time: Time) -> None:
+def test_a_rate_limit_of_zero_allows_any_number_of_requests(time: Time) -> None:
     limiter = RateLimiter("x", 0, time)
     assert not any(limiter.take(1) for _ in range(1000))
 
 
-def test_the_client_whose_last_rejection_is_the_oldest_is_forgotten(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_rate_limiter_forgets_the_client_whose_last_request_is_the_oldest(
+    time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 2)
     limiter = RateLimiter("x", 1, time)
     assert [limiter.take(client) for client in (1, 2, 1, 3)] == [0, 0, 60, 0]
@@ -65,7 +67,7 @@ def test_the_client_whose_last_rejection_is_the_oldest_is_forgotten(time: Time, 
     assert not limiter.take(2)
 
 
-async def test_processes_share_a_limit_through_redis(redis: RedisServer, time: Time) -> None:
+async def test_processes_share_a_rate_limit_through_redis(redis: RedisServer, time: Time) -> None:
     one, two = (RateLimiter("x", 10, time, redis, "sms:test:") for _ in range(2))
     assert [one.take(5) for _ in range(8)] == [0] * 8
     assert await one.share() == 1
@@ -78,7 +80,7 @@ async def test_processes_share_a_limit_through_redis(redis: RedisServer, time: T
     assert one.take(5), "the other process used the rest"
 
 
-async def test_without_redis_or_while_it_is_down_each_process_limits_alone(
+async def test_each_process_enforces_the_rate_limit_alone_without_redis_or_while_redis_is_down(
     redis: RedisServer, redis_server: RedisProcess, time: Time
 ) -> None:
     limiter = RateLimiter("x", 2, time, redis, "sms:test:")

@@ -54,7 +54,9 @@ HOURS = [time_slots(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number
 EXPECTED = [{}, {"US": ProcessCounts(10, 4)}, {"US": ProcessCounts(2, 1), "": ProcessCounts(3, 0)}]
 
 
-async def test_starts_and_ends_are_counted_by_interval_and_country_folded_or_not(database: Database) -> None:
+async def test_conversion_rates_contain_starts_and_ends_by_interval_and_country_before_and_after_folding(
+    database: Database,
+) -> None:
     await database.write(put_counts)
     assert await database.read(conversion_rates, PROCESS, HOURS) == EXPECTED
     assert await database.write(fold) == 1
@@ -66,7 +68,7 @@ async def test_starts_and_ends_are_counted_by_interval_and_country_folded_or_not
     assert await database.read(conversion_rates, 9, HOURS) == [{}, {}, {}]
 
 
-async def test_rates_are_read_with_index_searches_and_without_messages(sqlite: Database) -> None:
+async def test_conversion_rates_are_read_from_indexes_without_reading_messages(sqlite: Database) -> None:
     await sqlite.write(put_counts)
 
     def explain(connection: Connection) -> list[str]:
@@ -81,7 +83,7 @@ async def test_rates_are_read_with_index_searches_and_without_messages(sqlite: D
     assert "(cohort_id=? AND quarter>? AND quarter<?)" in found[0]
 
 
-def test_a_rate_without_starts_is_zero() -> None:
+def test_a_conversion_rate_without_starts_is_zero() -> None:
     assert ProcessCounts().conversion_rate == 0
     assert ProcessCounts(3, 1).conversion_rate == 0.333333
     assert ProcessCounts.total([ProcessCounts(3, 1), ProcessCounts(2, 2)]) == ProcessCounts(5, 3)
@@ -91,7 +93,7 @@ def starts(since: datetime, until: datetime, granulation: Granulation | None) ->
     return [f"{at:%m-%d %H:%M}" for at, _ in split_interval(since, until, granulation)]
 
 
-def test_intervals_start_with_the_hour_the_day_the_week_or_the_month() -> None:
+def test_intervals_of_conversion_rates_start_at_a_full_hour_day_week_or_month() -> None:
     friday = NOON + timedelta(minutes=20)
     assert starts(friday, friday + 2 * HOUR, None) == ["11-20 12:20"]
     assert starts(friday, NOON + HOUR, "MINUTE") == ["11-20 12:20", "11-20 12:30", "11-20 12:45"]
@@ -102,7 +104,7 @@ def test_intervals_start_with_the_hour_the_day_the_week_or_the_month() -> None:
     assert split_interval(friday, friday, "HOUR") == split_interval(friday, NOON, None) == []
 
 
-def test_too_many_intervals_are_an_error() -> None:
+def test_too_many_intervals_of_conversion_rates_raise_an_error() -> None:
     assert len(split_interval(NOON, NOON + MAX_INTERVALS * HOUR, "HOUR")) == MAX_INTERVALS
     with pytest.raises(ValueError, match="more than 750"):
         split_interval(NOON, NOON + (MAX_INTERVALS + 1) * HOUR, "HOUR")
@@ -113,7 +115,9 @@ def test_too_many_intervals_are_an_error() -> None:
     st.timedeltas(timedelta(), timedelta(days=7)),
     st.sampled_from(["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]),
 )
-def test_intervals_contain_each_time_slot_exactly_once(since: datetime, length: timedelta, granulation: Granulation) -> None:
+def test_intervals_of_conversion_rates_contain_each_time_slot_exactly_once(
+    since: datetime, length: timedelta, granulation: Granulation
+) -> None:
     intervals = split_interval(since, since + length, granulation)
     within = [slot for _, part in intervals for slot in part]
     assert within == list(time_slots(since, since + length)) if length else not within

@@ -47,7 +47,7 @@ def count_deltas_left(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(schema.count_deltas)).scalar_one()
 
 
-async def test_a_fold_adds_up_count_deltas_and_deletes_them(database: Database) -> None:
+async def test_folding_adds_count_deltas_to_the_counts_and_deletes_the_deltas(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         append_delta(connection, 1, (1, NOON, "clicks", 2), (1, NOON + SLOT, "clicks", 1), (2, NOON, "clicks", 1))
         append_delta(connection, 2, (1, NOON + SLOT - timedelta(milliseconds=1), "clicks", 3), (1, NOON, "messages", 1))
@@ -66,7 +66,7 @@ async def test_a_fold_adds_up_count_deltas_and_deletes_them(database: Database) 
     assert await database.read(read_counts) == expected
 
 
-async def test_a_fold_takes_the_oldest_rows_up_to_its_limit(database: Database) -> None:
+async def test_folding_processes_the_oldest_count_deltas_up_to_its_limit(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in (5, 3, 4, 1, 2):
             append_delta(connection, row, (row, NOON, "clicks", 1))
@@ -77,7 +77,7 @@ async def test_a_fold_takes_the_oldest_rows_up_to_its_limit(database: Database) 
     assert [await database.write(fold, 2) for _ in range(3)] == [2, 1, 0]
 
 
-async def test_amounts_of_money_are_added_exactly(database: Database) -> None:
+async def test_folding_adds_amounts_of_money_exactly(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         append_delta(connection, 1, (1, NOON, "value:EUR", Decimal("0.1")), (1, NOON, "value:USD", Decimal("1E+3")))
         append_delta(connection, 2, (1, NOON, "value:EUR", Decimal("0.2")))
@@ -93,7 +93,7 @@ async def test_amounts_of_money_are_added_exactly(database: Database) -> None:
     assert amounts[1, NOON_SLOT, "value:USD"] == Decimal("1000000000000000999.999999")
 
 
-async def test_a_fold_that_fails_changes_nothing(database: Database) -> None:
+async def test_a_failed_fold_of_count_deltas_changes_nothing(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         append_delta(connection, 1, (1, NOON, "clicks", 1))
 
@@ -108,7 +108,9 @@ async def test_a_fold_that_fails_changes_nothing(database: Database) -> None:
     assert await database.read(count_deltas_left) == 1
 
 
-async def test_two_processes_that_fold_at_the_same_time_count_everything_once(postgresql: str, postgresql_template: str) -> None:
+async def test_two_processes_that_fold_at_the_same_time_add_each_count_delta_once(
+    postgresql: str, postgresql_template: str
+) -> None:
     from shortener.storage.postgres import PostgresDatabase
 
     url = await new_postgresql_database(postgresql, postgresql_template)
@@ -136,7 +138,7 @@ async def test_two_processes_that_fold_at_the_same_time_count_everything_once(po
             await node.close()
 
 
-async def test_a_second_process_does_not_fold_while_the_first_does(postgresql: str, postgresql_template: str) -> None:
+async def test_only_one_process_folds_count_deltas_at_a_time(postgresql: str, postgresql_template: str) -> None:
     from shortener.storage.postgres import PostgresDatabase
 
     node = await PostgresDatabase.open(await new_postgresql_database(postgresql, postgresql_template), pool_size=2)
@@ -171,7 +173,7 @@ _amounts = st.tuples(
 
 @given(st.lists(st.lists(_amounts, max_size=4), max_size=8), st.integers(1, 4))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_the_counts_do_not_depend_on_the_rows_and_limits_of_folds(
+async def test_the_counts_do_not_depend_on_how_many_count_deltas_each_fold_processes(
     sqlite: Database, deltas: list[list[tuple[int, datetime, str, Decimal]]], limit: int
 ) -> None:
     expected: Amounts = {}
@@ -190,7 +192,7 @@ async def test_the_counts_do_not_depend_on_the_rows_and_limits_of_folds(
     assert await sqlite.read(read_counts) == expected
 
 
-async def test_deltas_that_are_not_folded_can_be_read_in_pages(database: Database) -> None:
+async def test_count_deltas_that_are_not_folded_can_be_read_in_pages(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in range(5):
             append_delta(connection, row, (1, NOON, "clicks", row))
@@ -201,7 +203,7 @@ async def test_deltas_that_are_not_folded_can_be_read_in_pages(database: Databas
     assert sums == {(1, NOON_SLOT, "clicks"): Decimal(5)}
 
 
-def test_time_slots_include_the_one_that_has_started() -> None:
+def test_the_time_slots_of_a_period_include_a_slot_that_started_before_its_end() -> None:
     assert time_slots(NOON, NOON + SLOT) == range(NOON_SLOT, NOON_SLOT + 1)
     millisecond = timedelta(milliseconds=1)
     assert time_slots(NOON + millisecond, NOON + SLOT + millisecond) == range(NOON_SLOT, NOON_SLOT + 2)
@@ -280,14 +282,14 @@ async def recount(database: Database, since: datetime = NOON - DAY, until: datet
     return await database.read(verify, since, until)
 
 
-async def test_correct_counts_show_no_difference_folded_or_not(database: Database) -> None:
+async def test_verification_of_correct_counts_finds_no_difference_before_and_after_folding(database: Database) -> None:
     await database.write(write_history)
     assert await recount(database) == []
     while await database.write(fold, 1):
         assert await recount(database) == []
 
 
-async def test_a_wrong_count_is_reported(database: Database) -> None:
+async def test_verification_reports_a_wrong_count(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
     broken = schema.counts.c.metric == "clicks", schema.counts.c.quarter == NOON_SLOT + 2
@@ -306,7 +308,7 @@ async def test_a_wrong_count_is_reported(database: Database) -> None:
     ]
 
 
-async def test_a_missing_count_is_reported(database: Database) -> None:
+async def test_verification_reports_a_missing_count(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
 
@@ -327,7 +329,7 @@ async def test_a_missing_count_is_reported(database: Database) -> None:
     assert await recount(database) == []
 
 
-async def test_a_count_without_rows_is_reported(database: Database) -> None:
+async def test_verification_reports_a_count_without_rows(database: Database) -> None:
     await database.write(write_history)
     await database.write(lambda connection: append_delta(connection, 3, (9, NOON, "clicks", 1)))
     assert [(difference.application_id, difference.kept, difference.counted) for difference in await recount(database)] == [
@@ -335,7 +337,7 @@ async def test_a_count_without_rows_is_reported(database: Database) -> None:
     ]
 
 
-async def test_only_the_requested_time_slots_are_compared(database: Database) -> None:
+async def test_verification_compares_only_the_counts_of_the_requested_time_slots(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
     await database.write(lambda connection: connection.execute(delete(schema.counts)))
@@ -344,7 +346,9 @@ async def test_only_the_requested_time_slots_are_compared(database: Database) ->
     assert [(difference.metric, difference.at) for difference in late] == [("late_hits", NOON + 3 * DAY)]
 
 
-async def test_a_recount_in_ranges_of_any_size_gives_the_same_counts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_verification_finds_the_same_counts_with_any_number_of_rows_per_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await database.write(write_history)
     monkeypatch.setattr(counts, "MAX_RECOUNT_ROWS", 1)
     monkeypatch.setattr(counts, "MAX_RECOUNT_COHORTS", 1)
@@ -353,7 +357,7 @@ async def test_a_recount_in_ranges_of_any_size_gives_the_same_counts(database: D
     assert await recount(database) == []
 
 
-async def test_the_job_folds_one_full_batch_per_step(make_service: MakeService) -> None:
+async def test_the_background_job_folds_one_full_batch_of_count_deltas_per_run(make_service: MakeService) -> None:
     service = await make_service()
     job = service.jobs.table["counts"]
 

@@ -45,7 +45,7 @@ async def exported(database: Database, filters: MessageFilter = EVERYTHING, **op
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 
 
-async def test_a_message_is_one_line(database: Database) -> None:
+async def test_the_csv_export_contains_one_line_for_each_message(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "Grüße 春")
         rows = Rows(connection)
@@ -72,12 +72,12 @@ async def test_a_message_is_one_line(database: Database) -> None:
     assert (line["short_url"], line["url"]) == ("https://d3.example/AAA", "https://shop.example/?a=1,2")
 
 
-async def test_without_messages_the_export_has_only_a_header(database: Database) -> None:
+async def test_the_csv_export_without_messages_contains_only_the_header(database: Database) -> None:
     pieces = [piece async for piece in export_csv(database, EVERYTHING, base_url, reveal=True)]
     assert pieces == [(",".join(HEADER) + "\r\n").encode()]
 
 
-async def test_cells_that_a_spreadsheet_would_run_are_escaped(database: Database) -> None:
+async def test_the_csv_export_escapes_cells_that_a_spreadsheet_would_run_as_a_formula(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "=cmd|' /C calc'!A0")
         Rows(connection).message(NOON, message_id="@SUM(1)", from_address="+1-2", reason_description='-2+3;=HYPERLINK("x")')
@@ -112,12 +112,12 @@ async def test_cells_that_a_spreadsheet_would_run_are_escaped(database: Database
         ("+١٢", "'+١٢"),
     ],
 )
-def test_formulas_are_escaped_and_other_text_is_unchanged(text: str, safe: str) -> None:
+def test_escape_formula_escapes_formulas_and_returns_other_text_unchanged(text: str, safe: str) -> None:
     assert escape_formula(text) == safe
 
 
 @given(st.text(alphabet=st.sampled_from("=+-@＝＋－＠\t\r\n ;|'\"a1.")))
-def test_escaped_text_never_starts_like_a_formula(text: str) -> None:
+def test_text_that_escape_formula_returns_never_starts_like_a_formula(text: str) -> None:
     safe = escape_formula(text)
     assert escape_formula(safe) == safe
     assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
@@ -133,7 +133,7 @@ def put_messages(connection: Connection, count: int) -> None:
     put(connection, [(i + 1, 1, 1, f"m{i}", "r", "", "+14085550100", 0, at, "GSM-7", 1) for i in range(count)])
 
 
-async def test_an_export_of_any_length_needs_the_memory_of_one_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_csv_export_of_any_length_needs_the_memory_of_one_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 100)
     await database.write(put_messages, 5000)
     lines, peak_growth = 0, 0
@@ -154,7 +154,7 @@ async def test_an_export_of_any_length_needs_the_memory_of_one_page(database: Da
     assert peak_growth < 1_500_000  # all 5000 rows at once take about 10 MB
 
 
-async def test_filters_select_what_is_exported(database: Database) -> None:
+async def test_the_csv_export_contains_only_messages_that_match_its_filters(database: Database) -> None:
     def fill(connection: Connection) -> None:
         cohorts(connection, "spring")
         rows = Rows(connection)
@@ -167,7 +167,9 @@ async def test_filters_select_what_is_exported(database: Database) -> None:
     assert await exported(database, MessageFilter(2)) == []
 
 
-async def test_an_unavailable_database_ends_the_export_with_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_csv_export_raises_an_error_if_the_database_becomes_unavailable(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
     await database.write(put_messages, 5)
     pages = export_csv(database, EVERYTHING, base_url, reveal=True)

@@ -62,7 +62,7 @@ async def filled(database: Database) -> Database:
     return database
 
 
-async def test_lists_are_newest_first_and_contain_only_own_messages(filled: Database) -> None:
+async def test_a_list_of_messages_is_newest_first_and_contains_only_messages_of_the_application(filled: Database) -> None:
     assert await listed(filled) == [f"m{number}" for number in range(9, -1, -1)]
     assert names(await filled.read(list_messages, MessageFilter(2), 100)) == ["of another application"]
     assert names(await filled.read(list_messages, MessageFilter(3), 100)) == []
@@ -80,7 +80,7 @@ async def collect(database: Database, limit: int, **filters: Any) -> list[list[s
             return pages
 
 
-async def test_all_pages_together_are_the_whole_list(filled: Database) -> None:
+async def test_the_pages_of_a_list_contain_each_message_once(filled: Database) -> None:
     for filters in ({}, {"campaign": "spring"}, {"state": State.SENT}, {"to": "+14085550100"}):
         whole = await listed(filled, **filters)
         assert whole
@@ -90,13 +90,13 @@ async def test_all_pages_together_are_the_whole_list(filled: Database) -> None:
             assert all(len(each) == limit for each in pages[:-1])
 
 
-async def test_a_message_that_arrives_between_two_pages_does_not_shift_the_next_page(filled: Database) -> None:
+async def test_a_message_created_between_two_page_requests_does_not_shift_the_next_page(filled: Database) -> None:
     first = await filled.read(list_messages, MessageFilter(1), 4)
     await filled.write(lambda connection: Rows(connection).message(NOON + timedelta(hours=1), message_id="new"))
     assert await listed(filled, below=first.next) == ["m5", "m4", "m3", "m2", "m1", "m0"]
 
 
-async def test_a_clicked_message_is_listed_as_clickthru_and_not_by_its_reported_state(filled: Database) -> None:
+async def test_a_clicked_message_is_listed_with_the_state_clickthru_instead_of_its_reported_state(filled: Database) -> None:
     def click(connection: Connection) -> None:
         ids = {row.message_id: row.id for row in connection.execute(select(schema.messages.c.message_id, schema.messages.c.id))}
         rows = Rows(connection)
@@ -134,12 +134,12 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_filters_select_the_right_messages(filled: Database) -> None:
+async def test_each_filter_of_a_message_list_selects_the_matching_messages(filled: Database) -> None:
     for filters, expected in FILTERS:
         assert await listed(filled, **filters) == [f"m{number}" for number in expected.split()], filters
 
 
-async def test_filters_without_an_index_use_several_pages_and_miss_nothing(
+async def test_a_list_filter_without_an_index_finds_every_message_over_several_pages(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_SCANNED_ROWS", 2)
@@ -150,14 +150,14 @@ async def test_filters_without_an_index_use_several_pages_and_miss_nothing(
             assert len(pages) > 1
 
 
-async def test_a_campaign_with_too_many_cohorts_for_index_ranges_is_found(
+async def test_messages_of_a_campaign_with_too_many_cohorts_for_index_ranges_are_listed(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_COHORTS_PER_PAGE", 1)
     assert await listed(filled, campaign="spring") == ["m8", "m6", "m4", "m2", "m0"]
 
 
-async def test_a_campaign_with_hundreds_of_cohorts_is_read_in_one_statement(filled: Database) -> None:
+async def test_messages_of_a_campaign_with_hundreds_of_cohorts_are_listed_with_one_statement(filled: Database) -> None:
     def more(connection: Connection) -> None:
         for number in range(messages.MAX_COHORTS_PER_PAGE - 2):
             cohort(connection, 100 + number, "spring", country=f"X{number}")
@@ -166,7 +166,7 @@ async def test_a_campaign_with_hundreds_of_cohorts_is_read_in_one_statement(fill
     assert await listed(filled, limit=2, campaign="spring") == ["m8", "m6"]
 
 
-async def test_a_message_is_serialized_as_the_api_shows_it(database: Database) -> None:
+async def test_a_message_is_serialized_with_the_field_names_and_formats_of_the_api(database: Database) -> None:
     def put(connection: Connection) -> None:
         cohort(connection, 1, country="")
         sent_at = NOON + timedelta(milliseconds=1500)
@@ -191,7 +191,7 @@ INDEXES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_every_list_reads_the_right_index(sqlite: Database) -> None:
+async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Database) -> None:
     await sqlite.write(fill)
 
     def explain(connection: Connection, filters: dict[str, Any], below: int | None) -> list[str]:
@@ -207,7 +207,9 @@ async def test_every_list_reads_the_right_index(sqlite: Database) -> None:
                 assert len(found) == 1, filters
 
 
-async def test_postgresql_reads_the_index_for_an_old_campaign(postgresql: str, postgresql_template: str) -> None:
+async def test_postgresql_uses_the_index_by_cohort_to_list_messages_of_an_old_campaign(
+    postgresql: str, postgresql_template: str
+) -> None:
     """Without the range of both columns, PostgreSQL reads all newer messages backwards."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")

@@ -67,7 +67,7 @@ async def live(client: httpx.AsyncClient, service: Service, credentials: Credent
     return messages
 
 
-async def test_rollups_agree_with_all_rows_folded_or_not(
+async def test_rolled_up_counts_agree_with_all_rows_before_and_after_folding(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -76,7 +76,7 @@ async def test_rollups_agree_with_all_rows_folded_or_not(
     assert await differences(service) == []
 
 
-async def test_rollups_agree_after_erasure_and_late_events(
+async def test_rolled_up_counts_agree_with_all_rows_after_erasure_and_late_events(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     messages = await live(client, service, credentials, clock)
@@ -92,7 +92,7 @@ async def test_rollups_agree_after_erasure_and_late_events(
     assert await differences(service) == []
 
 
-async def test_a_wrong_rollup_is_reported_and_repaired(
+async def test_verification_reports_a_wrong_rolled_up_count_and_repair_corrects_it(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -115,7 +115,7 @@ async def test_a_wrong_rollup_is_reported_and_repaired(
     assert await differences(service) == []
 
 
-async def test_lost_rollups_are_restored_from_the_rows(
+async def test_repair_restores_lost_rolled_up_counts_from_the_rows(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -126,7 +126,7 @@ async def test_lost_rollups_are_restored_from_the_rows(
     assert await differences(service) == []
 
 
-async def test_counts_of_an_older_version_are_included_at_once_and_rolled_up_later(
+async def test_statistics_include_counts_that_an_older_version_wrote_and_a_job_rolls_them_up_later(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     """An older version adds to `counts` and knows no roll-ups."""
@@ -150,7 +150,7 @@ async def test_counts_of_an_older_version_are_included_at_once_and_rolled_up_lat
     assert await service.jobs.table["rollups"].step() == 0
 
 
-async def test_all_existing_counts_are_rolled_up_after_the_migration(
+async def test_a_background_job_rolls_up_all_existing_counts_after_the_migration(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -177,7 +177,7 @@ async def test_all_existing_counts_are_rolled_up_after_the_migration(
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000), st.sampled_from(Level))
-def test_periods_cover_each_time_slot_once(start: int, length: int, longest: Level) -> None:
+def test_the_rolled_up_periods_of_a_report_cover_each_time_slot_once(start: int, length: int, longest: Level) -> None:
     covered = [
         slot
         for piece in split(range(start, start + length), longest)

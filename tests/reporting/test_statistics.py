@@ -79,7 +79,7 @@ async def read_totals(database: Database, scope: StatisticsFilter = WEEK) -> Fig
     return report.groups[None]
 
 
-async def test_totals_are_the_same_before_and_after_folding(filled: Database) -> None:
+async def test_statistics_are_the_same_before_and_after_count_deltas_are_folded(filled: Database) -> None:
     for _ in range(2):
         figures = await read_totals(filled)
         assert {
@@ -97,7 +97,7 @@ async def test_totals_are_the_same_before_and_after_folding(filled: Database) ->
         await filled.write(fold)
 
 
-async def test_figures_include_deltas_that_are_not_folded(filled: Database) -> None:
+async def test_statistics_include_count_deltas_that_are_not_folded(filled: Database) -> None:
     await filled.write(fold)
 
     def more(connection: Connection) -> None:
@@ -114,14 +114,16 @@ async def test_figures_include_deltas_that_are_not_folded(filled: Database) -> N
     assert (await filled.read(daily, WEEK, UTC)).groups[date(2026, 11, 20)]["messages"] == 72
 
 
-async def test_a_report_is_incomplete_when_folding_is_far_behind(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_statistics_are_marked_incomplete_if_too_many_count_deltas_are_not_folded(
+    filled: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(statistics, "MAX_PENDING_ROWS", 0)
     assert not (await filled.read(totals, WEEK)).complete
     await filled.write(fold)
     assert (await filled.read(totals, WEEK)).complete
 
 
-async def test_filters_select_cohorts(filled: Database) -> None:
+async def test_filters_of_statistics_select_the_matching_messages_and_events(filled: Database) -> None:
     expected = {
         (None, None): 70,
         ("spring", None): 60,
@@ -139,7 +141,7 @@ async def test_filters_select_cohorts(filled: Database) -> None:
         await filled.write(fold)
 
 
-async def test_only_events_within_the_time_are_counted(filled: Database) -> None:
+async def test_statistics_count_only_events_within_the_requested_period(filled: Database) -> None:
     for _ in range(2):
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
@@ -150,7 +152,7 @@ async def test_only_events_within_the_time_are_counted(filled: Database) -> None
         await filled.write(fold)
 
 
-async def test_figures_are_grouped_by_country(filled: Database) -> None:
+async def test_statistics_by_country_contain_one_group_for_each_country(filled: Database) -> None:
     for _ in range(2):
         groups = (await filled.read(by_country, WEEK)).groups
         assert {country: figures["messages"] for country, figures in groups.items()} == {"US": 40, "DE": 20, "": 10}
@@ -158,7 +160,7 @@ async def test_figures_are_grouped_by_country(filled: Database) -> None:
         await filled.write(fold)
 
 
-async def test_days_follow_the_time_zone_of_the_request(database: Database) -> None:
+async def test_daily_statistics_use_the_days_of_the_requested_time_zone(database: Database) -> None:
     """Clicks at 23:30 and 00:30 in Kathmandu (UTC+05:45) belong to two days there and to one day in London."""
     late = datetime(2026, 11, 20, 17, 45, tzinfo=UTC)
 
@@ -190,7 +192,9 @@ async def test_days_follow_the_time_zone_of_the_request(database: Database) -> N
         ("Australia/Lord_Howe", date(2026, 10, 3)),  # a day of 23.5 hours
     ],
 )
-async def test_days_with_a_clock_change_count_each_slot_once(sqlite: Database, zone: str, first: date) -> None:
+async def test_daily_statistics_count_each_time_slot_once_on_days_with_a_clock_change(
+    sqlite: Database, zone: str, first: date
+) -> None:
     place = ZoneInfo(zone)
     since = datetime(first.year, first.month, first.day, tzinfo=place).astimezone(UTC)
     expected: dict[date, int] = {}
@@ -213,7 +217,7 @@ async def test_days_with_a_clock_change_count_each_slot_once(sqlite: Database, z
         await sqlite.write(fold)
 
 
-def test_rates_and_times_without_counts_are_none() -> None:
+def test_rates_and_times_to_click_are_none_without_messages_and_clicks() -> None:
     figures = Figures()
     assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (None, None, None)
     assert figures.seconds_to_click(50) is None
@@ -223,7 +227,7 @@ def test_rates_and_times_without_counts_are_none() -> None:
 
 
 @given(st.lists(st.floats(1, 90 * 86400), min_size=1, max_size=200), st.sampled_from([50, 90]))
-def test_a_percentile_is_exact_to_the_width_of_a_bucket(seconds: list[float], percent: int) -> None:
+def test_a_percentile_of_the_time_to_click_is_exact_to_the_width_of_its_bucket(seconds: list[float], percent: int) -> None:
     figures = Figures()
     for each in seconds:
         figures.add(f"ttc:{time_to_click_bucket(each)}", Decimal(1))
@@ -233,7 +237,7 @@ def test_a_percentile_is_exact_to_the_width_of_a_bucket(seconds: list[float], pe
     assert abs(seconds_to_click - exact) <= max(0.026 * exact, 0.5)
 
 
-async def test_statistics_read_counts_with_their_index_and_no_messages_or_hits(sqlite: Database) -> None:
+async def test_statistics_read_counts_from_an_index_and_read_no_messages_or_hits(sqlite: Database) -> None:
     await sqlite.write(fill)
 
     def explain(connection: Connection) -> list[str]:

@@ -57,7 +57,7 @@ async def read_status(database: Database, message_id: str = "m") -> dict[str, An
     return READER.serialize(found, reveal=True)
 
 
-async def test_the_status_contains_state_times_and_price(filled: Database) -> None:
+async def test_the_status_of_a_message_contains_its_state_its_times_and_its_price(filled: Database) -> None:
     message = await read_status(filled)
     assert message["message_id"] == "m"
     assert (message["state"], message["previous_state"]) == ("CLICKTHRU", "DELIVERED")
@@ -68,7 +68,7 @@ async def test_the_status_contains_state_times_and_price(filled: Database) -> No
     assert message["metadata"] == {"order": 7}
 
 
-async def test_links_have_the_order_of_the_text_and_the_first_is_in_link_tracking(filled: Database) -> None:
+async def test_the_status_lists_links_in_text_order_and_link_tracking_shows_the_first_link(filled: Database) -> None:
     message = await read_status(filled)
     first = {
         "code": "AAA",
@@ -95,7 +95,7 @@ async def test_links_have_the_order_of_the_text_and_the_first_is_in_link_trackin
     }
 
 
-async def test_each_link_has_the_time_of_its_own_first_click(filled: Database) -> None:
+async def test_the_status_of_a_message_contains_the_time_of_the_first_click_of_each_link(filled: Database) -> None:
     later = CLICKED + timedelta(hours=1)
 
     def click(connection: Connection) -> None:
@@ -110,7 +110,7 @@ async def test_each_link_has_the_time_of_its_own_first_click(filled: Database) -
     assert [link["accessed_on"] for link in links] == ["2026-11-20T12:05:00.250Z", "2026-11-20T13:05:00.250Z"]
 
 
-async def test_conversions_have_exact_values(filled: Database) -> None:
+async def test_the_status_of_a_message_contains_the_exact_decimal_values_of_its_conversions(filled: Database) -> None:
     sale, reply = (await read_status(filled))["conversions"]
     assert sale["conversion_id"].startswith(encode_conversion_id(1)[:4])
     assert sale["click_id"].startswith("click-")
@@ -120,17 +120,19 @@ async def test_conversions_have_exact_values(filled: Database) -> None:
     assert reply["transaction_id"] is None
 
 
-async def test_a_status_contains_at_most_the_oldest_max_conversions(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_status_of_a_message_contains_only_its_oldest_max_conversions_conversions(
+    filled: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status, "MAX_CONVERSIONS", 1)
     assert [conversion["action"] for conversion in (await read_status(filled))["conversions"]] == ["sale"]
 
 
-async def test_a_message_without_links_has_no_link_tracking(filled: Database) -> None:
+async def test_the_status_of_a_message_without_links_has_no_link_tracking(filled: Database) -> None:
     message = await read_status(filled, "plain")
     assert (message["link_tracking"], message["links"], message["conversions"]) == (None, [], [])
 
 
-async def test_xoxzos_form_equals_the_example_in_its_documentation(filled: Database) -> None:
+async def test_the_status_in_xoxzo_format_equals_the_example_in_the_documentation_of_xoxzo(filled: Database) -> None:
     found = await filled.read(find_status, 1, "m")
     assert found is not None
     assert READER.serialize_xoxzo(found, "https://go.example/sms/messages/m/", reveal=True) == {
@@ -151,12 +153,12 @@ async def test_xoxzos_form_equals_the_example_in_its_documentation(filled: Datab
     }
 
 
-async def test_unknown_messages_and_those_of_other_applications_are_not_found(filled: Database) -> None:
+async def test_the_status_of_an_unknown_message_or_of_another_application_is_not_found(filled: Database) -> None:
     assert await filled.read(find_status, 1, "none") is None
     assert await filled.read(find_status, 2, "m") is None
 
 
-async def test_a_status_needs_four_statements_that_search_in_indexes(sqlite: Database) -> None:
+async def test_the_status_of_a_message_is_read_with_four_statements_that_use_indexes(sqlite: Database) -> None:
     await sqlite.write(fill)
     found = await sqlite.read(lambda connection: plans(connection, lambda: find_status(connection, 1, "m")))
     assert len(found) == 4

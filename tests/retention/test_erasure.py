@@ -82,7 +82,7 @@ def rows_of(connection: Connection, table: Table) -> list[Row[Any]]:
     return list(connection.execute(select(table).order_by(table.c.id)))
 
 
-async def test_erasing_a_number_leaves_no_personal_data(database: Database) -> None:
+async def test_erasing_a_phone_number_leaves_no_personal_data(database: Database) -> None:
     await database.write(build)
     before = await database.read(count)
     assert await erase(database, None, OTHER, NOON) == ErasureResult(
@@ -97,7 +97,7 @@ async def test_erasing_a_number_leaves_no_personal_data(database: Database) -> N
     assert await database.read(count) == before | {"idempotency": 0}
 
 
-async def test_erasing_a_message_keeps_what_is_counted(database: Database) -> None:
+async def test_erasing_a_message_does_not_change_the_statistics(database: Database) -> None:
     await database.write(build)
     await database.write(erase_message, 1, "one", NOON)
     message = (await database.read(rows_of, schema.messages))[0]
@@ -119,7 +119,7 @@ async def test_erasing_a_message_does_not_change_other_messages(database: Databa
     assert [event.facts.get("to_address") for event in await database.read(rows_of, schema.events)] == [None, PHONE, OTHER]
 
 
-async def test_erasing_a_message_keeps_responses_of_other_requests_of_the_same_millisecond(database: Database) -> None:
+async def test_erasing_a_message_keeps_stored_responses_to_other_requests_of_the_same_millisecond(database: Database) -> None:
     await database.write(build)
     await database.write(erase_message, 1, "one", NOON)
     keys = await database.read(lambda connection: connection.execute(select(schema.idempotency.c.key)).scalars().all())
@@ -133,13 +133,13 @@ async def test_erasing_messages_that_another_process_has_purged_deletes_nothing(
     assert await database.read(everything) == before
 
 
-async def test_a_number_can_be_erased_for_one_application(database: Database) -> None:
+async def test_a_phone_number_can_be_erased_for_one_application_only(database: Database) -> None:
     await database.write(build)
     assert (await erase(database, 2, PHONE, NOON)).messages == 1
     assert [m.to_address for m in await database.read(rows_of, schema.messages)] == [PHONE, "", OTHER]
 
 
-async def test_a_number_with_many_messages_is_erased_in_batches(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_phone_number_with_many_messages_is_erased_in_batches(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasing, "MAX_MESSAGES_PER_BATCH", 3)
 
     def many(connection: Connection) -> None:
@@ -153,7 +153,9 @@ async def test_a_number_with_many_messages_is_erased_in_batches(database: Databa
     assert await erase(database, None, PHONE, NOON) == ErasureResult()
 
 
-async def test_a_pending_callback_is_given_up_and_a_pending_delivery_stays(database: Database) -> None:
+async def test_erasure_gives_up_a_pending_callback_of_the_message_and_keeps_a_pending_delivery_to_a_tracker(
+    database: Database,
+) -> None:
     pending = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
 
     def waiting(connection: Connection) -> None:
@@ -172,7 +174,7 @@ async def test_a_pending_callback_is_given_up_and_a_pending_delivery_stays(datab
         await Deliveries(database).replay(callback.id, NOON)
 
 
-async def test_a_link_that_was_already_off_keeps_its_time(database: Database) -> None:
+async def test_erasure_keeps_the_time_at_which_a_link_was_disabled_earlier(database: Database) -> None:
     def off(connection: Connection) -> None:
         rows = Rows(connection)
         rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)
@@ -182,7 +184,7 @@ async def test_a_link_that_was_already_off_keeps_its_time(database: Database) ->
     assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [SENT]
 
 
-async def test_an_unknown_or_ambiguous_message_is_rejected(database: Database) -> None:
+async def test_erasure_of_an_unknown_or_ambiguous_message_id_is_rejected(database: Database) -> None:
     await database.write(build)
     await database.write(lambda connection: add_personal_message(Rows(connection), "one", application_id=2))
     before = await database.read(everything)
@@ -198,7 +200,7 @@ async def test_an_unknown_or_ambiguous_message_is_rejected(database: Database) -
     assert (await database.write(erase_message, None, "two", NOON)).messages == 1
 
 
-async def test_an_invalid_number_is_rejected_and_erases_nothing(database: Database) -> None:
+async def test_erasure_of_an_invalid_phone_number_is_rejected_and_erases_nothing(database: Database) -> None:
     await database.write(build)
     before = await database.read(everything)
     for phone in ("", "4085550100", "+140855", "+1408555010O", "%", "+14085550100 "):
@@ -208,7 +210,7 @@ async def test_an_invalid_number_is_rejected_and_erases_nothing(database: Databa
     assert await database.read(everything) == before
 
 
-def test_every_fact_is_classified_as_personal_or_not() -> None:
+def test_every_field_of_an_event_is_classified_as_personal_or_not_personal() -> None:
     """Whoever adds a fact must decide whether it may contain personal data."""
     harmless = """
         event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
@@ -221,7 +223,7 @@ def test_every_fact_is_classified_as_personal_or_not() -> None:
     assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 
 
-async def test_the_codes_of_the_links_to_erase_are_found_for_the_link_cache(database: Database) -> None:
+async def test_find_codes_returns_the_codes_of_all_links_that_an_erasure_disables(database: Database) -> None:
     await database.write(build)
     codes = {link.message_id: link.code for link in await database.read(rows_of, schema.links)}
     ids = {message.message_id: message.id for message in await database.read(rows_of, schema.messages)}
@@ -230,7 +232,7 @@ async def test_the_codes_of_the_links_to_erase_are_found_for_the_link_cache(data
     assert await database.read(find_codes, None, message_id="other") == [codes[ids["other"]]]
 
 
-async def test_dead_letters_of_an_erased_message_lose_address_and_agent(database: Database) -> None:
+async def test_erasing_a_message_removes_the_ip_address_and_user_agent_from_its_dead_letters(database: Database) -> None:
     await database.write(build)
 
     def add_dead_letters(connection: Connection) -> None:

@@ -51,7 +51,7 @@ def ids_in(connection: Connection, table: Table) -> set[int]:
     return set(connection.execute(select(table.c.id)).scalars())
 
 
-def test_all_ids_before_a_time_are_smaller_than_its_first_id() -> None:
+def test_ids_generated_before_a_time_are_smaller_than_the_first_id_of_that_time() -> None:
     at = to_ms(NOON)
     just_before, then = IdGenerator(1023, lambda: at - 1), IdGenerator(0, lambda: at)
     older = [just_before() for _ in range(4096)]
@@ -91,7 +91,7 @@ async def test_a_first_click_and_other_hits_are_deleted_with_their_message(datab
     assert await database.read(ids_in, schema.hits) == {recent_hit}
 
 
-async def test_many_messages_are_deleted_in_small_batches_oldest_first(database: Database) -> None:
+async def test_the_purge_deletes_many_messages_in_small_batches_oldest_first(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO + n * DAY) for n in range(20)])
     ids = sorted(await database.read(ids_in, schema.messages))
     total = 0
@@ -104,7 +104,7 @@ async def test_many_messages_are_deleted_in_small_batches_oldest_first(database:
     assert await database.read(count) == {table.name: 0 for table in KINDS}
 
 
-async def test_the_purge_pauses_many_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(4)])
     durations: list[float] = []
     pauses: list[float] = []
@@ -128,7 +128,7 @@ async def test_the_purge_pauses_many_times_as_long_as_each_batch_took(database: 
     assert all(pause >= PAUSE_FACTOR * seconds for seconds, pause in zip(durations, pauses, strict=True))
 
 
-async def test_progress_gets_the_total_after_each_batch(database: Database) -> None:
+async def test_the_purge_reports_the_total_of_deleted_rows_after_each_batch(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(3)])
     totals: list[int] = []
     purged = await purge(database, SETTINGS, NOW, lambda so_far: totals.append(so_far.rows))
@@ -148,7 +148,7 @@ async def test_a_message_with_more_rows_than_a_batch_is_deleted_in_several_batch
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=3, hits=36)
 
 
-async def test_a_message_stays_while_one_of_its_links_is_active(database: Database) -> None:
+async def test_the_purge_keeps_a_message_while_one_of_its_links_is_active(database: Database) -> None:
     def build(rows: Rows) -> tuple[int, int]:
         active, off = rows.message(LONG_AGO), rows.message(LONG_AGO)
         rows.link(active, expires_at=LONG_AGO + DAY)
@@ -162,13 +162,13 @@ async def test_a_message_stays_while_one_of_its_links_is_active(database: Databa
     assert (await purge(database, SETTINGS, NOW + DAY)).links == 2
 
 
-async def test_an_expired_link_stays_until_its_message_is_deleted(database: Database) -> None:
+async def test_the_purge_keeps_an_expired_link_until_it_deletes_the_message(database: Database) -> None:
     await database.write(put, lambda rows: rows.link(rows.message(NOW - 364 * DAY), expires_at=NOW - 274 * DAY))
     assert await purge(database, SETTINGS, NOW) == PurgeResult()
     assert await purge(database, SETTINGS, NOW + 2 * DAY) == PurgeResult(messages=1, links=1)
 
 
-async def test_hits_are_deleted_by_their_own_age(database: Database) -> None:
+async def test_the_purge_deletes_hits_by_the_age_of_the_hit(database: Database) -> None:
     def build(rows: Rows) -> int:
         link = rows.link(rows.message(NOW - 300 * DAY))
         for age in (299, 250, 201):
@@ -209,7 +209,7 @@ async def test_the_status_of_a_message_does_not_depend_on_the_retention_of_hits(
     assert (await purge(database, SETTINGS, NOW + 66 * DAY)) == PurgeResult(messages=1, links=2, first_clicks=1, hits=2)
 
 
-async def test_hits_stay_while_fan_out_is_late(database: Database) -> None:
+async def test_the_purge_keeps_hits_whose_events_are_not_fanned_out_yet(database: Database) -> None:
     def build(rows: Rows) -> None:
         message = rows.message(NOW - 300 * DAY)
         hit = rows.hit(rows.link(message), NOW - 299 * DAY)
@@ -221,7 +221,7 @@ async def test_hits_stay_while_fan_out_is_late(database: Database) -> None:
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=1, events=1)
 
 
-async def test_events_are_deleted_when_their_last_delivery_finished_long_ago(database: Database) -> None:
+async def test_the_purge_deletes_an_event_after_the_retention_time_since_its_last_delivery(database: Database) -> None:
     def build(rows: Rows) -> list[int]:
         message = rows.message(NOW - 200 * DAY)
 
@@ -249,7 +249,7 @@ async def test_events_are_deleted_when_their_last_delivery_finished_long_ago(dat
     assert await database.read(ids_in, schema.events) == set(remaining)
 
 
-async def test_a_message_with_pending_work_is_not_deleted(database: Database) -> None:
+async def test_the_purge_keeps_a_message_with_a_pending_event_or_delivery(database: Database) -> None:
     def build(rows: Rows) -> set[int]:
         not_fanned_out, not_sent = rows.message(LONG_AGO), rows.message(LONG_AGO)
         rows.event(not_fanned_out, NOW - DAY, fanned_out=False)
@@ -275,7 +275,7 @@ async def test_responses_to_an_idempotency_key_are_deleted_after_a_day(database:
     assert (await database.read(count))["idempotency"] == 25
 
 
-async def test_counts_are_never_deleted(database: Database) -> None:
+async def test_the_purge_never_deletes_counts(database: Database) -> None:
     def build(rows: Rows) -> None:
         rows.complete_message(LONG_AGO)
         values = {"cohort_id": 1, "quarter": 1, "metric": "clicks", "amount": 1}
@@ -286,7 +286,7 @@ async def test_counts_are_never_deleted(database: Database) -> None:
     assert len(await database.read(lambda c: c.execute(select(schema.counts)).all())) == 1
 
 
-async def test_the_job_continues_where_it_ended_and_starts_again_once_a_day(database: Database) -> None:
+async def test_the_purge_job_continues_after_the_last_checked_row_and_restarts_once_a_day(database: Database) -> None:
     def build(rows: Rows) -> int:
         kept_message = rows.message(LONG_AGO)
         delivery = rows.delivery(rows.event(kept_message), **PENDING)
@@ -303,7 +303,7 @@ async def test_the_job_continues_where_it_ended_and_starts_again_once_a_day(data
     assert job.total == PurgeResult(messages=2, events=1, deliveries=1)
 
 
-async def test_the_service_purges_in_the_background(service: Service, clock: Clock) -> None:
+async def test_the_service_runs_the_purge_as_a_background_job(service: Service, clock: Clock) -> None:
     await service.database.write(put, lambda rows: rows.complete_message(NOON))
     job = service.jobs.table["purge"]
     assert job.interval == service.settings.purge_interval
@@ -361,7 +361,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
     assert [step for step in scans if "USING COVERING INDEX events_pending" not in step[0]] == []
 
 
-async def test_two_processes_purge_at_the_same_time(database: Database) -> None:
+async def test_two_processes_can_run_the_purge_at_the_same_time(database: Database) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(10)])
     one, two = await asyncio.gather(purge(database, SETTINGS, NOW), purge(database, SETTINGS, NOW))
     assert one.rows + two.rows == 10 * ROWS_OF_COMPLETE_MESSAGE

@@ -80,7 +80,7 @@ async def within(seconds: float, awaitable: Any) -> Any:
     return await asyncio.wait_for(awaitable, seconds)
 
 
-async def test_requests_that_arrive_during_a_commit_share_the_next_one(database: Database) -> None:
+async def test_requests_that_arrive_during_a_commit_share_the_next_transaction(database: Database) -> None:
     names = Names()
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names)
     wanted = [f"n{number}" for number in range(50)]
@@ -90,7 +90,7 @@ async def test_requests_that_arrive_during_a_commit_share_the_next_one(database:
     assert len(names.batches) < 10
 
 
-async def test_an_exception_among_the_results_fails_one_request_only(database: Database) -> None:
+async def test_an_exception_among_the_results_of_a_group_commit_fails_only_its_own_request(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
     results = await asyncio.gather(*map(commits.submit, ["a", "refused", "b"]), return_exceptions=True)
     assert results[0] == "A"
@@ -99,7 +99,7 @@ async def test_an_exception_among_the_results_fails_one_request_only(database: D
     assert await stored(database) == {"a", "b"}
 
 
-async def test_a_request_that_breaks_its_batch_fails_alone(database: Database) -> None:
+async def test_a_request_whose_item_makes_the_batch_fail_is_the_only_one_that_fails(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
     results = await asyncio.gather(*map(commits.submit, ["a", "b", "poison", "c"]), return_exceptions=True)
     assert [result for result in results if isinstance(result, str)] == ["A", "B", "C"]
@@ -107,7 +107,7 @@ async def test_a_request_that_breaks_its_batch_fails_alone(database: Database) -
     assert await stored(database) == {"a", "b", "c"}
 
 
-async def test_a_batch_that_a_unique_index_rejects_runs_again(database: Database) -> None:
+async def test_a_group_commit_batch_that_a_unique_index_rejects_runs_again(database: Database) -> None:
     tries: list[str] = []
 
     def mint(connection: Connection, items: Sequence[str]) -> tuple[list[str], None]:
@@ -122,7 +122,7 @@ async def test_a_batch_that_a_unique_index_rejects_runs_again(database: Database
     assert tries == ["taken", "taken", "free"]
 
 
-async def test_a_clash_in_every_attempt_raises_integrity_error(database: Database) -> None:
+async def test_a_request_raises_integrity_error_if_a_unique_index_rejects_every_attempt(database: Database) -> None:
     names = Names()
     await database.write(names, ["a"])
     names.batches.clear()
@@ -132,7 +132,7 @@ async def test_a_clash_in_every_attempt_raises_integrity_error(database: Databas
     assert len(names.batches) == MAX_CLASHES
 
 
-async def test_an_unavailable_store_fails_the_request_and_leaves_nothing_waiting(database: Database) -> None:
+async def test_an_unavailable_database_fails_the_request_and_no_item_stays_in_the_queue(database: Database) -> None:
     def unavailable(connection: Connection, items: Sequence[str]) -> tuple[list[str], None]:
         raise StoreUnavailable("gone")
 
@@ -149,14 +149,14 @@ async def test_submit_raises_store_unavailable_above_max_waiting(database: Datab
     assert await stored(database) == {"a", "b"}
 
 
-async def test_a_batch_has_at_most_max_items(database: Database) -> None:
+async def test_a_group_commit_batch_has_at_most_max_items(database: Database) -> None:
     names = Names()
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, max_items=4)
     await asyncio.gather(*(commits.submit(f"n{number}") for number in range(30)))
     assert max(map(len, names.batches)) == 4
 
 
-async def test_after_gets_the_value_of_its_own_batch_with_two_batches_in_flight(database: Database) -> None:
+async def test_the_after_callback_receives_the_value_of_its_own_batch_with_two_batches_in_flight(database: Database) -> None:
     names = Names()
     after: list[list[str]] = []
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, after=after.append)
@@ -170,7 +170,7 @@ async def test_after_gets_the_value_of_its_own_batch_with_two_batches_in_flight(
     assert sorted(after) == sorted(names.batches)
 
 
-async def test_two_batches_in_flight_keep_their_results_and_a_rolled_back_batch_has_no_after(database: Database) -> None:
+async def test_the_after_callback_is_not_called_for_a_rolled_back_batch_beside_a_committed_one(database: Database) -> None:
     """Both transaction functions have run before either result is known; the second batch is rolled back."""
     both_ran = asyncio.Event()
     values: list[list[str]] = []
@@ -203,7 +203,7 @@ async def test_two_batches_in_flight_keep_their_results_and_a_rolled_back_batch_
     assert await stored(database) == {"first"}
 
 
-async def test_an_exception_of_after_does_not_fail_the_requests_or_the_next_batch(database: Database) -> None:
+async def test_an_exception_of_the_after_callback_does_not_fail_the_requests_or_the_next_batch(database: Database) -> None:
     def broken(value: list[str]) -> None:
         raise RuntimeError("after")
 
@@ -213,7 +213,9 @@ async def test_an_exception_of_after_does_not_fail_the_requests_or_the_next_batc
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("down"), programming_error(), RuntimeError("odd")])
-async def test_a_write_that_fails_before_its_transaction_begins_stops_nothing(database: Database, error: Exception) -> None:
+async def test_a_write_that_fails_before_its_transaction_begins_does_not_stop_the_batcher(
+    database: Database, error: Exception
+) -> None:
     flaky = FlakyDatabase(database)
     flaky.before = [error, error]
     commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, Names())  # type: ignore[arg-type]
@@ -271,7 +273,7 @@ def recording_batcher(database: Any, handler: Recording) -> Batcher[str, str]:
     return Batcher(database, handler, min_items=2, max_items=8)
 
 
-async def test_a_batch_is_retried_until_the_database_takes_it(database: Database) -> None:
+async def test_a_batch_is_retried_until_the_database_commits_it(database: Database) -> None:
     flaky = FlakyDatabase(database)
     flaky.before = [programming_error(), StoreUnavailable("down")]
     handler = Recording()
@@ -283,7 +285,7 @@ async def test_a_batch_is_retried_until_the_database_takes_it(database: Database
     assert len(batcher) == 0
 
 
-async def test_a_rejected_item_is_isolated_and_the_others_are_stored(database: Database) -> None:
+async def test_an_item_that_the_database_rejects_fails_alone_and_the_rest_of_its_batch_is_stored(database: Database) -> None:
     handler = Recording()
     batcher = recording_batcher(database, handler)
     batcher.put_all(["a", "poison", "b", "c"])
@@ -292,7 +294,7 @@ async def test_a_rejected_item_is_isolated_and_the_others_are_stored(database: D
     assert [item for item, _ in handler.failures] == ["poison"]
 
 
-async def test_an_unavailable_store_during_isolation_retries_the_remaining_items(database: Database) -> None:
+async def test_items_are_retried_if_the_database_becomes_unavailable_while_they_are_written_one_by_one(database: Database) -> None:
     flaky = FlakyDatabase(database)
     flaky.before = [None, None, StoreUnavailable("down")]  # the batch, the first item, the second item
     handler = Recording()
@@ -305,7 +307,7 @@ async def test_an_unavailable_store_during_isolation_retries_the_remaining_items
     assert [item for item, _ in handler.failures] == ["poison"]
 
 
-async def test_a_handler_that_raises_loses_its_batch_but_not_the_next_one(database: Database) -> None:
+async def test_a_batch_handler_that_raises_an_exception_loses_its_batch_but_not_the_next_one(database: Database) -> None:
     class Broken(Recording):
         def committed(self, items: Sequence[str], result: str) -> None:
             super().committed(items, result)
@@ -321,7 +323,7 @@ async def test_a_handler_that_raises_loses_its_batch_but_not_the_next_one(databa
     assert handler.stored == ["a", "b"]
 
 
-async def test_a_paused_batcher_keeps_its_items_until_it_resumes(database: Database) -> None:
+async def test_a_paused_batcher_queues_items_until_it_resumes(database: Database) -> None:
     handler = Recording()
     batcher = recording_batcher(database, handler)
     batcher.pause()
@@ -333,7 +335,7 @@ async def test_a_paused_batcher_keeps_its_items_until_it_resumes(database: Datab
     assert handler.stored == ["a", "c"]
 
 
-async def test_stop_cancels_a_batch_in_retry_and_keeps_its_items(database: Database) -> None:
+async def test_stopping_the_batcher_cancels_a_batch_that_waits_for_a_retry_and_keeps_its_items(database: Database) -> None:
     flaky = FlakyDatabase(database)
     flaky.before = [StoreUnavailable("down")] * 1000
     handler = Recording()

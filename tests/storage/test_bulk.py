@@ -26,33 +26,33 @@ def stored(connection: Connection) -> tuple[int, int, int]:
     return hits, count_deltas, responses
 
 
-async def test_rows_of_several_tables_are_inserted_unchanged(database: Database) -> None:
+async def test_a_bulk_insert_into_several_tables_stores_all_values_unchanged(database: Database) -> None:
     await database.write(insert_all, (insert_hits, HITS), (insert_responses, RESPONSES), (insert_count_deltas, COUNT_DELTAS))
     assert await database.read(stored) == (3, 1, 1)
     rows = await database.read(lambda connection: connection.execute(select(schema.hits).order_by(schema.hits.c.id)).all())
     assert [(row.id, row.user_agent) for row in rows] == [(hit[0], hit[-1]) for hit in HITS]
 
 
-async def test_a_table_without_rows_is_skipped(database: Database) -> None:
+async def test_a_bulk_insert_skips_a_table_without_rows(database: Database) -> None:
     await database.write(insert_all, (insert_hits, []), (insert_responses, []), (insert_count_deltas, COUNT_DELTAS))
     await database.write(insert_all, (insert_hits, []))
     assert await database.read(stored) == (0, 1, 0)
 
 
-async def test_conflicting_rows_are_skipped_with_on_conflict_do_nothing(database: Database) -> None:
+async def test_a_bulk_insert_with_on_conflict_do_nothing_skips_conflicting_rows(database: Database) -> None:
     await database.write(insert_all, (insert_responses, RESPONSES), (insert_count_deltas, COUNT_DELTAS))
     await database.write(insert_all, (insert_responses, RESPONSES), (insert_hits, HITS))
     assert await database.read(stored) == (3, 1, 1)
 
 
-async def test_one_conflicting_row_prevents_all_inserts(database: Database) -> None:
+async def test_one_conflicting_row_prevents_all_inserts_of_a_bulk_insert(database: Database) -> None:
     await database.write(insert_all, (insert_count_deltas, COUNT_DELTAS))
     with pytest.raises(IntegrityError):
         await database.write(insert_all, (insert_hits, HITS), (insert_count_deltas, COUNT_DELTAS))
     assert await database.read(stored) == (0, 1, 0)
 
 
-async def test_postgresql_inserts_into_several_tables_with_one_statement(database: Database) -> None:
+async def test_a_bulk_insert_into_several_tables_is_one_statement_on_postgresql(database: Database) -> None:
     def statements_of(connection: Connection) -> list[str]:
         statements: list[str] = []
 
@@ -69,7 +69,7 @@ async def test_postgresql_inserts_into_several_tables_with_one_statement(databas
         assert len(statements) == 1
 
 
-async def test_more_rows_than_one_sqlite_statement_allows_are_inserted(database: Database) -> None:
+async def test_a_bulk_insert_splits_more_rows_than_one_sqlite_statement_allows(database: Database) -> None:
     hits = [(number, *HITS[0][1:]) for number in range(2 * MAX_ROWS_PER_STATEMENT + 1)]
     assert await database.write(insert_hits, hits) == len(hits)
     assert await database.read(stored) == (len(hits), 0, 0)

@@ -47,7 +47,7 @@ async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], ro
             await database.write(add, rows)
 
 
-async def test_committed_rows_are_copied_into_the_file_while_commits_continue(tmp_path: Path) -> None:
+async def test_checkpoints_copy_committed_rows_into_the_sqlite_file_while_commits_continue(tmp_path: Path) -> None:
     file = tmp_path / "shortener.db"
     async with serving(file) as database:
         await database.write(add, checkpoint.DEFAULT_ROWS)
@@ -56,7 +56,7 @@ async def test_committed_rows_are_copied_into_the_file_while_commits_continue(tm
             assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def test_every_checkpoint_of_the_thread_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_checkpoint_thread_calls_fdatasync_after_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(checkpoint, "MAX_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(os, "fdatasync", synced.append)
@@ -64,7 +64,7 @@ async def test_every_checkpoint_of_the_thread_is_made_durable(tmp_path: Path, mo
         await commit_until(database, lambda: len(synced) >= 2)
 
 
-async def test_few_changes_are_copied_after_the_maximum_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_checkpoint_copies_few_changes_after_the_maximum_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "MAX_INTERVAL_SECONDS", 0.1)
     file = tmp_path / "shortener.db"
     async with serving(file) as database:
@@ -72,7 +72,7 @@ async def test_few_changes_are_copied_after_the_maximum_interval(tmp_path: Path,
         await commit_until(database, lambda: file.stat().st_size >= 100 * MIN_ROW_BYTES)
 
 
-async def test_a_long_wal_restarts_under_load_and_no_row_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_sqlite_wal_restarts_under_load_and_no_row_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 500)
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 500)
     file = tmp_path / "shortener.db"
@@ -90,7 +90,7 @@ async def test_a_long_wal_restarts_under_load_and_no_row_is_lost(tmp_path: Path,
         assert await database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
 
 
-async def test_a_long_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_sqlite_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fdatasync = os.fdatasync
     seen: set[bytes] = set()
 
@@ -118,7 +118,7 @@ with open(sys.argv[1], "r+b") as file:
 """
 
 
-async def test_locks_of_the_connections_remain_after_the_checkpointer_stops(tmp_path: Path) -> None:
+async def test_locks_of_sqlite_connections_remain_after_the_checkpoint_thread_stops(tmp_path: Path) -> None:
     file = tmp_path / "shortener.db"
 
     def lock_error_of_another_process() -> str:

@@ -45,13 +45,13 @@ async def test_processes_whose_clocks_differ_by_hours_use_the_same_time(database
     assert abs(ahead() - datetime.now(UTC)) < 4 * MAX_IGNORED_OFFSET
 
 
-async def test_a_clock_that_differs_by_milliseconds_is_not_corrected(database: Database) -> None:
+async def test_a_machine_clock_that_differs_by_milliseconds_from_the_database_is_not_corrected(database: Database) -> None:
     clock = SharedClock(database, off_by(milliseconds=20))
     await clock.step()
     assert clock.offset == timedelta()
 
 
-async def test_the_last_correction_is_kept_while_the_database_is_down(postgres_server: PostgresProcess) -> None:
+async def test_the_last_clock_correction_stays_in_use_while_the_database_is_down(postgres_server: PostgresProcess) -> None:
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     database = await open_database(url, owner=True)

@@ -96,7 +96,7 @@ def ignore(progress: Progress) -> None:
     return
 
 
-async def test_all_rows_are_copied_and_the_service_continues_on_the_target(
+async def test_a_copy_contains_all_rows_and_the_service_continues_on_the_target_database(
     source: Database, target: Database, target_url: str, tmp_path: Path, clock: Clock
 ) -> None:
     steps: list[Progress] = []
@@ -147,7 +147,7 @@ class BreakingDatabase:
         return await self._database.write(transact, *args)
 
 
-async def test_an_interrupted_copy_continues_and_the_service_does_not_start_on_it(
+async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_start_on_an_incomplete_copy(
     source: Database, target: Database, target_url: str, tmp_path: Path
 ) -> None:
     interruptions = 0
@@ -167,7 +167,7 @@ async def test_an_interrupted_copy_continues_and_the_service_does_not_start_on_i
     assert not await target.read(is_unfinished)
 
 
-async def test_a_target_with_another_installation_is_rejected(source: Database, target: Database) -> None:
+async def test_a_copy_to_a_database_of_another_installation_is_rejected(source: Database, target: Database) -> None:
     await target.write(lambda connection: connection.execute(insert(schema.installation).values(name="secret", value="x")))
     with pytest.raises(CopyError, match="already contains an installation"):
         await copy(source, target, ignore)
@@ -178,7 +178,7 @@ async def test_a_target_with_another_installation_is_rejected(source: Database, 
         await copy(target, source, ignore)
 
 
-async def test_a_change_of_the_source_during_the_copy_is_reported(source: Database, target: Database) -> None:
+async def test_a_change_of_the_source_database_during_a_copy_is_reported(source: Database, target: Database) -> None:
     class ChangingSource(BreakingDatabase):
         """A target that changes a row of the source in every transaction."""
 
@@ -192,7 +192,7 @@ async def test_a_change_of_the_source_during_the_copy_is_reported(source: Databa
         await copy(source, changing, ignore)
 
 
-async def test_a_source_that_no_server_has_used_is_rejected(database: Database, target: Database) -> None:
+async def test_a_copy_from_a_database_that_no_server_has_used_is_rejected(database: Database, target: Database) -> None:
     with pytest.raises(CopyError, match="the source is empty"):
         await copy(database, target, ignore)
     assert await target.read(lambda c: c.execute(select(func.count()).select_from(schema.installation)).scalar_one()) == 0

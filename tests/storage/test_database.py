@@ -57,27 +57,27 @@ async def test_a_unique_conflict_raises_integrity_error(database: Database) -> N
     assert await database.read(names) == ["one"]
 
 
-async def test_a_value_that_no_column_can_hold_is_not_reported_as_an_outage(database: Database) -> None:
+async def test_a_value_that_does_not_fit_its_column_does_not_raise_store_unavailable(database: Database) -> None:
     for value in (2**70, "\udc80"):
         with pytest.raises(Exception, match=r"int|surrogates|64") as caught:
             await database.write(look_up, value)
         assert not isinstance(caught.value, StoreUnavailable)
 
 
-async def test_a_read_cannot_write(database: Database) -> None:
+async def test_a_write_inside_a_read_transaction_fails(database: Database) -> None:
     with pytest.raises(Exception, match=r"read-?only"):
         await database.read(add, "one")
     assert await database.read(names) == []
 
 
-async def test_a_stream_yields_all_rows_in_lists_of_the_given_size(database: Database) -> None:
+async def test_a_stream_yields_all_rows_in_lists_of_the_requested_size(database: Database) -> None:
     for number in range(25):
         await database.write(add, f"a{number:02}")
     pieces = [len(rows) async for rows in database.stream(select(schema.applications.c.name), size=10)]
     assert pieces == [10, 10, 5]
 
 
-async def test_a_database_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
+async def test_a_database_that_cannot_be_reached_raises_store_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         await open_database(f"postgresql://nobody@/none?host={tmp_path}", owner=True)
 
@@ -108,7 +108,7 @@ async def test_sqlite_uses_wal_with_full_synchronization_and_a_busy_timeout(tmp_
 
 
 @pytest.mark.parametrize("name", ["a#b", "a%41b", "a?b", "a b", "ä&=+;"])
-async def test_the_path_of_a_sqlite_file_can_contain_characters_with_a_meaning_in_urls(tmp_path: Path, name: str) -> None:
+async def test_the_path_of_a_sqlite_file_can_contain_characters_that_are_special_in_urls(tmp_path: Path, name: str) -> None:
     settings = Settings(data_dir=tmp_path / name)
     await prepare(settings.store_url)
     database = await open_database(settings.store_url, owner=True)

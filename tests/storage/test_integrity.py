@@ -60,7 +60,7 @@ async def test_readyz_reports_writes_that_fail_until_they_succeed_again(service:
     assert not service.database.has_failed_writes
 
 
-async def test_readyz_reports_hits_that_the_database_does_not_take(service: Service) -> None:
+async def test_readyz_reports_hits_that_the_database_does_not_store(service: Service) -> None:
     service.start(web=False, deliver=False)
     (code,) = await create_codes(service)
     await service.database.write(lambda c: c.execute(text("ALTER TABLE hits RENAME TO hits_away")))
@@ -73,7 +73,9 @@ async def test_readyz_reports_hits_that_the_database_does_not_take(service: Serv
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced"])
-async def test_writes_and_readyz_fail_while_the_file_is_another_one(service: Service, change: str, tmp_path: Path) -> None:
+async def test_writes_and_readyz_fail_while_another_file_replaces_the_sqlite_file(
+    service: Service, change: str, tmp_path: Path
+) -> None:
     file = only_sqlite(service)
     service.start(web=False, deliver=False)
     away = tmp_path / "away.db"
@@ -116,7 +118,7 @@ async def test_a_first_start_that_was_killed_before_the_secret_was_created_can_b
     await (await open_service(settings)).close(grace=1)
 
 
-async def test_a_damaged_page_is_found(make_service: MakeService) -> None:
+async def test_a_damaged_page_of_the_sqlite_file_is_reported(make_service: MakeService) -> None:
     service = await make_service()
     file = only_sqlite(service)
     for _ in range(50):

@@ -91,7 +91,7 @@ async def test_the_migrations_produce_the_schema_of_the_code(empty_url: str) -> 
     assert by_migrations == await module._run_on(empty_url, conditions)
 
 
-async def test_prepare_creates_the_schema_once(empty_url: str) -> None:
+async def test_prepare_creates_the_schema_in_an_empty_database_and_a_second_call_changes_nothing(empty_url: str) -> None:
     assert await current_version(empty_url) is None
     await prepare(empty_url)
     assert await current_version(empty_url) == HEAD
@@ -219,7 +219,7 @@ async def test_a_database_with_tables_of_another_program_is_rejected(empty_url: 
     assert await module._run_on(empty_url, lambda connection: connection.exec_driver_sql("SELECT * FROM messages").all()) == []
 
 
-async def test_simultaneous_migrations_produce_one_schema(postgresql: str) -> None:
+async def test_several_processes_can_migrate_one_postgresql_database_at_the_same_time(postgresql: str) -> None:
     """PostgreSQL only, because only one process uses a SQLite database."""
     for function in (prepare, migrate):
         url = await new_postgresql_database(postgresql, None)
@@ -312,7 +312,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
     assert await module._run_on(empty_url, difference) == []
 
 
-async def test_existing_keys_with_all_permissions_get_the_new_ones(empty_url: str) -> None:
+async def test_the_migration_gives_new_permissions_to_api_keys_that_had_all_permissions(empty_url: str) -> None:
     def fill(connection: Connection) -> None:
         upgrade(connection, "0009")
         for number, permissions in enumerate(

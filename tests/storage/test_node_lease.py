@@ -35,7 +35,7 @@ async def expire(database: Database) -> None:
     await database.write(lambda c: c.execute(text("UPDATE node_leases SET until_ms = 0")))
 
 
-async def test_a_number_in_use_is_skipped_after_the_sequence_wrapped(database: Database) -> None:
+async def test_a_node_number_in_use_is_skipped_after_the_sequence_restarts_at_its_first_value(database: Database) -> None:
     first, second = lease(database), lease(database)
     await first.step()
     await use_numbers(database, FIRST_COMMAND_NODE - 1)
@@ -43,14 +43,14 @@ async def test_a_number_in_use_is_skipped_after_the_sequence_wrapped(database: D
     assert second.node == (first.node + 1) % FIRST_COMMAND_NODE
 
 
-async def test_processes_that_start_at_once_get_different_numbers(database: Database) -> None:
+async def test_processes_that_start_at_the_same_time_get_different_node_numbers(database: Database) -> None:
     leases = [lease(database) for _ in range(30)]
     await asyncio.gather(*(one.step() for one in leases))
     assert len({one.node for one in leases}) == 30
     assert all(0 <= one.node < FIRST_COMMAND_NODE for one in leases)
 
 
-async def test_a_renewed_lease_keeps_its_number(database: Database) -> None:
+async def test_a_renewed_lease_keeps_its_node_number(database: Database) -> None:
     numbers: list[int] = []
     one = lease(database, numbers)
     for _ in range(3):
@@ -58,7 +58,7 @@ async def test_a_renewed_lease_keeps_its_number(database: Database) -> None:
     assert numbers == [one.node]
 
 
-async def test_a_process_whose_lease_was_taken_gets_a_new_number(database: Database) -> None:
+async def test_a_process_gets_a_new_node_number_if_another_process_leased_its_number(database: Database) -> None:
     numbers: list[int] = []
     late, other = lease(database, numbers), lease(database)
     await late.step()
@@ -72,7 +72,7 @@ async def test_a_process_whose_lease_was_taken_gets_a_new_number(database: Datab
     assert other.node == numbers[0]
 
 
-async def test_an_expired_lease_that_nobody_took_is_renewed(database: Database) -> None:
+async def test_an_expired_lease_of_a_node_number_is_renewed_if_no_other_process_leased_it(database: Database) -> None:
     numbers: list[int] = []
     one = lease(database, numbers)
     await one.step()
@@ -81,7 +81,7 @@ async def test_an_expired_lease_that_nobody_took_is_renewed(database: Database) 
     assert len(numbers) == 1
 
 
-async def test_a_released_number_is_free(database: Database) -> None:
+async def test_a_released_node_number_can_be_leased_again(database: Database) -> None:
     one, other = lease(database), lease(database)
     await one.step()
     await one.release()
@@ -90,6 +90,6 @@ async def test_a_released_number_is_free(database: Database) -> None:
     assert other.node == one.node
 
 
-async def test_commands_use_numbers_that_are_never_leased(database: Database) -> None:
+async def test_commands_use_node_numbers_that_are_never_leased(database: Database) -> None:
     assert all(FIRST_COMMAND_NODE <= random_command_node() < MAX_NODES for _ in range(1000))
     assert FIRST_COMMAND_NODE <= database.node < MAX_NODES

@@ -52,7 +52,7 @@ async def pair(dsn: str) -> AsyncIterator[tuple[Listener, Listener]]:
     await asyncio.gather(one.notifier.stop(), two.notifier.stop())
 
 
-async def test_an_event_reaches_the_other_processes_but_not_the_sender(pair: tuple[Listener, Listener]) -> None:
+async def test_a_wake_up_event_reaches_the_other_processes_but_not_its_sender(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
     one.notifier.notify("events")
     await two.received_after(0)
@@ -61,7 +61,7 @@ async def test_an_event_reaches_the_other_processes_but_not_the_sender(pair: tup
     assert (one.received, two.received) == (1, 1)
 
 
-async def test_a_thousand_events_share_few_notifications(pair: tuple[Listener, Listener]) -> None:
+async def test_a_thousand_wake_up_events_are_sent_with_few_notify_statements(pair: tuple[Listener, Listener]) -> None:
     one, two = pair
     for _ in range(1000):
         one.notifier.notify("events")
@@ -70,7 +70,7 @@ async def test_a_thousand_events_share_few_notifications(pair: tuple[Listener, L
     assert two.received == 1
 
 
-async def test_a_cut_connection_is_replaced(pair: tuple[Listener, Listener], dsn: str) -> None:
+async def test_the_notifier_reconnects_after_its_connection_is_cut(pair: tuple[Listener, Listener], dsn: str) -> None:
     one, two = pair
     connection = await asyncpg.connect(dsn)
     await connection.execute(
@@ -88,7 +88,7 @@ async def test_a_cut_connection_is_replaced(pair: tuple[Listener, Listener], dsn
     await two.received_after(before)
 
 
-async def test_a_click_in_one_process_wakes_the_fanout_of_another(make_service: MakeService) -> None:
+async def test_a_click_in_one_process_starts_the_fan_out_in_another_process(make_service: MakeService) -> None:
     from tests.clicks.helpers import create_codes as send
     from tests.clicks.helpers import make_hit as hit
 

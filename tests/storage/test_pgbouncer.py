@@ -75,7 +75,7 @@ def work(connection: Connection, number: int) -> int:
     return len(connection.execute(select(schema.installation)).all())
 
 
-async def test_many_transactions_share_two_connections_of_pgbouncer(pooled_url: str) -> None:
+async def test_many_transactions_can_share_two_server_connections_of_pgbouncer(pooled_url: str) -> None:
     databases = [await open_database(pooled_url + "?prepared_statements=off", owner=True) for _ in range(3)]
     try:
         await asyncio.gather(*(databases[number % 3].write(work, number) for number in range(300)))
@@ -90,7 +90,7 @@ async def test_many_transactions_share_two_connections_of_pgbouncer(pooled_url: 
             await database.close()
 
 
-async def test_prepared_statements_fail_behind_pgbouncer_without_the_parameter(pooled_url: str) -> None:
+async def test_statements_fail_behind_pgbouncer_without_the_url_parameter_prepared_statements_off(pooled_url: str) -> None:
     """This is the reason for `prepared_statements=off`. Newer versions of PgBouncer can be configured to support them."""
     databases: list[Database] = []
     with pytest.raises(StoreUnavailable, match="prepared statement"):
@@ -118,7 +118,7 @@ def test_the_parameter_prepared_statements_is_removed_from_the_url() -> None:
     assert split_url("postgresql://u:p%40@h1:1,h2:2/d?a=%20b") == ("postgresql://u:p%40@h1:1,h2:2/d?a=%20b", True)
 
 
-def test_there_is_no_notifier_without_prepared_statements_and_on_sqlite() -> None:
+def test_open_notifier_returns_none_on_sqlite_and_with_prepared_statements_off() -> None:
     assert open_notifier(Settings(database_url="postgresql://h/d?prepared_statements=off")) is None
     assert open_notifier(Settings(database_url="postgresql://h/d")) is not None
     assert open_notifier(Settings()) is None

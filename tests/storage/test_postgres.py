@@ -40,7 +40,7 @@ async def use_all_connections(database: PostgresDatabase) -> None:
     await asyncio.gather(*(database.read(names) for _ in range(8)))
 
 
-async def test_transactions_after_a_server_restart_do_not_fail(
+async def test_transactions_after_a_restart_of_postgresql_do_not_fail(
     database: PostgresDatabase, postgres_server: PostgresProcess
 ) -> None:
     await use_all_connections(database)
@@ -56,7 +56,9 @@ async def test_transactions_after_a_server_restart_do_not_fail(
     assert [len(rows) async for rows in database.stream(select(schema.installation))] == [2]
 
 
-async def test_a_stopped_server_is_unavailable_at_once(database: PostgresDatabase, postgres_server: PostgresProcess) -> None:
+async def test_a_stopped_postgresql_server_raises_store_unavailable_at_once(
+    database: PostgresDatabase, postgres_server: PostgresProcess
+) -> None:
     await database.read(names)
     await asyncio.to_thread(postgres_server.stop)
     try:
@@ -86,7 +88,7 @@ async def test_a_statement_that_hangs_is_cancelled_and_its_connection_is_replace
     assert await database.read(names) == {"a"}
 
 
-async def test_a_frozen_server_is_unavailable_after_the_time_limit_and_works_again_later(
+async def test_a_postgresql_server_that_hangs_raises_store_unavailable_after_the_time_limit(
     database: PostgresDatabase, postgres_server: PostgresProcess
 ) -> None:
     await use_all_connections(database)
@@ -102,7 +104,9 @@ async def test_a_frozen_server_is_unavailable_after_the_time_limit_and_works_aga
     assert "b" in await database.read(names)
 
 
-async def test_of_several_hosts_one_that_responds_is_used(postgres_server: PostgresProcess, tmp_path: Path) -> None:
+async def test_a_postgresql_url_with_several_hosts_connects_to_one_that_responds(
+    postgres_server: PostgresProcess, tmp_path: Path
+) -> None:
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     several = url.replace("?host=", f"?target_session_attrs=read-write&host={tmp_path},")
@@ -111,7 +115,7 @@ async def test_of_several_hosts_one_that_responds_is_used(postgres_server: Postg
     await database.close()
 
 
-async def test_with_sslmode_require_no_data_is_sent_without_tls() -> None:
+async def test_sslmode_require_sends_no_data_to_a_postgresql_server_without_tls() -> None:
     received, done = bytearray(), asyncio.Event()
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,7 +144,7 @@ async def tls_url(postgres_server: PostgresProcess, certificate: Path) -> AsyncI
         yield f"postgresql://postgres@127.0.0.1:{proxy.port}/{user_and_name.rpartition('/')[2]}"
 
 
-async def test_tls_rejects_a_host_that_the_certificate_does_not_name(tls_url: str, certificate: Path) -> None:
+async def test_postgresql_over_tls_rejects_a_certificate_for_another_host(tls_url: str, certificate: Path) -> None:
     database = await PostgresDatabase.open(f"{tls_url}?sslmode=verify-full&sslrootcert={certificate}", pool_size=2)
     try:
         await database.write(add, "a")
@@ -153,7 +157,7 @@ async def test_tls_rejects_a_host_that_the_certificate_does_not_name(tls_url: st
         await PostgresDatabase.open(f"{tls_url}?sslmode=disable")
 
 
-async def test_the_notifier_connects_over_tls(tls_url: str, certificate: Path) -> None:
+async def test_the_notifier_connects_to_postgresql_over_tls(tls_url: str, certificate: Path) -> None:
     notifier = PostgresNotifier(f"{tls_url}?sslmode=verify-full&sslrootcert={certificate}")
     notifier.start()
     try:

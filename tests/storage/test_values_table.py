@@ -13,14 +13,14 @@ def read(connection: Connection, rows: list[tuple[int, str, int]]) -> list[Row[i
     return list(connection.execute(select(table.c.number, table.c.name, table.c.big).order_by(table.c.number)))
 
 
-async def test_rows_are_returned_unchanged(database: Database) -> None:
+async def test_values_table_returns_its_rows_unchanged(database: Database) -> None:
     assert await database.read(read, ROWS) == ROWS
 
 
-async def test_without_rows_the_table_is_empty(database: Database) -> None:
+async def test_values_table_without_rows_is_empty(database: Database) -> None:
     assert await database.read(read, []) == []
 
 
-async def test_forty_thousand_rows_do_not_exceed_the_parameter_limit(database: Database) -> None:
+async def test_values_table_accepts_forty_thousand_rows_without_exceeding_the_parameter_limit(database: Database) -> None:
     many = [(number, str(number), number) for number in range(40_000)]
     assert len(await database.read(read, many)) == 40_000
