@@ -26,20 +26,20 @@ PHONE_HEADERS = {
 
 
 async def create_codes(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
-    """Rewrite one message of the default application and return the codes of its links. `more`: fields of RewriteItem."""
+    """Rewrite one message of the default application and return the codes of its short links. `more`: fields of `RewriteItem`."""
     application = service.directory.applications()[0]
     responses = await service.rewriter.rewrite(application, [RewriteItem((TO,), body, **more)])
     return [link["code"] for link in responses[0]["links"]]
 
 
 async def create_link(client: httpx.AsyncClient, url: str = "https://x.example/a?b=1&c=%20#f", **more: Any) -> str:
-    """Rewrite one message through the API and return the path of its short link. `more`: fields of the request."""
+    """Rewrite one message through the API and return the path of its short link. `more`: fields of the API request."""
     response = await client.post("/api/v1/rewrite", json={"to": TO, "body": f'#track("{url}")', **more})
     return "/" + str(response.json()["messages"][0]["links"][0]["code"])
 
 
 def make_hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
-    """Return a new hit at the service's current time. `more`: fields of Hit."""
+    """Return a new hit on the link with `code`, at the service's current time. `more`: other fields of `Hit`."""
     values: dict[str, Any] = {
         "id": service.ids(),
         "code": code,
@@ -59,7 +59,7 @@ async def fetch_rows(service: Service, table: Any) -> list[Any]:
 
 
 async def count_state_events(service: Service) -> Counter[int]:
-    """Return the number of state events by message (row id)."""
+    """Return the number of events with the topic STATE for each message. The keys are row ids of messages."""
     return Counter(event.message_id for event in await fetch_rows(service, schema.events) if event.topics & Topic.STATE)
 
 
@@ -70,9 +70,10 @@ async def change_settings(service: Service, **settings: Any) -> None:
 
 
 class UnreliableDatabase:
-    """The service's database, which rejects writes and reads while a test requires it.
+    """The service's database, which rejects writes or reads while a test requires it.
 
-    `lose_results`: the number of writes that commit but raise StoreUnavailable, as if the connection broke after the commit."""
+    `lose_results`: the number of next writes that commit and then raise StoreUnavailable, as if the connection broke after the
+    commit."""
 
     def __init__(self, service: Service) -> None:
         self._database = service.database
@@ -101,7 +102,7 @@ class UnreliableDatabase:
 
 
 async def unreliable_recorder(service: Service, **more: Any) -> tuple[UnreliableDatabase, Recorder]:
-    """Return a running recorder with a database that can fail. `more`: arguments of Recorder. The caller stops the recorder."""
+    """Return a running recorder whose database can fail. `more`: arguments of `Recorder`. The caller must stop the recorder."""
     database = UnreliableDatabase(service)
     values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
     recorder = Recorder(database, service.ids, service.click_ids, service.directory, **values)
@@ -111,7 +112,7 @@ async def unreliable_recorder(service: Service, **more: Any) -> tuple[Unreliable
 
 @asynccontextmanager
 async def hits_table_away(service: Service) -> AsyncIterator[None]:
-    """Rename the table of hits: the database works, but rejects every hit, as during a migration."""
+    """Rename the table `hits`. The database still works, but it rejects every hit, as during a migration."""
     await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits RENAME TO hits_away")))
     try:
         yield

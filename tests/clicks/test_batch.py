@@ -1,4 +1,4 @@
-"""One transaction of hits, on both engines: what it counts, and what it leaves out when it is repeated."""
+"""Tests of the transaction that writes a batch of hits, on SQLite and PostgreSQL: the counts, and the repetition of a batch."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,8 @@ def record_of(service: Service) -> HitBatchWriter:
 
 
 async def counted(service: Service) -> dict[tuple[int, str], int]:
-    """What the last transaction counted, by quarter, from the beginning of the test's hour, and metric."""
+    """Return the latest count delta as amounts by (time slot, metric). Slot 0 is the quarter of an hour that begins at the full
+    hour."""
     noon = service.now_ms() // (4 * TIME_SLOT_MS) * 4
     tally = (await rows(service, schema.count_deltas))[-1]
     sums: Counter[tuple[int, str]] = Counter()
@@ -52,12 +53,12 @@ async def counted(service: Service) -> dict[tuple[int, str], int]:
 
 
 async def check(service: Service, clock: Clock) -> None:
-    """The counts and the roll-ups are what counting again says."""
+    """Assert that the stored counts and roll-ups equal a new count of all rows."""
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
     assert await service.database.read(verify_rollups, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
 
-async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_how_soon_first_clicks_came(
+async def test_a_batch_counts_hits_by_metric_and_time_slot_and_the_fan_out_counts_the_time_to_click(
     service: Service, clock: Clock
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -101,7 +102,7 @@ async def test_a_batch_counts_each_hit_by_its_kind_and_quarter_and_the_fan_out_h
     await check(service, clock)
 
 
-async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: Service, clock: Clock) -> None:
+async def test_a_batch_that_is_written_twice_stores_each_hit_once(service: Service, clock: Clock) -> None:
     codes = [(await send(service))[0] for _ in range(2)]
     record = record_of(service)
     first = [hit(service, code) for code in codes]
@@ -114,8 +115,8 @@ async def test_a_batch_that_is_written_again_leaves_out_what_is_stored(service: 
     await check(service, clock)
 
 
-async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) -> None:
-    """People click in no order: each row would be a page of its own, read, changed, and written twice (decisions/0013)."""
+async def test_recording_a_click_does_not_access_the_messages_table(service: Service) -> None:
+    """Clicks arrive in random order, so each click would read and write another page of `messages` (docs/decisions/0013)."""
     codes = [(await send(service))[0] for _ in range(3)]
     record = record_of(service)
     touched: set[str | None] = set()
@@ -133,7 +134,7 @@ async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) ->
             touched.update(name for name, _ in set(connection.execute(uses).all()) - before)
             return outcome
         driver: Any = connection.connection.driver_connection
-        driver.set_authorizer(look)  # asked for whatever a statement touches, when it is prepared, which each is anew
+        driver.set_authorizer(look)  # SQLite calls this with each table when it prepares a statement
         try:
             return record.write(connection, batch)
         finally:
@@ -145,11 +146,11 @@ async def test_a_click_reads_and_writes_no_row_of_a_message(service: Service) ->
     assert "messages" not in touched
 
 
-async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_table_was_when_it_was_planned(
+async def test_postgresql_reads_first_clicks_by_primary_key_even_if_the_table_is_small(
     service: Service,
 ) -> None:
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite is told the order of the loops, and joins by the key of the row")
+        pytest.skip("The statement for SQLite fixes the join order, so SQLite always uses the primary key.")
 
     def plan(connection: Connection, statement: str, wanted: list[Any]) -> str:
         return "\n".join(line for (line,) in connection.exec_driver_sql(f"EXPLAIN {statement}", (wanted,)))
@@ -164,11 +165,11 @@ async def test_the_look_up_reads_what_was_clicked_by_its_key_however_small_the_t
         assert "Seq Scan on first_clicks" not in told
 
 
-async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again(
+async def test_a_first_click_that_another_process_stored_after_the_look_up_is_not_claimed_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer: nobody comes between the look-up and the claim")
+        pytest.skip("SQLite has one writer, so no other transaction can run between the look-up and the claim.")
     await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
     (message,) = [one.id for one in await rows(service, messages_now)]
     ours = (message, service.now_ms(), service.ids(), 0b11)
@@ -178,20 +179,21 @@ async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again
         connection.execute(schema.first_clicks.insert().values(id=message, **row))
         return queries.claim_first_clicks(connection, [ours], {})
 
-    # Somebody's first click of the message, on the first link; and what a correction leaves for a moment.
+    # First case: another process stored the first click of the message, on link 1. Second case: a correction removed that first
+    # click.
     at = from_ms(ours[1] - 1)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b10, False)}
     (now,) = await rows(service, schema.first_clicks)
     assert (now.at, now.hit_id, now.links) == (at, 5, 0b11)
     assert await service.database.write(claim, {"links": 0b01}) == {message: (0b10, False)}
     (now,) = await rows(service, schema.first_clicks)
-    assert (now.at, now.hit_id, now.links) == (None, None, 0b11), "the correction tells whose click is the first"
+    assert (now.at, now.hit_id, now.links) == (None, None, 0b11), "the correction assigns the first click"
 
     def gone(connection: Connection, ids: list[int]) -> dict[int, first_clicks.FirstClick]:
         connection.execute(schema.first_clicks.delete())
         return read(connection, ids)
 
-    # And when a correction takes all of it back between the two statements.
+    # A correction deletes the row of first_clicks between the two statements of the claim.
     read = first_clicks.read
     monkeypatch.setattr(first_clicks, "read", gone)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}
@@ -201,7 +203,7 @@ async def test_a_link_that_somebody_else_was_first_on_meanwhile_is_not_won_again
 
 @contextlib.asynccontextmanager
 async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
-    """Another node, whose transaction has run this statement and goes on."""
+    """Yield a connection of another process, in an open transaction that has executed `statement` with the message's row id."""
     url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(url)
     try:
@@ -213,14 +215,14 @@ async def someone_at(service: Service, statement: str, message: int) -> AsyncIte
 
 
 async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
-    """For a lock that the connection holds."""
+    """Return when another transaction waits for a lock of `connection`. `task`: the work that must wait."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     while not await connection.fetchval(waiting):
         assert not task.done()
-        await asyncio.sleep(0.01)  # and look again
+        await asyncio.sleep(0.01)  # then query the locks again
 
 
-async def test_a_click_waits_for_a_report_that_holds_its_message(service: Service) -> None:
+async def test_a_click_waits_for_a_delivery_report_that_has_locked_the_message(service: Service) -> None:
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite has one writer: one of the two is over before the other begins")
     (code,) = await send(service)
@@ -235,7 +237,7 @@ async def test_a_click_waits_for_a_report_that_holds_its_message(service: Servic
     assert (now.state, now.previous_state) == (State.CLICKTHRU, State.DELIVERED)
 
 
-async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock: Clock) -> None:
+async def test_a_delivery_report_waits_for_a_click_that_has_locked_the_message(service: Service, clock: Clock) -> None:
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite has one writer: one of the two is over before the other begins")
     await send(service, message_ids=("m-1",))
@@ -248,13 +250,15 @@ async def test_a_report_waits_for_a_click_on_its_message(service: Service, clock
     assert (now.state, now.previous_state, now.clicked_links) == (State.CLICKTHRU, State.CREATED, 1)
 
 
-async def test_what_was_held_and_not_clicked_leaves_no_row(service: Service, clock: Clock) -> None:
+async def test_a_delivery_report_on_a_message_without_clicks_leaves_no_row_in_first_clicks(service: Service, clock: Clock) -> None:
     await send(service, message_ids=("m-1",))
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
     assert await rows(service, schema.first_clicks) == []
 
 
-async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted_as_it_was(service: Service, clock: Clock) -> None:
+async def test_a_click_that_is_retracted_before_the_fan_out_is_sent_with_its_original_states(
+    service: Service, clock: Clock
+) -> None:
     (code,) = await send(service, message_ids=("m-1",))
     await choose(service, retract_clicks=True)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
@@ -278,11 +282,11 @@ async def test_a_click_that_is_taken_back_before_the_fan_out_is_told_and_counted
 
 
 @pytest.mark.parametrize(("seconds", "bucket"), [(-5, 0), (0, 0), (1, 0), (1.01, 1), (1.06, 2)])
-def test_the_first_bucket_ends_after_a_second_and_the_next_ones_grow(seconds: float, bucket: int) -> None:
+def test_the_first_bucket_of_the_time_to_click_ends_after_one_second(seconds: float, bucket: int) -> None:
     assert time_to_click_bucket(seconds) == bucket
 
 
 @given(st.floats(1, 1e8, exclude_min=True))
-def test_the_middle_of_a_bucket_is_within_two_and_a_half_percent_of_what_is_in_it(seconds: float) -> None:
+def test_the_middle_of_a_time_to_click_bucket_differs_by_less_than_2_5_percent_from_its_values(seconds: float) -> None:
     middle = time_to_click_seconds(time_to_click_bucket(seconds))
     assert abs(middle / seconds - 1) < 0.025

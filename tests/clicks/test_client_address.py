@@ -1,4 +1,4 @@
-"""Client addresses: which one counts behind proxies, and what is stored of it."""
+"""Tests of client addresses: which address is the client's behind proxies, and which part of it is stored."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
         # All addresses are trusted proxies: the left-most one is the client.
         ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
         ("10.0.0.1", "", "10.0.0.1"),
-        # Other forms of an address.
+        # An entry of X-Forwarded-For may have a port, brackets, a zone or the IPv4-mapped form.
         ("10.0.0.1", "203.0.113.7:4711", "203.0.113.7"),
         ("10.0.0.1", "[2001:DB8:0::9]:443", "2001:db8::9"),
         ("10.0.0.1", "[2001:db8::9]", "2001:db8::9"),
         ("10.0.0.1", "::ffff:203.0.113.7", "203.0.113.7"),
         ("10.0.0.1", " 203.0.113.7 ", "203.0.113.7"),
         ("fe80::1%eth0", "", "fe80::1"),
-        # Malformed entries: the peer is the client.
+        # If an entry of X-Forwarded-For is not an address, the peer is the client.
         ("10.0.0.1", "unknown", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.7, ", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.7, _hidden, 10.0.0.2", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.700", "10.0.0.1"),
         ("10.0.0.1", "1" * 70_000, "10.0.0.1"),
-        # A local socket.
+        # The peer is a local socket, which has no address.
         (None, "203.0.113.7", "203.0.113.7"),
         (None, "203.0.113.7, 10.0.0.2", "203.0.113.7"),
         (None, "unknown", ""),
@@ -62,7 +62,7 @@ def test_x_forwarded_for_is_ignored_if_no_proxy_is_trusted() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_header_and_peer_give_an_address_or_nothing(peer: str, forwarded: str) -> None:
+def test_any_x_forwarded_for_and_peer_give_a_valid_address_or_an_empty_string(peer: str, forwarded: str) -> None:
     address = client_address(peer, forwarded, PROXIES)
     assert address == "" or ip_address(address)
 
@@ -79,11 +79,11 @@ def test_any_header_and_peer_give_an_address_or_nothing(peer: str, forwarded: st
         ("not an address", ""),
     ],
 )
-def test_the_short_form_of_an_address_is_its_network(address: str, short: str) -> None:
+def test_the_privacy_setting_short_stores_the_network_of_an_address(address: str, short: str) -> None:
     assert shorten_address(address, "short") == short
 
 
-def test_full_stores_the_whole_address_and_none_stores_nothing() -> None:
+def test_the_privacy_setting_full_stores_the_whole_address_and_none_stores_no_address() -> None:
     assert shorten_address("203.0.113.7", "full") == "203.0.113.7"
     assert shorten_address("203.0.113.7", "none") == ""
 

@@ -1,4 +1,4 @@
-"""The confirmation page: only the person who presses its button is a click."""
+"""Tests of the confirmation page: a hit counts as a click only when the person presses the button on the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ async def hits(service: Service) -> list[tuple[str, int]]:
     return [(hit.rule, hit.verdict) for hit in await fetch_rows(service, schema.hits)]
 
 
-async def test_every_hit_gets_a_page_and_the_button_is_the_click(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_each_hit_gets_the_confirmation_page_and_pressing_its_button_is_the_click(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     await change_settings(service, confirm_clicks="always")
     link = await create_link(client)
     for headers in (PHONE_HEADERS, SCANNER):
@@ -39,7 +41,9 @@ async def test_every_hit_gets_a_page_and_the_button_is_the_click(client: httpx.A
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
-async def test_only_suspicious_hits_get_the_page(client: httpx.AsyncClient, service: Service) -> None:
+async def test_with_the_setting_suspicious_only_hits_that_are_not_human_get_the_confirmation_page(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     await change_settings(service, confirm_clicks="suspicious")
     link = await create_link(client)
     assert (await client.get(link, headers=SCANNER)).status_code == 200
@@ -47,26 +51,28 @@ async def test_only_suspicious_hits_get_the_page(client: httpx.AsyncClient, serv
     assert (await client.head(link, headers=PHONE_HEADERS)).status_code == 200
 
 
-async def test_hits_that_the_contextual_rules_suspect_get_the_page(client: httpx.AsyncClient, service: Service) -> None:
+async def test_hits_that_contextual_rules_suspect_get_the_confirmation_page(client: httpx.AsyncClient, service: Service) -> None:
     await change_settings(service, confirm_clicks="suspicious", max_recipients_per_address_minute=1)
     links = [await create_link(client) for _ in range(3)]
     assert [(await client.get(link, headers=PHONE_HEADERS)).status_code for link in links] == [302, 200, 200]
 
 
-async def test_a_form_on_a_page_of_somebody_else_is_not_a_confirmation(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_form_on_another_web_site_cannot_confirm_a_click(client: httpx.AsyncClient, service: Service) -> None:
     await change_settings(service, confirm_clicks="always")
     link = await create_link(client)
     assert (await client.post(link, headers={**PHONE_HEADERS, "Sec-Fetch-Site": "cross-site"})).status_code == 200
     assert await hits(service) == [("awaiting_confirmation", 2)]
 
 
-async def test_a_post_is_no_click_where_the_page_is_off(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_post_request_is_not_a_click_if_the_confirmation_page_is_off(client: httpx.AsyncClient, service: Service) -> None:
     link = await create_link(client)
     assert (await client.post(link, headers=PHONE_HEADERS)).status_code in (404, 405)
     assert await hits(service) == []
 
 
-async def test_expired_and_disabled_links_behave_as_usual(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_expired_and_disabled_links_show_no_confirmation_page(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     await change_settings(service, confirm_clicks="always")
     link = await create_link(client)
     clock.forward(days=91)
@@ -76,7 +82,7 @@ async def test_expired_and_disabled_links_behave_as_usual(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("name", ["", "Brand", "<b>" * 40, "é" * 500])
-def test_the_page_is_small_and_accessible(name: str) -> None:
+def test_the_confirmation_page_is_small_and_accessible(name: str) -> None:
     page = confirmation_page(name)
     assert len(page) <= 1500
     text = page.decode()

@@ -1,4 +1,4 @@
-"""The text of dead letters: what is stored of a hit, of an unreadable entry and of an error."""
+"""Tests of dead letters: the stored text of a hit, of a spool entry that cannot be read, and of an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import fetch_rows, make_hit
 
 
-def test_the_address_is_left_out_unless_the_application_may_store_it() -> None:
+def test_a_dead_letter_contains_the_client_address_only_if_the_application_may_store_it() -> None:
     from shortener.clicks.resolver import Hit
     from shortener.model import Verdict
 
@@ -32,16 +32,16 @@ def test_the_address_is_left_out_unless_the_application_may_store_it() -> None:
         (b"\xff\x00", ("\\xff\\x00", None)),
     ],
 )
-def test_an_entry_is_stored_as_text(content: bytes, expected: tuple[str, str | None]) -> None:
+def test_a_spool_entry_that_cannot_be_read_is_stored_as_text(content: bytes, expected: tuple[str, str | None]) -> None:
     letter = from_entry(content, "r")
     assert (letter.hit, letter.code) == expected
 
 
-def test_the_reason_is_the_first_line_of_the_error() -> None:
+def test_the_reason_of_a_dead_letter_is_the_first_line_of_the_error() -> None:
     assert reason_of(ValueError("rejected\nDETAIL: row contains (192.0.2.1)")) == "ValueError: rejected"
 
 
-async def test_texts_of_any_length_and_content_are_stored(service: Service) -> None:
+async def test_dead_letters_with_text_of_any_length_and_content_are_stored(service: Service) -> None:
     letters = [DeadLetter("x" * MAX_TEXT_CHARACTERS * 2, "a\x00b", "y\x00"), from_hit(make_hit(service, "c\x00"), "r")]
     await service.database.write(store, letters, service.clock())
     assert await service.database.read(count) == 2

@@ -1,4 +1,4 @@
-"""Devices and browsers of clicks: each click is counted once by the background job, even if it is stored late."""
+"""Tests of the device counts: the background job counts each click once by device and browser, even if the click is stored late."""
 
 import asyncio
 from collections import Counter
@@ -32,7 +32,7 @@ async def record_click(service: Service, code: str, user_agent: str = IPHONE, **
 
 
 async def device_sums(service: Service) -> dict[str, int]:
-    """Return the sums of the count deltas by device and browser."""
+    """Return the sum of all count deltas for each metric of a device or a browser."""
     added: Counter[str] = Counter()
     for row in await fetch_rows(service, schema.count_deltas):
         for _, _, metric, amount in row.data:
@@ -45,7 +45,7 @@ async def assert_counts_match(service: Service) -> None:
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
-async def test_clicks_are_counted_by_device_and_browser_minutes_later(service: Service, clock: Clock) -> None:
+async def test_the_background_job_counts_clicks_by_device_and_browser_after_two_minutes(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     for agent in (IPHONE, IPHONE, DESKTOP):
         await record_click(service, code, agent)
@@ -62,7 +62,7 @@ async def test_clicks_are_counted_by_device_and_browser_minutes_later(service: S
     await assert_counts_match(service)
 
 
-async def test_only_clicks_are_counted(service: Service, clock: Clock) -> None:
+async def test_the_device_counts_contain_clicks_and_no_other_hits(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service, expires_in=60)
     await record_click(service, code, verdict=Verdict.SUSPECTED)
     await record_click(service, code, verdict=Verdict.IGNORED)
@@ -74,12 +74,14 @@ async def test_only_clicks_are_counted(service: Service, clock: Clock) -> None:
     assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
 
-async def test_a_hit_stored_after_the_job_passed_its_id_is_counted_when_it_is_stored(service: Service, clock: Clock) -> None:
+async def test_a_click_that_is_stored_after_the_device_job_passed_its_id_is_counted_when_it_is_stored(
+    service: Service, clock: Clock
+) -> None:
     (code,) = await create_codes(service)
     delayed = [make_hit(service, code, user_agent=DESKTOP) for _ in range(2)]
     clock.forward(seconds=1)
     await record_click(service, code)
-    last = make_hit(service, code, user_agent=DESKTOP)  # late, but the job has not passed its id
+    last = make_hit(service, code, user_agent=DESKTOP)  # the hit is old, but the job has not passed its id yet
     clock.now += OLD_ENOUGH
     await service.devices.catch_up(service.now_ms())
     clock.forward(seconds=1)
@@ -92,7 +94,7 @@ async def test_a_hit_stored_after_the_job_passed_its_id_is_counted_when_it_is_st
     await assert_counts_match(service)
 
 
-async def test_an_old_hit_in_a_batch_with_a_new_one_is_counted(service: Service, clock: Clock) -> None:
+async def test_an_old_click_in_one_batch_with_a_new_click_is_counted_by_device(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     old = make_hit(service, code, user_agent=DESKTOP)
     clock.forward(seconds=1)
@@ -105,7 +107,7 @@ async def test_an_old_hit_in_a_batch_with_a_new_one_is_counted(service: Service,
     await assert_counts_match(service)
 
 
-async def test_a_late_hit_between_reading_and_storing_a_page_is_not_missed(service: Service, clock: Clock) -> None:
+async def test_a_click_that_is_stored_while_the_device_job_counts_a_page_is_not_missed(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     delayed = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)
@@ -118,7 +120,7 @@ async def test_a_late_hit_between_reading_and_storing_a_page_is_not_missed(servi
     await assert_counts_match(service)
 
 
-async def test_several_processes_count_everything_once(
+async def test_several_processes_with_device_jobs_count_each_click_once(
     make_service: MakeService, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_counts, "PAGE_HITS", 7)
@@ -138,7 +140,7 @@ async def test_several_processes_count_everything_once(
     await assert_counts_match(one)
 
 
-async def test_statistics_contain_devices_and_verify_checks_them(service: Service, clock: Clock) -> None:
+async def test_statistics_contain_device_counts_and_the_verification_checks_them(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     await record_click(service, code)
     await record_click(service, code, DESKTOP)
@@ -156,7 +158,7 @@ async def test_statistics_contain_devices_and_verify_checks_them(service: Servic
     assert (difference.metric, difference.kept, difference.counted) == ("device:phone", Decimal(0), Decimal(1))
 
 
-async def test_after_an_erasure_the_counts_are_still_correct(service: Service, clock: Clock) -> None:
+async def test_device_counts_are_correct_after_an_erasure(service: Service, clock: Clock) -> None:
     for number in range(2):
         (code,) = await create_codes(service, message_ids=(f"m-{number}",))
         await record_click(service, code)

@@ -1,4 +1,4 @@
-"""What a hit counts as: Python, SQL, the recorder, corrections and the recount must agree."""
+"""Tests of hit metrics: Python, SQL, the recorder, corrections and the recount must assign the same metric to a hit."""
 
 from datetime import timedelta
 from typing import Any
@@ -52,7 +52,7 @@ async def test_python_and_sql_give_the_same_metric_for_every_verdict_and_flag(se
         assert bool(is_click) == (metric == "clicks")
 
 
-async def test_recorder_corrections_and_recount_count_every_kind_of_hit_equally(service: Service, clock: Clock) -> None:
+async def test_the_recorder_corrections_and_the_recount_count_every_kind_of_hit_equally(service: Service, clock: Clock) -> None:
     async def differences() -> list[Any]:
         await service.database.write(fold)
         return await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1))
@@ -69,7 +69,7 @@ async def test_recorder_corrections_and_recount_count_every_kind_of_hit_equally(
                 await service.recorder.record(make_hit(service, code, verdict))
     assert await differences() == []
 
-    clock.forward(minutes=10)  # corrections leave hits alone that are not counted by device yet
+    clock.forward(minutes=10)  # a correction skips hits that the device job has not counted yet
     await service.devices.catch_up(service.now_ms())
     assert await differences() == []
     opposite = {Verdict.HUMAN: Verdict.SUSPECTED, Verdict.SUSPECTED: Verdict.HUMAN}

@@ -1,4 +1,4 @@
-"""An outage of the database with a real Redis: the spool, the responses and the drain."""
+"""Tests of an outage of the database with a real Redis: the spool, the responses, and the drainer that stores the hits later."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ LOCATION = b"https://x.example/a"
 
 
 class HangingDatabase(UnreliableDatabase):
-    """An unreliable database whose writes hang while `go` is not set."""
+    """An unreliable database whose writes wait until the event `go` is set."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -51,7 +51,7 @@ class HangingDatabase(UnreliableDatabase):
 
 
 class Node:
-    """A recorder and its drainer with a database that a test can disconnect, and the Redis of the service."""
+    """A recorder and its drainer. They share the Redis of the service, and a test can disconnect their database."""
 
     def __init__(self, service: Service, **more: Any) -> None:
         assert service.redis is not None
@@ -77,7 +77,7 @@ class Node:
         return (await self.recorder.record(hit(self.service, code, **more))).location
 
     async def drained(self) -> None:
-        """Drain until the outage is over."""
+        """Run the drainer until the outage is over."""
         async with asyncio.timeout(PATIENCE):
             while await self.drainer.step() or self.recorder.outage:
                 pass
@@ -109,7 +109,7 @@ async def node(make_node: MakeNode) -> Node:
     return make_node()
 
 
-async def test_hits_of_an_outage_get_cached_redirects_at_once_and_are_stored_later_with_their_own_times(
+async def test_hits_during_an_outage_are_redirected_from_the_cache_and_stored_later_with_their_own_times(
     service: Service, node: Node, clock: Clock
 ) -> None:
     (code,) = await send(service)
@@ -161,12 +161,14 @@ async def test_the_earliest_click_in_the_spool_is_the_first_click_in_any_order_o
     assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "one drains at a time"
 
 
-async def test_a_click_committed_before_the_drain_stays_first(service: Service, node: Node, make_node: MakeNode) -> None:
+async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_first_click(
+    service: Service, node: Node, make_node: MakeNode
+) -> None:
     (code,) = await send(service)
     node.disconnect()
     at = service.now_ms()
     assert await node.click(code, at=at) == LOCATION
-    other = make_node()  # has not noticed the outage
+    other = make_node()  # this node has not noticed the outage
     live = service.ids()
     assert await other.click(code, at=at + 1000, id=live) == LOCATION
     node.reconnect()
@@ -192,7 +194,7 @@ async def test_a_database_that_hangs_starts_an_outage_after_the_deadline_and_its
         assert await node.click(codes[0]) == LOCATION
         seconds.append(time.monotonic() - again)
     assert min(seconds) < 0.1, "later clicks do not wait for the deadline"
-    node.store.go.set()  # the first batch is committed, and is in the stream as well
+    node.store.go.set()  # the first batch is committed, although its hits are also in the spool
     await node.recorder.flush()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 6
@@ -203,7 +205,7 @@ async def test_a_database_that_hangs_starts_an_outage_after_the_deadline_and_its
     assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 6
 
 
-async def test_a_batch_that_hung_finishes_although_another_process_drained_its_hits(
+async def test_a_batch_that_hung_ends_even_if_another_process_has_drained_its_hits(
     service: Service, node: Node, make_node: MakeNode
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -217,7 +219,7 @@ async def test_a_batch_that_hung_finishes_although_another_process_drained_its_h
     assert node.recorder.totals.dropped == 0
 
 
-async def test_spooled_hits_of_a_commit_whose_result_was_lost_count_once(service: Service, node: Node) -> None:
+async def test_spooled_hits_count_once_if_the_result_of_their_commit_was_lost(service: Service, node: Node) -> None:
     (code,) = await send(service)
     node.store.lose_results = 1
     assert await node.click(code) == LOCATION
@@ -227,7 +229,7 @@ async def test_spooled_hits_of_a_commit_whose_result_was_lost_count_once(service
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_drainer_that_was_killed_after_its_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
+async def test_a_drainer_that_is_killed_after_a_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
     (code,) = await send(service)
     node.disconnect()
     for _ in range(3):
@@ -236,13 +238,15 @@ async def test_a_drainer_that_was_killed_after_its_commit_stores_no_hit_twice(se
     entries = await node.spool.read(10)
     await node.recorder.write_late(
         [kept for _, kept in entries if isinstance(kept, Hit)]
-    )  # and then it is killed, before it deletes
+    )  # the drainer is killed before it deletes the entries
     await node.drained()
     assert len(await rows(service, schema.hits)) == 3
     assert len(await rows(service, schema.events)) == 1
 
 
-async def test_spooled_hits_keep_their_verdict_and_their_time_of_arrival(service: Service, node: Node, clock: Clock) -> None:
+async def test_spooled_hits_are_stored_with_their_verdict_and_their_time_of_arrival(
+    service: Service, node: Node, clock: Clock
+) -> None:
     (code,) = await send(service, expires_in=60)
     node.disconnect()
     await node.click(code, verdict=Verdict.SUSPECTED)
@@ -296,7 +300,7 @@ async def test_a_link_that_is_not_cached_is_read_from_the_database_and_its_hit_i
     (code,) = await send(service)
     with contextlib.closing(redis_server.client()) as client:
         client.flushall()
-    node.store.refuse_writes = True  # a standby: it answers, and takes nothing
+    node.store.refuse_writes = True  # like a standby server, which permits reads and rejects writes
     assert await node.click(code) == LOCATION
     assert (await node.spool.look()).depth == 1
     assert (await node.recorder.record(hit(service, "unknowncod"))).gone is False
@@ -306,7 +310,7 @@ async def test_a_link_that_is_not_cached_is_read_from_the_database_and_its_hit_i
     assert len(await rows(service, schema.hits)) == 1
 
 
-async def test_with_database_and_redis_away_hits_get_503_at_once_and_are_not_stored(
+async def test_hits_get_503_at_once_and_are_not_stored_if_database_and_redis_are_unavailable(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -330,11 +334,11 @@ async def out_of_memory(redis_server: RedisProcess) -> None:
 
 
 async def full(redis_server: RedisProcess) -> None:
-    """Nothing to do to Redis: the limit of the spool is set."""
+    """Return without a change of Redis. The test sets the limit of the spool instead."""
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
-async def test_hits_that_the_spool_rejects_wait_in_memory_up_to_the_limit(
+async def test_hits_that_the_spool_rejects_wait_in_memory_up_to_waiting_limit(
     service: Service,
     make_node: MakeNode,
     redis_server: RedisProcess,
@@ -368,7 +372,7 @@ async def test_spooled_hits_survive_a_kill_of_redis(service: Service, node: Node
     assert len(await rows(service, schema.hits)) == 20
 
 
-async def test_a_redis_that_was_wiped_during_the_outage_loses_only_its_hits(
+async def test_if_redis_loses_its_data_during_an_outage_only_the_hits_in_redis_are_lost(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -386,7 +390,9 @@ async def test_a_redis_that_was_wiped_during_the_outage_loses_only_its_hits(
     assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
 
 
-async def test_an_entry_that_is_not_a_hit_becomes_a_dead_letter(service: Service, node: Node, redis_server: RedisProcess) -> None:
+async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
     (code,) = await send(service)
     node.disconnect()
     await node.click(code)
@@ -407,8 +413,9 @@ async def test_an_entry_that_is_not_a_hit_becomes_a_dead_letter(service: Service
     ]
 
 
-@pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])  # what the database refuses, and what not even JSON can hold
-async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter_and_the_others_are_stored(
+# the database rejects the first value; the second is too large for the encoder of spool entries
+@pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
+async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_others_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
 ) -> None:
     (code,) = await send(service)
@@ -429,11 +436,11 @@ async def test_one_hit_of_an_outage_that_cannot_be_written_becomes_a_dead_letter
         assert client.xlen("sms:test:spool:dead") == 0
 
 
-async def test_dead_letters_in_redis_move_to_their_table_and_stay_there(
+async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    with contextlib.closing(redis_server.client()) as client:  # of the previous release: without a reason
+    with contextlib.closing(redis_server.client()) as client:  # an entry that the previous release wrote, without a reason
         client.xadd("sms:test:spool:dead", {"h": json.dumps({"code": code, "at": 2**70})})
     assert await node.spool.add_dead_letters([from_hit(hit(service, code, rule=None), "NotNullViolationError")])
     await node.drainer.step()
@@ -445,7 +452,7 @@ async def test_dead_letters_in_redis_move_to_their_table_and_stay_there(
     assert len(await rows(service, schema.hits_dead_letter)) == 2
 
 
-async def test_a_rejected_hit_goes_to_redis_if_the_table_of_dead_letters_does_not_take_it(
+async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rejects_it(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -460,19 +467,19 @@ async def test_a_rejected_hit_goes_to_redis_if_the_table_of_dead_letters_does_no
     assert letter.code == code
 
 
-async def test_the_lease_of_the_drainer_is_free_after_its_time_although_the_clock_of_redis_stepped_back(
+async def test_the_lease_of_the_drainer_ends_in_time_even_if_the_clock_of_redis_was_set_back(
     service: Service, make_node: MakeNode, redis_server: RedisProcess
 ) -> None:
     one, two = make_node(), make_node()
     assert await one.spool.take_lease()
     assert not await two.spool.take_lease()
     with contextlib.closing(redis_server.client()) as client:
-        client.pexpire("sms:test:spool:lease", 5 * 3600 * 1000)  # as it looks after a step of five hours
+        client.pexpire("sms:test:spool:lease", 5 * 3600 * 1000)  # as if the clock of Redis had been set back by five hours
     assert await two.spool.take_lease()
     assert not await one.spool.take_lease()
 
 
-async def test_without_redis_there_is_no_outage_and_hits_wait_in_memory(make_service: MakeService) -> None:
+async def test_hits_wait_in_memory_if_the_database_is_unavailable_and_redis_is_not_configured(make_service: MakeService) -> None:
     service = await make_service()
     (code,) = await send(service)
     store, recorder = await unreliable_recorder(service)
@@ -484,7 +491,7 @@ async def test_without_redis_there_is_no_outage_and_hits_wait_in_memory(make_ser
     await recorder.stop(1)
 
 
-async def test_an_entry_of_the_spool_does_not_contain_the_hash_of_the_address(
+async def test_a_spool_entry_does_not_contain_the_hash_of_the_client_address(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -514,7 +521,7 @@ async def test_hits_go_to_the_spool_while_the_database_rejects_every_hit(service
 
 
 @pytest.mark.parametrize("waiting_limit", [50, 10_000])
-async def test_with_a_frozen_redis_responses_keep_the_deadline_and_memory_the_limit(
+async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_waiting_limit_holds(
     service: Service, make_node: MakeNode, redis_server: RedisProcess, waiting_limit: int
 ) -> None:
     (code,) = await send(service)
@@ -531,7 +538,7 @@ async def test_with_a_frozen_redis_responses_keep_the_deadline_and_memory_the_li
         began = time.monotonic()
         try:
             assert await node.click(code) == LOCATION
-        except StoreUnavailable:  # a busy machine did not read the link in time
+        except StoreUnavailable:  # on a busy machine, the link may not be read in time
             refused += 1
         times.append(time.monotonic() - began)
 
@@ -545,14 +552,14 @@ async def test_with_a_frozen_redis_responses_keep_the_deadline_and_memory_the_li
         await asyncio.gather(*clicks)
     finally:
         redis_server.thaw()
-    assert max(times) < deadline + RESPONSE_GRACE_SECONDS + 1  # the last is for a busy machine
+    assert max(times) < deadline + RESPONSE_GRACE_SECONDS + 1  # one second more for a busy machine
     assert most <= waiting_limit
     node.reconnect()
     await redis_is_up(service)
     await node.drained()
     await node.recorder.flush()
     stored = await rows(service, schema.hits)
-    # Redis may execute a command after the client gave it up, so a hit that counts as dropped may be stored all the same.
+    # Redis may execute a command after the client's timeout. Therefore a hit that counts as dropped may still be stored.
     assert len(stored) + node.recorder.totals.dropped + refused >= 1001
     assert (node.recorder.totals.dropped == 0) is (waiting_limit > 1000)
     assert refused < 500
@@ -566,7 +573,7 @@ async def redis_is_up(service: Service) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_deadline_and_nothing_is_stored(
+async def test_with_a_frozen_redis_and_no_database_hits_get_503_by_the_deadline_and_are_not_stored(
     service: Service, make_node: MakeNode, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
@@ -590,7 +597,7 @@ async def test_with_redis_frozen_and_the_database_away_503_comes_within_the_dead
     assert len(await rows(service, schema.hits)) == 1
 
 
-async def test_an_outage_has_a_state_for_the_recovery(service: Service, node: Node) -> None:
+async def test_an_outage_begins_with_a_failed_write_and_ends_when_the_spool_is_drained(service: Service, node: Node) -> None:
     (code,) = await send(service)
     states = [node.recorder.outage_state]
     node.disconnect()

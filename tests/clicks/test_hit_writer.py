@@ -1,4 +1,4 @@
-"""Hits that the database cannot take: refused, rejected, or committed without a confirmation."""
+"""Tests of hits that the database does not store: refused hits, rejected hits, and commits whose result was lost."""
 
 import asyncio
 import json
@@ -36,12 +36,12 @@ LOCATION = b"https://x.example/a"
 
 
 def programming_error() -> ProgrammingError:
-    """Return what PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
+    """Return the error that PostgreSQL raises for a connection after REVOKE CONNECT ON DATABASE."""
     return ProgrammingError("", None, Exception("permission denied for database"))
 
 
 class BrokenDatabase(UnreliableDatabase):
-    """The service's database; its writes and reads raise these errors before they begin."""
+    """The service's database. Each write and each read raises an error before the transaction begins."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -69,7 +69,7 @@ async def broken_recorder(service: Service, **more: Any) -> AsyncIterator[tuple[
     await recorder.stop(1)
 
 
-async def test_no_hit_that_got_503_is_stored_when_thousands_wait(service: Service) -> None:
+async def test_no_hit_that_got_503_is_stored_even_if_thousands_of_hits_wait(service: Service) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (database, recorder):
         database.refuse_writes = database.refuse_reads = True
@@ -83,7 +83,7 @@ async def test_no_hit_that_got_503_is_stored_when_thousands_wait(service: Servic
         assert recorder.totals.recorded == 1
 
 
-async def test_a_hit_that_is_refused_during_its_transaction_rolls_the_batch_back(service: Service) -> None:
+async def test_a_hit_that_gets_503_during_its_transaction_rolls_the_batch_back(service: Service) -> None:
     (code,) = await create_codes(service)
     totals = RecorderTotals()
     refused_during: list[WaitingHit] = []
@@ -115,7 +115,7 @@ async def test_a_hit_that_is_refused_during_its_transaction_rolls_the_batch_back
         return WaitingHit(make_hit(service, code), asyncio.get_running_loop().create_future(), 0.0)
 
     class Response:
-        """Unlike a future, it may be refused in the thread of the transaction."""
+        """A pending response that the thread of the transaction may set. A future permits this only in the event loop."""
 
         def __init__(self) -> None:
             self.is_done = False
@@ -156,7 +156,7 @@ async def test_writes_that_fail_before_their_transaction_leave_the_recorder_work
 
 
 @pytest.mark.parametrize("error", [programming_error(), RuntimeError("odd")])
-async def test_a_read_that_raises_any_exception_gives_503_and_not_silence(service: Service, error: Exception) -> None:
+async def test_a_hit_gets_503_if_reading_its_link_raises_any_exception(service: Service, error: Exception) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (database, recorder):
         database.write_error = database.read_error = error
@@ -167,7 +167,7 @@ async def test_a_read_that_raises_any_exception_gives_503_and_not_silence(servic
         assert len(await fetch_rows(service, schema.hits)) == 1
 
 
-async def test_a_read_that_hangs_gives_503_soon_after_the_deadline(service: Service) -> None:
+async def test_a_hit_gets_503_soon_after_the_deadline_if_reading_its_link_hangs(service: Service) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (database, recorder):
         never = asyncio.Event()
@@ -179,10 +179,10 @@ async def test_a_read_that_hangs_gives_503_soon_after_the_deadline(service: Serv
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await recorder.record(make_hit(service, code))
-        assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # the last is for a busy machine
+        assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # half a second more for a busy machine
 
 
-async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_notifies(service: Service) -> None:
+async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_calls_on_events(service: Service) -> None:
     (code,) = await create_codes(service)
     notified: list[int] = []
     database, recorder = await unreliable_recorder(service, on_events=lambda: notified.append(1))
@@ -210,7 +210,7 @@ async def test_hits_wait_while_the_database_rejects_every_hit(service: Service, 
         assert (totals.dropped, totals.dead_letters, totals.first_clicks) == (0, 0, 1)
 
 
-async def test_a_single_hit_that_the_database_rejects_is_a_dead_letter_and_gets_its_redirect(service: Service) -> None:
+async def test_a_hit_that_the_database_rejects_becomes_a_dead_letter_and_is_redirected(service: Service) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (_, recorder):
         broken = make_hit(service, code, rule=None)
@@ -226,7 +226,7 @@ async def test_a_single_hit_that_the_database_rejects_is_a_dead_letter_and_gets_
         assert len(await fetch_rows(service, schema.hits)) == 1
 
 
-async def test_a_probe_leaves_no_row(service: Service) -> None:
+async def test_a_probe_of_the_database_leaves_no_row(service: Service) -> None:
     (code,) = await create_codes(service)
     before = await fetch_rows(service, schema.count_deltas)
     async with broken_recorder(service) as (_, recorder):
@@ -236,8 +236,8 @@ async def test_a_probe_leaves_no_row(service: Service) -> None:
     assert await fetch_rows(service, schema.count_deltas) == before
 
 
-async def test_a_hit_whose_id_another_process_used_gets_a_new_id(service: Service) -> None:
-    """Two processes with one node number make the same id in the same millisecond."""
+async def test_a_hit_gets_a_new_id_if_another_process_has_used_its_id(service: Service) -> None:
+    """Two processes with the same node number may generate the same id in the same millisecond."""
     codes = [(await create_codes(service))[0] for _ in range(3)]
     async with broken_recorder(service) as (_, recorder):
         first = make_hit(service, codes[0])
@@ -255,7 +255,7 @@ async def test_a_hit_whose_id_another_process_used_gets_a_new_id(service: Servic
         assert len(await fetch_rows(service, schema.hits)) == 24, "a stored hit of the spool is left out, a clashing one is not"
 
 
-async def test_a_hit_whose_event_id_another_process_used_gets_a_new_id(service: Service) -> None:
+async def test_a_hit_gets_a_new_id_if_another_process_has_used_the_id_of_its_event(service: Service) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (_, recorder):
         clashing = make_hit(service, code)
@@ -270,7 +270,7 @@ async def test_a_hit_whose_event_id_another_process_used_gets_a_new_id(service: 
         assert len(await fetch_rows(service, schema.events)) == 2
 
 
-async def test_a_hit_whose_commit_takes_longer_than_the_deadline_gets_its_redirect_and_not_503(service: Service) -> None:
+async def test_a_hit_whose_commit_takes_longer_than_the_deadline_is_redirected(service: Service) -> None:
     (code,) = await create_codes(service)
     slow_seconds = RESPONSE_GRACE_SECONDS + 1.0
 
@@ -279,7 +279,7 @@ async def test_a_hit_whose_commit_takes_longer_than_the_deadline_gets_its_redire
             def transact_slowly(connection: Connection, *args: Any, **kwargs: Any) -> Any:
                 result = transact(connection, *args, **kwargs)
                 if connection.dialect.name == "sqlite":
-                    time.sleep(slow_seconds)  # in the writer thread
+                    time.sleep(slow_seconds)  # blocks the thread that writes to the database
                 else:
                     connection.execute(text(f"SELECT pg_sleep({slow_seconds})"))
                 return result

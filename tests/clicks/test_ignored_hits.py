@@ -1,4 +1,6 @@
-"""HEAD requests and prefetches of one link: the first of a minute are stored, the others only counted."""
+"""Tests of the limit of ignored hits: in each minute, the first HEAD requests and prefetches of a link are stored. Later ones are
+only counted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tests.conftest import MakeService, client_of
 MINUTE = 60_000
 
 
-def test_so_many_hits_of_a_link_are_admitted_in_a_minute() -> None:
+def test_the_limit_of_stored_ignored_hits_applies_to_each_link_and_minute() -> None:
     limit = IgnoredHitLimit(2)
     assert [limit.admit("a", MINUTE), limit.admit("a", MINUTE + 1), limit.admit("a", 2 * MINUTE - 1)] == [True, True, False]
     assert limit.admit("b", MINUTE)
@@ -21,14 +23,14 @@ def test_so_many_hits_of_a_link_are_admitted_in_a_minute() -> None:
     assert all(IgnoredHitLimit(0).admit("a", MINUTE) for _ in range(100))
 
 
-def test_the_number_of_remembered_links_is_limited() -> None:
+def test_the_number_of_links_whose_ignored_hits_are_counted_is_limited() -> None:
     limit = IgnoredHitLimit(1)
     for number in range(3 * ignored_hits.MAX_LINKS):
         assert limit.admit(str(number), MINUTE)
     assert len(limit._counts) <= ignored_hits.MAX_LINKS
 
 
-async def test_a_flood_of_head_requests_gets_redirects_but_stores_few_rows(make_service: MakeService) -> None:
+async def test_many_head_requests_of_one_link_are_redirected_but_few_rows_are_stored(make_service: MakeService) -> None:
     service: Service = await make_service(ignored_hits_limit=5)
     (code,) = await create_codes(service)
     async with client_of(service) as client:

@@ -1,4 +1,4 @@
-"""The network list: text files and MaxMind DB files, and hits from hosting networks."""
+"""Tests of the network list: text files, MaxMind DB files, and hits from the networks of hosting providers."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def write(folder: Path, text: str) -> Path:
         ("unknown", NetworkInfo()),
     ],
 )
-def test_the_longest_prefix_decides(tmp_path: Path, address: str, expected: NetworkInfo) -> None:
+def test_the_network_with_the_longest_prefix_determines_the_result(tmp_path: Path, address: str, expected: NetworkInfo) -> None:
     networks = open_networks([write(tmp_path, LIST)])
     assert networks is not None
     assert networks.find(address) == expected
 
 
 @pytest.mark.parametrize("line", ["203.0.113.0/99", "x", "203.0.113.0/24,Germany", "203.0.113.0/24,DE,name,vpn"])
-def test_a_wrong_line_is_reported_with_its_number(tmp_path: Path, line: str) -> None:
+def test_the_error_for_an_invalid_line_of_a_network_list_contains_the_line_number(tmp_path: Path, line: str) -> None:
     with pytest.raises(NetworkFileError, match=r"networks\.csv, line 2: "):
         open_networks([write(tmp_path, f"198.51.100.0/24\n{line}")])
 
 
-def test_a_missing_or_damaged_file_is_reported(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_network_list_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(NetworkFileError, match=r"none\.csv"):
         open_networks([tmp_path / "none.csv"])
     damaged = tmp_path / "damaged.mmdb"
@@ -72,7 +72,7 @@ def test_a_missing_or_damaged_file_is_reported(tmp_path: Path) -> None:
         ({}, NetworkInfo()),
     ],
 )
-def test_records_of_several_vendors_are_read(record: dict[str, object], expected: NetworkInfo) -> None:
+def test_records_of_several_vendors_of_network_lists_are_read(record: dict[str, object], expected: NetworkInfo) -> None:
     assert _read_record(record) == expected
 
 

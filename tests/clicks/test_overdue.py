@@ -22,7 +22,7 @@ async def test_hits_become_overdue_in_the_order_of_arrival() -> None:
     assert queue.next_at() == 3
 
 
-async def test_hits_that_have_a_response_leave_the_queue_without_being_overdue() -> None:
+async def test_hits_that_have_a_response_are_removed_from_the_queue_and_never_become_overdue() -> None:
     queue = OverdueQueue()
     first, second = waiting(1), waiting(2)
     queue.append(first)
@@ -36,7 +36,7 @@ async def test_hits_that_have_a_response_leave_the_queue_without_being_overdue()
     assert queue.next_at() is None
 
 
-async def test_one_pass_looks_only_at_the_hits_that_leave_the_queue() -> None:
+async def test_removing_overdue_hits_examines_only_the_hits_that_are_removed() -> None:
     class Counting(WaitingHit):
         looks = 0
 
@@ -53,7 +53,7 @@ async def test_one_pass_looks_only_at_the_hits_that_leave_the_queue() -> None:
     assert Counting.looks <= 5
 
 
-async def test_a_refused_hit_is_marked_before_its_response_is_sent() -> None:
+async def test_a_hit_is_marked_as_refused_before_its_503_response_is_sent() -> None:
     class Response:
         def __init__(self) -> None:
             self.was_marked = False

@@ -1,4 +1,4 @@
-"""The code in a request path, with what programs add to links, and the path before the code."""
+"""Tests of request paths: the code in the path, the characters that programs add to links, and the path before the code."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from shortener.clicks.path import MAX_CODE_LENGTH, MIN_CODE_LENGTH, code_behind_prefix, code_of
 
 CODES = st.text(string.ascii_letters + string.digits, min_size=MIN_CODE_LENGTH, max_size=MAX_CODE_LENGTH)
-#: What may follow a code: any character of the categories below. Surrogates cannot be in UTF-8.
+#: Characters that may follow a code: neither letters nor digits. UTF-8 cannot encode surrogates, so they are left out.
 IGNORED = st.text(st.characters(exclude_categories=("L", "N", "Cs")), max_size=12)
 LETTERS_AND_DIGITS = st.characters(categories=("L", "N"))
 
 
 @given(CODES)
-def test_a_plain_code_is_found(code: str) -> None:
+def test_a_path_that_is_only_a_code_gives_the_code(code: str) -> None:
     assert code_of(f"/{code}") == code_of(f"/{code}".encode()) == code
 
 
 @given(CODES, IGNORED)
-def test_everything_but_letters_and_digits_is_ignored_behind_a_code(code: str, behind: str) -> None:
+def test_all_characters_except_letters_and_digits_are_ignored_behind_a_code(code: str, behind: str) -> None:
     encoded = "".join(f"%{byte:02X}" for byte in behind.encode())
     for form in (quote(behind, safe=""), encoded, encoded.lower(), encoded + "/", *([behind] if "%" not in behind else [])):
         assert code_of(f"/{code}{form}") == code
@@ -32,7 +32,7 @@ def test_everything_but_letters_and_digits_is_ignored_behind_a_code(code: str, b
 
 
 @given(CODES, IGNORED, LETTERS_AND_DIGITS, IGNORED)
-def test_a_letter_or_digit_of_any_script_is_never_ignored(code: str, before: str, character: str, after: str) -> None:
+def test_a_letter_or_digit_of_any_script_behind_a_code_is_not_ignored(code: str, before: str, character: str, after: str) -> None:
     behind = before + character + after
     assert code_of(f"/{code}{quote(behind, safe='')}") != code
     if "%" not in behind:
@@ -73,7 +73,7 @@ def test_a_letter_or_digit_of_any_script_is_never_ignored(code: str, before: str
         "%",
     ],
 )
-def test_what_programs_add_to_links_is_ignored(behind: str) -> None:
+def test_characters_that_programs_add_to_links_are_ignored_behind_a_code(behind: str) -> None:
     path = f"/Ab3xK9Qr{behind}"
     assert code_of(path) == code_of(path.encode()) == "Ab3xK9Qr"
 
@@ -85,7 +85,7 @@ def test_what_programs_add_to_links_is_ignored(behind: str) -> None:
         *("%F0%9F", "%ED%A0%BD", "%0d%0a", "%00", "." * 100_000),
     ],
 )
-def test_invisible_characters_and_cut_characters_are_ignored(behind: str) -> None:
+def test_invisible_and_incomplete_characters_are_ignored_behind_a_code(behind: str) -> None:
     assert code_of(f"/Ab3xK9Qr{behind}") == "Ab3xK9Qr"
 
 
@@ -117,7 +117,7 @@ def test_invisible_characters_and_cut_characters_are_ignored(behind: str) -> Non
         "/Ab3xK9Qr" + "." * 100_000 + "x",
     ],
 )
-def test_other_paths_have_no_code(path: str) -> None:
+def test_paths_of_any_other_form_have_no_code(path: str) -> None:
     assert code_of(path) is None
     assert code_of(path.encode(errors="surrogatepass")) is None
 
@@ -138,11 +138,11 @@ def test_other_paths_have_no_code(path: str) -> None:
         ("/" + "a/" * 100 + "Ab3xK9Qr", None),
     ],
 )
-def test_a_code_behind_a_path_is_the_last_segment(path: str, found: tuple[str, str] | None) -> None:
+def test_a_code_behind_a_prefix_is_the_last_segment_of_the_path(path: str, found: tuple[str, str] | None) -> None:
     assert code_behind_prefix(path) == code_behind_prefix(path.encode()) == found
 
 
 @given(st.binary() | st.text())
-def test_any_path_gives_a_valid_code_or_none(path: bytes | str) -> None:
+def test_any_request_path_gives_a_valid_code_or_none(path: bytes | str) -> None:
     code = code_of(path)
     assert code is None or re.fullmatch(r"[A-Za-z0-9]{4,32}", code)

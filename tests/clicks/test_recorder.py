@@ -1,4 +1,6 @@
-"""Group commit and the first click, on both engines; and what happens while the store is away."""
+"""Tests of the recorder on SQLite and PostgreSQL: batches, first clicks, contextual rules, and hits while the database is
+unavailable.
+"""
 
 import asyncio
 from collections import Counter
@@ -32,7 +34,7 @@ from tests.conftest import Clock, MakeService, client_of
 from tests.rows import messages_now
 
 
-async def test_the_first_click_moves_the_message_and_raises_one_event(service: Service, clock: Clock) -> None:
+async def test_the_first_click_changes_the_state_of_the_message_and_creates_one_event(service: Service, clock: Clock) -> None:
     (code,) = await send(service)
     clock.forward(seconds=42)
     resolution = await service.recorder.record(hit(service, code))
@@ -49,7 +51,7 @@ async def test_the_first_click_moves_the_message_and_raises_one_event(service: S
     assert (event.hit_id, event.link_id, event.message_id, event.at) == (kept.id, link.id, message.id, clock())
 
 
-async def test_later_clicks_only_redirect(service: Service) -> None:
+async def test_later_clicks_are_redirected_and_create_no_event(service: Service) -> None:
     (code,) = await send(service)
     for _ in range(3):
         assert (await service.recorder.record(hit(service, code))).location == b"https://x.example/a"
@@ -57,7 +59,7 @@ async def test_later_clicks_only_redirect(service: Service) -> None:
     assert len(await rows(service, schema.events)) == 1
 
 
-async def test_five_hundred_racing_clicks_on_ten_links_are_ten_first_clicks(service: Service) -> None:
+async def test_five_hundred_concurrent_clicks_on_ten_links_give_ten_first_clicks(service: Service) -> None:
     codes = [(await send(service))[0] for _ in range(10)]
     await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 50))
     assert len(await rows(service, schema.hits)) == 500
@@ -65,7 +67,7 @@ async def test_five_hundred_racing_clicks_on_ten_links_are_ten_first_clicks(serv
     assert service.recorder.totals.batches < 50, "hits that arrive during a commit share the next one"
 
 
-async def test_two_recorders_on_one_store_agree_on_the_first_click(make_service: MakeService) -> None:
+async def test_two_recorders_on_one_database_record_one_first_click_for_each_message(make_service: MakeService) -> None:
     one = await make_service()
     if one.database.dialect == "sqlite":
         pytest.skip("SQLite belongs to one process; two nodes need PostgreSQL")
@@ -77,15 +79,15 @@ async def test_two_recorders_on_one_store_agree_on_the_first_click(make_service:
     assert sorted((await clickthru_events(one)).values()) == [1] * 20
 
 
-async def test_two_links_of_one_message_are_one_clickthru_and_two_clicks(service: Service) -> None:
+async def test_clicks_on_two_links_of_one_message_create_one_state_event_and_two_click_events(service: Service) -> None:
     codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
     await asyncio.gather(*(service.recorder.record(hit(service, code)) for code in codes * 2))
     events = await rows(service, schema.events)
     assert sorted(event.topics for event in events) == [Topic.CLICK, Topic.STATE | Topic.CLICK]
 
 
-async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_click_of_its_own(service: Service) -> None:
-    """A bit of `first_clicks.links`, a signed column of 32, stands for each; the recorder relies on MAX_LINKS for that."""
+async def test_each_link_of_a_message_with_the_maximum_number_of_links_has_its_own_first_click(service: Service) -> None:
+    """The column `first_clicks.links` has one bit for each link. It is a signed 32-bit integer, so MAX_LINKS must not exceed 31."""
     assert 1 << MAX_LINKS <= 2**31 - 1
     body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
     codes = await send(service, body, track="all_urls")
@@ -100,7 +102,7 @@ async def test_every_link_of_a_message_with_as_many_as_it_may_have_has_a_first_c
         await send(service, body + " https://x.example/one-more", track="all_urls")
 
 
-async def test_a_labelled_link_raises_an_event_on_every_click(service: Service) -> None:
+async def test_each_click_on_a_link_with_a_label_creates_an_event(service: Service) -> None:
     (code,) = await send(service, '#trackurl("https://x.example/1","offer")')
     for _ in range(3):
         await service.recorder.record(hit(service, code))
@@ -108,7 +110,9 @@ async def test_a_labelled_link_raises_an_event_on_every_click(service: Service) 
 
 
 @pytest.mark.parametrize("verdict", [Verdict.SUSPECTED, Verdict.IGNORED])
-async def test_machines_are_redirected_and_kept_but_spend_nothing(service: Service, verdict: Verdict) -> None:
+async def test_suspected_and_ignored_hits_are_redirected_and_stored_but_do_not_use_up_the_first_click(
+    service: Service, verdict: Verdict
+) -> None:
     (code,) = await send(service)
     for _ in range(20):
         assert (await service.recorder.record(hit(service, code, verdict))).location
@@ -118,14 +122,14 @@ async def test_machines_are_redirected_and_kept_but_spend_nothing(service: Servi
     assert len(await rows(service, schema.events)) == 1
 
 
-async def test_an_unknown_code_is_not_found_and_leaves_nothing(service: Service) -> None:
+async def test_a_hit_with_an_unknown_code_stores_no_row(service: Service) -> None:
     resolution = await service.recorder.record(hit(service, "doesnotexist"))
     assert resolution is UNKNOWN_LINK
     assert await rows(service, schema.hits) == []
     assert await rows(service, schema.count_deltas) == []
 
 
-async def test_a_late_hit_is_recorded_and_told_but_never_a_clickthru(service: Service, clock: Clock) -> None:
+async def test_a_hit_on_an_expired_link_creates_a_late_click_event_and_no_state_change(service: Service, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60)
     clock.forward(seconds=60)
     resolution = await service.recorder.record(hit(service, code))
@@ -137,21 +141,21 @@ async def test_a_late_hit_is_recorded_and_told_but_never_a_clickthru(service: Se
     assert (await rows(service, messages_now))[0].state == 0
 
 
-async def test_the_last_millisecond_of_a_link_counts(service: Service, clock: Clock) -> None:
+async def test_a_hit_in_the_last_millisecond_before_the_expiry_is_a_click(service: Service, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60)
     clock.forward(milliseconds=59_999)
     assert (await service.recorder.record(hit(service, code))).location
     assert len(await clickthru_events(service)) == 1
 
 
-async def test_an_expired_link_leads_to_its_fallback(service: Service, clock: Clock) -> None:
+async def test_an_expired_link_redirects_to_its_fallback_url(service: Service, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60, fallback_url="https://x.example/over")
     clock.forward(minutes=2)
     resolution = await service.recorder.record(hit(service, code))
     assert (resolution.location, resolution.gone) == (b"https://x.example/over", True)
 
 
-async def test_a_link_that_was_switched_off_is_gone_and_tells_nobody(service: Service, clock: Clock) -> None:
+async def test_a_hit_on_a_disabled_link_has_no_destination_and_creates_no_event(service: Service, clock: Clock) -> None:
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(update(schema.links).values(disabled_at=clock())))
     resolution = await service.recorder.record(hit(service, code))
@@ -160,7 +164,7 @@ async def test_a_link_that_was_switched_off_is_gone_and_tells_nobody(service: Se
     assert await rows(service, schema.events) == []
 
 
-async def test_placeholders_of_a_destination_are_filled_in(service: Service) -> None:
+async def test_placeholders_in_a_destination_are_replaced_by_their_values(service: Service) -> None:
     body = '#track("https://x.example/{code}?m={message_id}&c={click_id}&g={campaign}&p={phone_sha256}&x={other}#f")'
     (code,) = await send(service, body, message_ids=("m 1",), campaign="a&b")
     mine = hit(service, code)
@@ -173,7 +177,7 @@ async def test_placeholders_of_a_destination_are_filled_in(service: Service) -> 
     assert resolution.location == expected.replace(digest, hashlib.sha256(TO.encode()).hexdigest()).encode()
 
 
-async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) -> None:
+async def test_each_recorded_hit_is_added_to_the_counts(service: Service, clock: Clock) -> None:
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
     clock.forward(seconds=100)
@@ -195,10 +199,12 @@ async def test_counts_are_added_up_as_hits_pass(service: Service, clock: Clock) 
     }
 
 
-# What only some applications ask for.
+# Contextual rules and other settings of applications.
 
 
-async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+async def test_a_hit_too_soon_after_the_sent_report_is_suspected_if_the_application_has_this_rule(
+    service: Service, clock: Clock
+) -> None:
     codes = [(await send(service, message_ids=(f"m-{n}",)))[0] for n in range(2)]
     await service.delivery_reports.record(1, [DeliveryReport(f"m-{n}", State.SENT, clock()) for n in range(2)])
     clock.forward(seconds=1)
@@ -213,7 +219,9 @@ async def test_a_hit_too_soon_after_sent_is_suspected_where_that_is_set(service:
     assert (await rows(service, messages_now))[1].state == State.CLICKTHRU
 
 
-async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(service: Service, clock: Clock) -> None:
+async def test_a_hit_too_soon_after_the_delivery_report_is_suspected_if_the_application_has_this_rule(
+    service: Service, clock: Clock
+) -> None:
     await choose(service, min_seconds_after_delivered=1.5)
     (code,) = await send(service, message_ids=("m-1",))
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, clock())])
@@ -224,20 +232,22 @@ async def test_a_hit_too_soon_after_delivered_is_suspected_where_that_is_set(ser
     assert [one.rule for one in await rows(service, schema.hits)] == ["soon_after_delivered", "test"]
 
 
-async def test_an_address_that_opens_too_many_recipients_links_is_suspected_from_then_on(service: Service, clock: Clock) -> None:
+async def test_further_hits_from_an_address_that_opened_links_of_too_many_recipients_are_suspected(
+    service: Service, clock: Clock
+) -> None:
     await choose(service, max_recipients_per_address_minute=2)
     codes = [(await send(service))[0] for _ in range(4)]
     for code in codes[:3]:
         await service.recorder.record(hit(service, code, origin=1))
     await service.recorder.record(hit(service, codes[3], origin=2))
-    await service.recorder.record(hit(service, codes[3], origin=0))  # an address that is not known
+    await service.recorder.record(hit(service, codes[3], origin=0))  # 0: the client's address is unknown
     clock.forward(minutes=1)
     await service.recorder.record(hit(service, codes[3], origin=1))
     rules = [one.rule for one in await rows(service, schema.hits)]
     assert rules == ["test", "test", "many_recipients", "test", "test", "test"]
 
 
-async def test_links_of_a_message_that_are_all_opened_at_once_are_suspected(service: Service, clock: Clock) -> None:
+async def test_hits_on_all_links_of_a_message_within_a_second_are_suspected(service: Service, clock: Clock) -> None:
     await choose(service, all_links_within_second=True)
     codes = await send(service, '#track("https://x.example/1") #track("https://x.example/2")')
     (only,) = await send(service)
@@ -247,7 +257,7 @@ async def test_links_of_a_message_that_are_all_opened_at_once_are_suspected(serv
     assert len(await clickthru_events(service)) == 1
 
 
-async def test_what_one_application_suspects_is_nothing_to_another(service: Service, clock: Clock) -> None:
+async def test_a_contextual_rule_of_one_application_does_not_apply_to_another_application(service: Service, clock: Clock) -> None:
     await service.database.write(create_application, "other", clock())
     await service.database.write(update_application, 2, {"max_recipients_per_address_minute": 1}, clock())
     await service.directory.refresh()
@@ -256,14 +266,14 @@ async def test_what_one_application_suspects_is_nothing_to_another(service: Serv
     assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
 
 
-async def test_a_machine_by_its_request_is_not_judged_by_circumstance(service: Service, clock: Clock) -> None:
+async def test_contextual_rules_do_not_classify_hits_that_request_rules_suspect(service: Service, clock: Clock) -> None:
     await choose(service, max_recipients_per_address_minute=1)
     for _ in range(3):
         await service.recorder.record(hit(service, (await send(service))[0], Verdict.SUSPECTED, origin=1))
     assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
 
 
-async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(service: Service) -> None:
+async def test_suspected_hits_create_click_events_if_a_tracker_has_with_suspected_on(service: Service) -> None:
     (code,) = await send(service)
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     tracker = (
@@ -293,7 +303,7 @@ async def test_suspected_hits_raise_click_events_where_a_tracker_asks_for_them(s
         ("none", "full", ""),
     ],
 )
-async def test_of_the_installation_and_the_application_the_stricter_one_says_how_much_of_an_address_is_kept(
+async def test_the_stricter_ip_privacy_of_installation_and_application_applies_to_the_stored_address(
     make_service: MakeService, installation: str, application: str | None, kept: str
 ) -> None:
     service = await make_service(ip_privacy=installation, trusted_proxies="127.0.0.0/8")
@@ -305,7 +315,9 @@ async def test_of_the_installation_and_the_application_the_stricter_one_says_how
     assert one.address == kept
 
 
-async def test_of_a_hit_on_a_link_of_an_erased_message_nothing_personal_is_kept(service: Service, clock: Clock) -> None:
+async def test_a_hit_on_a_link_of_an_erased_message_is_stored_without_address_and_user_agent(
+    service: Service, clock: Clock
+) -> None:
     (code,) = await send(service, message_ids=("m-1",))
     await service.recorder.record(hit(service, code))
     await service.database.write(erase_message, 1, "m-1", clock())
@@ -315,7 +327,7 @@ async def test_of_a_hit_on_a_link_of_an_erased_message_nothing_personal_is_kept(
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
 
-async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service: Service, clock: Clock) -> None:
+async def test_hits_on_links_to_a_blocked_host_have_the_flag_disabled_and_are_not_clicks(service: Service, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60)
     await service.database.write(block_host, ALL_APPLICATIONS, "x.example", clock())
     await service.directory.refresh()
@@ -343,7 +355,7 @@ async def test_hits_on_what_is_switched_off_are_marked_and_are_no_clicks(service
         ("other.example", 1, False),
     ],
 )
-async def test_links_to_a_blocked_host_are_gone(
+async def test_a_link_is_disabled_if_its_host_is_blocked_for_its_application(
     service: Service, clock: Clock, blocked: str, application_id: int, off: bool
 ) -> None:
     await service.database.write(create_application, "other", clock())
@@ -353,7 +365,7 @@ async def test_links_to_a_blocked_host_are_gone(
     assert (await service.recorder.record(hit(service, code))).off is off
 
 
-async def test_a_fallback_on_a_blocked_host_is_not_led_to(service: Service, clock: Clock) -> None:
+async def test_an_expired_link_does_not_redirect_to_a_fallback_url_on_a_blocked_host(service: Service, clock: Clock) -> None:
     (code,) = await send(service, expires_in=60, fallback_url="https://over.example/")
     await service.database.write(block_host, 1, "over.example", clock())
     await service.directory.refresh()
@@ -362,13 +374,13 @@ async def test_a_fallback_on_a_blocked_host_is_not_led_to(service: Service, cloc
     assert (resolution.location, resolution.gone, resolution.off) == (None, True, False)
 
 
-def test_every_rule_is_counted_by_name_from_the_start() -> None:
+def test_metrics_contain_every_classification_rule_with_the_value_0_from_the_start() -> None:
     names = {name for _, name in RecorderTotals().verdicts}
     assert {"method", "prefetch", "crawler", "browser", "soon_after_sent", "many_recipients"} < names
     assert set(RecorderTotals().verdicts.values()) == {0}
 
 
-# While the store is away.
+# Hits while the database is unavailable.
 
 
 async def test_redirects_are_sent_after_the_deadline_and_hits_are_stored_when_the_database_is_back(service: Service) -> None:
@@ -387,7 +399,7 @@ async def test_redirects_are_sent_after_the_deadline_and_hits_are_stored_when_th
     await recorder.stop(1)
 
 
-async def test_a_commit_whose_result_was_lost_counts_once(service: Service) -> None:
+async def test_hits_of_a_commit_whose_result_was_lost_count_once(service: Service) -> None:
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(schema.count_deltas.delete()))
     store, recorder = await unwilling(service)
@@ -426,7 +438,7 @@ async def test_at_most_waiting_limit_hits_wait_and_the_others_are_dropped(servic
     await recorder.stop(1)
 
 
-async def test_a_hit_that_cannot_be_stored_does_not_delay_the_others(service: Service) -> None:
+async def test_a_hit_that_the_database_rejects_does_not_delay_other_hits(service: Service) -> None:
     (code,) = await send(service)
     good = [hit(service, code) for _ in range(3)]
     rejected = hit(service, code, rule=None)
@@ -436,7 +448,7 @@ async def test_a_hit_that_cannot_be_stored_does_not_delay_the_others(service: Se
     assert (service.recorder.totals.dropped, service.recorder.totals.dead_letters) == (0, 1)
 
 
-def test_the_time_of_a_hit_is_milliseconds(clock: Clock) -> None:
+def test_the_time_of_a_hit_is_stored_in_milliseconds(clock: Clock) -> None:
     assert to_ms(clock()) == 1_795_176_000_000
 
 

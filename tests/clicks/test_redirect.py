@@ -1,4 +1,4 @@
-"""GET /{code} through the whole application, on both engines."""
+"""Tests of GET /{code} through the whole application, on SQLite and PostgreSQL."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -58,7 +58,7 @@ async def test_the_location_is_ascii_and_otherwise_unchanged(client: httpx.Async
     assert (await client.get(await create_link(client, url), headers=PHONE_HEADERS)).headers["location"] == location
 
 
-async def test_head_and_prefetch_requests_are_redirected_but_are_no_clicks(client: httpx.AsyncClient, service: Service) -> None:
+async def test_head_and_prefetch_requests_are_redirected_but_are_not_clicks(client: httpx.AsyncClient, service: Service) -> None:
     path = await create_link(client)
     for method, headers in (
         ("HEAD", {}),
@@ -79,7 +79,7 @@ async def test_head_and_prefetch_requests_are_redirected_but_are_no_clicks(clien
 @pytest.mark.parametrize(
     "tail", [".", ",", ")", "!", "?", ";", ":", '"', "'", "%22", "%E2%80%9D", ").", "...", "/", "/?x=1", "%E2%80%8B", "👍"]
 )
-async def test_what_programs_add_behind_the_code_is_ignored(client: httpx.AsyncClient, tail: str) -> None:
+async def test_characters_that_programs_add_behind_the_code_are_ignored(client: httpx.AsyncClient, tail: str) -> None:
     assert (await client.get(await create_link(client) + tail, headers=PHONE_HEADERS)).status_code == 302
 
 
@@ -93,7 +93,7 @@ async def test_a_path_without_a_code_gets_404_and_stores_nothing(client: httpx.A
     assert await fetch_rows(service, schema.hits) == []
 
 
-async def test_codes_are_case_sensitive(client: httpx.AsyncClient) -> None:
+async def test_link_codes_are_case_sensitive(client: httpx.AsyncClient) -> None:
     assert (await client.get((await create_link(client)).swapcase(), headers=PHONE_HEADERS)).status_code == 404
 
 
@@ -104,12 +104,14 @@ async def test_an_expired_link_gets_410_with_a_page_for_people(client: httpx.Asy
     assert response.status_code == 410
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["cache-control"] == "private, no-store"
-    assert "default" in response.text  # the application's name
+    assert "default" in response.text  # the page shows the application's name
     assert len(response.content) < 4096
     assert await event_topics(service) == [Topic.LATE_CLICK]
 
 
-async def test_the_fallback_url_of_the_link_wins_over_the_domains_and_the_applications(branded: Service, clock: Clock) -> None:
+async def test_the_fallback_url_of_a_link_has_priority_over_those_of_its_domain_and_application(
+    branded: Service, clock: Clock
+) -> None:
     update = update_application
     async with brand_client(branded) as client:
         plain = await create_link(client, expires_in=1)
@@ -139,7 +141,7 @@ async def branded(make_service: MakeService, clock: Clock) -> Service:
     return service
 
 
-async def test_codes_are_valid_on_their_own_domain_and_on_the_default_host(branded: Service, clock: Clock) -> None:
+async def test_a_code_is_valid_on_its_own_domain_and_on_the_default_host(branded: Service, clock: Clock) -> None:
     key = await branded.database.write(create_key, 2, "x", ["sms.send"], clock())
     assert branded.first_credentials is not None
     default_key = branded.first_credentials.api_key
@@ -160,7 +162,7 @@ async def test_codes_are_valid_on_their_own_domain_and_on_the_default_host(brand
 
 
 @pytest.mark.parametrize("path", ["/api/v1/rewrite", "/openapi.json", "/docs", "/portal", "/healthz", "/"])
-async def test_an_applications_domain_has_codes_and_no_api(branded: Service, path: str) -> None:
+async def test_the_domain_of_an_application_serves_short_links_and_not_the_api(branded: Service, path: str) -> None:
     async with client_of(branded) as client:
         for method in ("GET", "POST"):
             response = await client.request(method, path, headers={"Host": "go.brand.example"})
@@ -170,14 +172,14 @@ async def test_an_applications_domain_has_codes_and_no_api(branded: Service, pat
 
 
 @pytest.mark.parametrize("path", ["/api/v1/rewrite", "/openapi.json", "/abcdefghij", "/"])
-async def test_an_unknown_host_gets_404_without_its_name(branded: Service, path: str) -> None:
+async def test_a_request_with_an_unknown_host_header_gets_404_without_the_host_in_the_body(branded: Service, path: str) -> None:
     async with client_of(branded) as client:
         response = await client.get(path, headers={"Host": "evil.example"})
     assert response.status_code == 404
     assert "evil.example" not in response.text + str(response.headers)
 
 
-async def test_a_call_of_the_api_with_an_inner_host_name_is_told_the_cause_and_the_host_to_use(branded: Service) -> None:
+async def test_an_api_request_with_an_internal_host_name_gets_404_with_the_cause_and_the_right_host(branded: Service) -> None:
     async with client_of(branded) as client:
         for host in ("serve1:8000", "go.brand.example"):
             response = await client.post("/api/v1/rewrite", json={}, headers={"Host": host})
@@ -188,7 +190,9 @@ async def test_a_call_of_the_api_with_an_inner_host_name_is_told_the_cause_and_t
             assert "BASE_URL" in body["description"]
 
 
-async def test_a_click_id_is_appended_for_applications_with_click_id_param(service: Service, clock: Clock) -> None:
+async def test_the_click_id_is_appended_to_the_destination_if_the_application_has_click_id_param(
+    service: Service, clock: Clock
+) -> None:
     await service.database.write(update_application, 1, {"click_id_param": "cid"}, clock())
     await service.directory.refresh()
     key = service.first_credentials.api_key if service.first_credentials else ""
@@ -198,7 +202,7 @@ async def test_a_click_id_is_appended_for_applications_with_click_id_param(servi
     assert location == f"https://x.example/a?b=1&c=%20&cid={service.click_ids.encode(hit.id)}#f"
 
 
-async def test_addresses_are_shortened_before_they_are_stored(make_service: MakeService) -> None:
+async def test_client_addresses_are_shortened_before_they_are_stored(make_service: MakeService) -> None:
     service = await make_service(trusted_proxies="127.0.0.0/8")
     key = service.first_credentials.api_key if service.first_credentials else ""
     async with client_of(service, {"X-API-Key": key}) as client:
@@ -292,7 +296,7 @@ async def test_when_one_of_two_domains_is_disabled_new_links_use_the_other(brand
         assert [await status(on_second, host) for host in (first, second, "s.example")] == [404, 302, 302]
 
 
-async def test_a_repeated_message_gets_its_links_on_their_first_domain(branded: Service, clock: Clock) -> None:
+async def test_a_repeated_rewrite_request_returns_links_on_their_original_domain(branded: Service, clock: Clock) -> None:
     async with brand_client(branded) as client:
         body = {"to": "+14085550100", "message_id": "m-1", "body": 'see #track("https://x.example/")'}
         first = (await client.post("/api/v1/rewrite", json=body)).json()
@@ -321,7 +325,7 @@ async def test_messages_with_links_to_a_blocked_host_are_rejected(
     assert "blocked" in response.json()["details"][0]["reason"]
 
 
-async def test_conversions_count_after_a_link_expired_or_was_disabled(
+async def test_conversions_are_recorded_after_the_link_expired_or_was_disabled(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     path = await create_link(client, message_id="m-1", expires_in=60)
@@ -353,7 +357,7 @@ async def test_hits_of_machines_do_not_use_up_the_first_click(client: httpx.Asyn
 async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
-    """Each rule matches one request."""
+    """Each request of this test matches a different classification rule."""
     path = await create_link(client)
     await client.get(path, headers=PHONE_HEADERS)
     await client.head(path, headers=PHONE_HEADERS)
@@ -401,7 +405,9 @@ async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
     }
 
 
-async def test_a_client_that_requests_many_unknown_codes_gets_429_but_real_links_redirect(make_service: MakeService) -> None:
+async def test_a_client_that_requests_many_unknown_codes_gets_429_but_is_redirected_from_existing_links(
+    make_service: MakeService,
+) -> None:
     service = await make_service(unknown_code_limit=3, trusted_proxies="127.0.0.0/8")
     assert service.first_credentials is not None
     async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
@@ -414,7 +420,7 @@ async def test_a_client_that_requests_many_unknown_codes_gets_429_but_real_links
         for address, status in (("198.51.100.7", 404), ("2001:db8:1:2::3", 404)):
             forwarded = {"X-Forwarded-For": address}
             assert (await client.get("/nosuchcode", headers=PHONE_HEADERS | forwarded)).status_code == status
-        for number in range(3):  # the addresses of one IPv6 network are one client
+        for number in range(3):  # all addresses in one IPv6 /64 network count as one client
             forwarded = {"X-Forwarded-For": f"2001:db8:1:2::{number + 10}"}
             last = await client.get("/nosuchcode", headers=PHONE_HEADERS | forwarded)
         assert last.status_code == 429

@@ -1,4 +1,6 @@
-"""The resolution of a hit depends on its link, application and domain alone; no database is read."""
+"""Tests of the link resolver. A resolution depends only on the link, its application and its domain, without a read of the
+database.
+"""
 
 import dataclasses
 from typing import Any
@@ -35,22 +37,22 @@ RESOLVER = LinkResolver(FakeDirectory(), CLICK_IDS)
 
 
 def resolve(hit: Hit = HIT, policies: HitPolicies | None = None, **changes: Any) -> Resolution:
-    """Resolve `hit` to LINK with these `changes` of its fields."""
+    """Resolve `hit` on the link LINK, with `changes` of the link's fields, and return the resolution."""
     return RESOLVER.resolve(hit, dataclasses.replace(LINK, **changes), policies or HitPolicies())
 
 
-def test_a_link_leads_to_its_destination_until_it_expires() -> None:
+def test_a_link_redirects_to_its_destination_until_it_expires() -> None:
     assert resolve() == Resolution(b"https://x.example/a", 3)
     assert resolve(expires_at=1_000, fallback_url="https://x.example/own") == Resolution(b"https://x.example/own", 3, gone=True)
     assert resolve(expires_at=1_000) == Resolution(b"https://x.example/fallback/3/4", 3, gone=True)
 
 
-def test_a_fallback_receives_the_click_id_and_the_code_of_the_hit() -> None:
+def test_a_fallback_url_contains_the_click_id_and_the_code_of_the_hit() -> None:
     fallback = resolve(expires_at=1_000, fallback_url="https://x.example/{code}?c={click_id}&m={message_id}")
     assert fallback.location == f"https://x.example/code?c={CLICK_IDS.encode(HIT.id)}&m={{message_id}}".encode()
 
 
-def test_a_link_into_an_app_resolves_also_if_hosts_are_blocked() -> None:
+def test_a_link_into_an_app_resolves_even_if_hosts_are_blocked() -> None:
     policies = HitPolicies(blocked_hosts={3: frozenset({"evil.example"})})
     assert resolve(url="tel:+14155550100", policies=policies).location == b"tel:+14155550100"
     assert resolve(url="myapp://evil.example/x", policies=policies).off
@@ -66,7 +68,7 @@ def test_a_code_without_a_link_is_unknown() -> None:
     assert UNKNOWN_LINK.unknown
 
 
-def test_an_unknown_code_leads_to_the_fallback_url_of_its_domain() -> None:
+def test_a_hit_with_an_unknown_code_redirects_to_the_fallback_url_of_the_domain() -> None:
     fallback = Resolution(b"https://x.example/unknown/6", unknown=True)
     on_domain = dataclasses.replace(HIT, domain_id=6)
     assert RESOLVER.resolve(on_domain, None, HitPolicies()) == resolve(on_domain) == fallback
@@ -84,7 +86,7 @@ def test_an_unknown_code_leads_to_the_fallback_url_of_its_domain() -> None:
         (HitPolicies(blocked_hosts={4: frozenset({"x.example"})}), False),
     ],
 )
-def test_a_link_that_is_switched_off_has_no_destination_expired_or_not(
+def test_a_disabled_link_has_no_destination_whether_it_is_expired_or_not(
     policies: HitPolicies, is_off: bool, expires_at: int
 ) -> None:
     resolution = resolve(policies=policies, expires_at=expires_at)
@@ -95,7 +97,7 @@ def test_a_link_that_is_switched_off_has_no_destination_expired_or_not(
         assert not resolution.off
 
 
-def test_a_destination_with_a_click_id_placeholder_receives_the_click_id() -> None:
+def test_the_placeholder_click_id_in_a_destination_is_replaced_by_the_click_id() -> None:
     click_id = CLICK_IDS.encode(HIT.id).encode()
     filled = resolve(flags=int(LinkFlag.FILL_CLICK_ID), url="https://x.example/{click_id}")
     assert filled.location == b"https://x.example/" + click_id

@@ -1,4 +1,4 @@
-"""Devices and browsers of user agents."""
+"""Tests of the device, the operating system and the browser that a user agent gives."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from shortener.clicks.user_agents import OTHER_BROWSER, Device, browser_name, pa
         (Device("other", "Other", "Other"), "something else"),
     ],
 )
-def test_an_agent_gives_its_device_system_and_browser(device: Device, agent: str) -> None:
+def test_a_user_agent_gives_its_device_operating_system_and_browser(device: Device, agent: str) -> None:
     assert parse_device(agent) == device
 
 
@@ -77,16 +77,16 @@ def test_an_agent_gives_its_device_system_and_browser(device: Device, agent: str
         ),
     ],
 )
-def test_simple_phones_are_phones_and_televisions_are_other(kind: str, agent: str) -> None:
+def test_user_agents_of_simple_phones_are_phones_and_those_of_televisions_are_other(kind: str, agent: str) -> None:
     assert parse_device(agent).kind == kind
 
 
 @given(st.text())
-def test_any_agent_gives_a_device(agent: str) -> None:
+def test_any_user_agent_gives_a_device(agent: str) -> None:
     assert parse_device(agent).kind in ("phone", "tablet", "desktop", "bot", "other")
 
 
-def test_a_long_agent_is_cut_and_cached_once() -> None:
+def test_a_long_user_agent_is_cut_and_cached_once() -> None:
     assert parse_device("x" * 512 + "y" * 100_000) is parse_device("x" * 512 + "z" * 100_000)
 
 
@@ -102,10 +102,10 @@ def test_a_long_agent_is_cut_and_cached_once() -> None:
         ("", OTHER_BROWSER),
     ],
 )
-def test_browser_families_have_a_fixed_list_of_names(family: str, name: str) -> None:
+def test_browser_families_are_mapped_to_a_fixed_list_of_names(family: str, name: str) -> None:
     assert browser_name(family) == name
 
 
 @given(st.text())
-def test_any_agent_gives_a_short_browser_name(agent: str) -> None:
+def test_any_user_agent_gives_a_short_browser_name(agent: str) -> None:
     assert len(browser_name(parse_device(agent).browser)) < 20

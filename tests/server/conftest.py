@@ -1,4 +1,7 @@
-"""Fixtures of the server's tests. They run on SQLite only: the server knows the recorder, which has tests on both engines."""
+"""Fixtures for the tests of the server.
+
+The tests run on SQLite only. The server uses the database through the recorder, and the tests of the recorder run on both engines.
+"""
 
 from pathlib import Path
 
@@ -16,7 +19,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def service(make_service: MakeService, clock: Clock) -> Service:
-    """A service on s.example, with a second application that has its own domain, go.brand.example."""
+    """A service on the host s.example. A second application has its own domain, go.brand.example."""
     service = await make_service(base_url="https://s.example", trusted_proxies="127.0.0.0/8")
     await service.database.write(create_application, "brand", clock(), domain="https://go.brand.example")
     await service.directory.refresh()

@@ -1,4 +1,4 @@
-"""A running server, and a client that sends raw bytes and reads every byte of the response."""
+"""Helpers that run a server, send raw bytes to it and read every byte of the responses."""
 
 import asyncio
 import contextlib
@@ -26,12 +26,12 @@ from tests.conftest import Clock
 TIMEOUT_SECONDS = 5.0
 HOST = b"s.example"
 AGENT = b"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 Version/18.6 Mobile/15E148 Safari/604.1"
-#: Closes the connection. Its response proves that the server read the previous request to its last byte.
+#: This request closes the connection. Its response proves that the server read the previous request to its last byte.
 LAST_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class PathRecorder(HttpApplication):
-    """The application, which records the paths of the requests that reach it through ASGI."""
+    """An ASGI application that records the path of each request and then calls the application of the service."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -44,7 +44,7 @@ class PathRecorder(HttpApplication):
 
 @dataclass
 class RunningServer:
-    """uvicorn on a free port, and the clients that a test connected to it."""
+    """A uvicorn server on a free port, and the clients that a test has connected to it."""
 
     server: uvicorn.Server
     config: ServerConfig
@@ -53,7 +53,7 @@ class RunningServer:
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self, *, receive_buffer: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open a connection. `receive_buffer`: bytes that the kernel stores for a client that does not read."""
+        """Open a connection to the server. `receive_buffer`: bytes that the kernel buffers for a client that does not read."""
         client = socket.socket()
         client.setblocking(False)
         if receive_buffer is not None:
@@ -64,14 +64,14 @@ class RunningServer:
         return reader, writer
 
     async def only_connection(self) -> RedirectProtocol:
-        """Return the server's side of the only connection."""
+        """Return the server's protocol object for the only open connection."""
         await wait_until(lambda: len(self.server.server_state.connections) == 1)
         (connection,) = self.server.server_state.connections
         assert isinstance(connection, RedirectProtocol)
         return connection
 
     async def exchange(self, request: bytes) -> bytes:
-        """Send a request and then LAST_REQUEST; return all bytes that arrive, without dates."""
+        """Send a request and then LAST_REQUEST. Return all bytes of the responses, with fixed dates and request ids."""
         reader, writer = await self.connect()
         writer.write(request)
         response = await read_response(reader, head=request.startswith(b"HEAD"))
@@ -86,7 +86,9 @@ class RunningServer:
 async def run_server(
     service: Service, protocol: type[Any] = RedirectProtocol, *, request_timeout: float = 20, **more: Any
 ) -> AsyncIterator[RunningServer]:
-    """Run a server. `protocol`: uvicorn's HttpToolsProtocol as a reference, or RedirectProtocol. `more`: uvicorn's settings."""
+    """Run a server for the service.
+
+    `protocol`: RedirectProtocol, or uvicorn's HttpToolsProtocol as the reference. `more`: settings of uvicorn."""
     app = PathRecorder(service)
     settings = service.settings.model_copy(update={"port": 0, "request_timeout": request_timeout})
     config = uvicorn_config(app, settings, **more)
@@ -108,7 +110,8 @@ async def run_server(
 
 @contextlib.asynccontextmanager
 async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Service]:
-    """Open a service on the running loop: `shortener serve` uses uvloop, whose transports differ from asyncio's."""
+    """Open a service on the running event loop. Tests use it with uvloop, as `shortener serve` does: its transports differ from
+    asyncio's."""
     values: Any = {"data_dir": folder, "base_url": "https://s.example"}
     service = await open_service(Settings(**values), clock=clock)
     try:
@@ -123,11 +126,11 @@ async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Ser
 async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():
-            await asyncio.sleep(0.002)  # the condition depends on the server, which runs on the same loop
+            await asyncio.sleep(0.002)  # lets the server run, which uses the same event loop
 
 
 async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> bytes:
-    """Read one response. `head`: the response to a HEAD request, which has no body."""
+    """Read one response and return its bytes. `head`: it is the response to a HEAD request and has no body."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         start = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", start)
@@ -135,7 +138,7 @@ async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> 
 
 
 def without_date(response: bytes) -> bytes:
-    """Replace dates and generated request ids, which differ between two responses."""
+    """Return the response with fixed texts for the date and the generated request id, so that two responses can be compared."""
     response = re.sub(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", b"\r\ndate: ...\r\n", response)
     return re.sub(rb"\r\nx-request-id: [0-9a-f]{12,16}\r\n", b"\r\nx-request-id: ...\r\n", response)
 
@@ -145,14 +148,14 @@ def status_of(response: bytes) -> int:
 
 
 def get(path: str | bytes, *headers: bytes, method: bytes = b"GET", host: bytes | None = HOST) -> bytes:
-    """Return the bytes of a request. `host`: None for a request without a Host header."""
+    """Return the bytes of a request for `path`. `host`: the Host header; None sends none."""
     path = path.encode() if isinstance(path, str) else path
     lines = [b"%s %s HTTP/1.1" % (method, path), *([b"Host: " + host] if host is not None else []), b"User-Agent: " + AGENT]
     return b"\r\n".join([*lines, *headers, b"", b""])
 
 
 async def create_link(service: Service, application: int = 1, **more: Any) -> str:
-    """Return the path of a new short link. `more`: fields of RewriteItem."""
+    """Create a short link and return its path. `more`: fields of `RewriteItem`."""
     item = RewriteItem(("+14085550100",), '#track("https://x.example/a?b=1#f")', **more)
     found = service.directory.application(application)
     assert found is not None
@@ -166,7 +169,7 @@ async def stored_hits(service: Service) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def blocked_writes(service: Service) -> AsyncIterator[None]:
-    """Occupy the thread that writes, so that no hit is stored meanwhile."""
+    """Block the thread that writes to the database, so that no hit is stored until the block ends."""
     release, begun = threading.Event(), threading.Event()
 
     def block(connection: object) -> None:

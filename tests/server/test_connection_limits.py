@@ -1,4 +1,4 @@
-"""The number of connections that one address and all addresses may have."""
+"""Tests of the maximum number of connections from one address, and from all addresses together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def limits(per_address: int = 3) -> ConnectionLimits:
     return ConnectionLimits(per_address, PROXIES, 4096)
 
 
-def test_an_address_may_have_so_many_connections_and_no_more() -> None:
+def test_connections_from_one_address_above_the_limit_are_rejected() -> None:
     counted = limits()
     with capture_logs() as logs:
         assert [counted.admit("192.0.2.1", ()) for _ in range(5)] == [True, True, True, False, False]
@@ -30,20 +30,20 @@ def test_an_address_may_have_so_many_connections_and_no_more() -> None:
     assert not counted.admit("192.0.2.1", ())
 
 
-def test_addresses_of_one_ipv6_network_share_a_limit() -> None:
+def test_all_addresses_in_one_ipv6_network_share_one_connection_limit() -> None:
     counted = limits()
     assert [counted.admit(f"2001:db8::{n}", ()) for n in range(1, 5)] == [True, True, True, False]
     assert counted.admit("2001:db8:0:1::1", ())
 
 
 @pytest.mark.parametrize("peer", ["10.1.2.3", "::ffff:10.1.2.3", "127.0.0.1", "::1", None, "unix"])
-def test_trusted_proxies_and_programs_on_this_machine_have_no_limit(peer: str | None) -> None:
+def test_trusted_proxies_and_programs_on_this_machine_have_no_connection_limit(peer: str | None) -> None:
     counted = limits()
     assert all(counted.admit(peer, ()) for _ in range(100))
     counted.release(peer)
 
 
-def test_one_address_never_takes_more_than_half_of_all_connections() -> None:
+def test_one_address_cannot_use_more_than_half_of_all_connections() -> None:
     counted = ConnectionLimits(4096, (), 1024)
     assert (counted.total, counted.per_address) == (768, 384)
 
@@ -57,7 +57,7 @@ class Connection:
         self.is_closed = True
 
 
-def test_above_the_total_the_longest_waiting_connections_are_closed() -> None:
+def test_connections_that_waited_longest_for_a_request_are_closed_above_the_total_limit() -> None:
     counted = limits()
     connections = [Connection(None), *(Connection(float(n)) for n in range(counted.total))]
     with capture_logs() as logs:
@@ -67,7 +67,7 @@ def test_above_the_total_the_longest_waiting_connections_are_closed() -> None:
     assert logs[0]["event"] == "connections_closed_for_others"
 
 
-def test_the_limit_of_open_files_is_raised_to_the_maximum() -> None:
+def test_the_limit_of_open_files_is_raised_to_the_maximum_of_the_system() -> None:
     script = (
         "import resource\n"
         "from shortener.server.connection_limits import raise_open_files_limit\n"

@@ -1,4 +1,4 @@
-"""Host headers: their parts, and the limit on what is remembered of them."""
+"""Tests of the Host header: its parts, and the limit on the length of cached hosts."""
 
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,11 +28,11 @@ def test_a_host_header_is_split_into_name_and_port(host: bytes, name: str, name_
     ("name", "expected"),
     [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("s.example", False), ("localhost.example", False), ("", False)],
 )
-def test_localhost_and_addresses_are_local(name: str, expected: bool) -> None:
+def test_localhost_and_ip_addresses_are_local_hosts(name: str, expected: bool) -> None:
     assert is_local(name) is expected
 
 
-async def test_a_host_that_is_too_long_is_unknown_and_not_remembered(service: Service) -> None:
+async def test_a_host_header_that_is_too_long_gets_404_and_is_not_cached(service: Service) -> None:
     code = await create_link(service)
     split_host.cache_clear()
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:

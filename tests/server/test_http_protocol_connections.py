@@ -1,4 +1,4 @@
-"""The life of a connection: pipelined requests, idle time, a stop of the server and clients that disconnect."""
+"""Tests of connections: pipelined requests, idle connections, clients that disconnect, and the stop of the server."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ from tests.server.raw_http import (
 )
 
 
-async def test_responses_to_pipelined_requests_have_the_order_of_the_requests(service: Service, clock: Clock) -> None:
+async def test_responses_to_pipelined_requests_are_sent_in_the_order_of_the_requests(service: Service, clock: Clock) -> None:
     codes = [await create_link(service, fallback_url=f"https://x.example/{n}", expires_in=60) for n in range(4)]
     clock.forward(minutes=2)
     others = [
@@ -93,7 +93,7 @@ async def test_a_connection_uses_one_timer_for_many_requests(service: Service) -
         assert timer.cancelled
 
 
-async def test_a_connection_is_closed_when_it_is_idle_and_never_during_a_request(service: Service) -> None:
+async def test_an_idle_connection_is_closed_but_a_connection_with_a_pending_request_stays_open(service: Service) -> None:
     code = await create_link(service)
     async with run_server(service, timeout_keep_alive=0.2) as server:
         reader, writer = await server.connect()
@@ -111,7 +111,7 @@ async def test_a_connection_is_closed_when_it_is_idle_and_never_during_a_request
         assert await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) == b""
 
 
-async def test_a_stop_waits_until_a_pending_redirect_has_its_response(service: Service) -> None:
+async def test_the_server_stops_after_it_has_sent_the_response_to_a_pending_redirect(service: Service) -> None:
     code = await create_link(service)
     async with run_server(service) as server:
         reader, writer = await server.connect()
@@ -146,7 +146,7 @@ def test_a_click_is_recorded_if_the_client_disconnects_before_the_response(
             async with blocked_writes(service):
                 (await send_request(service, server, code)).abort()
                 (await send_request(service, server, code)).close()
-                # With a pipelined request, the server stops reading and notices the end of the connection later.
+                # With a pipelined request, the server stops reading, so it detects the end of the connection later.
                 await wait_until(lambda: bool(pipelined) or not server.server.server_state.connections)
             await wait_until(lambda: not server.server.server_state.connections)
             await service.recorder.flush()
@@ -166,7 +166,7 @@ def test_a_click_is_recorded_if_the_client_disconnects_before_the_response(
 
 
 class ExceptionRecorder:
-    """An exception handler of an event loop, which records what it is called with."""
+    """An exception handler of an event loop that records its calls."""
 
     def __init__(self) -> None:
         self.contexts: list[Any] = []
@@ -187,7 +187,7 @@ async def test_a_closed_connection_is_freed_without_garbage_collection(service: 
             await read_response(reader)
             writer.close()
             await wait_until(lambda: connection() is None)
-            if path == "redirect":  # also if the client disconnects before the response
+            if path == "redirect":  # a connection is also freed if the client disconnects before the response
                 async with blocked_writes(service):
                     reader, writer = await server.connect()
                     writer.write(get(code))

@@ -1,4 +1,4 @@
-"""Redirect requests when the database or the recorder cannot accept a hit, or when a response cannot be sent."""
+"""Tests of redirect requests while the database or the recorder cannot accept a hit, or when a response cannot be sent."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ from tests.server.raw_http import (
 )
 
 
-async def test_without_a_database_the_response_is_503_and_equal_to_uvicorns(service: Service) -> None:
+async def test_without_a_database_a_redirect_request_gets_the_same_503_response_as_from_uvicorn(service: Service) -> None:
     code = await create_link(service)
     database, service.recorder = await unreliable_recorder(service, deadline=0.02)
     database.refuse_writes = database.refuse_reads = True
@@ -40,7 +40,7 @@ async def test_without_a_database_the_response_is_503_and_equal_to_uvicorns(serv
     await service.recorder.stop(1)
 
 
-async def test_when_too_many_hits_wait_the_next_request_takes_the_asgi_path(service: Service) -> None:
+async def test_a_redirect_request_is_passed_to_the_asgi_application_if_too_many_hits_wait(service: Service) -> None:
     code = await create_link(service)
     database, service.recorder = await unreliable_recorder(service, deadline=0.3, waiting_limit=1)
     async with run_server(service) as server:
@@ -61,8 +61,9 @@ async def test_when_too_many_hits_wait_the_next_request_takes_the_asgi_path(serv
     await service.recorder.stop(1)
 
 
-async def test_an_invalid_location_is_not_sent_and_other_redirects_get_their_responses(service: Service) -> None:
-    """Destinations contain no control characters. If one did, it could not split a response into two."""
+async def test_a_redirect_with_a_control_character_in_its_location_is_not_sent_and_others_are(service: Service) -> None:
+    """Stored destinations contain no control characters. This check is a second protection against a response that is split into
+    two."""
     codes = [await create_link(service) for _ in range(3)]
     changed = schema.links.c.code == codes[1][1:]
     url = "https://x.example/\r\nSet-Cookie: a=b"

@@ -1,4 +1,4 @@
-"""Clients that read slowly or send slowly: the memory and the time that a connection may use."""
+"""Tests of clients that read or send slowly: the memory and the time that one connection may use."""
 
 import asyncio
 import contextlib
@@ -24,8 +24,8 @@ from tests.server.raw_http import (
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_the_server_stops_reading_from_a_client_that_does_not_read(service: Service, at_once: bool) -> None:
-    """The server stores at most one buffer of requests (256 KiB) and one of responses (64 KiB) for such a client."""
+async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_responses(service: Service, at_once: bool) -> None:
+    """For a client that reads nothing, the server buffers at most 256 KiB of requests and 64 KiB of responses."""
     async with run_server(service) as server:
         _, writer = await server.connect(receive_buffer=4096)
         connection = await server.only_connection()
@@ -37,16 +37,16 @@ async def test_the_server_stops_reading_from_a_client_that_does_not_read(service
             while not (connection.flow.write_paused and connection.flow.read_paused):
                 if not at_once:
                     writer.write(request)
-                await asyncio.sleep(0)  # lets the server run
+                await asyncio.sleep(0)  # lets the server process the data
         assert connection.transport.get_write_buffer_size() < 2**17
         assert len(connection.pipeline) * len(request) <= 2**18
         stored_count = len(connection.pipeline)
-        for _ in range(20):  # iterations of the loop in which a server without a limit would read more
+        for _ in range(20):  # in these iterations of the event loop, a server without a limit would read more
             await asyncio.sleep(0)
         assert len(connection.pipeline) <= stored_count
 
 
-async def test_a_client_that_reads_no_responses_gets_no_further_ones_when_the_buffer_is_full(service: Service) -> None:
+async def test_a_further_response_is_not_buffered_if_the_send_buffer_of_the_connection_is_full(service: Service) -> None:
     request = get("/nosuchcode")
     async with run_server(service) as server:
         _, writer = await server.connect(receive_buffer=4096)
@@ -103,7 +103,8 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         writer.write((more * MAX_HEAD_BYTES)[:MAX_HEAD_BYTES])
         await wait_until(lambda: head.size == MAX_HEAD_BYTES)
         assert not connection.transport.is_closing()
-        # One byte only: if the server closed with bytes unread, the kernel would reset the connection and lose the response.
+        # The test sends only one byte more. If unread bytes remained, the kernel would reset the connection and discard the
+        # response.
         writer.write(b"a")
         response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
         assert (status_of(response), response.rpartition(b"\r\n\r\n")[2]) == (400, b"The head of the request is too long.")
@@ -133,7 +134,7 @@ async def test_a_connection_is_closed_if_its_client_sends_nothing_or_one_byte_at
 
 REJECTED = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: s.example\r\n"
 JSON = b"Content-Type: application/json\r\n"
-#: A complete request, and one byte or more that begin no other request.
+#: Each example is one complete request, followed by bytes that do not begin another request.
 HELD = {
     "empty line": (get("/healthz"), b"\r\n"),
     "empty line after 404": (get("/nosuchcode"), b"\r\n"),
@@ -145,7 +146,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("held", HELD)
-async def test_bytes_that_begin_no_request_do_not_keep_a_connection_open(service: Service, held: str) -> None:
+async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(service: Service, held: str) -> None:
     request, more = HELD[held]
     async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.5) as server:
         reader, writer = await server.connect()
@@ -169,7 +170,7 @@ async def test_bytes_that_begin_no_request_do_not_keep_a_connection_open(service
         await wait_until(lambda: not server.server.server_state.connections)
 
 
-async def test_a_body_that_stops_half_way_ends_the_connection(service: Service, credentials: Credentials) -> None:
+async def test_a_connection_is_closed_if_the_body_of_a_request_stays_incomplete(service: Service, credentials: Credentials) -> None:
     async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.3) as server:
         reader, writer = await server.connect()
         key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
@@ -179,7 +180,9 @@ async def test_a_body_that_stops_half_way_ends_the_connection(service: Service, 
         await wait_until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
 
 
-async def test_a_body_that_arrives_steadily_is_read_however_long_it_takes(service: Service, credentials: Credentials) -> None:
+async def test_a_request_body_that_arrives_steadily_is_read_even_if_it_takes_long(
+    service: Service, credentials: Credentials
+) -> None:
     async with run_server(service, timeout_keep_alive=0.1, request_timeout=0.3) as server:
         reader, writer = await server.connect()
         body = b'{"to": "+14085550100", "body": "%s"}' % (b"x" * 300_000)
@@ -187,11 +190,11 @@ async def test_a_body_that_arrives_steadily_is_read_however_long_it_takes(servic
         writer.write(REJECTED + key + JSON + b"Content-Length: %d\r\n\r\n" % len(body))
         for start in range(0, len(body), 30_000):
             writer.write(body[start : start + 30_000])
-            await asyncio.sleep(0.1)  # all together longer than the limit of a small body
+            await asyncio.sleep(0.1)  # all pauses together are longer than the time limit of a small body
         assert b"must have at most 100000 characters" in await read_response(reader)
 
 
-async def test_responses_that_nobody_reads_end_the_connection(service: Service) -> None:
+async def test_a_connection_is_closed_if_its_client_reads_no_responses(service: Service) -> None:
     async with run_server(service, timeout_keep_alive=0.2, request_timeout=0.3) as server:
         _, writer = await server.connect(receive_buffer=4096)
         connection = await server.only_connection()
@@ -211,12 +214,12 @@ async def test_a_client_that_reads_slowly_gets_its_whole_response(service: Servi
         async with asyncio.timeout(2 * TIMEOUT_SECONDS):
             while piece := await reader.read(20_000):
                 received += len(piece)
-                await asyncio.sleep(0.02)  # the pace of a slow client; all together longer than the time limit
+                await asyncio.sleep(0.02)  # a slow client; all pauses together are longer than the time limit
         assert received > 100_000
 
 
 @pytest.mark.parametrize("headers", [b"", b"Connection: close\r\n"], ids=["keep-alive", "close"])
-async def test_a_client_that_sends_its_whole_body_first_receives_413(
+async def test_a_client_that_sends_a_too_long_body_before_it_reads_receives_413(
     service: Service, credentials: Credentials, headers: bytes
 ) -> None:
     async with run_server(service) as server:
@@ -235,7 +238,9 @@ async def test_a_client_that_sends_its_whole_body_first_receives_413(
         assert b"BODY_TOO_LARGE" in response
 
 
-async def test_the_rest_of_a_body_is_not_read_for_ever(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limit(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_protocol, "MAX_DISCARDED_BYTES", 100_000)
     async with run_server(service) as server:
         reader, writer = await server.connect()
@@ -252,8 +257,9 @@ async def test_the_rest_of_a_body_is_not_read_for_ever(service: Service, monkeyp
             await asyncio.wait_for(send_for_ever(), TIMEOUT_SECONDS)
 
 
-async def test_an_address_has_a_limited_number_of_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)  # also for loopback addresses
+async def test_a_connection_above_the_limit_of_its_address_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the limit applies to loopback addresses too
+    monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)
     async with run_server(service) as server:
         server.config.connection_limits.per_address = 3
         streams = [await server.connect() for _ in range(4)]
@@ -267,7 +273,7 @@ async def test_an_address_has_a_limited_number_of_connections(service: Service, 
         assert status_of(await read_response(reader)) == 200
 
 
-async def test_when_all_connections_are_in_use_the_longest_waiting_is_closed_for_a_new_one(service: Service) -> None:
+async def test_a_new_connection_above_the_total_limit_closes_the_connection_that_waited_longest(service: Service) -> None:
     async with run_server(service) as server:
         server.config.connection_limits.total = 4
         readers = [await server.connect() for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Random requests: RedirectProtocol and uvicorn's protocol must send the same responses."""
+"""Tests with random requests: RedirectProtocol must send the same responses as uvicorn's protocol."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ OTHER_PATHS = ["/portal", "/Docs.", "/healthz?", "*", "//", "http://s.example/ab
     # Without Content-Length, the body is an invalid second request. The response to the first one is sent before its 400.
     body=st.sampled_from([b"", b"", b"abc"]),
 )
-# Some random seeds produce no plain redirect request among the 300 examples.
+# These examples are explicit because some random seeds produce no plain redirect request.
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("", "/nosuchcode"), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"abc")
@@ -69,7 +69,7 @@ def compare_responses(
 
 @dataclass
 class ServerPair:
-    """Two servers with one service on uvloop: RedirectProtocol, and uvicorn's protocol as the reference."""
+    """Two servers for one service on uvloop: one with RedirectProtocol, and one with uvicorn's protocol as the reference."""
 
     runner: asyncio.Runner
     paths: dict[str, str] = field(default_factory=dict)

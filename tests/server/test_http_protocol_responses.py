@@ -1,4 +1,4 @@
-"""Responses of RedirectProtocol: each must equal the response of uvicorn's own protocol, byte for byte, over real sockets."""
+"""Tests of the responses of RedirectProtocol over real sockets. They must equal those of uvicorn byte for byte."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ from tests.server.raw_http import (
 )
 
 
-async def test_redirects_without_asgi_get_the_same_bytes_as_from_uvicorn(service: Service, clock: Clock) -> None:
+async def test_redirect_responses_without_asgi_equal_those_of_uvicorn_byte_for_byte(service: Service, clock: Clock) -> None:
     code = await create_link(service)
     of_brand = await create_link(service, 2)
     switched_off = await create_link(service)
@@ -72,7 +72,7 @@ async def test_redirects_without_asgi_get_the_same_bytes_as_from_uvicorn(service
     assert rows[::2] == rows[1::2], "both paths store the same hits"
 
 
-async def test_all_other_requests_take_the_asgi_path_and_get_the_same_responses(service: Service) -> None:
+async def test_all_other_requests_are_passed_to_the_asgi_application_and_get_the_same_responses(service: Service) -> None:
     code = await create_link(service)
     long_path = code + "%E2%80%9D" * 8 + "?" + "x" * 256
     cases = [
@@ -113,14 +113,14 @@ async def test_all_other_requests_take_the_asgi_path_and_get_the_same_responses(
             assert request.startswith((b"PRI", b"GET /healthz")) or server.app.paths[before:][:1] not in ([], ["/healthz"])
 
 
-async def test_codes_behind_the_path_of_a_domain_are_redirected_without_asgi(service: Service, clock: Clock) -> None:
+async def test_a_code_behind_the_path_of_a_domain_is_redirected_without_asgi(service: Service, clock: Clock) -> None:
     await service.database.write(update_domain, "go.brand.example", {"path": "/s/{sender}"}, clock())
     await service.directory.refresh()
     code = await create_link(service, 2, from_address="ABCDEF")
     cases = [
         (302, get("/s/ABCDEF" + code, host=b"go.brand.example")),
         (302, get("/S/abcdef" + code + "/", host=b"go.brand.example")),
-        (302, get(code, host=b"go.brand.example")),  # the earlier path of the domain
+        (302, get(code, host=b"go.brand.example")),  # the domain had this path earlier
         (302, get("/s/ABCDEF" + code)),
         (404, get("/s/ABCDEF/nosuchcode", host=b"go.brand.example")),
     ]
@@ -169,8 +169,8 @@ INVALID_OR_AMBIGUOUS_HEADERS = [
 ]
 
 
-async def test_no_ambiguous_body_header_is_read_differently_than_by_uvicorn(service: Service) -> None:
-    """A request hidden behind a redirect (request smuggling) must be a request, or a body, for both protocols."""
+async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(service: Service) -> None:
+    """Against request smuggling, both protocols must parse the bytes behind a redirect request alike: as a request or as a body."""
     code = await create_link(service)
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
         for header in INVALID_OR_AMBIGUOUS_HEADERS:
@@ -202,7 +202,7 @@ async def test_a_malformed_request_behind_a_redirect_gets_400_and_closes_the_con
     assert len(await stored_hits(service)) == 6
 
 
-async def test_each_client_behind_a_proxy_is_stored_with_its_own_address(service: Service) -> None:
+async def test_hits_from_clients_behind_one_proxy_connection_are_stored_with_the_address_of_each_client(service: Service) -> None:
     code = await create_link(service)
     clients = ["203.0.113.7", "198.51.100.9", "2001:db8:7::1", "203.0.113.7, 127.0.0.9", "203.0.113.7,192.0.2.4"]
     clients += ["203.0.113.7:4711", ""]
@@ -220,8 +220,8 @@ async def test_each_client_behind_a_proxy_is_stored_with_its_own_address(service
     assert addresses[7:] == ["203.0.113.0", "2001:db8:7::", "203.0.113.0", "198.51.100.0"]
 
 
-async def test_a_body_that_looks_like_a_redirect_request_is_not_executed(service: Service) -> None:
-    """The response may be complete before the body arrives: a request without an API key gets 401 at once."""
+async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded_as_a_hit(service: Service) -> None:
+    """The response may be sent before the body arrives. For example, a request without an API key gets 401 at once."""
     code = await create_link(service)
     redirect = get(code)
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
@@ -234,7 +234,7 @@ async def test_a_body_that_looks_like_a_redirect_request_is_not_executed(service
             responses.append([without_date(await read_response(reader))])
             for piece in (redirect, redirect, LAST_REQUEST):
                 writer.write(piece)
-                await asyncio.sleep(0.02)  # so that each arrives alone
+                await asyncio.sleep(0.02)  # a pause, so that each part arrives alone
             responses[-1].append(without_date(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)))
         assert responses[0] == responses[1]
         assert status_of(responses[0][0]) == 401

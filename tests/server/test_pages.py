@@ -1,4 +1,4 @@
-"""The pages that exist on every host, and the paths that exist on an application's own domain."""
+"""Tests of the pages that exist on every host, and of the paths that exist on an application's own domain."""
 
 import json
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ BRAND = {"Host": "go.brand.example"}
 
 @pytest.fixture
 async def visitor(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """A client without credentials."""
+    """An HTTP client without credentials."""
     async with client_of(service) as client:
         yield client
 
@@ -27,7 +27,7 @@ async def change(service: Service, clock: Clock, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["s.example", "go.brand.example", "127.0.0.1"])
-async def test_robots_and_the_icon_exist_on_every_host(visitor: httpx.AsyncClient, host: str) -> None:
+async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncClient, host: str) -> None:
     robots = await visitor.get("/robots.txt", headers={"Host": host})
     assert (robots.status_code, robots.text) == (200, "User-agent: *\nDisallow: /\n")
     icon = await visitor.get("/favicon.ico", headers={"Host": host})
@@ -36,12 +36,14 @@ async def test_robots_and_the_icon_exist_on_every_host(visitor: httpx.AsyncClien
     assert (head.headers["content-length"], head.content) == (str(len(icon.content)), b"")
 
 
-async def test_the_root_of_the_installation_links_to_the_documentation(visitor: httpx.AsyncClient) -> None:
+async def test_the_home_page_of_the_installation_links_to_the_documentation(visitor: httpx.AsyncClient) -> None:
     page = await visitor.get("/", headers={"Host": "s.example"})
     assert (page.status_code, 'href="/docs"' in page.text) == (200, True)
 
 
-async def test_the_root_of_a_domain_redirects_to_its_home_page(visitor: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_the_path_slash_of_an_own_domain_redirects_to_its_home_url(
+    visitor: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     assert (await visitor.get("/", headers=BRAND)).status_code == 404
     await change(service, clock, home_url="https://brand.example/über")
     home = await visitor.get("/", headers=BRAND)
@@ -50,7 +52,7 @@ async def test_the_root_of_a_domain_redirects_to_its_home_page(visitor: httpx.As
     assert (await visitor.get("/", headers=BRAND)).status_code == 404
 
 
-async def test_the_files_that_associate_apps_are_those_of_the_domain(
+async def test_an_own_domain_serves_its_own_app_association_files(
     visitor: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     paths = ("/.well-known/assetlinks.json", "/.well-known/apple-app-site-association")
@@ -66,7 +68,9 @@ async def test_the_files_that_associate_apps_are_those_of_the_domain(
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_probes_respond_on_the_management_host_and_addresses_only(visitor: httpx.AsyncClient, path: str) -> None:
+async def test_health_checks_and_metrics_respond_only_on_the_base_host_and_local_hosts(
+    visitor: httpx.AsyncClient, path: str
+) -> None:
     for host, is_there in (
         ("s.example", True),
         ("127.0.0.1:8000", True),
@@ -78,13 +82,13 @@ async def test_probes_respond_on_the_management_host_and_addresses_only(visitor:
         assert ((await visitor.get(path, headers={"Host": host})).status_code != 404) is is_there, host
 
 
-async def test_the_domain_check_responds_on_any_host_but_an_own_domain(visitor: httpx.AsyncClient) -> None:
+async def test_the_domain_check_responds_on_any_host_except_an_own_domain(visitor: httpx.AsyncClient) -> None:
     path = "/internal/domain-check?domain=go.brand.example"
     for host, status in (("serve1:8000", 200), ("s.example", 200), ("go.brand.example", 404)):
         assert (await visitor.get(path, headers={"Host": host})).status_code == status
 
 
-async def test_an_unknown_code_leads_to_the_fallback_url_of_the_domain_and_is_counted_apart(
+async def test_an_unknown_code_redirects_to_the_fallback_url_of_the_domain_and_has_its_own_count(
     visitor: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     assert (await visitor.get("/nosuchcode", headers=BRAND)).status_code == 404

@@ -1,4 +1,4 @@
-"""Responses to redirect requests as bytes. That they equal uvicorn's is tested in test_http_protocol_responses.py."""
+"""Tests of responses to redirect requests as bytes. test_http_protocol_responses.py compares them with those of uvicorn."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ serialize = partial(serialize_response, request_id=b"7")
 
 
 @pytest.mark.parametrize("control", [chr(number) for number in (*range(9), *range(10, 32), 127)])
-def test_a_control_character_in_a_header_is_an_error(control: str) -> None:
+def test_a_control_character_in_a_response_header_raises_value_error(control: str) -> None:
     location = f"https://x.example/{control}".encode()
     for keep_alive in (True, False):
         with pytest.raises(ValueError, match="control character"):
@@ -36,7 +36,7 @@ def test_a_response_that_ends_the_connection_has_a_connection_header() -> None:
     )
 
 
-def test_a_response_to_head_has_no_body() -> None:
+def test_a_response_to_a_head_request_has_no_body() -> None:
     response = (404, [(b"content-length", b"4")], b"page")
     assert serialize(response, [], is_head=False, keep_alive=True).endswith(b"\r\n\r\npage")
     assert serialize(response, [], is_head=True, keep_alive=True).endswith(b"\r\n\r\n")

@@ -15,7 +15,7 @@ from tests.conftest import NOON
 from tests.rows import messages_now
 
 PHONE = PHONE_HEADERS["User-Agent"]
-SCANNER = "curl/8.9.1"  # a crawler by the current rules; the tests store it as a person's hit
+SCANNER = "curl/8.9.1"  # the current rules classify this user agent as a crawler; the tests store its hits as HUMAN
 DAY = timedelta(days=1)
 FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
 
@@ -28,24 +28,24 @@ async def record_click(service: Service, code: str, user_agent: str = PHONE, **m
 
 
 async def run_reclassifier(service: Service, **more: Any) -> ReclassifyResult:
-    """Reclassify all hits up to now, ten minutes later. `more`: arguments of `Reclassifier.run`."""
+    """Move the clock ten minutes forward and reclassify all hits up to then. `more`: arguments of `Reclassifier.run`."""
     now = service.clock() + timedelta(minutes=10)
     return await service.reclassifier.run(NOON - DAY, now, now, **more)
 
 
 async def sent_events(service: Service) -> list[tuple[Topic, int]]:
-    """Return (topics, hit) of all events, in order."""
+    """Return (topics, hit id) of all events, in the order of their ids."""
     return [(Topic(event.topics), event.hit_id) for event in await fetch_rows(service, schema.events)]
 
 
 async def only_message(service: Service) -> Any:
-    """Return the only message, with its state after clicks."""
+    """Return the only message in the database, with its state after clicks."""
     (message,) = await fetch_rows(service, messages_now)
     return message
 
 
 async def count_sums(service: Service) -> dict[str, int]:
-    """Return the sum of all count deltas by metric, without zeros. All times to click are one metric, `ttc`."""
+    """Return the sum of all count deltas for each metric, without zeros. All buckets of the time to click are added up as `ttc`."""
     sums: Counter[str] = Counter()
     for row in await fetch_rows(service, schema.count_deltas):
         for _, _, metric, amount in row.data:
@@ -54,6 +54,6 @@ async def count_sums(service: Service) -> dict[str, int]:
 
 
 async def assert_counts_match(service: Service) -> None:
-    """Assert that the counts and the roll-ups equal a new count of all rows."""
+    """Assert that the stored counts and roll-ups equal a new count of all rows."""
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
     assert await service.database.read(verify_rollups, NOON - DAY, NOON + DAY) == []

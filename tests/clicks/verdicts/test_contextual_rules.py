@@ -1,4 +1,4 @@
-"""Contextual rules, and the recent addresses and links that they use."""
+"""Tests of the contextual rules, and of the recent addresses and recent links that the rules use."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def rule(settings: ApplicationSettings, context: HitContext) -> str | None:
         st.just((NOON, NOON)),
     )
 )
-def test_without_settings_no_hit_is_suspected(context: HitContext) -> None:
+def test_no_hit_is_suspected_if_the_application_sets_no_contextual_rule(context: HitContext) -> None:
     assert classify_by_context(settings_with(), context) is None
 
 
-def test_unknown_values_match_no_rule() -> None:
+def test_unknown_values_match_no_contextual_rule() -> None:
     assert classify_by_context(EVERYTHING, HitContext(NOON)) is None
 
 
 @pytest.mark.parametrize(("seconds", "suspected"), [(-30, True), (-0.1, True), (0, True), (1.9, True), (2.0, False), (600, False)])
-def test_a_hit_too_soon_after_sent_or_before_it_is_suspected(seconds: float, suspected: bool) -> None:
+def test_a_hit_before_or_too_soon_after_the_time_of_sending_is_suspected(seconds: float, suspected: bool) -> None:
     settings = settings_with(min_seconds_after_sent=2.0)
     assert rule(settings, HitContext(NOON + seconds * SECOND, sent_at=NOON)) == ("soon_after_sent" if suspected else None)
 
 
 @pytest.mark.parametrize(("seconds", "suspected"), [(-30, False), (-2, False), (-1.9, True), (0, True), (1.9, True), (2.0, False)])
-def test_a_hit_close_to_delivered_is_suspected_but_not_one_long_before_it(seconds: float, suspected: bool) -> None:
+def test_a_hit_close_to_the_time_of_delivery_is_suspected_but_not_a_hit_long_before_it(seconds: float, suspected: bool) -> None:
     settings = settings_with(min_seconds_after_delivered=2.0)
     assert rule(settings, HitContext(NOON + seconds * SECOND, delivered_at=NOON)) == ("soon_after_delivered" if suspected else None)
 
 
-def test_the_reason_contains_the_time_to_the_report() -> None:
+def test_the_reason_contains_the_seconds_between_the_hit_and_the_report() -> None:
     settings = settings_with(min_seconds_after_sent=5, min_seconds_after_delivered=5)
     after = classify_by_context(settings, HitContext(NOON + 1.25 * SECOND, sent_at=NOON))
     before = classify_by_context(settings, HitContext(NOON - SECOND, delivered_at=NOON))
@@ -76,7 +76,7 @@ def test_the_reason_contains_the_time_to_the_report() -> None:
     assert before.reason == "1.0 s before the message was delivered"
 
 
-def test_an_address_with_too_many_recipients_is_suspected() -> None:
+def test_a_hit_from_an_address_with_too_many_recipients_is_suspected() -> None:
     settings = settings_with(max_recipients_per_address_minute=20)
     assert rule(settings, HitContext(NOON, recipients_of_address=20)) is None
     assert rule(settings, HitContext(NOON, recipients_of_address=21)) == "many_recipients"
@@ -89,29 +89,31 @@ def test_an_address_with_too_many_recipients_is_suspected() -> None:
         (3, (0, 0.4, 0.9), True),
         (2, (1, 0), True),
         (2, (0, 1.1), False),
-        (3, (0, 0.1), False),  # one link was not opened
-        (1, (0,), False),  # a message with one link never matches
+        (3, (0, 0.1), False),  # one link of the message was not opened
+        (1, (0,), False),  # a message with only one link never matches the rule
     ],
 )
-def test_all_links_of_a_message_within_a_second_are_suspected(links: int, seconds: tuple[float, ...], suspected: bool) -> None:
+def test_hits_on_all_links_of_a_message_within_a_second_are_suspected(
+    links: int, seconds: tuple[float, ...], suspected: bool
+) -> None:
     settings = settings_with(all_links_within_second=True)
     context = HitContext(NOON, links_of_message=links, opened_at=[NOON + s * SECOND for s in seconds])
     assert rule(settings, context) == ("all_links_at_once" if suspected else None)
 
 
-def test_the_rules_have_a_fixed_order() -> None:
+def test_the_contextual_rules_have_a_fixed_order() -> None:
     context = HitContext(NOON, NOON, NOON, recipients_of_address=9, links_of_message=2, opened_at=(NOON, NOON))
     assert rule(EVERYTHING, context) == RULES[0] == "soon_after_sent"
     assert RULES == ("soon_after_sent", "soon_after_delivered", "before_sent", "many_recipients", "all_links_at_once")
 
 
-def test_recipients_of_an_address_count_for_a_minute() -> None:
+def test_the_recipients_of_an_address_are_counted_for_one_minute() -> None:
     recent = RecentAddresses()
     assert recent.count("192.0.2.1", 1, NOON) == 1
     assert recent.count("192.0.2.1", 2, NOON + 30 * SECOND) == 2
     assert recent.count("192.0.2.2", 2, NOON + 30 * SECOND) == 1
     assert recent.count("192.0.2.1", 3, NOON + 59 * SECOND) == 3
-    assert recent.count("192.0.2.1", 4, NOON + 60 * SECOND) == 3  # the first is a minute old
+    assert recent.count("192.0.2.1", 4, NOON + 60 * SECOND) == 3  # the first recipient is a minute old and no longer counts
     assert recent.count("192.0.2.1", 5, NOON + 200 * SECOND) == 1
 
 
@@ -122,13 +124,13 @@ def test_a_recipient_who_opens_many_links_counts_once() -> None:
     assert len(recent) == 1
 
 
-def test_an_empty_address_is_not_counted() -> None:
+def test_recipients_of_an_unknown_address_are_not_counted() -> None:
     recent = RecentAddresses()
     assert [recent.count("", recipient, NOON) for recipient in range(3)] == [0, 0, 0]
     assert len(recent) == 0
 
 
-def test_recent_addresses_are_limited_and_drop_the_oldest() -> None:
+def test_recent_addresses_drop_the_oldest_pairs_above_their_limit() -> None:
     recent = RecentAddresses(limit=100)
     for recipient in range(1_000):
         assert recent.count(f"192.0.2.{recipient % 2}", recipient, NOON) <= 100
@@ -137,7 +139,7 @@ def test_recent_addresses_are_limited_and_drop_the_oldest() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 40)), max_size=60))
-def test_recent_addresses_count_as_a_plain_list_does(hits: list[tuple[str, int, int]]) -> None:
+def test_recent_addresses_give_the_same_counts_as_a_plain_list(hits: list[tuple[str, int, int]]) -> None:
     recent = RecentAddresses()
     at, seen = NOON, list[tuple[str, int, datetime]]()
     for address, recipient, pause in hits:
@@ -147,7 +149,7 @@ def test_recent_addresses_count_as_a_plain_list_does(hits: list[tuple[str, int, 
         assert recent.count(address, recipient, at) == len(within)
 
 
-def test_opened_links_of_a_message_count_for_a_second() -> None:
+def test_the_opened_links_of_a_message_are_remembered_for_one_second() -> None:
     recent = RecentLinks()
     recent.add(1, 10, NOON)
     recent.add(1, 11, NOON + 0.9 * SECOND)
@@ -158,7 +160,7 @@ def test_opened_links_of_a_message_count_for_a_second() -> None:
     assert (list(recent.opened_at(1)), list(recent.opened_at(2))) == ([], [NOON + 3 * SECOND])
 
 
-def test_recent_links_are_limited() -> None:
+def test_the_number_of_remembered_messages_in_recent_links_is_limited() -> None:
     recent = RecentLinks(limit=10)
     for message in range(100):
         recent.add(message, 1, NOON)

@@ -1,4 +1,4 @@
-"""Corrections: the hits, the message, the events and the counts after a verdict changes, on both engines."""
+"""Tests of corrections, on SQLite and PostgreSQL: hits, messages, events and counts after a verdict has changed."""
 
 import asyncio
 from collections import Counter
@@ -33,7 +33,7 @@ from tests.receiver import Receiver
 from tests.rows import messages_now
 
 
-async def test_a_first_click_of_a_machine_is_retracted_with_one_event(retracting: Service, clock: Clock) -> None:
+async def test_a_first_click_that_becomes_suspected_is_retracted_with_one_event(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     before = await count_sums(service)
@@ -70,7 +70,7 @@ async def test_a_first_click_of_a_machine_is_retracted_with_one_event(retracting
     await assert_counts_match(service)
 
 
-async def test_after_a_retraction_the_next_click_of_a_person_is_a_first_click(retracting: Service, clock: Clock) -> None:
+async def test_the_next_click_of_a_person_after_a_retraction_is_a_first_click(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     machine = await record_click(service, code, SCANNER)
@@ -115,7 +115,7 @@ async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click_with_
     await assert_counts_match(service)
 
 
-async def test_without_retract_clicks_sent_clicks_stay_and_other_hits_change(service: Service, clock: Clock) -> None:
+async def test_without_retract_clicks_sent_clicks_keep_their_verdict_and_other_hits_change(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     first = await record_click(service, code, SCANNER)
     await record_click(service, code, SCANNER)
@@ -134,7 +134,7 @@ async def test_without_retract_clicks_sent_clicks_stay_and_other_hits_change(ser
     await assert_counts_match(service)
 
 
-async def test_a_sent_click_is_retracted_when_retract_clicks_is_switched_on(service: Service, clock: Clock) -> None:
+async def test_a_sent_click_is_retracted_after_retract_clicks_is_switched_on(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)
     assert (await run_reclassifier(service)).corrections.kept == 1
@@ -142,7 +142,7 @@ async def test_a_sent_click_is_retracted_when_retract_clicks_is_switched_on(serv
     assert (await run_reclassifier(service)).corrections.retracted_messages == 1
 
 
-async def test_a_suspected_hit_of_a_person_becomes_the_first_click_of_a_message_without_one(
+async def test_a_suspected_hit_that_becomes_human_is_the_first_click_of_a_message_without_clicks(
     retracting: Service, clock: Clock
 ) -> None:
     service = retracting
@@ -156,7 +156,7 @@ async def test_a_suspected_hit_of_a_person_becomes_the_first_click_of_a_message_
     await assert_counts_match(service)
 
 
-async def test_a_correct_first_click_stays_even_if_an_earlier_hit_is_a_persons(retracting: Service, clock: Clock) -> None:
+async def test_a_correct_first_click_stays_even_if_an_earlier_hit_becomes_human(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code, PHONE, verdict=Verdict.SUSPECTED)
@@ -167,7 +167,7 @@ async def test_a_correct_first_click_stays_even_if_an_earlier_hit_is_a_persons(r
     await assert_counts_match(service)
 
 
-async def test_the_first_click_on_another_link_becomes_the_messages_first_without_a_second_click_event(
+async def test_after_a_retraction_the_first_click_on_another_link_becomes_the_first_click_of_the_message(
     retracting: Service, clock: Clock
 ) -> None:
     service = retracting
@@ -189,7 +189,9 @@ async def test_the_first_click_on_another_link_becomes_the_messages_first_withou
     await assert_counts_match(service)
 
 
-async def test_a_retraction_keeps_the_messages_first_click_on_another_link(retracting: Service, clock: Clock) -> None:
+async def test_a_retraction_does_not_change_the_first_click_of_the_message_on_another_link(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     one, two = await create_codes(service, '#track("https://x.example/1") #track("https://x.example/2")')
     person = await record_click(service, one)
@@ -202,7 +204,7 @@ async def test_a_retraction_keeps_the_messages_first_click_on_another_link(retra
     assert (current.state, current.click_hit_id, current.clicked_links) == (State.CLICKTHRU, person, 0b01)
 
 
-async def test_on_a_link_that_sends_every_click_each_click_is_retracted(retracting: Service, clock: Clock) -> None:
+async def test_each_click_on_a_link_that_sends_every_click_is_retracted(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service, '#trackurl("https://x.example/1","offer")')
     machines = [await record_click(service, code, SCANNER) for _ in range(2)]
@@ -213,12 +215,14 @@ async def test_on_a_link_that_sends_every_click_each_click_is_retracted(retracti
         (Topic.CLICK_RETRACTED, machines[0]),
         (Topic.CLICK_RETRACTED, machines[1]),
         (Topic.CLICK, late),
-        (Topic.STATE, person),  # its click event was sent when it was recorded
+        (Topic.STATE, person),  # the click event of this hit was sent when the hit was recorded
     ]
     await assert_counts_match(service)
 
 
-async def test_after_a_retraction_the_message_has_the_state_that_was_reported_since(retracting: Service, clock: Clock) -> None:
+async def test_after_a_retraction_the_message_has_the_state_of_the_latest_delivery_report(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     (code,) = await create_codes(service, message_ids=("m-1",))
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
@@ -245,7 +249,9 @@ async def test_after_a_retraction_the_message_has_the_state_that_was_reported_si
         (State.READ, {"sent_at", "read_at", "delivered_at", "failed_at"}, State.READ),
     ],
 )
-def test_the_state_without_the_click_follows_the_reports(previous: State | None, reported: set[str], state: State) -> None:
+def test_the_state_of_a_message_without_its_click_follows_the_delivery_reports(
+    previous: State | None, reported: set[str], state: State
+) -> None:
     times: dict[str, Any] = {name: 1 if name in reported else None for name in ("sent_at", "delivered_at", "read_at", "failed_at")}
     one = correction.LockedMessage(
         id=1,
@@ -261,7 +267,7 @@ def test_the_state_without_the_click_follows_the_reports(previous: State | None,
     assert one.state_without_click is state
 
 
-async def test_the_events_of_a_retracted_click_are_found_by_their_message(retracting: Service, clock: Clock) -> None:
+async def test_a_query_by_message_id_returns_the_events_of_a_retracted_click(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service, message_ids=("m-1",))
     (other,) = await create_codes(service, message_ids=("m-2",))
@@ -292,7 +298,7 @@ async def test_the_events_of_a_retracted_click_are_found_by_their_message(retrac
     assert [one.data for one in await fetch_rows(service, schema.events)].count({}) == 3
 
 
-async def test_a_tracker_that_subscribes_to_it_receives_click_retracted(
+async def test_a_tracker_that_subscribes_to_click_retracted_receives_the_event(
     retracting: Service, clock: Clock, receiver: Receiver
 ) -> None:
     service = retracting
@@ -313,7 +319,9 @@ async def test_a_tracker_that_subscribes_to_it_receives_click_retracted(
     assert (values["first_for_message"], values["seconds_since_sent"]) == (True, 7)
 
 
-async def test_concurrent_runs_and_clicks_give_one_retraction_and_one_first_click(make_service: MakeService, clock: Clock) -> None:
+async def test_concurrent_reclassifications_and_clicks_give_one_retraction_and_one_first_click(
+    make_service: MakeService, clock: Clock
+) -> None:
     one = await make_service()
     await change_settings(one, retract_clicks=True)
     two = one if one.database.dialect == "sqlite" else await make_service()
@@ -328,7 +336,7 @@ async def test_concurrent_runs_and_clicks_give_one_retraction_and_one_first_clic
     runs = (node.reclassifier.run(NOON - DAY, clock(), clock()) for node in (one, two) for _ in range(2))
     results = await asyncio.gather(*runs, click_all(one), click_all(two))
     assert sum(result.corrections.retracted_messages for result in results if result is not None) == 30
-    await run_reclassifier(one)  # clicks between two statements of another node
+    await run_reclassifier(one)  # this node records clicks between two statements of the other node
     topics: dict[int, list[Topic]] = {}
     events = await fetch_rows(one, schema.events)
     for event in events:
@@ -342,7 +350,7 @@ async def test_concurrent_runs_and_clicks_give_one_retraction_and_one_first_clic
     await assert_counts_match(one)
 
 
-async def test_hits_that_are_not_counted_by_device_yet_are_left_for_the_next_run(retracting: Service, clock: Clock) -> None:
+async def test_a_correction_skips_hits_that_are_not_counted_by_device_yet(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     machine = await record_click(service, code, SCANNER)
@@ -352,7 +360,7 @@ async def test_hits_that_are_not_counted_by_device_yet_are_left_for_the_next_run
     assert done.to_suspected == 0
 
 
-async def test_a_purged_message_is_skipped_without_an_error(retracting: Service, clock: Clock) -> None:
+async def test_a_correction_skips_a_purged_message_without_an_error(retracting: Service, clock: Clock) -> None:
     service = retracting
     change = correction.VerdictChange(1, 1, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
     assert (await correction.apply_changes(service.database, [change], service.ids, clock())).to_suspected == 0

@@ -1,4 +1,4 @@
-"""The compiled list of crawlers matches what the package matches."""
+"""Tests of the compiled list of crawlers: it must match the same user agents as the package `crawler-user-agents`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EXAMPLES = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawl
 PATTERNS = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
 
 
-def test_the_compiled_list_matches_what_the_package_matches() -> None:
+def test_the_compiled_crawler_list_matches_the_same_user_agents_as_the_package() -> None:
     words, expressions = compile_list(PATTERNS)
-    # The package's example agents, and shortened and changed variants that it may not match.
+    # The example user agents of the package, and shortened and changed variants that the package may not match.
     agents = [*EXAMPLES, *(agent[1:] for agent in EXAMPLES), *(agent[:-1] for agent in EXAMPLES), *map(str.swapcase, EXAMPLES)]
     for agent in agents[::3]:
         text = f"\n{agent}\n"
@@ -33,7 +33,7 @@ def test_the_compiled_list_matches_what_the_package_matches() -> None:
         (r"AdsBot([^-]|$)", "AdsBot", "AdsBot-Mobile"),
     ],
 )
-def test_each_kind_of_pattern_keeps_its_meaning(pattern: str, matches: str, misses: str) -> None:
+def test_each_kind_of_crawler_pattern_keeps_its_meaning_after_compilation(pattern: str, matches: str, misses: str) -> None:
     words, expressions = compile_list([pattern])
 
     def found(agent: str) -> bool:
@@ -42,11 +42,11 @@ def test_each_kind_of_pattern_keeps_its_meaning(pattern: str, matches: str, miss
     assert (found(matches), found(misses)) == (True, False)
 
 
-def test_the_matching_text_is_returned() -> None:
+def test_find_crawler_returns_the_part_of_the_user_agent_that_matches() -> None:
     assert find_crawler("python-requests/2.32.3") == "python-requests"
     assert find_crawler("curl/8.5.0") == "curl"
     assert find_crawler("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0") is None
 
 
-def test_every_excluded_pattern_exists_in_the_package() -> None:
+def test_every_pattern_in_not_crawlers_exists_in_the_package() -> None:
     assert set(PATTERNS) >= NOT_CRAWLERS

@@ -1,4 +1,4 @@
-"""Runs of the reclassification: which hits they examine, in which batches, and after an interruption."""
+"""Tests of reclassification: which hits a run examines, in which batches, and how an interrupted run continues."""
 
 from collections import Counter
 from datetime import timedelta
@@ -30,7 +30,7 @@ from tests.reporting.plans import plans, scanned
 from tests.rows import messages_now
 
 
-async def test_repeated_reclassification_changes_nothing_more(retracting: Service, clock: Clock) -> None:
+async def test_a_second_reclassification_of_the_same_hits_changes_nothing(retracting: Service, clock: Clock) -> None:
     service = retracting
     for _ in range(3):
         (code,) = await create_codes(service)
@@ -68,7 +68,7 @@ async def test_ignored_hits_and_hits_of_erased_messages_are_not_reclassified(ret
     await assert_counts_match(service)
 
 
-async def test_a_first_click_whose_user_agent_was_purged_stays(retracting: Service, clock: Clock) -> None:
+async def test_a_first_click_whose_user_agent_was_purged_is_not_reclassified(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code)
@@ -83,7 +83,7 @@ async def test_a_first_click_whose_user_agent_was_purged_stays(retracting: Servi
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
 
 
-async def test_late_hits_and_hits_on_disabled_links_change_their_verdict_only(retracting: Service, clock: Clock) -> None:
+async def test_late_hits_and_hits_on_disabled_links_change_only_their_verdict(retracting: Service, clock: Clock) -> None:
     service = retracting
     (expired,) = await create_codes(service, expires_in=60)
     (disabled,) = await create_codes(service)
@@ -100,7 +100,7 @@ async def test_late_hits_and_hits_on_disabled_links_change_their_verdict_only(re
     await assert_counts_match(service)
 
 
-async def test_a_dry_run_reports_the_changes_and_stores_nothing(retracting: Service, clock: Clock) -> None:
+async def test_a_dry_run_of_the_reclassification_returns_the_changes_and_stores_nothing(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)
@@ -111,7 +111,7 @@ async def test_a_dry_run_reports_the_changes_and_stores_nothing(retracting: Serv
     assert (await run_reclassifier(service)).corrections.retracted_messages == 1
 
 
-async def test_only_hits_of_the_requested_time_are_reclassified(retracting: Service, clock: Clock) -> None:
+async def test_only_hits_in_the_requested_period_are_reclassified(retracting: Service, clock: Clock) -> None:
     service = retracting
     for _ in range(3):
         (code,) = await create_codes(service)
@@ -122,7 +122,7 @@ async def test_only_hits_of_the_requested_time_are_reclassified(retracting: Serv
     assert [hit.verdict for hit in await fetch_rows(service, schema.hits)] == [0, 1, 0]
 
 
-async def test_the_newest_hits_are_left_out(retracting: Service, clock: Clock) -> None:
+async def test_the_reclassification_leaves_out_the_newest_hits(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)
@@ -130,7 +130,7 @@ async def test_the_newest_hits_are_left_out(retracting: Service, clock: Clock) -
     assert (result.hits, result.until) == (0, NOON + timedelta(minutes=2) - reclassify.DELAY)
 
 
-async def test_pages_and_batches_of_any_size_give_the_same_result(
+async def test_the_reclassification_gives_the_same_result_with_pages_and_batches_of_any_size(
     retracting: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = retracting
@@ -149,7 +149,9 @@ async def test_pages_and_batches_of_any_size_give_the_same_result(
     await assert_counts_match(service)
 
 
-async def test_an_interrupted_run_can_be_repeated(retracting: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_reclassification_can_be_repeated(
+    retracting: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = retracting
     for _ in range(4):
         (code,) = await create_codes(service)
@@ -176,7 +178,7 @@ async def test_an_interrupted_run_can_be_repeated(retracting: Service, clock: Cl
     await assert_counts_match(service)
 
 
-async def test_no_statement_scans_a_table(service: Service) -> None:
+async def test_no_statement_of_the_reclassification_scans_a_whole_table(service: Service) -> None:
     if service.database.dialect != "sqlite":
         pytest.skip("both engines run the same statements; this test reads SQLite's plans")
     (code,) = await create_codes(service)

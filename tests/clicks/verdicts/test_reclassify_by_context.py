@@ -1,4 +1,4 @@
-"""Reclassification with contextual rules: evidence that arrives after a hit."""
+"""Tests of reclassification with contextual rules, when the evidence arrives after the hit."""
 
 from datetime import timedelta
 
@@ -26,7 +26,7 @@ async def test_the_first_hits_of_an_address_that_opens_many_links_are_retracted(
     await assert_counts_match(service)
 
 
-async def test_an_address_with_few_links_per_minute_is_not_suspected(service: Service, clock: Clock) -> None:
+async def test_hits_from_an_address_that_opens_few_links_per_minute_stay_human(service: Service, clock: Clock) -> None:
     await change_settings(service, max_recipients_per_address_minute=3, retract_clicks=True)
     for _ in range(10):
         await record_click(service, (await create_codes(service))[0], origin=7)
@@ -34,7 +34,9 @@ async def test_an_address_with_few_links_per_minute_is_not_suspected(service: Se
     assert (await run_reclassifier(service)).corrections.to_suspected == 0
 
 
-async def test_a_verdict_by_the_full_address_stays_if_only_a_short_address_is_stored(service: Service, clock: Clock) -> None:
+async def test_a_verdict_that_used_the_full_address_stays_if_only_the_short_address_is_stored(
+    service: Service, clock: Clock
+) -> None:
     await change_settings(service, max_recipients_per_address_minute=1, retract_clicks=True, ip_privacy="none")
     for _ in range(2):
         await record_click(service, (await create_codes(service))[0], origin=7)

@@ -1,4 +1,4 @@
-"""The job that reclassifies hits for applications with `retract_clicks`."""
+"""Tests of the background job that reclassifies hits for applications with `retract_clicks`."""
 
 from sqlalchemy import Connection, update
 
@@ -10,10 +10,10 @@ from tests.clicks.verdicts.helpers import SCANNER, only_message, record_click, s
 from tests.conftest import Clock
 
 
-async def test_the_job_reclassifies_each_hit_once_when_it_is_old_enough(service: Service, clock: Clock) -> None:
+async def test_the_reclassification_job_examines_each_hit_once_when_it_is_old_enough(service: Service, clock: Clock) -> None:
     await change_settings(service, max_recipients_per_address_minute=1, retract_clicks=True)
     step = service.jobs.table["reclassify"].step
-    assert await step() == 0  # the job starts here
+    assert await step() == 0  # the first step stores the position at which the job starts
     for _ in range(3):
         await record_click(service, (await create_codes(service))[0], origin=7)
     clock.forward(minutes=2)
@@ -25,7 +25,9 @@ async def test_the_job_reclassifies_each_hit_once_when_it_is_old_enough(service:
     assert service.reclassifier.total.retracted == 1
 
 
-async def test_the_job_reclassifies_only_for_applications_with_retract_clicks(service: Service, clock: Clock) -> None:
+async def test_the_reclassification_job_examines_only_hits_of_applications_with_retract_clicks(
+    service: Service, clock: Clock
+) -> None:
     await change_settings(service, max_recipients_per_address_minute=1)
     step = service.jobs.table["reclassify"].step
     await step()
@@ -36,14 +38,14 @@ async def test_the_job_reclassifies_only_for_applications_with_retract_clicks(se
     assert [hit.verdict for hit in await fetch_rows(service, schema.hits)] == [0, 1, 1]
 
 
-async def test_the_job_finds_a_click_of_a_person_that_should_be_a_first_click(retracting: Service, clock: Clock) -> None:
+async def test_the_reclassification_job_assigns_a_missing_first_click_to_a_message(retracting: Service, clock: Clock) -> None:
     service = retracting
     step = service.jobs.table["reclassify"].step
     await step()
     (code,) = await create_codes(service)
     person = await record_click(service, code)
 
-    def lose(connection: Connection) -> None:  # as if the click had been stored just after a retraction
+    def lose(connection: Connection) -> None:  # removes the first click, as if a click had been stored just after a retraction
         connection.execute(schema.first_clicks.delete())
         connection.execute(update(schema.hits).values(flags=0))
         connection.execute(schema.events.delete())
@@ -55,10 +57,12 @@ async def test_the_job_finds_a_click_of_a_person_that_should_be_a_first_click(re
     assert (await only_message(service)).click_hit_id == person
 
 
-async def test_after_a_clock_that_was_five_hours_ahead_the_job_goes_on_at_once(retracting: Service, clock: Clock) -> None:
+async def test_the_reclassification_job_continues_at_once_after_the_clock_was_five_hours_ahead(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     clock.forward(hours=5)
-    assert await service.reclassifier.step(clock()) == 0  # stores its position
+    assert await service.reclassifier.step(clock()) == 0  # the step stores the position of the job
     clock.forward(hours=-5)
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)

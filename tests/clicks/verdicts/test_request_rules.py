@@ -1,4 +1,4 @@
-"""Request rules: which requests are from people, which are suspected, and which are ignored."""
+"""Tests of the request rules: which requests are from people, which are suspected, and which are ignored."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def rule(agent: str) -> str:
     return classify(RequestTraits("GET", agent)).rule
 
 
-def test_a_plain_get_of_a_browser_is_human() -> None:
+def test_a_plain_get_request_of_a_browser_is_human() -> None:
     classification = classify(RequestTraits("GET", IPHONE))
     assert (classification.verdict, classification.rule) == (Verdict.HUMAN, "browser")
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
-def test_other_methods_than_get_are_ignored_with_any_agent(method: str) -> None:
-    # The app X sends HEAD requests with the agents of ordinary iPhones.
+def test_requests_with_another_method_than_get_are_ignored_with_any_user_agent(method: str) -> None:
+    # The app X sends HEAD requests with the user agents of ordinary iPhones.
     classification = classify(RequestTraits(method, IPHONE))
     assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "method")
     assert method in classification.reason
@@ -52,17 +52,17 @@ def test_other_methods_than_get_are_ignored_with_any_agent(method: str) -> None:
         {"x_moz": "prefetch"},
     ],
 )
-def test_a_prefetch_is_ignored(headers: dict[str, str]) -> None:
+def test_a_prefetch_request_is_ignored(headers: dict[str, str]) -> None:
     classification = classify(RequestTraits("GET", IPHONE, **headers))
     assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "prefetch")
 
 
-def test_a_purpose_header_without_prefetch_is_not_ignored() -> None:
+def test_a_request_whose_purpose_header_does_not_name_prefetch_is_not_ignored() -> None:
     assert classify(RequestTraits("GET", IPHONE, purpose="navigate", x_purpose="")).verdict is Verdict.HUMAN
 
 
 @pytest.mark.parametrize("agent", ["", " ", "\t "])
-def test_an_empty_agent_is_suspected(agent: str) -> None:
+def test_a_request_with_an_empty_user_agent_is_suspected(agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "empty_agent")
 
@@ -100,13 +100,13 @@ def test_an_empty_agent_is_suspected(agent: str) -> None:
         ("Matrix", "Synapse (bot; +https://github.com/matrix-org/synapse)"),
     ],
 )
-def test_the_link_preview_of_an_app_is_suspected_and_named(app: str, agent: str) -> None:
+def test_a_link_preview_of_an_app_is_suspected_and_the_reason_names_the_app(app: str, agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "link_preview")
     assert classification.reason == f"link preview of {app}"
 
 
-def test_the_names_of_the_previewing_apps_are_unique() -> None:
+def test_the_names_of_the_apps_that_fetch_link_previews_are_unique() -> None:
     names = [name for name, _ in PREVIEWS]
     assert len(names) == len(set(names))
 
@@ -127,7 +127,7 @@ def test_the_names_of_the_previewing_apps_are_unique() -> None:
         "(KHTML, like Gecko) Chrome/81.0.4044.138 Mobile Safari/537.36",
     ],
 )
-def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
+def test_a_crawler_or_http_library_of_the_list_is_suspected(agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "crawler")
 
@@ -149,11 +149,11 @@ def test_a_crawler_or_library_of_the_list_is_suspected(agent: str) -> None:
         "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
     ],
 )
-def test_an_unlisted_program_that_names_itself_is_suspected(agent: str) -> None:
+def test_a_program_that_is_not_in_the_crawler_list_is_suspected_by_its_own_name(agent: str) -> None:
     assert rule(agent) == "program"
 
 
-def test_the_reason_contains_no_email_address_of_the_agent() -> None:
+def test_the_reason_contains_no_email_address_from_the_user_agent() -> None:
     assert "jane" not in classify(RequestTraits("GET", "Mozilla/5.0 (jane@mail.example)")).reason
 
 
@@ -168,14 +168,14 @@ def test_the_reason_contains_no_email_address_of_the_agent() -> None:
         "x",
     ],
 )
-def test_an_agent_without_a_browser_is_suspected(agent: str) -> None:
+def test_a_user_agent_that_names_no_browser_is_suspected(agent: str) -> None:
     assert rule(agent) in ("no_browser", "crawler")
 
 
 @pytest.mark.parametrize(
     "agent",
     [
-        # Phones whose names look like crawlers.
+        # The names of these phones look like the names of crawlers.
         android("10; CUBOT J9"),
         android("8.1.0; CUBOT_POWER"),
         android(
@@ -190,9 +190,9 @@ def test_an_agent_without_a_browser_is_suspected(agent: str) -> None:
         android("8.1.0; Fever_Plus_J"),
         "Mozilla/5.0 (Linux; U; Android 4.3; en-us; HTC_Butterfly Build/JSS15J) AppleWebKit/534.30 (KHTML, like Gecko) "
         "Version/4.0 Mobile Safari/534.30",
-        # A build of Android on many phones that the list of crawlers contains.
+        # The list of crawlers contains this build of Android, although many phones use it.
         android("15; CPH2581 Build/AP3A.240617.008"),
-        # Browsers inside apps.
+        # These are user agents of browsers inside apps.
         android(
             "14; Pixel 7 Build/UQ1A.240205.002; wv",
             " Instagram 320.0.0.42.101 Android (34/14; 420dpi; 1080x2209; Google/google; Pixel 7)",
@@ -213,7 +213,7 @@ def test_an_agent_without_a_browser_is_suspected(agent: str) -> None:
         android("13; SM-A536B; wv", " com.unheard.app/17 [FBAN/FB4A;FBCR/mobile.com]"),
         "User-Agent: " + android("13; SM-A536B"),
         android("13; I2208; wv", " csh-store-checkout d2c-back-supported"),
-        # Less common browsers.
+        # These are user agents of less common browsers.
         android("10; K", " (Ecosia android@143.0.0.0)"),
         android("7.0; SM-G930F", " SogouMSE,SogouMobileBrowser/5.23.53"),
         "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) GSA/317.0.634488990 "
@@ -228,23 +228,24 @@ def test_an_agent_without_a_browser_is_suspected(agent: str) -> None:
         "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
     ],
 )
-def test_people_with_unusual_agents_are_human(agent: str) -> None:
+def test_requests_of_people_with_unusual_user_agents_are_human(agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert classification.verdict is Verdict.HUMAN, classification
 
 
-def test_an_unusual_phone_name_does_not_hide_a_crawler() -> None:
+def test_a_crawler_is_suspected_even_if_its_user_agent_contains_an_unusual_phone_name() -> None:
     assert rule(android("10; CUBOT J9", " (compatible; Googlebot/2.1; +http://www.google.com/bot.html)")) == "crawler"
 
 
-def test_only_browsers_inside_apps_pass_of_the_listed_crawlers() -> None:
+def test_of_the_user_agents_in_the_crawler_list_only_browsers_inside_apps_are_human() -> None:
     examples = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
     people = [agent for agent in examples if classify(RequestTraits("GET", agent)).verdict is Verdict.HUMAN]
-    assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)  # NOT_CRAWLERS excludes these
+    # NOT_CRAWLERS excludes the patterns that match these user agents
+    assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)
 
 
 @pytest.mark.parametrize("sample", list(samples()), ids=lambda sample: sample.name)
-def test_agents_of_public_lists_are_classified_correctly_within_the_limit(sample: Sample) -> None:
+def test_the_share_of_wrong_verdicts_on_public_user_agent_lists_is_within_its_limit(sample: Sample) -> None:
     wrong = sum(classify(RequestTraits("GET", agent)).verdict is sample.wrong for agent in sample.agents)
     assert len(sample.agents) > 250
     assert 100 * wrong / len(sample.agents) <= (MAX_CRAWLERS_HUMAN if sample.limit is None else sample.limit)
@@ -260,14 +261,14 @@ def test_agents_of_public_lists_are_classified_correctly_within_the_limit(sample
         st.text(),
     )
 )
-def test_every_request_gets_a_verdict_of_a_named_rule(request: RequestTraits) -> None:
+def test_each_request_gets_a_verdict_and_the_name_of_a_rule(request: RequestTraits) -> None:
     classification = classify(request)
     assert (classification.verdict, classification.rule) in RULES
     assert classification.reason
     assert classify(request) == classification
 
 
-def test_the_rules_have_a_fixed_order() -> None:
+def test_the_request_rules_have_a_fixed_order() -> None:
     names = [name for _, name in RULES]
     assert names == [
         "method",
@@ -282,7 +283,7 @@ def test_the_rules_have_a_fixed_order() -> None:
     ]
 
 
-def test_a_known_agent_is_read_from_the_cache() -> None:
+def test_the_verdict_on_a_known_user_agent_is_read_from_the_cache() -> None:
     agent = android("10; K", " not seen before")
     classify(RequestTraits("GET", agent))
     before = classify_agent.cache_info()
@@ -291,7 +292,7 @@ def test_a_known_agent_is_read_from_the_cache() -> None:
     assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
 
 
-def test_the_cache_of_agents_is_limited() -> None:
+def test_the_cache_of_user_agents_has_a_maximum_size() -> None:
     assert classify_agent.cache_info().maxsize is not None
     before = classify_agent.cache_info().misses
     classify(RequestTraits("GET", android("10; K").ljust(MAX_AGENT_LENGTH, "x") + "y" * 100_000))
