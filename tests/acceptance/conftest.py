@@ -1,4 +1,4 @@
-"""Fixtures that start real `shortener` processes. Their folders are on the disk, because durability is the subject."""
+"""Fixtures that start real `shortener` processes. Their folders are on the disk, because the tests examine durability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers import PostgresProcess, RedisProcess
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder on the disk; that of the other tests may be in memory."""
+    """Yield a temporary folder on the disk. The temporary folders of other tests may be in memory."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-acceptance-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A customer's endpoint for tests without a loop."""
+"""An HTTP endpoint of a customer, for tests without an event loop. It runs in a thread."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.servers import PATIENCE
 
 
 class Endpoint:
-    """A customer's endpoint in this process: keeps what it is sent, answers as `answers` says (200 when it is empty). To what is
-    sent to a path of `slow` it answers so many seconds later."""
+    """An HTTP endpoint that stores every request. It responds with the next status in `answers`, or with 200 if the list is empty.
+    `slow` maps a path to the seconds by which its response is delayed."""
 
     def __init__(self) -> None:
         self.arrived: list[Request] = []
@@ -32,7 +32,7 @@ class Endpoint:
                     endpoint._changed.notify_all()
                 if self.path in endpoint.slow:
                     endpoint._closed.wait(endpoint.slow[self.path])
-                with contextlib.suppress(OSError):  # it may not have waited for us
+                with contextlib.suppress(OSError):  # the client may have disconnected before the response
                     self.send_response(status)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
@@ -48,7 +48,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def wait(self, number: int) -> list[Request]:
-        """The first `number` requests, once they are there."""
+        """Wait until `number` requests have arrived, and return them."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.arrived) >= number, PATIENCE), f"{len(self.arrived)} of {number} arrived"
             return self.arrived[:number]

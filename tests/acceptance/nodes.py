@@ -1,4 +1,4 @@
-"""Several real processes on one PostgreSQL and one Redis, and people who click on all of them at once."""
+"""Helpers that start several server processes on one PostgreSQL and one Redis, and send concurrent clicks to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
 
 @dataclass
 class Nodes:
-    """Processes that share a database; each has a folder of its own, as on a machine of its own."""
+    """Server processes that share one database. Each process has a separate folder, as if it ran on a separate machine."""
 
     folder: Path
     database_url: str
@@ -59,14 +59,14 @@ class Nodes:
         return server
 
     def serve(self, *options: str, **more: str) -> Server:
-        """One more `shortener serve`."""
+        """Start one more `shortener serve` and return it."""
         server = self.prepare(*options, **more)
         server.start()
         server.first = server.first or self.servers[0].first
         return server
 
     def deliver(self, **environment: str) -> None:
-        """One more `shortener deliver`; `environment`: what else is in it."""
+        """Start one more `shortener deliver`. `environment` contains additional environment variables."""
         name = f"deliver{len(self.deliverers)}"
         (self.folder / name).mkdir()
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Nodes:
         assert process.stdout.readline() == b"Delivering.\n"
 
     def clock_off_by(self, seconds: int) -> dict[str, str]:
-        """What makes the clock of a process go wrong: every module of the service reads `utcnow`."""
+        """Return environment variables that shift the clock of a process by `seconds`: they replace `utcnow`."""
         folder = self.folder / f"clock{seconds}"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(
@@ -90,7 +90,7 @@ class Nodes:
         return {"PYTHONPATH": str(folder)}
 
     def close(self) -> list[int]:
-        """SIGTERM to all that still run; their exit codes."""
+        """Send SIGTERM to all running processes. Return their exit codes."""
         processes = [server.process for server in self.servers if server.process is not None] + self.deliverers
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -109,7 +109,7 @@ class Nodes:
         return codes
 
     def rewrite(self, count: int, body: str = 'see #track("https://x.example/")', *, country: int = 1408) -> list[dict[str, Any]]:
-        """So many messages of one link each."""
+        """Rewrite `count` messages with one link each. Return the messages of the response."""
         messages: list[dict[str, Any]] = []
         with self.servers[0].api() as client:
             for start in range(0, count, 500):
@@ -130,12 +130,12 @@ class Nodes:
 
 @dataclass
 class Answers:
-    """What people got: statuses, codes that got their 302, seconds."""
+    """The responses to clicks: the HTTP statuses, the codes that were redirected with 302, and the durations in seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     redirected: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    retry_after: set[str | None] = field(default_factory=set)  # of answers that were none
+    retry_after: set[str | None] = field(default_factory=set)  # the Retry-After headers of responses with 503
 
     def percentile(self, share: float) -> float:
         ordered = sorted(self.seconds)
@@ -143,7 +143,7 @@ class Answers:
 
 
 async def click_all(bases: Sequence[str], clicks: Sequence[tuple[int, str]], people: int = 64) -> Answers:
-    """Make each click (node, code), so many at a time."""
+    """Send each click, a pair (index of the node, code), with `people` concurrent clients. Return the responses."""
     answers = Answers()
     left = iter(clicks)
     async with crowd(people) as session:
@@ -166,7 +166,7 @@ async def click_until(
         async def person() -> None:
             while not stop():
                 await click(session, chance.choice(bases), chance.choice(codes), answers)
-                await asyncio.sleep(pause)  # a person rests between two clicks
+                await asyncio.sleep(pause)  # the pause between two clicks of one person
 
         await asyncio.gather(*(person() for _ in range(people)))
 
@@ -202,4 +202,4 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, what
-        time.sleep(0.05)  # and look again
+        time.sleep(0.05)  # between two checks

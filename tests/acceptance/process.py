@@ -1,4 +1,4 @@
-"""The real process: started, spoken to over the wire, killed."""
+"""A real server process that tests start, call over HTTP, and kill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PHONE = (
 
 @dataclass
 class Server:
-    """One `shortener serve`; `first` holds the credentials that the very first start printed."""
+    """One `shortener serve` process. `first` contains the credentials that the first start printed."""
 
     folder: Path
     port: int
@@ -70,7 +70,7 @@ class Server:
         self._close()
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM and return the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(PATIENCE)
@@ -78,7 +78,7 @@ class Server:
         return code
 
     def command(self, *words: str) -> Any:
-        """What `shortener WORDS --json` prints, run beside the server."""
+        """Run `shortener WORDS --json` while the server runs. Return the parsed output."""
         line = [sys.executable, "-m", "shortener", *words, "--json"]
         done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
         return orjson.loads(done.stdout)
@@ -100,7 +100,7 @@ class Server:
 
 
 def serving(folder: Path, **settings: str) -> Iterator[Server]:
-    """A server with everything in this folder, until it is let go."""
+    """Start a server with all its data in `folder`. Stop the server at the end of the `with` block."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
         "SHORTENER_DATA_DIR": str(folder / "data"),

@@ -1,6 +1,6 @@
-"""config/Caddyfile before two nodes, read by a real Caddy where there is one on this machine.
+"""A real Caddy with config/Caddyfile as the reverse proxy of two nodes. Skipped if Caddy is not installed.
 
-Only what a test must is changed in it: where the nodes are, the ports, and that Caddy signs its certificates itself.
+The tests change only the addresses of the nodes and the ports, and let Caddy sign its certificates itself.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from tests.servers import PATIENCE, free_port
 CADDYFILE = Path(__file__).parents[2] / "config" / "Caddyfile"
 CADDY = shutil.which("caddy")
 BASE, BRAND = "go.example", "go.brand.example"
-VISITOR = "127.0.0.2"  # an address that is not Caddy's
+VISITOR = "127.0.0.2"  # an address other than that of Caddy
 SHUTDOWN_DELAY = "3"  # as in compose.yaml
 
 
 def start_caddy(*words: str | Path, folder: Path) -> subprocess.Popen[bytes]:
-    """`caddy WORDS`, which keeps everything in this folder."""
+    """Start `caddy WORDS`. Caddy stores all its files in `folder`."""
     if CADDY is None:
         pytest.skip("there is no caddy on this machine")
     environment = os.environ | {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
@@ -50,7 +50,7 @@ def start_caddy(*words: str | Path, folder: Path) -> subprocess.Popen[bytes]:
 
 
 class Here(AbstractResolver):
-    """Every name leads here."""
+    """A resolver that returns 127.0.0.1 for every host name."""
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
@@ -61,7 +61,7 @@ class Here(AbstractResolver):
 
 @dataclass
 class Caddy:
-    """`upstreams`: ports that stand for serve1 and serve2."""
+    """A running Caddy. `upstreams`: the local ports that replace the hosts serve1 and serve2 of the Caddyfile."""
 
     folder: Path
     upstreams: tuple[int, int]
@@ -103,14 +103,14 @@ class Caddy:
         return URL(f"https://{host}:{self.https}{path}", encoded=True)
 
     def certified(self) -> set[str]:
-        """The names that it keeps a certificate for."""
+        """Return the host names for which Caddy stores a certificate."""
         return {file.stem for file in (self.folder / "caddy" / "certificates").rglob("*.crt")}
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.folder / "caddy" / "pki" / "authorities" / "local" / "root.crt")
 
     def connect(self, name: str | None) -> ssl.SSLSocket:
-        """Raises SSLError: there is no certificate for this name."""
+        """Open a TLS connection for this host name. Raise SSLError if Caddy has no certificate for the name."""
         trust = self.trust()
         trust.check_hostname = name is not None
         connection = socket.create_connection(("127.0.0.1", self.https), PATIENCE, (VISITOR, 0))
@@ -131,7 +131,7 @@ class Caddy:
 
 @pytest.fixture(scope="module")
 def pair(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two nodes on one PostgreSQL."""
+    """Start two nodes on one PostgreSQL database."""
     url = asyncio.run(new_postgresql_database(postgresql, None))
     settings = {"BASE_URL": f"https://{BASE}", "TRUSTED_PROXIES": "127.0.0.1", "IP_PRIVACY": "full"}
     nodes = Nodes(tmp_path_factory.mktemp("nodes"), url, settings=settings)
@@ -141,7 +141,7 @@ def pair(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def nodes(pair: Nodes) -> Nodes:
-    """Both of them run, whatever a test did to them."""
+    """Return the two nodes, after starting again each node that an earlier test stopped."""
     if CADDY is None:
         pytest.skip("there is no caddy on this machine")
     if not pair.servers:
@@ -165,7 +165,7 @@ def caddy(nodes: Nodes, tmp_path: Path) -> Iterator[Caddy]:
         caddy.close()
 
 
-def test_caddy_accepts_the_caddyfile_and_its_format(tmp_path: Path) -> None:
+def test_caddy_accepts_the_syntax_and_the_format_of_the_caddyfile(tmp_path: Path) -> None:
     for words in (["validate", "--adapter", "caddyfile", "--config"], ["fmt", "--diff"]):
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def test_caddy_accepts_the_caddyfile_and_its_format(tmp_path: Path) -> None:
     assert not [line for line in log.read_text().splitlines() if line.startswith(("+", "-"))]
 
 
-def test_connections_end_at_caddy_before_they_end_at_a_node() -> None:
+def test_caddy_closes_idle_connections_to_a_node_before_the_node_does() -> None:
     node: int = uvicorn_config(None, Settings()).timeout_keep_alive
     assert node == 5
     assert "keepalive 3s\n" in CADDYFILE.read_text()
@@ -214,7 +214,7 @@ async def test_an_unknown_domain_gets_no_certificate(caddy: Caddy) -> None:
     assert not caddy.certified()
 
 
-async def test_internal_paths_return_404_from_outside(nodes: Nodes, caddy: Caddy) -> None:
+async def test_caddy_returns_404_for_internal_paths(nodes: Nodes, caddy: Caddy) -> None:
     ask = f"domain-check?domain={BASE}"
     with nodes.servers[0].client() as client:
         assert client.get("/metrics").status_code == client.get("/internal/" + ask).status_code == 200
@@ -240,7 +240,7 @@ async def test_a_rewrite_behind_caddy_returns_https_links(nodes: Nodes, caddy: C
             assert answer.status == 302
 
 
-async def test_failed_requests_do_not_mark_a_node_as_down(nodes: Nodes, caddy: Caddy) -> None:
+async def test_caddy_still_uses_a_node_after_requests_that_failed(nodes: Nodes, caddy: Caddy) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     head = f"POST /{code} HTTP/1.1\r\nHost: {BASE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     for _ in range(4):
@@ -255,7 +255,7 @@ async def test_failed_requests_do_not_mark_a_node_as_down(nodes: Nodes, caddy: C
 
 
 class Vanishing:
-    """What answers everything with 200 until its machine is gone: from then on it does not even refuse connections."""
+    """An HTTP server that returns 200 until `vanish` is called. After that it neither accepts nor refuses connections."""
 
     def __init__(self) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -279,7 +279,7 @@ class Vanishing:
         self._server.shutdown()
         self._thread.join()
         with contextlib.suppress(TimeoutError):
-            while True:  # until the queue of those who wait to be accepted is full
+            while True:  # until the kernel's queue of connections that wait for accept is full
                 self._waiting.append(socket.create_connection(("127.0.0.1", self.port), timeout=0.2))
 
     def close(self) -> None:
@@ -289,7 +289,7 @@ class Vanishing:
         self._server.server_close()
 
 
-async def test_an_unreachable_node_costs_one_more_try(nodes: Nodes, tmp_path: Path) -> None:
+async def test_caddy_tries_another_node_if_one_node_is_unreachable(nodes: Nodes, tmp_path: Path) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     gone = Vanishing()
     caddy = Caddy(tmp_path, (nodes.servers[0].port, gone.port))
@@ -316,7 +316,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
     async def more(clicks: int) -> None:
         wanted = len(answers.seconds) + clicks
         while len(answers.seconds) < wanted:
-            await asyncio.sleep(0.01)  # and count again
+            await asyncio.sleep(0.01)  # between two counts
 
     async with caddy.people(**{"X-API-Key": one.first["api_key"]}) as session:
 
@@ -324,7 +324,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             while not done.is_set():
                 number += 1
                 await click(session, base, codes[number % len(codes)], answers)
-                await asyncio.sleep(0.01)  # a person rests between two clicks
+                await asyncio.sleep(0.01)  # the pause between two clicks of one person
 
         async def application() -> None:
             while not done.is_set():
@@ -349,8 +349,8 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             await more(50)
             done.set()
     assert set(answers.statuses) == {302}
-    # Never 502, which is a request cut off. 503: no node counted as ready in time, on a machine that is busy with other things;
-    # Caddy before 2.7.5 lets only GETs wait for one.
+    # 502 would mean that a request was interrupted. 503 means that no node was ready in time, which can happen on a busy machine:
+    # Caddy before 2.7.5 retries only GET requests.
     assert 200 in rewritten
     assert set(rewritten) <= {200, 503}
     (told,) = await nodes.query("SELECT count(*) AS hits FROM hits")

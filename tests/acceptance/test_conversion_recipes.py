@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes and the documented sequences of networks, against the real process."""
+"""Test the recipes in docs/recipes and the documented postback sequences of networks with a real server process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.process import PHONE, Server
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
-#: lead, sale, rejected: the words of three networks, in the order that their documents describe.
+#: The status words that each network sends for a lead, a sale and a rejection, in the order that its documents describe.
 SEQUENCES = {
     "Keitaro": [{"status": "lead", "value": "12.5"}, {"status": "sale", "value": "12.5"}, {"status": "rejected"}],
     "Everflow": [{"status": "pending"}, {"status": "approved", "value": "12.5"}, {"status": "rejected"}],
@@ -28,13 +28,13 @@ SEQUENCES = {
 
 
 def blocks(recipe: Path) -> tuple[str, str, str]:
-    """The destination, the URL of the network's postback, and the URL of the tracker."""
+    """Return the three code blocks of a recipe: the destination, the postback URL of the network, and the URL of the tracker."""
     link, inbound, outbound = re.findall(r"```text\n(.*?)\n```", recipe.read_text(), re.DOTALL)
     return link, inbound, outbound
 
 
 def macros(recipe: Path) -> dict[str, list[str]]:
-    """The example values by macro of the network."""
+    """Return the macros of the network in a recipe, each with its example values."""
     rows = re.findall(r"^\| `(\{[^`]+\})` \| `[a-z_]+` \|.*\| ([^|]*) \|$", recipe.read_text(), re.MULTILINE)
     return {macro: [one.strip() for one in values.split(",")] if ", " in values else [values.strip()] for macro, values in rows}
 
@@ -139,7 +139,7 @@ def test_the_documented_sequence_of_a_network_is_one_conversion_with_correct_sum
     assert server.command("verify")["drift"] == []
 
 
-def test_fifty_concurrent_postbacks_of_one_transaction_lose_no_update(server: Server) -> None:
+def test_fifty_concurrent_postbacks_of_one_transaction_are_all_stored_as_revisions(server: Server) -> None:
     message_id = rewrite(server, body="Hello")["message_id"]
 
     def send(number: int) -> int:

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of clicks: nothing that was answered is lost, and nothing counts twice."""
+"""kill -9 while clicks arrive: every click that got a response is stored, and no click is counted twice."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ def database(folder: Path) -> sqlite3.Connection:
 
 
 async def click_until_killed(server: Server, codes: list[str], after: int) -> list[str]:
-    """Click on all codes at once, over and over; kill the server after so many answers. Returns the codes that got their 302."""
+    """Click on all codes repeatedly and kill the server after `after` responses. Return the codes that were redirected with 302."""
     answered: list[str] = []
     killed = asyncio.Event()
 
@@ -42,7 +42,7 @@ async def click_until_killed(server: Server, codes: list[str], after: int) -> li
     return answered
 
 
-def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_message(server: Server) -> None:
+def test_every_click_that_got_a_302_is_stored_after_kill_9_with_one_clickthru_event_per_message(server: Server) -> None:
     batch = {"to": [f"+1408555{number:04}" for number in range(500)], "body": 'see #track("https://x.example/")'}
     answered: list[str] = []
     for round_number in range(3):
@@ -69,7 +69,7 @@ def test_every_click_that_got_its_302_survives_kill_nine_with_one_clickthru_per_
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_delivery_in_flight_at_kill_9_is_repeated_after_its_lease(server: Server, endpoint: Endpoint) -> None:
+def test_a_delivery_attempt_that_kill_9_interrupted_is_repeated_after_its_lease_expires(server: Server, endpoint: Endpoint) -> None:
     endpoint.slow = {"/": 60.0}
     with server.api() as client:
         given = {"url": endpoint.url + "/", "events": ["click"], "format": "scg", "timeout": 30}
@@ -86,7 +86,7 @@ def test_a_delivery_in_flight_at_kill_9_is_repeated_after_its_lease(server: Serv
         (attempt, lease) = connection.execute("SELECT attempt, lease_until FROM deliveries").fetchone()
         assert attempt == 1
         assert lease > ends + 30_000, "it outlasts the deadline"
-        with connection:  # as if most of it had passed
+        with connection:  # set the end of the lease closer, so that the test does not wait for the whole lease
             connection.execute("UPDATE deliveries SET lease_until = ?, next_at = ?", (ends, ends))
     endpoint.slow = {}
     server.start()
@@ -98,7 +98,7 @@ def test_a_delivery_in_flight_at_kill_9_is_repeated_after_its_lease(server: Serv
     assert len(endpoint.arrived) == 2
 
 
-def test_links_of_an_answered_rewrite_resolve_after_kill_nine(server: Server) -> None:
+def test_links_of_a_completed_rewrite_redirect_after_kill_9(server: Server) -> None:
     with server.api() as client:
         message = client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": '#track("https://x.example/")'}).json()[
             "messages"
@@ -109,7 +109,7 @@ def test_links_of_an_answered_rewrite_resolve_after_kill_nine(server: Server) ->
         assert client.get("/" + message["links"][0]["code"]).headers["location"] == "https://x.example/"
 
 
-def test_a_second_start_makes_no_new_credentials(server: Server) -> None:
+def test_a_second_start_creates_no_new_credentials(server: Server) -> None:
     assert server.first["api_key"] in server.printed
     assert server.stop() == 0
     server.start()

@@ -1,6 +1,6 @@
-"""The four systems whose customers come here, each played over the wire in its own words: its calls, fields, types and order.
+"""Complete sequences of calls in the formats of Syniverse, Infobip, Xoxzo and 23 Telecom, over HTTP.
 
-One server, with an application for each system; `test_seeds.py` plays the documents' own examples.
+The tests share one server and use a separate application for each system. `test_seeds.py` tests the documented examples.
 """
 
 import base64
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Customer:
-    """An application of its own on the server."""
+    """A new application on the server, with its credentials."""
 
     def __init__(self, server: Server, name: str, *options: str) -> None:
         made = server.command("applications", "create", name, *options)
@@ -37,7 +37,7 @@ class Customer:
         until(lambda: self.call("GET", "/api/v1/sms/stats").status_code == 200)
 
     def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """With the API key, unless `headers` say otherwise."""
+        """Send a request with the API key of the application, or with `headers` if they are given."""
         headers = more.pop("headers", {"X-API-Key": self.key})
         with self.server.client(**headers) as client:
             return client.request(method, path, **more)
@@ -54,7 +54,7 @@ class Customer:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what other processes do behind our back: they look for new accounts twice a second."""
+    """Wait until `true()` is true. Servers need up to half a second to load a new application."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ def tap(short_url: str) -> httpx.Response:
 
 # Syniverse
 
-#: The fields of its CLICKTHRU sample, with their types in JSON.
+#: The fields of Syniverse's CLICKTHRU sample, with their types in JSON.
 SAMPLE = {
     "previous_state": str,
     "message_request_id": str,
@@ -89,7 +89,7 @@ SAMPLE = {
 }
 
 
-def test_syniverse_from_a_channel_to_clickthru_and_a_reply(server: Server, endpoint: Endpoint) -> None:
+def test_syniverse_a_message_of_a_channel_gets_a_clickthru_event_and_a_reply(server: Server, endpoint: Endpoint) -> None:
     customer = Customer(server, "syniverse", "--company-id", "92")
     customer.track(url=f"{endpoint.url}/webhook", events=["state", "conversion"], format="scg")
     request = {
@@ -132,7 +132,9 @@ def test_syniverse_from_a_channel_to_clickthru_and_a_reply(server: Server, endpo
 # Infobip
 
 
-def test_infobip_from_the_advanced_message_to_the_conversion_rate(server: Server, endpoint: Endpoint) -> None:
+def test_infobip_an_advanced_message_with_an_ended_process_appears_in_the_conversion_rate(
+    server: Server, endpoint: Endpoint
+) -> None:
     customer = Customer(server, "infobip")
     customer.track(url=f"{endpoint.url}/clicks", events=["click", "conversion"], format="infobip")
     request = {
@@ -190,7 +192,7 @@ def test_infobip_from_the_advanced_message_to_the_conversion_rate(server: Server
 # Xoxzo
 
 
-def test_xoxzo_callback_is_repeated_up_to_ten_times_until_a_200(server: Server, endpoint: Endpoint) -> None:
+def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_is_200(server: Server, endpoint: Endpoint) -> None:
     customer = Customer(server, "xoxzo")
     form = {
         "sender": "Sender",
@@ -217,7 +219,9 @@ def test_xoxzo_callback_is_repeated_up_to_ten_times_until_a_200(server: Server, 
 # 23 Telecom
 
 
-def test_23_telecom_four_calls_two_tokens_and_a_conversion_url(server: Server, endpoint: Endpoint) -> None:
+def test_23_telecom_all_four_calls_accept_both_tokens_and_conversions_reach_the_conversion_url(
+    server: Server, endpoint: Endpoint
+) -> None:
     customer = Customer(server, "23 telecom")
     change = {
         "conversion_url": f"{endpoint.url}/postback?phone={{phone}}&status={{status}}&cost={{cost}}",
@@ -266,7 +270,7 @@ def test_23_telecom_four_calls_two_tokens_and_a_conversion_url(server: Server, e
 
 
 def row_counts(server: Server) -> dict[str, int]:
-    """Of every table but those that the background empties and fills by itself."""
+    """Return the number of rows of each table, without the tables that background jobs change."""
     path = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

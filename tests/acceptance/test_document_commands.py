@@ -1,6 +1,6 @@
 """The command blocks of README, tutorial and guides run unchanged against a real process.
 
-Only the ports and the path of the command differ from what a reader pastes.
+The tests change only the ports and the path of the command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
 from tests.servers import PATIENCE, free_port
 
-#: Documents whose blocks start a server, or need one that runs already.
+#: Documents whose command blocks start a server or need a running server.
 LIVE_DOCUMENTS = [
     document for document in DOCUMENTS if any(starts_server(block) or "curl " in block for block in shell_blocks(document))
 ]
@@ -29,7 +29,7 @@ LIVE_DOCUMENTS = [
 
 @contextlib.contextmanager
 def started(command: str, folder: Path, environment: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a block in the background and stop it with SIGINT, as Ctrl-C does."""
+    """Run a command block in the background and stop it with SIGINT, like Ctrl-C."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             ["bash", "-c", command], cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

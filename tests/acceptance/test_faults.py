@@ -1,7 +1,7 @@
-"""Real faults: servers that are really stopped, frozen, killed, wiped and filled up while people click.
+"""Faults of PostgreSQL, Redis and the disk while clicks arrive. The tests stop, freeze, kill, empty or fill real servers.
 
-What is asked of each: people get their page, what was answered is counted once, whoever cannot be served is told when to come
-again, and all is well again by itself when the fault is over.
+Each test requires that redirects still work, that each redirected click is counted once, that a request without a result gets
+503 with Retry-After, and that the service recovers by itself after the fault.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.acceptance.process import PHONE, Server, serving
 from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
-OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # seconds; `make prove` asks for 60
-NO_MORE = 0.050  # seconds that p99 of a redirect may rise by
+OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # duration of a fault in seconds; `make prove` sets 60
+NO_MORE = 0.050  # maximum increase of the p99 latency of a redirect, in seconds
 
 
 def try_rewrite(server: Server) -> httpx.Response:
@@ -45,7 +45,7 @@ def get(server: Server, code: str) -> httpx.Response:
 
 @dataclass
 class Load:
-    """People who click all the time; `codes` may grow."""
+    """Continuous clicks on random links of `codes`. A test may append codes while the load runs."""
 
     bases: list[str]
     codes: list[str]
@@ -62,15 +62,15 @@ class Load:
             await task
 
     async def go_on(self, clicks: int) -> None:
-        """Return when so many more were answered."""
+        """Wait until `clicks` further clicks have a response."""
         enough = self.answers.statuses.total() + clicks
         async with asyncio.timeout(PATIENCE):
             while self.answers.statuses.total() < enough:
-                await asyncio.sleep(0.01)  # and count again
+                await asyncio.sleep(0.01)  # between two counts
 
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
-    """Take PostgreSQL away for a while; `fresh` are links that are clicked for the first time meanwhile."""
+    """Make PostgreSQL unavailable for OUTAGE seconds. The links in `fresh` get their first clicks during this time."""
     one, two = nodes.servers
     await asyncio.to_thread(begin)
     load.codes += fresh
@@ -78,7 +78,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
     refused = await asyncio.to_thread(try_rewrite, one)
     assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
     assert int(refused.headers["Retry-After"]) > 0
-    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # so long it is to last
+    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # the rest of the outage
     assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
     assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
     with two.client() as client:
@@ -111,7 +111,7 @@ def test_an_outage_of_postgresql_under_load_loses_no_click_and_counts_none_twice
     async def story() -> None:
         async with load.running():
             while len(load.answers.redirected) < 50:
-                await asyncio.sleep(0.05)  # and count again
+                await asyncio.sleep(0.05)  # between two counts
             server = postgres_server
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
@@ -139,10 +139,10 @@ def test_an_outage_of_postgresql_under_load_loses_no_click_and_counts_none_twice
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Those that were first clicked live: two nodes race, and the first commit wins.
+    # Links whose first click was recorded without the spool: two nodes compete, and the first commit decides.
     late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"] and row["code"] not in codes[:50]]
     assert late == [], "the earliest click of an outage is the first"
-    # An attempt whose outcome went down with the server is made again, under the same id.
+    # An attempt whose outcome could not be stored is repeated with the same event id.
     wanted = {message["message_id"] for message in messages}
     wait_until(lambda: {message_of(one) for one in endpoint.arrived} == wanted, "not every message is told")
     assert len({one.headers["webhook-id"] for one in endpoint.arrived}) == len(wanted)
@@ -214,7 +214,7 @@ def slow(server: RedisProcess, proxy: Proxy) -> Iterator[None]:
     proxy.delay = 0.0
 
 
-#: For each, whether Redis is known to be down meanwhile.
+#: Each fault of Redis, and whether the service detects that Redis is unavailable during the fault.
 REDIS_FAULTS: dict[Callable[[RedisProcess, Proxy], AbstractContextManager[None]], bool] = {
     refused: True,
     black_holed: True,
@@ -236,7 +236,7 @@ def test_a_failing_redis_does_not_delay_redirects(
     everything = Counter[str]()
 
     async def p99() -> float:
-        """Of redirects, while messages are rewritten, which wants Redis each time."""
+        """Return the p99 latency of redirects in seconds, while rewrites write to Redis."""
         load = Load([server.base], codes)
         async with load.running(people=4, pause=0.005):
             for _ in range(4):
@@ -274,9 +274,7 @@ def test_a_failing_redis_does_not_delay_redirects(
     assert nodes.close() == [0]
 
 
-def test_an_erased_or_disabled_link_is_not_redirected_from_the_cache_of_any_node(
-    nodes: Nodes, postgres_server: PostgresProcess
-) -> None:
+def test_no_node_redirects_an_erased_or_disabled_link_from_its_cache(nodes: Nodes, postgres_server: PostgresProcess) -> None:
     one, two = nodes.serve(), nodes.serve()
     erased, off, kept = (message["links"][0]["code"] for message in nodes.rewrite(3))
     one.command("messages", "erase", "--phone", "+14085550000", "--yes")
@@ -292,7 +290,7 @@ def test_an_erased_or_disabled_link_is_not_redirected_from_the_cache_of_any_node
     wait_until(lambda: {get(two, erased).status_code, get(two, off).status_code} == {410}, "and it does")
 
 
-# SQLite: the file itself is in trouble.
+# Faults of the file of an SQLite database.
 
 
 @pytest.fixture
@@ -302,7 +300,7 @@ def lone_server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own for what the server keeps; asked for before the server is."""
+    """Mount a small file system for the data of the server. A test must request this fixture before `lone_server`."""
     place = tmp_path / "data"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
@@ -320,7 +318,7 @@ def counts(server: Server) -> dict[str, int]:
 
 @contextlib.contextmanager
 def locked(server: Server) -> Iterator[None]:
-    """By another process, which writes and does not end."""
+    """Lock the database with a write transaction of another process that does not end."""
     program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE'); "
     program += "print('locked', flush=True); sys.stdin.read()"
     file = server.folder / "data" / "shortener.db"
@@ -335,7 +333,7 @@ def locked(server: Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def takes_no_byte(server: Server) -> Iterator[None]:
-    """No byte more goes into any file of the process."""
+    """Limit the file size of the process, so that it cannot write any more data."""
     assert server.process is not None
     limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
@@ -347,7 +345,7 @@ def takes_no_byte(server: Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full(server: Server) -> Iterator[None]:
-    """Somebody else's file takes all that is left."""
+    """Fill the file system with another file."""
     filler = server.folder / "data" / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -359,13 +357,13 @@ def disk_full(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [locked, takes_no_byte])
-def test_a_database_file_without_write_access_delays_redirects_only_until_the_deadline(
+def test_a_locked_or_unwritable_database_file_delays_redirects_only_until_the_hit_deadline(
     lone_server: Server, fault: Callable[[Server], AbstractContextManager[None]]
 ) -> None:
     people_go_on(lone_server, fault)
 
 
-def test_a_full_disk_delays_redirects_only_until_the_deadline(small_disk: Path, lone_server: Server) -> None:
+def test_a_full_disk_delays_redirects_only_until_the_hit_deadline(small_disk: Path, lone_server: Server) -> None:
     people_go_on(lone_server, disk_full)
 
 
@@ -376,7 +374,7 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
     load = Load([server.base], codes)
 
     def refused() -> bool:
-        """A full disk takes as much more as the files had room for."""
+        """Return whether a rewrite is refused. On a full disk some rewrites still fit into free pages of the files."""
         answer = try_rewrite(server)
         if answer.status_code == 200:
             return False
@@ -389,7 +387,7 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
             await load.go_on(50)
             with fault(server):
                 await asyncio.to_thread(wait_until, refused, "nothing is taken")
-                await asyncio.sleep(OUTAGE)  # so long it is to last
+                await asyncio.sleep(OUTAGE)  # the rest of the outage
                 assert await asyncio.to_thread(refused), "and so it stays"
                 assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
                 assert await asyncio.to_thread(metric, server, "shortener_late_responses_total") > 0

@@ -1,4 +1,4 @@
-"""Strangers and callers that try to hold up a real server: other people's clicks must not notice.
+"""Requests that try to slow down or block a real server must not delay the clicks of other clients.
 
 `make prove` opens 2,000 connections. Times are compared with the same clicks on the quiet server, because the machine may be busy.
 """
@@ -26,9 +26,9 @@ from tests.servers import PATIENCE
 CONNECTIONS = int(os.environ.get("PROVE_CONNECTIONS", "400"))
 BODY_BYTES = 8 * 1024 * 1024 - 4096
 QUIET_SECONDS = 2.0
-#: A click beside a hostile request may take so long: the requirement is 0.1 s on a machine that does nothing else.
+#: Maximum duration of a click during a hostile request. The requirement is 0.1 s on a machine that does nothing else.
 MAX_WAIT_SECONDS = 0.1
-MACHINE_FACTOR = 5  # the tests share the machine with others
+MACHINE_FACTOR = 5  # allowance for a machine that runs other programs too
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 
 
@@ -69,7 +69,7 @@ class Clicker(contextlib.AbstractContextManager["Clicker"]):
                         self.failures.append(str(status))
                 self.seconds.append(time.monotonic() - began)
                 self._began.set()
-                self._stop.wait(0.005)  # the pause between two people
+                self._stop.wait(0.005)  # the pause between two clicks
 
 
 def code_of(server: Server) -> str:
@@ -100,7 +100,7 @@ def fill(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
 
 
 def numbered(begin: bytes, end: bytes) -> bytes:
-    """Return an object with so many different names that the body has its full size."""
+    """Return a JSON object with enough different field names to reach the maximum size of a body."""
     parts: list[bytes] = []
     size = 0
     for number in itertools.count():
@@ -141,7 +141,7 @@ HOSTILE = {
 }
 
 
-def test_hostile_bodies_delay_nobody_else_and_their_memory_is_freed(server: Server) -> None:
+def test_hostile_request_bodies_do_not_delay_clicks_and_their_memory_is_freed(server: Server) -> None:
     path = code_of(server)
     quiet = quiet_clicks(server, path)
     longest: dict[str, float] = {}
@@ -157,7 +157,7 @@ def test_hostile_bodies_delay_nobody_else_and_their_memory_is_freed(server: Serv
                     response = client.request(
                         method if method == "PATCH" else "POST", url, content=body, headers={"Content-Type": kind}
                     )
-                    time.sleep(0.05)  # one click at least
+                    time.sleep(0.05)  # time for at least one click
                 assert not clicker.failures, name
                 assert 400 <= response.status_code < 500 or name == "long texts with URLs", (name, response.text[:200])
                 assert len(response.content) <= 1024 * 1024 or response.status_code == 200, name
@@ -184,11 +184,11 @@ HELD = [
 
 @pytest.fixture
 def limited_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that the shell started with 256 open files, and whose clients have 2 seconds."""
+    """Start a server with a limit of 256 open files and of 2 seconds for each request."""
     yield from serving(tmp_path, REQUEST_TIMEOUT="2")
 
 
-def test_hostile_connections_leave_clicks_unaffected_and_all_end(limited_server: Server) -> None:
+def test_hostile_connections_do_not_delay_clicks_and_the_server_closes_all_of_them(limited_server: Server) -> None:
     server = limited_server
     path = code_of(server)
     quiet = quiet_clicks(server, path)
@@ -203,8 +203,8 @@ def test_hostile_connections_leave_clicks_unaffected_and_all_end(limited_server:
             deadline = time.monotonic() + PATIENCE
             open_connections = CONNECTIONS
             while open_connections and time.monotonic() < deadline:
-                open_connections = connections_of(server) - 1  # the clicker's own
-                time.sleep(0.2)  # the server closes them in its own time
+                open_connections = connections_of(server) - 1  # without the connection of the clicker
+                time.sleep(0.2)  # until the server closes the connections
         figures = f"longest click {clicker.longest * 1000:.1f} ms, quiet {quiet * 1000:.1f} ms, {len(clicker.seconds)} clicks"
         sys.stdout.write(f"\n{figures}\n")
         assert not clicker.failures
@@ -245,7 +245,7 @@ def test_serve_raises_the_limit_of_open_files_and_logs_it(tmp_path: Path) -> Non
     assert process.returncode == 0
 
 
-def test_urllib_receives_413_for_a_body_that_is_too_large(server: Server) -> None:
+def test_the_python_client_urllib_receives_413_for_a_request_body_that_is_too_large(server: Server) -> None:
     script = (
         "import sys, urllib.error, urllib.request\n"
         "request = urllib.request.Request(sys.argv[1], b' ' * 20_000_000, {'X-API-Key': sys.argv[2], "

@@ -1,4 +1,4 @@
-"""`shortener listen` beside a real server: it prints what arrives and says whether the signatures are right."""
+"""`shortener listen` with a real server: it prints each request and whether its signature is valid."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ from tests.servers import PATIENCE, free_port
 
 @contextlib.contextmanager
 def listening(server: Server, *options: str) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-    """Its URL, and the lines that it prints."""
+    """Run `shortener listen`. Yield its URL and the lines that it prints."""
     port = free_port()
     command = [sys.executable, "-m", "shortener", "listen", "--port", str(port), "--json", *options]
     process = subprocess.Popen(command, env=server.environment, cwd=server.folder, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""A PostgreSQL that refuses to connect or rejects statements: every request gets a response, and all recovers by itself."""
+"""A PostgreSQL that refuses to connect or rejects statements: every request gets a response, and the service recovers by itself."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.servers import PATIENCE, PostgresProcess, RedisProcess
 
 DEADLINE = 0.5  # HIT_DEADLINE in seconds
 PASSWORD = "first-password-of-the-test"
-MARGIN = 3.0  # seconds beyond the promise that a loaded machine may take
+MARGIN = 3.0  # seconds that a loaded machine may need in addition
 
 
 class Account:
-    """A PostgreSQL user of its own, whose permission and password a test changes."""
+    """A separate PostgreSQL user. A test changes its permissions and its password."""
 
     def __init__(self, server: PostgresProcess, name: str, url: str, admin_url: str) -> None:
         self.server, self.name, self.url, self._admin_url = server, name, url, admin_url
@@ -42,7 +42,7 @@ class Account:
             await connection.close()
 
     async def cut(self) -> None:
-        """End all connections of the account."""
+        """Close all connections of this PostgreSQL user."""
         await self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.name}'")
 
     @contextlib.asynccontextmanager
@@ -54,7 +54,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_login(self) -> AsyncIterator[None]:
-        """The server answers 28000, as for an unknown user or a password that was changed."""
+        """PostgreSQL rejects logins with the error 28000, as for an unknown user or a changed password."""
         await self.execute(f"ALTER ROLE {self.name} NOLOGIN")
         await self.cut()
         yield
@@ -69,7 +69,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_tables(self) -> AsyncIterator[None]:
-        """Every statement on links, messages and hits is rejected, also a plain read."""
+        """PostgreSQL rejects every statement on links, messages and hits, also a SELECT."""
         tables = ("links", "messages", "hits")
         await self.execute(*(f"ALTER TABLE {table} RENAME TO {table}_away" for table in tables))
         yield
@@ -113,7 +113,7 @@ Fault = Callable[[Account], AbstractAsyncContextManager[None]]
     [Account.without_permission, Account.without_login, Account.without_connections, Account.without_tables],
     ids=["revoke connect", "no login", "too many connections", "rejected statements"],
 )
-async def test_every_request_gets_a_response_and_the_service_recovers(
+async def test_every_request_gets_a_response_while_postgresql_refuses_and_the_service_recovers(
     account: Account,
     redis_server: RedisProcess,
     tmp_path_factory: pytest.TempPathFactory,

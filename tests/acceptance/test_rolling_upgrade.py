@@ -1,6 +1,6 @@
-"""A rolling upgrade: nodes of the previous release go on working while the database already has the new schema.
+"""A rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
 
-Migrations only expand the schema. A release later, when no node of the previous release runs any more, they may contract it.
+Migrations only expand the schema. The next release may remove old columns, because no node of the previous release runs then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREVIOUS_RELEASE = "57899ee"
 
 @pytest.fixture
 def previous_release(tmp_path: Path) -> Path:
-    """A folder with the code of the previous release, from the history of the repository."""
+    """Return a folder with the code of the previous release of this service, from the history of the repository."""
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", PREVIOUS_RELEASE, "shortener"], capture_output=True)
     if archive.returncode:
         pytest.skip(f"ROLLING UPGRADE NOT TESTED: the history has no commit {PREVIOUS_RELEASE}, as in a shallow clone")
@@ -52,7 +52,7 @@ def test_nodes_of_the_previous_release_lose_no_click_on_the_migrated_database(
     answers = Answers()
 
     async def story() -> None:
-        bases = [old.base, other_old.base]  # `click_until` selects from it at each click
+        bases = [old.base, other_old.base]  # `click_until` chooses one of these nodes for each click
         is_done = False
         clicking = asyncio.create_task(click_until(bases, codes, lambda: is_done, answers, people=6, pause=0.01))
         try:
@@ -61,7 +61,7 @@ def test_nodes_of_the_previous_release_lose_no_click_on_the_migrated_database(
             await asyncio.to_thread(
                 subprocess.run, [sys.executable, "-m", "shortener", "migrate"], env=environment, check=True, capture_output=True
             )
-            await answered(answers, 300)  # on the new schema, with the previous code only
+            await answered(answers, 300)  # only nodes of the previous release run, on the new schema
             new = await asyncio.to_thread(nodes.serve)
             bases.append(new.base)
             await answered(answers, 300)
@@ -93,7 +93,7 @@ def test_nodes_of_the_previous_release_lose_no_click_on_the_migrated_database(
 
 
 async def answered(answers: Answers, more: int) -> None:
-    """Return when so many more clicks have a response."""
+    """Wait until `more` further clicks have a response."""
     enough = answers.statuses.total() + more
     async with asyncio.timeout(PATIENCE):
         while answers.statuses.total() < enough:

@@ -1,6 +1,6 @@
-"""Several processes, one PostgreSQL: what must happen once happens once, and they start and stop as one does.
+"""Several server processes share one PostgreSQL database: each event occurs once, and the processes start and stop cleanly.
 
-On PostgreSQL only: SQLite belongs to one process.
+The tests use only PostgreSQL, because only one process can use an SQLite database.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.acceptance.process import PHONE, Server
 from tests.servers import PATIENCE, RedisProcess, children, free_port
 
-LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))  # `make prove` asks for more
+LINKS, CLICKS = (
+    int(os.environ.get("PROVE_LINKS", "200")),
+    int(os.environ.get("PROVE_CLICKS", "20")),
+)  # `make prove` sets larger numbers
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def nodes(nodes_without_redis: Nodes) -> Nodes:
     return nodes_without_redis
 
 
-def test_first_clicks_that_race_on_two_nodes_are_one_clickthru_each_and_are_delivered(nodes: Nodes, endpoint: Endpoint) -> None:
+def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_message(nodes: Nodes, endpoint: Endpoint) -> None:
     one, two = nodes.serve(), nodes.serve()
     nodes.deliver()
     nodes.deliver()
@@ -40,7 +43,7 @@ def test_first_clicks_that_race_on_two_nodes_are_one_clickthru_each_and_are_deli
         assert client.post("/api/v1/trackers", json=tracker).status_code in (200, 201)
     messages = nodes.rewrite(LINKS)
     codes = [message["links"][0]["code"] for message in messages]
-    # The clicks on a link stand together, half of them for each node: they race.
+    # The clicks on one link follow each other, and half of them go to each node, so that the nodes compete for the first click.
     clicks = [(number % 2, code) for code in codes for number in range(CLICKS)]
     answers: Answers = asyncio.run(click_all([one.base, two.base], clicks))
     assert answers.statuses == {302: LINKS * CLICKS}
@@ -75,7 +78,7 @@ def test_first_clicks_that_race_on_two_nodes_are_one_clickthru_each_and_are_deli
     assert nodes.close() == [0, 0, 0, 0]
 
 
-def test_two_nodes_that_start_at_once_on_an_empty_database_are_one_installation(nodes: Nodes) -> None:
+def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installation(nodes: Nodes) -> None:
     servers = [nodes.prepare() for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
         for start in [threads.submit(server.start) for server in servers]:
@@ -101,7 +104,7 @@ def test_a_node_with_another_secret_refuses_to_start(nodes: Nodes) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_workers_of_one_serve_share_its_port_are_replaced_and_stop_together(nodes: Nodes) -> None:
+def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_together(nodes: Nodes) -> None:
     server = nodes.serve("--workers", "2")
     assert server.first["api_key"] in server.printed, "the credentials are printed, by one of them"
     assert server.process is not None
@@ -119,7 +122,7 @@ def test_workers_of_one_serve_share_its_port_are_replaced_and_stop_together(node
     deadline = time.monotonic() + PATIENCE
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
-        time.sleep(0.05)  # and look again
+        time.sleep(0.05)  # between two checks
     with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
         for _ in range(20):
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
@@ -130,7 +133,7 @@ def test_workers_of_one_serve_share_its_port_are_replaced_and_stop_together(node
     assert told["events"] == 50
 
 
-def test_workers_that_cannot_start_end_the_command_with_one_plain_line(nodes: Nodes, tmp_path: Path) -> None:
+def test_if_no_worker_can_start_serve_exits_with_an_error_of_one_line(nodes: Nodes, tmp_path: Path) -> None:
     environment = nodes.environment("nowhere", DATABASE_URL=f"postgresql://nobody@/none?host={tmp_path}")
     done = subprocess.run(
         [sys.executable, "-m", "shortener", "serve", "--workers", "2", "--port", str(free_port())],
@@ -144,12 +147,12 @@ def test_workers_that_cannot_start_end_the_command_with_one_plain_line(nodes: No
     assert b"Traceback" not in done.stderr
 
 
-# What nodes share.
+# State that nodes share.
 
 
 @pytest.fixture
 def pair(nodes: Nodes, redis_server: RedisProcess) -> tuple[Server, Server]:
-    """Two nodes that share a Redis as well."""
+    """Start two nodes that share one PostgreSQL and one Redis."""
     nodes.redis_url = redis_server.url
     return nodes.serve(), nodes.serve()
 
@@ -167,7 +170,7 @@ def seconds_until(true: Callable[[], bool]) -> float:
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < PATIENCE
-        time.sleep(0.02)  # and look again
+        time.sleep(0.02)  # between two checks
     return time.monotonic() - began
 
 
@@ -210,7 +213,7 @@ def test_a_disabled_link_takes_effect_on_every_node_within_a_second(
         assert seconds_until_answered(server, code, 302) < 1.0
 
 
-def test_metrics_of_the_processes_add_up(nodes: Nodes, pair: tuple[Server, Server]) -> None:
+def test_the_metrics_of_two_nodes_add_up_to_the_number_of_requests(nodes: Nodes, pair: tuple[Server, Server]) -> None:
     codes = [message["links"][0]["code"] for message in nodes.rewrite(20)]
     clicks = [(number % 2, code) for code in codes for number in range(6)] + [(0, codes[0])] * 30
     answers = asyncio.run(click_all([server.base for server in pair], clicks))
@@ -240,7 +243,7 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
     nodes.deliver(**slow)
     assert [round(metrics(server)["shortener_clock_offset_seconds"] / 600) for server in (one, two)] == [1, -1]
     with one.api() as client:
-        endpoint.slow["/"] = 1.0  # long enough for somebody to look whose lease he thinks is over
+        endpoint.slow["/"] = 1.0  # long enough for a node with a fast clock to look for expired leases
         tracker = {"name": "mine", "url": endpoint.url, "events": ["state"], "format": "scg"}
         assert client.post("/api/v1/trackers", json=tracker).status_code == 201
     codes = [message["links"][0]["code"] for message in nodes.rewrite(24)]

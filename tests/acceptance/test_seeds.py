@@ -1,4 +1,4 @@
-"""The examples of the systems that this service stands for, played over the wire against the real process."""
+"""Run the documented examples of Syniverse, 23 Telecom and Xoxzo over HTTP against a real server process."""
 
 import re
 from typing import Any
@@ -35,7 +35,9 @@ def tap(server: Server, short_url: str) -> httpx.Response:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 
-def test_syniverse_a_click_becomes_clickthru_with_every_field_of_the_sample(server: Server, endpoint: Endpoint) -> None:
+def test_syniverse_a_click_creates_a_clickthru_event_with_every_field_of_the_documented_sample(
+    server: Server, endpoint: Endpoint
+) -> None:
     track(server, url=f"{endpoint.url}/webhook", events=["state"], format="scg")
     message = rewrite(
         server,
@@ -101,7 +103,7 @@ def test_syniverse_a_click_becomes_clickthru_with_every_field_of_the_sample(serv
     assert len(endpoint.arrived) == 2, "subsequent clicks only open the link's URL"
 
 
-def test_23_telecom_a_conversion_becomes_a_postback_with_its_placeholders(server: Server, endpoint: Endpoint) -> None:
+def test_23_telecom_a_conversion_sends_a_postback_with_all_placeholders_replaced(server: Server, endpoint: Endpoint) -> None:
     track(
         server,
         url=f"{endpoint.url}/postback?phone={{phone}}&status={{status}}&cost={{cost}}",
@@ -148,7 +150,7 @@ def test_23_telecom_a_conversion_becomes_a_postback_with_its_placeholders(server
     assert len(endpoint.arrived) == 2
 
 
-def test_xoxzo_the_first_click_triggers_one_callback_and_appears_in_the_status(server: Server, endpoint: Endpoint) -> None:
+def test_xoxzo_the_first_click_sends_one_callback_and_appears_in_the_message_status(server: Server, endpoint: Endpoint) -> None:
     message = rewrite(
         server,
         {
@@ -172,7 +174,7 @@ def test_xoxzo_the_first_click_triggers_one_callback_and_appears_in_the_status(s
         "accessed": False,
         "accessed_on": None,
     }
-    endpoint.answers = [500, 201]  # neither is the 200 that Xoxzo asks for
+    endpoint.answers = [500, 201]  # Xoxzo's callback succeeds only with the status 200
     for _ in range(3):
         assert tap(server, short_url).status_code == 302
     calls = endpoint.wait(3)
@@ -185,7 +187,7 @@ def test_xoxzo_the_first_click_triggers_one_callback_and_appears_in_the_status(s
 
 
 @pytest.mark.parametrize("agent", ["facebookexternalhit/1.1", "", "curl/8.0"])
-def test_a_preview_never_spends_the_clickthru(server: Server, agent: str) -> None:
+def test_a_hit_by_a_link_preview_does_not_prevent_the_clickthru_event_of_a_later_click(server: Server, agent: str) -> None:
     message = rewrite(server, {"to": "+14155551234", "body": 'see #track("https://x.example/")'})
     short_url = message["links"][0]["short_url"]
     with httpx.Client(trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""SIGTERM: the process is gone within ten seconds, whatever hangs; nothing is lost, left leased or sent twice because of it."""
+"""SIGTERM stops a process within ten seconds, even if a dependency hangs. No delivery is lost, leased or sent twice."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ def click_a_new_message(server: Server) -> None:
 
 
 def begun_request(server: Server, body: bytes = b"") -> socket.socket:
-    """A client that says what it will send, and sends a part of it."""
+    """Send the headers of a request and a part of its body. Return the open connection."""
     client = socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN)
     head = f"POST /api/v1/rewrite HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {server.first['api_key']}\r\nContent-Length: 42\r\n"
     client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
@@ -61,7 +61,7 @@ def connect_again_and_again(server: Server) -> None:
         socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN).close()
 
 
-def test_a_stop_finishes_or_hands_back_deliveries_in_flight_in_time(server: Server, endpoint: Endpoint) -> None:
+def test_a_stop_completes_deliveries_in_flight_or_releases_their_leases(server: Server, endpoint: Endpoint) -> None:
     endpoint.slow = {"/slow": 2.0, "/hangs": 60.0}
     with server.api() as client:
         for path in endpoint.slow:
@@ -88,7 +88,7 @@ def test_a_stop_finishes_or_hands_back_deliveries_in_flight_in_time(server: Serv
     assert len(endpoint.arrived) == 3
 
 
-def test_from_sigterm_on_readyz_says_503_while_requests_are_answered(server: Server) -> None:
+def test_after_sigterm_readyz_returns_503_and_other_requests_still_get_responses(server: Server) -> None:
     stopped = threading.Thread(target=server.stop)
     body = b'{"to": "+14085550100", "body": "no link."}'
     assert len(body) == 42
@@ -101,7 +101,7 @@ def test_from_sigterm_on_readyz_says_503_while_requests_are_answered(server: Ser
         assert (answer.status_code, answer.json()["checks"]["process"]) == (503, "failed")
         with server.client() as another:
             assert another.get("/healthz").status_code == 200, "connections are still taken"
-        # The listener goes; the request that has begun is answered all the same.
+        # The server closes its listening socket, but still responds to the request that was already started.
         with contextlib.suppress(httpx.TransportError):
             while True:
                 probe.get("/healthz", headers={"Connection": "close"})
@@ -112,7 +112,7 @@ def test_from_sigterm_on_readyz_says_503_while_requests_are_answered(server: Ser
     assert not stopped.is_alive()
 
 
-def test_nodes_workers_and_deliverers_stop_in_time_and_leave_no_lease(nodes: Nodes, endpoint: Endpoint) -> None:
+def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(nodes: Nodes, endpoint: Endpoint) -> None:
     endpoint.slow = {"/hangs": 60.0}
     server = nodes.serve("--workers", "2")
     nodes.deliver()
@@ -155,6 +155,6 @@ def test_a_frozen_database_does_not_delay_a_stop(postgres_server: PostgresProces
     assert set(nodes.close()) <= {0, -signal.SIGALRM}, "what hangs too long is cut off"
     assert time.monotonic() - began < WITHIN
     postgres_server.thaw()
-    # What it could not write down is under a lease still, and is made again when that ends: at least once.
+    # The outcome of the attempt could not be stored, so the delivery stays leased and is repeated after the lease: at least once.
     (told,) = asyncio.run(nodes.query("SELECT status, attempt FROM deliveries"))
     assert tuple(told) == (0, 1)

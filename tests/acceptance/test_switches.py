@@ -23,11 +23,11 @@ def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
     began = time.monotonic()
     while (found := status(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still answers {found}"
-        time.sleep(0.02)  # and look again
+        time.sleep(0.02)  # between two checks
 
 
 def make_link(server: Server, key: str, url: str) -> Link:
-    """With a key that the node may have to learn of first."""
+    """Create a link. Repeat the request until the node knows the new API key."""
     deadline = time.monotonic() + PATIENCE
     with server.client(**{"X-API-Key": key}) as client:
         while True:
@@ -36,10 +36,10 @@ def make_link(server: Server, key: str, url: str) -> Link:
                 host, _, path = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("http://").partition("/")
                 return host, f"/{path}"
             assert time.monotonic() < deadline, answer.text
-            time.sleep(0.02)  # and ask again
+            time.sleep(0.02)  # before the next request
 
 
-def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_database_is_away(
+def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_an_outage_of_the_database(
     nodes: Nodes, postgres_server: PostgresProcess
 ) -> None:
     one, two = nodes.serve(), nodes.serve()
@@ -79,7 +79,7 @@ def test_each_kill_switch_holds_on_every_node_within_a_second_and_while_the_data
         for server in (one, two):
             assert status(server, spared) == 302, "from the cache"
             told = {name: status(server, link) for name, link in links.items()}
-            # Only the database knows of a single link that it is off; the cache has forgotten where it leads.
+            # The state of a disabled link is stored only in the database, and the cache no longer contains its destination.
             assert told == {"link": 503, "host": 410, "domain": 410, "application": 410}
     finally:
         postgres_server.start()
