@@ -184,7 +184,7 @@ HELD = [
 
 @pytest.fixture
 def limited_server(tmp_path: Path) -> Iterator[Server]:
-    """Start a server with a limit of 256 open files and of 2 seconds for each request."""
+    """Start a server with a time limit of 2 seconds for each request."""
     yield from serving(tmp_path, REQUEST_TIMEOUT="2")
 
 

@@ -1,3 +1,3 @@
-"""Fixtures of the command line's tests: a real server, for commands that run beside one."""
+"""Fixtures for the tests of commands: a real server that runs while the commands are executed."""
 
 from tests.acceptance.conftest import server as server

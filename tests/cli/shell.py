@@ -1,4 +1,4 @@
-"""The command line for tests: in this process, or as a process of its own."""
+"""Helpers that run `shortener` commands in tests, either in the test process or in a separate process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.servers import PATIENCE
 
 
 def environment_of(folder: Path, **more: str) -> dict[str, str]:
-    """The environment of a command on the installation in `folder`, without the settings of the test run itself."""
+    """Return the environment of a command on the installation in `folder`, without the settings of the test run."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     return environment | {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"} | more
 
 
 class InProcessShell:
-    """Runs commands on the installation in `folder` in this process. It is faster, and shows what commands do."""
+    """Runs commands on the installation in `folder` inside the test process, which is faster than a separate process."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class InProcessShell:
 
 
 class Shell:
-    """Runs commands on the installation in `folder` as processes. It shows how a process starts, prints and exits."""
+    """Runs commands on the installation in `folder` as separate processes, to test their start, output and exit code."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The command line as a process, with and without a running server."""
+"""Commands of `shortener`, run as processes, with and without a running server."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path / "data")
 
 
-def test_help_names_every_command(shell: Shell) -> None:
+def test_the_help_text_lists_every_command(shell: Shell) -> None:
     from shortener.cli import COMMANDS, cli
 
     listed = shell("--help").stdout
     assert all(name in listed for name in COMMANDS)
     for name in COMMANDS:
-        # In this process: a process for each command would take a second each.
+        # The help of each command is invoked in this process, because a new process would take a second per command.
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0
         assert "--json" in shown.stdout or "Commands:" in shown.stdout, name
 
 
-def test_wrong_usage_exits_with_2_and_a_failure_with_1_and_both_print_to_stderr(shell: Shell) -> None:
+def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_prints_to_stderr(shell: Shell) -> None:
     assert "No such command" in shell("nothing", code=2).stderr
     assert "Missing argument" in shell("applications", "show", code=2).stderr
     assert "there is no application 7" in shell("applications", "show", "7", code=1).stderr
@@ -93,7 +93,7 @@ def test_migrate_creates_the_schema_and_doctor_reports_problems(shell: Shell) ->
     assert any(one["level"] == "error" for one in shell.json("doctor", code=1))
 
 
-def test_commands_work_beside_a_running_server(server: Server) -> None:
+def test_commands_work_while_a_server_is_running(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         body = {"to": "+14085550100", "body": '#track("https://x.example/")', "campaign": "spring", "message_id": "m-1"}
@@ -113,7 +113,7 @@ def test_commands_work_beside_a_running_server(server: Server) -> None:
     assert "another process serves" in shell("serve", "--port", "0", code=1).stderr
 
 
-def test_the_demo_shows_the_whole_life_of_a_message(shell: Shell) -> None:
+def test_the_demo_prints_every_step_from_the_rewrite_to_the_conversion_of_a_message(shell: Shell) -> None:
     lines = [orjson.loads(line) for line in shell("demo", "--json").stdout.splitlines()]
     titles = [line["title"] for line in lines if "title" in line]
     assert len(titles) == 9
@@ -142,7 +142,7 @@ def test_verify_reports_a_wrong_count_and_export_shows_its_progress(server: Serv
     os.close(reader)
 
 
-def test_tables_show_complete_ids_if_stdout_is_a_pipe_or_a_narrow_terminal(shell: Shell) -> None:
+def test_tables_show_complete_ids_in_a_pipe_and_on_a_narrow_terminal(shell: Shell) -> None:
     name = "A very long name of an application that is wider than any terminal " * 3
     shell("applications", "create", name.strip(), "--domain", "https://go.a-rather-long-host-name-of-a-brand.example")
     line = shell("applications", "list").stdout.splitlines()[1]
@@ -155,14 +155,14 @@ def test_tables_show_complete_ids_if_stdout_is_a_pipe_or_a_narrow_terminal(shell
     subprocess.run(words, env=environment, stdout=terminal, timeout=60, check=True)
     os.close(terminal)
     printed = b""
-    with contextlib.suppress(OSError):  # EIO: everything is read and the other end is closed
+    with contextlib.suppress(OSError):  # EIO: all output is read and the process closed the terminal
         while chunk := os.read(reader, 65536):
             printed += chunk
     os.close(reader)
     assert "…" not in printed.decode()
 
 
-def test_export_writes_a_json_array_with_json(shell: Shell, server: Server) -> None:
+def test_export_with_the_option_json_writes_a_json_array(shell: Shell, server: Server) -> None:
     shell = Shell(server.folder / "data")
     number = str(server.first["application_id"])
     assert shell.json("export", number) == []
@@ -185,7 +185,7 @@ def test_export_writes_a_json_array_with_json(shell: Shell, server: Server) -> N
         (("purge", "--nothing"), 2),
     ],
 )
-def test_no_command_line_ends_in_a_traceback(shell: Shell, words: tuple[str, ...], code: int) -> None:
+def test_no_failing_command_prints_a_traceback(shell: Shell, words: tuple[str, ...], code: int) -> None:
     assert shell(*words, code=code).stderr.splitlines()[-1].startswith(("Error: ", "Usage: "))
 
 

@@ -1,4 +1,4 @@
-"""`shortener conversions` and `postback-keys`."""
+"""The commands `shortener conversions` and `shortener postback-keys`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factory import add_message
 
 @pytest.fixture
 def shell(tmp_path: Path) -> InProcessShell:
-    """The command line of an installation with one conversion of two revisions and one refused report."""
+    """Return a shell on an installation with one conversion of two revisions and one refused report."""
 
     async def fill() -> None:
         service = await open_service(Settings(data_dir=tmp_path / "data"))
@@ -36,7 +36,7 @@ def shell(tmp_path: Path) -> InProcessShell:
     return InProcessShell(tmp_path / "data")
 
 
-def test_conversions_and_refused_reports_are_listed(shell: InProcessShell) -> None:
+def test_commands_list_conversions_and_refused_conversion_reports(shell: InProcessShell) -> None:
     (found,) = shell.json("conversions", "list", "--application", "1")["conversions"]
     assert (found["status"], found["value"], found["revision"], len(found["revisions"])) == ("paid", "3", 2, 2)
     assert found["conversion_id"] in shell("conversions", "list", "--application", "1").stdout
@@ -48,7 +48,7 @@ def test_conversions_and_refused_reports_are_listed(shell: InProcessShell) -> No
     assert "--below" in shell("conversions", "refused", "--application", "1", "--below", "x!", code=2).stderr
 
 
-def test_postback_keys_are_created_rotated_and_revoked(shell: InProcessShell) -> None:
+def test_commands_create_rotate_and_revoke_postback_keys(shell: InProcessShell) -> None:
     created: dict[str, Any] = shell.json("postback-keys", "create", "1", "--name", "Network")
     assert created["url"].endswith("/api/v1/postback/" + created["postback_key"])
     rotated = shell.json("postback-keys", "rotate", str(created["id"]), "--overlap", "2h")

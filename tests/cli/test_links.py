@@ -1,4 +1,4 @@
-"""`shortener links`, `hosts` and `domains`: switches beside a running server take effect within a second."""
+"""`shortener links`, `hosts` and `domains`: changes take effect on a running server within a second."""
 
 import time
 from pathlib import Path
@@ -18,14 +18,14 @@ def shell(tmp_path: Path) -> InProcessShell:
 
 
 def becomes(client: httpx.Client, path: str, status: int) -> float:
-    """Return the seconds until the path has this status. Fail after SOON_SECONDS seconds."""
+    """Request the path until it returns this status. Return the elapsed seconds. Fail after SOON_SECONDS seconds."""
     began = time.monotonic()
     while client.get(path, headers={"User-Agent": PHONE}).status_code != status:
         assert time.monotonic() - began < SOON_SECONDS, f"the status is not {status} after {SOON_SECONDS} seconds"
     return time.monotonic() - began
 
 
-def test_links_hosts_domains_and_applications_are_disabled_beside_a_running_server(server: Server) -> None:
+def test_commands_disable_links_hosts_domains_and_applications_while_a_server_runs(server: Server) -> None:
     shell = InProcessShell(server.folder / "data")
     number = str(server.first["application_id"])
     domain = shell.json("domains", "add", number, "https://go.brand.example", "--fallback-url", "https://x.example/over")
@@ -59,7 +59,7 @@ def test_links_hosts_domains_and_applications_are_disabled_beside_a_running_serv
         assert shell.json("links", "show", code)["state"] == "live"
 
 
-def test_domains_and_blocked_hosts_are_listed(shell: InProcessShell) -> None:
+def test_commands_list_domains_and_blocked_hosts(shell: InProcessShell) -> None:
     number = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example")["application_id"]
     shell("domains", "add", str(number), "https://two.brand.example")
     shell("domains", "disable", "GO.brand.example")
@@ -80,14 +80,16 @@ def test_domains_and_blocked_hosts_are_listed(shell: InProcessShell) -> None:
     assert "evil.example" in shell("hosts", "list").stdout
 
 
-def test_an_unknown_link_domain_or_host_is_a_failure_with_exit_code_1(shell: InProcessShell) -> None:
+def test_commands_for_an_unknown_link_domain_or_host_fail_with_exit_code_1(shell: InProcessShell) -> None:
     assert "NOT_FOUND" in shell("links", "disable", "nosuchcode", code=1).stderr
     assert "NOT_FOUND" in shell("domains", "disable", "nosuch.example", code=1).stderr
     assert "NOT_FOUND" in shell("hosts", "unblock", "x.example", code=1).stderr
     assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=2).stderr
 
 
-def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProcessShell, tmp_path: Path) -> None:
+def test_commands_set_the_path_the_default_and_the_app_files_of_a_domain_and_remove_it(
+    shell: InProcessShell, tmp_path: Path
+) -> None:
     number = str(shell.json("applications", "create", "dlt")["application_id"])
     added = shell.json("domains", "add", number, "https://go.dlt.example/ABCDEF", "--home-url", "https://dlt.example/")
     assert (added["base_url"], added["path"], added["home_url"]) == (
@@ -107,7 +109,7 @@ def test_domains_have_paths_defaults_and_files_and_can_be_removed(shell: InProce
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
 
 
-def test_links_are_listed_and_changed_one_and_many(server: Server) -> None:
+def test_the_links_command_lists_links_and_changes_one_or_many_of_them(server: Server) -> None:
     shell = InProcessShell(server.folder / "data")
     number = str(server.first["application_id"])
     headers = {"X-API-Key": str(server.first["api_key"]), "User-Agent": PHONE}

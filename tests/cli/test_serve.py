@@ -35,7 +35,7 @@ def _restore_interpreter_settings() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_restore_interpreter_settings")
-def test_garbage_collection_is_off_during_the_start_and_skips_its_objects_afterwards() -> None:
+def test_garbage_collection_is_off_during_the_start_and_ignores_objects_of_the_start_afterwards() -> None:
     with _fast_start():
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -43,7 +43,7 @@ def test_garbage_collection_is_off_during_the_start_and_skips_its_objects_afterw
 
 
 @pytest.mark.usefixtures("_restore_interpreter_settings")
-def test_a_failed_start_restores_the_garbage_collector() -> None:
+def test_a_failed_start_enables_garbage_collection_again() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
     with pytest.raises(StoreUnavailable), _fast_start():
         raise StoreUnavailable("the database is down")
@@ -51,7 +51,7 @@ def test_a_failed_start_restores_the_garbage_collector() -> None:
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
-def test_a_port_in_use_is_one_plain_line_and_exit_code_1_before_anything_is_created(shell: Shell) -> None:
+def test_if_the_port_is_in_use_serve_prints_one_line_exits_with_1_and_creates_nothing(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         result = shell("serve", "--port", port, code=1)
@@ -61,13 +61,13 @@ def test_a_port_in_use_is_one_plain_line_and_exit_code_1_before_anything_is_crea
         assert "already in use" in shell("listen", "--port", port, code=1).stderr
 
 
-def test_an_address_of_another_machine_is_one_plain_line_and_exit_code_1(shell: Shell) -> None:
+def test_if_the_address_belongs_to_another_machine_serve_prints_one_line_and_exits_with_1(shell: Shell) -> None:
     result = shell("serve", "--host", "192.0.2.1", "--port", "0", code=1)
     assert result.stderr.startswith("Error: cannot listen on 192.0.2.1")
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_port_0_selects_a_free_port_and_short_links_have_that_port(shell: Shell) -> None:
+def test_with_port_0_serve_selects_a_free_port_and_short_links_contain_it(shell: Shell) -> None:
     command = [sys.executable, "-m", "shortener", "serve", "--port", "0", "--json"]
     server = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE)
     try:

@@ -16,7 +16,7 @@ from tests.web.calls import PHONE, report, rewrite
 
 @pytest.fixture
 def shell(tmp_path: Path) -> InProcessShell:
-    """An installation with two messages of a campaign, a click by a person and a hit by a program."""
+    """Return a shell on an installation with two messages of a campaign, a click by a person and a hit by a program."""
 
     async def fill() -> None:
         service = await open_service(Settings(data_dir=tmp_path / "data"))
@@ -35,7 +35,7 @@ def shell(tmp_path: Path) -> InProcessShell:
     return InProcessShell(tmp_path / "data")
 
 
-def test_statistics_are_shown_as_a_table_and_as_json(shell: InProcessShell) -> None:
+def test_the_stats_command_prints_a_table_or_json(shell: InProcessShell) -> None:
     totals = shell.json("stats")
     assert (totals["messages"], totals["clicks"], totals["suspected_hits"], totals["click_rate"]) == (2, 1, 1, 0.5)
     assert "50.0 %" in shell("stats").stdout
@@ -48,13 +48,13 @@ def test_statistics_are_shown_as_a_table_and_as_json(shell: InProcessShell) -> N
     assert shell.json("stats", "--by", "day")["groups"][-1]["messages"] == 2
 
 
-def test_wrong_options_of_statistics_are_rejected(shell: InProcessShell) -> None:
+def test_invalid_options_of_the_stats_command_are_rejected(shell: InProcessShell) -> None:
     assert "is not a time zone" in shell("stats", "--tz", "Mars", code=2).stderr
     assert "there is no application 9" in shell("stats", "--application", "9", code=1).stderr
     assert "--since must be before --until" in shell("stats", "--since", "2026-01-02", "--until", "2026-01-01", code=2).stderr
 
 
-def test_hits_are_listed_with_verdict_and_rule(shell: InProcessShell) -> None:
+def test_the_command_clicks_list_shows_the_verdict_and_the_rule_of_each_hit(shell: InProcessShell) -> None:
     listed = shell.json("clicks", "list")
     assert [(hit["verdict"], hit["rule"]) for hit in listed] == [("human", "browser"), ("suspected", "crawler")]
     assert [hit["verdict"] for hit in shell.json("clicks", "list", "--verdict", "suspected", "--message", "m0")] == ["suspected"]
@@ -62,13 +62,13 @@ def test_hits_are_listed_with_verdict_and_rule(shell: InProcessShell) -> None:
     assert "crawler" in shell("clicks", "list").stdout
 
 
-def test_messages_are_listed_with_masked_numbers(shell: InProcessShell) -> None:
+def test_the_command_messages_list_masks_phone_numbers(shell: InProcessShell) -> None:
     assert [message["message_id"] for message in shell.json("messages", "list", "--campaign", "spring")] == ["m1", "m0"]
     (clicked,) = shell.json("messages", "list", "--state", "CLICKTHRU")
     assert clicked["to"] == "+14…00"
 
 
-def test_a_message_shows_its_life_as_a_timeline(shell: InProcessShell) -> None:
+def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InProcessShell) -> None:
     timeline = shell.json("messages", "show", "m0")["timeline"]
     assert [entry["what"] for entry in timeline] == ["created", "delivered", "hit", "hit"]
     assert [(entry["verdict"], entry["rule"]) for entry in timeline[2:]] == [("suspected", "crawler"), ("human", "browser")]

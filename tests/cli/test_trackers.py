@@ -1,4 +1,4 @@
-"""`shortener trackers` and `deliveries`, while a service uses the same database."""
+"""`shortener trackers` and `shortener deliveries`, run while a service uses the same database."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ def invoke(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def run(invoke: Callable[..., Awaitable[Result]]) -> Run:
-    """A command that succeeds; what it prints with --json."""
+    """Return a function that runs a command with --json, requires success, and returns the parsed output."""
 
     async def run(*arguments: str) -> Any:
         result = await invoke(*arguments, "--json")
@@ -44,7 +44,7 @@ def run(invoke: Callable[..., Awaitable[Result]]) -> Run:
     return run
 
 
-async def test_a_tracker_that_a_command_adds_receives_events_of_a_running_service(
+async def test_a_tracker_added_by_a_command_receives_the_events_of_a_running_service(
     service: Service, run: Run, receiver: Receiver
 ) -> None:
     added = await run(
@@ -77,7 +77,7 @@ async def test_a_tracker_that_a_command_adds_receives_events_of_a_running_servic
     assert await run("trackers", "list", "2") == []
 
 
-async def test_a_tracker_is_changed_tested_and_removed(
+async def test_commands_change_test_and_remove_a_tracker(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:
     added = await run("trackers", "add", "1", receiver.url(), "--event", "state", "--unsigned")
@@ -102,7 +102,7 @@ async def test_a_tracker_is_changed_tested_and_removed(
     assert "NOT_FOUND" in gone.output
 
 
-async def test_deliveries_are_listed_shown_and_replayed(
+async def test_commands_list_show_and_replay_deliveries(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:
     receiver.default_reply = 500
@@ -133,7 +133,7 @@ async def test_deliveries_are_listed_shown_and_replayed(
         assert result.exit_code == 0, result.output
 
 
-async def test_requeue_delivers_quarantined_events(service: Service, run: Run, receiver: Receiver) -> None:
+async def test_the_command_deliveries_requeue_delivers_quarantined_events(service: Service, run: Run, receiver: Receiver) -> None:
     await run("trackers", "add", "1", receiver.url(), "--event", "click")
     story = Story(service)
     message = await story.message()
@@ -166,11 +166,13 @@ async def test_requeue_delivers_quarantined_events(service: Service, run: Run, r
         ("trackers", "add", "1", "https://t.example/", "--event", "nonsense"),
     ],
 )
-def test_wrong_usage_has_exit_code_2(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_of_the_tracker_commands_has_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(cli, list(arguments)).exit_code == 2
 
 
-async def test_wrong_values_have_exit_code_2_and_failures_1(service: Service, invoke: Callable[..., Awaitable[Result]]) -> None:
+async def test_tracker_commands_exit_with_2_for_invalid_values_and_with_1_for_failures(
+    service: Service, invoke: Callable[..., Awaitable[Result]]
+) -> None:
     result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
     assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (2, True)
     result = await invoke("trackers", "add", "1", "https://t.example/")
@@ -179,7 +181,7 @@ async def test_wrong_values_have_exit_code_2_and_failures_1(service: Service, in
     assert (result.exit_code, "no delivery" in result.output) == (1, True)
 
 
-def test_help_lists_options_in_the_order_in_which_people_need_them() -> None:
+def test_the_help_of_trackers_add_lists_the_most_important_options_first() -> None:
     text = CliRunner().invoke(cli, ["trackers", "add", "--help"]).output
     positions = [text.index(option) for option in ("--name", "--event", "--method", "--format", "--timeout", "--secret", "--json")]
     assert positions == sorted(positions)

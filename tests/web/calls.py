@@ -1,4 +1,4 @@
-"""Calls of the HTTP API that the tests of reports share. Each one fails the test if the response is an error."""
+"""Functions that call the HTTP API in tests. Each function fails the test if the response is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) A
 
 
 async def rewrite(client: httpx.AsyncClient, message_id: str, **fields: Any) -> dict[str, Any]:
-    """Rewrite a message of one link. Return the message of the response."""
+    """Rewrite a message with one link. Return the rewritten message from the response."""
     body = {"to": TO, "message_id": message_id, "body": 'Look #track("https://shop.example/a?b=1") now', **fields}
     response = await client.post("/api/v1/rewrite", json=body)
     assert response.status_code == 200, response.text
@@ -24,19 +24,19 @@ async def rewrite(client: httpx.AsyncClient, message_id: str, **fields: Any) -> 
 
 
 async def report(client: httpx.AsyncClient, message_id: str, state: str, **fields: Any) -> None:
-    """Send a delivery report of a message."""
+    """Send a delivery report for a message."""
     response = await client.post("/api/v1/sms/status", json={"message_id": message_id, "state": state, **fields})
     assert response.status_code == 200, response.text
 
 
 async def click(client: httpx.AsyncClient, message: dict[str, Any]) -> None:
-    """Click the first link of a message."""
+    """Request the first short link of a message with the user agent of a phone."""
     response = await client.get("/" + message["links"][0]["code"], headers=PHONE)
     assert response.status_code == 302
 
 
 async def convert(service: Service, credentials: Credentials, **parameters: Any) -> None:
-    """Report a conversion."""
+    """Report a conversion with the tracker token of the application."""
     async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as client:
         response = await client.get("/api/v1/track", params=parameters)
         assert response.status_code == 200, response.text

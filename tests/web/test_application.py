@@ -1,4 +1,4 @@
-"""Concurrent changes of one application: each changes only the fields that its request names."""
+"""Concurrent updates of one application: each update changes only the fields in its request."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ async def patch(client: httpx.AsyncClient, **changes: Any) -> None:
     assert response.status_code == 200, response.text
 
 
-async def test_concurrent_changes_of_different_fields_lose_nothing(client: httpx.AsyncClient) -> None:
-    """All fields are changed at once, each by its own request, in every round."""
+async def test_concurrent_updates_of_different_application_fields_are_all_stored(client: httpx.AsyncClient) -> None:
+    """In every round, concurrent requests change all fields, one field per request."""
     await patch(client, conversion_url="http://127.0.0.1:9/0", conversion_fields=["phone"])
     fields = [["phone"], ["value"], ["phone", "value"]]
     for number in range(1, ROUNDS + 1):

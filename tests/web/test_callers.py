@@ -41,7 +41,7 @@ async def test_an_api_key_is_accepted_in_the_header_of_every_vendor(service: Ser
             assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
 
 
-async def test_a_key_with_a_rate_limit_gets_429_beyond_it(service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_an_api_key_that_exceeds_its_rate_limit_gets_429(service: Service, credentials: Credentials, clock: Clock) -> None:
     limited = await service.database.write(create_key, credentials.application_id, "", ["sms.send"], clock(), 3)
     await service.directory.refresh()
     async with (
@@ -63,7 +63,7 @@ async def test_a_key_with_a_rate_limit_gets_429_beyond_it(service: Service, cred
         assert [(await client.post("/api/v1/rewrite", json=BODY)).status_code for _ in range(9)] == [200] * 9
 
 
-async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Service, credentials: Credentials) -> None:
+async def test_a_missing_or_wrong_api_key_returns_401_and_nothing_is_stored(service: Service, credentials: Credentials) -> None:
     key = credentials.api_key
     ways: list[dict[str, str]] = [
         {},
@@ -87,7 +87,9 @@ async def test_a_missing_or_wrong_key_is_401_before_anything_happens(service: Se
     assert await messages(service) == 0
 
 
-async def test_a_key_without_the_permission_is_403(service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_an_api_key_without_the_required_permission_gets_403(
+    service: Service, credentials: Credentials, clock: Clock
+) -> None:
     reader = await service.database.write(create_key, credentials.application_id, "reader", ["sms.read"], clock())
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": reader}) as client:
@@ -96,7 +98,7 @@ async def test_a_key_without_the_permission_is_403(service: Service, credentials
     assert await messages(service) == 0
 
 
-async def test_a_revoked_key_and_the_keys_of_a_disabled_application_are_rejected(
+async def test_revoked_api_keys_and_the_api_keys_of_a_disabled_application_are_rejected(
     service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     second = await service.database.write(create_key, credentials.application_id, "second", ["sms.send"], clock())
@@ -109,7 +111,9 @@ async def test_a_revoked_key_and_the_keys_of_a_disabled_application_are_rejected
     assert service.directory.find_by_api_key(credentials.api_key) is None
 
 
-async def test_a_rotated_token_is_valid_until_its_overlap_ends(service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_the_previous_tracker_token_is_valid_until_the_overlap_ends(
+    service: Service, credentials: Credentials, clock: Clock
+) -> None:
     application = credentials.application_id
     first = credentials.tracker_token
     second, until = await service.database.write(rotate_token, application, clock(), timedelta(hours=24))
@@ -141,14 +145,14 @@ async def test_credentials_are_stored_hashed(service: Service, credentials: Cred
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/v1/rewrite/", "/api/", "/sms/messages", "/x/y"])
-async def test_unknown_paths_are_404_and_never_redirected(service: Service, path: str) -> None:
+async def test_an_unknown_path_returns_404_and_is_never_redirected(service: Service, path: str) -> None:
     async with client_of(service) as client:
         answer = await client.get(path, headers={"Host": "127.0.0.1:8000"})
     assert answer.status_code == 404
     assert "location" not in answer.headers
 
 
-async def test_a_wrong_method_is_405(client: httpx.AsyncClient) -> None:
+async def test_a_wrong_http_method_returns_405(client: httpx.AsyncClient) -> None:
     answer = await client.get("/api/v1/rewrite")
     assert (answer.status_code, answer.json()["error_code"], answer.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
 

@@ -1,4 +1,4 @@
-"""Lists of conversions and of refused reports."""
+"""Lists of conversions and of refused conversion reports over HTTP."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ async def test_a_conversion_is_listed_with_its_revisions_and_in_the_status_of_it
     assert status["conversions"] == [{name: value for name, value in found.items() if name not in ("message_id", "campaign")}]
 
 
-async def test_each_filter_selects_conversions(client: httpx.AsyncClient, tracker: httpx.AsyncClient, clock: Clock) -> None:
+async def test_each_filter_of_the_list_selects_the_matching_conversions(
+    client: httpx.AsyncClient, tracker: httpx.AsyncClient, clock: Clock
+) -> None:
     await send(tracker, message_id="m-1", action="Sale", transaction_id="A", status="approved")
     await send(tracker, message_id="m-1", action="lead", status="on_hold")
     await send(tracker, message_id="m-2", action="sale", status="Rejected", value="many")
@@ -126,7 +128,7 @@ async def test_each_filter_selects_conversions(client: httpx.AsyncClient, tracke
         assert len(await lines(client, "/api/v1/conversions.csv", **query)) == count, query
 
 
-async def test_pages_contain_each_conversion_once_also_if_the_page_examines_few_rows(
+async def test_the_pages_of_the_list_contain_each_conversion_once_even_if_a_page_may_examine_only_a_few_rows(
     client: httpx.AsyncClient, tracker: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(7):
@@ -145,7 +147,7 @@ async def test_pages_contain_each_conversion_once_also_if_the_page_examines_few_
     assert len(await lines(client, "/api/v1/conversions.csv")) == 7
 
 
-async def test_the_csv_has_a_byte_order_mark_on_request_and_no_formulas(
+async def test_the_csv_of_conversions_has_a_byte_order_mark_on_request_and_escapes_formulas(
     client: httpx.AsyncClient, tracker: httpx.AsyncClient
 ) -> None:
     await send(tracker, message_id="m-1", action="=1+1", transaction_id="ü", value="-5")
@@ -156,7 +158,7 @@ async def test_the_csv_has_a_byte_order_mark_on_request_and_no_formulas(
     assert '"revision":1' in line["revisions"]
 
 
-async def test_a_refused_report_is_listed_with_its_reason_and_without_secrets(
+async def test_a_refused_conversion_report_is_listed_with_its_reason_and_without_secrets(
     client: httpx.AsyncClient, tracker: httpx.AsyncClient, credentials: Credentials, service: Service
 ) -> None:
     await send(tracker, message_id="m-1", transaction_id="#tid#", value="1", token=credentials.tracker_token)
@@ -179,7 +181,7 @@ async def test_a_refused_report_is_listed_with_its_reason_and_without_secrets(
     assert 'shortener_conversions_refused_total{reason="UNEXPANDED_PLACEHOLDER"} 1.0' in text
 
 
-async def test_another_application_sees_none_of_them(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_another_application_cannot_list_conversions_or_refused_reports(service: Service, tracker: httpx.AsyncClient) -> None:
     await send(tracker, message_id="m-1")
     await send(tracker, message_id="unknown")
     other = await service.database.write(create_application, "other", NOON)
@@ -196,7 +198,7 @@ async def test_statistics_show_conversions_by_disposition_and_by_action(
     await send(tracker, message_id="m-1", action="sale", transaction_id="2", status="rejected", value="5", currency="EUR")
     await send(tracker, message_id="m-1", action="sale", transaction_id="3", status="pending", value="3", currency="EUR")
     await send(tracker, message_id="m-2", action="visit", value="0.5", currency="EUR")
-    for _ in range(2):  # the deltas alone, then the counts
+    for _ in range(2):  # the first time from count deltas, the second time from folded counts
         totals = (await client.get("/api/v1/sms/stats")).json()
         assert (totals["conversions"], totals["value"]) == (4, {"EUR": "10.5"})
         assert totals["conversions_by_disposition"] == {"positive": 1, "negative": 1, "pending": 1, "other": 1}
@@ -212,4 +214,4 @@ async def test_statistics_show_conversions_by_disposition_and_by_action(
             ("visit", 1, {"EUR": "0.5"}),
         ]
         assert actions[0]["conversions_by_disposition"] == {"positive": 1, "negative": 1, "pending": 1, "other": 0}
-        await send(tracker, message_id="m-1", action="sale", transaction_id="1")  # a repeat changes nothing
+        await send(tracker, message_id="m-1", action="sale", transaction_id="1")  # a repeated report changes nothing

@@ -1,4 +1,4 @@
-"""Trackers report conversions over HTTP (23 Telecom's four calls)."""
+"""Conversions that trackers report over HTTP, through the four endpoints of 23 Telecom."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -58,8 +58,8 @@ async def test_a_conversion_reported_by_click_id_gets_the_documented_response(
     assert (stored.hit_id, stored.message_id) == (hit, message.row)
 
 
-async def test_query_form_and_json_are_one_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
-    """The same report through every call: the first records it, the others find it."""
+async def test_the_same_report_as_query_form_and_json_creates_one_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+    """Every endpoint gets the same report: the first request creates the conversion, and the others are duplicates."""
     parameters = {
         "message_id": "m-1",
         "action": "sale",
@@ -85,7 +85,7 @@ async def test_query_form_and_json_are_one_conversion(service: Service, tracker:
     }
 
 
-async def test_json_takes_numbers_where_a_query_has_text(tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_in_json_may_contain_numbers_instead_of_text(tracker: httpx.AsyncClient) -> None:
     as_text = {"message_id": "m-1", "value": "12.5", "transaction_id": "17", "timestamp": "1795172400000"}
     as_numbers = {"message_id": "m-1", "value": 12.5, "transaction_id": 17, "timestamp": 1795172400000}
     first = await report(tracker, "GET /api/v1/track", as_text)
@@ -93,7 +93,7 @@ async def test_json_takes_numbers_where_a_query_has_text(tracker: httpx.AsyncCli
     assert second.json() == first.json() | {"duplicate": True}
 
 
-async def test_a_reply_posted_by_the_pipeline_is_a_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_reply_that_the_send_pipeline_reports_is_a_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
     """Syniverse: replying to a message can also be a conversion event, with a disposition."""
     body = {"message_id": "m-1", "action": "reply", "disposition": "negative", "text": "STOP"}
     assert (await report(tracker, "POST /api/v1/callback/action", body)).status_code == 200
@@ -101,7 +101,7 @@ async def test_a_reply_posted_by_the_pipeline_is_a_conversion(service: Service, 
     assert (stored.action, stored.disposition, stored.metadata) == ("reply", "negative", {"text": "STOP"})
 
 
-async def test_the_deprecated_endpoint_has_deprecation_and_link_headers(tracker: httpx.AsyncClient) -> None:
+async def test_responses_of_the_deprecated_endpoint_have_the_headers_deprecation_and_link(tracker: httpx.AsyncClient) -> None:
     for parameters, status in (({"message_id": "m-1"}, 200), ({"message_id": "nobody's"}, 404)):
         response = await tracker.get("/api/v1/action/track", params=parameters)
         assert response.status_code == status
@@ -110,7 +110,7 @@ async def test_the_deprecated_endpoint_has_deprecation_and_link_headers(tracker:
     assert "deprecation" not in (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).headers
 
 
-async def test_a_repeated_id_must_have_one_value_and_other_repeated_parameters_are_lists(
+async def test_repeated_id_parameters_must_have_one_value_and_other_repeated_parameters_become_lists(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:
     response = await tracker.get("/api/v1/track?message_id=m-1&message_id=m-2")
@@ -141,7 +141,7 @@ async def test_a_repeated_id_must_have_one_value_and_other_repeated_parameters_a
         {"click_id": "another system's"},
     ],
 )
-async def test_a_report_that_names_a_message_is_recorded_whatever_its_values_are(
+async def test_a_conversion_report_with_a_known_message_id_is_recorded_even_if_other_values_are_invalid(
     service: Service, tracker: httpx.AsyncClient, parameters: dict[str, str]
 ) -> None:
     for call in CALLS[:4]:
@@ -152,7 +152,9 @@ async def test_a_report_that_names_a_message_is_recorded_whatever_its_values_are
     assert await rows(service.database, schema.refused_conversions) == []
 
 
-async def test_an_update_returns_its_revision_and_a_warning_what_was_not_parsed(tracker: httpx.AsyncClient) -> None:
+async def test_an_update_of_a_conversion_returns_its_revision_and_warns_about_values_that_cannot_be_parsed(
+    tracker: httpx.AsyncClient,
+) -> None:
     first = await tracker.get("/api/v1/track", params={"message_id": "m-1", "transaction_id": "T1", "status": "pending"})
     approved = {"message_id": "m-1", "transaction_id": "t1", "status": "approved", "value": "30", "currency": "USDT"}
     second = await tracker.post("/api/v1/track", json=approved)
@@ -163,20 +165,20 @@ async def test_an_update_returns_its_revision_and_a_warning_what_was_not_parsed(
     assert third.json() == first.json() | {"duplicate": True, "warnings": [warning]}
 
 
-async def test_a_credential_may_have_spaces_around_it(service: Service, credentials: Credentials) -> None:
+async def test_spaces_around_a_credential_in_a_header_are_ignored(service: Service, credentials: Credentials) -> None:
     for header, value in (("X-Api-Token", credentials.tracker_token), ("X-API-Key", credentials.api_key)):
         path = "/api/v1/track?message_id=m-1" if header == "X-Api-Token" else "/api/v1/application"
         async with client_of(service, {header: f" {value} "}) as client:
             assert (await client.get(path)).status_code == 200
 
 
-async def test_a_head_request_records_nothing(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_head_request_records_no_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
     for path in ("/api/v1/track", "/api/v1/action/track"):
         assert (await tracker.head(path, params={"message_id": "m-1"})).status_code == 405
     assert await rows(service.database, schema.conversions) == []
 
 
-# Refusals
+# Refused conversion reports
 
 
 REFUSALS = [
@@ -205,24 +207,26 @@ async def test_an_invalid_conversion_is_rejected_in_query_form_and_json(service:
     assert await rows(service.database, schema.events) == []
 
 
-async def test_a_repeat_with_another_value_is_a_conflict(tracker: httpx.AsyncClient) -> None:
+async def test_a_repeated_conversion_report_with_another_value_returns_409_without_a_transaction_id(
+    tracker: httpx.AsyncClient,
+) -> None:
     assert (await tracker.get("/api/v1/track", params={"message_id": "m-1", "value": "1"})).status_code == 200
     response = await tracker.get("/api/v1/track", params={"message_id": "m-1", "value": "2"})
     assert (response.status_code, response.json()["error_code"]) == (409, "CONVERSION_CONFLICT")
     assert "transaction_id" in response.json()["description"]
 
 
-async def test_a_body_that_is_not_an_object_is_rejected(tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_whose_json_body_is_not_an_object_is_rejected(tracker: httpx.AsyncClient) -> None:
     for content in ("", "[]", "[{},{}]", "7", "null", '"m-1"', "{", '{"value": NaN}'):
         response = await tracker.post("/action", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 400, content
 
 
-async def test_a_missing_or_wrong_token_is_401_before_any_side_effect(
+async def test_a_missing_or_wrong_tracker_token_returns_401_without_any_side_effect(
     service: Service, credentials: Credentials, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even the parameters are looked at; a right token anywhere but in its header is none. No row of any table, no delivery and
-    no line of a log comes of it, where the right token brings all but the last."""
+    """A valid token outside of its header is rejected too. A rejected request adds no row, no delivery and no log line. The same
+    request with a valid token in the header adds rows and a delivery."""
     tracker = NewTracker(url=receiver.url(), events=["conversion"])
     await service.trackers.create(credentials.application_id, tracker)
     before = await service.database.read(row_counts)
@@ -246,7 +250,7 @@ async def test_a_missing_or_wrong_token_is_401_before_any_side_effect(
 
 
 def row_counts(connection: Connection) -> dict[str, int]:
-    """Of every table."""
+    """Return the number of rows of each table."""
     return {
         table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
         for table in schema.metadata.sorted_tables
@@ -261,7 +265,9 @@ async def test_an_api_key_is_not_accepted_as_a_tracker_token(
         assert (await other.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 401
 
 
-async def test_the_previous_token_works_until_its_overlap_ends(service: Service, tracker: httpx.AsyncClient, clock: Clock) -> None:
+async def test_the_previous_tracker_token_can_report_conversions_until_its_overlap_ends(
+    service: Service, tracker: httpx.AsyncClient, clock: Clock
+) -> None:
     token, _ = await service.database.write(rotate_token, 1, NOON, timedelta(hours=24))
     await service.directory.refresh()
     clock.forward(hours=23)
@@ -272,7 +278,7 @@ async def test_the_previous_token_works_until_its_overlap_ends(service: Service,
         assert (await client.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200
 
 
-async def test_another_applications_token_finds_nothing(service: Service) -> None:
+async def test_the_tracker_token_of_another_application_finds_no_message(service: Service) -> None:
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-Api-Token": other.tracker_token}) as client:

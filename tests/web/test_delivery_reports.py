@@ -1,4 +1,4 @@
-"""The send pipeline passes delivery reports on over HTTP."""
+"""Delivery reports that the send pipeline forwards over HTTP."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -22,7 +22,7 @@ async def message(service: Service) -> Message:
     return await service.database.write(add_message, service.ids)
 
 
-async def test_one_report_with_every_field(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_delivery_report_with_every_field_is_stored(service: Service, client: httpx.AsyncClient) -> None:
     report = {
         "message_id": "m-1",
         "state": "DELIVERED",
@@ -45,7 +45,9 @@ async def test_one_report_with_every_field(service: Service, client: httpx.Async
     assert len(await rows(service.database, schema.events)) == 1
 
 
-async def test_a_list_of_reports_gets_one_result_per_report(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_a_list_of_delivery_reports_gets_one_result_per_report(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     clock.forward(seconds=9)
     reports = [
@@ -77,7 +79,9 @@ REFUSALS: list[tuple[Any, list[str]]] = [
 ]  # fmt: skip
 
 
-async def test_an_error_is_returned_only_if_no_report_was_accepted(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_list_of_delivery_reports_returns_an_error_only_if_no_report_was_accepted(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     for body, fields in REFUSALS:
         response = await client.post(PATH, json=body)
         assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
@@ -85,7 +89,9 @@ async def test_an_error_is_returned_only_if_no_report_was_accepted(service: Serv
     assert await rows(service.database, schema.events) == []
 
 
-async def test_a_foreign_id_among_a_thousand_reports_affects_only_itself(service: Service, client: httpx.AsyncClient) -> None:
+async def test_an_unknown_message_id_in_a_list_of_delivery_reports_rejects_only_its_own_report(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     reports: list[Any] = [{"message_id": "m-1", "state": "DELIVERED"}] * 998
     reports[500:500] = [{"message_id": "from-another-system", "state": "DELIVERED"}, {"message_id": "m-1", "state": "LOST"}]
     response = await client.post(PATH, json=reports)
@@ -97,7 +103,9 @@ async def test_a_foreign_id_among_a_thousand_reports_affects_only_itself(service
     assert row.delivered_at == NOON
 
 
-async def test_what_cannot_be_stored_costs_only_itself_and_is_named(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_delivery_report_is_stored_without_its_invalid_values_and_a_warning_names_each_of_them(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     report = {
         "message_id": "m-1",
         "state": "DELIVERED",
@@ -118,7 +126,9 @@ async def test_what_cannot_be_stored_costs_only_itself_and_is_named(service: Ser
     assert (row.mt_price, row.fragments_count, row.telecom_message_id) == (Decimal("0.02999"), None, "a\ufffdb")
 
 
-async def test_the_words_of_carriers_are_understood(service: Service, client: httpx.AsyncClient) -> None:
+async def test_status_words_of_carriers_in_delivery_reports_are_mapped_to_states(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     states = []
     for word in ("accepted", "ENROUTE", "sent", "UNDELIV", "DELIVRD", "read"):
         response = await client.post(PATH, json={"message_id": "m-1", "state": word})
@@ -130,7 +140,9 @@ async def test_the_words_of_carriers_are_understood(service: Service, client: ht
     assert only_status.status_code == 200
 
 
-async def test_reports_on_unknown_messages_are_rejected_by_name(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_error_for_delivery_reports_of_unknown_messages_contains_their_message_ids(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     reports = [{"message_id": name, "state": "SENT"} for name in ("x", "y")]
     response = await client.post(PATH, json=reports)
     assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
@@ -140,7 +152,7 @@ async def test_reports_on_unknown_messages_are_rejected_by_name(service: Service
     assert [detail["field"] for detail in single.json()["details"]] == ["message_id"]
 
 
-async def test_a_batch_has_a_maximum_size(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_list_of_delivery_reports_has_a_maximum_size(service: Service, client: httpx.AsyncClient) -> None:
     limit = service.settings.batch_limit
     report = {"message_id": "m-1", "state": "SENT"}
     assert (await client.post(PATH, json=[report] * limit)).status_code == 200
@@ -148,7 +160,7 @@ async def test_a_batch_has_a_maximum_size(service: Service, client: httpx.AsyncC
     assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
 
 
-async def test_delivery_reports_require_sms_send(service: Service, client: httpx.AsyncClient) -> None:
+async def test_delivery_reports_require_the_permission_sms_send(service: Service, client: httpx.AsyncClient) -> None:
     reader = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
     await service.directory.refresh()
     report = {"message_id": "m-1", "state": "SENT"}
@@ -158,7 +170,7 @@ async def test_delivery_reports_require_sms_send(service: Service, client: httpx
     assert await rows(service.database, schema.events) == []
 
 
-async def test_another_applications_messages_are_unknown(service: Service) -> None:
+async def test_delivery_reports_for_messages_of_another_application_are_rejected(service: Service) -> None:
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": other.api_key}) as client:

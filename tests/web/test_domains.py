@@ -1,4 +1,4 @@
-"""Own domains over HTTP, and the domain of the links of a rewrite."""
+"""The domains of an application over HTTP, and the domain of the short links of a rewrite."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ async def short_url(client: httpx.AsyncClient, **more: Any) -> str:
 
 
 async def visit(client: httpx.AsyncClient, url: str) -> int:
-    """Open a short link, and return the status."""
+    """Request a short link. Return the HTTP status."""
     host, _, path = url.removeprefix("https://").removeprefix("http://").partition("/")
     return (await client.get(f"/{path}", headers=PHONE | {"Host": host})).status_code
 
@@ -78,7 +78,7 @@ async def test_domains_are_added_listed_changed_and_removed(client: httpx.AsyncC
         ({}, "domain"),
     ],
 )
-async def test_an_unusable_domain_is_rejected_and_not_stored(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+async def test_an_invalid_domain_is_rejected_and_not_stored(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
     response = await client.post(PATH, json=body)
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
     assert (await client.get(PATH)).json()["domains"] == []
@@ -97,7 +97,7 @@ async def test_domains_of_another_application_return_404(client: httpx.AsyncClie
         assert (await other.post(PATH, json={"domain": "go.other.example"})).status_code == 201
 
 
-async def test_a_message_chooses_one_of_the_own_domains(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_a_message_can_use_any_domain_of_its_application(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     for host in ("go.brand.example", "two.brand.example"):
         await client.post(PATH, json={"domain": host})
     assert (await short_url(client)).startswith("https://go.brand.example/")
@@ -114,7 +114,9 @@ async def test_a_message_chooses_one_of_the_own_domains(client: httpx.AsyncClien
     assert (refused.status_code, refused.json()["error_code"]) == (409, "NO_USABLE_DOMAIN")
 
 
-async def test_without_a_usable_own_domain_a_rewrite_fails_instead_of_using_the_shared_host(client: httpx.AsyncClient) -> None:
+async def test_a_rewrite_fails_if_all_domains_of_the_application_are_disabled_and_does_not_use_the_shared_host(
+    client: httpx.AsyncClient,
+) -> None:
     assert (await short_url(client)).startswith("http://127.0.0.1:8000/")
     await client.post(PATH, json={"domain": "go.brand.example"})
     old = await short_url(client)
@@ -135,7 +137,7 @@ async def test_without_a_usable_own_domain_a_rewrite_fails_instead_of_using_the_
     assert (await short_url(client)).startswith("http://127.0.0.1:8000/")
 
 
-async def test_a_path_is_before_the_code(client: httpx.AsyncClient) -> None:
+async def test_short_links_contain_the_path_of_their_domain_before_the_code(client: httpx.AsyncClient) -> None:
     await client.post(PATH, json={"domain": "https://go.brand.example/ABCDEF"})
     url = await short_url(client, message_id="m-1")
     assert url.startswith("https://go.brand.example/ABCDEF/")
@@ -162,7 +164,7 @@ async def test_a_path_is_before_the_code(client: httpx.AsyncClient) -> None:
         assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "from")
 
 
-async def test_events_contain_the_path_of_the_link(client: httpx.AsyncClient, service: Service) -> None:
+async def test_short_urls_in_events_contain_the_path_of_the_domain(client: httpx.AsyncClient, service: Service) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example/ABCDEF", service.clock())
     await service.directory.refresh()
     await client.post(

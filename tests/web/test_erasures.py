@@ -1,4 +1,4 @@
-"""POST /api/v1/erasures."""
+"""POST /api/v1/erasures erases the personal data of a phone number or a message."""
 
 from collections.abc import Collection
 from typing import Any
@@ -18,13 +18,15 @@ from tests.rows import KINDS
 
 
 async def everything(service: Service) -> str:
-    """All rows of all kinds as one text."""
+    """Return all rows of all tables as one text."""
     return await service.database.read(
         lambda connection: "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
     )
 
 
-async def test_erasing_a_phone_number_keeps_the_counts_correct(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_statistics_stay_correct_after_a_phone_number_is_erased(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     paths = [await link(client, metadata={"name": "Kola"}) for _ in range(2)]
     await client.get(paths[0], headers=PHONE)
     answer = await client.post("/api/v1/erasures", json={"phone": "+1 (408) 555-0100"})
@@ -43,7 +45,7 @@ async def test_erasing_a_phone_number_keeps_the_counts_correct(client: httpx.Asy
     assert set(again.json()["erased"].values()) == {0}
 
 
-async def test_one_message_is_erased(client: httpx.AsyncClient) -> None:
+async def test_the_personal_data_of_a_single_message_can_be_erased(client: httpx.AsyncClient) -> None:
     for number in range(2):
         await link(client, message_id=f"m-{number}")
     assert (await client.post("/api/v1/erasures", json={"message_id": "m-0"})).json()["erased"]["messages"] == 1
@@ -63,12 +65,16 @@ async def test_one_message_is_erased(client: httpx.AsyncClient) -> None:
         ({"number": "+14085550100"}, 400, "INVALID_REQUEST"),
     ],
 )
-async def test_an_invalid_erasure_is_rejected(client: httpx.AsyncClient, body: dict[str, Any], status: int, code: str) -> None:
+async def test_an_invalid_erasure_request_is_rejected(
+    client: httpx.AsyncClient, body: dict[str, Any], status: int, code: str
+) -> None:
     answer = await client.post("/api/v1/erasures", json=body)
     assert (answer.status_code, answer.json()["error_code"]) == (status, code)
 
 
-async def test_an_erasure_keeps_messages_of_another_application(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_an_erasure_does_not_affect_messages_of_another_application(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     await link(client, message_id="m-1")
     made = await service.database.write(create_application, "other", clock())
     await service.directory.refresh()
@@ -78,7 +84,7 @@ async def test_an_erasure_keeps_messages_of_another_application(client: httpx.As
     assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
 
 
-async def test_nothing_is_erased_while_redis_is_unavailable(
+async def test_an_erasure_fails_and_erases_nothing_while_redis_is_unavailable(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Away(NoLinkCache):

@@ -69,7 +69,7 @@ async def test_readyz_responds_with_503_from_the_start_of_a_shutdown(service: Se
 
 
 class Away:
-    """A store that refuses each read, or never answers."""
+    """A database that raises an error at each read, or never responds."""
 
     def __init__(self, refuses: bool) -> None:
         self._refuses = refuses
@@ -81,7 +81,7 @@ class Away:
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-async def test_an_unavailable_database_is_reported_without_its_error_text(
+async def test_readyz_reports_an_unavailable_database_without_its_error_text(
     service: Service, refuses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.start(web=False, deliver=False)
@@ -121,7 +121,9 @@ async def test_a_node_without_its_database_stays_ready_while_redis_responds(
 
 
 @pytest.mark.parametrize(("version", "state"), [("0000", "failed"), (HEAD, "ok"), ("9999", "ok")])
-async def test_an_older_schema_is_not_ready_and_a_newer_one_is_a_rollout(service: Service, version: str, state: str) -> None:
+async def test_a_node_is_not_ready_with_an_older_database_schema_and_is_ready_with_a_newer_one(
+    service: Service, version: str, state: str
+) -> None:
     service.start(web=False, deliver=False)
     await service.database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version}))
     status, told = await ready(service)
@@ -129,7 +131,7 @@ async def test_an_older_schema_is_not_ready_and_a_newer_one_is_a_rollout(service
     assert told["checks"]["schema"] == state
 
 
-async def test_metrics_count_redirects(client: httpx.AsyncClient) -> None:
+async def test_the_metrics_count_redirects(client: httpx.AsyncClient) -> None:
     message = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
     code = (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]["links"][0]["code"]
     for _ in range(3):
@@ -148,7 +150,9 @@ async def test_metrics_count_redirects(client: httpx.AsyncClient) -> None:
     assert told["shortener_hit_batches_total"] >= 1
 
 
-async def test_metrics_contain_every_job_and_need_no_database(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_metrics_contain_every_background_job_and_need_no_database(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with client_of(service) as client:
         monkeypatch.setattr(service, "database", None)
         told = await numbers(client)
@@ -160,13 +164,13 @@ async def test_metrics_contain_every_job_and_need_no_database(service: Service, 
     assert (told.get("shortener_database_wal_bytes", 0) > 0) == (service.database.dialect == "sqlite")
 
 
-async def test_metrics_are_in_openmetrics_format_if_the_scraper_accepts_it(client: httpx.AsyncClient) -> None:
+async def test_the_metrics_are_in_openmetrics_format_if_the_scraper_accepts_it(client: httpx.AsyncClient) -> None:
     answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_the_domain_check_knows_the_domains_of_the_installation(service: Service) -> None:
+async def test_the_domain_check_returns_200_only_for_domains_of_the_installation(service: Service) -> None:
     now = service.clock()
     application = service.directory.applications()[0].id
     await service.database.write(add_domain, application, "https://go.brand.example", now)

@@ -1,4 +1,4 @@
-"""Updates of many links: what they select, exact counts, progress, stop, and a process that is lost in the middle."""
+"""Background updates of many links: selection, exact counts, progress, stop, and continuation after a crash."""
 
 import asyncio
 from datetime import timedelta
@@ -53,12 +53,14 @@ async def destinations(service: Service) -> dict[str, str]:
         ({"campaign": "nosuch"}, lambda campaign, is_menu: False),
     ],
 )
-async def test_an_update_changes_exactly_the_selected_links(
+async def test_an_update_of_many_links_changes_exactly_the_selected_links(
     client: httpx.AsyncClient, service: Service, selection: dict[str, Any], selects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_MESSAGES", 3)
     codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
-    codes["one"] += await send(client, 4, campaign="one", source="campaign")  # another cohort
+    codes["one"] += await send(
+        client, 4, campaign="one", source="campaign"
+    )  # in another cohort (messages of one campaign and source)
     expected = {code for campaign, found in codes.items() for place, code in enumerate(found) if selects(campaign, place % 2 == 0)}
     created = await create(client, **selection, url="https://new.example/{code}")
     assert (created["state"], created["total"], created["done"]) == ("running", len(expected), 0)
@@ -75,7 +77,7 @@ async def test_an_update_changes_exactly_the_selected_links(
     assert [one["update_id"] for one in (await client.get("/api/v1/links/updates")).json()["updates"]] == [created["update_id"]]
 
 
-async def test_an_update_can_be_stopped_and_changed_links_stay_changed(
+async def test_a_stopped_update_of_many_links_does_not_undo_its_changes(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
@@ -89,7 +91,7 @@ async def test_an_update_can_be_stopped_and_changed_links_stay_changed(
     assert len(disabled) == 4
 
 
-async def test_another_process_continues_an_update_after_its_lease(
+async def test_another_process_continues_an_update_of_links_after_its_lease_expires(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
@@ -117,7 +119,7 @@ async def test_another_process_continues_an_update_after_its_lease(
     assert len({row.link_id for row in rows}) == len(rows) == 12, "each link has one entry in its history"
 
 
-async def test_two_processes_share_the_work_of_one_update(
+async def test_two_processes_share_the_work_of_one_update_of_links(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
@@ -139,7 +141,7 @@ async def test_two_processes_share_the_work_of_one_update(
         ({"campaign": "one", "url": "ftp://x"}, "url"),
     ],
 )
-async def test_an_update_without_a_selection_or_a_change_is_rejected(
+async def test_an_update_of_links_without_a_selection_or_a_change_is_rejected(
     client: httpx.AsyncClient, body: dict[str, Any], field: str
 ) -> None:
     response = await client.post(PATH, json=body)
@@ -147,7 +149,7 @@ async def test_an_update_without_a_selection_or_a_change_is_rejected(
     assert (await client.get("/api/v1/links/updates")).json()["updates"] == []
 
 
-async def test_updates_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_link_updates_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     from shortener.accounts.administration import create_application
 
     created = await create(client, label="x", enabled=True)

@@ -1,4 +1,4 @@
-"""Links and blocked hosts over HTTP: showing, switching, and who may do so."""
+"""Links and blocked hosts over HTTP: show, change, disable and list them, and the required permissions."""
 
 from typing import Any
 
@@ -103,7 +103,7 @@ async def test_disabling_a_link_removes_it_from_the_link_cache(
     assert forgotten == []
 
 
-async def test_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient) -> None:
+async def test_destination_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient) -> None:
     path = await link(client)
     assert (await client.post("/api/v1/blocked-hosts", json={"host": "X.Example"})).json() == {"status": True, "host": "x.example"}
     told = (await client.get("/api/v1/blocked-hosts")).json()
@@ -115,12 +115,14 @@ async def test_hosts_are_blocked_listed_and_unblocked(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("body", [{}, {"host": ""}, {"host": "https://x.example/"}, {"host": "x" * 300}, {"host": "a\0b"}])
-async def test_an_invalid_host_is_rejected(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_an_invalid_host_cannot_be_blocked(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     answer = await client.post("/api/v1/blocked-hosts", json=body)
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "host")
 
 
-async def test_links_and_hosts_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_links_and_blocked_hosts_of_another_application_return_404(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     path = await link(client)
     await client.post("/api/v1/blocked-hosts", json={"host": "other.example"})
     made = await service.database.write(create_application, "other", clock())
@@ -152,7 +154,7 @@ async def test_links_and_hosts_of_another_application_return_404(client: httpx.A
         ("PATCH", "/api/v1/application", {}, "admin"),
     ],
 )
-async def test_each_endpoint_requires_its_permission(
+async def test_each_endpoint_of_links_and_hosts_requires_its_permission(
     service: Service, clock: Clock, method: str, path: str, body: Any, permission: str
 ) -> None:
     others = [name for name in PERMISSIONS if name != permission]
@@ -184,7 +186,7 @@ async def test_the_destination_expiry_and_fallback_of_a_link_can_be_changed(clie
     assert history[0]["changes"]["fallback_url"] == {"from": "https://x.example/over", "to": None}
 
 
-async def test_a_change_that_changes_nothing_is_not_in_the_history(client: httpx.AsyncClient) -> None:
+async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_link(client: httpx.AsyncClient) -> None:
     path = await link(client)
     now = await shown(client, path)
     same = {"url": now["url"], "expires_at": now["expires_at"], "enabled": True, "fallback_url": None}
@@ -208,7 +210,7 @@ async def test_a_change_that_changes_nothing_is_not_in_the_history(client: httpx
         ({"location": "x"}, "location"),
     ],
 )
-async def test_an_invalid_change_is_rejected(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+async def test_an_invalid_change_of_a_link_is_rejected(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
     await client.post("/api/v1/blocked-hosts", json={"host": "blocked.example"})
     path = await link(client)
     response = await client.patch(f"/api/v1/links{path}", json=body)
@@ -236,7 +238,7 @@ async def test_erasure_removes_the_earlier_destinations_of_a_link(
 
 
 async def listed(client: httpx.AsyncClient, **query: Any) -> list[str]:
-    """Return the codes of all pages of a list."""
+    """Return the codes of the links on all pages of the list of links."""
     codes: list[str] = []
     cursor: dict[str, str] = {}
     while True:
@@ -275,7 +277,9 @@ async def test_links_are_listed_in_pages_newest_message_first_with_filters(clien
         assert (await client.get("/api/v1/links", params={"cursor": cursor})).json()["error_code"] == "INVALID_CURSOR"
 
 
-async def test_lists_statuses_and_csv_contain_the_clicks_of_each_link(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_lists_of_links_message_statuses_and_csv_contain_the_clicks_of_each_link(
+    client: httpx.AsyncClient, clock: Clock
+) -> None:
     body = '#track("https://x.example/one") #trackurl("https://x.example/two","=two")'
     response = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": body, "message_id": "m-1"})
     one, two = (link["code"] for link in response.json()["messages"][0]["links"])

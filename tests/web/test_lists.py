@@ -1,4 +1,4 @@
-"""Lists of hits, events and messages: pages, CSV, and that the rows of each figure add up to it."""
+"""Lists of hits, events and messages: pages, CSV, and totals that agree with the statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("htt
 
 @pytest.fixture
 async def history(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> httpx.AsyncClient:
-    """Two days of messages in two campaigns, with hits of every kind, reports and a conversion. The clock is at the end."""
+    """Create messages of two days in two campaigns, with hits of every verdict, delivery reports and a conversion."""
     messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(4)]
     messages.append(await rewrite(client, "m4", to="+491701234567", campaign="autumn", source="campaign"))
     messages.append(await rewrite(client, "short", campaign="autumn", expires_in=60))
@@ -61,7 +61,7 @@ async def get(client: httpx.AsyncClient, path: str, **query: Any) -> dict[str, A
 
 
 async def all_rows(client: httpx.AsyncClient, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
-    """Return the rows of all pages of two rows each."""
+    """Return the rows of all pages of a list, requested with two rows per page."""
     rows: list[dict[str, Any]] = []
     cursor: dict[str, str] = {}
     while True:
@@ -80,7 +80,9 @@ async def csv_rows(client: httpx.AsyncClient, path: str, **query: Any) -> list[d
 
 
 @pytest.mark.parametrize("basis", ["event", "sent"])
-async def test_the_rows_of_each_figure_add_up_to_it(history: httpx.AsyncClient, clock: Clock, basis: str) -> None:
+async def test_for_each_figure_of_the_statistics_the_lists_contain_as_many_rows(
+    history: httpx.AsyncClient, clock: Clock, basis: str
+) -> None:
     saturday = clock().date()
     friday = saturday - timedelta(days=1)
     periods: list[dict[str, str]] = [{}, {"since": str(friday), "until": str(friday)}, {"since": str(saturday)}]
@@ -102,7 +104,7 @@ async def test_the_rows_of_each_figure_add_up_to_it(history: httpx.AsyncClient, 
     assert seen == set(HIT_METRICS) | set(MESSAGE_METRICS), "every figure has rows"
 
 
-async def test_the_rows_of_destinations_labels_and_countries_add_up(history: httpx.AsyncClient) -> None:
+async def test_the_lists_filtered_by_destination_label_and_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
     for basis in ("event", "sent"):
         for path, name, parameter in (
             ("by-destination", "destinations", "destination"),
@@ -119,7 +121,7 @@ async def test_the_rows_of_destinations_labels_and_countries_add_up(history: htt
                     assert len(rows) == group[metric], query
 
 
-async def test_a_hit_shows_its_verdict_rule_device_and_message(history: httpx.AsyncClient) -> None:
+async def test_a_listed_hit_contains_its_verdict_rule_device_and_message(history: httpx.AsyncClient) -> None:
     (suspected,) = (await get(history, "/api/v1/clicks", verdict="suspected"))["clicks"]
     assert (suspected["rule"], suspected["counts_as"], suspected["message_id"]) == ("crawler", "suspected_hits", "m1")
     of_message = await all_rows(history, "/api/v1/clicks", "clicks", message_id="m0")
@@ -150,13 +152,13 @@ async def test_events_are_listed_and_shown(history: httpx.AsyncClient) -> None:
         assert (await history.get(f"/api/v1/events/{unknown}")).status_code == 404
 
 
-async def test_a_csv_can_begin_with_a_byte_order_mark(history: httpx.AsyncClient) -> None:
+async def test_the_csv_of_hits_and_events_begins_with_a_byte_order_mark_on_request(history: httpx.AsyncClient) -> None:
     for path in ("/api/v1/clicks.csv", "/api/v1/events.csv"):
         assert (await history.get(path, params={"bom": "true"})).content.startswith(b"\xef\xbb\xbf")
         assert not (await history.get(path)).content.startswith(b"\xef\xbb\xbf")
 
 
-async def test_an_application_sees_only_its_own_rows(history: httpx.AsyncClient, service: Service) -> None:
+async def test_an_application_can_list_only_its_own_hits_and_events(history: httpx.AsyncClient, service: Service) -> None:
     from shortener.accounts.administration import create_application
 
     other = await service.database.write(create_application, "other", service.clock())
@@ -168,7 +170,7 @@ async def test_an_application_sees_only_its_own_rows(history: httpx.AsyncClient,
         assert (await client.get(f"/api/v1/events/{events[0]['event_id']}")).status_code == 404
 
 
-async def test_pages_that_examine_few_rows_still_list_everything(
+async def test_the_pages_together_list_all_hits_and_events_even_if_a_page_may_examine_only_two_rows(
     history: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clicks = await all_rows(history, "/api/v1/clicks", "clicks", campaign="autumn")
@@ -179,7 +181,7 @@ async def test_pages_that_examine_few_rows_still_list_everything(
     assert await all_rows(history, "/api/v1/events", "events", campaign="autumn") == events
 
 
-async def test_no_list_scans_a_growing_table(tmp_path: Any) -> None:
+async def test_no_list_query_scans_a_complete_table_of_hits_events_or_messages(tmp_path: Any) -> None:
     url = f"sqlite:///{tmp_path / 'plans.db'}"
     await migrate(url)
     database: Database = await open_database(url, owner=True)

@@ -1,4 +1,4 @@
-"""Reading messages through HTTP, on both engines (contract, section 7)."""
+"""Message status, lists of messages and CSV export over HTTP, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> None:
     assert (answer.status_code, answer.json()["status"], answer.json()["error_code"]) == (status, False, code)
 
 
-async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
+async def test_the_message_status_shows_delivery_reports_the_click_and_the_conversion(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     message = await rewrite(client, "m1", mt_price="0.0095", campaign="spring", **{"from": "Gladiator"})
@@ -56,7 +56,7 @@ async def test_the_status_follows_a_message_from_the_pipeline_to_the_conversion(
     assert (conversion["action"], conversion["value"], conversion["currency"]) == ("sale", "12.50", "EUR")
 
 
-async def test_xoxzo_status_works_with_and_without_the_final_slash(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_the_xoxzo_status_endpoint_works_with_and_without_the_final_slash(client: httpx.AsyncClient, clock: Clock) -> None:
     message = await rewrite(client, "m1", mt_price=0.5)
     for path in ("/sms/messages/m1/", "/sms/messages/m1"):
         told = (await client.get(path)).json()
@@ -71,19 +71,19 @@ async def test_xoxzo_status_works_with_and_without_the_final_slash(client: httpx
     assert (told["status"], told["link_tracking"]["accessed_on"]) == ("DELIVERED", "2026-11-20 12:00:00")
 
 
-async def test_an_id_with_a_slash_in_it_is_found(client: httpx.AsyncClient) -> None:
+async def test_a_message_id_that_contains_a_slash_is_found(client: httpx.AsyncClient) -> None:
     await rewrite(client, "2026/11/20 #1")
     assert (await client.get("/api/v1/sms/status/2026%2F11%2F20%20%231")).json()["message_id"] == "2026/11/20 #1"
     assert (await client.get("/sms/messages/2026%2F11%2F20%20%231/")).json()["msgid"] == "2026/11/20 #1"
 
 
-async def test_an_unknown_message_is_404(client: httpx.AsyncClient) -> None:
+async def test_the_status_of_an_unknown_message_returns_404(client: httpx.AsyncClient) -> None:
     for path in ("/api/v1/sms/status/none", "/sms/messages/none/", "/api/v1/sms/status/" + "x" * 3000):
         refused(await client.get(path), 404, "MESSAGE_NOT_FOUND")
     assert (await client.get("/api/v1/sms/status/a%00b")).status_code == 404
 
 
-async def test_another_application_and_a_key_without_sms_read_see_nothing(
+async def test_another_application_and_a_key_without_the_permission_sms_read_cannot_read_messages(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await rewrite(client, "m1")
@@ -111,7 +111,7 @@ async def test_another_application_and_a_key_without_sms_read_see_nothing(
             refused(await nobody.get(path), 401, "UNAUTHORIZED")
 
 
-async def test_lists_are_paged_newest_first(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_lists_of_messages_are_paged_with_the_newest_message_first(client: httpx.AsyncClient, clock: Clock) -> None:
     for number in range(5):
         await rewrite(client, f"m{number}", source="campaign" if number == 2 else "api", campaign="spring" if number < 3 else "")
         clock.forward(minutes=1)
@@ -133,7 +133,7 @@ async def test_lists_are_paged_newest_first(client: httpx.AsyncClient, clock: Cl
     assert await ids("", state="DELIVERED") == []
     assert await ids("", since="2026-11-20", until="2026-11-20") == ["m4", "m3", "m2", "m1", "m0"]
     assert await ids("", since="2026-11-21") == []
-    assert await ids("", since="2026-11-20T14:03:00 02:00") == ["m4", "m3"]  # a + that was not encoded
+    assert await ids("", since="2026-11-20T14:03:00 02:00") == ["m4", "m3"]  # a plus sign that the caller did not percent-encode
     for to in (TO, TO.removeprefix("+"), f" {TO[1:]}"):
         assert len(await ids("", to=to)) == 5
     assert await ids("", to="+14085550199") == []
@@ -142,7 +142,7 @@ async def test_lists_are_paged_newest_first(client: httpx.AsyncClient, clock: Cl
     assert await ids("/unified", source="api", campaign="spring") == ["m1", "m0"]
 
 
-async def test_a_foreign_cursor_is_rejected(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_or_modified_cursor_of_the_list_of_messages_is_rejected(client: httpx.AsyncClient) -> None:
     for number in range(3):
         await rewrite(client, f"m{number}")
     cursor = (await client.get("/api/v1/sms/messages", params={"limit": 1})).json()["next_cursor"]
@@ -151,7 +151,7 @@ async def test_a_foreign_cursor_is_rejected(client: httpx.AsyncClient) -> None:
         refused(await client.get("/api/v1/sms/messages", params={"cursor": wrong}), 400, "INVALID_CURSOR")
 
 
-async def test_invalid_filters_are_rejected_by_name(client: httpx.AsyncClient) -> None:
+async def test_the_error_for_an_invalid_filter_of_messages_contains_its_name(client: httpx.AsyncClient) -> None:
     wrong: list[tuple[str, Any]] = [
         ("limit", 0),
         ("limit", 1001),
@@ -173,7 +173,7 @@ async def test_invalid_filters_are_rejected_by_name(client: httpx.AsyncClient) -
     assert answer.json()["details"] == [{"field": "until", "reason": "must be after since"}]
 
 
-async def test_the_export_is_the_unified_view_as_csv(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_the_csv_export_contains_messages_of_the_api_and_of_campaigns(client: httpx.AsyncClient, clock: Clock) -> None:
     await rewrite(client, "m0", campaign="=1+1")
     clock.forward(minutes=1)
     message = await rewrite(client, "m1", source="campaign")
@@ -192,7 +192,7 @@ async def test_the_export_is_the_unified_view_as_csv(client: httpx.AsyncClient, 
     assert head.status_code == 200
 
 
-async def test_an_export_has_a_byte_order_mark_on_request(client: httpx.AsyncClient) -> None:
+async def test_the_csv_export_of_messages_has_a_byte_order_mark_on_request(client: httpx.AsyncClient) -> None:
     await rewrite(client, "m1", campaign="naïve 日本")
     plain = await client.get("/api/v1/sms/messages/unified/export")
     marked = await client.get("/api/v1/sms/messages/unified/export", params={"bom": "true"})

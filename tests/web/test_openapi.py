@@ -1,4 +1,4 @@
-"""The OpenAPI document and the page /docs."""
+"""The OpenAPI document at /openapi.json and the page /docs that shows it."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def objects_in(part: Any) -> Iterator[dict[str, Any]]:
             yield from objects_in(value)
 
 
-def test_the_document_is_openapi_3_1() -> None:
+def test_the_openapi_document_is_valid_openapi_3_1() -> None:
     assert list(jsonschema_rs.Draft202012Validator(OPENAPI_31).iter_errors(DOCUMENT)) == []
 
 
-def test_every_schema_is_json_schema() -> None:
+def test_every_schema_of_the_openapi_document_is_a_valid_json_schema() -> None:
     for name, schema in DOCUMENT["components"]["schemas"].items():
         assert jsonschema_rs.meta.is_valid(schema), name
 
 
-def test_schema_names_contain_no_module_path() -> None:
+def test_schema_names_in_the_openapi_document_contain_no_module_path() -> None:
     assert [name for name in DOCUMENT["components"]["schemas"] if not name.isalnum()] == []
 
 
@@ -94,8 +94,7 @@ def test_every_example_is_valid_for_its_schema() -> None:
                 assert [error.message for error in validator.iter_errors(content["example"])] == [], path
 
 
-#: Their examples name an event, a delivery, a code, a domain or a process that does not exist here, or would send a request to a
-#: tracker.
+#: Operations whose examples refer to objects that do not exist in the test database, or would send a request to a tracker.
 SKIPPED = {
     "/ct/1/processes/{processKey}/conversionrate",
     "/{code}",
@@ -111,9 +110,11 @@ SKIPPED = {
 }
 
 
-async def test_the_examples_work_unchanged(service: Service, client: httpx.AsyncClient, credentials: Credentials) -> None:
+async def test_the_example_requests_of_the_openapi_document_work_unchanged(
+    service: Service, client: httpx.AsyncClient, credentials: Credentials
+) -> None:
     service.start(web=False, deliver=False)
-    in_order = sorted(operations(), key=lambda one: one[1] == "delete")  # stable: deletions come last
+    in_order = sorted(operations(), key=lambda one: one[1] == "delete")  # a stable sort that moves deletions to the end
     for path, method, operation in in_order:
         if path in SKIPPED:
             continue
@@ -136,7 +137,7 @@ def test_every_path_parameter_has_a_description() -> None:
         assert all(one["description"] for one in named.values()), path
 
 
-def test_query_parameters_are_never_null() -> None:
+def test_no_query_parameter_in_the_openapi_document_can_be_null() -> None:
     parameters = [one for *_, operation in operations() for one in operation.get("parameters", ()) if one["in"] == "query"]
     assert parameters
     for one in parameters:
@@ -178,7 +179,7 @@ def codes(operation: dict[str, Any]) -> dict[int, list[str]]:
     return found
 
 
-def test_errors_that_follow_from_caller_query_and_body_are_documented() -> None:
+def test_errors_that_every_endpoint_with_a_caller_query_or_body_can_return_are_documented() -> None:
     operation = document_of_endpoint(permission="sms.send", body=ThingRequest, errors=(ErrorCode.CONFLICT,))
     assert codes(operation) == {
         400: ["INVALID_JSON", "INVALID_REQUEST"],
@@ -200,7 +201,7 @@ def test_errors_that_follow_from_caller_query_and_body_are_documented() -> None:
     }
 
 
-def test_parameters_are_taken_from_the_path_the_query_model_and_the_headers() -> None:
+def test_documented_parameters_come_from_the_path_the_query_model_and_the_headers() -> None:
     operation = document_of_endpoint(method="GET", query=ThingQuery, headers={"Idempotency-Key": "Names the request."})
     assert operation["parameters"][1:] == [
         {"name": "Idempotency-Key", "in": "header", "description": "Names the request.", "schema": {"type": "string"}},
@@ -210,7 +211,7 @@ def test_parameters_are_taken_from_the_path_the_query_model_and_the_headers() ->
     assert "ThingQuery" not in operation["schemas"]
 
 
-def test_a_response_field_with_a_default_is_required_in_the_document() -> None:
+def test_a_response_field_with_a_default_is_required_in_the_openapi_document() -> None:
     assert document_of_endpoint()["schemas"]["ThingResponse"]["required"] == ["status", "name"]
 
 
@@ -222,12 +223,12 @@ def test_a_response_field_with_a_default_is_required_in_the_document() -> None:
         (Caller.TRACKER, ["TrackerToken"]),
     ],
 )
-def test_each_kind_of_caller_has_its_security_schemes(caller: Caller, schemes: list[str]) -> None:
+def test_the_openapi_document_has_the_security_schemes_of_each_kind_of_caller(caller: Caller, schemes: list[str]) -> None:
     assert [name for choice in document_of_endpoint(caller=caller)["security"] for name in choice] == schemes
     assert set(schemes) <= set(DOCUMENT["components"]["securitySchemes"])
 
 
-def test_a_body_can_be_a_form_and_can_be_optional() -> None:
+def test_the_openapi_document_describes_form_bodies_and_optional_bodies() -> None:
     body = document_of_endpoint(body=ThingRequest, body_forms=True, body_optional=True)["requestBody"]
     assert set(body["content"]) == {"application/json", "application/x-www-form-urlencoded"}
     assert body["required"] is False
@@ -249,7 +250,7 @@ class Page(HTMLParser):
                 self.links.append(value or "")
 
 
-async def test_the_document_and_the_page_need_no_credential(service: Service) -> None:
+async def test_the_openapi_document_and_the_docs_page_need_no_credential(service: Service) -> None:
     async with client_of(service) as client:
         served = await client.get("/openapi.json")
         page = await client.get("/docs")
@@ -259,7 +260,7 @@ async def test_the_document_and_the_page_need_no_credential(service: Service) ->
     assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
-async def test_the_page_contains_no_script_and_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
+async def test_the_docs_page_contains_no_script_and_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
     response = await client.get("/docs")
     page = Page()
     page.feed(response.text)
@@ -271,7 +272,7 @@ async def test_the_page_contains_no_script_and_loads_nothing_from_other_hosts(cl
     assert response.headers["content-security-policy"].startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
 
 
-async def test_the_page_shows_every_operation_code_and_schema_and_its_links_resolve(client: httpx.AsyncClient) -> None:
+async def test_the_docs_page_shows_every_operation_error_code_and_schema_and_has_no_broken_links(client: httpx.AsyncClient) -> None:
     response = await client.get("/docs")
     page = Page()
     page.feed(response.text)

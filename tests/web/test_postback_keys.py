@@ -34,7 +34,9 @@ async def postback(service: Service, key: str, query: str = "message_id=m-1", me
         return await anyone.request(method, f"/api/v1/postback/{key}?{query}")
 
 
-async def test_a_network_reports_conversions_with_a_url_alone(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_network_can_report_conversions_with_a_postback_url_and_no_header(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     key = await created(client)
     assert key["url"] == f"http://127.0.0.1:8000/api/v1/postback/{key['postback_key']}"
     first = await postback(service, key["postback_key"], "message_id=m-1&action=sale&value=3")
@@ -42,7 +44,9 @@ async def test_a_network_reports_conversions_with_a_url_alone(service: Service, 
     assert (first.status_code, first.json()["duplicate"], second.json()["duplicate"]) == (200, False, True)
 
 
-async def test_the_key_is_good_for_reports_only_and_is_stored_hashed(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_postback_key_allows_only_conversion_reports_and_is_stored_hashed(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     key = (await created(client))["postback_key"]
     for headers in ({"X-API-Key": key}, {"X-Api-Token": key}, {"Authorization": f"Bearer {key}"}):
         async with client_of(service, headers) as other:
@@ -54,7 +58,7 @@ async def test_the_key_is_good_for_reports_only_and_is_stored_hashed(service: Se
     assert [(one["name"], one["hint"]) for one in listed.json()["postback_keys"]] == [("network", key[:8])]
 
 
-async def test_an_unknown_key_is_401_and_the_key_of_another_application_finds_nothing(
+async def test_an_unknown_postback_key_returns_401_and_the_key_of_another_application_finds_no_message(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     assert (await postback(service, "pk_" + "a" * 43)).status_code == 401
@@ -67,7 +71,7 @@ async def test_an_unknown_key_is_401_and_the_key_of_another_application_finds_no
     assert (await client.post(f"/api/v1/postback-keys/{key['id']}/rotate")).status_code == 404
 
 
-async def test_a_rotated_key_is_valid_until_the_end_of_the_overlap(
+async def test_the_previous_postback_key_is_valid_until_the_end_of_the_overlap(
     service: Service, client: httpx.AsyncClient, clock: Clock
 ) -> None:
     old = await created(client)
@@ -80,14 +84,14 @@ async def test_a_rotated_key_is_valid_until_the_end_of_the_overlap(
     assert (await client.post(f"/api/v1/postback-keys/{old['id']}/rotate")).status_code == 404
 
 
-async def test_a_revoked_key_is_invalid_at_once(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_revoked_postback_key_is_invalid_at_once(service: Service, client: httpx.AsyncClient) -> None:
     key = await created(client)
     assert (await client.delete(f"/api/v1/postback-keys/{key['id']}")).status_code == 204
     assert (await postback(service, key["postback_key"])).status_code == 401
     assert (await client.delete(f"/api/v1/postback-keys/{key['id']}")).status_code == 404
 
 
-async def test_keys_are_managed_with_the_permission_admin_only(service: Service) -> None:
+async def test_only_api_keys_with_the_permission_admin_can_manage_postback_keys(service: Service) -> None:
     key = await service.database.write(create_key, 1, "reader", ["sms.send", "sms.read"], NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": key}) as reader:
@@ -95,7 +99,9 @@ async def test_keys_are_managed_with_the_permission_admin_only(service: Service)
         assert (await reader.post("/api/v1/postback-keys", json={"name": "x"})).status_code == 403
 
 
-async def test_the_rate_of_each_key_is_limited(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_the_rate_of_reports_with_each_postback_key_is_limited(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
     service.rate_limits.postbacks = RateLimiter("postbacks", 3, service.now_ms)
     one, other = await created(client, "one"), await created(client, "other")
     assert [(await postback(service, one["postback_key"])).status_code for _ in range(4)] == [200, 200, 200, 429]
@@ -106,7 +112,7 @@ async def test_the_rate_of_each_key_is_limited(service: Service, client: httpx.A
     assert (await postback(service, one["postback_key"])).status_code == 200
 
 
-async def test_the_key_appears_in_no_log_line_and_in_no_refused_report(service: Service, client: httpx.AsyncClient) -> None:
+async def test_log_lines_and_refused_reports_do_not_contain_the_postback_key(service: Service, client: httpx.AsyncClient) -> None:
     key = (await created(client))["postback_key"]
     with capture_logs() as log_lines:
         await postback(service, key, "message_id=unknown")

@@ -1,4 +1,4 @@
-"""The formats in which networks send a report."""
+"""The formats in which networks send a conversion report: query, form, multipart and JSON."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def stored(service: Service) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(("content", "headers"), [body[1:] for body in BODIES], ids=[body[0] for body in BODIES])
-async def test_every_endpoint_reads_a_body_of_any_format(
+async def test_every_conversion_endpoint_accepts_a_body_in_any_format(
     service: Service, tracker: httpx.AsyncClient, method: str, content: bytes, headers: dict[str, str]
 ) -> None:
     for path in PATHS:
@@ -75,13 +75,15 @@ async def test_every_endpoint_reads_a_body_of_any_format(
     assert await stored(service) == ("sale", "29.99", "EUR", {"sub": "ü"})
 
 
-async def test_a_post_may_have_its_parameters_in_the_query(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_sent_by_post_may_have_its_parameters_in_the_query(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     for path in PATHS:
         assert (await tracker.post(f"{path}?{FORM.decode()}")).status_code == 200
     assert await stored(service) == ("sale", "29.99", "EUR", {"sub": "ü"})
 
 
-async def test_query_and_body_are_read_together(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_combines_the_parameters_of_query_and_body(service: Service, tracker: httpx.AsyncClient) -> None:
     response = await tracker.post(
         "/api/v1/track?message_id=m-1&action=sale", json={"value": "29.99", "currency": "EUR", "sub": "ü"}
     )
@@ -91,12 +93,14 @@ async def test_query_and_body_are_read_together(service: Service, tracker: httpx
     assert response.json()["error_code"] == "INVALID_REQUEST"
 
 
-async def test_html_entities_in_a_query_separate_parameters(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_the_html_entity_for_an_ampersand_separates_parameters_in_a_query(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     await tracker.get("/api/v1/track?message_id=m-1&amp;action=sale&amp;value=3&amp;amp;currency=EUR&note=a%26amp%3Bb")
     assert await stored(service) == ("sale", "3", "EUR", {"note": "a&amp;b"})
 
 
-async def test_text_in_another_encoding_has_a_warning(tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_that_is_not_utf_8_is_stored_with_a_warning(tracker: httpx.AsyncClient) -> None:
     response = await tracker.get("/api/v1/track?message_id=m-1&sub=%FC")
     assert response.json()["warnings"] == ["query: is not UTF-8; it was read as Windows-1252"]
 
@@ -113,7 +117,7 @@ async def test_text_in_another_encoding_has_a_warning(tracker: httpx.AsyncClient
         (b"not gzip", "application/json", "INVALID_REQUEST"),
     ],
 )
-async def test_a_body_that_cannot_be_read_is_rejected_and_listed(
+async def test_a_report_whose_body_cannot_be_parsed_is_rejected_and_appears_in_the_list_of_refused_reports(
     service: Service, tracker: httpx.AsyncClient, content: bytes, content_type: str, code: str
 ) -> None:
     headers = {"Content-Type": content_type} | ({"Content-Encoding": "gzip"} if content == b"not gzip" else {})
@@ -123,20 +127,22 @@ async def test_a_body_that_cannot_be_read_is_rejected_and_listed(
     assert refused.reason == code
 
 
-async def test_a_compressed_body_is_limited_like_any_other(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_the_size_limit_of_a_body_applies_to_the_decompressed_body(service: Service, tracker: httpx.AsyncClient) -> None:
     content = gzip.compress(b"message_id=m-1&a=" + b"x" * service.settings.body_limit)
     response = await tracker.post("/action", content=content, headers={"Content-Encoding": "gzip"})
     assert (response.status_code, response.json()["error_code"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_parameters_beyond_the_limit_are_not_read(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_conversion_report_ignores_parameters_beyond_the_limit(service: Service, tracker: httpx.AsyncClient) -> None:
     body = {"message_id": "m-1", **{f"p{number}": "x" * 20 for number in range(2000)}}
     response = await tracker.post("/action", json=body)
     assert (response.status_code, len(response.json()["warnings"])) == (200, 20)
     assert len(await rows(service.database, schema.conversions)) == 1
 
 
-async def test_large_integers_and_special_numbers_are_stored_as_text(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_large_integers_and_special_numbers_in_a_conversion_report_are_stored_as_text(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     content = b'{"message_id": "m-1", "big": ' + b"9" * 5000 + b', "value": NaN, "huge": 1e999, "x": "a\\ud800b"}'
     response = await tracker.post("/action", content=content)
     assert response.status_code == 200

@@ -55,7 +55,7 @@ def nested(depth: int) -> Any:
         (nested(MAX_DEPTH + 1), ".".join(["0"] * MAX_DEPTH), "must not be nested more than 32 levels deep"),
     ],
 )
-def test_a_part_of_a_body_that_is_too_large_is_named(data: Any, field: str, reason: str) -> None:
+def test_the_error_for_an_oversized_part_of_a_request_body_names_the_part(data: Any, field: str, reason: str) -> None:
     with pytest.raises(ApiError) as raised:
         check_sizes(data, LIMITS)
     assert raised.value.code is ErrorCode.INVALID_REQUEST
@@ -71,7 +71,7 @@ def test_a_batch_above_the_limit_is_rejected_before_its_items_are_validated(data
 
 
 @pytest.mark.parametrize("data", [1, None, "text", nested(MAX_DEPTH), {"messages": [{"to": ["x"] * 1000}] * 1000}])
-def test_a_body_within_the_limits_is_accepted(data: Any) -> None:
+def test_a_request_body_within_the_limits_is_accepted(data: Any) -> None:
     check_sizes(data, LIMITS)
 
 
@@ -84,7 +84,7 @@ def test_a_body_within_the_limits_is_accepted(data: Any) -> None:
         ({"messages": [{"to": TO, "body": "", "surplus": 1}] * 999}, 999),
     ],
 )
-def test_details_are_limited_and_the_total_counts_all_of_them(data: Any, total: int) -> None:
+def test_an_error_lists_a_limited_number_of_details_and_their_total_number(data: Any, total: int) -> None:
     with pytest.raises(ApiError) as raised:
         validate(RewriteRequest, data)
     body = raised.value.body()
@@ -92,7 +92,7 @@ def test_details_are_limited_and_the_total_counts_all_of_them(data: Any, total: 
     assert body.get("details_total") == (total if total > MAX_DETAILS else None)
 
 
-async def test_a_body_with_too_many_values_is_rejected_while_it_arrives(client: httpx.AsyncClient) -> None:
+async def test_a_request_body_with_too_many_values_is_rejected_before_it_has_arrived_completely(client: httpx.AsyncClient) -> None:
     sent = 0
 
     async def chunks() -> Any:
@@ -110,7 +110,7 @@ async def test_a_body_with_too_many_values_is_rejected_while_it_arrives(client: 
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
 
 
-async def test_a_large_valid_batch_is_stored(client: httpx.AsyncClient) -> None:
+async def test_a_large_valid_batch_of_messages_is_stored(client: httpx.AsyncClient) -> None:
     message = {"to": TO, "body": "x" * 2000, "metadata": {"note": "y" * 2000}}
     body = orjson.dumps({"messages": [message] * 200})
     assert len(body) > LARGE_BODY_BYTES
@@ -119,20 +119,20 @@ async def test_a_large_valid_batch_is_stored(client: httpx.AsyncClient) -> None:
     assert len(response.json()["messages"]) == 200
 
 
-async def test_other_requests_are_answered_while_a_large_body_is_validated(client: httpx.AsyncClient) -> None:
+async def test_other_requests_get_responses_while_a_large_request_body_is_validated(client: httpx.AsyncClient) -> None:
     body = orjson.dumps({"messages": [{"destinations": [{}] * 200}] * 1000})
     large = asyncio.create_task(client.post("/api/v1/rewrite", content=body, headers={"Content-Type": "application/json"}))
     others = 0
     while not large.done():
         assert (await client.get("/healthz")).status_code == 200
-        await asyncio.sleep(0)  # the call above may finish without a pause
+        await asyncio.sleep(0)  # let the large request run, because the call above may not suspend
         others += 1
     assert large.result().status_code == 400
     assert others >= 1
 
 
 async def test_an_error_response_is_at_most_one_mebibyte(client: httpx.AsyncClient) -> None:
-    name = "\x01" * 300  # six characters each in JSON
+    name = "\x01" * 300  # JSON escapes each of these characters with six characters
     response = await client.post("/api/v1/rewrite", json={"messages": [{f"{name}": 1, f"{n}{name}": 1} for n in range(700)]})
     body = response.json()
     assert response.status_code == 400
@@ -141,13 +141,13 @@ async def test_an_error_response_is_at_most_one_mebibyte(client: httpx.AsyncClie
     assert all(len(detail["field"]) <= 200 and len(detail["reason"]) <= 500 for detail in body["details"])
 
 
-async def test_a_form_above_its_limit_is_rejected(tracker: httpx.AsyncClient) -> None:
+async def test_a_form_above_the_size_limit_of_forms_is_rejected(tracker: httpx.AsyncClient) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     response = await tracker.post("/action", content=b"message_id=" + b"%41" * MAX_FORM_BYTES, headers=headers)
     assert (response.status_code, response.json()["error_code"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_placeholders_in_many_parameters_give_a_short_error(tracker: httpx.AsyncClient) -> None:
+async def test_the_error_for_unreplaced_placeholders_in_many_parameters_is_short(tracker: httpx.AsyncClient) -> None:
     ids = ("message_id", "click_id", "transaction_id", "action", "status")
     response = await tracker.post("/action", json={**dict.fromkeys(ids, "{a}" * 1000), **{f"p{n}": "{a}" for n in range(900)}})
     assert response.json()["error_code"] == "UNEXPANDED_PLACEHOLDER"

@@ -1,4 +1,4 @@
-"""Rewriting over HTTP, on both engines."""
+"""POST /api/v1/rewrite over HTTP, on SQLite and PostgreSQL."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ async def rewrite(client: httpx.AsyncClient, headers: dict[str, str] | None = No
 
 
 async def stored(service: Service) -> tuple[int, int]:
-    """How many messages and links there are."""
+    """Return the numbers of stored messages and links."""
 
     def ask(connection: Connection) -> tuple[int, int]:
         count = [
@@ -35,7 +35,7 @@ async def stored(service: Service) -> tuple[int, int]:
     return await service.database.read(ask)
 
 
-async def test_a_directive_becomes_a_short_link_of_this_recipient(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_track_directive_is_replaced_by_a_short_link_for_the_recipient(client: httpx.AsyncClient, service: Service) -> None:
     answer = await rewrite(client, body=SYNIVERSE)
     assert answer.status_code == 200
     assert answer.json()["status"] is True
@@ -77,7 +77,7 @@ async def test_typographic_quotes_in_directives_are_accepted(client: httpx.Async
     assert message["links"][0]["url"] == "https://x.example/"
 
 
-async def test_several_directives_get_several_links_with_their_labels(client: httpx.AsyncClient) -> None:
+async def test_each_directive_of_a_text_gets_its_own_link_and_label(client: httpx.AsyncClient) -> None:
     body = 'one #track("https://x.example/1") two #trackurl("https://x.example/2","second") three #track("https://x.example/1")'
     message = (await rewrite(client, body=body)).json()["messages"][0]
     assert [(link["url"], link["label"]) for link in message["links"]] == [
@@ -90,7 +90,7 @@ async def test_several_directives_get_several_links_with_their_labels(client: ht
     assert message["body"] == f"one {one} two {two} three {three}"
 
 
-async def test_each_recipient_gets_a_message_and_links_of_their_own(client: httpx.AsyncClient, service: Service) -> None:
+async def test_each_recipient_gets_a_separate_message_with_separate_links(client: httpx.AsyncClient, service: Service) -> None:
     numbers = [f"+1408555{number:04}" for number in range(100, 150)]
     answer = await rewrite(client, to=numbers, body='see #track("https://x.example/")')
     messages = answer.json()["messages"]
@@ -110,7 +110,7 @@ async def test_a_text_without_directives_is_returned_unchanged_and_registered(cl
     assert await stored(service) == (1, 0)
 
 
-async def test_segments_are_those_of_the_rewritten_text(client: httpx.AsyncClient) -> None:
+async def test_the_number_of_sms_segments_is_that_of_the_rewritten_text(client: httpx.AsyncClient) -> None:
     long_url = "https://x.example/" + "a" * 200
     message = (await rewrite(client, body=f'see #track("{long_url}")')).json()["messages"][0]
     assert (message["segments"], message["segments_without_rewriting"]) == (1, 2)
@@ -161,7 +161,7 @@ async def test_a_batch_is_stored_completely_or_not_at_all_and_every_invalid_item
     assert answer.status_code == 200
 
 
-async def test_too_many_recipients_are_rejected(make_service: Any) -> None:
+async def test_a_rewrite_with_too_many_recipients_is_rejected(make_service: Any) -> None:
     from tests.conftest import client_of
 
     service = await make_service(batch_limit=3)
@@ -172,7 +172,9 @@ async def test_too_many_recipients_are_rejected(make_service: Any) -> None:
     assert await stored(service) == (0, 0)
 
 
-async def test_the_same_message_id_with_the_same_content_gives_the_same_codes(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_repeated_rewrite_with_the_same_message_id_and_content_returns_the_same_codes(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     message: dict[str, Any] = {"message_id": "m-1", "body": SYNIVERSE, "metadata": {"b": 1, "a": "x"}, "mt_price": "0.0095"}
     first = (await rewrite(client, **message)).json()
     again = (await rewrite(client, **message)).json()
@@ -180,7 +182,7 @@ async def test_the_same_message_id_with_the_same_content_gives_the_same_codes(cl
     assert await stored(service) == (1, 1)
 
 
-async def test_the_same_message_id_with_other_content_is_a_conflict(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_rewrite_with_a_used_message_id_and_other_content_returns_409(client: httpx.AsyncClient, service: Service) -> None:
     await rewrite(client, message_id="m-1", body=SYNIVERSE)
     batch = [{"to": TO, "body": "new"}, {"to": TO, "message_id": "m-1", "body": "other"}]
     answer = await client.post("/api/v1/rewrite", json={"messages": batch})
@@ -239,7 +241,7 @@ async def test_links_expire_after_ninety_days_or_as_requested(client: httpx.Asyn
     assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
 
 
-async def test_23_telecom_a_message_can_have_a_hundred_recipients(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_message_can_have_a_hundred_recipients(client: httpx.AsyncClient, service: Service) -> None:
     numbers = [f"+4479111{number:05}" for number in range(100)]
     assert (await rewrite(client, to=numbers, body="x")).status_code == 200
     assert await stored(service) == (100, 0)
@@ -249,7 +251,7 @@ async def test_23_telecom_a_message_can_have_a_hundred_recipients(client: httpx.
     assert await stored(service) == (100, 0)
 
 
-async def test_a_host_that_mixes_scripts_brings_a_warning(client: httpx.AsyncClient) -> None:
+async def test_a_url_whose_host_mixes_scripts_causes_a_warning(client: httpx.AsyncClient) -> None:
     body = 'see #track("https://www.pаypal.example/login") or #track("https://пример.рф/")'  # the first "а" is Cyrillic
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": body})
     assert answer.json()["messages"][0]["warnings"] == [
@@ -267,7 +269,7 @@ async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sende
 
 @pytest.mark.parametrize("sender", ["2Fast", "My", "A very long name", "1877555XXXX", "Shöp"])
 async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
-    """23 Telecom: 3-11 alphanumeric characters, not starting with a digit. Other systems' masked or longer ones still work."""
+    """23 Telecom allows senders of 3 to 11 alphanumeric characters without a digit at the start. Others get only a warning."""
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == [
         f"from {sender!r} is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter; "
@@ -275,7 +277,7 @@ async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(clien
     ]
 
 
-async def test_syniverse_a_sender_id_is_recognized_by_its_prefix(client: httpx.AsyncClient) -> None:
+async def test_syniverse_a_sender_with_the_prefix_sender_id_is_stored_as_a_sender_id(client: httpx.AsyncClient) -> None:
     message = {"to": TO, "body": "x", "message_id": "m-1", "from": "sender_id:EjihJOXWJE24O"}
     await client.post("/api/v1/rewrite", json=message)
     status = (await client.get("/api/v1/sms/status/m-1")).json()
@@ -283,7 +285,9 @@ async def test_syniverse_a_sender_id_is_recognized_by_its_prefix(client: httpx.A
 
 
 @pytest.mark.parametrize("track", [{"track_link": True}, {"track_link": "true"}, {"track": "first_url"}])
-async def test_xoxzo_tracks_the_first_url_or_bare_domain(client: httpx.AsyncClient, track: dict[str, Any]) -> None:
+async def test_xoxzo_tracking_replaces_the_first_url_or_bare_domain_of_the_text(
+    client: httpx.AsyncClient, track: dict[str, Any]
+) -> None:
     answer = await rewrite(client, body="test link tracking https://www.xoxzo.com/en/ and www.other.com", **track)
     message = answer.json()["messages"][0]
     assert [link["url"] for link in message["links"]] == ["https://www.xoxzo.com/en/"]
@@ -298,7 +302,7 @@ async def test_track_all_urls_replaces_every_url(client: httpx.AsyncClient) -> N
     assert message["body"] == f"a {one}, b {two}."
 
 
-async def test_a_message_has_thirty_links_at_most_and_each_of_them_can_be_clicked(client: httpx.AsyncClient) -> None:
+async def test_a_message_can_have_at_most_thirty_links_and_each_link_can_be_clicked(client: httpx.AsyncClient) -> None:
     urls = [f"https://x.example/{number}" for number in range(31)]
     answer = await rewrite(client, body=" ".join(urls), track="all_urls")
     assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_TRACK_URL")
@@ -327,7 +331,9 @@ async def test_a_message_has_thirty_links_at_most_and_each_of_them_can_be_clicke
         ({"lt_callbackurl": "javascript:x"}, "lt_callbackurl"),
     ],
 )
-async def test_an_invalid_field_is_named(client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str) -> None:
+async def test_the_error_for_an_invalid_field_of_a_rewrite_contains_the_field_name(
+    client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str
+) -> None:
     answer = await rewrite(client, **{"body": "x", **change})
     assert answer.status_code == 400
     assert answer.json()["error_code"] in ("INVALID_REQUEST", "INVALID_RECIPIENT")
@@ -342,14 +348,14 @@ async def test_a_rewrite_body_that_is_not_a_json_object_is_rejected(client: http
     assert answer.json()["error_code"] in ("INVALID_JSON", "INVALID_REQUEST")
 
 
-async def test_other_content_types_and_huge_bodies_are_rejected(client: httpx.AsyncClient) -> None:
+async def test_a_rewrite_with_another_content_type_or_a_huge_body_is_rejected(client: httpx.AsyncClient) -> None:
     answer = await client.post("/api/v1/rewrite", content=b"a=b", headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["error_code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
     answer = await client.post("/api/v1/rewrite", content=b" " * (9 * 1024 * 1024), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error_code"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_a_code_that_already_exists_is_replaced_by_a_new_one(
+async def test_if_a_generated_code_already_exists_the_link_gets_another_code(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]["links"][0]["code"]
@@ -368,7 +374,7 @@ async def test_a_code_that_already_exists_is_replaced_by_a_new_one(
 
 
 @pytest.mark.parametrize("url", ["http://169.254.169.254/x", "https://[fd00:ec2::254]/", "http://0.0.0.0/"])
-async def test_a_callback_to_a_forbidden_address_is_rejected(client: httpx.AsyncClient, url: str) -> None:
+async def test_a_callback_url_with_a_forbidden_address_is_rejected(client: httpx.AsyncClient, url: str) -> None:
     answer = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "lt_callbackurl": url})
     assert (answer.status_code, answer.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
     (detail,) = answer.json()["details"]

@@ -1,8 +1,7 @@
-"""Schemathesis reads the OpenAPI document and tries to make the server disagree with it: requests that the document allows and
-requests that it forbids, of every endpoint, against a real server. No answer may be a 5xx, or one that is not declared.
+"""Schemathesis generates requests from the OpenAPI document, valid and invalid ones, and sends them to a real server.
 
-On PostgreSQL only, for the time it takes: the statements are the same on both engines, and PostgreSQL is the one that refuses what
-slipped through (NUL in a text, a number out of a column's range), where SQLite stores it.
+No response may have a status of 500 or above, or differ from the document. The tests take long, so they use only PostgreSQL. It is
+the stricter engine: it rejects NUL in a text and numbers beyond the range of a column, which SQLite would store.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
 from tests.conftest import new_postgresql_database
 
-EXAMPLES = 10  # of each endpoint
+EXAMPLES = 10  # number of generated requests for each endpoint
 schema = schemathesis.openapi.from_dict(document(ENDPOINTS))
 
 
@@ -44,7 +43,7 @@ class Served:
 
 
 class Server(uvicorn.Server):
-    """Tells when it listens."""
+    """A uvicorn server that sets the result of the future `up` when it listens."""
 
     def __init__(self, service: Service, up: Future[Served]) -> None:
         super().__init__(uvicorn.Config(HttpApplication(service), port=0, lifespan="off", log_config=None))
@@ -61,7 +60,7 @@ class Server(uvicorn.Server):
 
 @pytest.fixture(scope="module")
 def served(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server on a loop of its own: Schemathesis calls it from outside of any."""
+    """Start a server with an event loop in a separate thread, because Schemathesis calls it from synchronous code."""
     url = asyncio.run(new_postgresql_database(postgresql, postgresql_template))
     values: dict[str, Any] = {
         "data_dir": tmp_path_factory.mktemp("data"),
@@ -75,7 +74,7 @@ def served(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.T
     async def serve() -> None:
         try:
             service = await open_service(Settings(**values))
-            service.start(deliver=False)  # trackers have any URL here, and shall not be called
+            service.start(deliver=False)  # without deliveries, because the generated trackers have arbitrary URLs
             servers.append(Server(service, up))
             await servers[0].serve()
             await service.close()

@@ -1,4 +1,4 @@
-"""Statistics through HTTP, on both engines (contract, section 7)."""
+"""The statistics endpoints over HTTP, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.web.calls import PHONE, TO, click, convert, report, rewrite
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
-    """Friday: four messages, one to Germany, two delivered. Saturday: two clicked after 10 and 100 seconds, one converted twice."""
+    """Create four messages on Friday: one to Germany, two delivered. On Saturday two are clicked and one gets two conversions."""
     messages = [await rewrite(client, f"m{number}", campaign="spring") for number in range(3)]
     await rewrite(client, "m3", to="+491701234567", source="campaign")
     await report(client, "m0", "DELIVERED")
@@ -44,7 +44,9 @@ async def ask(client: httpx.AsyncClient, path: str = "", **query: Any) -> dict[s
     return told
 
 
-async def test_totals_rates_and_times(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_the_totals_contain_counts_rates_and_the_times_to_click(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
     await live(client, service, credentials, clock)
     for _ in range(2):
         told = await ask(client)
@@ -70,7 +72,7 @@ async def test_totals_rates_and_times(client: httpx.AsyncClient, service: Servic
         assert {name: told[name] for name in expected} == expected
         assert told["median_seconds_to_click"] == pytest.approx(10, rel=0.026)
         assert told["p90_seconds_to_click"] == pytest.approx(100, rel=0.026)
-        # The last 30 days, up to now.
+        # The default period is the last 30 days until now.
         assert (told["since"], told["until"]) == ("2026-10-23T00:00:00Z", "2026-11-21T00:01:40.001Z")
         assert await service.jobs.table["counts"].step() == 0
 
@@ -98,7 +100,7 @@ async def test_daily_statistics_use_the_callers_time_zone(
     assert [(day["day"], day["messages"], day["clicks"]) for day in told["days"]] == [("2026-11-20", 4, 3), ("2026-11-21", 0, 0)]
 
 
-async def test_countries_are_sorted_by_messages(
+async def test_statistics_by_country_are_sorted_by_the_number_of_messages(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -110,7 +112,9 @@ async def test_countries_are_sorted_by_messages(
     ]
 
 
-async def test_filters_select_messages(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+async def test_filters_of_the_statistics_select_the_counted_messages(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
     await live(client, service, credentials, clock)
     assert (await ask(client, campaign="spring"))["messages"] == 3
     assert (await ask(client, source="campaign"))["messages"] == 1
@@ -119,7 +123,7 @@ async def test_filters_select_messages(client: httpx.AsyncClient, service: Servi
     assert (await ask(client, until="2026-11-20"))["clicks"] == 0
 
 
-async def test_an_invalid_query_parameter_is_rejected_by_name(client: httpx.AsyncClient) -> None:
+async def test_the_error_for_an_invalid_query_parameter_contains_its_name(client: httpx.AsyncClient) -> None:
     wrong = [
         ({"tz": "Mars/Olympus"}, "tz"),
         ({"tz": "../../etc/passwd"}, "tz"),
@@ -139,7 +143,7 @@ async def test_an_invalid_query_parameter_is_rejected_by_name(client: httpx.Asyn
     assert len((await ask(client, "/daily", tz="Pacific/Kiritimati", since="2025-11-21", until="2026-11-20"))["days"]) == 365
 
 
-async def test_times_to_click_devices_and_browsers(
+async def test_statistics_group_clicks_by_time_to_click_device_and_browser(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -168,7 +172,7 @@ TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("htt
 
 
 async def two_days(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
-    """Friday at noon: two messages of two links and one of one link. Saturday at 14:00: clicks and conversions."""
+    """Create three messages on Friday at noon, two of them with two links. Add clicks and conversions on Saturday at 14:00."""
     first = await rewrite(client, "m0", campaign="spring", body=TWO_LINKS)
     await rewrite(client, "m1", campaign="spring", body=TWO_LINKS)
     await rewrite(client, "m2", campaign="autumn")
@@ -180,7 +184,7 @@ async def two_days(client: httpx.AsyncClient, service: Service, credentials: Cre
     await service.fanout.flush()
 
 
-async def test_figures_by_destination_and_label(
+async def test_statistics_by_destination_and_label_count_each_link_of_a_message(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await two_days(client, service, credentials, clock)
@@ -201,7 +205,7 @@ async def test_figures_by_destination_and_label(
         assert [entry["destination"] for entry in only] == ["shop.example/a"]
 
 
-async def test_figures_by_campaign_are_paged_newest_campaign_first(
+async def test_statistics_by_campaign_are_paged_with_the_newest_campaign_first(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await two_days(client, service, credentials, clock)
@@ -214,7 +218,7 @@ async def test_figures_by_campaign_are_paged_newest_campaign_first(
     assert [entry["campaign"] for entry in later["campaigns"]] == ["spring"], "a campaign without counts is left out"
 
 
-async def test_figures_by_hour_are_in_the_time_zone(
+async def test_statistics_by_hour_use_the_requested_time_zone(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await two_days(client, service, credentials, clock)
@@ -230,7 +234,7 @@ async def test_figures_by_hour_are_in_the_time_zone(
         }
 
 
-async def test_figures_by_the_time_of_sending_never_exceed_100_percent(
+async def test_click_rates_by_the_time_of_sending_never_exceed_100_percent(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await two_days(client, service, credentials, clock)
@@ -255,7 +259,7 @@ async def test_figures_by_the_time_of_sending_never_exceed_100_percent(
         assert (sent_on_saturday["messages"], sent_on_saturday["clicks"]) == (0, 0)
 
 
-async def test_a_campaign_has_at_most_200_destinations(client: httpx.AsyncClient, service: Service) -> None:
+async def test_statistics_list_at_most_200_destinations_of_a_campaign(client: httpx.AsyncClient, service: Service) -> None:
     for start in (0, 150):
         messages = [
             {"to": TO, "campaign": "spring", "body": f'#track("https://shop.example/{number}")'}

@@ -57,7 +57,7 @@ BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_an_invalid_field_of_a_new_tracker_is_rejected_by_name(extra: dict[str, Any], field: str) -> None:
+def test_the_error_for_an_invalid_field_of_a_new_tracker_contains_the_field_name(extra: dict[str, Any], field: str) -> None:
     with pytest.raises(ApiError) as caught:
         validate(TrackerCreateRequest, BODY | extra)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
@@ -65,24 +65,24 @@ def test_an_invalid_field_of_a_new_tracker_is_rejected_by_name(extra: dict[str, 
 
 
 @pytest.mark.parametrize("field", ["url", "events", "name", "enabled", "method", "format"])
-def test_null_is_rejected_for_a_field_that_cannot_be_removed(field: str) -> None:
+def test_an_update_of_a_tracker_rejects_null_for_a_field_that_cannot_be_removed(field: str) -> None:
     with pytest.raises(ApiError) as caught:
         validate(TrackerUpdateRequest, {field: None})
     assert [detail.field for detail in caught.value.details] == [field]
 
 
-def test_duplicate_events_and_fields_are_removed() -> None:
+def test_duplicate_events_and_fields_of_a_tracker_are_removed() -> None:
     body = BODY | {"events": ["click", "state", "click"], "fields": ["phone", "status", "phone"]}
     tracker = validate(TrackerCreateRequest, body).to_tracker()
     assert (tracker.events, tracker.fields) == (["click", "state"], ["phone", "status"])
 
 
-def test_a_null_secret_means_unsigned_and_an_absent_secret_is_generated() -> None:
+def test_a_new_tracker_with_a_null_secret_is_unsigned_and_without_a_secret_gets_a_generated_one() -> None:
     assert validate(TrackerCreateRequest, BODY | {"secret": None}).to_tracker().signed is False
     assert validate(TrackerCreateRequest, BODY).to_tracker().signed is True
 
 
-def test_an_update_contains_only_the_fields_of_the_request() -> None:
+def test_the_changes_of_a_tracker_contain_only_the_fields_of_the_request() -> None:
     changes = validate(TrackerUpdateRequest, {"fields": None, "timeout": 2}).to_changes()
     assert changes == {"fields": None, "timeout": 2.0}
 

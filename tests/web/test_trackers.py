@@ -1,4 +1,4 @@
-"""Trackers, deliveries and the application over HTTP."""
+"""Trackers, deliveries and the settings of the application over HTTP."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ PATH = "/api/v1/trackers"
 
 
 def flat(answer: httpx.Response) -> dict[str, Any]:
-    """What is told of one thing, without the envelope's status."""
+    """Return the fields of the object in a response, without the field `status` of the envelope."""
     told: dict[str, Any] = answer.json()
     assert told.pop("status") is True
     return told
@@ -104,7 +104,7 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
     assert (await client.get(f"{PATH}/x")).status_code == 404
 
 
-async def test_invalid_reports_are_rejected_by_field_and_nothing_is_stored(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_tracker_is_rejected_with_the_name_of_the_field_and_nothing_is_stored(client: httpx.AsyncClient) -> None:
     for given, code, field in (
         ({"url": "https://t.example/{{phone}}", "events": ["click"]}, "UNKNOWN_PLACEHOLDER", "url"),
         ({"url": "https://{phone}/", "events": ["click"]}, "INVALID_TRACKER_URL", "url"),
@@ -120,7 +120,7 @@ async def test_invalid_reports_are_rejected_by_field_and_nothing_is_stored(clien
     assert (await client.get(PATH)).json()["trackers"] == []
 
 
-async def test_no_tracker_endpoint_accepts_a_key_for_messages_only(service: Service) -> None:
+async def test_tracker_endpoints_reject_an_api_key_that_has_only_permissions_for_messages(service: Service) -> None:
     key = await service.database.write(create_key, 1, "reader", ("sms.read", "sms.send"), NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": key}) as client:
@@ -207,7 +207,7 @@ async def test_deliveries_are_listed_shown_and_replayed(
         assert (await client.get(path)).status_code == 404
 
 
-async def test_deliveries_are_found_by_status_and_time(
+async def test_deliveries_are_filtered_by_status_and_time(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make(client, receiver.url())
@@ -230,7 +230,7 @@ async def test_deliveries_are_found_by_status_and_time(
     assert answer.json()["replayed"] == 0
 
 
-async def test_a_test_event_returns_the_result_of_the_attempt(client: httpx.AsyncClient, receiver: Receiver) -> None:
+async def test_a_test_event_for_a_tracker_returns_the_result_of_the_attempt(client: httpx.AsyncClient, receiver: Receiver) -> None:
     tracker = await make(client, receiver.url(), success={"statuses": "200", "body_contains": "yes"})
     answer = (await client.post(f"{PATH}/{tracker['tracker_id']}/test")).json()
     assert answer["event_id"] == receiver.requests[0].headers["webhook-id"]
@@ -295,7 +295,7 @@ async def test_conversion_url_receives_conversions_as_flat_json(
     assert (await client.get(PATH)).json()["trackers"] == []
 
 
-async def test_the_application_chooses_its_settings(client: httpx.AsyncClient) -> None:
+async def test_an_application_can_change_its_settings(client: httpx.AsyncClient) -> None:
     path = "/api/v1/application"
     answer = await client.patch(path, json={"click_events": "every", "click_id_param": "cid", "link_ttl_days": 30})
     assert flat(answer) | {"click_events": "every", "click_id_param": "cid", "link_ttl_days": 30} == flat(await client.get(path))
@@ -303,7 +303,7 @@ async def test_the_application_chooses_its_settings(client: httpx.AsyncClient) -
     assert (back["click_events"], back["click_id_param"], back["link_ttl_days"]) == ("every", None, 30)
 
 
-async def test_a_change_of_the_application_is_all_or_nothing(client: httpx.AsyncClient) -> None:
+async def test_an_update_of_the_application_stores_all_of_its_changes_or_none(client: httpx.AsyncClient) -> None:
     path = "/api/v1/application"
     for given, code in (
         ({"click_events": "every", "conversion_url": "https://t.example/{nonsense}"}, "UNKNOWN_PLACEHOLDER"),
@@ -335,7 +335,9 @@ async def test_the_callback_secret_is_rotated_over_http_and_shown_once(service: 
     assert (await client.post("/api/v1/application/callback-secret", json={"overlap": -1})).status_code == 400
 
 
-async def test_a_secret_that_libraries_cannot_decode_is_saved_with_a_warning(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_signing_secret_that_webhook_libraries_cannot_decode_is_saved_with_a_warning(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     tracker = {"url": "https://tracker.example/", "events": ["click"]}
     created = (await client.post(PATH, json={**tracker, "secret": "My-S3cr3t-pass! My-S3cr3t-pass!"})).json()
     assert [warning for warning in created["warnings"] if "Standard Webhooks" in warning]
@@ -343,7 +345,7 @@ async def test_a_secret_that_libraries_cannot_decode_is_saved_with_a_warning(ser
     assert fine.json()["warnings"] == []
 
 
-async def test_tests_of_one_application_are_limited_and_take_no_slot_of_deliveries(
+async def test_the_number_of_concurrent_test_events_of_an_application_is_limited_and_does_not_reduce_deliveries(
     client: httpx.AsyncClient, service: Service, story: Story, receiver: Receiver
 ) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}
@@ -355,7 +357,7 @@ async def test_tests_of_one_application_are_limited_and_take_no_slot_of_deliveri
     refused = await client.post(path)
     assert (refused.status_code, refused.json()["error_code"], refused.headers["retry-after"]) == (429, "RATE_LIMITED", "15")
     with service.test_slots.take(2):
-        pass  # another application may test
+        pass  # another application can still send test events
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
@@ -367,7 +369,7 @@ async def test_tests_of_one_application_are_limited_and_take_no_slot_of_deliveri
     assert not service.test_slots._running, "a test ends with its request"
 
 
-async def test_a_test_ends_when_the_caller_disconnects(service: Service) -> None:
+async def test_a_test_event_is_cancelled_when_the_caller_disconnects(service: Service) -> None:
     async def receive() -> dict[str, str]:
         return {"type": "http.disconnect"}
 
@@ -385,7 +387,7 @@ async def test_a_test_ends_when_the_caller_disconnects(service: Service) -> None
     assert cancelled.is_set()
 
 
-async def test_a_test_returns_its_result_while_the_caller_stays(service: Service) -> None:
+async def test_a_test_event_returns_its_result_if_the_caller_stays_connected(service: Service) -> None:
     async def receive() -> dict[str, str]:
         await asyncio.Event().wait()
         raise AssertionError
@@ -396,7 +398,7 @@ async def test_a_test_returns_its_result_while_the_caller_stays(service: Service
     assert await until_disconnected(Request({"type": "http"}, receive), work()) == 7
 
 
-async def test_tests_have_a_limit_of_their_own_time(
+async def test_a_test_event_has_a_shorter_time_limit_than_the_timeout_of_the_tracker(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     monkeypatch.setattr(sample_delivery, "MAX_TEST_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""The paths and the reasons of validation errors."""
+"""Validation errors: the path of each invalid field and the reason why it is invalid."""
 
 from typing import Annotated, Any, Literal
 
@@ -72,5 +72,5 @@ def test_the_path_of_a_field_in_a_union_contains_only_names_and_positions_of_the
     assert "0.amount" in details(Items, [{"name": "a", "amount": 0}])
 
 
-def test_the_number_of_details_is_limited() -> None:
+def test_a_validation_error_has_a_limited_number_of_details() -> None:
     assert len(details(RewriteRequest, {"messages": [{"to": "x"}] * (MAX_DETAILS + 1)})) == MAX_DETAILS

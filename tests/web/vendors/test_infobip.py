@@ -1,4 +1,4 @@
-"""Infobip's calls over HTTP, on both engines: its text message, the end of a process, conversion rates."""
+"""Infobip's calls over HTTP, on both engines: send a text message, end a conversion process, and read conversion rates."""
 
 from datetime import timedelta
 from typing import Any
@@ -33,7 +33,7 @@ async def send(client: httpx.AsyncClient, *messages: dict[str, Any], path: str =
 
 
 async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[str, list[str]]:
-    """The error's code and the fields that it names, alike by every call."""
+    """Send an invalid request to every send path. Return the error code and the invalid fields, which must be the same for all."""
     answers = [await client.post(path, json=request) for path in SENDS]
     assert {answer.status_code for answer in answers} == {400}
     assert len({answer.text for answer in answers}) == 1
@@ -41,11 +41,13 @@ async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[s
     return told["error_code"], [detail["field"] for detail in told["details"]]
 
 
-# The message
+# Sending of messages
 
 
 @pytest.mark.parametrize("path", SENDS)
-async def test_infobips_documented_request_gets_the_documented_response_and_the_text(client: httpx.AsyncClient, path: str) -> None:
+async def test_infobips_documented_request_gets_the_documented_response_and_the_text_with_short_links(
+    client: httpx.AsyncClient, path: str
+) -> None:
     told = await send(client, text("Your PIN is 1a2B3c."), path=path, tracking=TRACKING)
     (message,) = told["messages"]
     assert told == {
@@ -73,7 +75,7 @@ async def test_infobips_documented_request_gets_the_documented_response_and_the_
     assert (status["to"], status["from"], status["message_request_id"]) == ("+41793026731", "InfoSMS", told["bulkId"])
 
 
-async def test_every_destination_gets_a_separate_text(client: httpx.AsyncClient) -> None:
+async def test_infobip_every_destination_gets_a_text_with_separate_links(client: httpx.AsyncClient) -> None:
     told = await send(
         client,
         text('one #track("https://x.example/1")', {"to": "41793026731", "messageId": "a"}, {"to": "+41793026732"}),
@@ -92,13 +94,13 @@ async def test_every_destination_gets_a_separate_text(client: httpx.AsyncClient)
     assert (status["message_request_id"], status["links"][0]["url"]) == ("bulk-1", "https://x.example/2")
 
 
-async def test_a_repeat_with_the_same_message_ids_gives_the_same_texts(client: httpx.AsyncClient) -> None:
+async def test_infobip_a_repeated_request_with_the_same_message_ids_returns_the_same_texts(client: httpx.AsyncClient) -> None:
     message = text("see x.example.com", {"to": "41793026731", "messageId": "a"}, {"to": "41793026732", "messageId": "b"})
     first = await send(client, message, urlOptions={})
     assert await send(client, message, urlOptions={}) == first
 
 
-async def test_url_options_replace_every_url(client: httpx.AsyncClient) -> None:
+async def test_infobip_with_url_options_every_url_of_the_text_is_replaced(client: httpx.AsyncClient) -> None:
     body = "a https://x.example/1, b www.shop.co.uk!"
     replaced: list[dict[str, Any]] = [
         {"urlOptions": {"shortenUrl": True, "trackClicks": True}},
@@ -115,7 +117,7 @@ async def test_url_options_replace_every_url(client: httpx.AsyncClient) -> None:
         assert (message["text"], message["links"]) == (body, [])
 
 
-async def test_a_custom_domain_of_another_owner_is_rejected(service: Service, credentials: Credentials) -> None:
+async def test_infobip_a_custom_domain_of_another_application_is_rejected(service: Service, credentials: Credentials) -> None:
     await service.database.write(add_domain, credentials.application_id, "https://go.brand.example", NOON)
     await service.directory.refresh()
     async with client_of(service, {"Authorization": f"App {credentials.api_key}"}) as client:
@@ -136,7 +138,7 @@ async def test_infobip_fields_for_sending_are_ignored_and_callback_data_is_store
     assert (await client.get("/api/v1/sms/status/a")).json()["metadata"] == {"callbackData": "order 7"}
 
 
-async def test_errors_use_the_field_names_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
+async def test_errors_of_infobip_requests_use_the_field_names_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
     numbers = text("x", {"to": "41793026731"}, {"to": "041793026731"}, {"to": "4179X"})
     assert await refused(client, {"messages": [text("y"), numbers]}) == (
         "INVALID_RECIPIENT",
@@ -159,7 +161,7 @@ async def test_errors_use_the_field_names_of_infobip(client: httpx.AsyncClient, 
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_a_used_message_id_is_reported_with_its_position(client: httpx.AsyncClient) -> None:
+async def test_the_error_for_a_used_message_id_contains_its_position_in_the_infobip_request(client: httpx.AsyncClient) -> None:
     await send(client, text("x", {"to": "41793026731", "messageId": "a"}))
     message = text("y", {"to": "41793026732"}, {"to": "41793026731", "messageId": "a"})
     answer = await client.post(SENDS[1], json={"messages": [message]})
@@ -167,7 +169,7 @@ async def test_a_used_message_id_is_reported_with_its_position(client: httpx.Asy
     assert answer.json()["details"][0]["field"] == "messages.0.destinations.1.messageId"
 
 
-async def test_phone_numbers_without_a_plus_have_a_warning_except_in_infobips_format(client: httpx.AsyncClient) -> None:
+async def test_a_phone_number_without_a_plus_causes_a_warning_except_in_infobips_format(client: httpx.AsyncClient) -> None:
     warning = "to '41793026731' has no +; it was read as +41793026731"
     for request in ({"to": "41793026731", "body": "x"}, {"recipient": "41793026731", "message": "x"}):
         answer = await client.post("/api/v1/rewrite", json=request)
@@ -175,7 +177,7 @@ async def test_phone_numbers_without_a_plus_have_a_warning_except_in_infobips_fo
     assert (await send(client, text("x", {"to": "41793026731"})))["messages"][0]["warnings"] == []
 
 
-# The end of a process
+# The end of a conversion process
 
 
 async def end(client: httpx.AsyncClient, message_id: str) -> str:
@@ -203,7 +205,7 @@ async def test_messages_without_tracking_share_one_conversion_process(client: ht
     assert await end(client, first) == await end(client, second) != await end(client, await message_of(client, tracking=TRACKING))
 
 
-async def test_a_repeated_end_of_a_process_is_one_conversion(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_repeated_end_of_a_conversion_process_creates_one_conversion(client: httpx.AsyncClient, service: Service) -> None:
     message_id = await message_of(client, tracking=TRACKING)
     assert len({await end(client, message_id) for _ in range(3)}) == 1
     (conversion,) = await rows(service.database, schema.conversions)
@@ -213,7 +215,7 @@ async def test_a_repeated_end_of_a_process_is_one_conversion(client: httpx.Async
     assert told["action"] == "end"
 
 
-async def test_the_end_of_a_process_requires_a_message_of_the_application_and_sms_send(
+async def test_the_end_of_a_conversion_process_requires_an_own_message_and_the_permission_sms_send(
     client: httpx.AsyncClient, service: Service, credentials: Credentials
 ) -> None:
     message_id = await message_of(client)
@@ -236,7 +238,7 @@ async def test_the_end_of_a_process_requires_a_message_of_the_application_and_sm
 
 @pytest.fixture
 async def process(client: httpx.AsyncClient, clock: Clock) -> str:
-    """A process of five messages: three to Switzerland, of which two ended, two to the United States, of which one did."""
+    """Create a conversion process: 2 of 3 messages to Switzerland and 1 of 2 to the United States ended. Return its key."""
     ids = [await message_of(client, to, tracking=TRACKING) for to in ("41793026731", "41793026732", "41793026733", "14085550100")]
     await message_of(client)
     clock.forward(hours=1)
@@ -268,7 +270,7 @@ async def test_the_conversion_rate_is_the_same_before_and_after_folding(
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
-async def test_the_rate_by_country(client: httpx.AsyncClient, process: str) -> None:
+async def test_the_conversion_rate_can_be_grouped_by_country(client: httpx.AsyncClient, process: str) -> None:
     told = await rate(client, process, aggrType="byCountry", since="2026-11-20T00:00:00.000+0000")
     start = {"intervalStart": "2026-11-20T00:00:00.000+0000"}
     assert told["statistics"] == [
@@ -278,7 +280,7 @@ async def test_the_rate_by_country(client: httpx.AsyncClient, process: str) -> N
     assert told["cumulativeStatistics"] == TOTAL
 
 
-async def test_the_rate_by_interval(client: httpx.AsyncClient, process: str) -> None:
+async def test_the_conversion_rate_can_be_grouped_by_interval(client: httpx.AsyncClient, process: str) -> None:
     told = await rate(client, process, intervalGranulation="HOUR", since="2026-11-20T11:00:00Z", until="2026-11-20T14:00:00Z")
     assert told["statistics"] == [
         {"intervalStart": "2026-11-20T11:00:00.000+0000", "startCount": 0, "endCount": 0, "conversionRate": 0.0},
@@ -308,7 +310,7 @@ async def test_an_invalid_conversion_rate_query_is_rejected(client: httpx.AsyncC
         assert [detail["field"] for detail in answer.json()["details"]] == [field]
 
 
-async def test_a_conversion_process_is_visible_only_to_its_application(
+async def test_only_its_own_application_can_read_a_conversion_process(
     client: httpx.AsyncClient, service: Service, process: str
 ) -> None:
     other = await service.database.write(create_application, "other", NOON)

@@ -1,4 +1,4 @@
-"""Xoxzo's words over HTTP, on both engines: its send call, and its names under ours."""
+"""Xoxzo's format over HTTP, on both engines: its send call, and its field names in the native rewrite call."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_xoxzos_documented_request_gets_a_msgid_and_the_text(client: httpx.AsyncClient, form: bool) -> None:
+async def test_xoxzos_documented_request_gets_a_msgid_and_the_text_with_the_short_link(
+    client: httpx.AsyncClient, form: bool
+) -> None:
     answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
     assert answer.status_code == 201
     told = answer.json()
@@ -56,14 +58,16 @@ async def test_xoxzos_field_names_work_in_the_native_rewrite_call(client: httpx.
 
 
 @pytest.mark.parametrize("name", ["lt_callbackurl", "lt_callbackur"])
-async def test_both_spellings_of_lt_callbackurl_are_accepted(client: httpx.AsyncClient, service: Service, name: str) -> None:
+async def test_the_field_names_lt_callbackurl_and_lt_callbackur_are_both_accepted(
+    client: httpx.AsyncClient, service: Service, name: str
+) -> None:
     answer = await client.post("/sms/messages/", json={**SAMPLE, name: "https://customer.example/cb"})
     assert answer.status_code == 201
     (message,) = await rows(service.database, schema.messages)
     assert message.callback_url == "https://customer.example/cb"
 
 
-async def test_without_track_link_the_text_is_unchanged(client: httpx.AsyncClient) -> None:
+async def test_xoxzo_a_request_without_track_link_returns_the_text_unchanged(client: httpx.AsyncClient) -> None:
     for more in ({"track_link": "false"}, {"track_link": False}, {"track_link": None}):
         told = (await client.post("/sms/messages/", json=SAMPLE | more)).json()
         assert (told["message"], told["links"]) == (SAMPLE["message"], [])
@@ -81,7 +85,7 @@ async def test_without_track_link_the_text_is_unchanged(client: httpx.AsyncClien
         ({"text": "x"}, "INVALID_REQUEST", "text"),
     ],
 )
-async def test_errors_use_the_field_names_of_xoxzo(
+async def test_errors_of_xoxzo_requests_use_the_field_names_of_xoxzo(
     client: httpx.AsyncClient, service: Service, change: dict[str, Any], code: str, field: str
 ) -> None:
     for path in ("/sms/messages/", "/api/v1/rewrite"):
