@@ -1,1 +1,1 @@
-"""Messages of the send pipeline: validation, URL detection, rewriting with short links, and delivery reports."""
+"""Messages of the send pipeline: validation of requests, URL detection, rewriting with short links, and delivery reports."""

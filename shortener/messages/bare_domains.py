@@ -1,12 +1,12 @@
-"""The decision whether a host in a text without a scheme is a domain or two words around a full stop without a space.
+"""Rules that decide whether a text such as `shop.info` is a domain, or two words with a full stop but no space between them.
 
-The kind of the public ICANN suffix decides:
+The rule depends on the public suffix (ICANN) of the text:
 
-a. A suffix that is not a word is sufficient (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
-b. A suffix that is not a word and does not begin sentences (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name
-   of at least three characters, and a suffix in lower case.
+a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
+b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
+   at least three characters, and a suffix in lower case.
 c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires in addition that a word such as "visit" or "at" precedes
-   the domain, that the sentence does not go on in lower case after it, or that the name contains a digit, hyphen or capital.
+   the domain, that no word in lower case follows the domain, or that the name contains a digit, hyphen or capital.
 d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires "visit" or a colon before it, or both "at"
    before it and the end of the sentence after it.
 e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
@@ -30,7 +30,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _GENERIC = frozenset(["com", "net", "org", "edu", "gov", "mil", "biz", "mobi", "xyz"])
-_CAPITALISED = _GENERIC - {"net"}  # sentences begin with "Net"
+_CAPITALISED = _GENERIC - {"net"}  # "Net" is also the first word of sentences
 _SECOND_LEVEL = frozenset(["ac", "co", "com", "edu", "gob", "gov", "gouv", "ltd", "net", "nhs", "org", "plc"])
 _COUNTRIES = _words(
     "ae ar bd bg br cc ch cl cn cz de dk dz ee fi fm fr gg gh gr gt hk hr hu ie jp ke kg kr kw kz lb lk lt lu lv ly "
@@ -48,7 +48,7 @@ _NOUNS = _words(
 _WORDS = _words("al am as at au az ba be by ca ec eg es eu ge id im in is it je jo la li ma me mt my ng ni no pe sa se si to us")
 _MAX_NOUN_LABELS = 3
 
-# Words, in a dozen languages, that are followed by the address of a site. The strong ones are followed by little else.
+# Words in a dozen languages that often precede the address of a web site. A word in _STRONG rarely precedes anything else.
 _STRONG = (
     "visit|visite|visitez|visita|visiting|besuche|besuchen|bezoek|besök|besøg|besøk|odwiedź|kunjungi|ziyaret|acesse|accedi|via|web|"
     "website|webseite|sitio|site|sito|link|url|homepage|online at|order at|book at|shop at|more at|info at|go to|log in at|"
@@ -62,9 +62,9 @@ _MAX_CONTEXT_CHARACTERS = 24
 
 
 def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> bool | None:
-    """Return whether the text from `start` to `end` is a URL: `host`, and `rest` with the port, path and query.
+    """Return whether `body[start:end]` is a URL without a scheme. It consists of `host`, and `rest` with the port, path and query.
 
-    None: it looks like a domain, but it may be two words. Only the sender knows."""
+    Return None if the text may be a domain or two words, so that only the sender can decide."""
     suffix = public_suffix(host)
     if suffix is None:
         return False
@@ -72,7 +72,7 @@ def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> boo
         return len(host) > len("www.") + len(suffix) or "." in suffix
     name, _, top = host.rpartition(".")
     if suffix == host.lower():
-        suffix = top.lower()  # for example gov.uk, which is both a suffix and a site
+        suffix = top.lower()  # for example gov.uk, which is both a suffix and a web site
     else:
         name = host[: -len(suffix) - 1]
     name = name.rpartition(".")[2]

@@ -1,9 +1,9 @@
-"""Random codes of short links, encoded by hashids.
+"""Generator for the random codes of short links.
 
-A code is secret because its number is random (48 bits by default). hashids, with the installation's salt, only encodes the number
-in base 62 and avoids English curse words. All codes of one installation have the same length. Two codes can be equal (with
-100 million live links, one new code in three million). The unique index of the database rejects the second one, and the caller
-mints another code.
+A code is hard to guess because it is a random number (48 bits by default). The hashids library, with the salt of the installation,
+only encodes the number in base 62 and avoids English curse words. All codes of one installation have the same length. Two codes
+can be equal (with 100 million live links, one new code in three million). The unique index of the database rejects the second
+code, and the caller generates another one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ MIN_BITS, MAX_BITS = 32, 128
 _MIN_SALT_CHARACTERS = 16
 _MIN_DISTINCT_SALT_CHARACTERS = 8  # "changemechangeme" has 7; a random salt of 16 characters has more than 10
 
-# Digits that hashids uses; it reserves its other characters. It is the first number whose code has two digits after its first
-# character, which selects the alphabet; equal for every salt.
+# The base in which hashids writes a number: the number of characters that it uses as digits, for every salt. The code of a smaller
+# number has one digit after the first character, so the first number with two digits is the base.
 _BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
-# hashids chooses the alphabet of a number by this remainder (the algorithm of hashids, part of its compatibility promise).
+# hashids selects the alphabet for a number by the remainder of its division by 100. hashids promises to keep this algorithm.
 _ALPHABETS = 100
 
 
 def code_length(bits: int) -> int:
-    """Return the length of a code with `bits` random bits: one character for the alphabet, and the digits of the largest number."""
+    """Return the number of characters of a code with `bits` random bits."""
     largest, length = (1 << bits) - 1, 1
     while largest:
         largest //= _BASE
@@ -35,12 +35,12 @@ def code_length(bits: int) -> int:
     return length
 
 
-#: Matches the codes of any installation, for any permitted number of bits.
+#: Matches the codes of any installation, with any permitted number of random bits.
 CODE_PATTERN = re.compile(rf"\A[A-Za-z0-9]{{{code_length(MIN_BITS)},{code_length(MAX_BITS)}}}\Z")
 
 
 class Codes:
-    """Generator of the codes of one installation. `randbits(bits)` returns a random number of that many bits.
+    """Generator for the codes of one installation. `randbits(bits)` must return a random number with that many bits.
 
     Raises ValueError if the salt is empty, short or a placeholder, or if `bits` is not in MIN_BITS..MAX_BITS."""
 
@@ -56,11 +56,11 @@ class Codes:
         self._alphabets = _read_alphabets(Hashids(salt))
 
     def mint(self) -> str:
-        """Return a new random code. It is unique only with high probability."""
+        """Return a new random code. An equal code may exist, with a very small probability."""
         return self._encode(self._randbits(self.bits))
 
     def _encode(self, number: int) -> str:
-        """Return the same text as `Hashids(salt, length).encode(number)`, in a fifth of the time."""
+        """Return the code of a number: the same text as `Hashids(salt, length).encode(number)` returns, in a fifth of the time."""
         first, alphabet = self._alphabets[number % _ALPHABETS]
         digits = ""
         remaining = number
@@ -74,13 +74,13 @@ class Codes:
 
 
 def _read_alphabets(hashids: Hashids) -> list[tuple[str, str]]:
-    """Return the first character of a code and its digits in order of value, for each remainder of a number.
+    """Return the alphabets of hashids: for each remainder of a number, the first character of its code and the digits in order.
 
-    They are read from the codes of numbers that contain every digit, because hashids has no public access to its alphabets."""
+    hashids has no public function for its alphabets, so they are derived from the codes of numbers that contain every digit."""
     every_digit = 0
     for digit in reversed(range(_BASE)):
         every_digit = every_digit * _BASE + digit
-    every_digit *= _BASE**2  # leaves two digits to choose the remainder
+    every_digit *= _BASE**2  # two more digits, so that every remainder can be reached
     alphabets = []
     for remainder in range(_ALPHABETS):
         code: str = hashids.encode(every_digit + (remainder - every_digit) % _ALPHABETS)

@@ -1,22 +1,25 @@
-"""Delivery reports: the send pipeline reports the progress of a message to the handset.
+"""Delivery reports: the send pipeline reports whether a message was sent, delivered or read.
 
-Each report stands alone: the reports of unknown messages have no effect on the others of the request. The transaction locks the
-messages and their first clicks in the order of their ids. A concurrent click therefore runs completely before or after the reports,
-and its previous state is exact.
+The reports of a request are independent: a report of an unknown message does not affect the other reports. The transaction locks
+the messages and their first clicks in the order of their ids. A concurrent click is therefore stored completely before or after
+the reports, so that the previous state in its event is correct.
 
 A report can arrive before the rewrite of its message is stored. Reports of unknown messages therefore wait a short time
 (REPORT_WAIT) and are tried again. At most MAX_WAITING requests wait at a time; the reports of further requests are not tried again.
 
 The state of a message only moves forward:
 
-- A late report (of an earlier state) still stores its time if none is stored, and adds missing facts (telecom_message_id, mt_price,
-  fragments_count). A report of the newest reported state also corrects these facts.
-- The carrier's texts (status, reason_code, reason_description) belong to the newest report that had any. A report without texts
-  keeps them, except that a DELIVERED after a FAILED removes the reason of the failure. A late SENT does not replace them.
-- A report without a state (ENROUTE, UNKNOWN) stores its texts until the message has failed or is delivered, and moves nothing.
-- A click is not a report. A DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
+- A late report is a report of an earlier state. It stores the time of that state if none is stored, and adds missing facts
+  (telecom_message_id, mt_price, fragments_count). A report of the newest reported state also corrects these facts.
+- The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains any. A report
+  without texts keeps them, except that DELIVERED after FAILED removes the reason of the failure. A late report does not replace
+  them.
+- A report without a state (ENROUTE, UNKNOWN) stores its texts until the message has failed or is delivered. It does not change the
+  state of the message.
+- A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
-A report that changes the message raises a `delivery` event, and a `state` event if the state changed. A repeat raises none.
+A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated report
+creates no event.
 """
 
 from __future__ import annotations
@@ -42,12 +45,12 @@ from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 
-MAX_REQUESTS_PER_TRANSACTION = 64  # each may contain BATCH_LIMIT reports
-MAX_WAITING = 64  # requests that wait at a time for a message that is not stored yet
-#: When reports of unknown messages are tried again, as parts of the whole wait.
+MAX_REQUESTS_PER_TRANSACTION = 64  # each request may contain BATCH_LIMIT reports
+MAX_WAITING = 64  # the maximum number of requests that wait for unknown messages at the same time
+#: The pauses before reports of unknown messages are tried again, as fractions of REPORT_WAIT.
 _PAUSES = (0.1, 0.3, 0.6)
 
-#: For each reported state: the column that stores its time, and the metric that counts it.
+#: The column that stores the time of each reported state, and the metric that counts the messages that reached the state.
 _TIME_COLUMNS = {
     State.SENT: ("sent_at", "sent"),
     State.FAILED: ("failed_at", "failed"),
@@ -61,7 +64,7 @@ _FACTS = ("telecom_message_id", "mt_price", "fragments_count")
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """A report of one message. `state` is SENT to READ, reached at `at`. None: the report does not move the message."""
+    """A delivery report of one message, which reached `state` at `at`. With `state` None, the state does not change."""
 
     message_id: str
     state: State | None
@@ -76,7 +79,7 @@ class DeliveryReport:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReportResult:
-    """The result of one report: the state of the message after it, and whether the report changed anything."""
+    """The result of one delivery report: the new state of the message, and whether the report changed the message."""
 
     message_id: str
     state: State
@@ -85,11 +88,11 @@ class DeliveryReportResult:
 
 @dataclass(slots=True)
 class _ReportedMessage:
-    """A message's row in memory, while reports are applied to it in request order."""
+    """The stored values of a message in memory. Delivery reports are applied to it in request order."""
 
     id: int
     cohort_id: int
-    reported_state: State  # does not change any more once the message is clicked
+    reported_state: State  # does not change after a click
     sent_at: datetime | None
     failed_at: datetime | None
     delivered_at: datetime | None
@@ -109,12 +112,12 @@ class _ReportedMessage:
 
     @property
     def newest_report(self) -> State:
-        """The newest state that a report has stored a time for; a click is not a report."""
+        """The newest state that a delivery report set. Clicks do not count."""
         states = (state for state, (column, _) in _TIME_COLUMNS.items() if getattr(self, column) is not None)
         return max(states, default=State.CREATED)
 
     def apply(self, report: DeliveryReport) -> bool:
-        """Apply a report. Return whether it changed anything."""
+        """Apply a delivery report. Return whether it changed the message."""
         newest = self.newest_report
         is_newer = report.state is not None and report.state.may_follow(newest)
         is_late = newest.may_follow(report.state or State.SENT)
@@ -163,24 +166,24 @@ _Request = tuple[int, Sequence[DeliveryReport]]  # application_id, reports
 
 
 class DeliveryReports:
-    """Stores delivery reports. `on_events` is called after each commit that wrote events.
+    """Stores delivery reports. `on_events` is called after each commit that stored an event.
 
-    `wait`: how long the reports of an unknown message wait for it, in seconds."""
+    Reports of unknown messages wait at most `wait` seconds for their messages."""
 
     def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None], *, wait: float = 0) -> None:
         self._ids = ids
         self._on_events = on_events
         self._wait = wait
-        self._waiting = 0  # requests
+        self._waiting = 0  # the number of requests that wait for unknown messages
         self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
             database, self._apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
-        """Store the reports. Return one result per report, in request order, after the commit. None: the message is unknown.
+        """Store delivery reports. Return one result per report, in request order, after the commit; None for an unknown message.
 
-        Several reports of one message are applied in request order. Raise StoreUnavailable: some may be stored already, and they
-        can be repeated."""
+        Several reports of one message are applied in request order. Raise StoreUnavailable if the database is not available. Some
+        reports may then be stored, and the caller may safely repeat the request."""
         results = await self._group.submit((application_id, reports))
         for part in _PAUSES if self._wait else ():
             unknown = [index for index, result in enumerate(results) if result is None]
@@ -200,18 +203,18 @@ class DeliveryReports:
         if events:
             self._on_events()
 
-    # Runs in the transaction.
+    # `GroupCommit` calls this in a transaction.
 
     def _apply(
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[list[list[DeliveryReportResult | None] | Exception], int]:
-        """Return one result for each request, and the number of events."""
+        """Store the delivery reports in the database. Return one result for each request, and the number of new events."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
         results: list[list[DeliveryReportResult | None] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}
         new_events: list[Event] = []
         counted = CountDelta()
-        reported: set[int] = set()  # messages that got a time
+        reported: set[int] = set()  # row ids of messages that reached a new state
         for application, reports in requests:
             applied: list[DeliveryReportResult | None] = []
             for report in reports:
@@ -254,7 +257,7 @@ class DeliveryReports:
 
 
 def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, str], _ReportedMessage]:
-    """Lock the messages and their first clicks until the transaction ends; return them by (application_id, message_id)."""
+    """Lock messages and their first clicks until the transaction ends. Return the messages by (application_id, message_id)."""
     m = schema.messages.c
     requested = values_table(connection, ids, application_id=Integer, message_id=Text)
     statement = (

@@ -1,7 +1,7 @@
 r"""Parser for `#track("url")` and `#trackurl("url","label")` in the body of a message (Syniverse's directives).
 
-Guarantee: each directive is either parsed completely or rejected with its position and a reason. If the parser is in doubt, it
-rejects the text, because a raw directive must never reach a handset. The grammar:
+Guarantee: each directive is either parsed completely or rejected with its position and a reason. The parser rejects an ambiguous
+directive, because a raw directive must never reach a handset. The grammar:
 
 - A directive starts with `#track` or `#trackurl`, in any case (phones write `#Track`), followed by `(`. Blanks before the
   parenthesis are accepted if a quote follows it.
@@ -31,7 +31,7 @@ from typing import Literal, NoReturn
 
 from shortener.messages.near_directives import find_near_directive
 
-#: Directives in one message. A 1,600-character message holds 50 short links and no other text, so more is a mistake.
+#: The maximum number of directives in one message. A message of 1,600 characters has space for 50 short links and no other text.
 MAX_DIRECTIVES = 20
 MAX_LABEL_CHARACTERS = 100
 
@@ -53,10 +53,11 @@ _CLOSERS = {
     **dict.fromkeys("«»", "«»"),
     **dict.fromkeys("‹›", "‹›"),
 }
-# Both match from after the opening quote to the first closing quote: _PLAIN for typed text, _PASTED for a pasted JSON sample.
+# Both expressions match an argument of a directive, from after its opening quote to the first closing quote. _PLAIN is for typed
+# text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
-# A quote of the same kind in another form. It closes the argument if the directive goes on after it.
+# Match a closing quote in another form, for example ” after ". It closes the argument if a comma or a parenthesis follows.
 _MIXED = {
     **dict.fromkeys(_DOUBLE, re.compile(rf"(?:[{_DOUBLE}]|{_DOUBLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
     **dict.fromkeys(_SINGLE, re.compile(rf"(?:[{_SINGLE}]|{_SINGLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
@@ -69,7 +70,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DirectiveError(Exception):
-    """A directive is malformed. `position` counts characters from the start of the body; `reason` is a text for people."""
+    """A directive is malformed. `position` is its position in the body in characters, from 0. `reason` is a text for people."""
 
     def __init__(self, position: int, reason: str) -> None:
         self.position = position
@@ -79,7 +80,7 @@ class DirectiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A parsed directive: `body[start:end]`, counted in characters. `label` is None for `#track`."""
+    """A parsed directive, whose text is `body[start:end]` (in characters). `label` is None for `#track`."""
 
     start: int
     end: int
@@ -89,7 +90,7 @@ class Directive:
 
 
 def find_directives(body: str) -> list[Directive]:
-    """Return all directives in text order, without overlaps. Raise DirectiveError at the first malformed one."""
+    """Return all directives of a body in text order. Raise DirectiveError for the first malformed directive."""
     directives, errors = parse_directives(body)
     if errors:
         raise errors[0]
@@ -97,7 +98,7 @@ def find_directives(body: str) -> list[Directive]:
 
 
 def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
-    """Return all directives and all errors, both in text order. With an error the text must not be sent."""
+    """Return all directives and all errors of a body, both in text order. A text with an error must not be sent."""
     if "#" not in body and find_near_directive(body, 0) is None:
         return [], []
     directives: list[Directive] = []
@@ -150,7 +151,7 @@ def _parse(body: str, start: re.Match[str]) -> Directive:
 
 
 def _parse_argument(body: str, position: int, expected: str, *, is_url: bool = False) -> tuple[str, int]:
-    """Parse a quoted argument from `position`. Return it and the position of the next character that is not white space."""
+    """Parse the quoted argument of a directive at `position`. Return the argument, and the position of the next text after it."""
     opening = _OPENING.match(body, position)
     if opening is None:
         _reject(body, _skip_white_space(body, position), expected)
@@ -172,7 +173,9 @@ def _parse_argument(body: str, position: int, expected: str, *, is_url: bool = F
 
 
 def _find_mixed(body: str, quote: str, start: int, end: int, *, is_pasted: bool) -> re.Match[str] | None:
-    """Return the first quote of the same kind as `quote`, in any form, that begins before `end` and that the directive follows."""
+    """Find the first closing quote in another form than `quote`, between `start` and `end`, that ends an argument.
+
+    Return its match, or None."""
     for found in _MIXED[quote].finditer(body, start):
         if found.start() >= end:
             return None
@@ -182,7 +185,7 @@ def _find_mixed(body: str, quote: str, start: int, end: int, *, is_pasted: bool)
 
 
 def _parse_closing(body: str, position: int, start: int) -> int:
-    """Return the end of the directive that begins at `start`. The closing parenthesis must be at `position`."""
+    """Return the end of the directive that begins at `start`. Raise DirectiveError if no closing parenthesis is at `position`."""
     if position >= len(body):
         raise DirectiveError(start, "the parenthesis is never closed")
     if body[position] != ")":

@@ -1,4 +1,4 @@
-"""Warnings about a rewritten message: what the sender of it needs to know. A warning never rejects a message."""
+"""Warnings about a rewritten message, for the caller who sends it. A warning never rejects a message."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from shortener.messages.scripts import mixed_scripts
 from shortener.messages.spans import Span, TrackMode, find_untracked
 from shortener.urls import DESTINATION_PLACEHOLDERS
 
-MAX_UNTRACKED = 20  # URLs without a link that one message reports
-_MAX_URL_CHARACTERS = 80  # of a URL in a warning
-# What may follow a link without a warning: the end of a sentence or of a quotation.
+MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link
+_MAX_URL_CHARACTERS = 80  # a warning quotes at most this many characters of a URL
+# Text that may directly follow a short link without a warning: the end of a sentence or of a quotation.
 _HARMLESS_AFTER = re.compile(r"(?!\?)[.,;:!?'\")\]}>*’”»›。、，！？；：）」』】]*(?:\s|\Z)")
-# Letters and digits, and signs after which phones do not begin a link.
+# Characters that cause a warning if they directly precede a short link, because phones then do not detect the link.
 _ATTACHED_BEFORE = re.compile(r"[\w@./\\=&%#+~$-]")
 
 
 def find_warnings(
     body: str, links: Sequence[tuple[Span, str]], sender: str, *, track: TrackMode = "directives", fallback_url: str | None = None
 ) -> tuple[str, ...]:
-    """Return all warnings as texts for people. `links`: each span with the host of its destination (lower case, punycode).
+    """Return the warnings about a message, except those that depend on its rewritten text.
 
-    The warnings that depend on the rewritten text are not among them."""
+    `links` contains each span to replace, with the host of its destination in lower case and punycode."""
     spans = [span for span, _ in links]
     return (
         *_untracked(body, spans, track),
@@ -40,7 +40,7 @@ def find_warnings(
 
 
 def more_segments(segments: int, segments_without_rewriting: int) -> tuple[str, ...]:
-    """Return a warning if the short links make a text longer than the long URLs do."""
+    """Return a warning if the text with short links needs more segments than the original text; else an empty tuple."""
     if segments <= segments_without_rewriting:
         return ()
     return (f"the text needs {segments} segments with short links, but {segments_without_rewriting} with the long URLs",)
@@ -65,7 +65,7 @@ def _attached_text(body: str, spans: Sequence[Span]) -> list[str]:
 
 
 def _suspicious_destinations(links: Sequence[tuple[Span, str]]) -> list[str]:
-    """Warn about look-alike hosts, which carriers may block, and about parts of a URL that its site will not understand."""
+    """Warn about look-alike hosts, which carriers may block, and about HTML entities and unknown macros in destinations."""
     warnings = []
     for span, host in links:
         if scripts := mixed_scripts(host):
@@ -80,7 +80,7 @@ def _suspicious_destinations(links: Sequence[tuple[Span, str]]) -> list[str]:
 
 
 def _unusual_sender(sender: str) -> list[str]:
-    """Warn about a sender that 23 Telecom rejects. Other carriers accept it, so it is not an error."""
+    """Warn about a sender id that 23 Telecom rejects. It is no error, because other carriers accept it."""
     reason = check_sender(sender) if sender else None
     return [f"from {sender!r} {reason}; carriers may reject it"] if reason else []
 

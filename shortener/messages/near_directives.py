@@ -1,9 +1,9 @@
-"""Text that resembles a directive and is none: it must be rejected, because otherwise the raw markup reaches a handset.
+"""Search for mistyped directives. A message with one must be rejected, because otherwise the raw directive reaches a handset.
 
 Keyboards and editors change characters (`＃`, `（`, a zero-width space), and people mistype (`##track("...")`, `#trak("...")`). The
-search normalises a copy of the text around each sign that can be a `#`, so it finds all forms of the same text with one expression.
-It does not report `#track (see below)`, `#tracker("x")` or a hashtag: a bracket directly after the name, or a quote, is required,
-and a mistyped name is reported only in front of a quoted URL.
+search normalises a copy of the text after each character that is similar to `#`, so that one expression finds all forms. A text is
+reported only if a bracket directly follows the name, or if a quote follows. A mistyped name is reported only in front of a quoted
+URL. So `#track (see below)`, `#tracker("x")` and hashtags are not reported.
 """
 # Tested by tests/messages/test_directives.py
 
@@ -13,20 +13,21 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-# What the search looks at from a sign on. The longest form with an invisible character after every letter fits.
+# The number of characters after a `#` that the search examines. It is sufficient for the longest form of a directive with an
+# invisible character after every letter.
 _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&#35;|&#x23;|&num;|%23", re.IGNORECASE)
 _LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
 _QUOTE = r"\\*(?:[\"'“”„‘’‚«»‹›「」『』`´]|&(?:\w+|#\w+);)"
 _NAME = r"track[\s_-]*(?:url)?"
-# The name with a parenthesis directly after it, or with any bracket or none before a quote.
+# Matches the name of a directive with a parenthesis directly after it, or with a quote after it, with or without a bracket.
 _NEAR = re.compile(rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*[(\[{{<【]?\s*{_QUOTE}(?=\s*(?:\S*\)|https?:)))", re.IGNORECASE)
 _MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*[(\[{{<]\s*{_QUOTE}\s*https?:", re.IGNORECASE)
 _NAMES = ("track", "trackurl")
 
 
 class NearDirective(NamedTuple):
-    """A part of a body: `body[start:end]` begins like a directive. `reason` is a text for people."""
+    """A mistyped directive, which begins with `body[start:end]`. `reason` is a text for people."""
 
     start: int
     end: int
@@ -34,15 +35,15 @@ class NearDirective(NamedTuple):
 
 
 def find_near_directive(body: str, start: int, end: int | None = None) -> NearDirective | None:
-    """Return the first text that resembles a directive and begins from `start` to before `end`; None if there is none.
+    """Return the first mistyped directive that begins between `start` and `end`; None if there is none.
 
-    The caller must exclude directives, because they resemble directives, too."""
+    The range must not contain the start of a correct directive, because the search would report it too."""
     limit = len(body) if end is None else end
     for sign in _SIGN.finditer(body, start):
         if sign.start() >= limit:
             return None
         if sign.start() > start and body[sign.start() - 1] == "#":
-            continue  # `##track(` is one text
+            continue  # `##track(` is reported once
         length = _near_length(body, sign.start())
         if length:
             reason = 'this text resembles a directive; write #track("url") or #trackurl("url","label")'
@@ -51,7 +52,7 @@ def find_near_directive(body: str, start: int, end: int | None = None) -> NearDi
 
 
 def _near_length(body: str, position: int) -> int:
-    """Return the length of the text at `position` that resembles a directive; 0 if it does not."""
+    """Return the length of the mistyped directive that begins at `position`; 0 if there is none."""
     window = body[position : position + _MAX_WINDOW_CHARACTERS]
     text, lengths = _normalise(window)
     found = _NEAR.match(text)
@@ -64,7 +65,9 @@ def _near_length(body: str, position: int) -> int:
 
 
 def _normalise(window: str) -> tuple[str, list[int]]:
-    """Return the text without invisible characters, in plain letters, and for each character the end of its original."""
+    """Replace look-alike characters by plain ones and remove invisible ones.
+
+    Return the new text, and for each of its characters the end position of the original character."""
     text: list[str] = []
     ends: list[int] = []
     position = 0
@@ -85,7 +88,7 @@ def _is_invisible(character: str) -> bool:
 
 
 def _is_one_edit(word: str, name: str) -> bool:
-    """Return whether one letter was omitted, added, changed, or exchanged with the next one."""
+    """Return whether two names differ by one letter that was omitted, added, changed, or exchanged with the next one."""
     if word == name or abs(len(word) - len(name)) > 1:
         return False
     if len(word) == len(name):

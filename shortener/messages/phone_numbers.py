@@ -1,8 +1,8 @@
-"""Phone numbers of recipients, and sender ids.
+"""Checks of the phone numbers of recipients, and of sender ids.
 
-A recipient's number is brought into the form of E.164, and only its form is checked. Only the carrier knows whether the number is
-in use. The country comes from the tables of the phonenumbers library; a cache avoids most of its slow look-ups. An invalid
-recipient raises `PhoneNumberError`. An unusual sender is only reported, never rejected.
+A recipient's number is converted to the form of E.164. Only its form is checked, because only the carrier knows whether the number
+is in use. The country comes from the tables of the phonenumbers library; a cache avoids most of its slow look-ups. An invalid
+recipient raises `PhoneNumberError`. An unusual sender id causes a warning and is never rejected.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from functools import lru_cache
 
 import phonenumbers
 
-MAX_LENGTH = 64  # characters of a recipient's number as written
+MAX_LENGTH = 64  # the maximum number of characters of a recipient's number in a request
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _DIGITS = re.compile(r"[1-9][0-9]{6,14}")
-# Spaces, dashes, brackets and invisible characters, which people and spreadsheets put into numbers.
+# Unicode categories of spaces, dashes, brackets and invisible characters, which people and spreadsheets insert into numbers.
 _REMOVED_CATEGORIES = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Ps", "Pe"])
-# The trunk prefix in brackets: +44 (0)20 7946 0000. It is not dialled from abroad, except in Italy.
+# Matches a trunk prefix in brackets, as in +44 (0)20 7946 0000. It is not part of an international number, except in Italy (+39).
 _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
 _INTERNATIONAL_PREFIX = "00"
 _SENDER_NUMBER = re.compile(r"\+?[0-9]{3,15}")
 _SENDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{2,10}")
 _SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
 
-# phonenumbers uses the region "001" for calling codes of no country (satellite phones, international freephone).
+# The phonenumbers library uses the region "001" for calling codes that belong to no country, for example of satellite phones.
 _REGIONS = {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items() if regions != ("001",)}
 
 
@@ -43,7 +43,7 @@ class PhoneNumberError(Exception):
 class PhoneNumber:
     """A valid E.164 number. `country` is an ISO 3166 code of two letters, or None if the number belongs to no country.
 
-    `warnings` are texts for people."""
+    `warnings` are texts for people about a number that may be wrong."""
 
     e164: str
     country: str | None
@@ -51,7 +51,7 @@ class PhoneNumber:
 
 
 def parse_number(to: str) -> PhoneNumber:
-    """Return a recipient's number: `+`, a digit from 1 to 9, and 6 to 14 more digits.
+    """Return a recipient's number in the form of E.164: `+`, a digit from 1 to 9, and 6 to 14 more digits.
 
     Spaces, hyphens, brackets, invisible characters and a leading `00` are removed. Digits without `+` are accepted, with a warning,
     if they are a valid international number. Raise PhoneNumberError otherwise."""
@@ -69,7 +69,7 @@ def parse_number(to: str) -> PhoneNumber:
 
 
 def normalise_number(text: str) -> str:
-    """Return a number in the form in which it is stored, for a search; a text that is not a number is returned unchanged."""
+    """Return a phone number in the stored form, to search for it. A text that is not a phone number is returned unchanged."""
     try:
         return parse_number(text).e164
     except PhoneNumberError:
@@ -77,7 +77,7 @@ def normalise_number(text: str) -> str:
 
 
 def check_sender(sender: str) -> str | None:
-    """Return why carriers may reject a sender, or None if its form is usual.
+    """Return the reason why carriers may reject a sender id, or None if its form is usual.
 
     Usual forms: 3 to 15 digits, with or without `+`; 3 to 11 ASCII letters and digits, starting with a letter (23 Telecom);
     `channel:ID` or `sender_id:ID` (Syniverse)."""
@@ -101,7 +101,7 @@ def _is_valid(number: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_possible_length(calling_code: str, digits: int) -> bool:
-    """Return whether numbers of a calling code may have so many digits. phonenumbers decides by the length alone."""
+    """Return whether a number with this calling code may have `digits` digits. Only the length is checked, with phonenumbers."""
     number = phonenumbers.PhoneNumber(
         country_code=int(calling_code), national_number=int("2".ljust(digits - len(calling_code), "0"))
     )
@@ -110,7 +110,7 @@ def _is_possible_length(calling_code: str, digits: int) -> bool:
 
 
 def _country(number: str) -> tuple[str, str | None]:
-    """Return the calling code of a number, "" for an unknown one, and its country."""
+    """Return the calling code of a number ("" if it is unknown), and the country of the number or None."""
     for end in (2, 3, 4):
         regions = _REGIONS.get(number[1:end])
         if regions is not None:
@@ -121,8 +121,8 @@ def _country(number: str) -> tuple[str, str | None]:
     if len(regions) == 1:
         return calling_code, str(regions[0])
     # Countries that share a calling code (+1, +7, +44, ...) divide its ten-digit numbers in blocks of at least 10,000, so the
-    # country of a block can be cached. Numbers of another length are looked up one by one. So are numbers with a leading 0: it may
-    # be a trunk prefix, and then the library reads another number.
+    # country of a block can be cached. Numbers of another length are looked up one by one. So are numbers whose
+    # national part begins with 0, because the library may remove the 0 as a trunk prefix.
     if len(number) - end == 10 and number[end] != "0":
         return calling_code, _country_of_block(number[:-4])
     return calling_code, _look_up_country(number)
@@ -134,6 +134,6 @@ def _country_of_block(block: str) -> str | None:
 
 
 def _look_up_country(number: str) -> str | None:
-    """Ask phonenumbers. It takes 7 to 20 microseconds; the tables and the cache of this module take less than one."""
+    """Look up the country of a number in the phonenumbers library. This takes 7 to 20 microseconds, so callers cache the result."""
     country: str | None = phonenumbers.region_code_for_number(phonenumbers.parse(number))
     return country

@@ -1,8 +1,8 @@
 """Validation of a rewrite request without the database.
 
-`plan_request` checks a request completely and collects every problem; it raises nothing for an invalid message. The writer decides
-later whether a problem matters: a repeated request or message gets its first response even if it would be invalid today. All
-functions are pure; the caller passes the time, the limits and the hosts.
+`plan_request` checks a request completely and returns every problem; it raises nothing for an invalid message. `RewriteWriter`
+decides later whether a problem rejects the request: a repeated request or message gets its first response even if it would be
+invalid today. All functions are pure; the caller passes the time, the limits and the hosts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.storage.types import to_iso, to_ms
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, fill_link_path, parse_destination
 
-#: Links of one message. `first_clicks.links` has one bit for each; three segments hold 15 short links and no other text.
+#: The maximum number of links in one message, because the column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
 #: The longest lifetime of a link that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)
@@ -38,17 +38,17 @@ MAX_LIFETIME = timedelta(days=3650)
 
 @dataclass(frozen=True, slots=True)
 class RewriteItem:
-    """One message of a request, for one recipient or several.
+    """One message of a rewrite request, for one recipient or several.
 
-    `message_ids` has one id for each recipient, or None for ids that the service generates. With `skip_invalid`, a recipient that
-    is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path of a field in the
-    caller's request, for errors; `recipient` is the index of a recipient, or None."""
+    `message_ids` contains one id for each recipient, or None for an id that the service generates. With `skip_invalid`, a
+    recipient that is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path
+    of a field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
 
     to: tuple[str, ...]
     body: str
     message_ids: tuple[str | None, ...] | None = None
     field_path: Callable[[str, int | None], str] = lambda name, recipient: name
-    track: TrackMode | None = None  # None: the application's default
+    track: TrackMode | None = None  # None: the default of the application
     from_address: str = ""
     sender_id_id: str = ""
     sender_id_alias: str = ""
@@ -63,14 +63,14 @@ class RewriteItem:
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
     domain: str = ""  # the host of one of the application's own domains; "": its default domain
-    opt_out: tuple[str, ...] = ()  # destinations or labels of links by which a recipient refuses further messages
+    opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
     skip_invalid: bool = False
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
 
 @dataclass(frozen=True, slots=True)
 class RewriteLimits:
-    """Limits of the installation: recipients of one request, and the lifetime of a link whose request names none."""
+    """Settings of the installation: the maximum number of recipients per request, and the default lifetime of links."""
 
     max_recipients: int
     link_ttl: timedelta
@@ -88,11 +88,11 @@ class LinkHosts(Protocol):
         ...
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
-        """Return why no callback may be sent to a host (without port); None if it may. This makes no look-up."""
+        """Return why no callback may be sent to a host (without port); None if the host is permitted. Makes no DNS look-up."""
         ...
 
     def base_url(self, domain_id: int) -> str:
-        """Return scheme, host and port of short links on a domain; 0 is BASE_URL."""
+        """Return scheme, host and port of the short links on a domain. The domain id 0 stands for BASE_URL."""
         ...
 
     @property
@@ -102,13 +102,13 @@ class LinkHosts(Protocol):
 
     @property
     def shared_path(self) -> str:
-        """The path of BASE_URL, which is before the code; "" for none."""
+        """The path of BASE_URL, which precedes the code in short links; "" if BASE_URL has no path."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason to reject a request. `item` and `recipient` are the indexes of the message and of its recipient.
+    """A reason to reject a rewrite request. `item` and `recipient` are the indexes of the message and of its recipient.
 
     A problem without a recipient concerns all recipients of the message."""
 
@@ -119,30 +119,30 @@ class Problem:
 
     @property
     def full_detail(self) -> Detail:
-        """The detail with the places of the message and the recipient, and with the code."""
+        """The error detail with the index of the message, the index of the recipient, and the error code."""
         return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLink:
-    """A short link to create in place of a span of the body."""
+    """A short link that will replace a span of the body."""
 
     span: Span
     destination: Destination
-    every_click: bool  # raises an event on every click, not only on the first one
+    every_click: bool  # every click creates an event, not only the first one
 
 
 @dataclass(frozen=True, slots=True)
 class ItemPlan:
-    """The links and texts that all recipients of an item share. With `problems`, no message may be created from it."""
+    """The checked content that all recipients of a message share. No message may be created from a plan with `problems`."""
 
     track: TrackMode = "directives"
     links: tuple[PlannedLink, ...] = ()
     expires_at: int = 0  # ms since 1970
-    fallback_location: str | None = None  # as sent in a Location header
-    domain_id: int = 0  # 0: BASE_URL
+    fallback_location: str | None = None  # in the form of a Location header
+    domain_id: int = 0  # 0 stands for BASE_URL
     base_url: str = ""  # scheme, host and port of the short links
-    link_path: str = ""  # the path before the code
+    link_path: str = ""  # the path before the code in a short link
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     problems: tuple[Problem, ...] = ()
@@ -150,7 +150,7 @@ class ItemPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMessage:
-    """The message of one recipient. `recipient` is the recipient's index in the item."""
+    """The planned message for one recipient. `recipient` is the index of the recipient in the `RewriteItem`."""
 
     item_index: int
     item: RewriteItem
@@ -159,20 +159,20 @@ class PlannedMessage:
     message_id: str
     has_own_id: bool  # the caller chose the message_id
     request_id: str
-    content_hash: str  # a repeat of the message_id must have the same; empty if the service generated the id
+    content_hash: str  # a repeated message must have the same hash; empty if the service generated the message_id
     plan: ItemPlan
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """A checked request. `content_hash` identifies its content, and `now` is its time in ms since 1970.
+    """A checked rewrite request. `content_hash` is the hash of its content, and `now` is its time in ms since 1970.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
     messages. With an `error`, the messages were not checked."""
 
     application: Application
     items: Sequence[RewriteItem]
-    plans: Sequence[ItemPlan]  # one for each item
+    plans: Sequence[ItemPlan]  # one plan for each item
     messages: tuple[PlannedMessage, ...]
     problems: tuple[Problem, ...]
     idempotency_key: str | None
@@ -182,14 +182,14 @@ class PlannedRequest:
 
     @property
     def may_be_repeat(self) -> bool:
-        """Whether the database has to decide if the request, or a message of it, is a repeat."""
+        """Whether the request or one of its messages may be a repeat, so that stored rows must be searched."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
-        """Return the problems of messages that skip invalid recipients. Raise ApiError if the request must be rejected.
+        """Raise ApiError if a problem rejects the request. Return the problems of the items with `skip_invalid`.
 
-        Only `new_messages` are new; the others repeat stored messages. The error has the code of the first problem, and details of
-        all problems in request order, `other_problems` at the end."""
+        Messages that are not in `new_messages` repeat stored messages. The error has the code of the first problem, and the details
+        of all problems in request order, followed by `other_problems`."""
         if self.error is not None:
             raise self.error
         problems = [*self._problems_of(new_messages), *other_problems]
@@ -199,11 +199,11 @@ class PlannedRequest:
         return problems
 
     def all_problems(self) -> list[Problem]:
-        """Return all problems in request order, as if no message repeated a stored one."""
+        """Return all problems in request order. Every message counts as new."""
         return self._problems_of(self.messages)
 
     def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
-        """Return the problems of all recipients, and those of each item that has a new or an invalid recipient."""
+        """Return the problems of all recipients, and the problems of each item with a new message or an invalid recipient."""
         items = {message.item_index for message in new_messages} | {problem.item for problem in self.problems}
         problems = [*self.problems, *(problem for item in sorted(items) for problem in self.plans[item].problems)]
         return sorted(problems, key=lambda problem: problem.item)
@@ -219,7 +219,9 @@ def plan_request(
     limits: RewriteLimits,
     hosts: LinkHosts,
 ) -> PlannedRequest:
-    """Check a request. `content` is the content that a repeat of its Idempotency-Key must have. Problems are part of the result."""
+    """Check a rewrite request, and return its plan with all problems.
+
+    `content` is the content that a repeat with the same Idempotency-Key must have."""
     content_hash = hashlib.sha256(content).hexdigest()
     recipients = sum(len(item.to) for item in items)
     if recipients > limits.max_recipients:
@@ -238,7 +240,7 @@ def plan_request(
 def _identify(
     application: Application, item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: set[str], problems: list[Problem]
 ) -> list[PlannedMessage]:
-    """Return a message for each valid recipient. Add a problem for each recipient and id that is invalid."""
+    """Return a planned message for each valid recipient. Add a problem for each invalid recipient and message_id."""
 
     def reject(code: ErrorCode, name: str, reason: str, recipient: int | None = None) -> None:
         problems.append(Problem(item_index, code, Detail(item.field_path(name, recipient), reason), recipient))
@@ -291,7 +293,7 @@ def _identify(
 def _plan_item(
     application: Application, item: RewriteItem, index: int, now: datetime, limits: RewriteLimits, hosts: LinkHosts
 ) -> ItemPlan:
-    """Check everything that concerns all recipients of an item."""
+    """Check the parts of a message that are equal for all recipients: body, links, expiry, domain, sender and callback."""
     problems: list[Problem] = []
 
     def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
@@ -365,7 +367,7 @@ def _plan_expiry(
 def _plan_domain(
     application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None], *, has_links: bool
 ) -> tuple[Domain | None, str]:
-    """Return the domain of the links, None for BASE_URL, and the path before their codes."""
+    """Return the domain of the short links (None for BASE_URL), and the path before their codes."""
     wanted = item.domain.lower().removesuffix(".")
     if wanted and not (wanted == hosts.shared_host and application.may_use_shared_host):
         domain = next((one for one in application.domains if one.host == wanted), None)
@@ -391,7 +393,7 @@ def _plan_domain(
 
 
 def _sender_of(item: RewriteItem) -> str:
-    """Return the sender as recipients see it: `from`, or the alias if `from` is absent or a reference."""
+    """Return the sender that recipients see: `from`, or the alias if `from` is absent or is a reference such as `sender_id:ID`."""
     is_reference = item.from_address.startswith(("channel:", "sender_id:"))
     return item.sender_id_alias if is_reference or not item.from_address else item.from_address
 
@@ -422,7 +424,7 @@ def _plan_links(
 
 
 def _check_destination(application: Application, url: str, hosts: LinkHosts) -> Destination:
-    """Check the destination or the fallback of a link. Raise UrlError."""
+    """Return the parsed destination or fallback URL of a link. Raise UrlError if it is not permitted."""
     destination = parse_destination(url, application.settings.extra_schemes)
     if hosts.is_own(destination.url):
         raise UrlError("leads to a host of this service, so the redirect would loop")
@@ -434,12 +436,12 @@ def _check_destination(application: Application, url: str, hosts: LinkHosts) -> 
 
 
 def _content_of(item: RewriteItem) -> bytes:
-    """Return the content that a repeat of a message_id must have: all of the item except ids and recipients.
+    """Return all fields of a message, except ids and recipients, as bytes for its content hash.
 
-    Its hash is stored, so the format must not change."""
+    Content hashes are stored, so this format must not change."""
     try:
         expires_at = to_iso(item.expires_at)
-    except OverflowError:  # a time next to year 9999 with an offset; `_plan_expiry` rejects it
+    except OverflowError:  # a time at the end of the year 9999 that UTC cannot represent; `_plan_expiry` rejects it
         expires_at = str(item.expires_at)
     content = (
         item.body,
@@ -458,6 +460,6 @@ def _content_of(item: RewriteItem) -> bytes:
         item.metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
-        *([item.opt_out] if item.opt_out else []),  # absent in the hashes of older releases
+        *([item.opt_out] if item.opt_out else []),  # older releases had no such field, and their hashes must stay equal
     )
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

@@ -12,7 +12,7 @@ from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import to_ms
 
-MAX_KEYS_PER_QUERY = 500  # a key takes up to two variables, and SQLite permits 32,766 in one statement
+MAX_KEYS_PER_QUERY = 500  # a key has up to two SQL variables, and SQLite permits 32,766 variables per statement
 
 insert_messages = BulkInsert(
     schema.messages,
@@ -68,7 +68,7 @@ class StoredMessage(NamedTuple):
 
 
 class StoredLink(NamedTuple):
-    """A stored link. `domain_id` is 0 for BASE_URL. `path` is the path before the code, "" for none."""
+    """A stored short link. `domain_id` is 0 for BASE_URL. `path` is the path before the code, or ""."""
 
     code: str
     url: str
@@ -79,14 +79,14 @@ class StoredLink(NamedTuple):
 
 
 class StoredResponse(NamedTuple):
-    """The response to a request with an Idempotency-Key. `content_hash` identifies the content of that request."""
+    """The stored response to a request with an Idempotency-Key. `content_hash` is the hash of the content of that request."""
 
     content_hash: str
     messages: list[dict[str, Any]]
 
 
 def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], StoredMessage]:
-    """Return the messages with these (application_id, message_id) that exist."""
+    """Return the stored messages by (application_id, message_id). Unknown messages are missing in the result."""
     table = schema.messages
     requested = sorted(keys)
     found: dict[tuple[int, str], StoredMessage] = {}
@@ -100,7 +100,7 @@ def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> di
 
 
 def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, list[StoredLink]]:
-    """Return the links of these messages (row ids), in the order of their positions in the text."""
+    """Return the links of messages by the row id of the message, in the order of their positions in the text."""
     table = schema.links
     found: dict[int, list[StoredLink]] = {}
     for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
@@ -110,7 +110,7 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
             .order_by(table.c.message_id, table.c.position)
         )
         rows = connection.execute(statement).all()
-        # A repeat gets its first response, also if the link was changed after it was sent.
+        # A repeated message gets its first response, also if one of its links was changed later.
         original = link_changes.read_original(connection, [row.id for row in rows]) if rows else {}
         for row in rows:
             first = original.get(row.id, {})
@@ -121,7 +121,7 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
 
 
 def find_responses(connection: Connection, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], StoredResponse]:
-    """Return the stored responses to these (application_id, Idempotency-Key)."""
+    """Return the stored responses by (application_id, Idempotency-Key). Unknown keys are missing in the result."""
     table = schema.idempotency
     requested = sorted(keys)
     found: dict[tuple[int, str], StoredResponse] = {}

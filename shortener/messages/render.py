@@ -1,4 +1,4 @@
-"""Rendering: the rewritten body of a message and its entry in the response."""
+"""Creation of the rewritten body of a message, and of its entry in the response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shortener.storage.types import from_ms, to_iso
 
 @dataclass(frozen=True, slots=True)
 class RewrittenMessage:
-    """A message with short links in its body. `base_url` is scheme, host and port of all its short links."""
+    """A message with short links in its body. `base_url` is the scheme, host and port of all these links."""
 
     message_id: str
     request_id: str
@@ -35,7 +35,7 @@ class RewrittenMessage:
     warnings: tuple[str, ...]
 
     def serialize(self) -> dict[str, Any]:
-        """Return the message's entry in the response."""
+        """Return the entry of the message in the response to the rewrite request."""
         return {
             "message_id": self.message_id,
             "message_request_id": self.request_id,
@@ -59,18 +59,18 @@ class RewrittenMessage:
 
 
 def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:
-    """Render a new message with the links that were created from its plan."""
+    """Return a new message with the links that were created from its plan."""
     plan = message.plan
     spans = [link.span for link in plan.links]
     return _render(message, message.request_id, spans, links, base_url, plan.segments_without_rewriting, plan.warnings)
 
 
 def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:
-    """Render a stored message again, from its stored links and the repeated body.
+    """Return a stored message again, created from its stored links and the body of the repeated request.
 
-    Raise ApiError MESSAGE_ID_CONFLICT if a stored link is no longer found in the body. A wrong text is never returned."""
+    Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body, because the text would be wrong."""
     item, track = message.item, message.plan.track
-    # The application's default may have changed since the first request.
+    # The default track mode of the application may have changed since the first request.
     tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
         found = ((one, locate_spans(item.body, one, [(link.url, link.label) for link in links])) for one in tracks)

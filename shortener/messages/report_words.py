@@ -1,9 +1,9 @@
-"""The words of carriers and gateways for the state of a message, in one table.
+"""The words by which carriers and gateways report the state of a message, in one table.
 
-`parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. A word that says nothing about
-the progress to the handset (`ENROUTE`, `UNKNOWN`, `queued`) has no state: the report is stored and does not move the message.
+`parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. Words such as `ENROUTE`,
+`UNKNOWN` and `queued` mean no state: the report is stored, and the state of the message does not change.
 
-Numbers are not accepted, because they differ: 2 means DELIVERED in SMPP, failed in Kannel and playSMS.
+Numbers are rejected because their meanings differ: 2 means delivered in SMPP, but failed in Kannel and playSMS.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 from shortener.model import State
 
-#: The states that a report can name, with their own names.
+#: The states that a delivery report can set, by name.
 REPORTED_STATES = (State.SENT, State.DELIVERED, State.READ, State.FAILED, State.EXPIRED)
 
 _SENT, _DELIVERED, _READ, _FAILED, _EXPIRED = REPORTED_STATES
 
-#: The words of each system, with the state that they mean. None: the word is stored and the state does not change.
+#: The words of each system, and the state that each word means. None: the word is stored, and the state does not change.
 WORDS: Mapping[str, Mapping[str, State | None]] = {
     "SMPP": {
         "DELIVRD": _DELIVERED,
@@ -43,7 +43,7 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "SMSC REJECT": _FAILED,
         "SMSC INTERMEDIATE NOTIFICATION": None,
     },
-    "Jasmin": {"ESME_ROK": _SENT},  # any other ESME_R... is an error of the submission: FAILED
+    "Jasmin": {"ESME_ROK": _SENT},  # any other word that begins with ESME_R means that the submission failed: FAILED
     "playSMS": {"PENDING": None, "SENT": _SENT, "FAILED": _FAILED, "DELIVERED": _DELIVERED},
     "Twilio": {
         "QUEUED": None,
@@ -65,7 +65,7 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "SEEN": _READ,
         "EXPIRED EXPIRED": _EXPIRED,
         "EXPIRED DLR UNKNOWN": _EXPIRED,
-        # Any other UNDELIVERABLE_... and REJECTED_... is FAILED.
+        # Any other word that begins with UNDELIVERABLE_ or REJECTED_ means FAILED.
     },
     "Vonage": {
         "SUBMITTED": _SENT,
@@ -92,9 +92,9 @@ _BY_WORD |= {state.name: state for state in REPORTED_STATES}
 
 
 def parse_state(word: str) -> tuple[State | None, bool]:
-    """Return the state that a word means, or None if it does not move a message, and whether the word is the state's own name.
+    """Return the state that a status word means (None if it means no state), and whether the word is the name of the state.
 
-    Raise ValueError with a reason for the caller if no system in `WORDS` has the word."""
+    Raise ValueError with a reason for the caller if the word is unknown."""
     normal = _normalized(word)
     if normal in _BY_WORD:
         state = _BY_WORD[normal]

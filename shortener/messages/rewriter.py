@@ -1,10 +1,10 @@
-"""The rewriter: it turns a request of the send pipeline into messages, links and rewritten texts.
+"""Service that handles rewrite requests: it stores messages and links, and returns the texts with short links.
 
-A request is atomic: all of it is stored, or nothing. The response is returned after the commit, so every link in it resolves. It is
-also returned only after the new links are in the link cache, or the cache is unavailable. A repeated request or message gets its
-first response.
+A request is atomic: all of it is stored, or nothing. The response is returned after the commit, so every link in it redirects. The
+new links are also stored in the link cache before the response is returned, unless the cache is unavailable. A repeated request or
+message gets its first response.
 
-`plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` makes the texts.
+`plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` creates the texts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from shortener.storage.database import Database
 from shortener.storage.key_table import Key, KeyTable
 
 MAX_REQUESTS_PER_TRANSACTION = 64
-#: Characters of text that the event loop plans itself, some 20 ms. A request with more is planned in a thread.
+#: A request with more characters of text is planned in a thread, because planning it takes more than about 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
-MAX_PLANNERS = 2  # threads
+MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 
 
 class Rewriter:
-    """Accepts rewrite requests. `hosts` knows the hosts of the installation and the blocked hosts."""
+    """Handles rewrite requests. `hosts` contains the hosts of the installation and the blocked hosts."""
 
     def __init__(
         self,
@@ -67,10 +67,10 @@ class Rewriter:
     async def rewrite(
         self, application: Application, items: Sequence[RewriteItem], *, idempotency_key: str | None = None, content: bytes = b""
     ) -> Response:
-        """Return one entry per recipient, in request order, after the commit.
+        """Rewrite messages. Return the response, one entry per recipient in request order, after the commit.
 
-        `content` is the content that a repeat of the `idempotency_key` must have. Raise ApiError with a detail for each problem, or
-        StoreUnavailable. In both cases nothing was stored."""
+        `content` is the content that a repeat with the same `idempotency_key` must have. Raise ApiError with a detail for each
+        problem, or StoreUnavailable. In both cases nothing was stored."""
         plan = partial(
             plan_request,
             application,
@@ -89,19 +89,19 @@ class Rewriter:
             request.check(request.messages)
         response = await self._commits.submit(request)
         if self._caching is not None:
-            # This commit or a later one started the task; the cache stores the links of commits in order.
+            # The task stores the links of this commit, and of commits before it, in the link cache.
             await asyncio.wait([self._caching])
         return response
 
     def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
-        """Return the problems of messages that are not rewritten, because their request has other errors, too."""
+        """Return the problems of messages whose request is rejected because of other errors."""
         request = plan_request(
             application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
         )
         return request.all_problems()
 
     async def flush(self) -> None:
-        """Return when no request waits."""
+        """Wait until all accepted requests are stored."""
         await self._commits.flush()
 
     def _new_process(self, key: Key) -> dict[str, Any]:

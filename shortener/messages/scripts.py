@@ -1,8 +1,9 @@
-"""Detection of host names that mix scripts, as look-alike hosts do: the first letter of `аpple.example` is Cyrillic.
+"""Detection of host names that mix scripts, which look-alike hosts do: the first letter of `аpple.example` is Cyrillic.
 
-Real hosts with mixed scripts exist, so callers warn about such a host and do not reject it. The Unicode name of a letter states its
-script. Combinations of scripts that languages use are accepted: Japanese, Chinese and Korean, each together with Latin (Unicode
-TR 39, "highly restrictive"). A word that is completely in another script and looks like Latin (`сосо`) is not detected.
+Legitimate hosts with mixed scripts exist, so callers warn about such a host and do not reject it. The Unicode name of a letter
+contains its script. Combinations of scripts that languages use are accepted: Japanese, Chinese and Korean, each together with
+Latin (Unicode TR 39, "highly restrictive"). A word that is completely in another script and looks like Latin (`сосо`) is not
+detected.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both sc
 
 
 def mixed_scripts(host: str) -> tuple[str, ...]:
-    """Return the scripts of the first label of `host` that mixes scripts in a way that no language does; () if no label does.
+    """Return the scripts of the first label of `host` whose scripts no language combines; () if there is no such label.
 
     `host` is in lower case and punycode."""
     if "xn--" not in host:

@@ -1,8 +1,8 @@
 """Counter of SMS segments: the encoding of a text and the number of SMS that carry it (3GPP TS 23.038 and 23.040).
 
 A text is GSM-7 if every character is in the default alphabet or its extension table. Otherwise the whole text is UCS-2. National
-language tables are not used, because gateways use them only on request. Nothing here raises. A lone surrogate counts as one UCS-2
-unit.
+language tables are not used, because gateways use them only on request. No text raises an exception: a lone surrogate counts as one
+UCS-2 unit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _BASIC = (
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
 _EXTENSION = "\f^{}\\[~]|€"
-_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # septets in a single segment, and in each of several segments
-_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # UTF-16 units, likewise
+_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # septets in the only segment of a text, and in each of several segments
+_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # UTF-16 units in the only segment of a text, and in each of several segments
 
-# A private one-byte encoding, so that C code performs the look-up: NUL as 0 (charmap_build requires it), then the basic characters,
-# then the extension characters. A character in neither table raises UnicodeEncodeError.
+# A one-byte encoding of the GSM-7 characters for the fast C functions of Python: 0 for NUL (charmap_build requires it), then the
+# basic characters, then the extension characters. To encode any other character raises UnicodeEncodeError.
 _TABLE = "\0" + _BASIC + _EXTENSION
 _MAP = codecs.charmap_build(_TABLE.ljust(256, "\ufffe"))
 _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
@@ -32,7 +32,7 @@ _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The size of a text. `units` are septets for GSM-7 (an extension character takes two) and UTF-16 units for UCS-2."""
+    """The size of an SMS text. `units` are septets for GSM-7 (two for an extension character), or UTF-16 units for UCS-2."""
 
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
@@ -47,7 +47,7 @@ def count_segments(text: str) -> Segments:
         encoded, length = codecs.charmap_encode(text, "strict", _MAP)
     except UnicodeEncodeError:
         return _count_ucs2(text)
-    if b"\0" in encoded:  # the text contains NUL, which GSM-7 does not have
+    if b"\0" in encoded:  # GSM-7 has no NUL, so a text with NUL is UCS-2
         return _count_ucs2(text)
     basic = len(encoded.translate(None, _EXTENSION_BYTES))
     units = 2 * length - basic

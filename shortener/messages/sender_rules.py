@@ -1,8 +1,8 @@
-"""Rules of countries for senders that are names (alphanumeric sender ids), in one table.
+"""Rules of countries for names as senders (alphanumeric sender ids), in one table.
 
-Networks replace or block a name where the country does not permit it, and often without a report. The table is a summary of public
-lists; a carrier can have further rules. Sources: the list of countries for alphanumeric sender ids of Twilio (2026), the SMS Sender
-ID Registry of Singapore (SSIR), and the commercial communications rules of India (TRAI, TCCCPR 2018).
+Networks replace or block a name if the country does not permit it, often without a delivery report. The table is a summary of
+public lists; a carrier can have further rules. Sources: the list of countries for alphanumeric sender ids of Twilio (2026), the
+SMS Sender ID Registry of Singapore (SSIR), and the commercial communications rules of India (TRAI, TCCCPR 2018).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Mapping
 
 from shortener.messages.phone_numbers import check_sender
 
-#: Networks deliver no names: they block them or put a number in their place.
+#: Countries whose networks do not deliver names as senders. They block the message, or replace the name by a number.
 NO_NAMES = frozenset(
     {
         *("AR", "BE", "BR", "CA", "CL", "CN", "CO", "CR", "DO", "EC", "GT", "HN", "KR", "MX", "MY", "NI", "PA", "PR", "PY", "SV"),
         *("TW", "US", "UY", "VE"),
     }
 )
-#: Only names that were registered before are delivered.
+#: Countries whose networks deliver only registered names as senders.
 REGISTERED_NAMES = frozenset(
     {
         *("AE", "BD", "BH", "BY", "EG", "ID", "IN", "JO", "KE", "KW", "KZ", "LK", "NG", "OM", "PH", "QA", "RU", "SA", "SG", "TH"),
         *("TR", "TZ", "UG", "VN"),
     }
 )
-#: Countries with a form of their own: the form of a name, and its description.
+#: Countries that require a special form of a name: a pattern for the form, and its description.
 FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
     "IN": (re.compile(r"[A-Za-z0-9]{6}"), "exactly 6 letters or digits"),
 }
@@ -34,7 +34,9 @@ _REFERENCE = re.compile(r"(?:channel|sender_id):")
 
 
 def country_problem(sender: str, country: str | None) -> str | None:
-    """Return why networks of a country (ISO 3166) do not deliver a sender, or None. `check_sender` checks its form."""
+    """Return the reason why networks of a country (ISO 3166 code) do not deliver a sender, or None.
+
+    The result is None also for a sender with an unusual form, which `check_sender` reports."""
     if not sender or country is None or _REFERENCE.match(sender) or sender.lstrip("+").isdigit() or check_sender(sender):
         return None
     if country in NO_NAMES:

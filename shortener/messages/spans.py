@@ -1,4 +1,4 @@
-"""Spans of a body that short links replace: finding them, replacing them, and finding the spans of stored links again.
+"""Functions that find the parts (spans) of a message body that short links replace, and that replace them.
 
 All positions count characters from the start of the body. The functions do no I/O.
 """
@@ -24,7 +24,7 @@ class Span(NamedTuple):
     end: int
     url: str
     label: str | None = None
-    is_trackurl: bool = False  # such a link raises an event on every click
+    is_trackurl: bool = False  # every click on such a link creates an event
 
 
 def find_spans(body: str, track: TrackMode) -> list[Span]:
@@ -36,7 +36,7 @@ def find_spans(body: str, track: TrackMode) -> list[Span]:
 
 
 class UntrackedUrl(NamedTuple):
-    """A URL in a text that no short link replaces: `body[start:end]`, and the reason as a text that follows the URL."""
+    """A URL `body[start:end]` that no short link replaces. `reason` is the end of a sentence that begins with the URL."""
 
     start: int
     end: int
@@ -44,7 +44,7 @@ class UntrackedUrl(NamedTuple):
 
 
 def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[UntrackedUrl]:
-    """Return the URLs of a body outside of `spans`, and what looks like a URL, with the reason why it is not tracked.
+    """Return the URLs of a body outside of `spans`, and texts that are similar to URLs, with the reason why they are not tracked.
 
     In the mode `directives` only the first URL of a body without directives is returned, because the sender may have forgotten a
     directive."""
@@ -60,9 +60,9 @@ def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[U
 
 
 def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str]) -> str:
-    """Return the body with each span replaced by the text at the same index. Replacements are not scanned again.
+    """Return the body with each span replaced by the replacement at the same index. Replacements are not replaced again.
 
-    Raise ValueError if there are not as many replacements as spans."""
+    Raise ValueError if the numbers of spans and replacements differ."""
     parts: list[str] = []
     end = 0
     for span, replacement in zip(spans, replacements, strict=True):
@@ -73,10 +73,10 @@ def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str])
 
 
 def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | None]]) -> list[Span] | None:
-    """Return the span of each stored link (url, label), in order; None if a link is not found.
+    """Return the span of each stored link (url, label) in a body, in order; None if a link is not found.
 
-    The body is the one that the links were created from, but the rules of detection may have changed since then. So a link is never
-    matched by its index: it matches the next span with its URL and label, or else the next occurrence of its URL in the text."""
+    The rules of URL detection may have changed since the links were created from this body. So a link is not matched by its index:
+    it matches the next span with its URL and label, or else the next occurrence of its URL in the text."""
     directives, urls = _find_candidates(body, track)
     candidates = iter(sorted(directives + urls))
     located: list[Span] = []
@@ -84,7 +84,7 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
         position = located[-1].end if located else 0
         span = next((one for one in candidates if one.label == label and _stored_url(one.url) == url), None)
         if span is None and label is None and track != "directives":
-            candidates = iter(())  # the spans and the stored links differ; search the text from here on
+            candidates = iter(())  # the spans differ from the stored links, so search the rest of the text for URLs
             span = _find_text(body, url, position, directives)
         if span is None:
             return None
@@ -93,7 +93,7 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
 
 
 def _find_candidates(body: str, track: TrackMode) -> tuple[list[Span], list[Span]]:
-    """Return the spans of directives, and of all detected URLs that may be tracked in this mode and are outside directives."""
+    """Return the spans of all directives, and of all URLs outside of directives that this track mode may replace."""
     directives = [Span(one.start, one.end, one.url, one.label, one.kind == "trackurl") for one in find_directives(body)]
     if track == "directives" or (track == "first_url" and directives):
         return directives, []
@@ -113,7 +113,7 @@ def _stored_url(url: str) -> str | None:
 
 
 def _find_text(body: str, url: str, position: int, directives: Sequence[Span]) -> Span | None:
-    """Find a URL in the text outside directives, with or without its scheme.
+    """Return the next span of a URL in the text outside of directives, with or without its scheme; None if there is none.
 
     The search ignores case, because hosts are stored in lower case."""
     for written in (url, url.removeprefix("http://")):

@@ -1,8 +1,8 @@
 """URL detection in plain text, for `track: first_url` and `track: all_urls`.
 
-Guarantee: `urls.parse_destination` accepts each detected URL, and any other text stays unchanged. Detection is conservative:
-full stops without a space ("Ok.so", "hi.how") are far more common than unusual domains. A short link in the middle of a sentence
-damages the message, while an undetected domain still reaches the handset as the sender wrote it. The rules:
+Guarantee: `urls.parse_destination` accepts each detected URL. Detection is conservative, because a full stop without a space
+("Ok.so", "hi.how") is far more common than an unusual domain. A short link in the middle of a sentence damages the message, while
+an undetected domain still reaches the handset as the sender wrote it. The rules:
 
 1. `http://` and `https://` URLs are detected anywhere, if the host has a dot, is an IP address or is `localhost`. If such a URL is
    not usable, none of its parts is detected.
@@ -13,8 +13,8 @@ damages the message, while an undetected domain still reaches the handset as the
    - It has a name before a public ICANN suffix. `bare_domains.py` decides by the suffix and by the words around it.
 4. A query directly after a bare host must contain a `=`. A port must be followed by a path or have four digits.
 
-A URL ends before a character that a browser would not show as part of a typed URL in that place (`url_end.py`). Text that looks
-like a URL and is not detected is reported with the reason, so that the sender can correct it.
+A URL ends before a character that people do not type as a part of a URL in that place (`url_end.py`). A text that is
+similar to a URL but is not detected is reported with the reason, so that the sender can correct it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CANDIDATE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _AUTHORITY = re.compile(r"[^\s/?#\\<>\"\u2000-\u303f\uff00-\uffef\U0001f000-\U0001ffff]*")
-# The rest of the token in which a URL was rejected. Nothing in it is detected, except a URL after a comma or semicolon.
+# Matches the rest of a rejected URL up to white space. In this text, a URL is detected only after a comma or semicolon.
 _TOKEN = re.compile(r"(?:(?![,;]https?://)[^\s<>\"“”«»])*", re.IGNORECASE)
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]", re.IGNORECASE)
 _IPV4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
@@ -49,19 +49,19 @@ _ASCII_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _PORT = re.compile(r":([0-9]+)")
 _BARE_PORT = re.compile(r":(?:[0-9]{1,5}(?=/)|[0-9]{4,5}(?!\w))")
 _BARE_QUERY = re.compile(r"\?[\w.%-]+=")
-# Characters that continue a host or an address, so a bare host in front of them is only a part of something else.
+# Characters that continue a host or an e-mail address. A host without a scheme in front of them is not detected.
 _BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
 _NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
 _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
-#: Top-level domains that documents and tests use; they are not in the Public Suffix List.
+#: Top-level domains that are reserved for documentation and tests. They are not in the Public Suffix List.
 _RESERVED = frozenset(["example", "test", "invalid", "localhost", "local", "internal", "onion"])
 _SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
-MAX_REPORTED_CHARACTERS = 100  # of a URL in a warning
+MAX_REPORTED_CHARACTERS = 100  # a warning quotes at most this many characters of a URL
 
 
 @dataclass(frozen=True, slots=True)
 class DetectedUrl:
-    """A URL in a text: `text[start:end]`, counted in characters. `url` always has a scheme; the default is `http://`."""
+    """A detected URL, whose text is `text[start:end]` (in characters). `url` always has a scheme; the default is `http://`."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class DetectedUrl:
 
 @dataclass(frozen=True, slots=True)
 class UntrackableUrl:
-    """A part of a text that looks like a URL and cannot be tracked. `reason` continues a sentence that begins with the text."""
+    """A part of a text that is similar to a URL but is not detected. `reason` is the end of a sentence that begins with it."""
 
     start: int
     end: int
@@ -78,19 +78,19 @@ class UntrackableUrl:
 
 
 class Detection(NamedTuple):
-    """The URLs of a text, and the parts of it that look like URLs. Both are in text order and do not overlap."""
+    """The detected URLs of a text, and the parts that are similar to URLs. Both are in text order and do not overlap."""
 
     urls: list[DetectedUrl]
     untrackable: list[UntrackableUrl]
 
 
 def find_urls(body: str) -> list[DetectedUrl]:
-    """Return all URLs in text order, without overlaps. Never raise."""
+    """Return all URLs of a text in text order, without overlaps. Never raise."""
     return detect_urls(body).urls
 
 
 def detect_urls(body: str) -> Detection:
-    """Return all URLs of a text, and what looks like one. Never raise."""
+    """Return all URLs of a text, and all parts that are similar to URLs. Never raise."""
     result = Detection([], [])
     if _HINT.search(body) is None:
         return result
@@ -163,7 +163,7 @@ def _url_with_scheme(body: str, match: re.Match[str]) -> DetectedUrl | Untrackab
 
 
 def _host_end(body: str, start: int) -> int | None:
-    """Return the end of the host at `start`; None if there is none that rule 1 accepts."""
+    """Return the end of the host at `start`; None if no host begins there that may follow a scheme (rule 1)."""
     address = _IPV6.match(body, start)
     if address is not None:
         return address.end()
@@ -171,7 +171,7 @@ def _host_end(body: str, start: int) -> int | None:
     host = ascii_part[0] if ascii_part else ""
     end = start + len(host)
     if _is_host_character(body, end):
-        # Some scripts put no space after a URL: then the host ends at the first such character, if it is complete there.
+        # Some languages write no space after a URL. Then the host ends before the first character of such a script.
         if not _has_known_suffix(host):
             international = _international_host_end(body, start)
             if international is not None:
@@ -190,7 +190,7 @@ def _host_end(body: str, start: int) -> int | None:
 
 
 def _without_sentence(host: str) -> str:
-    """Return a host without the word of the next sentence, as in `shop.example.Reply STOP`."""
+    """Return a host without the first word of the next sentence, for example `shop.example` for `shop.example.Reply STOP`."""
     found = _SENTENCE.search(host)
     if found is None or not _has_known_suffix(host[: found.start()]) or host[: found.start()] != host[: found.start()].lower():
         last = host.rpartition(".")
@@ -215,7 +215,7 @@ def _in_label(character: str) -> bool:
 
 
 def _international_host_end(body: str, start: int) -> int | None:
-    """Return the end of an international host whose last label is a known suffix; None if there is none."""
+    """Return the end of an international host that ends in a known top-level domain; None if there is no such host."""
     end = start
     while end < len(body) and (
         body[end] in "-_"
@@ -228,7 +228,7 @@ def _international_host_end(body: str, start: int) -> int | None:
     name, _, last = host.rpartition(".")
     if not name:
         return None
-    # The text of the sentence may follow the suffix without a space: the longest known beginning of the last label counts.
+    # Text may follow the host without a space, so the longest known top-level domain at the start of the last label is used.
     for length in range(len(last), 1, -1):
         label = last[:length]
         if label.lower() in _RESERVED or public_suffix(f"{name}.{label}") is not None:
@@ -244,7 +244,7 @@ def _is_label_start(body: str, position: int) -> bool:
 
 
 def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl | None:
-    """Return the URL that begins with the bare host at `match`; None if rules 2 to 4 reject it."""
+    """Return the URL that begins with the host without a scheme at `match`; None if rules 2 to 4 reject it."""
     host, (start, end) = match["bare"], match.span()
     if _begins_inside_token(body, start) or not all(_is_of_one_script(label) for label in host.split(".")):
         return None
@@ -265,12 +265,12 @@ def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl |
 
 
 def _begins_inside_token(body: str, start: int) -> bool:
-    """Return whether the character before a bare domain makes it a part of a longer word, address or number."""
+    """Return whether the host without a scheme at this position is a part of a longer word, address or number."""
     before = body[start - 1 : start] if start else ""
     if not before:
         return False
     if before in _NOT_BEFORE_BARE:
-        # Hebrew and Arabic attach a preposition with a hyphen.
+        # Hebrew and Arabic texts attach a preposition to a URL with a hyphen.
         is_attached = before == "-" and start > 1 and unicodedata.bidirectional(body[start - 2]) in ("R", "AL")
         return not is_attached
     if before == " ":
@@ -285,7 +285,7 @@ def _begins_inside_token(body: str, start: int) -> bool:
 
 
 def _is_of_one_script(label: str) -> bool:
-    """Return whether a label does not mix ASCII letters with Greek or Cyrillic ones. Such a label is two words without a space."""
+    """Return False if a label mixes ASCII letters with Greek or Cyrillic ones: it is then two words without a space."""
     if label.isascii():
         return True
     others = any("\u0370" <= character <= "\u052f" or "\u1f00" <= character <= "\u1fff" for character in label)

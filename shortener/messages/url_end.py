@@ -1,10 +1,10 @@
-"""The end of a URL in a text: it ends before a character that a browser would not show as part of a typed URL in that place.
+"""Rules for the end of a URL in a text. It ends before a character that people do not type as a part of a URL in that place.
 
 - White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. So do emoji, dashes, bullets,
   arrows and punctuation of any script, and HTML entities of quotes and brackets.
 - Letters of other scripts belong to a URL at the start of a part of it (`/wiki/Москва`, `?q=日本`). Directly after an ASCII letter
-  or digit, or after a full stop or comma, they are the text that follows (`/xをご覧ください`). So are Japanese and Korean particles
-  after a slash (`/で検索`).
+  or digit, or after a full stop or comma, they belong to the text after the URL (`/xをご覧ください`). So do Japanese and Korean
+  particles after a slash (`/で検索`).
 - `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
 - A bracket that the URL does not open ends it, and so does one that it does not close. Trailing punctuation belongs to the
   sentence.
@@ -23,18 +23,18 @@ _STOP = frozenset('<>"`\\\x7f')
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:quot|lt|gt|apos|nbsp|#[0-9]{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
 _AFTER_BAR = re.compile(r"[\w%.~|-]")
-# Characters after which a word of another script is a part of the URL.
+# After one of these characters, a word of another script is a part of the URL.
 _SEPARATORS = frozenset("/=-_&#+~@$|%")
-# Characters that neither separate the parts of a URL nor end a word: the word before them goes on.
+# These characters do not end a word in a URL, so the rules for the word before them still apply.
 _TRANSPARENT = frozenset("([{")
 _CURLY_CLOSERS = {"“": "”", "„": "“”", "”": "”"}
 _PARTICLES = re.compile(
-    # Japanese particles before a word in another script; Korean particles that are the whole word.
+    # Match a Japanese particle before a word in another script, and a Korean particle that is a whole word.
     r"(?:を|へ|から|まで|より|にて|では|には|でも|[でにはがとのも](?![\u3040-\u309f]))|"
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
 _SENTENCE = re.compile(r"[.!]+(?=([A-Z][a-z]*)\s)")
-# A word after a semicolon, and a dash after a plain word or number: neither is common in a path without a query.
+# Match a word after a semicolon, and a dash after a plain word or number. Both are rare in a path without a query.
 _WORD_AFTER_SEMICOLON = re.compile(r";[A-Za-z]{2,}\Z")
 _DASH = re.compile(r"/(?:[a-z]+(?:-[a-z0-9]+)*|[0-9]+)(-+)\Z")
 _EXTENSIONS = frozenset(
@@ -62,7 +62,7 @@ def _scan(body: str, start: int, rest: int) -> int:
     """Return the position of the first character after `rest` that cannot be a part of the URL."""
     before = body[start - 1 : start] if start else ""
     in_query = False
-    after_word = False  # the last character is an ASCII letter or digit, or sentence punctuation after one
+    after_word = False  # the previous character is an ASCII letter or digit, or punctuation after one
     position = rest
     while position < len(body):
         character = body[position]
@@ -98,7 +98,7 @@ def _scan(body: str, start: int, rest: int) -> int:
 
 
 def _ends_before(body: str, position: int, before: str, in_query: bool, after_word: bool) -> bool:
-    """Return whether the URL ends before the ASCII character at `position`. `before`: the character before the URL."""
+    """Return whether the URL ends before the ASCII character at `position`. `before` is the character before the URL."""
     match character := body[position]:
         case "'":
             return before == "'" and not body[position + 1 : position + 2].isalnum()
@@ -117,7 +117,7 @@ def _ends_before(body: str, position: int, before: str, in_query: bool, after_wo
 
 
 def _continues(body: str, position: int, character: str, category: str, after_word: bool) -> bool:
-    """Return whether a non-ASCII character belongs to the URL before it."""
+    """Return whether a non-ASCII character is a part of the URL that precedes it."""
     previous = body[position - 1]
     if category[0] == "L":
         if "\uff00" <= character <= "\uffef":  # half-width and full-width forms
@@ -161,7 +161,7 @@ def _closing_quote(body: str, opening: int, closers: str) -> int | None:
 
 
 def _end_of_sentence(body: str, rest: int, end: int) -> int:
-    """Return the end without what continues the sentence: `/a.Reply STOP`, `/a;offer ends`, `/a- now`."""
+    """Return the end of the URL without the rest of the sentence, as in `/a.Reply STOP`, `/a;offer ends` and `/a- now`."""
     if "?" not in body[rest:end] and "#" not in body[rest:end]:
         if word := _WORD_AFTER_SEMICOLON.search(body, rest, end):
             return word.start()
@@ -175,7 +175,7 @@ def _end_of_sentence(body: str, rest: int, end: int) -> int:
 
 
 def _balanced_end(body: str, rest: int, end: int) -> int:
-    """Return the end before the first bracket that the URL does not open or does not close."""
+    """Return the position of the first bracket in the URL that has no partner in the URL; its end if there is none."""
     opened: list[int] = []
     for position in range(rest, end):
         character = body[position]

@@ -1,13 +1,13 @@
-"""The transaction of a rewrite: recognise repeats, mint codes, and insert messages, links and responses.
+"""The database transaction of rewrite requests: recognise repeats, create codes, and insert messages, links and responses.
 
 Several requests share one transaction. For each request, `RewriteWriter` decides in this order:
 
-1. The Idempotency-Key is stored: return the stored response, or IDEMPOTENCY_CONFLICT if the content differs.
-2. A message_id is stored: the message is a repeat, or MESSAGE_ID_CONFLICT if the content differs.
-3. Check the problems of new messages. Any problem rejects the whole request.
-4. Render the repeats from their stored rows, and create the new messages.
+1. If the Idempotency-Key is stored, return the stored response, or IDEMPOTENCY_CONFLICT if the content differs.
+2. If a message_id is stored, the message is a repeat, or a MESSAGE_ID_CONFLICT if the content differs.
+3. If a new message has a problem, reject the whole request.
+4. Create the texts of the repeats from their stored rows, and create the new messages.
 
-So a repeat gets its first response even if its request would be invalid today. If a unique index rejects the transaction (equal
+So a repeat gets its first response even if the request would be invalid now. If a unique index rejects the transaction (equal
 codes, or a race with another process for a message_id), the caller runs it again, and it mints new codes.
 """
 
@@ -44,7 +44,7 @@ ProcessKey = tuple[int, str, str]  # application_id, track, type
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """What a transaction inserted, and the ids that it read. They may be remembered and cached after the commit."""
+    """The links that a transaction inserted, and the ids that it read. The caller may cache them after the commit."""
 
     cohorts: dict[CohortKey, int]
     link_sets: dict[LinkSetKey, int]
@@ -53,7 +53,7 @@ class NewRows:
 
 
 class RewriteWriter:
-    """Writes planned requests. `apply` runs in the transaction of a `GroupCommit`."""
+    """Stores planned rewrite requests. `GroupCommit` calls `apply` in a transaction."""
 
     def __init__(
         self, ids: IdGenerator, codes: Codes, cohorts: Cohorts, link_sets: LinkSets, processes: KeyTable, hosts: LinkHosts
@@ -66,7 +66,7 @@ class RewriteWriter:
         self._hosts = hosts
 
     def apply(self, connection: Connection, requests: Sequence[PlannedRequest]) -> tuple[list[Response | Exception], NewRows]:
-        """Return a response or an ApiError for each request, and what was inserted."""
+        """Store the requests. Return a response or an ApiError for each request, and the new rows."""
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
         cohorts = self._cohorts.get_ids(connection, {_cohort_key(*one, processes) for one in creatable})
@@ -84,7 +84,7 @@ class RewriteWriter:
 
 
 class _Batch:
-    """The requests of one transaction. Each request also sees what the requests before it have created."""
+    """The rewrite requests of one transaction. A request can repeat a message of an earlier request in the same transaction."""
 
     def __init__(self, connection: Connection, requests: Sequence[PlannedRequest], rows: _Rows, hosts: LinkHosts) -> None:
         self._rows = rows
@@ -122,7 +122,7 @@ class _Batch:
     def _classify(
         self, request: PlannedRequest
     ) -> tuple[list[tuple[PlannedMessage, StoredMessage]], list[Problem], list[PlannedMessage]]:
-        """Return the repeats with their stored messages, the conflicts, and the new messages."""
+        """Divide the messages of a request. Return the repeats with their stored messages, the conflicts, and the new messages."""
         repeats, conflicts, new = [], [], []
         for message in request.messages:
             stored = self._messages.get((request.application.id, message.message_id)) if message.has_own_id else None
@@ -139,7 +139,7 @@ class _Batch:
 
     def _render_repeat(self, message: PlannedMessage, stored: StoredMessage) -> RewrittenMessage:
         links = self._links.get(stored.row_id, [])
-        # The codes resolve on the domain on which they were created, even if new links use another one.
+        # Stored codes are valid on the domain for which they were created, even if new links use another domain.
         base_url = self._hosts.base_url(links[0].domain_id if links else 0)
         return render_repeat(message, stored.request_id, links, base_url)
 
@@ -156,7 +156,7 @@ class _Batch:
 
 
 class _Refusals:
-    """The recipients that a request skips, by the indexes of message and recipient, with the first problem of each."""
+    """The invalid recipients that a request skips, with the first problem of each, by the indexes of message and recipient."""
 
     def __init__(self, request: PlannedRequest, problems: Sequence[Problem]) -> None:
         self._items = request.items
@@ -168,7 +168,7 @@ class _Refusals:
         return self._problems.get((item, recipient)) or self._problems.get((item, None))
 
     def serialize(self, item: int, recipient: int) -> dict[str, Any]:
-        """Return the entry of a recipient in the response."""
+        """Return the entry of a skipped recipient in the response."""
         problem = self.find(item, recipient)
         assert problem is not None
         ids = self._items[item].message_ids
@@ -205,13 +205,13 @@ class _Rows:
         self.cached_links: list[CachedLink] = []
 
     def mint(self, link: PlannedLink, plan: ItemPlan) -> StoredLink:
-        """Return a link with a new code."""
+        """Return a new link with a random code."""
         return StoredLink(
             self._codes.mint(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path
         )
 
     def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:
-        """Add a message with its links and counts. Return its row id."""
+        """Add the rows of a message, its links and its counts. Return the row id of the message."""
         row_id = self._ids()
         cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
         item = message.item
@@ -263,7 +263,7 @@ class _Rows:
             flags |= LinkFlag.OPT_OUT | LinkFlag.EVERY_CLICK
         location, fallback = planned.destination.location, message.plan.fallback_location
         if not location.startswith((b"http://", b"https://")):
-            flags &= ~LinkFlag.APPEND_CLICK_ID  # a link into an app has no query of a web site
+            flags &= ~LinkFlag.APPEND_CLICK_ID  # a link with an app scheme, such as tel:, has no query
         if fallback is not None and "{" in fallback:
             fallback = fill_placeholders(fallback.encode(), _placeholder_values(message, link.code)).decode()
         if planned.destination.placeholders:
@@ -308,11 +308,11 @@ class _Rows:
         self._counted.add(cohort_id, request.now, "links", message=message_row, link_set=link_set)
 
     def add_response(self, request: PlannedRequest, key: str, response: Response) -> None:
-        """Add the response to a request with an Idempotency-Key."""
+        """Add the row that stores the response to a request with an Idempotency-Key."""
         self._responses.append((request.application.id, key, request.content_hash, orjson.dumps(response).decode(), request.now))
 
     def insert(self, connection: Connection) -> None:
-        """Insert all rows. Raise IntegrityError if a code or a message_id exists."""
+        """Insert all collected rows. Raise IntegrityError if a code or a message_id exists."""
         insert_all(
             connection,
             (queries.insert_messages, self._messages),
@@ -337,7 +337,7 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
 
 
 def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
-    """Return the keys of the message's set and of the set of each link."""
+    """Return the keys of the link set of a message, and of the link set of each single link."""
     links = message.plan.links
     groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
     return [_link_set_key(request, message, group) for group in groups]
@@ -349,7 +349,7 @@ def _link_set_key(request: PlannedRequest, message: PlannedMessage, links: Seque
 
 
 def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
-    """Return the values of a destination's placeholders, except {click_id}: a redirect fills it in."""
+    """Return the values of placeholders in destinations, except {click_id}, which the redirect inserts."""
     return {
         "message_id": message.message_id,
         "code": code,
@@ -359,6 +359,8 @@ def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
 
 
 def is_opt_out(link: PlannedLink, marked: Collection[str]) -> bool:
-    """Return whether a link is one by which the recipient refuses further messages: its label says so, or the message marks it."""
+    """Return whether a link is an opt-out link, by which the recipient refuses further messages.
+
+    Its label is one of OPT_OUT_LABELS, or `marked` contains its label or its destination."""
     label = link.span.label
     return (label is not None and label.lower() in OPT_OUT_LABELS) or link.destination.url in marked or label in marked

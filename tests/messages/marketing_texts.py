@@ -1,6 +1,6 @@
-"""Marketing texts in the style of today's senders, in more than a dozen languages, with the URLs as a person would mark them.
+"""Marketing texts in more than a dozen languages, in which the URLs are marked as a person would mark them.
 
-⟦ and ⟧ enclose each URL that `all_urls` must detect. A text without them contains no URL that may be changed. The texts were
+⟦ and ⟧ enclose each URL that the track mode `all_urls` must detect. A text without these brackets contains no URL. The texts were
 written for these tests. All hosts are reserved names, or names that only the tests use.
 """
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests of rewriting: an application, hosts without a directory, and plans of one message."""
+"""Helpers for tests of rewriting: an application, fixed hosts, and functions that plan a request."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plan(
     content: bytes = b"",
     **more: Any,
 ) -> PlannedRequest:
-    """Plan a request at NOON. By default, the application and the hosts have no settings."""
+    """Plan a rewrite request at the time NOON. The default application and hosts have no settings. Return the plan."""
     return plan_request(
         application or _APPLICATION,
         items,

@@ -18,7 +18,9 @@ def test_a_code_of_48_bits_has_ten_characters_of_base_62() -> None:
 
 
 @given(st.integers(MIN_BITS, MAX_BITS), st.text(min_size=1, max_size=40), st.data())
-def test_every_code_equals_the_encoding_of_hashids_and_all_have_one_length(bits: int, salt: str, data: st.DataObject) -> None:
+def test_every_code_equals_the_result_of_hashids_and_all_codes_have_the_same_length(
+    bits: int, salt: str, data: st.DataObject
+) -> None:
     number = data.draw(st.integers(0, (1 << bits) - 1) | st.sampled_from([0, 1, 43, 44, (1 << bits) - 1]))
     salt += SALT
     codes = Codes(salt, bits, randbits=lambda requested: number if requested == bits else -1)
@@ -35,22 +37,22 @@ def test_the_same_random_source_produces_the_same_codes() -> None:
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 
 
-def test_another_salt_encodes_the_same_number_differently() -> None:
+def test_another_salt_encodes_the_same_number_as_another_code() -> None:
     assert Codes(SALT, randbits=lambda _: 12345).mint() != Codes(SALT[::-1], randbits=lambda _: 12345).mint()
 
 
 @pytest.mark.parametrize("salt", ["", "short", "this is my salt", SALT[:15], "a" * 40, "changemechangeme", "0123" * 10])
-def test_an_empty_short_or_placeholder_salt_is_rejected(salt: str) -> None:
+def test_a_salt_that_is_empty_short_or_a_placeholder_is_rejected(salt: str) -> None:
     with pytest.raises(ValueError, match="salt"):
         Codes(salt)
 
 
 @pytest.mark.parametrize("bits", [0, MIN_BITS - 1, MAX_BITS + 1])
-def test_too_few_or_too_many_bits_are_rejected(bits: int) -> None:
+def test_a_number_of_random_bits_outside_the_limits_is_rejected(bits: int) -> None:
     with pytest.raises(ValueError, match="bits"):
         Codes(SALT, bits)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 6, "a" * 26, "8kVnq2LmR-", "8kVnq2LmRd\n", "8kVnq2LmRé", "8kVnq2Lm٣٣", "../8kVnq2L"])
-def test_the_code_pattern_matches_only_codes(text: str) -> None:
+def test_the_code_pattern_does_not_match_texts_that_cannot_be_codes(text: str) -> None:
     assert CODE_PATTERN.search(text) is None

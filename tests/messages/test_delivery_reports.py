@@ -44,7 +44,9 @@ async def click(service: Service, message: Message, seconds: float = 0) -> None:
     await service.recorder.record(Hit(service.ids(), message.codes[0], None, at, Verdict.HUMAN, "test", "", "Phone"))
 
 
-async def test_a_report_changes_the_state_and_raises_delivery_and_state_events(service: Service, message: Message) -> None:
+async def test_a_delivery_report_changes_the_state_of_the_message_and_creates_delivery_and_state_events(
+    service: Service, message: Message
+) -> None:
     facts: dict[str, Any] = {"telecom_message_id": "tm-1", "mt_price": Decimal("0.0095"), "fragments_count": 2}
     delivered = replace(DELIVERED, reason_description="ok", **facts)
     assert await record(service, delivered) == [DeliveryReportResult("m-1", State.DELIVERED, changed=True)]
@@ -66,7 +68,7 @@ async def test_a_report_changes_the_state_and_raises_delivery_and_state_events(s
     assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
-async def test_a_repeated_report_raises_no_event(service: Service, message: Message) -> None:
+async def test_a_repeated_delivery_report_creates_no_event(service: Service, message: Message) -> None:
     await record(service, SENT, DELIVERED)
     later = replace(DELIVERED, at=DELIVERED.at + timedelta(hours=1))
     assert await record(service, DELIVERED, later, SENT) == [DeliveryReportResult("m-1", State.DELIVERED, changed=False)] * 3
@@ -75,7 +77,9 @@ async def test_a_repeated_report_raises_no_event(service: Service, message: Mess
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
 
 
-async def test_a_late_report_stores_its_time_and_does_not_move_the_state_back(service: Service, message: Message) -> None:
+async def test_a_late_delivery_report_stores_its_time_and_does_not_change_the_state_of_the_message(
+    service: Service, message: Message
+) -> None:
     await record(service, replace(READ, telecom_message_id="new"))
     late = replace(SENT, report_status="ENROUTE", telecom_message_id="old", mt_price=Decimal("0.01"))
     assert await record(service, late) == [DeliveryReportResult("m-1", State.READ, changed=True)]
@@ -87,7 +91,7 @@ async def test_a_late_report_stores_its_time_and_does_not_move_the_state_back(se
     assert event.data == {"state": "SENT", "status": "ENROUTE", "reason_code": None, "reason_description": None}
 
 
-async def test_reports_of_one_message_in_one_batch_may_have_any_order(service: Service, message: Message) -> None:
+async def test_delivery_reports_of_one_message_in_one_batch_may_have_any_order(service: Service, message: Message) -> None:
     results = await record(service, DELIVERED, SENT, READ, SENT)
     assert [(one.state.name, one.changed) for one in results] == [
         ("DELIVERED", True),
@@ -102,7 +106,9 @@ async def test_reports_of_one_message_in_one_batch_may_have_any_order(service: S
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1", "read": "1"}
 
 
-async def test_a_delivery_after_a_failure_removes_the_reason_of_the_failure(service: Service, message: Message) -> None:
+async def test_a_report_of_delivery_after_a_report_of_failure_removes_the_failure_reason(
+    service: Service, message: Message
+) -> None:
     await record(service, FAILED)
     assert ((await stored(service)).state, (await stored(service)).failed_at) == (State.FAILED, FAILED.at)
     await record(service, DeliveryReport("m-1", State.DELIVERED, NOON))
@@ -110,14 +116,18 @@ async def test_a_delivery_after_a_failure_removes_the_reason_of_the_failure(serv
     assert (row.state, row.reason_code, row.reason_description) == (State.DELIVERED, None, None)
 
 
-async def test_a_failure_after_a_delivery_does_not_change_the_state(service: Service, message: Message) -> None:
+async def test_a_report_of_failure_after_a_report_of_delivery_does_not_change_the_state_of_the_message(
+    service: Service, message: Message
+) -> None:
     assert [one.state for one in await record(service, DELIVERED, FAILED, EXPIRED)] == [State.DELIVERED] * 3
     row = await stored(service)
     assert (row.state, row.failed_at, row.reason_code) == (State.DELIVERED, FAILED.at, "000")
     assert await count_delta_sums(service.database) == {"delivered": "1", "failed": "1"}
 
 
-async def test_a_second_report_of_the_newest_state_adds_and_corrects_facts(service: Service, message: Message) -> None:
+async def test_a_second_report_of_the_newest_state_corrects_the_reason_code_and_the_price(
+    service: Service, message: Message
+) -> None:
     await record(service, DELIVERED)
     (result,) = await record(service, replace(DELIVERED, reason_code="001", mt_price=Decimal("0.02"), report_status=None))
     assert result.changed
@@ -130,7 +140,7 @@ async def test_a_second_report_of_the_newest_state_adds_and_corrects_facts(servi
 # Clicks
 
 
-async def test_a_delivery_after_the_click_stores_everything_except_the_state(service: Service, message: Message) -> None:
+async def test_a_report_of_delivery_after_a_click_stores_everything_except_the_state(service: Service, message: Message) -> None:
     await record(service, SENT)
     await click(service, message, seconds=5)
     assert await record(service, DELIVERED) == [DeliveryReportResult("m-1", State.CLICKTHRU, changed=True)]
@@ -140,7 +150,9 @@ async def test_a_delivery_after_the_click_stores_everything_except_the_state(ser
     assert (await rows(service.database, schema.events))[-1].topics == Topic.DELIVERY
 
 
-async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(service: Service, message: Message) -> None:
+async def test_clicks_at_the_same_time_as_delivery_reports_are_never_lost_and_the_state_never_goes_back(
+    service: Service, message: Message
+) -> None:
     def prepare(connection: Connection) -> list[Message]:
         return [add_message(connection, service.ids, f"race-{number}") for number in range(30)]
 
@@ -163,7 +175,7 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
             for event in stored_events
             if event.message_id == one.row and event.topics & Topic.STATE
         ]
-        # The event of a click has the id of its hit, which is older than events that other transactions wrote meanwhile.
+        # The event of a click has the id of the hit. So it sorts before events that other transactions stored in the meantime.
         follows = {move["previous_state"]: move["new_state"] for move in moves}
         path = ["CREATED"]
         while path[-1] in follows:
@@ -174,7 +186,9 @@ async def test_clicks_that_race_with_reports_are_never_lost_or_moved_back(servic
     assert await count_delta_sums(service.database) == dict.fromkeys(metrics, "30")
 
 
-async def test_reports_of_unknown_messages_do_not_affect_the_others_of_their_request(service: Service, message: Message) -> None:
+async def test_delivery_reports_of_unknown_messages_do_not_affect_other_reports_of_the_same_request(
+    service: Service, message: Message
+) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(add_message, service.ids, "other", application_id=other)
     reports = [replace(report, message_id=name) for report in (SENT, DELIVERED) for name in ("m-1", "unknown", "other")]
@@ -185,7 +199,7 @@ async def test_reports_of_unknown_messages_do_not_affect_the_others_of_their_req
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
 
 
-async def test_a_report_waits_for_the_rewrite_of_its_message(service: Service) -> None:
+async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits_for_the_message(service: Service) -> None:
     first = asyncio.create_task(record(service, SENT, DELIVERED))
     while not service.delivery_reports._waiting:
         await asyncio.sleep(0)
@@ -194,19 +208,21 @@ async def test_a_report_waits_for_the_rewrite_of_its_message(service: Service) -
     assert (await stored(service)).sent_at == SENT.at
 
 
-async def test_only_a_bounded_number_of_requests_waits_for_unknown_messages(service: Service) -> None:
+async def test_only_a_limited_number_of_delivery_report_requests_waits_for_unknown_messages(service: Service) -> None:
     service.delivery_reports._waiting = MAX_WAITING
     assert await service.delivery_reports.record(1, [SENT]) == [None]
     assert service.delivery_reports._waiting == MAX_WAITING
 
 
-async def test_a_later_report_without_texts_keeps_the_earlier_texts(service: Service, message: Message) -> None:
+async def test_a_later_delivery_report_without_carrier_texts_keeps_the_earlier_texts(service: Service, message: Message) -> None:
     await record(service, DELIVERED, READ)
     row = await stored(service)
     assert (row.state, row.report_status, row.reason_code) == (State.READ, "DELIVRD", "000")
 
 
-async def test_a_report_without_a_state_stores_its_texts_and_moves_nothing(service: Service, message: Message) -> None:
+async def test_a_delivery_report_without_a_state_stores_its_texts_and_keeps_the_state_of_the_message(
+    service: Service, message: Message
+) -> None:
     accepted = DeliveryReport("m-1", None, NOON, report_status="ENROUTE", telecom_message_id="tm-1")
     assert await record(service, accepted) == [DeliveryReportResult("m-1", State.CREATED, changed=True)]
     row = await stored(service)
@@ -218,7 +234,7 @@ async def test_a_report_without_a_state_stores_its_texts_and_moves_nothing(servi
     assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
-# Property test of the order
+# Property-based test: delivery reports in any order
 
 
 def unreported(state: State = State.CREATED, is_clicked: bool = False) -> _ReportedMessage:
@@ -226,7 +242,9 @@ def unreported(state: State = State.CREATED, is_clicked: bool = False) -> _Repor
 
 
 @given(st.lists(st.sampled_from([SENT, DELIVERED, READ, FAILED, EXPIRED]), max_size=8))
-def test_in_any_order_the_newest_state_wins_and_the_first_time_of_each_state_stays(reports: list[DeliveryReport]) -> None:
+def test_delivery_reports_in_any_order_result_in_the_newest_state_and_the_first_time_of_each_state(
+    reports: list[DeliveryReport],
+) -> None:
     message, clicked = unreported(), unreported(is_clicked=True)
     rank = 0
     first: dict[State, datetime] = {}

@@ -42,32 +42,32 @@ def test_a_trackurl_directive_is_parsed_with_its_label() -> None:
     ("opening", "closing"),
     [*['""', "''", "“”", "””", "„“", "‘’", "’’", "«»", "»«", "‹›"], ("&quot;", "&quot;"), ("&#34;", "&#34;"), ("&#39;", "&#39;")],
 )
-def test_quotes_may_be_straight_single_curly_angled_or_html_entities(opening: str, closing: str) -> None:
+def test_the_quotes_of_a_directive_may_be_straight_single_curly_angled_or_html_entities(opening: str, closing: str) -> None:
     assert only(f"#track({opening}{URL}{closing})").url == URL
     assert only(f"#trackurl({opening}{URL}{closing},{opening}x{closing})").label == "x"
 
 
-def test_the_two_arguments_may_use_different_quotes() -> None:
+def test_the_two_arguments_of_trackurl_may_use_different_quotes() -> None:
     assert only(f'#trackurl("{URL}",\'say "hi"\')').label == 'say "hi"'
     assert only(f'#trackurl(“{URL}”,"don’t")').label == "don’t"
 
 
 @pytest.mark.parametrize("body", [rf"#track(\"{URL}\")", rf"#track(\\\"{URL}\\\")", rf'#track(\"{URL}")', rf"#track(\'{URL}\')"])
-def test_quotes_that_are_escaped_as_in_a_json_sample_are_accepted(body: str) -> None:
+def test_quotes_that_are_escaped_as_in_json_are_accepted_around_the_url_of_a_directive(body: str) -> None:
     assert only(body) == Directive(0, len(body), URL, None, "track")
 
 
-def test_an_escaped_sample_may_contain_a_label_and_escaped_slashes() -> None:
+def test_a_directive_that_is_escaped_as_in_json_may_contain_a_label_and_escaped_slashes() -> None:
     directive = only(r"#trackurl(\"https:\/\/shop.example\/a\", \"sale\")")
     assert (directive.url, directive.label) == ("https://shop.example/a", "sale")
 
 
-def test_white_space_between_parentheses_quotes_and_comma_is_ignored() -> None:
+def test_white_space_between_the_parentheses_quotes_and_comma_of_a_directive_is_ignored() -> None:
     assert only(f'#trackurl(\t"{URL}" ,\r\n "x"\u00a0)').label == "x"
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\r\n", "\u00a0", "\u3000", "\u200b", "\ufeff", "\u2060", "\u200e", "\u00ad"])
-def test_white_space_and_invisible_characters_around_a_url_are_removed(blank: str) -> None:
+def test_white_space_and_invisible_characters_around_the_url_of_a_directive_are_removed(blank: str) -> None:
     assert only(f'#track("{blank}{URL}{blank}")').url == URL
     assert only(f'#track({blank}"{URL}"{blank})').url == URL
     assert only('#track("a b")').url == "a b"
@@ -85,29 +85,29 @@ def test_white_space_and_invisible_characters_around_a_url_are_removed(blank: st
         f'#track(&quot;{URL}")',
     ],
 )
-def test_a_quote_that_an_editor_changed_closes_the_url(body: str) -> None:
+def test_a_quote_that_an_editor_changed_closes_the_url_of_a_directive(body: str) -> None:
     assert only(f'{body} and "quoted"').url == URL
     assert only(f'{body[:6]}url{body[6:-1]},"x") and "quoted"').url == URL
 
 
-def test_curly_quotes_inside_straight_quotes_are_part_of_the_argument() -> None:
+def test_curly_quotes_inside_straight_quotes_are_part_of_the_argument_of_a_directive() -> None:
     assert only('#track("https://a.example/?q=“x”")').url == "https://a.example/?q=“x”"
     assert only('#trackurl("u","the “best”, really")').label == "the “best”, really"
 
 
-def test_an_argument_in_html_entities_is_decoded() -> None:
+def test_a_directive_argument_between_html_entities_of_quotes_is_decoded() -> None:
     assert only("#track(&quot;https://a.example/?x=1&amp;y=2&quot;)").url == "https://a.example/?x=1&y=2"
     assert only('#track("https://a.example/?x=1&amp;y=2")').url == "https://a.example/?x=1&amp;y=2"
 
 
 @pytest.mark.parametrize("url", ["u)", "u,v", "it's", "u#track(", "u%22", "u(", '#track("', "{message_id}"])
-def test_syntax_characters_inside_quotes_are_part_of_the_url(url: str) -> None:
+def test_parentheses_commas_and_number_signs_inside_the_quotes_of_a_directive_are_part_of_the_url(url: str) -> None:
     quote = "'" if '"' in url else '"'
     body = f"#track({quote}{url}{quote}) and #track('v')"
     assert [directive.url for directive in find_directives(body)] == [url, "v"]
 
 
-def test_a_backslash_inside_an_argument_escapes_only_quotes_slashes_and_backslashes() -> None:
+def test_a_backslash_inside_a_directive_argument_escapes_only_quotes_slashes_and_backslashes() -> None:
     assert only(r'#track("a\"b\'c\\d\/e\nf")').url == "a\"b'c\\d/e\\nf"
 
 
@@ -141,7 +141,7 @@ def test_a_directive_may_follow_any_character_except_an_ascii_word_character(bef
         "",
     ],
 )
-def test_text_that_only_resembles_a_directive_is_plain_text(body: str) -> None:
+def test_hashtags_and_words_that_are_similar_to_a_directive_are_plain_text(body: str) -> None:
     assert find_directives(body) == []
 
 
@@ -180,7 +180,7 @@ NEAR = [
 
 
 @pytest.mark.parametrize("near", NEAR)
-def test_text_that_resembles_a_directive_is_rejected_with_its_position(near: str) -> None:
+def test_a_mistyped_directive_is_rejected_with_its_position(near: str) -> None:
     position = 6 + next(index for index, character in enumerate(near) if character in "#＃﹟&%")
     for before, after in [("", ""), ("", ' #track("u")'), ('#track("u") ', "")]:
         error = rejection(f"{before}Shop: {near} now{after}")
@@ -188,13 +188,13 @@ def test_text_that_resembles_a_directive_is_rejected_with_its_position(near: str
         assert "resembles a directive" in error.reason
 
 
-def test_all_errors_of_a_text_are_returned_with_their_positions() -> None:
+def test_all_malformed_directives_of_a_text_are_returned_with_their_positions() -> None:
     directives, errors = parse_directives('#track() #track("u") ＃track("v") #trackurl("w")')
     assert [directive.url for directive in directives] == ["u"]
     assert [error.position for error in errors] == [7, 21, 46]
 
 
-def test_a_blank_before_the_parenthesis_is_accepted_if_a_quote_follows() -> None:
+def test_a_blank_before_the_parenthesis_of_a_directive_is_accepted_if_a_quote_follows() -> None:
     assert only(f'#track ("{URL}")').url == URL
     assert only(rf"#track ( \"{URL}\")").url == URL
 
@@ -225,7 +225,7 @@ def test_a_blank_before_the_parenthesis_is_accepted_if_a_quote_follows() -> None
         ('👍 #track("fine") #track(', 24, "expected a URL in quotes, found the end of the text"),
     ],
 )
-def test_a_malformed_directive_is_rejected_with_position_and_reason(body: str, position: int, reason: str) -> None:
+def test_a_malformed_directive_is_rejected_with_its_position_and_the_reason(body: str, position: int, reason: str) -> None:
     error = rejection(body)
     assert (error.position, error.reason) == (position, reason)
 
@@ -247,7 +247,7 @@ def test_more_directives_than_the_maximum_are_rejected() -> None:
 @pytest.mark.parametrize(
     "body", ['#track("' + "\\" * 50_000, r"#track(\"" + "\\" * 50_000, "#track (" * 10_000, "#track" + " " * 50_000]
 )
-def test_a_hostile_text_is_parsed_in_linear_time(body: str) -> None:
+def test_the_directives_of_a_hostile_text_are_parsed_in_linear_time(body: str) -> None:
     with contextlib.suppress(DirectiveError):
         assert find_directives(body) == []
 
@@ -258,7 +258,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=30).map("".join))
-def test_any_text_is_parsed_completely_or_rejected_with_a_position_inside_it(body: str) -> None:
+def test_the_directives_of_any_text_are_parsed_or_rejected_with_a_position_inside_the_text(body: str) -> None:
     try:
         directives = find_directives(body)
     except DirectiveError:
@@ -284,7 +284,7 @@ def test_any_text_is_parsed_completely_or_rejected_with_a_position_inside_it(bod
         str.strip
     ),
 )
-def test_any_escaped_url_and_label_are_parsed_back_unchanged(before: str, url: str, label: str) -> None:
+def test_a_url_and_a_label_that_are_escaped_in_a_directive_are_parsed_back_unchanged(before: str, url: str, label: str) -> None:
     def quoted(text: str) -> str:
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -17,7 +17,7 @@ def warnings(before: str, after: str, host: str = "x.example", sender: str = "")
     ("before", "after"),
     [("", ""), ("see ", " now"), ("(", ")."), ("\n", ", x"), ("«", "»"), ("→", "!"), ("。", "。"), ("*", "* x")],
 )
-def test_a_link_between_spaces_or_harmless_punctuation_has_no_warning(before: str, after: str) -> None:
+def test_a_link_between_spaces_or_harmless_punctuation_causes_no_warning(before: str, after: str) -> None:
     assert warnings(before, after) == []
 
 
@@ -39,17 +39,17 @@ def test_a_link_between_spaces_or_harmless_punctuation_has_no_warning(before: st
         ("は", ""),
     ],
 )
-def test_text_that_is_attached_to_a_link_has_a_warning_with_its_position(before: str, after: str) -> None:
+def test_text_directly_next_to_a_link_causes_a_warning_with_its_position(before: str, after: str) -> None:
     (warning,) = warnings(before, after)
     assert warning == f"position {len(before)}: text is attached to the short link; phones may treat it as part of the link"
 
 
-def test_a_host_that_mixes_scripts_has_a_warning() -> None:
+def test_a_destination_host_that_mixes_scripts_causes_a_warning() -> None:
     (warning,) = warnings("", "", host="www.xn--pypal-4ve.example")
     assert warning == "position 0: the host www.xn--pypal-4ve.example mixes Cyrillic and Latin letters, as look-alikes do"
 
 
-def test_an_unusual_sender_has_a_warning() -> None:
+def test_an_unusual_sender_id_causes_a_warning() -> None:
     (warning,) = warnings("", "", sender="2Fast")
     assert warning.startswith("from '2Fast' is neither a number")
     assert warnings("", "", sender="InfoSMS") == []
@@ -60,7 +60,7 @@ def all_warnings(body: str, track: TrackMode = "all_urls", **more: str) -> list[
     return list(find_warnings(body, [(span, "x.example") for span in spans], "", track=track, **more))
 
 
-def test_a_url_that_is_not_tracked_has_a_warning_with_position_and_reason() -> None:
+def test_a_url_that_is_not_tracked_causes_a_warning_with_position_and_reason() -> None:
     assert all_warnings("see https://user:pw@x.example/ and https://x.example/") == [
         "position 4: https://user:pw@x.example/ is not tracked: it must not contain a user name or password before its host"
     ]
@@ -70,7 +70,7 @@ def test_a_url_that_is_not_tracked_has_a_warning_with_position_and_reason() -> N
     assert len(all_warnings("ftp://x.example " * 99)) == MAX_UNTRACKED + 1
 
 
-def test_a_text_without_a_link_has_a_warning_if_links_were_requested() -> None:
+def test_a_text_without_a_link_causes_a_warning_if_the_request_asks_for_links() -> None:
     assert all_warnings("no link", "first_url") == [
         "the text has no link: `track` is first_url, but it contains no URL that can be tracked"
     ]
@@ -78,13 +78,13 @@ def test_a_text_without_a_link_has_a_warning_if_links_were_requested() -> None:
     assert all_warnings("no link", "directives") == []
 
 
-def test_a_plain_url_in_a_text_without_directives_has_a_warning() -> None:
+def test_a_plain_url_in_a_text_without_directives_causes_a_warning() -> None:
     warning = "position 4: https://x.example/ is not tracked: `track` is directives and the text has none"
     assert all_warnings("see https://x.example/ and https://y.example/", "directives") == [warning]
     assert all_warnings('#track("https://y.example/") or https://x.example/', "directives") == []
 
 
-def test_further_urls_of_the_mode_first_url_have_a_warning() -> None:
+def test_urls_after_the_first_one_cause_a_warning_in_the_mode_first_url() -> None:
     reason = "is not tracked: `track` is first_url and"
     assert all_warnings("x.com y.com", "first_url") == [f"position 6: y.com {reason} only the first URL is"]
     (warning,) = all_warnings('#track("https://y.example/") or x.com', "first_url")
@@ -100,18 +100,18 @@ def test_further_urls_of_the_mode_first_url_have_a_warning() -> None:
         ("https://x.example/?m=[clickid]", "contains [clickid], which is not a placeholder; write {click_id}"),
     ],
 )
-def test_a_destination_that_its_site_will_not_understand_has_a_warning(url: str, problem: str) -> None:
+def test_a_destination_with_html_entities_or_unknown_macros_causes_a_warning(url: str, problem: str) -> None:
     assert all_warnings(f'see #track("{url}")', "directives") == [f"position 4: the destination {problem}"]
     if "&amp;" in url:
         assert all_warnings(f"see {url}") == [f"position 4: the destination {problem}"]
 
 
-def test_a_fallback_with_an_unknown_macro_has_a_warning() -> None:
+def test_a_fallback_url_with_an_unknown_macro_causes_a_warning() -> None:
     assert all_warnings("x.com", fallback_url="https://x.example/{Code}/{code}") == [
         "fallback_url contains {Code}, which is not a placeholder; write {code}"
     ]
 
 
-def test_a_text_that_needs_another_segment_has_a_warning() -> None:
+def test_a_text_that_needs_more_segments_with_short_links_causes_a_warning() -> None:
     assert more_segments(2, 1) == ("the text needs 2 segments with short links, but 1 with the long URLs",)
     assert more_segments(1, 1) == more_segments(1, 2) == ()

@@ -21,10 +21,10 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, chec
         ("+61891620123", "CC"),
         ("+8613812345678", "CN"),
         ("+870773111632", None),  # a satellite phone
-        ("+9991234567", None),  # no such code
+        ("+9991234567", None),  # a calling code that does not exist
     ],
 )
-def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country: str | None) -> None:
+def test_a_valid_phone_number_is_returned_unchanged_with_its_country(to: str, country: str | None) -> None:
     assert parse_number(to) == PhoneNumber(to, country)
 
 
@@ -42,7 +42,7 @@ def test_a_valid_number_is_returned_unchanged_with_its_country(to: str, country:
         "00 1 [415] 5550100",
     ],
 )
-def test_spaces_hyphens_brackets_invisible_characters_and_a_leading_00_are_removed(to: str) -> None:
+def test_spaces_hyphens_brackets_invisible_characters_and_a_leading_00_are_removed_from_a_phone_number(to: str) -> None:
     assert parse_number(to) == PhoneNumber("+14155550100", "US")
     assert normalise_number(to) == "+14155550100"
 
@@ -55,23 +55,23 @@ def test_spaces_hyphens_brackets_invisible_characters_and_a_leading_00_are_remov
         ("+39 (0)6 69812345", "+390669812345"),
     ],
 )
-def test_a_trunk_prefix_in_brackets_is_removed_where_it_is_not_dialled(to: str, e164: str) -> None:
+def test_a_trunk_prefix_in_brackets_is_removed_from_a_phone_number_except_in_italy(to: str, e164: str) -> None:
     assert parse_number(to).e164 == e164
 
 
 @pytest.mark.parametrize("to", ["14155550100", "1 415 555 0100", "41793026731", "49 170 1234567"])
-def test_digits_without_a_plus_are_accepted_with_a_warning_if_they_are_a_valid_number(to: str) -> None:
+def test_a_phone_number_without_a_plus_is_accepted_with_a_warning_if_it_is_valid(to: str) -> None:
     number = parse_number(to)
     assert number.e164 == "+" + to.replace(" ", "")
     assert number.warnings == (f"to {to!r} has no +; it was read as {number.e164}",)
 
 
 @pytest.mark.parametrize("to", ["+1408555010", "+140855501000", "+14085555"])
-def test_a_number_whose_length_does_not_exist_in_its_country_has_a_warning(to: str) -> None:
+def test_a_phone_number_whose_length_is_impossible_in_its_country_causes_a_warning(to: str) -> None:
     assert parse_number(to).warnings == (f"to {to} has a length that no number of its country has; carriers may reject it",)
 
 
-def test_a_text_that_is_not_a_number_is_searched_as_it_is() -> None:
+def test_a_search_text_that_is_not_a_phone_number_is_not_changed() -> None:
     assert normalise_number("0415555010") == "0415555010"
 
 
@@ -80,7 +80,7 @@ def test_a_text_that_is_not_a_number_is_searched_as_it_is() -> None:
     [
         "",
         "+",
-        "4155550100",  # Romania has no such number
+        "4155550100",  # +41 is Switzerland, which has no such number
         "0415555010",
         "+0014155550100",
         "+04155550100",
@@ -122,7 +122,7 @@ EXAMPLES = [
 
 @st.composite
 def variations(draw: st.DrawFn) -> str:
-    """Real numbers of a calling code that several countries share, with random last digits."""
+    """Return variations of real numbers with random last digits, for a calling code that several countries share."""
     number = draw(st.sampled_from(EXAMPLES))
     prefix = draw(st.integers(3, len(number)))
     suffix = len(number) - prefix
@@ -144,8 +144,8 @@ def variations(draw: st.DrawFn) -> str:
 @example("+440146059234")
 @example("+61851181234")
 @example("+61851182234")
-def test_the_country_equals_the_one_that_phonenumbers_returns(number: str) -> None:
-    # Twice: the first call fills the cache, the second reads it.
+def test_the_country_of_a_phone_number_equals_the_result_of_the_phonenumbers_library(number: str) -> None:
+    # The number is parsed twice: the first call fills the cache, and the second call reads it.
     try:
         assert parse_number(number).country == phonenumbers_country(number)
     except PhoneNumberError:
@@ -168,7 +168,7 @@ def test_the_country_equals_the_one_that_phonenumbers_returns(number: str) -> No
         "sender_id:EjihJOXWJE24O",
     ],
 )
-def test_usual_sender_ids_are_accepted(sender: str) -> None:
+def test_a_usual_sender_id_has_no_reason_for_rejection(sender: str) -> None:
     assert check_sender(sender) is None
 
 
@@ -191,5 +191,5 @@ def test_usual_sender_ids_are_accepted(sender: str) -> None:
         "x:1",
     ],
 )
-def test_unusual_sender_ids_are_reported(sender: str) -> None:
+def test_an_unusual_sender_id_has_a_reason_why_carriers_may_reject_it(sender: str) -> None:
     assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"

@@ -31,7 +31,7 @@ def reason(planned_item: RewriteItem, **more: Any) -> tuple[str, str]:
     return detail.field, detail.reason
 
 
-def test_a_message_is_planned_with_its_link_and_generated_ids() -> None:
+def test_the_plan_of_a_message_contains_its_link_and_generated_ids() -> None:
     message = only(item(f"see {LINK}"))
     (link,) = message.plan.links
     assert (link.span.start, link.destination.url, link.every_click) == (4, "https://x.example/", False)
@@ -40,24 +40,24 @@ def test_a_message_is_planned_with_its_link_and_generated_ids() -> None:
     assert from_ms(message.plan.expires_at) == NOON + LIMITS.link_ttl
 
 
-def test_recipients_of_one_item_share_the_plan_and_the_request_id() -> None:
+def test_all_recipients_of_one_message_share_the_plan_and_the_request_id() -> None:
     first, second = plan(item(to=(TO, "+14085550101"))).messages
     assert first.plan is second.plan
     assert first.request_id == second.request_id
     assert first.message_id != second.message_id
 
 
-def test_a_link_raises_an_event_on_every_click_for_trackurl_or_by_setting() -> None:
+def test_a_link_creates_an_event_for_every_click_if_it_is_from_trackurl_or_by_application_setting() -> None:
     assert only(item('#trackurl("https://x.example/","sale")')).plan.links[0].every_click
     assert only(item(), application=application(click_events="every")).plan.links[0].every_click
 
 
-def test_more_recipients_than_the_limit_are_rejected_before_any_other_check() -> None:
+def test_a_request_with_too_many_recipients_is_rejected_before_any_other_check() -> None:
     error = rejection(item(to=("invalid",) * (LIMITS.max_recipients + 1)))
     assert (error.code, error.details) == (ErrorCode.BATCH_TOO_LARGE, ())
 
 
-def test_every_problem_is_reported_in_request_order() -> None:
+def test_all_problems_of_a_rewrite_request_are_reported_in_request_order() -> None:
     error = rejection(
         item("fine"),
         item("#track(", expires_in=5, expires_at=NOON, fallback_url="ftp://x"),
@@ -79,26 +79,26 @@ def test_every_problem_is_reported_in_request_order() -> None:
     assert error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_every_problem_is_reported() -> None:
+def test_a_request_with_150_invalid_recipients_is_rejected_with_150_details() -> None:
     limits = type(LIMITS)(max_recipients=1000, link_ttl=LIMITS.link_ttl)
     assert len(rejection(item(to=("invalid",) * 150), limits=limits).details) == 150
 
 
-def test_problems_of_stored_messages_do_not_reject_a_request() -> None:
+def test_problems_of_messages_that_are_already_stored_do_not_reject_a_request() -> None:
     request = plan(item(expires_at=NOON, message_ids=("m-1",)))
     request.check([])
     with pytest.raises(ApiError):
         request.check(request.messages)
 
 
-def test_each_recipient_needs_one_message_id() -> None:
+def test_a_request_must_have_one_message_id_for_each_recipient() -> None:
     assert reason(item(to=(TO, TO), message_ids=("m-1",))) == (
         "message_id",
         "must contain one id for each of the 2 recipients; it has 1",
     )
 
 
-def test_only_a_key_or_an_own_message_id_can_make_a_request_a_repeat() -> None:
+def test_only_a_request_with_an_idempotency_key_or_its_own_message_ids_can_be_a_repeat() -> None:
     assert not plan(item(to=(TO, TO), message_ids=(None, None))).may_be_repeat
     assert plan(item(to=(TO, TO), message_ids=(None, "m-1"))).may_be_repeat
     assert plan(item(), key="key").may_be_repeat
@@ -107,7 +107,7 @@ def test_only_a_key_or_an_own_message_id_can_make_a_request_a_repeat() -> None:
 # Content
 
 
-def test_the_content_hash_covers_the_recipient_and_everything_except_generated_ids() -> None:
+def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_except_generated_ids() -> None:
     def content_hash(**fields: Any) -> str:
         return only(item(message_ids=("m-1",), **fields)).content_hash
 
@@ -129,7 +129,7 @@ def test_the_content_hash_covers_the_recipient_and_everything_except_generated_i
 # Expiry
 
 
-def test_the_lifetime_comes_from_the_request_the_application_or_the_installation() -> None:
+def test_the_lifetime_of_a_link_comes_from_the_request_the_application_or_the_installation() -> None:
     def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
         return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
 
@@ -142,7 +142,7 @@ def test_the_lifetime_comes_from_the_request_the_application_or_the_installation
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_an_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> None:
+def test_a_link_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> None:
     assert reason(item(expires_at=NOON + timedelta(seconds=seconds))) == ("expires_at", "must be in the future")
 
 
@@ -154,11 +154,11 @@ def test_an_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> None:
         NOON + MAX_LIFETIME + timedelta(seconds=1),
     ],
 )
-def test_an_expiry_more_than_3650_days_in_the_future_is_rejected(at: datetime) -> None:
+def test_a_link_expiry_more_than_3650_days_in_the_future_is_rejected(at: datetime) -> None:
     assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be at most 3650 days in the future")
 
 
-def test_the_first_representable_time_is_rejected_as_an_expiry() -> None:
+def test_the_first_representable_time_is_rejected_as_a_link_expiry() -> None:
     at = datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))  # in UTC, its year is 0
     assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be in the future")
 
@@ -175,18 +175,20 @@ def test_the_first_representable_time_is_rejected_as_an_expiry() -> None:
         ("ftp://x.example/", "http"),
     ],
 )
-def test_a_destination_or_fallback_that_is_invalid_own_or_blocked_is_rejected(field: str, url: str, expected: str) -> None:
+def test_a_destination_or_fallback_that_is_invalid_blocked_or_on_a_host_of_the_installation_is_rejected(
+    field: str, url: str, expected: str
+) -> None:
     planned = item(f'#track("{url}")') if field == "body" else item(fallback_url=url)
     name, text = reason(planned, hosts=Hosts(blocked={"bad.example"}))
     assert name == field
     assert expected in text
 
 
-def test_a_fallback_is_stored_as_a_location_header() -> None:
+def test_a_fallback_url_is_stored_in_the_form_of_a_location_header() -> None:
     assert only(item(fallback_url="https://x.example/ü")).plan.fallback_location == "https://x.example/%C3%BC"
 
 
-def test_schemes_of_apps_are_accepted_if_the_application_permits_them() -> None:
+def test_destinations_with_an_app_scheme_are_accepted_if_the_application_permits_the_scheme() -> None:
     urls = ("myapp://open/5", "tel:+14155550100")
     for url in urls:
         assert "http://" in reason(item(f'#track("{url}")'))[1]
@@ -197,7 +199,7 @@ def test_schemes_of_apps_are_accepted_if_the_application_permits_them() -> None:
     assert planned.plan.fallback_location == urls[0]
 
 
-def test_a_strict_application_rejects_macros_that_are_not_filled_in() -> None:
+def test_an_application_with_strict_destinations_rejects_macros_that_the_service_does_not_replace() -> None:
     sender = application(strict_destinations=True)
     body = 'see #track("https://x.example/?m={message_id}") #track("https://x.example/?m={{message_id}}")'
     (detail,) = rejection(item(body), application=sender).details
@@ -209,7 +211,7 @@ def test_a_strict_application_rejects_macros_that_are_not_filled_in() -> None:
     )
 
 
-def test_the_application_sets_what_a_request_without_track_replaces() -> None:
+def test_a_request_without_a_track_mode_uses_the_track_mode_of_the_application() -> None:
     body = "see https://x.example/1 and https://x.example/2"
     for track, count in (("directives", 0), ("first_url", 1), ("all_urls", 2)):
         assert len(only(item(body), application=application(track=track)).plan.links) == count

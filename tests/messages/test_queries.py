@@ -24,7 +24,7 @@ async def test_messages_are_found_by_application_and_message_id(database: Databa
     assert found == {(1, "m-1"): StoredMessage(row, "r-1", "hash")}
 
 
-async def test_links_are_found_in_the_order_of_their_positions(database: Database) -> None:
+async def test_the_links_of_a_message_are_found_in_the_order_of_their_positions(database: Database) -> None:
     def build(connection: Connection) -> tuple[int, int]:
         rows = Rows(connection)
         message, without_links = rows.message(NOON), rows.message(NOON)
@@ -42,7 +42,7 @@ async def test_links_are_found_in_the_order_of_their_positions(database: Databas
     }
 
 
-async def test_responses_are_found_by_application_and_key(database: Database) -> None:
+async def test_stored_responses_are_found_by_application_and_idempotency_key(database: Database) -> None:
     def build(connection: Connection) -> None:
         rows = Rows(connection)
         rows.idempotent_response(NOON, "key", content_hash="hash", answer=[{"message_id": "m-1"}])
@@ -53,7 +53,7 @@ async def test_responses_are_found_by_application_and_key(database: Database) ->
     assert found == {(1, "key"): StoredResponse("hash", [{"message_id": "m-1"}])}
 
 
-async def test_more_keys_than_one_statement_permits_are_looked_up_in_several(
+async def test_a_lookup_of_more_keys_than_one_sql_statement_permits_uses_several_statements(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queries, "MAX_KEYS_PER_QUERY", 2)

@@ -56,7 +56,7 @@ def test_a_new_message_is_rendered_with_its_links() -> None:
     }
 
 
-def test_a_repeat_is_rendered_like_the_first_response() -> None:
+def test_a_repeated_message_is_rendered_like_in_the_first_response() -> None:
     body = f"{BODY} \U0001f600 https://аpple.example/{'y' * 100}"
     message = planned(body, track="all_urls", from_address="2Fast")
     links = [StoredLink(f"code{index}", one.destination.url, one.span.label, 0, 0) for index, one in enumerate(message.plan.links)]
@@ -67,7 +67,7 @@ def test_a_repeat_is_rendered_like_the_first_response() -> None:
     assert render_repeat(message, message.request_id, links, BASE_URL) == first
 
 
-def test_a_repeat_is_rendered_although_its_plan_is_invalid_today() -> None:
+def test_a_repeated_message_is_rendered_although_its_plan_is_invalid_now() -> None:
     hosts = Hosts(blocked={"x.example"})
     message = plan(item(BODY, message_ids=("m-1",), expires_at=NOON), hosts=hosts).messages[0]
     assert message.plan.problems
@@ -76,14 +76,14 @@ def test_a_repeat_is_rendered_although_its_plan_is_invalid_today() -> None:
     assert rendered.request_id == "request"
 
 
-def test_a_repeat_keeps_its_links_although_detection_finds_other_urls_today(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_message_keeps_its_links_although_url_detection_finds_other_urls_now(monkeypatch: pytest.MonkeyPatch) -> None:
     message = planned("Ok.so see shop.com", track="first_url")
     link = StoredLink("codeA", "http://shop.com", None, 0, 0)
     monkeypatch.setattr(spans, "find_urls", lambda _: [DetectedUrl(0, 5, "http://Ok.so")])
     assert render_repeat(message, "request", [link], BASE_URL).body == "Ok.so see https://go.example/codeA"
 
 
-def test_a_repeat_whose_links_are_not_found_in_the_body_is_rejected() -> None:
+def test_a_repeated_message_whose_links_are_not_found_in_the_body_is_rejected() -> None:
     with pytest.raises(ApiError, match="rules of detection have changed") as raised:
         render_repeat(planned(), "request", [replace_url(LINKS[0])], BASE_URL)
     assert raised.value.code is ErrorCode.MESSAGE_ID_CONFLICT
@@ -96,7 +96,7 @@ def replace_url(link: StoredLink) -> StoredLink:
     return link._replace(url="https://elsewhere.example/")
 
 
-def test_a_repeat_is_rendered_after_the_default_of_track_changed() -> None:
+def test_a_repeated_message_is_rendered_after_the_default_track_mode_of_the_application_changed() -> None:
     body = 'https://x.example/a #track("https://x.example/a")'
     links = [LINKS[0]]
     for track, expected in (

@@ -28,22 +28,22 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "delivery-reports.md"
         (" submitted ", State.SENT),
     ],
 )
-def test_words_of_smpp_and_gateways_have_states(word: str, state: State | None) -> None:
+def test_the_status_words_of_smpp_and_gateways_are_parsed_to_message_states(word: str, state: State | None) -> None:
     assert parse_state(word)[0] is state
 
 
 @pytest.mark.parametrize("word", ["LOST", "", "2", "CLICKTHRU", "CREATED"])
-def test_other_words_and_numbers_are_rejected(word: str) -> None:
+def test_unknown_words_and_numbers_are_rejected_as_the_state_of_a_delivery_report(word: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         parse_state(word)
 
 
-def test_one_word_has_one_meaning_in_all_systems() -> None:
+def test_each_delivery_status_word_has_the_same_meaning_in_all_systems() -> None:
     for words in WORDS.values():
         for word, state in words.items():
             assert parse_state(word)[0] is state, word
 
 
-def test_the_page_about_delivery_reports_contains_each_word() -> None:
+def test_the_delivery_reports_page_contains_each_status_word() -> None:
     text = PAGE.read_text()
     assert [word for words in WORDS.values() for word in words if f"`{word}`" not in text] == []

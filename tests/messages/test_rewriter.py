@@ -36,7 +36,7 @@ async def rejection(service: Service, *items: RewriteItem, **more: Any) -> ApiEr
 
 
 async def stored(service: Service) -> tuple[int, int]:
-    """Return the numbers of messages and links."""
+    """Return the number of stored messages and the number of stored links."""
 
     def count(connection: Connection) -> tuple[int, int]:
         messages, links = (
@@ -47,14 +47,14 @@ async def stored(service: Service) -> tuple[int, int]:
     return await service.database.read(count)
 
 
-# Repeats
+# Repeated requests and messages
 
 
 REPEATS: list[dict[str, Any]] = [{"key": "key-1"}, {"message_id": "m-1"}]
 
 
 @pytest.mark.parametrize("repeat", REPEATS, ids=["key", "message_id"])
-async def test_a_repeat_gets_its_first_response_after_its_expiry_has_passed(
+async def test_a_repeated_request_gets_the_first_response_after_the_expiry_of_its_links(
     service: Service, clock: Clock, repeat: dict[str, Any]
 ) -> None:
     message = item(expires_at=NOON + timedelta(hours=1), message_ids=(repeat.get("message_id"),))
@@ -67,7 +67,9 @@ async def test_a_repeat_gets_its_first_response_after_its_expiry_has_passed(
 
 
 @pytest.mark.parametrize("repeat", REPEATS, ids=["key", "message_id"])
-async def test_a_repeat_gets_its_first_response_after_its_host_was_blocked(service: Service, repeat: dict[str, Any]) -> None:
+async def test_a_repeated_request_gets_the_first_response_after_its_destination_host_was_blocked(
+    service: Service, repeat: dict[str, Any]
+) -> None:
     message = item(message_ids=(repeat.get("message_id"),))
     first = await rewrite(service, message, idempotency_key=repeat.get("key"), content=b"content")
     await service.database.write(block_host, 1, "x.example", NOON)
@@ -77,7 +79,7 @@ async def test_a_repeat_gets_its_first_response_after_its_host_was_blocked(servi
 
 
 @pytest.mark.parametrize("detected", [["Ok.so"], ["Ok.so", "shop.com"], []])
-async def test_a_repeat_gets_its_first_response_after_the_rules_of_detection_changed(
+async def test_a_repeated_request_gets_the_first_response_after_the_rules_of_url_detection_changed(
     service: Service, monkeypatch: pytest.MonkeyPatch, detected: list[str]
 ) -> None:
     body = "Ok.so see shop.com"
@@ -92,14 +94,16 @@ async def test_a_repeat_gets_its_first_response_after_the_rules_of_detection_cha
     assert await rewrite(service, message) == first
 
 
-async def test_a_repeat_with_a_new_invalid_message_is_rejected_as_a_whole(service: Service) -> None:
+async def test_a_request_with_a_repeated_message_and_a_new_invalid_message_is_rejected_as_a_whole(service: Service) -> None:
     await rewrite(service, item(message_ids=("m-1",)))
     error = await rejection(service, item(message_ids=("m-1",)), item("#track(", message_ids=("m-2",)), item("fine"))
     assert error.code is ErrorCode.INVALID_TRACK_DIRECTIVE
     assert await stored(service) == (1, 1)
 
 
-async def test_an_invalid_request_without_a_key_or_own_ids_needs_no_database(service: Service) -> None:
+async def test_an_invalid_request_without_idempotency_key_and_message_ids_is_rejected_without_the_database(
+    service: Service,
+) -> None:
     async def unavailable(*_: object) -> None:
         raise StoreUnavailable("down")
 
@@ -112,13 +116,13 @@ async def test_an_invalid_request_without_a_key_or_own_ids_needs_no_database(ser
 # Concurrency
 
 
-async def test_concurrent_requests_with_one_message_id_create_one_message(service: Service) -> None:
+async def test_concurrent_requests_with_the_same_message_id_create_one_message(service: Service) -> None:
     responses = await asyncio.gather(*(rewrite(service, item(message_ids=("m-1",))) for _ in range(50)))
     assert all(response == responses[0] for response in responses)
     assert await stored(service) == (1, 1)
 
 
-async def test_concurrent_requests_with_one_key_create_one_message(service: Service) -> None:
+async def test_concurrent_requests_with_the_same_idempotency_key_create_one_message(service: Service) -> None:
     jobs = [rewrite(service, item(), idempotency_key="key", content=b"content") for _ in range(50)]
     responses = await asyncio.gather(*jobs)
     assert all(response == responses[0] for response in responses)
@@ -150,7 +154,9 @@ async def test_a_rejected_request_does_not_affect_requests_in_the_same_commit(se
     assert await stored(service) == (3, 3)
 
 
-async def test_links_are_cached_before_the_response_is_returned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_links_are_in_the_link_cache_before_the_response_is_returned(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached: list[str] = []
 
     async def put(links: Any) -> None:
@@ -175,21 +181,23 @@ async def test_a_link_or_fallback_that_leads_to_a_host_of_the_installation_is_re
     assert await stored(service) == (0, 0)
 
 
-async def test_a_fallback_to_a_blocked_host_is_rejected(service: Service) -> None:
+async def test_a_fallback_url_on_a_blocked_host_is_rejected(service: Service) -> None:
     await service.database.write(block_host, 1, "bad.example", NOON)
     await service.directory.refresh()
     assert (await rejection(service, item(fallback_url="https://bad.example/"))).details[0].field == "fallback_url"
 
 
 @pytest.mark.parametrize("offset", [-12, 0, 12])
-async def test_an_expiry_at_the_end_of_the_calendar_is_rejected(service: Service, offset: int) -> None:
+async def test_a_link_expiry_at_the_end_of_the_year_9999_is_rejected(service: Service, offset: int) -> None:
     at = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=offset)) if offset else UTC)
     for message_ids in (None, ("m-1",)):
         error = await rejection(service, item(expires_at=at, message_ids=message_ids))
         assert (error.code, error.details[0].field) == (ErrorCode.INVALID_REQUEST, "expires_at")
 
 
-async def test_the_installation_sets_recipients_and_lifetime(make_service: MakeService) -> None:
+async def test_the_installation_sets_the_maximum_number_of_recipients_and_the_default_lifetime_of_links(
+    make_service: MakeService,
+) -> None:
     service = await make_service(batch_limit=2, link_ttl_days=3)
     (message,) = await rewrite(service, item())
     assert message["links"][0]["expires_at"] == "2026-11-23T12:00:00Z"

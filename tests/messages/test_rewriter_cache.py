@@ -1,4 +1,4 @@
-"""The link cache after concurrent rewrites, after it was emptied and after changes of links, with a real Redis."""
+"""Tests of the link cache with a real Redis: after concurrent rewrites, after links were removed from Redis or changed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ async def all_codes(service: Service) -> set[str]:
     return set(await service.database.read(lambda connection: connection.execute(select(schema.links.c.code)).scalars().all()))
 
 
-async def test_every_link_of_concurrent_rewrites_is_in_the_cache(make_service: MakeService, redis_server: RedisProcess) -> None:
+async def test_every_link_of_concurrent_rewrites_is_in_the_link_cache(
+    make_service: MakeService, redis_server: RedisProcess
+) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
 
     async def client(number: int) -> None:
@@ -33,7 +35,7 @@ async def test_every_link_of_concurrent_rewrites_is_in_the_cache(make_service: M
     assert (await service.cache.find(codes)).keys() == codes
 
 
-async def test_a_link_that_redis_had_forgotten_is_stored_again_by_its_click(
+async def test_a_link_that_is_missing_in_redis_is_cached_again_by_its_next_click(
     make_service: MakeService, redis_server: RedisProcess
 ) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
@@ -46,7 +48,9 @@ async def test_a_link_that_redis_had_forgotten_is_stored_again_by_its_click(
     assert (await service.cache.find([clicked, other, disabled, "nosuchcode"])).keys() == {clicked}
 
 
-async def test_a_changed_link_is_in_the_cache_with_its_new_values(make_service: MakeService, redis_server: RedisProcess) -> None:
+async def test_a_changed_link_is_in_the_link_cache_with_its_new_values(
+    make_service: MakeService, redis_server: RedisProcess
+) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
     (code,) = await create_codes(service)
     await change(service, code, {"url": "https://new.example/", "fallback_url": "https://x.example/over"})
@@ -59,7 +63,7 @@ async def test_a_changed_link_is_in_the_cache_with_its_new_values(make_service: 
     assert (await service.cache.find([code]))[code] == found
 
 
-async def test_of_two_changes_that_race_the_last_one_is_in_the_cache(
+async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_link(
     make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
@@ -67,7 +71,7 @@ async def test_of_two_changes_that_race_the_last_one_is_in_the_cache(
     replace = service.cache.replace
 
     async def overtaken(links: Sequence[CachedLink]) -> None:
-        """Store the values only after another process changed the link."""
+        """Write the values to the link cache only after another process changed the link."""
         monkeypatch.setattr(service.cache, "replace", replace)
         await change(service, code, {"url": "https://second.example/"})
         await replace(links)

@@ -1,4 +1,4 @@
-"""Many callers at once with a real Redis: every link is in the cache, and no key of a failed commit is used later."""
+"""Tests of many concurrent rewrite requests with a real Redis, and of failed commits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shortener.storage import schema
 from tests.conftest import MakeService
 from tests.servers import PATIENCE, RedisProcess
 
-#: `make prove` asks for 2,000.
+#: `make prove` sets this number to 2,000.
 REWRITES = int(os.environ.get("PROVE_REWRITES", "400"))
 CALLERS = 40
 
@@ -29,7 +29,9 @@ async def rewrite(service: Service, number: int, **more: Any) -> str:
     return str(message["links"][0]["code"])
 
 
-async def test_every_link_of_concurrent_rewrites_is_in_the_cache(make_service: MakeService, redis_server: RedisProcess) -> None:
+async def test_every_link_of_many_concurrent_rewrites_is_in_the_link_cache(
+    make_service: MakeService, redis_server: RedisProcess
+) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5.0)
     numbers = iter(range(REWRITES))
     codes: list[str] = []
@@ -47,7 +49,7 @@ async def test_every_link_of_concurrent_rewrites_is_in_the_cache(make_service: M
 
 
 class FailingCommits:
-    """A database whose commits fail while a test requires it: the statements run, and nothing is stored."""
+    """A database that fails selected commits: the statements of the transaction run, and then nothing is stored."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
@@ -69,7 +71,7 @@ class FailingCommits:
         return getattr(self._database, name)
 
 
-async def test_a_commit_that_fails_after_another_succeeded_leaves_no_key_of_a_row_that_does_not_exist(
+async def test_a_failed_commit_leaves_no_cached_id_of_a_row_that_does_not_exist(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = service.rewriter._commits._batcher

@@ -23,7 +23,7 @@ def punycode(host: str) -> str:
         ("яндекc.example", ("Cyrillic", "Latin")),
     ],
 )
-def test_a_host_that_mixes_scripts_is_detected(host: str, scripts: tuple[str, ...]) -> None:
+def test_a_host_name_that_mixes_scripts_is_detected(host: str, scripts: tuple[str, ...]) -> None:
     assert mixed_scripts(punycode(host)) == scripts
 
 
@@ -45,12 +45,12 @@ def test_a_host_that_mixes_scripts_is_detected(host: str, scripts: tuple[str, ..
         "xn--e1afmkfd.xn--p1ai",
     ],
 )
-def test_scripts_that_a_language_combines_are_accepted(host: str) -> None:
+def test_host_names_with_scripts_that_a_language_combines_are_accepted(host: str) -> None:
     assert mixed_scripts(punycode(host)) == ()
 
 
 @given(st.text(st.characters(categories=["L", "M", "N"]), min_size=1, max_size=12))
-def test_every_valid_destination_host_can_be_checked(label: str) -> None:
+def test_the_scripts_of_every_valid_destination_host_can_be_checked(label: str) -> None:
     try:
         host = parse_destination(f"https://{label}.example/").host
     except UrlError:

@@ -12,7 +12,7 @@ EXTENSION = "\f^{}\\[~]|€"
 
 
 def count_slowly(text: str) -> Segments:
-    """Return the expected result: put one character after the other into the current segment, as TS 23.040 describes it."""
+    """Count the segments of a text with a simple loop over its characters, according to TS 23.040. Return the expected result."""
     gsm = all(character in BASIC + EXTENSION for character in text)
     sizes = [(2 if c in EXTENSION else 1) if gsm else (2 if ord(c) > 0xFFFF else 1) for c in text]
     units = sum(sizes)
@@ -27,7 +27,7 @@ def count_slowly(text: str) -> Segments:
 
 
 def test_gsm7_contains_its_basic_and_extension_characters_and_no_others() -> None:
-    assert len(BASIC) == 127  # the 128th is the escape septet
+    assert len(BASIC) == 127  # GSM-7 has 128 septets, of which one is the escape
     assert count_segments(BASIC) == Segments("GSM-7", 1, 127)
     assert count_segments(EXTENSION) == Segments("GSM-7", 1, 20)
     assert sum(count_segments(chr(code)).encoding == "GSM-7" for code in range(0x10000)) == 137
@@ -61,7 +61,9 @@ def test_one_character_outside_gsm7_makes_the_whole_text_ucs2(character: str) ->
         ("👍" * 67, "UCS-2", 3, 134),
     ],
 )
-def test_segments_are_counted_correctly_at_their_boundaries(text: str, encoding: str, segments: int, units: int) -> None:
+def test_segments_of_texts_at_the_boundary_of_a_segment_are_counted_correctly(
+    text: str, encoding: str, segments: int, units: int
+) -> None:
     counted = count_segments(text)
     assert (counted.encoding, counted.segments, counted.units) == (encoding, segments, units)
 
@@ -73,5 +75,5 @@ def test_segments_are_counted_correctly_at_their_boundaries(text: str, encoding:
         st.text(st.characters(codec="utf-8"), max_size=400),
     )
 )
-def test_the_fast_count_equals_a_slow_count_character_by_character(text: str) -> None:
+def test_the_segment_count_equals_a_count_character_by_character(text: str) -> None:
     assert count_segments(text) == count_slowly(text)

@@ -29,12 +29,12 @@ BODY = 'see #track("https://x.example/a")'
         ("1x", "US", None),
     ],
 )
-def test_a_name_as_a_sender_has_rules_by_country(sender: str, country: str | None, problem: str | None) -> None:
+def test_the_rules_for_a_name_as_a_sender_depend_on_the_country(sender: str, country: str | None, problem: str | None) -> None:
     found = country_problem(sender, country)
     assert (problem is None and found is None) or (problem is not None and found is not None and problem in found)
 
 
-async def test_a_sender_that_a_country_does_not_deliver_is_a_warning_or_an_error(
+async def test_a_sender_that_the_networks_of_a_country_do_not_deliver_causes_a_warning_or_an_error(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     request = {"to": ["+14085550100", "+447700900123"], "from": "Gladiator", "body": BODY}
@@ -51,7 +51,7 @@ async def test_a_sender_that_a_country_does_not_deliver_is_a_warning_or_an_error
     assert (await client.post("/api/v1/rewrite", json=request | {"to": "+447700900123"})).status_code == 200
 
 
-def test_the_page_about_rewriting_lists_the_countries() -> None:
+def test_the_rewriting_page_lists_the_countries_with_rules_for_senders() -> None:
     text = PAGE.read_text()
     for countries in (NO_NAMES, REGISTERED_NAMES, FORMS):
         assert " ".join(sorted(countries)) in text

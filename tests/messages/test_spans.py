@@ -24,21 +24,21 @@ def test_the_track_mode_decides_which_urls_are_found_beside_directives(track: Tr
     assert texts(body, find_spans(body, track)) == expected
 
 
-def test_first_url_finds_one_url_in_a_body_without_directives() -> None:
+def test_the_track_mode_first_url_finds_one_url_in_a_body_without_directives() -> None:
     assert find_spans("a.com and b.com", "first_url") == [Span(0, 5, "http://a.com")]
 
 
-def test_a_url_inside_a_directive_is_not_found_twice() -> None:
+def test_a_url_inside_a_directive_is_not_found_again_as_a_plain_url() -> None:
     assert len(find_spans(f"x {DIRECTIVE}", "all_urls")) == 1
 
 
-def test_spans_are_replaced_in_one_pass() -> None:
+def test_replacements_of_spans_are_not_scanned_for_further_spans() -> None:
     body = 'a #track("https://u.example") b #track("https://v.example")c'
     assert replace_spans(body, find_spans(body, "directives"), ['#track("w")', "2"]) == 'a #track("w") b 2c'
     assert replace_spans("x\r\n\0", [], []) == "x\r\n\0"
 
 
-def test_replacing_needs_one_replacement_for_each_span() -> None:
+def test_replace_spans_rejects_a_number_of_replacements_that_differs_from_the_number_of_spans() -> None:
     with pytest.raises(ValueError, match="shorter"):
         replace_spans(DIRECTIVE, find_spans(DIRECTIVE, "directives"), [])
 
@@ -46,33 +46,33 @@ def test_replacing_needs_one_replacement_for_each_span() -> None:
 # Stored links
 
 
-def test_stored_links_are_located_at_the_spans_that_were_replaced() -> None:
+def test_stored_links_are_located_at_the_spans_that_they_replaced() -> None:
     body = f'{URL} #track("{URL}") #trackurl("{URL}","sale") #track("https://ü.example/")'
     links = [(URL, None), (URL, "sale"), ("https://xn--tda.example/", None)]
     assert locate_spans(body, "directives", links) == find_spans(body, "directives")
     assert locate_spans(body, "all_urls", [(URL, None), *links]) == find_spans(body, "all_urls")
 
 
-def test_a_stored_link_is_located_although_detection_finds_more_urls_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_link_is_located_although_url_detection_finds_more_urls_now(monkeypatch: pytest.MonkeyPatch) -> None:
     body = "Ok.so see shop.com"
     monkeypatch.setattr(spans, "find_urls", lambda _: [DetectedUrl(0, 5, "http://Ok.so"), DetectedUrl(10, 18, "http://shop.com")])
     for track in ("first_url", "all_urls"):
         assert texts(body, locate_spans(body, track, [("http://shop.com", None)])) == ["shop.com"]
 
 
-def test_a_stored_link_is_located_by_its_text_although_detection_does_not_find_it_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_link_is_located_by_its_text_although_url_detection_does_not_find_it_now(monkeypatch: pytest.MonkeyPatch) -> None:
     body = f"{DIRECTIVE} Shop.Com/A, https://x.example/"
     monkeypatch.setattr(spans, "find_urls", lambda _: [])
     links = [(URL, None), ("http://shop.com/A", None), (URL, None)]
     assert texts(body, locate_spans(body, "all_urls", links)) == [DIRECTIVE, "Shop.Com/A", "https://x.example/"]
 
 
-def test_a_link_that_is_not_in_the_body_is_not_located() -> None:
+def test_a_stored_link_whose_url_is_not_in_the_body_is_not_located() -> None:
     assert locate_spans(f"x {DIRECTIVE}", "directives", [("https://other.example/", None)]) is None
     assert locate_spans("a.com", "all_urls", [("http://a.com", None), ("http://a.com", None)]) is None
 
 
-def test_a_url_inside_a_directive_is_never_located_as_plain_text() -> None:
+def test_a_url_inside_a_directive_is_never_located_as_a_plain_url() -> None:
     body = f'#trackurl("{URL}","sale")'
     assert locate_spans(body, "all_urls", [(URL, None)]) is None
     assert locate_spans(body, "directives", [(URL, None)]) is None

@@ -8,7 +8,7 @@ from tests.messages.marketing_texts import MARKETING_TEXTS
 
 
 def detect(body: str) -> list[str]:
-    """Return the detected URLs as written in the text."""
+    """Detect the URLs of a text. Return them as they are written in the text."""
     urls = find_urls(body)
     for url in urls:
         assert url.url in (body[url.start : url.end], "http://" + body[url.start : url.end])
@@ -74,7 +74,7 @@ def test_a_url_is_detected_with_its_position() -> None:
     "around",
     ["{}", "go to {} now", "({})", "“{}”", "'{}'", '"{}"', "<{}>", "see {}.", "{}, or", "{}!?", "*{}*", "info:{}...", "👍{}\n"],
 )
-def test_a_url_is_detected_in_any_surrounding_sentence(url: str, around: str) -> None:
+def test_a_url_is_detected_inside_any_sentence(url: str, around: str) -> None:
     assert detect(around.format(url)) == [url]
 
 
@@ -157,7 +157,7 @@ def test_text_that_is_not_a_url_is_not_detected(body: str) -> None:
         ("a.com a.com", ["a.com", "a.com"]),
     ],
 )
-def test_a_url_ends_where_the_sentence_continues(body: str, urls: list[str]) -> None:
+def test_a_detected_url_ends_before_the_text_of_the_sentence_after_it(body: str, urls: list[str]) -> None:
     assert detect(body) == urls
 
 
@@ -173,7 +173,7 @@ def test_a_url_ends_where_the_sentence_continues(body: str, urls: list[str]) -> 
         "a.b?" * 9999,
     ],
 )
-def test_a_hostile_text_is_scanned_in_linear_time(body: str) -> None:
+def test_a_hostile_text_is_searched_for_urls_in_linear_time(body: str) -> None:
     assert detect(body) == []
 
 
@@ -194,14 +194,14 @@ def test_every_detected_url_is_a_valid_destination(body: str) -> None:
 
 
 def mark(text: str) -> str:
-    """Return a text with each detected URL in brackets, as in MARKETING_TEXTS."""
+    """Return a text with brackets around each detected URL, in the form of MARKETING_TEXTS."""
     for url in reversed(find_urls(text)):
         text = f"{text[: url.start]}⟦{text[url.start : url.end]}⟧{text[url.end :]}"
     return text
 
 
 @pytest.mark.parametrize("expected", MARKETING_TEXTS)
-def test_urls_in_a_marketing_text_are_detected_as_a_person_would_mark_them(expected: str) -> None:
+def test_urls_in_marketing_texts_are_detected_as_a_person_would_mark_them(expected: str) -> None:
     assert mark(expected.replace("⟦", "").replace("⟧", "")) == expected
 
 
@@ -225,7 +225,7 @@ def test_urls_in_a_marketing_text_are_detected_as_a_person_would_mark_them(expec
         ("sale.shop now", "is a bare domain; write https:// before it"),
     ],
 )
-def test_text_that_looks_like_a_url_is_reported_with_a_reason_and_no_part_of_it_is_detected(text: str, reason: str) -> None:
+def test_text_that_is_similar_to_a_url_is_reported_with_a_reason_and_no_part_of_it_is_detected(text: str, reason: str) -> None:
     urls, untrackable = detect_urls(f"Big {text} then x.com")
     assert [url.url for url in urls] == ["http://x.com"]
     assert [one.start for one in untrackable] == [4]
@@ -233,10 +233,10 @@ def test_text_that_looks_like_a_url_is_reported_with_a_reason_and_no_part_of_it_
 
 
 @pytest.mark.parametrize("before", ["ب", "é\u0301", "привет", "＠", "क", "x@", "\u00ad"])
-def test_a_bare_domain_does_not_begin_inside_a_word(before: str) -> None:
+def test_a_domain_without_a_scheme_is_not_detected_inside_a_word_or_an_address(before: str) -> None:
     assert detect(f"{before}shop.com") == []
 
 
 @pytest.mark.parametrize("before", ["は", "看", "ดู", "보기", "👉", "ב-", "(", "：", "“"])
-def test_a_bare_domain_begins_after_a_script_without_spaces_and_after_signs(before: str) -> None:
+def test_a_domain_without_a_scheme_is_detected_directly_after_signs_and_scripts_without_spaces(before: str) -> None:
     assert detect(f"{before}shop.com") == ["shop.com"]

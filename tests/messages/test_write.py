@@ -27,7 +27,7 @@ OTHER = "+14085550199"
 
 
 class Writer:
-    """A `RewriteWriter` on the test's database; `codes` are minted before random ones."""
+    """A `RewriteWriter` on the database of a test. It uses the codes in `codes` before it creates random ones."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self.codes: list[str] = []
@@ -68,7 +68,7 @@ async def count(database: Database, *tables: Table) -> tuple[int, ...]:
     return await database.read(read)
 
 
-async def test_a_message_is_stored_with_links_counts_and_cached_links(writer: Writer, database: Database) -> None:
+async def test_a_new_message_is_stored_with_its_links_and_counts(writer: Writer, database: Database) -> None:
     body = f'{LINK} #trackurl("https://x.example/{{code}}?id={{click_id}}","sale")'
     writer.codes = ["codeA", "codeB"]
     domain = Domain(7, 1, "sms.example", "https://sms.example", None, False)
@@ -91,7 +91,7 @@ async def test_a_message_is_stored_with_links_counts_and_cached_links(writer: Wr
     assert await count_delta_sums(database) == {"messages": "1", "segments": "1", "links": "2"}
 
 
-async def test_placeholders_of_a_fallback_are_filled_in_for_each_link(writer: Writer, database: Database) -> None:
+async def test_placeholders_of_a_fallback_url_are_replaced_for_each_link(writer: Writer, database: Database) -> None:
     writer.codes = ["codeA", "codeB"]
     fallback = "https://x.example/bye?m={message_id}&l={code}&n={campaign}&c={click_id}"
     _, new = await writer.write(plan(item(f"{LINK} {LINK}", message_ids=("m-1",), campaign="a b", fallback_url=fallback)))
@@ -100,7 +100,7 @@ async def test_placeholders_of_a_fallback_are_filled_in_for_each_link(writer: Wr
     assert [row.fallback_url for row in await rows(database, schema.links)] == expected
 
 
-async def test_a_link_into_an_app_receives_no_query_parameter(writer: Writer, database: Database) -> None:
+async def test_no_click_id_is_appended_to_a_link_with_an_app_scheme(writer: Writer, database: Database) -> None:
     sender = application(click_id_param="cid", extra_schemes=["tel"])
     await writer.write(plan(item('#track("tel:+14155550100")'), application=sender))
     (link,) = await rows(database, schema.links)
@@ -115,7 +115,7 @@ async def test_a_repeated_message_id_returns_the_first_response(writer: Writer, 
     assert await count_delta_sums(database) == {"messages": "1", "segments": "1", "links": "1"}
 
 
-async def test_two_requests_of_one_transaction_with_the_same_message_id_create_one_message(
+async def test_two_requests_with_the_same_message_id_in_one_transaction_create_one_message(
     writer: Writer, database: Database
 ) -> None:
     requests = [plan(item(message_ids=("m-1",))), plan(item(message_ids=("m-1",))), plan(item("other", message_ids=("m-1",)))]
@@ -126,7 +126,7 @@ async def test_two_requests_of_one_transaction_with_the_same_message_id_create_o
     assert await count(database, schema.messages, schema.links) == (1, 1)
 
 
-async def test_a_repeat_is_recognised_before_its_problems_are_checked(writer: Writer) -> None:
+async def test_a_repeated_message_is_recognised_before_its_problems_are_checked(writer: Writer) -> None:
     first = await writer.respond(plan(item(message_ids=("m-1",))))
     blocked = Hosts(blocked={"x.example"})
     assert await writer.respond(plan(item(message_ids=("m-1",)), hosts=blocked)) == first
@@ -135,7 +135,7 @@ async def test_a_repeat_is_recognised_before_its_problems_are_checked(writer: Wr
     assert raised.value.code is ErrorCode.INVALID_TRACK_URL
 
 
-async def test_a_repeat_and_an_invalid_new_message_in_one_request_are_rejected_together(writer: Writer, database: Database) -> None:
+async def test_a_request_with_a_repeated_and_an_invalid_message_stores_nothing(writer: Writer, database: Database) -> None:
     await writer.respond(plan(item(message_ids=("m-1",))))
     request = plan(item(message_ids=("m-1",)), item(message_ids=("m-2",)), item("fine"), hosts=Hosts(blocked={"x.example"}))
     with pytest.raises(ApiError) as raised:
@@ -144,7 +144,7 @@ async def test_a_repeat_and_an_invalid_new_message_in_one_request_are_rejected_t
     assert await count(database, schema.messages) == (1,)
 
 
-async def test_a_conflict_and_a_problem_of_one_request_are_both_reported(writer: Writer) -> None:
+async def test_a_message_id_conflict_and_an_invalid_message_of_one_request_are_both_reported(writer: Writer) -> None:
     await writer.respond(plan(item(message_ids=("m-1",))))
     request = plan(item(message_ids=("m-1",), campaign="other"), item("#track(", message_ids=("m-2",)))
     with pytest.raises(ApiError) as raised:
@@ -152,7 +152,7 @@ async def test_a_conflict_and_a_problem_of_one_request_are_both_reported(writer:
     assert [detail.field for detail in raised.value.details] == ["body", "message_id"]
 
 
-async def test_a_repeat_keeps_its_domain_after_the_application_got_another_one(writer: Writer) -> None:
+async def test_a_repeated_message_keeps_its_domain_after_the_application_got_another_domain(writer: Writer) -> None:
     old, new = (Domain(number, 1, f"d{number}.example", f"https://d{number}.example", None, False) for number in (1, 2))
     first = await writer.respond(plan(item(message_ids=("m-1",)), application=application(domains=(old,))))
     writer.hosts = Hosts(base_urls={1: old.base_url, 2: new.base_url})
@@ -160,7 +160,9 @@ async def test_a_repeat_keeps_its_domain_after_the_application_got_another_one(w
     assert await writer.respond(repeat) == first
 
 
-async def test_a_repeated_key_returns_the_first_response_even_for_an_invalid_request(writer: Writer, database: Database) -> None:
+async def test_a_repeated_idempotency_key_returns_the_first_response_even_for_an_invalid_request(
+    writer: Writer, database: Database
+) -> None:
     first = await writer.respond(plan(item(to=(TO, OTHER)), key="key", content=b"content"))
     repeats = [
         plan(item(to=(TO, OTHER)), key="key", content=b"content"),
@@ -173,14 +175,14 @@ async def test_a_repeated_key_returns_the_first_response_even_for_an_invalid_req
     assert await count(database, schema.messages, schema.links) == (2, 2)
 
 
-async def test_a_repeated_key_with_other_content_is_a_conflict(writer: Writer) -> None:
+async def test_a_repeated_idempotency_key_with_other_content_is_a_conflict(writer: Writer) -> None:
     await writer.respond(plan(item(), key="key", content=b"content"))
     with pytest.raises(ApiError) as raised:
         await writer.respond(plan(item("#track("), key="key", content=b"other"))
     assert raised.value.code is ErrorCode.IDEMPOTENCY_CONFLICT
 
 
-async def test_an_invalid_request_does_not_use_up_its_key(writer: Writer, database: Database) -> None:
+async def test_the_idempotency_key_of_an_invalid_request_can_be_used_again(writer: Writer, database: Database) -> None:
     for invalid in (plan(item("#track("), key="key"), plan(item(to=(TO,) * 99), key="key")):
         with pytest.raises(ApiError):
             await writer.respond(invalid)
@@ -188,7 +190,9 @@ async def test_an_invalid_request_does_not_use_up_its_key(writer: Writer, databa
     assert len(await writer.respond(plan(item(), key="key"))) == 1
 
 
-async def test_messages_with_the_same_tracking_share_a_process_and_a_cohort(writer: Writer, database: Database) -> None:
+async def test_messages_with_the_same_track_and_type_share_a_conversion_process_and_a_cohort(
+    writer: Writer, database: Database
+) -> None:
     pin: dict[str, Any] = {"tracking": ("SMS", "One_Time_Pin")}
     _, new = await writer.write(plan(item(**pin), item(to=OTHER, **pin), item("plain")))
     assert set(new.processes) == {(1, "SMS", "One_Time_Pin"), (1, "", "")}
@@ -196,7 +200,7 @@ async def test_messages_with_the_same_tracking_share_a_process_and_a_cohort(writ
     assert cohorts[0] == cohorts[1] != cohorts[2]
 
 
-async def test_an_existing_code_rejects_the_transaction(writer: Writer, database: Database) -> None:
+async def test_a_transaction_with_a_code_that_exists_is_rejected(writer: Writer, database: Database) -> None:
     writer.codes = ["same", "same"]
     await writer.respond(plan(item()))
     with pytest.raises(IntegrityError):
