@@ -1,6 +1,7 @@
-"""Client certificates: a PEM text with a certificate, its chain and its private key, for receivers that require one (mTLS).
+"""This module checks and loads the client certificates of trackers, for receivers that require one (mTLS).
 
-`check` decides whether a text can be stored. `tls_context` makes the context of a connection from a stored text.
+A client certificate is stored as a PEM text that contains the certificate, its chain and its private key. `check` raises an error
+if a text must not be stored. `tls_context` creates the TLS context of a connection from a stored text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKey
 
 
 def check(pem: str) -> str:
-    """Return the text. Raise ValueError unless it contains a certificate and its unencrypted private key."""
+    """Return the PEM text unchanged. Raise ValueError unless it contains a certificate and its unencrypted private key."""
     if len(pem) > MAX_CERTIFICATE_LENGTH:
         raise ValueError(f"must have at most {MAX_CERTIFICATE_LENGTH} characters")
     content = pem.encode("utf-8", "replace")
@@ -36,7 +37,7 @@ def check(pem: str) -> str:
 
 
 def _private_key(content: bytes) -> bytes:
-    """Return the part of a PEM text that begins with the private key; the library reads only the first part of a text."""
+    """Return the PEM text from the private key on, because the library `cryptography` reads only the first block of a text."""
     for line in (b"PRIVATE KEY-----", b"RSA PRIVATE KEY-----", b"EC PRIVATE KEY-----"):
         at = content.find(b"-----BEGIN " + line)
         if at >= 0:
@@ -46,9 +47,11 @@ def _private_key(content: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def tls_context(pem: str) -> ssl.SSLContext:
-    """Return a context that verifies the receiver and presents the certificate. Raise ValueError if the text is unusable."""
+    """Return a TLS context that verifies the receiver and sends it the client certificate in the PEM text.
+
+    Raise ValueError if OpenSSL does not accept the text."""
     context = ssl.create_default_context()
-    # OpenSSL reads a certificate chain only from a file. Only this user can read it, and it is deleted at once.
+    # OpenSSL reads a certificate chain only from a file. Only the user of this process can read the file, which is deleted at once.
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(pem)
         file.flush()

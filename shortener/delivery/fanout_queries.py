@@ -135,7 +135,7 @@ class Subscription(NamedTuple):
 
     @property
     def has_click_conversions(self) -> bool:
-        """Whether the first click of a message is also sent as a conversion."""
+        """Return whether the tracker also receives the first click of a message as a conversion."""
         chosen = self.click_conversion or "scg"
         return bool(self.topics & Topic.CONVERSION) and (chosen == "all" or (chosen == "scg" and self.format == "scg"))
 

@@ -1,20 +1,20 @@
-"""Bodies of requests to trackers, in the formats of the systems that customers migrate from.
+"""This module builds the request bodies that trackers receive, in the formats of the systems that customers migrate from.
 
-`render` builds a body from the facts of an event. Facts are a JSON snapshot that the fan-out takes. `FACTS` lists them; any of
-them may be absent. Times are ISO 8601 in UTC with milliseconds, and money is a decimal as text. Each attempt has its own body,
-because Syniverse's contains the number of the attempt.
+`render` builds a body from the facts of an event. The facts are a JSON snapshot that the fan-out creates. `FACTS` lists their
+names; any of them may be absent. Times are ISO 8601 in UTC with milliseconds, and amounts of money are decimal numbers as text.
+The service builds the body of each attempt separately, because the format of Syniverse contains the attempt number.
 
-- `scg`: Syniverse's envelope. `fld-val-list` contains Syniverse's own fields in its order, then additional fields, then
+- `scg`: the envelope of Syniverse. `fld-val-list` contains the fields of Syniverse in its order, then additional fields, then
   `metadata` if it is not empty.
-- `json`: one flat object with the tracker's `fields` (23 Telecom's `conversion_fields`). Default: `DEFAULT_FIELDS`.
-- `xoxzo`: the response of Xoxzo's status call with `link_tracking`. Xoxzo does not document the body of its callback.
-- `infobip`: Infobip's click notification. Other events have the same structure; `notificationType` distinguishes them.
+- `json`: one flat object with the `fields` of the tracker (23 Telecom's `conversion_fields`). The default is `DEFAULT_FIELDS`.
+- `xoxzo`: the response of Xoxzo's status call with `link_tracking`, because Xoxzo does not document the body of its callback.
+- `infobip`: the click notification of Infobip. Other events have the same structure and a different `notificationType`.
 
-Every click event contains whether it was the first click, the time since sending, and its verdict. `xoxzo` and `infobip`
-contain these fields in an additional object, `click`.
+Every click event contains whether it was the first click, the seconds since the message was sent, and the verdict of the click
+(human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these fields.
 
-An unknown value is null. Syniverse's text fields are empty strings instead, as in its sample. Prices are JSON numbers with
-exactly the digits that the pipeline sent. The value of a conversion is the text that was received.
+An unknown value is null. In the format `scg`, an unknown text is an empty string, as in the sample of Syniverse. Prices are JSON
+numbers with exactly the digits that the messaging system reported. The value of a conversion is the text that was received.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ FACTS = (
     *OPERATION_FIELDS,
 )
 
-#: 23 Telecom's names that differ from the names of facts, with the function that returns the value.
+#: The field names of 23 Telecom that differ from the names of facts. Each has a function that computes its value from the facts.
 _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "phone": lambda facts: facts.get("to_address"),
     "recipient": lambda facts: facts.get("to_address"),
@@ -118,10 +118,11 @@ _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "mt_price": lambda facts: _number(facts.get("mt_price")),
 }
 
-#: Fields that a `json` body can contain. `attempt` is the number of the attempt.
+#: All fields that a body in the format `json` can contain. `attempt` is the attempt number, from 1.
 FIELDS = (*FACTS, *(name for name in _TELECOM if name not in FACTS), "attempt")
 
-#: Default fields of a `json` body: the event and the ids, 23 Telecom's names, then the fields of clicks and conversions.
+#: The fields of a `json` body if the tracker has no `fields`: the event and ids, the fields of 23 Telecom, then the fields of
+#: clicks and conversions.
 DEFAULT_FIELDS = (
     "event_id",
     "event",
@@ -164,7 +165,7 @@ DEFAULT_FIELDS = (
     "metadata",
 )
 
-#: `evt-tp` of each topic. The first is Syniverse's own.
+#: The value of `evt-tp` in a body of the format `scg`, for each topic. Only the first value is documented by Syniverse.
 _EVENT_TYPES = {
     "state": "message_state_change",
     "click": "link_click",
@@ -191,7 +192,8 @@ _CLICK = (
     "source",
     "country",
 )
-#: Additional fields after Syniverse's, by topic. A state change has the fields of `_LINK` if a click caused it.
+#: The additional fields of a body in the format `scg`, by topic. They follow the fields of Syniverse. A state change that a click
+#: caused also has the fields of `_LINK`.
 _ADDITIONS: dict[str, tuple[str, ...]] = {
     "click": _CLICK,
     "late_click": _CLICK,
@@ -217,7 +219,7 @@ _ADDITIONS: dict[str, tuple[str, ...]] = {
     "delivery": ("report_status", "telecom_message_id", "sent_at", "delivered_at", "campaign", "source", "country"),
 }
 
-#: Fields of the `click` object, in its order.
+#: The fields of the object `click` in the formats `xoxzo` and `infobip`, in this order.
 _CLICK_OBJECT = (
     "click_id",
     "label",
@@ -248,14 +250,15 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def check_fields(fields: Sequence[str]) -> list[str]:
-    """Return the names that the format `json` does not know, in their order. The list is empty if all are known."""
+    """Return the field names that the format `json` does not support, in the given order."""
     return [name for name in fields if name not in FIELDS]
 
 
 def render(format: str, facts: Facts, *, attempt: int, fields: Sequence[str] | None = None) -> tuple[bytes, str]:
-    """Return body and content type of attempt number `attempt` (from 1). Only the format `json` uses `fields`.
+    """Build the request body of an event for attempt number `attempt` (from 1). Return the body and its content type.
 
-    Raise KeyError for an unknown format. Formats and fields are checked when a tracker is saved.
+    Only the format `json` uses `fields`. Raise KeyError if the format is unknown. The service checks the format and the fields when
+    a tracker is saved.
     """
     return orjson.dumps(_RENDERERS[format](facts, attempt, fields)), CONTENT_TYPE
 
@@ -311,7 +314,7 @@ def _xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str
     kind = kind_of_event(facts)
     clicked = get("clicked_at") or (get("timestamp") if kind in ("click", "late_click") else None)
     body: dict[str, Any] = {
-        # Xoxzo has no status after DELIVERED. `accessed` shows that a link was opened.
+        # Xoxzo has no status for an opened link. The field `accessed` contains that information.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
         "sender": get("sender_id_alias") or get("from_address") or get("sender_id_id") or "",
         "sent_time": _seconds_text(get("sent_at")),
@@ -393,13 +396,15 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
 
 
 def _camel(name: str) -> str:
-    """Return a name in camel case, as Infobip writes its own."""
+    """Convert a name with underscores to camel case, which Infobip uses."""
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
 
 def _callback_data(metadata: Any) -> str | None:
-    """Return the `callbackData` of an Infobip request, else all metadata as JSON."""
+    """Return `callbackData` for the format `infobip`: the text of the metadata `callbackData`, or all metadata as JSON text.
+
+    The text is used if `callbackData` is the only metadata. Return None if there is no metadata."""
     if not metadata:
         return None
     if isinstance(metadata, Mapping) and metadata.keys() == {"callbackData"}:
@@ -417,7 +422,9 @@ FORMATS = tuple(_RENDERERS)
 
 
 def _number(decimal: Any) -> orjson.Fragment | None:
-    """Return a JSON number with exactly the digits of a decimal, which a float would lose. None if it is not a number."""
+    """Convert a decimal to a JSON number with exactly the same digits, which a float cannot guarantee.
+
+    Return None if the value is not a number."""
     if decimal is None:
         return None
     text = str(decimal)
@@ -440,7 +447,7 @@ def _parse_time(text: Any) -> datetime | None:
 
 
 def _seconds_text(text: Any) -> str | None:
-    """Return Xoxzo's YYYY-MM-DD HH:MM:SS in UTC."""
+    """Convert an ISO 8601 time to the notation of Xoxzo: YYYY-MM-DD HH:MM:SS in UTC. Return None if it is not a time."""
     moment = _parse_time(text)
     return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else None
 

@@ -1,14 +1,15 @@
-"""The address guard: no request to a tracker reaches an address that only the own network should reach.
+"""The address guard prevents requests to addresses that are not public, such as those of the operator's own network.
 
-`rejection_reason` classifies an address by its own list, because `ipaddress.is_global` accepts NAT64, 6to4, mapped shared
-addresses, multicast and the metadata services of clouds. `Guard` uses it twice: `check_host` checks every address of a name
-when a tracker is saved, and `socket_factory` checks the address of each connection, because a name can change in between.
-`Guard(allow_private=True)` (ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses, but nothing else.
+`rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` accepts NAT64, 6to4, mapped
+shared addresses, multicast and the metadata services of clouds. `Guard` checks addresses twice: `check_host` checks every address
+of a host when a tracker is saved, and `socket_factory` checks the address of each connection, because the address of a name can
+change in between. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses,
+but no other special addresses.
 
-`check_host` runs a bounded number of look-ups. `check_literal` makes none: it is for URLs that are not called now.
+`check_host` runs a limited number of look-ups at a time. `check_literal` makes no look-up: it checks URLs that are only stored.
 
-Raises `ForbiddenTarget` and `HostUnresolved`. Neither text contains the address or its kind, so that customers learn nothing about
-the network.
+The functions raise `ForbiddenTarget` and `HostUnresolved`. The error texts do not contain the address or its kind, so that
+customers cannot learn anything about the operator's network.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from aiohttp import AddrInfoType
 
-#: A blocking function that returns all addresses of a name, as text. Raises `OSError` (`socket.gaierror`) or `UnicodeError`.
+#: A blocking function that returns all addresses of a host name as text. It raises `OSError` (`socket.gaierror`) or `UnicodeError`
+#: if the name does not resolve.
 Lookup = Callable[[str, int], Sequence[str]]
 
 LOOPBACK = "loopback address"
@@ -38,7 +40,8 @@ TUNNELLED = "tunnelled address"
 
 _PERMITTED_IN_DEVELOPMENT = frozenset({LOOPBACK, PRIVATE, SHARED})
 
-# The first network that contains an address decides. Sources: IANA's special-purpose registries, and the documentation of clouds.
+# The first network in the list that contains an address determines the reason. The networks come from the special-purpose
+# registries of IANA and from the documentation of cloud providers.
 _IPV4 = [
     (IPv4Network(network), reason)
     for network, reason in (
@@ -89,23 +92,27 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 class ForbiddenTarget(OSError):
-    """An address that no tracker may have. It is an OSError, so that aiohttp treats it as a failed connection."""
+    """The error for an address to which no request may be sent. It is an OSError, so aiohttp treats it as a failed connection."""
 
     def __init__(self, reason: str) -> None:
-        """`reason` is for operators only: it distinguishes hosts of the own network."""
+        """Create the error. `reason` is the kind of the address. Show it to operators only, because it describes their network."""
         self.reason = reason
         super().__init__("the host must have a public address")
 
 
 class HostUnresolved(Exception):
-    """A name has no address, or none was found in time. It may get one later, so a tracker with this host can be saved."""
+    """The error for a host name without an address, or without a response of the resolver in time.
+
+    The name may get an address later, so a tracker with this host can be saved."""
 
 
 def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
-    """Return why no request may be sent to `address`; None if it is public. A text that is not an address is rejected."""
+    """Return the reason why no request may be sent to an address, or None if the address is public.
+
+    A text that is not an address has the reason `RESERVED`."""
     if isinstance(address, str):
         try:
-            # A zone id only names a local interface.
+            # The zone id of an IPv6 address (after %) is only the name of a local interface.
             address = ip_address(address.partition("%")[0])
         except ValueError:
             return RESERVED
@@ -115,7 +122,8 @@ def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
                 if address in network6:
                     return reason
             return None if address in _GLOBAL_UNICAST else RESERVED
-        # A NAT64 address reaches the embedded IPv4 address. On an IPv6-only host every public IPv4 address has this form.
+        # A connection to a NAT64 address reaches the embedded IPv4 address. On an IPv6-only host, the resolver returns every public
+        # IPv4 address in this form.
         address = IPv4Address(int(address) & 0xFFFFFFFF)
     for network, reason in _IPV4:
         if address in network:
@@ -124,22 +132,22 @@ def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
 
 
 def system_lookup(host: str, port: int) -> list[str]:
-    """Return the addresses from the system's resolver, which includes the hosts file."""
+    """Return the addresses of a host from the resolver of the operating system, which also reads the hosts file."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class LookupThreads:
-    """Runs blocking look-ups, each in its own thread, at most `limit` at a time.
+    """A runner of blocking DNS look-ups, each in its own thread, at most `limit` at a time.
 
-    The threads are daemons: a resolver that hangs must not delay other work in a shared pool or the exit of the process. A look-up
-    that nobody waits for any more uses its thread until it ends.
+    The threads are daemon threads, because a resolver that hangs must not delay the exit of the process or other work in a shared
+    thread pool. If the caller of a look-up stops waiting, the look-up uses its thread until it ends.
     """
 
     def __init__(self, limit: int) -> None:
         self._slots = asyncio.Semaphore(limit)
 
     async def run(self, lookup: Lookup, host: str, port: int) -> Sequence[str]:
-        """Wait for a thread and return the result of the look-up. Raise its exception."""
+        """Wait until a thread is free, run the look-up in it, and return the addresses. Raise the exception of the look-up."""
         await self._slots.acquire()
         try:
             result = _start_lookup(lookup, host, port, self._slots.release)
@@ -150,7 +158,7 @@ class LookupThreads:
 
 
 def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None]) -> asyncio.Future[Sequence[str]]:
-    """Start a thread and return its result. `ended` is called when the thread ends."""
+    """Start a thread that runs the look-up, and return a future of the addresses. `ended` is called when the look-up ends."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Sequence[str]] = loop.create_future()
 
@@ -169,21 +177,21 @@ def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None
             addresses = lookup(host, port)
         except Exception as caught:
             error = caught
-        with suppress(RuntimeError):  # the loop has closed in the meantime
+        with suppress(RuntimeError):  # the event loop may be closed when the look-up ends
             loop.call_soon_threadsafe(settle, addresses, error)
 
     threading.Thread(target=run, name=f"look up {host}", daemon=True).start()
     return result
 
 
-#: Look-ups of `Guard.check_host` at a time.
+#: `Guard.check_host` runs at most this many look-ups at a time.
 MAX_CHECKS = 16
-#: Names that mean an address of the own host or network in every installation.
+#: Host names that always refer to this host or to the local network.
 _LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|localdomain|home\.arpa)\.?")
 
 
 class Guard:
-    """Checks addresses. `lookup` resolves names in `check_host`."""
+    """An address guard. `lookup` is the function that resolves host names in `check_host`."""
 
     def __init__(self, allow_private: bool = False, *, lookup: Lookup = system_lookup) -> None:
         self.lookup = lookup
@@ -191,15 +199,15 @@ class Guard:
         self._permitted: frozenset[str] = _PERMITTED_IN_DEVELOPMENT if allow_private else frozenset()
 
     def check_address(self, address: str) -> None:
-        """Raise `ForbiddenTarget` if no request may be sent to the address."""
+        """Raise `ForbiddenTarget` if no request may be sent to the given IP address."""
         reason = rejection_reason(address)
         if reason is not None and reason not in self._permitted:
             raise ForbiddenTarget(reason)
 
     async def check_host(self, host: str, port: int, *, timeout: float = 3.0) -> None:
-        """Check every address of a host (a name or an address) within `timeout` seconds.
+        """Check every address of a host (a name or an IP address) within `timeout` seconds.
 
-        Raise `ForbiddenTarget` if any address is forbidden, `HostUnresolved` if there is none.
+        Raise `ForbiddenTarget` if any address is forbidden. Raise `HostUnresolved` if the host has no address.
         """
         try:
             addresses: Sequence[str] = [str(ip_address(host.partition("%")[0]))]
@@ -217,7 +225,7 @@ class Guard:
             self.check_address(address)
 
     def check_literal(self, host: str) -> None:
-        """Check a host without a look-up: an address, or a name that is always local. Raise `ForbiddenTarget`."""
+        """Raise `ForbiddenTarget` if the host is a forbidden address or a name that is always local. Make no DNS look-up."""
         host = host.removeprefix("[").removesuffix("]").partition("%")[0]
         try:
             address = str(ip_address(host))
@@ -229,7 +237,9 @@ class Guard:
         self.check_address(address)
 
     def socket_factory(self, info: AddrInfoType) -> socket.socket:
-        """Return the socket for a connection (`aiohttp.TCPConnector(socket_factory=...)`). Raise `ForbiddenTarget`."""
+        """Create the socket of a connection, for `aiohttp.TCPConnector(socket_factory=...)`.
+
+        Raise `ForbiddenTarget` if no request may be sent to the address of the connection."""
         family, kind, protocol, _, address = info
         self.check_address(str(address[0]))
         return socket.socket(family, kind, protocol)

@@ -1,9 +1,10 @@
-"""Health of a tracker as one small value, and its circuit breaker. No I/O. Times are milliseconds since 1970-01-01 UTC.
+"""This module implements the circuit breaker of a tracker. It has no I/O. Times are milliseconds since 1970-01-01 UTC.
 
-After `MAX_FAILURES` failed attempts in a row the breaker opens: deliveries wait, and no attempt is counted. When the pause
-ends, one delivery is sent as a probe. If the probe fails, the breaker stays open for twice as long. If it succeeds, the breaker
-closes, and the backlog is released at a limited rate so that it does not overload the tracker again. A response with
-`Retry-After` opens the breaker too, for the time that it states: the tracker then gets no delivery at all.
+After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and no attempts are
+counted. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for twice as long.
+If it succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited rate, so that they do not
+overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for the time in the header but at
+most `MAX_PAUSE_MS`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from dataclasses import dataclass
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: A release may send at once what the rate allows in this time.
+#: The deliveries that the recovery rate allows in this time may be sent at once.
 BURST_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class TrackerHealth:
-    """State of a tracker's breaker. `open_until`: the breaker is open; from this time a probe may be sent. `opened_at`: when the
-    breaker opened.
+    """The state of the circuit breaker of a tracker.
 
-    `recovering_at`: the time up to which the release of the backlog has used its rate.
+    If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on.
+    If the tracker is recovering, `recovering_at` is the time up to which its backlog has used the recovery rate.
     """
 
     failures_in_row: int = 0
@@ -33,22 +34,24 @@ class TrackerHealth:
     opened_at: int | None = None
 
     def breaker(self, now: int) -> str:
-        """Return `closed`, `open`, `half_open` (a probe may be sent) or `recovering` (closed, with a backlog)."""
+        """Return the state of the circuit breaker at the time `now`.
+
+        The states are `closed`, `open`, `half_open` (a probe may be sent) and `recovering` (closed, but a backlog is left)."""
         if self.open_until is not None:
             return "open" if now < self.open_until else "half_open"
         return "closed" if self.recovering_at is None else "recovering"
 
     @property
     def allows_any_number(self) -> bool:
-        """Whether the breaker does not limit the number of deliveries."""
+        """Return whether the circuit breaker is closed and no backlog is left, so that it does not limit the deliveries."""
         return self.open_until is None and self.recovering_at is None
 
     def succeeded(self, now: int) -> TrackerHealth:
-        """Return the health after a successful attempt. A success closes the breaker."""
+        """Return the health of the tracker after a successful attempt. A success closes the circuit breaker."""
         return dataclasses.replace(self._closed(now), failures_in_row=0, last_success_at=now)
 
     def answered(self, now: int) -> TrackerHealth:
-        """Return the health after a probe got a 429: the tracker works, but it accepts fewer requests."""
+        """Return the health of the tracker after a 429 response to a probe. The tracker works, so its circuit breaker closes."""
         return dataclasses.replace(self._closed(now), failures_in_row=0)
 
     def _closed(self, now: int) -> TrackerHealth:
@@ -57,12 +60,13 @@ class TrackerHealth:
         return dataclasses.replace(self, open_until=None, opened_at=None, recovering_at=now)
 
     def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> TrackerHealth:
-        """Return the health after a failed attempt.
+        """Return the health of the tracker after a failed attempt.
 
-        `probe`: the attempt was the probe of an open breaker. `quiet_until`: the tracker asked for no request before this time.
+        `probe` is true if the attempt was the probe of an open circuit breaker. `quiet_until` is the time in the `Retry-After`
+        header of the response, before which the tracker accepts no request.
         """
         failures, open_until = self.failures_in_row, self.open_until
-        if open_until is None or probe:  # otherwise the attempt started before the breaker opened
+        if open_until is None or probe:  # ignore attempts that started before the circuit breaker opened
             failures += 1
             open_until = now + pause(failures) if probe or failures >= MAX_FAILURES else None
         if quiet_until is not None:
@@ -71,26 +75,30 @@ class TrackerHealth:
         return dataclasses.replace(self, failures_in_row=failures, open_until=open_until, opened_at=opened_at, last_failure_at=now)
 
     def probing(self, until: int) -> TrackerHealth:
-        """Return the health after a probe was sent. If its result is never recorded, another may follow from `until`."""
+        """Return the health of the tracker after a probe was sent. Another probe may be sent from `until` on.
+
+        The second probe is necessary if the process dies before it records the result of the first."""
         return dataclasses.replace(self, open_until=until)
 
     def allowance(self, now: int, rate: float) -> int | None:
-        """Return how many deliveries of the backlog may be sent now at `rate` per second. None: there is no backlog."""
+        """Return how many deliveries of the backlog may be sent now at `rate` deliveries per second.
+
+        Return None if there is no backlog, and therefore no limit."""
         if self.recovering_at is None:
             return None
         return int((now - max(self.recovering_at, now - BURST_MS)) * rate / 1000)
 
     def released(self, count: int, now: int, rate: float) -> TrackerHealth:
-        """Return the health after `count` deliveries of the backlog were sent at `rate` per second."""
+        """Return the health of the tracker after `count` deliveries of its backlog were sent at `rate` deliveries per second."""
         assert self.recovering_at is not None
         return dataclasses.replace(self, recovering_at=max(self.recovering_at, now - BURST_MS) + round(count * 1000 / rate))
 
     def recovered(self) -> TrackerHealth:
-        """Return the health after the backlog is empty."""
+        """Return the health of the tracker after its backlog was sent."""
         return dataclasses.replace(self, recovering_at=None)
 
 
 def pause(failures: int) -> int:
-    """Return how many milliseconds the breaker stays open after `failures` failures in a row."""
+    """Return for how many milliseconds the circuit breaker stays open after `failures` failures in a row."""
     doublings = min(max(failures - MAX_FAILURES, 0), 10)
     return min(MIN_PAUSE_MS << doublings, MAX_PAUSE_MS)

@@ -1,9 +1,10 @@
-"""The transaction that records finished attempts: deliveries, rows in `attempts`, and the health and the rate of trackers.
+"""This module records finished attempts in the database: it updates deliveries and trackers and adds rows to `attempts`.
 
-An outcome whose lease was lost changes nothing: no delivery, no row in `attempts`, no breaker, no metric, and a 410 disables no
-tracker. Another process has attempted that delivery since.
+An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. It then changes no delivery, no
+circuit breaker and no metric, adds no row to `attempts`, and a 410 response does not disable the tracker.
 
-`OutcomeWriter.write` changes no state of the writer, because the transaction may run again. `committed` does.
+`OutcomeWriter.write` does not change the `OutcomeWriter` object, because the database may run the transaction again.
+`OutcomeWriter.committed` changes it after the commit.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from shortener.model import DeliveryStatus, Topic
 from shortener.outbox import operations
 from shortener.storage.types import from_ms, to_ms
 
-#: A tracker's last success is written at most this often, not for every delivery.
+#: The time of a tracker's last success is written to the database at most once in this time.
 SUCCESS_INTERVAL_MS = 1000
-#: Trackers whose recent successes are counted, before those without recent successes are forgotten.
+#: If the successes of more trackers than this are counted in memory, the trackers without recent successes are removed.
 MAX_TRACKERS_COUNTED = 10_000
-#: `disabled_reason` of a tracker that was disabled by its own response.
+#: The `disabled_reason` of a tracker that was disabled because it returned 410.
 GONE = "it answered 410 Gone"
 
 
 @dataclass(slots=True)
 class OutcomeResult:
-    """The effects of one transaction. `recorded`: the attempts whose lease was still valid. The lists contain tracker ids."""
+    """The result of one transaction that recorded attempts.
+
+    `recorded` contains the attempts whose outcome was written. `leases_lost` is the number of attempts whose outcome was ignored.
+    The other lists contain ids of trackers: `disabled` by a 410 response, `opened` (the circuit breaker opened) and `slowed` (the
+    rate was lowered). `success_written` lists the trackers whose last success is in the database, `success_unknown` those for which
+    the next success must be written.
+    """
 
     recorded: list[FinishedAttempt] = field(default_factory=list)
     leases_lost: int = 0
@@ -48,7 +55,9 @@ class OutcomeResult:
 
 
 class OutcomeWriter:
-    """Writes outcomes. It remembers when it last wrote a success of each tracker, so that it can skip most of them."""
+    """A writer of attempt outcomes.
+
+    It stores in memory when it last wrote a success of each tracker, so that it need not write every success to the tracker."""
 
     def __init__(self, ids: IdGenerator) -> None:
         self._ids = ids
@@ -56,7 +65,7 @@ class OutcomeWriter:
         self._successes: dict[int, RecentCount] = {}
 
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
-        """Write the outcomes, as a part of the caller's transaction. `now`: milliseconds since 1970."""
+        """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         written = dispatch_queries.finish(connection, [one.delivery for one in finished])
         recorded = [one for one in finished if one.delivery.id in written]
         result = OutcomeResult(recorded, leases_lost=len(finished) - len(recorded))
@@ -66,7 +75,7 @@ class OutcomeWriter:
         return result
 
     def committed(self, result: OutcomeResult, now: int) -> None:
-        """Update the writer after the transaction is committed."""
+        """Update the times and counts of successes in memory after the transaction was committed."""
         for tracker in result.success_unknown:
             self._success_at.pop(tracker, None)
         for tracker in result.success_written:
@@ -110,7 +119,7 @@ class OutcomeWriter:
             if health.open_until is not None and state.health.open_until is None:
                 result.opened.append(tracker)
             if health.open_until is None and not health.failures_in_row:
-                result.success_written.append(tracker)  # otherwise the next success must be written
+                result.success_written.append(tracker)
 
     def _pace_after(self, state: TrackerState, attempts: Sequence[FinishedAttempt], now: int) -> TrackerPace:
         successes = sum(one.delivery.status == DeliveryStatus.DELIVERED for one in attempts)
@@ -125,8 +134,8 @@ class OutcomeWriter:
         return pace
 
     def _write_operations(self, connection: Connection, result: OutcomeResult, now: int) -> None:
-        """Append the events that inform customers of dead deliveries and disabled trackers."""
-        dead: dict[tuple[int, int], list[FinishedAttempt]] = {}  # by application and tracker
+        """Append the operations events that inform customers of dead deliveries and disabled trackers."""
+        dead: dict[tuple[int, int], list[FinishedAttempt]] = {}  # the key is (application id, tracker id)
         for one in result.recorded:
             claim, application = one.attempt.claim, one.attempt.application_id
             is_dead = one.delivery.status == DeliveryStatus.DEAD and claim.topic != Topic.OPERATIONS
@@ -157,7 +166,7 @@ class OutcomeWriter:
 
 
 class RecentCount:
-    """A count of the last second."""
+    """A counter of the events of the last second."""
 
     def __init__(self) -> None:
         self._parts: deque[tuple[int, int]] = deque()
@@ -183,12 +192,13 @@ def _successes_by_tracker(attempts: Sequence[FinishedAttempt]) -> Counter[int]:
 def _health_after(health: TrackerHealth, finished: FinishedAttempt) -> TrackerHealth:
     outcome, is_probe = finished.outcome, finished.attempt.is_probe
     if outcome is None or not outcome.charged:
-        # The probe had no result, so another may follow: at once if the claim was returned, after a pause if it failed locally.
+        # The probe has no result, so another probe may be sent: at once if the claim was given back, or after a pause if this host
+        # failed.
         until = finished.at if outcome is None else finished.at + LOCAL_FAILURE_PAUSE_MS
         return health.probing(until) if is_probe and health.open_until is not None else health
     if outcome.kind is OutcomeKind.DELIVERED:
         return health.succeeded(finished.at)
-    if finished.is_rate_limited:  # the tracker works, and its rate is lowered instead
+    if finished.is_rate_limited:  # a 429 response lowers the rate of the tracker and does not open its circuit breaker
         return health.answered(finished.at) if is_probe else health
     quiet_until = None if outcome.not_before is None else to_ms(outcome.not_before)
     return health.failed(finished.at, probe=is_probe, quiet_until=quiet_until)

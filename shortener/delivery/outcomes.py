@@ -1,8 +1,9 @@
-"""What a response means for a delivery: one table, read from top to bottom. The first row that matches decides.
+"""This module decides from the response to an attempt whether the delivery is delivered, retried or dead.
 
-The table follows Standard Webhooks and Svix: every response that is not a success is retried on the schedule, 410 disables the
-tracker, and redirects are failures. Only a response that rejects the form of the request ends a delivery early, because the
-form never changes. A delivery that ended stays listed and can be replayed.
+The first row of `OUTCOME_TABLE` that matches the response determines the outcome. The table follows Standard Webhooks and Svix:
+after every response that is not a success, the delivery is retried on the schedule. A 410 response disables the tracker, and a
+redirect is a failure. If the receiver rejects the method, size or type of the request, the delivery becomes dead at once, because
+every further attempt would be the same. A dead delivery stays listed and can be replayed.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
-#: Seconds between attempts: the example schedule of Standard Webhooks, ten attempts in 75 h 35 min.
+#: The default delays between attempts, in seconds: the example schedule of Standard Webhooks with ten attempts in 75 h 35 min.
 DEFAULT_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-#: Jitter is added to a delay, never subtracted: at most this part of the delay, and at most this many seconds.
+#: A random jitter is added to each delay: at most this part of the delay, and at most this many seconds.
 JITTER_PART, MAX_JITTER_SECONDS = 0.1, 900.0
-#: Limits of `Retry-After`.
+#: A `Retry-After` time outside these limits is replaced by the nearest limit.
 MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 86400.0
 
 _STATUSES = re.compile(r"([2-5])xx|([2-5][0-9]{2})(?:-([2-5][0-9]{2}))?", re.IGNORECASE)
 
 
 class OutcomeKind(enum.Enum):
-    """What happens to a delivery after an attempt."""
+    """The possible effects of an attempt on its delivery."""
 
     DELIVERED = "delivered"
-    RETRY = "retry"  # repeated on the schedule, not before the time of Retry-After
-    FINAL = "final"  # dead now; the remaining attempts are not made
-    DISABLE = "disable"  # dead now, and the tracker is disabled
+    RETRY = "retry"  # the delivery is attempted again on the schedule, but not before the time in Retry-After
+    FINAL = "final"  # the delivery becomes dead at once, although attempts are left
+    DISABLE = "disable"  # the delivery becomes dead at once, and the tracker is disabled
 
 
 class ResponseFacts(Protocol):
-    """The part of `sender.SendResult` that determines an outcome."""
+    """The fields of `sender.SendResult` that determine the outcome of an attempt."""
 
     @property
     def status(self) -> int | None: ...
@@ -53,7 +54,10 @@ class ResponseFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """The result of an attempt. `reason` names the row of OUTCOME_TABLE. `charged` False: a local failure."""
+    """The outcome of an attempt.
+
+    `reason` is the name of the matching row of OUTCOME_TABLE. `not_before` is the earliest time of the next attempt, from the
+    `Retry-After` header. `charged` is false if the attempt does not count, because this host failed."""
 
     kind: OutcomeKind
     reason: str
@@ -61,16 +65,17 @@ class AttemptOutcome:
     charged: bool = True
 
 
-#: The outcome of an attempt that this host failed to make. It must be the first row of OUTCOME_TABLE.
+#: The outcome of an attempt that failed because of this host. It corresponds to the first row of OUTCOME_TABLE.
 LOCAL_FAILURE = AttemptOutcome(OutcomeKind.RETRY, "local_failure", charged=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SuccessCriteria:
-    """Which responses mean that a tracker accepted an event.
+    """The conditions under which a response means that the tracker accepted an event.
 
-    `statuses` is a set such as `2xx` or `200,202-204`. `body_contains` is a text that the body must contain.
-    `retries_every_status`: no other response ends a delivery early (Xoxzo: "up to ten times" until a 200).
+    `statuses` is a set of HTTP statuses, such as `2xx` or `200,202-204`. `body_contains` is a text that the response body must
+    contain. If `retries_every_status` is true, the delivery is retried after every other response (Xoxzo: "up to ten times" until a
+    200).
     """
 
     statuses: str = "2xx"
@@ -78,13 +83,15 @@ class SuccessCriteria:
     retries_every_status: bool = False
 
     def matches(self, status: int | None) -> bool:
-        """Return whether a status is in the set."""
+        """Return whether the given HTTP status is in `statuses`."""
         return status in _status_set(self.statuses)
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRule:
-    """A row of OUTCOME_TABLE. `when` and `why` are texts for the documentation."""
+    """A row of OUTCOME_TABLE: if `matches` returns true for a response, the outcome of the attempt is `kind`.
+
+    `when` (the condition) and `why` (the reason for the outcome) are texts for the documentation."""
 
     name: str
     when: str
@@ -101,7 +108,7 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
     return success.body_contains is None or success.body_contains.encode() in response.body
 
 
-#: The reason of a 429. During the first day of a delivery to a tracker it does not count as an attempt.
+#: The outcome reason of a 429 response. For trackers, it does not count as an attempt during the first day of a delivery.
 RATE_LIMITED = "rate_limited"
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
@@ -117,7 +124,7 @@ OUTCOME_TABLE = (
         "success",
         "a status of the tracker's success set; with `body_contains`, this text is in the first 64 KiB of the body",
         OutcomeKind.DELIVERED,
-        "default: any 2xx; the status line is the receipt, whatever follows",
+        "default: any 2xx; the status counts even if the rest of the response is malformed or incomplete",
         lambda response, success: success.matches(response.status) and _has_text(response, success),
     ),
     OutcomeRule(
@@ -187,7 +194,7 @@ OUTCOME_TABLE = (
 
 
 def classify_response(response: ResponseFacts, success: SuccessCriteria, now: datetime) -> AttemptOutcome:
-    """Return what happens after a response that was received at the aware time `now`."""
+    """Return the outcome of an attempt from its response. `now` is the time of the response, with a time zone."""
     row = next(row for row in OUTCOME_TABLE if row.matches(response, success))
     not_before = None
     if row.name in (RATE_LIMITED, "throttled") and response.retry_after is not None:
@@ -196,7 +203,9 @@ def classify_response(response: ResponseFacts, success: SuccessCriteria, now: da
 
 
 def parse_success(value: Mapping[str, Any] | None) -> SuccessCriteria:
-    """Return the criteria of a tracker's `success` field: `statuses` and `body_contains`, both optional. Raise ValueError."""
+    """Convert the `success` field of a tracker to criteria. Its keys `statuses` and `body_contains` are optional.
+
+    Raise ValueError if the field is invalid."""
     value = value or {}
     if unknown := set(value) - {"statuses", "body_contains"}:
         raise ValueError(f"unknown key {min(unknown)}; allowed: statuses, body_contains")
@@ -230,19 +239,22 @@ def _status_set(text: str) -> frozenset[int]:
 
 
 def next_delay(attempt: int, schedule: Sequence[float], rng: random.Random) -> float:
-    """Return the seconds from failed attempt number `attempt` (from 1) to the next. The last delay of the schedule repeats.
+    """Return the seconds between the failed attempt number `attempt` (from 1) and the next attempt.
 
-    Jitter of up to 10 % of the delay, at most 15 minutes, is added, so that a tracker does not receive its backlog at once.
+    After the end of the schedule, its last delay is used again. A random jitter of up to 10 % of the delay, at most 15 minutes, is
+    added, so that a tracker does not receive many retries at the same time.
     """
     delay = float(schedule[min(attempt, len(schedule)) - 1])
     return delay + rng.random() * min(delay * JITTER_PART, MAX_JITTER_SECONDS)
 
 
 def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Return the seconds of a `Retry-After` header (RFC 9110: seconds or a date), limited to 1 s to 24 h. None if invalid."""
+    """Return the seconds in a `Retry-After` header (RFC 9110: seconds or a date), limited to the range from 1 s to 24 h.
+
+    Return None if the header is missing or invalid."""
     text = (text or "").strip()
     if re.fullmatch(r"[+-]?[0-9]+", text):
-        # 12 digits exceed the limit anyway, and int() rejects very long texts.
+        # Only the first 12 digits are converted, because a number that long exceeds the limit anyway.
         seconds = float(text[:12])
     else:
         try:

@@ -1,12 +1,13 @@
-"""The rate at which a tracker receives deliveries, as one small value. No I/O. Times are milliseconds since 1970-01-01 UTC.
+"""This module computes the rate at which a tracker receives deliveries. No I/O. Times are milliseconds since 1970-01-01 UTC.
 
-Two limits apply, and the lower one counts: `max_per_second`, which the customer sets, and `rate`, which the service learns from
-429 responses. The first 429 sets the rate to the successes of the last second. A later 429 lowers it by a tenth, or by half if
-the rate has not recovered since the last one. Each success raises it: slowly near the rate at which the last 429 came
-(`ceiling`), fast elsewhere. A 429 to a request that was sent less than a second after the rate was lowered does not lower it
-again: many receivers count the requests of a second, and reject all further requests in it.
+The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429
+responses. The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate
+by a tenth, or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is
+near the rate of the last 429 response (`ceiling`), otherwise fast. If a request was sent less than a second after the rate was
+lowered, its 429 response does not lower the rate again, because many receivers reject all further requests of the same second.
 
-The value is stored with the tracker, and a process locks it before it sends. So all processes together keep the rate.
+The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so all processes together
+keep the rate.
 """
 
 from __future__ import annotations
@@ -15,25 +16,29 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-#: A tracker that returns 429 to everything still gets one request in this time.
+#: The lowest learned rate in deliveries per second: a tracker that always returns 429 still gets one request in 20 seconds.
 MIN_RATE = 1 / 20
-#: A learned rate above this is no limit any more.
+#: A learned rate that reaches this number of deliveries per second is removed, so that it no longer limits the tracker.
 MAX_RATE = 1000.0
-#: The rate is lowered at most once in this time.
+#: The learned rate is lowered at most once in this time.
 LOWERING_INTERVAL_MS = 1000
-#: A learned rate is forgotten this long after the last 429.
+#: A learned rate no longer applies when this time has passed since the rate was last lowered.
 MAX_AGE_MS = 3_600_000
-#: Parts of the rate that remain after a 429: if the rate had recovered since the last one, and otherwise.
+#: A 429 response multiplies the rate by `LOWERED` if the rate has recovered since the previous 429 response, otherwise by `HALVED`.
 LOWERED, HALVED = 0.9, 0.5
-#: What one success adds to the rate: near the ceiling, and elsewhere. Near means between `LOWERED` and `FAR` of the ceiling.
+#: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
-#: Unused rate of at most this time, or of one and a half deliveries, can be used later.
+#: If a tracker got fewer deliveries than its rate allows, it may later get the missing deliveries of this time (at least 1.5
+#: deliveries) at once.
 BURST_MS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class TrackerPace:
-    """Limits in deliveries per second, None: no limit. `paced_until`: the time up to which the rate is used."""
+    """The rate limits of a tracker, in deliveries per second. None means that there is no such limit.
+
+    `paced_until` is the time up to which claimed deliveries have used the rate. `lowered_at` is the time at which the learned rate
+    was last lowered."""
 
     max_per_second: float | None = None
     rate: float | None = None
@@ -42,41 +47,41 @@ class TrackerPace:
     paced_until: int | None = None
 
     def limit(self, now: int) -> float | None:
-        """Return the rate that applies now, None if there is no limit."""
+        """Return the rate limit that applies at the time `now`, in deliveries per second. Return None if there is no limit."""
         if self.rate is None or self.lowered_at is None or not 0 <= now - self.lowered_at < MAX_AGE_MS + self._quiet_ms:
             return self.max_per_second
         return self.rate if self.max_per_second is None else min(self.rate, self.max_per_second)
 
     @property
     def _quiet_ms(self) -> int:
-        """How long the tracker wanted no request after the last 429."""
+        """The milliseconds from the last lowering of the rate to `paced_until`, for example the time of `Retry-After`."""
         return 0 if self.paced_until is None or self.lowered_at is None else max(self.paced_until - self.lowered_at, 0)
 
     def allowance(self, now: int) -> int | None:
-        """Return how many deliveries may be sent now. None: any number."""
+        """Return how many deliveries the rate limit allows now. Return None if there is no limit."""
         limit = self.limit(now)
         if limit is None:
             return None
         return max(int((now - self._used_until(now, limit)) * limit / 1000 + 1e-9), 0)
 
     def next_at(self, now: int) -> int:
-        """Return when the next delivery may be sent. There is a limit."""
+        """Return the time at which the next delivery may be sent. The tracker must have a rate limit."""
         limit = self.limit(now)
         assert limit is not None
         return self._used_until(now, limit) + math.ceil(1000 / limit)
 
     def claimed(self, count: int, now: int) -> TrackerPace:
-        """Return the pace after `count` deliveries were claimed."""
+        """Return the pace of the tracker after `count` of its deliveries were claimed at the time `now`."""
         limit = self.limit(now)
         if limit is None or count == 0:
             return self
         return dataclasses.replace(self, paced_until=self._used_until(now, limit) + math.ceil(count * 1000 / limit))
 
     def throttled(self, now: int, *, started: int, successes: int, quiet_until: int | None = None) -> TrackerPace:
-        """Return the pace after a 429.
+        """Return the pace of the tracker after a 429 response.
 
-        `started`: when the request was sent. `successes`: accepted deliveries of the last second. `quiet_until`: the tracker
-        wants no request before this time."""
+        `started` is the time at which the request was sent. `successes` is the number of deliveries that the tracker accepted in
+        the last second. `quiet_until` is the time in the `Retry-After` header, before which the tracker accepts no request."""
         used = self.paced_until if quiet_until is None else max(self.paced_until or 0, quiet_until)
         if self.rate is not None and self.lowered_at is not None and started <= self.lowered_at + LOWERING_INTERVAL_MS:
             return dataclasses.replace(self, paced_until=used)
@@ -91,7 +96,7 @@ class TrackerPace:
         )
 
     def succeeded(self, count: int) -> TrackerPace:
-        """Return the pace after `count` deliveries were accepted."""
+        """Return the pace of the tracker after it accepted `count` deliveries."""
         if self.rate is None or self.ceiling is None:
             return self
         normal = self.ceiling * LOWERED

@@ -1,16 +1,18 @@
-"""Templates of tracker URLs: checked once when a tracker is saved, expanded for every delivery.
+"""This module checks tracker URLs that contain placeholders, and replaces the placeholders by the values of an event.
 
-A template is an absolute http or https URL. Its path and query may contain `{name}` for the names in `PLACEHOLDERS`, and no
-others. `parse_template` raises `TemplateError` for everything that a tracker would otherwise receive as literal text: unknown
-names, and known names in the syntax of another system (`{{phone}}`, `[phone]`, `%PHONE%`, `(phone)`, `{Phone}`, ...). The
-address guard checks the host. Only addresses in unusual notation (`127.1`) are rejected here, because clients disagree about
-them.
+The service checks the URL when a tracker is saved and replaces the placeholders for every delivery. A URL with placeholders is
+called a template. It is an absolute http or https URL. Its path and query may contain `{name}` for the names in `PLACEHOLDERS`.
+`parse_template` raises `TemplateError` for unknown names, and for known names in the syntax of another system (`{{phone}}`,
+`[phone]`, `%PHONE%`, `(phone)`, `{Phone}`, ...), because the tracker would receive them as literal text. It also rejects IP
+addresses in unusual notation (`127.1`), because clients interpret them differently. All other checks of the host are made by the
+address guard (guard.py).
 
-`{metadata.NAME}` is the value NAME of the message's metadata. NAME has letters, digits and `_.-`, and case matters.
+`{metadata.NAME}` is replaced by the value NAME of the message's metadata. NAME contains letters, digits and `_.-`, and is
+case-sensitive.
 
-`Template.expand` percent-encodes each value by RFC 3986 (only letters, digits and `-._~` stay unchanged). It replaces
-placeholders once: a value that contains `{phone}` stays text. A segment of the path that values make `.` or `..` gets encoded dots.
-So values cannot change scheme, host, port, path or parameters of the URL.
+`Template.expand` percent-encodes each value by RFC 3986 (only letters, digits and `-._~` stay unchanged). It does not replace
+placeholders inside values: a value that contains `{phone}` stays text. If values make a path segment equal to `.` or `..`, the dots
+are encoded. So values cannot change the scheme, host, port, path or parameters of the URL.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from shortener.macros import find_macros
 from shortener.times import parse_iso, to_utc
 from shortener.urls import NumericHostError, UrlError, parse_authority
 
-#: The ten placeholders of 23 Telecom.
+#: The names of the ten placeholders that 23 Telecom supports.
 TELECOM_PLACEHOLDERS = (
     "message_id",
     "phone",
@@ -63,12 +65,13 @@ OWN_PLACEHOLDERS = (
     "external_message_request_id",
     "timestamp_unix",
 )
-#: The prefix of the placeholders for the values of a message's metadata: {metadata.NAME}.
+#: The names of placeholders for the metadata of a message begin with this prefix: {metadata.NAME}.
 METADATA = "metadata."
 PLACEHOLDERS = TELECOM_PLACEHOLDERS + OWN_PLACEHOLDERS
 MAX_URL_LENGTH = 2048
 
-#: SMPP receipt words of states, as 23 Telecom sends them. READ and CLICKTHRU have no receipt word and keep their names.
+#: The words of SMPP delivery receipts for message states, which 23 Telecom sends. READ and CLICKTHRU are sent unchanged, because
+#: SMPP has no words for them.
 STATUS_WORDS = {
     "CREATED": "ACCEPTD",
     "SENT": "ENROUTE",
@@ -79,7 +82,7 @@ STATUS_WORDS = {
 
 _KNOWN = frozenset(PLACEHOLDERS)
 _WITHOUT_SEPARATORS = {name.replace("_", ""): name for name in PLACEHOLDERS}
-# Names of other systems for the same values. They are used only for hints in error texts.
+# Other systems use these names for the same values. The service uses them only for hints in error texts.
 _SYNONYMS = {
     "msisdn": "phone",
     "mobile": "phone",
@@ -126,12 +129,12 @@ _PLACEHOLDER = re.compile(r"\{(" + "|".join(_NAMES) + r")\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# The reserved characters of RFC 3986, and brackets, which every client sends unchanged.
+# These reserved characters of RFC 3986 are not percent-encoded, because every client sends them unchanged.
 _UNQUOTED = "%:/?#[]@!$&'()*+,;=-._~"
 
 
 class TemplateError(Exception):
-    """The URL is not a valid template. `position` is an index of a character in the URL, from 0."""
+    """The error for a tracker URL that is not valid. `position` is the index of the wrong character in the URL, from 0."""
 
     def __init__(self, code: ErrorCode, reason: str, position: int) -> None:
         self.code = code
@@ -142,20 +145,21 @@ class TemplateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A checked tracker URL. `host` is ASCII in lower case (punycode; IPv6 without brackets). `port` is always set.
+    """A checked tracker URL with placeholders.
 
-    `placeholders` contains each name once, in the order of appearance.
+    `host` is ASCII in lower case (punycode; IPv6 without brackets). `port` is the port in the URL, or the default port of the
+    scheme. `placeholders` contains the name of each placeholder once, in the order of appearance.
     """
 
     scheme: str
     host: str
     port: int
     placeholders: tuple[str, ...]
-    _texts: tuple[str, ...]  # one more than _names: text, name, text, name, ..., text
+    _texts: tuple[str, ...]  # the literal texts around the placeholders; there is one text more than there are names
     _names: tuple[str, ...]
 
     def expand(self, values: Mapping[str, str]) -> str:
-        """Return the URL to call, in ASCII. A placeholder without a value becomes the empty string."""
+        """Replace the placeholders by the values and return the URL in ASCII. A missing value becomes the empty string."""
         texts = self._texts
         if not self._names:
             return texts[0]
@@ -168,20 +172,20 @@ class Template:
         url = "".join(parts)
         path, separator, query = url.partition("?")
         if any(segment in (".", "..") for segment in path.split("/")[3:]) and not _has_dot_segment(texts):
-            # A client or a server would remove such a segment, and the request would go to another path.
+            # Clients and servers remove the path segments `.` and `..`, so the request would go to another path.
             path = "/".join(segment.replace(".", "%2E") if segment in (".", "..") else segment for segment in path.split("/"))
             return path + separator + query
         return url
 
 
 def _has_dot_segment(texts: tuple[str, ...]) -> bool:
-    """Return whether the template itself has `.` or `..` as a segment of its path, which then belongs to the customer's URL."""
+    """Return whether the path of the template itself contains the segment `.` or `..`, as the customer entered it."""
     path = "{}".join(texts).partition("?")[0]
     return any(segment in (".", "..") for segment in path.split("/"))
 
 
 def parse_template(url: str) -> Template:
-    """Check a tracker's URL and split it into texts and placeholders. Raise `TemplateError`."""
+    """Check the URL of a tracker and split it into literal texts and placeholders. Raise `TemplateError` if it is not valid."""
     authority = _AUTHORITY.match(url)
     if authority is None:
         start = re.match(r"[^/?#]*", url)
@@ -208,7 +212,9 @@ def parse_template(url: str) -> Template:
 
 
 def placeholder_values(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of every placeholder from the facts of an event. An unknown value is the empty string."""
+    """Return the value of every placeholder for an event, by placeholder name. An unknown value is the empty string.
+
+    `facts` is the snapshot of the event's data (formats.FACTS)."""
     phone = _text(facts.get("to_address"))
     values = {name: _text(facts.get(name)) for name in OWN_PLACEHOLDERS}
     values["event"] = _text(facts.get("topic"))
@@ -229,21 +235,24 @@ def placeholder_values(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def displayed_sender(facts: Mapping[str, Any]) -> str:
-    """Return 23 Telecom's sender id: `from`, or the alias if `from` is absent or only refers to a sender (`channel:7`)."""
+    """Return the sender id that 23 Telecom shows: the `from` of the message, or the alias of its sender.
+
+    The alias is used if `from` is absent or only refers to a sender (`channel:7`)."""
     sender = _text(facts.get("from_address"))
     is_reference = sender.startswith(("channel:", "sender_id:"))
     return (not is_reference and sender) or _text(facts.get("sender_id_alias") or sender or facts.get("sender_id_id"))
 
 
 def kind_of_event(facts: Mapping[str, Any]) -> str:
-    """Return the name of the event that the facts describe. A test delivery has the values of another event (`sample_of`)."""
+    """Return the name of the event that the facts describe. In a test delivery, this is `sample_of` and not the event name."""
     return _text(facts.get("sample_of") or facts.get("topic"))
 
 
 def status_word(facts: Mapping[str, Any]) -> str:
-    """Return `{status}`: the new state for a state event.
+    """Return the value of the placeholder `{status}`.
 
-    For other events it is the status of the conversion, else that of the delivery report, else the state as a receipt word."""
+    For a state event, it is the new state of the message. For other events, it is the first of these values that is known: the
+    status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":
@@ -271,7 +280,9 @@ def _invalid(reason: str, position: int) -> NoReturn:
 
 
 def _host_and_port(authority: str, offset: int, default_port: int) -> tuple[str, int]:
-    """Return host (ASCII, lower case) and port of an authority that starts at `offset` in the URL."""
+    """Return the host (ASCII, lower case) and the port in the authority of a URL, such as `example.com:8443`.
+
+    `offset` is the index of the authority in the URL, for error positions."""
     if (brace := re.search(r"[{}]|%7[BD]", authority, re.IGNORECASE)) is not None:
         _invalid("must not contain a placeholder in the scheme, host or port", offset + brace.start())
     try:
@@ -289,7 +300,7 @@ def _host_and_port(authority: str, offset: int, default_port: int) -> tuple[str,
 
 
 def _is_disguised_address(host: str) -> bool:
-    """Return whether a resolver reads this host as an IPv4 address, for example 127.1, 2130706433 or 0x7f.1."""
+    """Return whether a resolver interprets this host as an IPv4 address, for example 127.1, 2130706433 or 0x7f.1."""
     try:
         socket.inet_aton(host)
     except OSError:
@@ -298,7 +309,9 @@ def _is_disguised_address(host: str) -> bool:
 
 
 def _split(url: str, start: int) -> tuple[list[str], list[str]]:
-    """Return texts and names of path and query, which start at `start`. The texts are percent-encoded where necessary."""
+    """Split the path and query of a URL, which start at the index `start`, into literal texts and placeholder names.
+
+    Percent-encode the characters of the texts that a URL cannot contain."""
     _reject_other_syntax(url, start)
     texts, names, at = [], [], start
     for found in _PLACEHOLDER.finditer(url, start):
@@ -322,7 +335,7 @@ def _encoded(url: str, start: int, end: int) -> str:
     if space := re.search(r"\s", text):
         _invalid("must not contain a space; write %20", start + space.start())
     if escape := _BAD_ESCAPE.search(text):
-        # Otherwise a value that begins with digits would become part of the escape.
+        # If % were accepted without two digits, the value of a following placeholder could complete the percent-encoding.
         _invalid("must not contain a % without two hexadecimal digits after it; write %25", start + escape.start())
     try:
         return quote(text, safe=_UNQUOTED)
@@ -331,7 +344,7 @@ def _encoded(url: str, start: int, end: int) -> str:
 
 
 def _reject_other_syntax(url: str, start: int) -> None:
-    """Raise TemplateError for an unknown placeholder, or a known one in the syntax of another system."""
+    """Raise TemplateError if the URL contains an unknown placeholder, or a known one in the syntax of another system."""
     for macro in find_macros(url, start):
         if macro.is_braced:
             if not _PLACEHOLDER.fullmatch(macro.text):
@@ -341,7 +354,7 @@ def _reject_other_syntax(url: str, start: int) -> None:
 
 
 def _known(word: str) -> str | None:
-    """Return the placeholder with this name, ignoring case and separators, or None."""
+    """Return the name of the placeholder that equals `word` if case and separators are ignored, or None."""
     if word.lower().startswith(METADATA) and len(word) > len(METADATA):
         return METADATA + word[len(METADATA) :]
     return _WITHOUT_SEPARATORS.get(re.sub(r"[_.-]", "", word).lower())

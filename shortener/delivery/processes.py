@@ -1,12 +1,15 @@
-"""The processes that deliver from one database, counted by their signs of life, and the part of each in a tracker's concurrency.
+"""This module counts the processes that send deliveries, and divides the concurrency of each tracker among them.
 
-Every process writes its row of `delivery_processes` regularly, in the transaction of a dispatch cycle. A process without a sign of
-life for `MAX_SILENCE_MS` does not count. The processes are sorted by their random ids, so each knows its place without agreement.
+Each process regularly writes a heartbeat (the current time) to its row of the table `delivery_processes`, in the transaction of a
+dispatch cycle. A process without a heartbeat for `MAX_SILENCE_MS` milliseconds is not counted. The processes are sorted by their
+random ids, so each process computes its own share.
 
-The parts of all processes add up to the concurrency of a tracker. If it is smaller than the number of processes, some have no part,
-and others deliver for them. While a process starts or ends, the processes can disagree for up to `MAX_SILENCE_MS`.
+The shares of all processes add up to the concurrency of the tracker. If the concurrency is smaller than the number of processes,
+some processes have no share, and the others send the deliveries of the tracker. After a process has started or ended, the processes
+can use different numbers for up to `MAX_SILENCE_MS` milliseconds.
 
-With SQLite there is one process. Its row only shows whether the clock was set back while it did not run (clock_steps.py).
+With SQLite there is only one process. Its row is used only to detect that the clock was set back while the process was not running
+(clock_steps.py).
 """
 
 from __future__ import annotations
@@ -21,32 +24,35 @@ from shortener.storage.database import upsert
 from shortener.storage.schema import delivery_processes
 from shortener.storage.types import from_ms, to_ms
 
-#: Time between two signs of life. SQLite has one process, and each write costs a synchronisation of the disk.
+#: The time between two heartbeats of a process, by database engine. It is longer for SQLite, where each write must be synchronised
+#: to the disk and there is only one process.
 INTERVAL_MS = {"sqlite": 30_000, "postgresql": 1000}
 MAX_SILENCE_MS = 5000
-#: Rows of processes that have been silent for this long are deleted.
+#: The row of a process is deleted if its last heartbeat is older than this.
 MAX_AGE_MS = 600_000
-#: A time that is further ahead than this was written by a clock that has been set back since.
+#: If a stored heartbeat is further in the future than this, the clock was set back after it was written.
 MAX_AHEAD_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessShare:
-    """The place of a process, from 0, among `count` processes."""
+    """The position `place` (from 0) of a process among the `count` processes that send deliveries."""
 
     place: int = 0
     count: int = 1
 
     def of(self, concurrency: int, queue: str) -> int:
-        """Return the part of a queue's concurrency that this process may use."""
+        """Return how many attempts of a queue this process may have in flight, of `concurrency` attempts for all processes."""
         part, rest = divmod(concurrency, self.count)
-        # The name of the queue decides who gets the rest, so that no process gets it for every queue.
+        # The checksum of the queue name selects the processes that get one attempt more, so that they differ between queues.
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
-    """The result of a sign of life. `clock_was_set_back`: a process wrote a later time than the current one."""
+    """The result of writing a heartbeat.
+
+    `clock_was_set_back` is true if the database contains a heartbeat with a later time than the current time."""
 
     at: int
     share: ProcessShare
@@ -54,7 +60,9 @@ class SignOfLife:
 
 
 class DeliveryProcesses:
-    """This process among the processes that deliver. `count` replaces the number of processes if it is set."""
+    """The membership of this process in the group of processes that send deliveries.
+
+    If `count` is not None, it is used as the number of processes, and the heartbeats are not counted."""
 
     def __init__(self, rng: random.Random, count: int | None = None) -> None:
         self._id = rng.getrandbits(62)
@@ -63,7 +71,9 @@ class DeliveryProcesses:
         self.share = ProcessShare()
 
     def write(self, connection: Connection, now: int) -> SignOfLife | None:
-        """Write a sign of life as a part of the caller's transaction; None if none is due. `now`: milliseconds since 1970."""
+        """Write a heartbeat as a part of the caller's transaction and count the processes. Return None if no heartbeat is due.
+
+        `now` is in milliseconds since 1970."""
         if self._at is not None and 0 <= now - self._at < INTERVAL_MS[connection.dialect.name]:
             return None
         columns = delivery_processes.c
@@ -86,9 +96,9 @@ class DeliveryProcesses:
         return SignOfLife(now, share, latest > now + MAX_AHEAD_MS)
 
     def committed(self, sign: SignOfLife) -> None:
-        """Use the result after the transaction is committed."""
+        """Store the time of the heartbeat and the share of this process after the transaction was committed."""
         self._at, self.share = sign.at, sign.share
 
     def remove(self, connection: Connection) -> None:
-        """Delete the row of this process, because it ends."""
+        """Delete the row of this process from `delivery_processes`. Call this before the process ends."""
         connection.execute(delete(delivery_processes).where(delivery_processes.c.id == self._id))

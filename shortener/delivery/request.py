@@ -1,6 +1,6 @@
-"""The HTTP request of one attempt, built from a tracker and the facts of an event.
+"""This module builds the HTTP request of one delivery attempt from a tracker and the facts of an event.
 
-Each attempt has its own request, because the body contains the number of the attempt and the signature contains its time.
+Each attempt has its own request, because the body contains the attempt number and the signature contains the time of the attempt.
 """
 # Tested by tests/delivery/test_formats.py
 
@@ -21,24 +21,26 @@ from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
 from shortener.urls import UrlError, parse_destination
 
-#: Xoxzo: "Callback URL must return http status 200".
+#: The success criteria for callbacks of messages. Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
 _ANY_2XX = SuccessCriteria()
 #: The action of the `conversion` event that follows the first click of a message.
 CLICK_ACTION = "clickthru"
 
 
-#: Signing secrets, newest first, each with the time until which it signs (None: without end).
+#: The signing secrets of a tracker, newest first. Each has the time until which requests are signed with it, or None for no limit.
 Secrets = tuple[tuple[SigningSecret, datetime | None], ...]
 
 
 class ForbiddenHost(Exception):
-    """The settings forbid the request. The text says why."""
+    """The error for a request that the settings forbid. Its text contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTarget:
-    """A tracker, or the callback of a message (`tracker_id` None), as the dispatcher uses it. `timeout` is in seconds."""
+    """The receiver of a delivery with the values that the dispatcher needs: a tracker, or the callback URL of a message.
+
+    `tracker_id` is None for a callback. `timeout` is the time limit of an attempt in seconds."""
 
     tracker_id: int | None
     revision: int
@@ -53,23 +55,23 @@ class DeliveryTarget:
     fields: tuple[str, ...] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: Secrets = ()
-    tls: SSLContext | None = None  # with the client certificate of the tracker
+    tls: SSLContext | None = None  # a TLS context with the client certificate of the tracker, if it has one
 
     @property
     def metadata_names(self) -> list[str]:
-        """The names of the metadata that the URL contains as placeholders."""
+        """The names of the message metadata for which the URL contains placeholders."""
         placeholders = () if isinstance(self.url, str) else self.url.placeholders
         return [name.removeprefix(METADATA) for name in placeholders if name.startswith(METADATA)]
 
     def request(
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
     ) -> OutgoingRequest:
-        """Return the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost.
+        """Build the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost if the settings forbid http URLs.
 
-        Only the facts of a test delivery contain a `topic`, which then replaces the name of the event."""
+        If the facts contain a `topic`, it replaces the name of the event. This is the case only for test deliveries."""
         name = encode_event_id(event, topic)
         facts = {"topic": topic.api_name, **facts, "event_id": name}
-        if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # a click as a conversion
+        if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # the event is a click that is sent as a conversion
             facts["action"] = CLICK_ACTION
         if isinstance(self.url, str):
             url = self.url
@@ -89,7 +91,7 @@ class DeliveryTarget:
 def callback(
     url: str, *, max_attempts: int, timeout: float, concurrency: int, schedule: tuple[float, ...], secrets: Secrets = ()
 ) -> DeliveryTarget:
-    """Return the target of a message's `lt_callbackurl`. Raise UrlError if the URL is not a valid destination."""
+    """Return the delivery target for the callback URL of a message (`lt_callbackurl`). Raise UrlError if the URL is not valid."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,
@@ -106,7 +108,7 @@ def callback(
 
 
 def callback_queue(application_id: int, url: str) -> str:
-    """Return the name of the queue of a callback: all callbacks of an application to one host share a queue."""
+    """Return the name of the queue for a callback URL. All callbacks of an application to the same host share a queue."""
     try:
         host = parse_destination(url).host
     except UrlError:

@@ -1,7 +1,8 @@
-"""Test delivery: send one invented event to one tracker now, whether the tracker is enabled or not.
+"""This module sends a test delivery: one invented event that is sent to one tracker at once, even if the tracker is disabled.
 
-The request is built and signed like every other request. There is exactly one attempt, of at most `MAX_TEST_SECONDS`. It is stored
-as a delivery that has ended, with its event and its attempt. It changes neither the breaker nor the queue.
+The request is built and signed like every other request. There is exactly one attempt, which takes at most `MAX_TEST_SECONDS`. The
+service stores the delivery with its event and its attempt. A test delivery changes neither the circuit breaker nor the queue of the
+tracker.
 """
 # Tested by tests/web/test_trackers.py
 
@@ -32,14 +33,14 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-#: Test deliveries at a time, of all applications and of one.
+#: At most this many test deliveries run at a time: of all applications, and of one application.
 MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
-#: Time limit of a test delivery in seconds, if that of the tracker is longer.
+#: The time limit of a test delivery is that of the tracker, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0
 
 
 class TestSlots:
-    """The test deliveries in progress. They use a sender of their own, so they never take a slot of other deliveries."""
+    """A limiter of the test deliveries that run at a time. They use a separate sender, so they use no slots of other deliveries."""
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender
@@ -47,7 +48,7 @@ class TestSlots:
 
     @contextmanager
     def take(self, application_id: int) -> Iterator[Sender]:
-        """Yield the sender while a slot is in use. Raise ApiError RATE_LIMITED if there is none."""
+        """Return a context manager that provides the sender. Raise ApiError RATE_LIMITED if too many test deliveries run."""
         running = self._running
         if running[application_id] >= MAX_TESTS_PER_APPLICATION or running.total() >= MAX_TESTS:
             reason = f"At most {MAX_TESTS_PER_APPLICATION} test deliveries of an application run at a time."
@@ -63,7 +64,9 @@ class TestSlots:
 
 @dataclass(frozen=True, slots=True)
 class SampleDelivery:
-    """The result of a test delivery. `reason`: a row of outcomes.OUTCOME_TABLE. `answer`: the first KiB of the response body."""
+    """The result of a test delivery.
+
+    `reason` is the name of a row in outcomes.OUTCOME_TABLE. `answer` is the first KiB of the response body."""
 
     delivery_id: int
     event_id: str
@@ -77,7 +80,9 @@ class SampleDelivery:
 
 
 def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any]:
-    """Return the facts of an event of this name (model.EVENT_NAMES) on an invented message. No value of the event is empty."""
+    """Return the facts of an invented event with the name `event` (model.EVENT_NAMES) about an invented message.
+
+    All facts that such an event can contain have a value."""
     if event == "operations":
         return {
             "sample_of": operations.TRACKER_DISABLED,
@@ -173,10 +178,11 @@ async def send_test(
     application_id: int | None = None,
     event_name: str | None = None,
 ) -> SampleDelivery:
-    """Send a test event to a tracker and store the result. Raise ApiError NOT_FOUND, StoreUnavailable.
+    """Send a test event to a tracker, store the delivery, and return the result.
 
-    `event_name` requests an event of that name. None: the event is named `test` and has the values of the first event to which the
-    tracker subscribes."""
+    If `event_name` is None, the event has the name `test` and the values of the first event to which the tracker subscribes.
+    Otherwise it has this name and the values of such an event. Raise ApiError NOT_FOUND if the tracker does not exist, and
+    StoreUnavailable if the database is unavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
     facts = sample_facts(tracker.application_id, at, event_name or tracker.events[0])

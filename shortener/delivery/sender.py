@@ -1,16 +1,17 @@
-"""Sender of HTTP requests: one attempt within a time limit and with bounded memory.
+"""This module sends HTTP requests to receivers, each within a time limit and with limited memory.
 
 Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit.
-It raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies of
-the environment and decompresses nothing. It reads at most 64 KiB of a body. The guard checks every address twice: when a name
-is resolved, and on the socket that is about to connect. With a proxy, the guard checks the host of each request before it is sent,
-because the proxy resolves the name itself.
+It raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies in
+environment variables and does not decompress responses. It reads at most 64 KiB of a body. The address guard checks every address
+twice: when a name is resolved, and before a socket connects. If a proxy is used, the guard checks the host of each request before
+it is sent, because the proxy resolves the name itself.
 
-The status line counts as soon as it has arrived, even if the rest of the response is malformed, too long or never complete.
-A request on an idle connection that the receiver has just closed is sent again at once, on another connection.
+The HTTP status counts as soon as the status line was received, even if the rest of the response is malformed, too long or
+incomplete. If the receiver has just closed an idle connection, the request is sent again at once on another connection.
 
-A failure of this host (its resolver is down, no sockets are left) has `is_local` set. It says nothing about the tracker. Every
-other failure is the receiver's, also without an error number. No text of a result contains the URL of the request.
+If this host caused the failure (its resolver is down, or no sockets are left), `is_local` is true, and the failure does not count
+against the tracker. Every other failure counts against the receiver, also one without an error number. No text in a result contains
+the URL of the request.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ from shortener.model import Clock, utcnow
 
 MAX_BODY_BYTES = 64 * 1024
 EXCERPT_BYTES = 1024
-#: Bytes of one response on the wire, including interim (1xx) responses and headers.
+#: One response may have at most this many bytes, including its headers and interim (1xx) responses.
 MAX_WIRE_BYTES = 2 * MAX_BODY_BYTES
-#: Header lines of one response.
+#: One response may have at most this many header lines.
 MAX_HEADER_LINES = 2000
-#: How long an idle connection stays open: shorter than the timeout of common servers (gunicorn 2 s, Node 5 s). A request on a
-#: connection that the server is just closing must be sent twice.
+#: An idle connection is closed after this time. It is shorter than the timeout of common servers (gunicorn 2 s, Node 5 s), because
+#: a request on a connection that the server is closing must be sent twice.
 IDLE_CONNECTION_SECONDS = 1.5
-#: How long the addresses of a name are cached.
+#: The addresses of a host name are cached for this time.
 DNS_CACHE_SECONDS = 10
-#: Look-ups at a time, and the time limit of one look-up.
-#: Hosts whose addresses were checked recently, for requests through a proxy.
+#: At most this many DNS look-ups run at a time. Each look-up has this time limit.
+#: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
 MAX_CHECKED_HOSTS = 10_000
 MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 
@@ -66,7 +67,7 @@ _ERROR_CLASSES = {
     errno.EHOSTUNREACH: "network_unreachable",
     errno.EAFNOSUPPORT: "network_unreachable",
 }
-#: Errors that only this host can cause: no descriptors, memory, buffers or ports left, a local firewall.
+#: Error numbers that only this host can cause: no file descriptors, memory, buffers or ports are left, or a local firewall blocks.
 _LOCAL_ERRORS = frozenset(
     {
         errno.EMFILE,
@@ -82,7 +83,7 @@ _LOCAL_ERRORS = frozenset(
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
-#: Values of `SendResult.error`. The last four are local failures.
+#: The possible values of `SendResult.error`. The last four mean that this host or its proxy failed.
 ERRORS = (
     "timeout",
     "dns_error",
@@ -103,20 +104,22 @@ ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class OutgoingRequest:
-    """One request. `url` is ASCII and is sent unchanged. A GET has no body."""
+    """An HTTP request to send. `url` is ASCII and is sent unchanged. A GET request has no body."""
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes | None = None
-    tls: ssl.SSLContext | None = None  # with a client certificate; None: without one
+    tls: ssl.SSLContext | None = None  # a TLS context with a client certificate; None: no client certificate
 
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """The result of a request. If `error` is set, the response is missing (`status` None), malformed or incomplete.
+    """The result of sending a request.
 
-    `body`: the first 64 KiB, as received. `error`: one of ERRORS. `detail`: a text for people. `retry_after`: seconds.
+    `error` is one of ERRORS if the response is missing (`status` is None), malformed or incomplete; otherwise it is None. `detail`
+    is a text about the error for people. `body` contains the first 64 KiB of the response body, as received. `retry_after` is the
+    time in the `Retry-After` header in seconds.
     """
 
     status: int | None
@@ -129,12 +132,14 @@ class SendResult:
 
     @property
     def excerpt(self) -> bytes:
-        """The first KiB of the body, which is stored with the attempt."""
+        """The first KiB of the response body, which is stored with the attempt."""
         return self.body[:EXCERPT_BYTES]
 
 
 class Sender:
-    """Sends up to `limit` requests at a time. Create and use it on one event loop. Close it, or use it in `async with`."""
+    """A sender of up to `limit` HTTP requests at a time.
+
+    Create and use it on the same event loop. Call `close` at the end, or use it in `async with`."""
 
     def __init__(
         self,
@@ -146,7 +151,9 @@ class Sender:
         lookup: Lookup | None = None,
         proxy: str = "",
     ) -> None:
-        """`proxy`: the URL of a proxy for all requests. Its address may be private; the hosts of requests are still checked."""
+        """Create a sender. `proxy` is the URL of a proxy for all requests; an empty text means no proxy.
+
+        The address of the proxy may be private. The guard still checks the hosts of the requests."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(limit)
@@ -159,19 +166,19 @@ class Sender:
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
             connection = guard.socket_factory(info)
-            # Limits what a flooding receiver can deliver in one iteration of the event loop.
+            # A small receive buffer limits the bytes that a receiver can deliver in one iteration of the event loop.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_BODY_BYTES // 2)
             return connection
 
         connector = aiohttp.TCPConnector(
-            limit=0,  # the semaphore limits instead: waiting for it is not the fault of the tracker
+            limit=0,  # the semaphore limits the requests, so that waiting for a slot is a local failure
             ssl=ssl.create_default_context(),
             resolver=self._resolver,
             ttl_dns_cache=DNS_CACHE_SECONDS,
             keepalive_timeout=IDLE_CONNECTION_SECONDS,
             socket_factory=make_socket,
         )
-        # aiohttp limits lines, headers and buffers, but not the number of interim responses. It has no public hook for that.
+        # aiohttp does not limit the number of interim (1xx) responses, and has no public way to add such a limit.
         connector._factory = _handler_factory(self._loop)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -179,7 +186,7 @@ class Sender:
             trust_env=False,
             auto_decompress=False,
             headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
-            # `send` has its own time limit: aiohttp rounds limits above 5 s up to whole seconds.
+            # `send` has its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             max_line_size=MAX_WIRE_BYTES,
             max_field_size=MAX_WIRE_BYTES,
@@ -195,11 +202,11 @@ class Sender:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections. Requests in flight fail; finish or cancel them first."""
+        """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
         await self._session.close()
 
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
-        """Send a request within `deadline` seconds, which include the wait for a free slot."""
+        """Send a request and return the result within `deadline` seconds, which include the wait for a free slot."""
         attempt = _Attempt()
         _CURRENT_ATTEMPT.set(attempt)
         failure = None
@@ -223,9 +230,9 @@ class Sender:
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: _Attempt) -> None:
-        """Send the request until it was not lost on an idle connection that the receiver had closed.
+        """Send the request. Repeat it while it was sent on an idle connection that the receiver had already closed.
 
-        Each repetition removes a connection from the pool, so the last one uses a new connection."""
+        Each such connection is removed from the pool, so the last repetition uses a new connection."""
         while True:
             try:
                 return await self._exchange_once(request, attempt)
@@ -234,7 +241,7 @@ class Sender:
                     raise
 
     async def _exchange_once(self, request: OutgoingRequest, attempt: _Attempt) -> None:
-        """Send the request and read the response into `attempt`. After a timeout, `attempt` contains what was received."""
+        """Send the request and read the response into `attempt`. After a timeout, `attempt` contains the bytes received so far."""
         attempt.is_reused = False
         url = URL(request.url, encoded=True)
         if self._proxy is not None:
@@ -257,11 +264,13 @@ class Sender:
             while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
                 body += chunk
         finally:
-            # Keeps the connection if the response was read completely, and closes it otherwise.
+            # aiohttp keeps the connection open if the response was read completely, and closes it otherwise.
             response.close()
 
     async def _check_target(self, url: URL) -> None:
-        """Check the host of a request that the proxy will connect to. Raise ForbiddenTarget, HostUnresolved."""
+        """Check the addresses of the host to which the proxy will connect.
+
+        Raise ForbiddenTarget if an address is forbidden, or HostUnresolved if the host has no address."""
         host, port = url.raw_host or "", url.port or 0
         if self._checked_until.get((host, port), 0) < self._loop.time():
             await self._target_guard.check_host(host, port)
@@ -282,13 +291,15 @@ class Sender:
         return _Failure("timeout", "there was no response in time")
 
     def _unresolved(self, request: OutgoingRequest, began: float) -> _Failure:
-        """Return the failure of a look-up without response: a local failure, unless the resolver has answered another name."""
+        """Return the failure of a look-up to which the resolver did not respond.
+
+        It is a local failure, unless the resolver has recently responded to the look-up of another name."""
         if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
             return _Failure("dns_error", "the name servers of the host do not respond")
         return _Failure("resolver_down", "the resolver of this machine does not respond", is_local=True)
 
     def _explain(self, request: OutgoingRequest, error: Exception, began: float) -> _Failure:
-        """Return the kind of a failure. No other place knows the exceptions of aiohttp."""
+        """Convert an exception of aiohttp to a failure with one of the error names in ERRORS."""
         match error:
             case ForbiddenTarget():
                 return _Failure("blocked_address", str(error))
@@ -321,16 +332,16 @@ class Sender:
                 return _Failure("connection_reset", "the connection was closed without a response")
             case OSError() | aiohttp.ClientConnectionError():
                 return _explain_connection_error(error)
-        # The request cannot be sent at all. It counts as an attempt; otherwise it would be repeated without end.
+        # The request can never be sent. It counts as an attempt, because it would be repeated without end otherwise.
         return _Failure("internal_error", f"the request could not be sent ({type(error).__name__})")
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """The part of a response that has been received so far.
+    """The state of a request and the part of its response that has been received so far.
 
-    `is_reused`: the request was sent on a connection that had served another request. `has_data`: the receiver has sent
-    anything for this request. `is_tunnelled`: the first status line on the connection is that of the proxy, for CONNECT."""
+    `is_reused` is true if the connection was used for another request before. `has_data` is true if the receiver has sent any byte
+    for this request. `is_tunnelled` is true if the first status line on the connection is the response of a proxy to CONNECT."""
 
     has_slot: bool = False
     is_reused: bool = False
@@ -343,19 +354,19 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The reason of a failed request."""
+    """The reason why a request failed. `error` is one of ERRORS, and `detail` is a text for people."""
 
     error: str
     detail: str
     is_local: bool = False
 
 
-#: The attempt of the running task. aiohttp has no other way to tell a connection which request it serves.
+#: The attempt that the current task makes. aiohttp has no other way to pass it to the connection of the request.
 _CURRENT_ATTEMPT: ContextVar[_Attempt] = ContextVar("current_attempt")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and all exceptions that caused it."""
+    """Yield the exception and all exceptions that caused it, directly or indirectly."""
     found: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -367,10 +378,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _tls_reason(request: OutgoingRequest, error: Exception) -> str | None:
-    """Return why TLS failed; None if the error has another cause."""
+    """Return the reason why TLS failed, as a text for people. Return None if the error has another cause."""
     for cause in _causes(error):
         if isinstance(cause, aiohttp.ClientError):
-            continue  # some are also certificate errors, without a reason
+            continue  # some errors of aiohttp are also certificate errors, but contain no reason
         if isinstance(cause, ssl.CertificateError):
             return f"the certificate is not valid: {getattr(cause, 'verify_message', '') or 'wrong host or unknown issuer'}"
         if isinstance(cause, ssl.SSLError):
@@ -384,14 +395,16 @@ def _tls_reason(request: OutgoingRequest, error: Exception) -> str | None:
 
 
 def _error_numbers(error: Exception) -> list[int]:
-    """Return the error numbers of a failed connection. If several addresses failed in different ways, only the text has them."""
+    """Return the operating system error numbers of a failed connection.
+
+    If several addresses of a host failed with different errors, the numbers are only in the text of the exception."""
     number = getattr(error, "errno", None)
     return [number] if number is not None else [int(found) for found in _ERRNO.findall(str(error))]
 
 
 def _explain_connection_error(error: Exception) -> _Failure:
     numbers = _error_numbers(error)
-    # An error that a receiver caused says more than an address family that this host cannot reach.
+    # Report an error that the receiver caused rather than an unreachable network, which may only mean that this host has no IPv6.
     for number in sorted(numbers, key=lambda number: _ERROR_CLASSES.get(number) == "network_unreachable"):
         if number in _ERROR_CLASSES:
             return _Failure(_ERROR_CLASSES[number], os.strerror(number))
@@ -402,11 +415,11 @@ def _explain_connection_error(error: Exception) -> _Failure:
 
 
 class _ResponseTooLarge(aiohttp.ClientPayloadError):
-    """The receiver sent more bytes for one request than any usable response has."""
+    """The error for a response with more than `MAX_WIRE_BYTES` bytes."""
 
 
 class _StatusLine:
-    """Finds the status in the bytes of a response. It skips interim (1xx) responses."""
+    """A parser that finds the HTTP status in the bytes of a response and skips interim (1xx) responses."""
 
     _PATTERN = re.compile(rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r?\n")
     _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -417,7 +430,7 @@ class _StatusLine:
         self.is_found = False
 
     def feed(self, data: bytes) -> int | None:
-        """Return the status once its line is complete, else None."""
+        """Add received bytes. Return the HTTP status if these bytes completed the status line, otherwise None."""
         self._buffer += data
         while match := self._PATTERN.match(self._buffer):
             status = int(match[1])
@@ -429,14 +442,15 @@ class _StatusLine:
                 break
             self._buffer = self._buffer[end.end() :]
         if len(self._buffer) > self._MAX_BYTES:
-            self.is_found = True  # this is not a status line: the parser of aiohttp reports what it is
+            self.is_found = True  # the bytes are no status line; the parser of aiohttp raises the error
         return None
 
 
 class _Handler(ResponseHandler):
-    """A connection that reads the status line itself and ends after `MAX_WIRE_BYTES` for one request.
+    """A connection that parses the status line itself and closes after `MAX_WIRE_BYTES` bytes for one request.
 
-    The parser of aiohttp returns nothing of a response that it rejects later, and it limits no interim (1xx) responses."""
+    This is necessary because the parser of aiohttp returns no status if it rejects the rest of the response, and because aiohttp
+    does not limit interim (1xx) responses."""
 
     _left = MAX_WIRE_BYTES
     _requests = 0
@@ -444,7 +458,7 @@ class _Handler(ResponseHandler):
     _status_line = _StatusLine()
 
     def set_response_params(self, **params: Any) -> None:
-        # aiohttp calls this once per request on the connection, in the task of the request.
+        # aiohttp calls this method once for each request on the connection, in the task of the request.
         self._left = MAX_WIRE_BYTES
         self._attempt = _CURRENT_ATTEMPT.get()
         self._status_line = _StatusLine()
@@ -478,7 +492,9 @@ def _handler_factory(loop: asyncio.AbstractEventLoop) -> functools.partial[Respo
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names to addresses that the guard allows. It remembers enough to distinguish a dead resolver from a dead name."""
+    """A resolver that returns only addresses that the guard allows.
+
+    It stores when it last responded for which names, to distinguish a resolver that is down from a name that does not resolve."""
 
     def __init__(self, guard: Guard, lookup: Lookup) -> None:
         self._guard = guard
@@ -486,11 +502,11 @@ class _Resolver(AbstractResolver):
         self._loop = asyncio.get_running_loop()
         self._threads = LookupThreads(MAX_LOOKUPS)
         self._pending: set[tuple[str, int]] = set()
-        # The last two names that the resolver answered for, with the time.
+        # The last two different names for which the resolver responded, each with the time.
         self._latest = self._other = ("", -math.inf)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Raise `ForbiddenTarget` if any address is forbidden, `socket.gaierror` if there is none."""
+        """Return the addresses of a host. Raise `ForbiddenTarget` if one is forbidden, or `socket.gaierror` if there is none."""
         self._pending.add((host, port))
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):
@@ -514,11 +530,11 @@ class _Resolver(AbstractResolver):
         ]
 
     def is_pending(self, host: str, port: int) -> bool:
-        """Return whether a look-up of this host is in progress."""
+        """Return whether a DNS look-up of the given host and port is running."""
         return (host, port) in self._pending
 
     def answered_another(self, host: str, since: float) -> bool:
-        """Return whether the resolver has answered for a name other than `host` since the loop time `since`."""
+        """Return whether the resolver has responded for a name other than `host` since `since` (a time of the event loop)."""
         return any(name != host and at >= since for name, at in (self._latest, self._other))
 
     def _note(self, host: str) -> None:
@@ -527,4 +543,4 @@ class _Resolver(AbstractResolver):
         self._latest = (host, self._loop.time())
 
     async def close(self) -> None:
-        """Do nothing: look-ups end by themselves."""
+        """Do nothing, because running look-ups end by themselves."""

@@ -1,12 +1,13 @@
-"""Signatures of deliveries: the headers of Standard Webhooks and of 23 Telecom.
+"""This module signs the requests of deliveries with the headers of Standard Webhooks and of 23 Telecom, and verifies signatures.
 
-23 Telecom's key is the text of the secret, exactly as it was shown. The key of Standard Webhooks is the base64 behind the prefix
-`whsec_`, decoded. A secret without that prefix is used as its text. If it is base64 of 24 to 64 bytes, there is a second signature
-of Standard Webhooks with the decoded bytes, because the published libraries decode a secret with and without the prefix.
+In the scheme of 23 Telecom, the key is the text of the secret, exactly as it was shown. In the scheme of Standard Webhooks, the key
+is the decoded base64 text after the prefix `whsec_`. If a secret has no such prefix, its text is the key. If such a text is base64
+of 24 to 64 bytes, a second Standard Webhooks signature is added with the decoded bytes as its key, because the published libraries
+decode a secret with and without the prefix.
 
-Secrets are sorted, newest first. During a rotation there are two, and both headers contain signatures for each of them. Each
-attempt has its own signatures with its own time, so a delivery that is retried after days is still fresh. `webhook-id` stays the
-same, so receivers can recognise repeats.
+Secrets are sorted, newest first. During the rotation of a secret there are two, and both headers contain a signature for each. Each
+attempt is signed with its own time, so receivers that reject old signatures accept a retry after days. The header `webhook-id` is
+the same in all attempts, so receivers can recognise repeated deliveries.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from datetime import datetime, timedelta
 from shortener.secret import SIGNING_PREFIX
 
 MAX_SECRET_LENGTH = 512
-#: Bytes of a base64 secret without prefix that get a second signature: the sizes that Standard Webhooks permits.
+#: A base64 secret without prefix gets a second signature if its decoded size is in this range, which Standard Webhooks permits.
 MIN_DECODED_BYTES, MAX_DECODED_BYTES = 24, 64
-#: Shortest key that a new secret may have (Standard Webhooks: 24 to 64 bytes). Secrets stored by older releases may be shorter.
+#: The key of a new secret must have at least this many bytes. Secrets that older releases stored may have shorter keys.
 MIN_KEY_BYTES = 24
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
 
 class SignatureError(Exception):
-    """The request does not prove that its sender has the secret, or it is too old."""
+    """The error for a received request without a correct signature, or with a signature that is too old."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningSecret:
-    """The keys of a secret. `text` is the key of 23 Telecom's scheme; `keys` are those of Standard Webhooks."""
+    """The keys of a signing secret. `text` is the key for the scheme of 23 Telecom, `keys` are those for Standard Webhooks."""
 
     text: bytes
     keys: tuple[bytes, ...]
 
 
 def parse_secret(text: str) -> SigningSecret:
-    """Return the keys of a secret. Raise ValueError if the text is not a valid secret."""
+    """Convert the text of a signing secret to its keys. Raise ValueError if the text is not a valid secret."""
     if not text or len(text) > MAX_SECRET_LENGTH:
         raise ValueError(f"must have 1 to {MAX_SECRET_LENGTH} characters")
     if text.startswith(SIGNING_PREFIX):
@@ -57,7 +58,7 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 def secret_warning(text: str) -> str | None:
-    """Return what the owner of a secret must know to verify signatures, or None if every published library can use it."""
+    """Return a warning for the owner of a secret that the published libraries cannot use unchanged, otherwise None."""
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
     return (
@@ -74,7 +75,9 @@ def _decode(text: str) -> bytes | None:
 
 
 def sign(event_id: str, at: datetime, body: bytes, secrets: Sequence[SigningSecret]) -> dict[str, str]:
-    """Return the headers of one attempt at the aware time `at`. Without a secret they contain only the event id and the time."""
+    """Return the signature headers of a request that is sent at the time `at`, which must have a time zone.
+
+    If `secrets` is empty, the headers contain only the event id and the time."""
     timestamp = _seconds(at)
     headers = {"webhook-id": event_id, "webhook-timestamp": timestamp, "X-Webhook-Timestamp": timestamp}
     if secrets:
@@ -91,9 +94,10 @@ def verify(
     now: datetime,
     tolerance: timedelta = timedelta(minutes=5),
 ) -> None:
-    """Check a received request. The names of headers ignore case. Raise `SignatureError` with the reason.
+    """Check the signatures of a received request. Raise `SignatureError` with the reason if they are not valid.
 
-    One of the two schemes is enough, but every signature that is present must be correct.
+    The case of header names is ignored. A signature of one of the two schemes is enough, but the headers of both schemes must be
+    correct if both are present.
     """
     found = {name.lower(): value for name, value in headers.items()}
     standard, telecom = found.get("webhook-signature"), found.get("x-webhook-signature")

@@ -1,6 +1,6 @@
-"""Throttle of deliveries: while many hits arrive, fan-out and dispatcher work in small batches and pause between them.
+"""The throttle slows down deliveries while many hits arrive: fan-out and dispatcher use small batches and pause between them.
 
-A hit waits for the event loop and for the one writer of SQLite. A delivery can wait longer than a hit.
+Hits and deliveries share the event loop and, on SQLite, the only database writer. A delivery can wait longer than a hit.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Hits per second from which the throttle works.
+#: If at least this many hits arrive per second, the throttle slows down deliveries.
 BUSY_RATE = 20.0
-#: The rate is measured over this time.
+#: The throttle measures the number of hits in periods of this length.
 WINDOW_SECONDS = 0.25
-#: Up to this number of hits per second, deliveries use a third of the time and keep up with the hits. Above it, they use less and
-#: catch up later.
+#: Up to this number of hits per second, deliveries use a third of the time. Above it, they use less and are sent later.
 FLOOD_RATE = 2_500.0
 MAX_PAUSE_SECONDS = 0.25
 
 
 class Throttle:
-    """Measures the rate of hits. `hits` returns the number of hits that the process has recorded; `now` returns seconds."""
+    """A throttle of deliveries that measures the rate of hits.
+
+    `hits` returns the number of hits that the process has recorded. `now` returns the current time in seconds."""
 
     def __init__(self, hits: Callable[[], int] = lambda: 0, now: Callable[[], float] = time.monotonic) -> None:
         self._hits = hits
@@ -28,12 +29,12 @@ class Throttle:
         self._rate = 0.0
 
     def pause_for(self, worked: float) -> float:
-        """Return how many seconds to pause after `worked` seconds of work. 0 if few hits arrive."""
+        """Return how many seconds deliveries must pause after `worked` seconds of work. Return 0 if few hits arrive."""
         return min(worked * max(2.0, (self._rate / FLOOD_RATE) ** 2), max(worked, MAX_PAUSE_SECONDS)) if self.is_busy else 0.0
 
     @property
     def is_busy(self) -> bool:
-        """Whether many hits arrive at present."""
+        """Return whether so many hits arrive at present that deliveries must slow down."""
         now = self._now()
         if now - self._at >= WINDOW_SECONDS:
             hits = self._hits()

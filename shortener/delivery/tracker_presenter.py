@@ -1,6 +1,6 @@
-"""JSON fields of trackers, deliveries, attempts and test deliveries, as the HTTP API and the command line show them.
+"""This module converts trackers, deliveries, attempts and test deliveries to JSON fields for the HTTP API and the command line.
 
-Times become ISO 8601 texts in UTC. No I/O.
+Times are converted to ISO 8601 texts in UTC. The functions have no I/O.
 """
 # Tested by tests/web/test_trackers.py
 
@@ -18,7 +18,7 @@ from shortener.storage.types import from_ms, to_iso, to_ms
 
 
 def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """Return a tracker with the limits that apply to it. Secrets and headers are not included."""
+    """Return the JSON fields of a tracker and of the limits that apply to it, without its secrets and headers."""
     return {
         "tracker_id": tracker.id,
         "role": tracker.role,
@@ -43,7 +43,7 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
 
 
 def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> dict[str, Any]:
-    """Return the state of the breaker and the backlog of a tracker at the time `now`."""
+    """Return the JSON fields of a tracker's circuit breaker and backlog at the time `now`."""
     health = tracker.health
     return {
         "breaker": health.breaker(to_ms(now)),
@@ -59,7 +59,7 @@ def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> 
 
 
 def delivery_fields(delivery: Delivery) -> dict[str, Any]:
-    """Return a delivery without its attempts."""
+    """Return the JSON fields of a delivery, without its attempts."""
     return {
         "delivery_id": encode(delivery.id),
         "tracker_id": delivery.tracker_id,
@@ -78,7 +78,7 @@ def delivery_fields(delivery: Delivery) -> dict[str, Any]:
 
 
 def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
-    """Return one attempt of a delivery. `milliseconds` is its duration."""
+    """Return the JSON fields of one attempt of a delivery. `milliseconds` is the duration of the attempt."""
     return {
         "attempt": attempt.attempt,
         "at": to_iso(attempt.at),
@@ -91,7 +91,7 @@ def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
 
 
 def sample_delivery_fields(sample: SampleDelivery) -> dict[str, Any]:
-    """Return the result of a test delivery."""
+    """Return the JSON fields of the result of a test delivery."""
     return {
         "delivery_id": encode(sample.delivery_id),
         "event_id": sample.event_id,

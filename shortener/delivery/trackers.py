@@ -1,15 +1,17 @@
-"""Trackers: endpoints of customers that receive events. Create, read, change and delete them.
+"""This module creates, reads, changes and deletes trackers, the endpoints of customers that receive events.
 
-A stored tracker can be called: its URL is a valid template, and its host has no forbidden address. Secrets and headers are
-encrypted in the database, and no response shows them. A replaced secret also signs for the overlap. Static headers are for one
-origin: they are removed if the URL changes to another scheme, host or port.
+The URL of a stored tracker is a valid template, and its host had no forbidden address when it was saved. Secrets, headers and
+client certificates are encrypted in the database, and no response contains them. After a secret was replaced, requests are also
+signed with the old secret for a limited time (the overlap). If the URL changes to another scheme, host or port, the static headers
+and the client certificate are removed, so that they do not reach another receiver.
 
-If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, they end dead with that reason and stay
-listed.
+If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, its pending deliveries become dead with
+this reason and stay listed.
 
 The application's `conversion_url` and `conversion_fields` (23 Telecom) are stored as a tracker with the role `conversion_url`.
 
-Raises ApiError INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND, CONFLICT.
+The functions raise ApiError with INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND or
+CONFLICT.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from shortener.storage.types import to_ms
 
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
-#: Trackers per application. Each event can create one delivery for each of them.
+#: An application can have at most this many trackers, because each event can create one delivery for each of them.
 MAX_TRACKERS = 100
 DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 
@@ -51,8 +53,9 @@ DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 class NewTracker:
     """The values of a tracker to create. The caller has validated them (web/tracker_requests.py).
 
-    `events` are event names. If `secret` is None, the service generates a signing secret, unless `signed` is False. If `name`
-    is None, the name is the host of the URL. `timeout` and the delays of `schedule` are seconds.
+    `events` contains the names of the events that the tracker receives. If `secret` is None, the service generates a signing
+    secret, unless `signed` is False. If `name` is None, the host of the URL is the name. `timeout` and the delays in `schedule` are
+    in seconds.
     """
 
     url: str
@@ -76,11 +79,11 @@ class NewTracker:
 
 
 class TrackerChanges(TypedDict, total=False):
-    """The values of a tracker to change. The caller has validated them. A key that is absent leaves its value unchanged.
+    """The new values for an existing tracker. The caller has validated them. If a key is absent, its value stays unchanged.
 
     None removes the value of `fields`, `headers`, `secret`, `client_certificate`, `success`, `max_attempts`, `timeout`,
-    `concurrency`, `max_per_second` or `schedule`. `rotate_secret` generates a new secret. The replaced secret also signs for
-    `secret_overlap` seconds.
+    `concurrency`, `max_per_second` or `schedule`. If `rotate_secret` is true, the service generates a new
+    secret. Requests are also signed with the replaced secret for `secret_overlap` seconds.
     """
 
     url: str
@@ -106,8 +109,10 @@ class TrackerChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """A stored tracker without its secrets and headers. `max_attempts`, `timeout` (seconds), `concurrency` and `schedule` are
-    None if the settings of the installation apply."""
+    """A stored tracker without its secrets and headers.
+
+    `max_attempts`, `timeout` (in seconds), `concurrency` and `schedule` are None if the default in the settings of the installation
+    applies."""
 
     id: int
     application_id: int
@@ -143,14 +148,16 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class TrackerSaveResult:
-    """A saved tracker. `secret` is the secret that the service generated, else None."""
+    """A saved tracker. `secret` is the text of a signing secret that the service has just generated, otherwise None."""
 
     tracker: Tracker
     secret: str | None = None
 
 
 class Trackers:
-    """Reads and writes trackers. `application_id` None in a method means: a tracker of any application (command line)."""
+    """An access object for the trackers in the database.
+
+    If the parameter `application_id` of a method is None, the method accepts the trackers of all applications."""
 
     def __init__(self, database: Database, secret: Secret, guard: Guard, settings: Settings, clock: Clock) -> None:
         self._database = database
@@ -160,9 +167,10 @@ class Trackers:
         self._clock = clock
 
     async def create(self, application_id: int, new: NewTracker) -> TrackerSaveResult:
-        """Create a tracker. Raise ApiError NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers.
+        """Create a tracker of an application.
 
-        Raises the errors of `check_url` too.
+        Raise ApiError NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers, or an error of `check_url`
+        if the URL is rejected.
         """
         template = await self.check_url(new.url)
         generated = new_signing_secret() if new.signed and new.secret is None else None
@@ -195,18 +203,18 @@ class Trackers:
         return TrackerSaveResult(await self._database.write(_insert, values), generated)
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
-        """Return a tracker. Raise ApiError NOT_FOUND."""
+        """Return the tracker with the given id. Raise ApiError NOT_FOUND if it does not exist."""
         return await self._database.read(_get, tracker_id, application_id)
 
     async def all(self, application_id: int | None = None) -> list[Tracker]:
-        """Return all trackers, oldest first."""
+        """Return all trackers of an application (None: of all applications), oldest first."""
         return await self._database.read(_all, application_id)
 
     async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
-        """Change a tracker. Raise ApiError NOT_FOUND; INVALID_REQUEST if the changes contradict each other or the tracker's
-        role.
+        """Change the given values of a tracker.
 
-        Raises the errors of `check_url` if the URL changes.
+        Raise ApiError NOT_FOUND if the tracker does not exist, INVALID_REQUEST if the changes contradict each other or the role of
+        the tracker, or an error of `check_url` if a new URL is rejected.
         """
         values: dict[str, Any] = {**changes}
         overlap = values.pop("secret_overlap", DEFAULT_SECRET_OVERLAP_SECONDS)
@@ -227,7 +235,7 @@ class Trackers:
         return TrackerSaveResult(tracker, generated)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
-        """Delete a tracker. The dispatcher ends its pending deliveries. Raise ApiError NOT_FOUND."""
+        """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if it is unknown."""
         await self._database.write(_delete, tracker_id, application_id)
 
     async def conversion_url(self, application_id: int) -> Tracker | None:
@@ -235,8 +243,9 @@ class Trackers:
         return await self._database.read(_conversion_url, application_id)
 
     def target(self, row: Row[Any]) -> DeliveryTarget:
-        """Return what the dispatcher needs of a row of table `trackers`. Raise SecretError or TemplateError if the row is
-        unusable."""
+        """Convert a row of the table `trackers` to a delivery target for the dispatcher.
+
+        Raise SecretError or TemplateError if the row is unusable."""
         settings = self._settings
         return DeliveryTarget(
             tracker_id=row.id,
@@ -256,7 +265,7 @@ class Trackers:
         )
 
     def callback_secrets(self, connection: Connection, deliveries: Iterable[int]) -> dict[int, Secrets]:
-        """Return the callback secrets of the applications of these deliveries, by delivery."""
+        """Return the callback secrets with which the given deliveries are signed, by delivery id."""
         d, a = schema.deliveries.c, schema.applications.c
         columns = (d.id, a.callback_secret, a.previous_callback_secret, a.previous_callback_secret_until)
         joined = schema.deliveries.join(schema.applications, a.id == d.application_id)
@@ -266,28 +275,29 @@ class Trackers:
         return {row.id: self._secrets((row[1], None), (row[2], row[3])) for row in rows}
 
     async def callback_secret_state(self, application_id: int) -> tuple[bool, datetime | None]:
-        """Return whether an application has a callback secret, and the time until which the previous one also signs."""
+        """Return whether an application has a callback secret, and the time until which the previous secret is also used."""
         return await self._database.read(_callback_secret_state, application_id)
 
     async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
-        """Create a callback secret for an application. Return it, and the time until which the previous one also signs.
+        """Create a new callback secret for an application. Return it, and the time until which the previous secret is also used.
 
-        It signs `lt_callbackurl` and, unless that tracker has a secret of its own, `conversion_url`. Raise ApiError NOT_FOUND."""
+        Requests to `lt_callbackurl` are signed with it. Requests to `conversion_url` are too, unless that tracker has its own
+        secret. Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         encrypted = self._secret.encrypt(plain)
         return plain, await self._database.write(_rotate_callback_secret, application_id, encrypted, self._clock(), overlap)
 
     def _secrets(self, *stored: tuple[str | None, datetime | None]) -> Secrets:
-        """Return the keys of encrypted secrets. None: there is none."""
+        """Decrypt stored secrets and return their keys. A stored secret that is None is skipped."""
         return tuple((parse_secret(self._secret.decrypt(encrypted)), until) for encrypted, until in stored if encrypted)
 
     async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
-        """Return a tracker and its target. Raise ApiError NOT_FOUND."""
+        """Return a tracker and its delivery target. Raise ApiError NOT_FOUND if the tracker does not exist."""
         row = await self._database.read(_require, tracker_id, application_id)
         return _tracker_from_row(row), self.target(row)
 
     async def check_url(self, url: str, field: str = "url") -> Template:
-        """Check that deliveries can be sent to a URL, and return it as a template. `field` names it in errors.
+        """Check that deliveries can be sent to a URL, and return it as a template. Errors contain `field` as the name of the field.
 
         Raise ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER or FORBIDDEN_TARGET.
         """
@@ -305,7 +315,7 @@ class Trackers:
         except ForbiddenTarget as error:
             raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(field, str(error))]) from None
         except HostUnresolved:
-            pass  # the name may be registered later; the guard checks every connection again
+            pass  # the host name may get an address later, and the guard checks every connection again
         return template
 
     def _encrypt_headers(self, headers: Mapping[str, str] | None) -> str | None:
@@ -313,7 +323,7 @@ class Trackers:
 
 
 def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """Return the limits that apply to a tracker: its own values, or those of the settings."""
+    """Return the limits that apply to a tracker, by name: its own value, or the default in the settings if it has none."""
     return {
         "max_attempts": tracker.max_attempts or settings.delivery_attempts,
         "timeout": tracker.timeout or settings.delivery_timeout,
@@ -336,7 +346,7 @@ def _refuse(field: str, reason: str) -> ApiError:
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 
-# Transactions and reads.
+# The functions below run inside a database transaction.
 
 _table = schema.trackers
 
@@ -408,7 +418,7 @@ def _all(connection: Connection, application_id: int | None) -> list[Tracker]:
 def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
     application_id = values["application_id"]
     applications = schema.applications
-    # The lock keeps the count correct if several processes create trackers at the same time.
+    # The lock on the application keeps the number of trackers correct if several processes create trackers at the same time.
     known = select(applications.c.id).where(applications.c.id == application_id).with_for_update()
     if connection.execute(known).first() is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
@@ -456,8 +466,9 @@ def _update(
 
 
 def _fresh_start(now: datetime) -> dict[str, Any]:
-    """Return the columns that close the breaker and forget the learned rate. Deliveries that waited are released at the recovery
-    rate."""
+    """Return new column values of a tracker that close its circuit breaker and remove its learned rate.
+
+    The waiting deliveries of the tracker are then sent at the recovery rate."""
     return {
         "failures_in_row": 0,
         "open_until": None,
@@ -470,16 +481,16 @@ def _fresh_start(now: datetime) -> dict[str, Any]:
     }
 
 
-#: Credentials that must not reach another receiver than the one they were stored for.
+#: The columns with credentials, which must not be sent to another scheme, host or port than that for which they were stored.
 _COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
 
 
 def _values_of_another_origin(old: str, new: str) -> dict[str, None]:
-    """Return the columns to clear if the two URLs have different schemes, hosts or ports."""
+    """Return the credential columns with the value None if the two URLs differ in scheme, host or port, otherwise nothing."""
     try:
         known, wanted = parse_template(old), parse_template(new)
         is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)
-    except TemplateError:  # a URL that an older release accepted
+    except TemplateError:  # an older release accepted this URL
         is_same = False
     return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
 
@@ -503,7 +514,7 @@ def _conversion_url(connection: Connection, application_id: int) -> Tracker | No
 
 
 def read_conversion_url(connection: Connection, application_id: int) -> tuple[str | None, list[str] | None]:
-    """Return the application's `conversion_url` and `conversion_fields`."""
+    """Return `conversion_url` and `conversion_fields` of an application. Both are None if it has no `conversion_url`."""
     row = _conversion_row(connection, application_id)
     return (None, None) if row is None else (row.url, row.fields)
 
@@ -549,10 +560,10 @@ def _rotate_callback_secret(
 def write_conversion_url(
     connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:
-    """Create, change or (`url` None) delete the tracker of the application's `conversion_url`, as a part of a transaction.
+    """Create or change the tracker for the `conversion_url` of an application, or delete it if `url` is None.
 
-    The caller has checked the URL. `fields` None: the default fields of the format `json`. A new tracker signs with the callback
-    secret of the application.
+    The caller has checked the URL and runs the function in a transaction. If `fields` is None, the tracker gets the default fields
+    of the format `json`. Requests to a new tracker are signed with the callback secret of the application.
     """
     applications = schema.applications
     statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
