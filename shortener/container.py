@@ -162,9 +162,9 @@ class DeliveryParts:
 
 
 class Service:
-    """All parts, grouped by dependency; the parts that other modules use also have short names here.
+    """All parts of the service, grouped by dependency. The parts that other modules use also have short names here.
 
-    `first_credentials` is set only by the very first start of an installation.
+    Only the very first start of an installation sets `first_credentials`.
     """
 
     def __init__(
@@ -267,7 +267,9 @@ class Service:
         await self._close_part("database", self.database.close())
 
     async def _close_part(self, name: str, closing: Awaitable[None]) -> None:
-        """Close one part. A server that does not respond must not delay the stop; nothing is lost, because all data is written."""
+        """Close one part within a time limit.
+
+        A server that does not respond must not delay the stop. All data is already written."""
         remaining = self._stop_deadline - asyncio.get_running_loop().time()
         try:
             await asyncio.wait_for(closing, max(remaining, CLOSE_SECONDS / 5))
@@ -490,7 +492,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
 
 
 def _build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
-    """All background jobs, in one table."""
+    """Return the table of all background jobs."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
@@ -626,6 +628,6 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
 
 
 async def _fold_counts(database: Database) -> int:
-    """Fold count deltas into the counts. Return 0 after a partial batch, so that one commit a second folds many deltas."""
+    """Fold count deltas into the counts. Return 0 after a partial batch, so that each commit folds the deltas of a second."""
     folded = await database.write(counts.fold)
     return folded if folded >= counts.MAX_FOLD_ROWS else 0

@@ -91,7 +91,7 @@ class ErrorCode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One error in a request.
+    """One error in the fields of a request.
 
     `field` is a path such as `messages.3.to`. `reason` is a text for people. `position` counts characters from 0 in a text.
     `index` is the message in a request with several messages, and `recipient` its recipient. `code` is the error code of this error
@@ -105,7 +105,7 @@ class Detail:
     code: ErrorCode | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object of the error. The reason begins with the position if there is one."""
+        """Return one error detail as a JSON object. Its reason begins with the position if there is one."""
         fields: dict[str, Any] = {"field": shorten(self.field, MAX_FIELD_LENGTH)}
         if self.code is not None:
             fields |= {"index": self.index, "recipient": self.recipient, "error_code": self.code.name, "position": None}
@@ -117,7 +117,7 @@ class Detail:
 
 
 class ApiError(Exception):
-    """The service rejects a request. The error has everything that the response contains."""
+    """Raised to reject a request. The exception contains everything that the error response contains."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class ApiError(Exception):
     ) -> None:
         """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds.
 
-        `hidden_details` is the number of further details that the caller counted but did not make."""
+        `hidden_details` is the number of further errors that were counted but have no detail."""
         self.code = code
         self.description = description or code.meaning
         self.details = tuple(details)
@@ -154,7 +154,7 @@ class ApiError(Exception):
 
 
 def shorten(text: str, length: int) -> str:
-    """Return a text of at most `length` characters. A part of the caller's input must not make a response long."""
+    """Return the text, cut off after `length` characters, so that input of the caller cannot make a response long."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

@@ -36,7 +36,7 @@ class IdGenerator:
         self.use_node(node)
 
     def use_node(self, node: int) -> None:
-        """Generate all further ids for another node. They remain larger than those before."""
+        """Generate all further ids with another node number. They are larger than all earlier ids of this process."""
         if not 0 <= node < MAX_NODES:
             raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         with self._lock:
@@ -55,7 +55,7 @@ class IdGenerator:
 
 
 def first_id_at(ms: int) -> int:
-    """Return the smallest id of a time in milliseconds since 1970. Every smaller id is older, so an age is a range of ids."""
+    """Return the smallest id of a time in milliseconds since 1970. Every smaller id is older."""
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
 
 
@@ -70,7 +70,7 @@ def id_span(ms: int) -> int:
 
 
 def encode(number: int, length: int = _ID_LENGTH) -> str:
-    """Return the number in base 62, padded to `length` characters."""
+    """Return a number in base 62, padded with zeros to `length` characters."""
     pairs = []
     for _ in range(length // 2):
         number, remainder = divmod(number, 3844)
@@ -82,7 +82,7 @@ def encode(number: int, length: int = _ID_LENGTH) -> str:
 
 
 def decode(text: str) -> int | None:
-    """Return the number of an encoded row id, None if the text is not one."""
+    """Return the number of an encoded row id; None if the text is not an encoded row id."""
     if len(text) != _ID_LENGTH:
         return None
     number = 0
@@ -100,7 +100,9 @@ def new_message_id() -> str:
 
 
 class _Randomness:
-    """Random bits of the operating system, read 4,096 bytes at a time, because a system call for each code or id is slow."""
+    """A source of random bits of the operating system.
+
+    It reads 4,096 bytes at a time, because a system call for each id is slow."""
 
     def __init__(self) -> None:
         self._bytes = b""
@@ -126,7 +128,7 @@ randbits = _Randomness()
 
 
 class ClickIds:
-    """The codec between hit ids and click ids. A click id has 19 characters: the hit id and a keyed check."""
+    """Converts hit ids to click ids and back. A click id has 19 characters: the hit id and a keyed check."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key

@@ -27,7 +27,9 @@ RECENT_SECONDS = 10.0  # /readyz reports a task that ended for this time.
 
 
 class TaskSupervisor:
-    """Long-running tasks. A task that ends before `stop`, with an exception or without, is logged, counted and started again."""
+    """Runs long-running tasks.
+
+    A task that ends before `stop`, with or without an exception, is logged, counted and started again."""
 
     def __init__(self) -> None:
         self.restarts: dict[str, int] = {}  # The number of restarts since the process started, by name of the task.
@@ -52,14 +54,14 @@ class TaskSupervisor:
         return all(now - ended_at > RECENT_SECONDS for ended_at in self._ended_at.values())
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Run the coroutine function `run` until `stop`. Return the task, which the caller may cancel."""
+        """Run the coroutine function `run` as a task until `stop` is called. Return the task, which the caller may cancel."""
         self.restarts.setdefault(name, 0)
         task = asyncio.get_running_loop().create_task(self._keep_running(name, run), name=name)
         self._tasks[name] = task
         return task
 
     async def stop(self) -> None:
-        """Cancel all tasks."""
+        """Cancel all supervised tasks."""
         self._is_stopping = True
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -92,11 +94,11 @@ class WakeUp:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """Set the event."""
+        """Set the wake-up event, so that the job that waits for it runs."""
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the event is set, at most so many seconds, and clear it."""
+        """Wait until the wake-up event is set, at most for this number of seconds, and clear it."""
         try:
             await asyncio.wait_for(self._event.wait(), seconds)
         except TimeoutError:
@@ -150,7 +152,7 @@ class Jobs:
 
     @property
     def running(self) -> bool:
-        """Whether all jobs are running."""
+        """Whether all background jobs are running."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     @property
@@ -159,13 +161,13 @@ class Jobs:
         return [job.name for job in self.table.values() if job.is_failing]
 
     def start(self, *, without: Collection[str] = ()) -> None:
-        """Start all jobs except those with the names in `without`."""
+        """Start all background jobs except those whose names are in `without`."""
         self._tasks = [
             self._supervisor.start(job.name, partial(_run, job)) for job in self.table.values() if job.name not in without
         ]
 
     async def stop(self) -> None:
-        """Cancel all jobs. What they have committed stays."""
+        """Cancel all background jobs. Transactions that they have committed stay."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object per line on stderr, or text for people. Names of events are stable and in snake_case.
+"""Log lines: one JSON object per line on stderr, or text for people. The names of log events are stable and in snake_case.
 
 A log line contains no credentials and identifies no person: `mask` hides most of a phone number, and the service does not log IP
 addresses, tokens and bodies. The log line of an exception has its message and its stack frames, but no values of variables and

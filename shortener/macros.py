@@ -1,4 +1,4 @@
-"""Macros in URLs: names in braces, and names in the notation of another system, which nothing would fill in.
+"""Macros in URLs: placeholder names in braces, and names in the notation of another system, which this service does not replace.
 
 `find_macros` finds all of them. The caller knows which names exist. `macro_problems` uses it for destinations and fallbacks, and
 `delivery/placeholders.py` for the URLs of trackers.
@@ -79,9 +79,9 @@ def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
 
 
 def macro_problems(url: str, names: Sequence[str]) -> list[str]:
-    """Return why macros in a destination or fallback will not be filled in, as texts that continue "the destination ...".
+    """Return why macros in a destination or fallback URL will not be replaced. Each text continues "the destination ...".
 
-    `names` are the names that are filled in, if they are written `{name}`."""
+    `names` are the names that the service replaces if they are written as `{name}`."""
     if not any(sign in url for sign in "{%[(<_"):
         return []
     problems: dict[str, None] = {}

@@ -28,15 +28,15 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)  # This collector adds metrics of memory, processor time and open files.
 
     def counter(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Register a number that only grows. Its name in the output is `{name}_total`."""
+        """Register a counter: a number that only grows. Its name in the output is `{name}_total`."""
         self._families.append((CounterMetricFamily, name, help, labels, read))
 
     def gauge(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Register a number that can grow and shrink."""
+        """Register a gauge: a number that can grow and shrink."""
         self._families.append((GaugeMetricFamily, name, help, labels, read))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics for the registry."""
+        """Yield all registered metrics, as the registry of the Prometheus client requires."""
         for kind, name, help, labels, read in self._families:
             family = kind(name, help, labels=labels)
             reading = read()

@@ -1,4 +1,4 @@
-"""The terms of the service as types: states, verdicts, topics and flags.
+"""The enumerations of the service: message states, verdicts, topics, flags and delivery statuses.
 
 This module imports no other module of the project. Times are aware UTC, money is `Decimal`.
 """
@@ -40,7 +40,7 @@ class Verdict(enum.IntEnum):
 
     @property
     def api_name(self) -> str:
-        """The name in the API."""
+        """The name of this value in the API, in lower case."""
         return self.name.lower()
 
 
@@ -59,7 +59,7 @@ class Topic(enum.IntFlag):
 
     @property
     def api_name(self) -> str:
-        """The name in the API, for a single topic."""
+        """The name of a single topic in the API."""
         assert self.name is not None
         return self.name.lower()
 
@@ -71,7 +71,7 @@ SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
 
 
 class LinkFlag(enum.IntFlag):
-    """Options of a link."""
+    """Options of a link, stored as the bits of one number."""
 
     NONE = 0
     EVERY_CLICK = 1  # Each click on the link creates an event, because of `#trackurl` or of the setting `click_events: every`.
@@ -82,7 +82,7 @@ class LinkFlag(enum.IntFlag):
 
 
 class HitFlag(enum.IntFlag):
-    """Properties of a hit."""
+    """Properties of a hit, stored as the bits of one number."""
 
     NONE = 0
     FIRST_FOR_LINK = 1
@@ -103,7 +103,7 @@ class DeliveryStatus(enum.IntEnum):
 
     @property
     def api_name(self) -> str:
-        """The name in the API."""
+        """The name of this value in the API, in lower case."""
         return self.name.lower()
 
 

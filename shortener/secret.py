@@ -33,7 +33,7 @@ class Secret:
     """A master secret. Each purpose has its own derived key."""
 
     def __init__(self, value: str) -> None:
-        """Raise SecretError if `value` is too weak."""
+        """Raise SecretError if the secret `value` is too weak."""
         if len(value) < MIN_SECRET_LENGTH or len(set(value)) < MIN_SECRET_VARIETY:
             raise SecretError(f"the secret is empty or too weak: it must be at least {MIN_SECRET_LENGTH} random characters")
         self._value = value.encode()
@@ -45,7 +45,7 @@ class Secret:
 
     @property
     def code_salt(self) -> str:
-        """The salt of link codes."""
+        """The salt from which link codes are derived."""
         return self.key("code salt").hex()
 
     @property
@@ -54,7 +54,7 @@ class Secret:
         return self.key("fingerprint").hex()[:16]
 
     def encrypt(self, text: str) -> str:
-        """Return the encrypted text."""
+        """Return the text, encrypted with a key that is derived from this secret."""
         return self._fernet.encrypt(text.encode()).decode()
 
     def decrypt(self, token: str) -> str:
@@ -95,7 +95,7 @@ def open_secret(setting: SecretStr, data_dir: Path) -> Secret:
 
 
 def _create(path: Path) -> None:
-    """Create the secret file, complete or not at all. If another process has created it meanwhile, keep that file."""
+    """Create the secret file atomically. If another process has created the file in the meantime, keep that file."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -31,7 +31,7 @@ from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
-from tests.receiver import receiver as receiver  # fixtures of the whole suite, this and the next
+from tests.receiver import receiver as receiver  # These imports make the fixtures available to the whole test suite.
 from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
@@ -142,7 +142,7 @@ async def new_postgresql_database(server: str, template: str | None) -> str:
 async def drop_postgresql_databases(start: int = 0) -> None:
     """Drop the databases made since there were `start` of them."""
     for server, name in reversed(_databases[start:]):
-        with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # a test stopped this server
+        with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # A test may have stopped this server.
             connection = await asyncpg.connect(server)
             await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             await connection.close()

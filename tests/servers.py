@@ -29,9 +29,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-PATIENCE = 60.0  # seconds that a test waits for an event before it fails; a test that passes takes far less
-SOON_SECONDS = 5.0  # for a change that the service applies within a second; a loaded machine takes longer
-MIN_MEMORY_BYTES = 2 << 30  # free space that a folder in memory must have
+PATIENCE = 60.0  # The seconds that a test waits for an event before it fails. A test that passes takes far less.
+SOON_SECONDS = 5.0  # A time limit for changes that the service applies within a second, because a loaded machine takes longer.
+MIN_MEMORY_BYTES = 2 << 30  # A folder in memory must have at least this free space.
 
 _NOT_DURABLE = """
 fsync = off
@@ -161,7 +161,7 @@ class PostgresProcess:
     def freeze(self) -> None:
         """Stop all processes of the server. Their connections stay open and get no response."""
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # a backend that ended meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # The server process ended in the meantime.
                 process.suspend()
 
     def thaw(self) -> None:
@@ -265,7 +265,7 @@ class Proxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             if self.delay:
-                await asyncio.sleep(self.delay / 2)  # half of a round trip
+                await asyncio.sleep(self.delay / 2)  # The proxy delays each direction by half of a round trip.
             writer.write(data)
             await writer.drain()
         writer.close()

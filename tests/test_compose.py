@@ -55,7 +55,7 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
-    used = {Path(source).name for source in mounted} | {"shortener.toml"}  # the last is copied into the image
+    used = {Path(source).name for source in mounted} | {"shortener.toml"}  # The Dockerfile copies shortener.toml into the image.
     assert {file.name for file in CONFIG.iterdir()} == used
     commands = " ".join(str(service.get("command", "")) for service in compose["services"].values())
     for place in mounted.values():

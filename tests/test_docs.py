@@ -189,7 +189,7 @@ def test_no_file_contains_a_registry_address_or_a_path_of_this_machine() -> None
     suspicious = re.compile("|".join([*words, r"\bpypi\.", r"\bfiles\.python", r"\bnpmjs\."]).encode())
     for path in repository_files():
         content = path.read_bytes()
-        if b"\0" not in content:  # a text file
+        if b"\0" not in content:  # A file without NUL bytes is a text file.
             assert not suspicious.search(content), path
 
 

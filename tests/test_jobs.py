@@ -9,7 +9,7 @@ from shortener.jobs import Job, Jobs, TaskSupervisor, WakeUp
 from shortener.metrics import Metrics
 from tests.servers import PATIENCE
 
-NEVER = 1e6  # seconds
+NEVER = 1e6  # An interval in seconds that never ends during a test.
 
 
 class Work:

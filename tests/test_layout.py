@@ -26,7 +26,7 @@ def test_each_module_has_a_test_file_of_its_name_or_names_the_file_that_tests_it
     untested = set()
     for path, tree in trees():
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
-            continue  # a package without code of its own
+            continue  # A package without code of its own needs no test file.
         relative = Path(path).relative_to("shortener")
         mirror = ROOT / "tests" / relative.parent / f"test_{relative.name}"
         named = re.search(r"^# Tested by (tests/[\w/]+\.py)", (ROOT / path).read_text(), re.MULTILINE)
@@ -49,7 +49,7 @@ def test_no_two_classes_share_a_name() -> None:
 def test_no_module_uses_a_private_name_of_another_module() -> None:
     found = []
     for path, tree in trees():
-        modules = set()  # names of this project's modules, as this file knows them
+        modules = set()  # The names by which this file refers to modules of the project.
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
                 for alias in node.names:

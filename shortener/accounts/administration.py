@@ -59,7 +59,7 @@ def create_application(
 def update_application(
     connection: Connection, application_id: int, changes: dict[str, Any], now: datetime, *, own_url: str = ""
 ) -> None:
-    """Change `name`, `company_id`, `disabled` and fields of ApplicationSettings. Fields that `changes` does not have stay.
+    """Change `name`, `company_id`, `disabled` and settings of an application. Fields that `changes` does not contain stay the same.
 
     `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
     INVALID_REQUEST, NOT_FOUND, CONFLICT."""
@@ -137,11 +137,11 @@ def update_domain(
     own_url: str = "",
     application_id: int | None = None,
 ) -> None:
-    """Change a domain. None as a value removes it.
+    """Change fields of a domain. The value None removes the value of a field.
 
-    Names: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association`
+    Fields: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association`
     (JSON text). `own_url` is the installation's BASE_URL: a `fallback_url` or `home_url` must not lead to its host, nor to any
-    domain. `application_id`: only a domain of this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    domain. With `application_id`, only a domain of this application is changed. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = find_domain(connection, host, application_id)
     values: dict[str, Any] = {}
     if "disabled" in changes:
@@ -169,7 +169,7 @@ def update_domain(
 
 
 def remove_domain(connection: Connection, host: str, now: datetime, *, application_id: int | None = None) -> None:
-    """Remove a domain: no new links use it, and lists do not contain it. The links that exist work until they expire.
+    """Remove a domain: no new links use it, and lists do not contain it. Its existing links work until they expire.
 
     Raise ApiError NOT_FOUND."""
     domain = find_domain(connection, host, application_id)
@@ -187,7 +187,9 @@ def _extra_schemes(connection: Connection, host: str) -> tuple[str, ...]:
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
-    """Return the row of a domain that is not removed. `application_id` None: of any application. Raise ApiError NOT_FOUND."""
+    """Return the row of a domain that is not removed.
+
+    With `application_id` None, any application may own it. Raise ApiError NOT_FOUND."""
     table = schema.domains
     statement = select(table).where(table.c.host == host, table.c.removed_at.is_(None))
     if application_id is not None:
@@ -199,7 +201,7 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
-    """Return a domain as the API and the command line show it. `new_links`: new links begin with it unless a request names
+    """Return a domain as the API and the command line show it. `new_links`: new links use this domain unless a request names
     another domain."""
     return {
         "host": domain.host,
@@ -227,7 +229,7 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
 def _parse_own_target(
     connection: Connection, name: str, url: str | None, own_url: str, extra_schemes: tuple[str, ...] = ()
 ) -> str | None:
-    """Return a fallback or a home page as the value of a Location header. Raise ApiError INVALID_REQUEST if it is not usable."""
+    """Return a fallback URL or the URL of a home page as the value of a Location header. Raise ApiError INVALID_REQUEST."""
     if not url:
         return None
     try:
@@ -264,7 +266,9 @@ def _reject_own_host(connection: Connection, url: str, own_url: str, name: str =
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:
-    """Block a host as destination of short links of an application, or of all (ALL_APPLICATIONS). Return the normalized host.
+    """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS).
+
+    Return the normalized host.
 
     `*.shop.example` blocks every subdomain of shop.example, but not shop.example.
     Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
@@ -312,7 +316,7 @@ def _normalize_host(host: str) -> str:
 
 
 def _check_name(connection: Connection, name: str, application_id: int | None = None) -> None:
-    """Raise ApiError unless `name` is valid and no application but `application_id` has it."""
+    """Raise ApiError if the name is not valid, or if an application other than `application_id` has the same name."""
     if not name.strip() or len(name) > MAX_NAME_CHARACTERS or "\x00" in name:
         reason = f"must have 1 to {MAX_NAME_CHARACTERS} characters, not only spaces"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])

@@ -1,8 +1,8 @@
-"""API keys and tracker tokens. Each has 32 random bytes.
+"""API keys and tracker tokens: credentials of 32 random bytes each.
 
-The database stores only their SHA-256 and finds rows by it, so the response time reveals nothing about a credential. The plain
-text is returned once. Each function here is part of one transaction of `Database.write`, and the caller refreshes the directory
-afterwards.
+The database stores and searches only the SHA-256 of a credential, so the response time reveals nothing about the credential. The
+plain text is returned once. Each function here is part of one transaction of `Database.write`, and the caller refreshes the
+directory afterwards.
 """
 
 # Tested by tests/accounts/test_administration.py and tests/web/test_callers.py
@@ -74,7 +74,7 @@ def limit_key(connection: Connection, key_id: int, rate_limit: int | None) -> No
 
 
 def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
-    """Revoke an API key. Raise ApiError NOT_FOUND if there is no such key or it is already revoked."""
+    """Revoke an API key. Raise ApiError NOT_FOUND if the key does not exist or is already revoked."""
     table = schema.api_keys
     done = connection.execute(update(table).where(table.c.id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=now))
     if not done.rowcount:
@@ -83,7 +83,7 @@ def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
 
 
 def list_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Return the keys of an application, or all keys, without their plain text.
+    """Return the API keys of an application, or all API keys, without their plain text.
 
     Each has id, application_id, name, hint (the first characters), permissions, created_at, revoked_at and rate_limit."""
     table = schema.api_keys

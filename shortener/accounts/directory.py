@@ -34,8 +34,8 @@ _VERSION = "directory"
 class Domain:
     """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port.
 
-    `base_url` is scheme, host and port. `path` is before the code of each new link; it may contain `{sender}`. The codes of links
-    behind a path of `previous_paths` still work. A removed domain only serves the links that exist."""
+    `base_url` is scheme, host and port. `path` precedes the code of each new link and may contain `{sender}`. Links
+    with a path of `previous_paths` still work. A removed domain gets no new links, but its existing links work."""
 
     id: int
     application_id: int
@@ -52,7 +52,7 @@ class Domain:
     removed: bool = False
 
     def accepts(self, prefix: str) -> bool:
-        """Return whether codes exist behind this path: "" or for example "/ABCDEF"."""
+        """Return whether links of this domain have this path before their codes: "" or for example "/ABCDEF"."""
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
@@ -60,7 +60,7 @@ class Domain:
 class Application:
     """An application (a tenant) with its settings and its domains.
 
-    `domains` are those that are not removed. `had_domains`: it has or had an own domain."""
+    `domains` are its domains that are not removed. `had_domains`: the application has or had a domain of its own."""
 
     id: int
     name: str
@@ -73,13 +73,13 @@ class Application:
 
     @property
     def domain(self) -> Domain | None:
-        """The domain of new links: the default domain, or else the first one; only enabled domains. None: there is none."""
+        """The domain of new links: the enabled default domain, or else the first enabled domain, or else None."""
         enabled = [domain for domain in self.domains if not domain.disabled]
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
 
     @property
     def may_use_shared_host(self) -> bool:
-        """Whether new links may begin with BASE_URL if there is no usable own domain."""
+        """Whether new links may begin with BASE_URL if the application has no usable domain of its own."""
         return not self.had_domains or self.settings.allow_shared_host
 
 
@@ -95,7 +95,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class HitPolicies:
-    """The rules for hits that differ from the defaults. All fields are empty in most installations, so a hit costs nothing more.
+    """The rules for hits that differ from the defaults. All fields are empty in most installations.
 
     Keys and elements are application ids unless the name says otherwise."""
 
@@ -114,7 +114,7 @@ class HitPolicies:
         return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
 
     def blocks_host(self, application_id: int, host: str) -> bool:
-        """Return whether a host is blocked: lower case, punycode, without a port and brackets."""
+        """Return whether a host is blocked. `host` is in lower case and punycode, without a port and brackets."""
         for owner in (ALL_APPLICATIONS, application_id):
             hosts = self.blocked_hosts.get(owner)
             if hosts and (host in hosts or any(f"*.{parent}" in hosts for parent in _parents(host))):
@@ -169,7 +169,9 @@ class Directory:
         self._applied = 0  # The number of the refresh that read the current snapshot.
 
     async def refresh(self) -> bool:
-        """Read all accounts if one has changed. Return whether one has. Raise StoreUnavailable and keep them."""
+        """Read all accounts if an account has changed, and return whether one has.
+
+        On StoreUnavailable, the old accounts stay in use."""
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
@@ -196,7 +198,7 @@ class Directory:
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
-        """Return whether codes exist behind this path on any domain."""
+        """Return whether links of any domain have this path before their codes."""
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
 
     def domain_by_id(self, domain_id: int) -> Domain | None:
@@ -204,26 +206,26 @@ class Directory:
         return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
-        """The destination of expired links without a fallback URL of their own: the domain's, or else the application's."""
+        """Return the fallback URL for expired links that have none: that of the domain, or else that of the application."""
         domain = self.domain_by_id(domain_id)
         application = self.application(application_id)
         of_domain = domain.fallback_url if domain else None
         return of_domain or (application.settings.fallback_url if application else None)
 
     def unknown_code_url(self, domain_id: int) -> str | None:
-        """The destination of codes that no link has: the fallback URL of an enabled domain, unless its host is blocked."""
+        """Return the destination for an unknown code: the fallback URL of an enabled domain, unless its host is blocked."""
         domain = self.domain_by_id(domain_id)
         if domain is None or domain.disabled or domain.fallback_url is None:
             return None
         return None if self.hit_policies.blocks(domain.application_id, domain.fallback_url) else domain.fallback_url
 
     def click_id_param(self, application_id: int) -> str | None:
-        """The query parameter that carries click ids to the application's destinations; None if it has none."""
+        """Return the name of the query parameter for click ids in destinations of the application; None if it has none."""
         application = self.application(application_id)
         return application.settings.click_id_param if application else None
 
     def find_by_api_key(self, key: str) -> Principal | None:
-        """Return the caller with this key, None for an unknown or revoked key and for a disabled application."""
+        """Return the caller with this API key; None for an unknown or revoked key and for a disabled application."""
         found = self._snapshot.keys.get(hash_credential(key))
         if found is None:
             return None
@@ -231,14 +233,14 @@ class Directory:
         return self._principal(application_id, permissions, key_id, rate_limit)
 
     def find_by_tracker_token(self, token: str, now: datetime) -> Principal | None:
-        """Return the caller with this token, None for an unknown or expired token and for a disabled application."""
+        """Return the caller with this tracker token; None for an unknown or expired token and for a disabled application."""
         found = self._snapshot.tokens.get(hash_credential(token))
         if found is None or (found[1] is not None and found[1] <= now):
             return None
         return self._principal(found[0], frozenset(), 0)
 
     def find_by_postback_key(self, key: str, now: datetime) -> Principal | None:
-        """Return the caller with this key in the path of its URL, None for an unknown, revoked or expired key."""
+        """Return the caller with this postback key in its URL; None for an unknown, revoked or expired key."""
         found = self._snapshot.postback_keys.get(hash_credential(key))
         if found is None or (found[2] is not None and found[2] <= now):
             return None
@@ -254,7 +256,7 @@ class Directory:
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function from the id of a domain to scheme, host and port of its short links. The id 0 means BASE_URL.
+    """Return a function that returns scheme, host and port of the short links of a domain id. The id 0 means BASE_URL.
 
     The path before the code is a property of each link (`short_url`)."""
     shared = settings.base_origin
@@ -267,7 +269,7 @@ def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str
 
 
 def short_url(base_url: str, path: str | None, code: str) -> str:
-    """Return the URL of a short link. `path`: the path before the code as stored with the link, None for none."""
+    """Return the URL of a short link. `path` is the stored path before the code; None means no path."""
     return f"{base_url}{path or ''}/{code}"
 
 

@@ -1,8 +1,8 @@
 """Postback keys: credentials in the path of a URL, for networks that can store only a URL.
 
-A key allows reports of conversions and nothing else. An application has none until one is created. As all credentials, keys are
-stored as SHA-256, and their plain text is returned once. Each function is part of one transaction of `Database.write`, and the
-caller refreshes the directory afterwards.
+A key allows reports of conversions and nothing else. An application has none until one is created. Only the
+SHA-256 of a key is stored, and its plain text is returned once. Each function is part of one transaction of `Database.write`, and
+the caller refreshes the directory afterwards.
 """
 # Tested by tests/accounts/test_postback_keys.py
 
@@ -27,7 +27,7 @@ _HINT_CHARACTERS = 8
 
 
 def create_postback_key(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
-    """Create a key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    """Create a postback key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
@@ -44,9 +44,9 @@ def create_postback_key(connection: Connection, application_id: int, name: str, 
 def rotate_postback_key(
     connection: Connection, application_id: int | None, key_id: int, now: datetime, overlap: timedelta
 ) -> tuple[int, str, datetime]:
-    """Replace a key by a new one of the same name. Return the id and plain text of the new key, and the end of the old one.
+    """Replace a postback key by a new key of the same name. Return its id, its plain text and the end of validity of the old key.
 
-    `application_id` None: of any application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    With `application_id` None, any application may own the key. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     if not timedelta() <= overlap <= MAX_OVERLAP:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be between 0 and {MAX_OVERLAP.days} days")])
     row = _find_usable(connection, application_id, key_id, now)
@@ -58,7 +58,9 @@ def rotate_postback_key(
 
 
 def revoke_postback_key(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> None:
-    """Revoke a key. `application_id` None: of any application. Raise ApiError NOT_FOUND if there is no such usable key."""
+    """Revoke a postback key.
+
+    With `application_id` None, any application may own it. Raise ApiError NOT_FOUND if no valid key has this id."""
     _find_usable(connection, application_id, key_id, now)
     table = schema.postback_keys
     connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=now))
@@ -66,7 +68,7 @@ def revoke_postback_key(connection: Connection, application_id: int | None, key_
 
 
 def list_postback_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Return the keys of an application, or all keys, without their plain text.
+    """Return the postback keys of an application, or all postback keys, without their plain text.
 
     Each has id, application_id, name, hint (the first characters), created_at, valid_until and revoked_at."""
     table = schema.postback_keys
@@ -77,7 +79,7 @@ def list_postback_keys(connection: Connection, application_id: int | None = None
 
 
 def _find_usable(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> Row[Any]:
-    """Return the row of a key that is neither revoked nor expired. Raise ApiError NOT_FOUND."""
+    """Return the row of a postback key that is neither revoked nor expired. Raise ApiError NOT_FOUND."""
     table = schema.postback_keys
     is_valid = table.c.revoked_at.is_(None), or_(table.c.valid_until.is_(None), table.c.valid_until > now)
     statement = select(table).where(table.c.id == key_id, *is_valid)

@@ -140,7 +140,7 @@ class ApplicationSettings(BaseModel):
 
     @property
     def uses_report_times(self) -> bool:
-        """Whether a rule needs the time when a message was sent or delivered."""
+        """Whether an enabled rule needs the time when a message was sent or delivered."""
         return self.suspect_before_sent or self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
 
     @property
@@ -154,7 +154,7 @@ FALLBACK_PLACEHOLDERS = ("click_id", "code")
 
 
 def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
-    """Return the URL as the value of a Location header. Raise ValueError with the reason."""
+    """Return a fallback URL as the value of a Location header. Raise ValueError with the reason."""
     try:
         return parse_destination(url, extra_schemes).location.decode()
     except UrlError as error:
@@ -162,7 +162,7 @@ def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
 
 
 def check_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
-    """Return the fallback of an application or a domain as the value of a Location header. Raise ValueError with the reason.
+    """Return a checked fallback URL of an application or a domain, for a Location header. Raise ValueError with the reason.
 
     It may contain the placeholders {click_id} and {code}."""
     location = parse_fallback_url(url, extra_schemes)

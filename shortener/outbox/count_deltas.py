@@ -1,4 +1,4 @@
-"""Count deltas: what a transaction adds to the counts. A background job adds them to `counts` later.
+"""Count deltas: the amounts that a transaction adds to the counts. A background job adds them to the table `counts` later.
 
 There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
 Midnight in every time zone is at the start of a time slot. The job reads delta rows, adds them up and deletes them in one
@@ -45,24 +45,24 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount. `message`: the row id of the message; without one, the event counts as sent at its own time."""
+        """Add an amount. `message` is the row id of the message. Without a message, the event counts as sent at its own time."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int) -> None:
-        """Add an amount whose time slots are known."""
+        """Add an amount for a known time slot of the event and a known time slot of its message."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the result of `data` of another delta, without its origins."""
+        """Add the result of `data` of another count delta. Its origins are not included."""
         for cohort, time_slot, metric, amount in data:
             key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
 
     def data(self) -> list[tuple[int, int, str, str]]:
-        """Return cohort, time slot, metric and amount of each entry, as they are stored."""
+        """Return cohort, time slot, metric and amount of each entry, in the stored form."""
         return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
 
     def origins(self) -> list[tuple[int, int]]:
@@ -102,12 +102,12 @@ insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
 def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
-    """Return the row of a delta, no row if it is empty. Insert it in the transaction that makes the counted change."""
+    """Return the row of a count delta in a list; an empty list for an empty delta. Insert it together with the counted change."""
     return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
 
 def append(connection: Connection, row_id: int, delta: CountDelta) -> None:
-    """Insert the row of a delta. Call this in the transaction that makes the counted change."""
+    """Insert the row of a count delta. Call this in the transaction that makes the counted change."""
     insert(connection, rows(row_id, delta))
 
 
@@ -121,17 +121,17 @@ def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before:
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the bucket of a time to click: 0 up to one second, then one more for each 5 %."""
+    """Return the number of the bucket of a time to click: 0 up to one second, and one more for each further 5 %."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 
 def time_to_click_seconds(bucket: int) -> float:
-    """Return the middle of a bucket in seconds."""
+    """Return the middle of a time-to-click bucket in seconds."""
     return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _BUCKET_GROWTH)
 
 
 class Cohorts(KeyTable):
-    """The ids of cohorts."""
+    """A table of cohorts, with a cache of their ids."""
 
     def __init__(self) -> None:
         super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country", "process_id"))

@@ -1,9 +1,9 @@
-"""The rows of `first_clicks`, locked for a transaction that changes them or the state of the message.
+"""Locks on rows of `first_clicks`, for a transaction that changes them or the state of the message.
 
-On SQLite, every writing transaction has the whole database for itself. On PostgreSQL, a row of `first_clicks` is the lock. `lock`
+On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock. `lock`
 inserts an empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives
-meanwhile waits to insert its own row. So millions of clicks touch this table only, while delivery reports and corrections, which
-are fewer, do some more work. Every transaction inserts and locks rows in the order of their ids, or two could deadlock.
+meanwhile waits to insert its own row. So a click only inserts one row, while delivery reports and corrections, which are fewer,
+need more statements. Every transaction inserts and locks rows in the order of their ids, because two could otherwise deadlock.
 """
 
 # Tested by tests/clicks/test_batch.py
@@ -41,7 +41,7 @@ _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_i
 
 
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
-    """Lock and return the clicks of each message (row ids). Call `release` for them before the transaction ends.
+    """Lock and return the first-click row of each message (row ids). Call `release` for them before the transaction ends.
 
     A transaction that also locks rows of `messages` must lock those first."""
     ids = list(messages)
@@ -53,7 +53,7 @@ def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstCl
 
 
 def read(connection: Connection, ids: list[int]) -> dict[int, FirstClick]:
-    """Return the rows that exist, by message."""
+    """Return the existing rows of `first_clicks` by the row id of the message."""
     return {row[0]: FirstClick(*row[1:]) for row in raw_sql.rows(connection, _READ, ids)}
 
 

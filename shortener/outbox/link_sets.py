@@ -32,7 +32,7 @@ LinkName = tuple[str, str | None]
 
 
 class LinkSetKey(NamedTuple):
-    """A link set as it is requested. `links`: sorted, without duplicates."""
+    """The key of a link set: application, campaign and links. `links` are sorted and contain no duplicates."""
 
     application_id: int
     campaign: str
@@ -50,7 +50,7 @@ def destination_of(url: str) -> str:
 
 
 def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, str | None]]) -> LinkSetKey:
-    """Return the key of a set. `links`: URL and label of each link."""
+    """Return the key of a link set. `links` are the URL and the label of each link."""
     names = {(destination_of(url), None if label is None else label[:MAX_NAME_LENGTH]) for url, label in links}
     return LinkSetKey(
         application_id, campaign, tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
@@ -58,13 +58,13 @@ def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, 
 
 
 class LinkSets:
-    """The ids of link sets, with a cache. The rows never change."""
+    """A table of link sets, with a cache of their ids. The rows never change."""
 
     def __init__(self) -> None:
         self._ids: dict[LinkSetKey, int] = {}
 
     def get_ids(self, connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, int]:
-        """Return the id of each set. Insert the sets that are new."""
+        """Return the id of each link set. Insert the link sets that are new."""
         found = {key: self._ids[key] for key in keys if key in self._ids}
         missing = keys - found.keys()
         if not missing:

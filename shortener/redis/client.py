@@ -42,7 +42,7 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.I
 
 
 class RedisUnavailable(Exception):
-    """Redis does not respond, or rejected the command (out of memory, read-only). It may have executed the command."""
+    """Raised if Redis does not respond or rejects the command (out of memory, read-only). It may have executed the command."""
 
 
 class RedisServer:
@@ -63,7 +63,7 @@ class RedisServer:
 
     @property
     def is_up(self) -> bool:
-        """False while pings after a failed call get no response."""
+        """Whether Redis responds; False while pings after a failed call get no response."""
         return self._first_ping is None or not self._first_ping.done() or self._first_ping.result()
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -73,7 +73,7 @@ class RedisServer:
         metrics.counter("shortener_redis_queued", "Calls of Redis that waited for a free connection.", lambda: self.queued)
 
     async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
-        """Return the result of `command(client)`, which may run twice.
+        """Return the result of `command(client)`. The command may run twice.
 
         `force` sends the command even if the server seems to be down, with a longer time limit. Raise RedisUnavailable."""
         failure: Exception | None = None
@@ -99,7 +99,7 @@ class RedisServer:
         raise RedisUnavailable(text) from failure
 
     async def _take_slot(self, limit: float) -> None:
-        """Wait until fewer than `connections` calls run. Raise RedisUnavailable after `limit` seconds: Redis need not be down."""
+        """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds, without marking Redis as down."""
         if not self._slots.locked():
             await self._slots.acquire()  # A connection is free, so this returns at once.
             return
@@ -121,7 +121,7 @@ class RedisServer:
         return True
 
     async def close(self) -> None:
-        """Stop pinging and close all connections."""
+        """Stop the pings and close all connections to Redis."""
         if self._pinger is not None:
             self._pinger.cancel()
             await asyncio.gather(self._pinger, return_exceptions=True)
@@ -148,7 +148,7 @@ class RedisServer:
 
 
 def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServer:
-    """Return the server of a URL. The first call opens the first connection. Raise ValueError if the URL is not valid.
+    """Return a Redis client for a URL. The first call opens the first connection. Raise ValueError if the URL is not valid.
 
     `timeout` is the time limit of a call in seconds, `connections` the maximum number of calls at a time. The pool has one
     connection more, for pings."""

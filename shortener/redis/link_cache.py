@@ -1,9 +1,9 @@
-"""The link cache in Redis: what a redirect needs of a link while the database is not available.
+"""The link cache in Redis: the fields of a link that a redirect needs while the database is not available.
 
-The database is the source of truth and responds whenever it can. The rewriter writes each new link to the cache, where it
-expires together with the link. A link that a redirect found in the database while Redis had forgotten it is stored again. If a link
-changes, its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory of
-accounts, not the cache, knows which applications and domains are disabled.
+A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it
+expires together with the link. If a redirect finds a link in the database but not in Redis, the link is stored in Redis again. If a
+link changes, its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory
+of accounts, not the cache, knows which applications and domains are disabled.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing and a failed write counts in `failures`.
 Failed invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
@@ -78,7 +78,7 @@ class CachedLink:
 
 
 class LinkCache(Protocol):
-    """A cache of links by their codes."""
+    """The interface of a cache of links by their codes."""
 
     async def put(self, links: Sequence[CachedLink]) -> None:
         """Store new links until they expire."""
@@ -97,7 +97,7 @@ class LinkCache(Protocol):
         ...
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        """Remove links that changed. Return False if Redis does not respond and may still return the old links."""
+        """Remove changed links from the cache. Return False if Redis does not respond and may still return the old links."""
         ...
 
 
@@ -122,14 +122,14 @@ class NoLinkCache:
 
 @dataclass(slots=True)
 class _CacheWrite:
-    """Links that are written together."""
+    """Links that are written to Redis in the same round trip."""
 
     done: asyncio.Future[None]
     links: list[CachedLink] = field(default_factory=list)
 
 
 class RedisLinkCache:
-    """A link cache in Redis.
+    """A link cache that stores links in Redis.
 
     Every key begins with `prefix`, so several installations can share a Redis. `now_ms` is the clock for the times to live."""
 
@@ -167,7 +167,7 @@ class RedisLinkCache:
         await batch.done
 
     async def replace(self, links: Sequence[CachedLink]) -> None:
-        """Store links, also over entries that exist or were invalidated."""
+        """Store links, and overwrite existing and invalidated entries."""
         for start in range(0, len(links), _MAX_COMMANDS):
             await self._write_once(links[start : start + _MAX_COMMANDS], only_missing=False)
 
@@ -192,7 +192,7 @@ class RedisLinkCache:
         return missing
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
-        """Return the stored links by code; nothing if Redis does not respond."""
+        """Return the stored links by code. Return no link if Redis does not respond."""
         requested = list(codes)
 
         async def get(client: Client) -> list[bytes | None]:
@@ -213,7 +213,7 @@ class RedisLinkCache:
         return found
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        """Remove links that changed. Return False if Redis does not respond; `retry_invalidations` then tries again."""
+        """Remove changed links from the cache. Return False if Redis does not respond; `retry_invalidations` then tries again."""
 
         async def overwrite(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
@@ -233,7 +233,7 @@ class RedisLinkCache:
         return True
 
     async def retry_invalidations(self) -> int:
-        """Repeat failed invalidations if Redis is up. Return how many succeeded."""
+        """Repeat failed invalidations of links if Redis is up. Return how many succeeded."""
         codes = list(self._failed_invalidations)[:_MAX_COMMANDS] if self._redis.is_up else []
         return len(codes) if codes and await self.invalidate(codes) else 0
 
@@ -250,7 +250,7 @@ class RedisLinkCache:
                 batch.done.set_result(None)
 
     async def _write_once(self, links: Sequence[CachedLink], *, only_missing: bool = True) -> None:
-        """Write the links in one round trip. `only_missing`: an entry that exists, also an invalidated one, stays."""
+        """Write the links in one round trip. With `only_missing`, existing and invalidated entries stay unchanged."""
         now = self._now_ms()
 
         async def set_missing(client: Client) -> None:

@@ -1,8 +1,8 @@
 """Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), and of an API key and a
 postback key for all requests.
 
-Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take none and never look here,
-so people who share an address with a misbehaving client are not affected. A key is a client of a limiter of its own.
+Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no
+token, so people who share an address with a misbehaving client can open their links. For a limit of keys, each key is a client.
 
 With Redis, the processes of an installation share the limits: each process adds its requests to a counter per client and minute,
 and takes from its own bucket what the other processes added. This happens in the background, so a limit can be exceeded for about
@@ -29,7 +29,7 @@ _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a 
 
 @dataclass(slots=True)
 class _Bucket:
-    """The tokens of a client at the time `at` (ms since 1970), and what Redis said about the client last."""
+    """The tokens of a client at the time `at` (ms since 1970), and the last known count of all processes from Redis."""
 
     tokens: float
     at: int
@@ -38,10 +38,10 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Limits the requests of one kind: rejected ones, or those of an API key.
+    """Limits the requests of one kind, such as requests with a wrong credential or requests with an API key.
 
     `per_minute` is the number that a client may send at once and in each minute; 0: no limit. `now_ms` is the current time in
-    ms since 1970. `prefix` begins the keys in Redis."""
+    ms since 1970. Keys in Redis begin with `prefix`."""
 
     def __init__(
         self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""
@@ -58,7 +58,7 @@ class RateLimiter:
     def take(self, client: int, per_minute: int | None = None) -> int:
         """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
 
-        `per_minute`: the limit of this client, if it is not the limit of all."""
+        `per_minute` is the limit of this client; None: the limit of all clients."""
         capacity = self._capacity if per_minute is None else per_minute
         if not capacity:
             return 0
@@ -80,7 +80,7 @@ class RateLimiter:
         return 0
 
     async def share(self) -> int:
-        """Exchange the counts of recent rejections with the other processes. Return the number of clients."""
+        """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients."""
         if self._redis is None or not self._unshared:
             return 0
         counts = dict(list(self._unshared.items())[:MAX_SHARED_CLIENTS])
@@ -147,5 +147,5 @@ class RateLimits:
         )
 
     async def share(self) -> int:
-        """Exchange counts with the other processes (see `RateLimiter.share`)."""
+        """Exchange the counts of all limiters with the other processes (see `RateLimiter.share`)."""
         return sum([await limiter.share() for limiter in self._all])

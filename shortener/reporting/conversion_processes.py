@@ -1,4 +1,4 @@
-"""Conversion processes (Infobip): the number of messages that started one, and of conversions that ended one.
+"""Conversion processes (Infobip): the number of messages that started a process, and the number of conversions that ended it.
 
 The numbers come from the counts, as all statistics do; messages and conversions are not read. A start is counted at the time of the
 rewrite, an end at the time of the conversion. Therefore a short interval may have more ends than starts.
@@ -45,12 +45,12 @@ class ProcessCounts:
 
     @property
     def conversion_rate(self) -> float:
-        """Ends divided by starts, rounded to six digits; 0 without starts."""
+        """The number of ends divided by the number of starts, rounded to six digits; 0 without starts."""
         return round(self.ends / self.starts, 6) if self.starts else 0.0
 
 
 def find_process_key(connection: Connection, application_id: int, message_id: str) -> str | None:
-    """Return the key of a message's process; None if the application has no such message, or the message no process."""
+    """Return the key of a message's conversion process; None if the message does not exist or has no process."""
     statement = (
         select(processes.c.process_key)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -62,7 +62,7 @@ def find_process_key(connection: Connection, application_id: int, message_id: st
 
 
 def find_process(connection: Connection, application_id: int, process_key: str) -> int | None:
-    """Return the id of the process with this key; None if the application has none."""
+    """Return the id of the conversion process with this key; None if the application has no such process."""
     is_own = processes.c.application_id == application_id
     number: int | None = connection.scalar(select(processes.c.id).where(processes.c.process_key == process_key, is_own))
     return number
@@ -103,7 +103,7 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
-    """Return the counts of each interval by country ("" if unknown). Countries without starts and ends are left out.
+    """Return the counts of each interval by country ("" if unknown). Countries without starts and ends are not included.
 
     `intervals`: ranges of time slots that do not overlap, oldest first. Count deltas that are not folded yet are included, at most
     MAX_PENDING_ROWS rows of them."""
@@ -128,7 +128,7 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
 def _add_pending(
     connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
 ) -> None:
-    """Add the count deltas that are not folded into the counts yet."""
+    """Add the count deltas that are not folded into the counts yet to the starts and ends of conversion processes."""
     _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return

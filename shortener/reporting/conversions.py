@@ -1,7 +1,7 @@
-"""Lists of conversions and of refused reports, newest first, in keyset pages, and the same as CSV.
+"""Lists of conversions and of refused reports, newest first, in keyset pages and as CSV.
 
 Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
-conversion, which is the time that the statistics count it at. No index contains it, nor the action or the status, so a page
+conversion, which is the time that the statistics count it at. No index contains this time, the action or the status, so a page
 examines at most MAX_SCANNED_ROWS conversions. Such a page may contain fewer rows than requested, or none, and still have a next
 page.
 
@@ -43,7 +43,7 @@ _MAX_ID = (1 << 63) - 1
 class ConversionFilter:
     """Conditions of a list of conversions. `since` is included, `until` is not. `campaign` "" selects messages without one.
 
-    `disposition`: positive, negative, pending (no disposition, the status is a word for it) or none (no disposition)."""
+    `disposition`: positive, negative, pending (no disposition, but a status that means pending) or none (no disposition)."""
 
     application_id: int
     since: datetime | None = None
@@ -134,7 +134,7 @@ def _filter_conditions(filters: ConversionFilter) -> list[ColumnElement[bool]]:
 
 
 def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
-    """Return one revision as the API shows it."""
+    """Return one revision of a conversion in the format of the API."""
     return {
         "revision": revision.revision,
         "status": revision.status,
@@ -149,7 +149,7 @@ def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
 def serialize_conversion(
     row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], **more: Any
 ) -> dict[str, Any]:
-    """Return a row of `conversions` as the API shows it. `earlier`: its earlier revisions, oldest first."""
+    """Return a row of `conversions` in the format of the API. `earlier`: its earlier revisions, oldest first."""
     latest = StoredRevision(
         row.revision,
         row.status,
@@ -181,7 +181,7 @@ def serialize_conversion(
 
 
 def serialize_listed(row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str]) -> dict[str, Any]:
-    """Return a row of `list_conversions` as the API shows it."""
+    """Return a row of `list_conversions` in the format of the API."""
     return serialize_conversion(row, earlier, encode_click, message_id=row.public_message_id, campaign=row.campaign)
 
 
@@ -211,7 +211,7 @@ def list_refused(
 
 
 def serialize_refused(row: AnyRow) -> dict[str, Any]:
-    """Return a row of `refused_conversions` as the API shows it."""
+    """Return a row of `refused_conversions` in the format of the API."""
     parameters: Mapping[str, Any] = row.parameters
 
     def text(name: str) -> str | None:
@@ -305,7 +305,7 @@ async def refused_csv(
 
 
 def _cell(value: Any) -> object:
-    """Return a cell. Lists and objects become JSON; text that a spreadsheet would run as a formula is escaped."""
+    """Return a value as a CSV cell. Lists and objects become JSON; text that a spreadsheet would run as a formula is escaped."""
     if value is None or value == []:
         return ""
     if isinstance(value, dict | list):

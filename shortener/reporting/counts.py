@@ -1,4 +1,4 @@
-"""The counts: count deltas are folded into them, and they can be verified by counting all rows again.
+"""The counts: `fold` adds count deltas to them, and `verify` counts all rows again and compares.
 
 Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds
 the oldest rows to the table `counts` and deletes them in the same transaction: a crash neither loses a count nor adds it twice.
@@ -61,7 +61,7 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
     """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete them. Return their number.
 
     Return 0 at once if another process folds: both would wait for the same rows of `counts`. PostgreSQL has an advisory lock for
-    this; SQLite has one writing process.
+    this; with SQLite, only one process writes.
     """
     if not lock(connection):
         return 0
@@ -88,7 +88,7 @@ def heal(connection: Connection) -> int:
 
 
 def lock(connection: Connection) -> bool:
-    """Lock the counts until the transaction ends. Return False if another process has the lock."""
+    """Lock the counts until the transaction ends. Return False if another process holds the lock."""
     if connection.dialect.name == "sqlite":
         return True
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))))
@@ -145,13 +145,13 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """Return the same as `read_events`, without the origins."""
+    """Return the ids and the sums of count deltas as `read_events` does, but without the origins."""
     ids, amounts = read_events(connection, limit, after)
     return ids, sum_by_key(amounts)
 
 
 def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:
-    """Return the sums of amounts without their origins."""
+    """Return the sums of amounts by cohort, time slot and metric, without their origins."""
     sums: Sums = {}
     add(sums, ((cohort, slot, metric, amount) for (cohort, slot, metric, _, _), amount in amounts.items()))
     return sums
@@ -172,7 +172,7 @@ MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one stat
 
 @dataclass(frozen=True, slots=True)
 class CountDifference:
-    """A count (`kept`) that differs from the number of rows (`counted`). `at`: the start of its time slot."""
+    """A stored count (`kept`) that differs from the number of rows (`counted`). `at` is the start of its time slot."""
 
     application_id: int
     campaign: str
@@ -229,14 +229,14 @@ def time_slots(since: datetime, until: datetime) -> range:
 
 
 def slot_edges(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
-    """Return the begin of the time slot of `since`, and the end of the last time slot before `until`."""
+    """Return the start of the time slot that contains `since`, and the end of the last time slot that starts before `until`."""
     begin = None if since is None else from_ms(time_slots(since, since).start * TIME_SLOT_MS)
     end = None if until is None else from_ms(time_slots(until, until).stop * TIME_SLOT_MS)
     return begin, end
 
 
 def _read_counts(connection: Connection, within: range) -> Sums:
-    """Return the counts plus the deltas that are not folded yet. All buckets of the time to click are one metric, `ttc`."""
+    """Return the counts plus the count deltas that are not folded yet. All buckets of the time to click are one metric, `ttc`."""
     stored: Sums = {}
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
     for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
@@ -284,7 +284,7 @@ OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
 
 
 def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements with rows of (cohort, time slot, metric, amount): the rules of all modules that write count deltas."""
+    """Yield statements that count all rows again, as (cohort, time slot, metric, amount). They follow the rules of count deltas."""
     for id_range in id_ranges(connection, messages):
         for metric, at, amount in OF_MESSAGES:
             yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)

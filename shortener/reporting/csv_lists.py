@@ -1,7 +1,7 @@
 """Lists as CSV, in constant memory: a page is read in a short transaction, and its lines are sent before the next page is read.
 
-Cells that a spreadsheet would run as a formula are escaped (`reporting/export.py`). Raises StoreUnavailable in the middle if the
-database becomes unavailable, so that the client can detect the missing rest.
+Cells that a spreadsheet would run as a formula are escaped (`reporting/export.py`). If the database becomes
+unavailable, StoreUnavailable ends the export early, so that the client can detect that the rest is missing.
 """
 
 # Tested by tests/web/test_lists.py
@@ -20,7 +20,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 class ListPage(Protocol):
-    """A page of a list. `next`: the cursor of the next page; None on the last page."""
+    """A page of a list for a CSV export. `next` is the cursor of the next page; None on the last page."""
 
     @property
     def rows(self) -> Sequence[Any]: ...
@@ -35,7 +35,9 @@ async def stream_csv(
     *,
     bom: bool = False,
 ) -> AsyncIterator[bytes]:
-    """Yield a header and the rows of all pages. `serialize` returns a row by the names of `columns`; other names are ignored.
+    """Yield a CSV header and the rows of all pages.
+
+    `serialize` returns the values of a row by column name; names not in `columns` are ignored.
 
     `bom`: begin with a byte order mark, which Excel needs. Raise StoreUnavailable."""
     yield ((_BYTE_ORDER_MARK if bom else "") + _lines([columns])).encode()

@@ -1,7 +1,7 @@
-"""The event log of an application, newest first, in keyset pages: each event that was or would be published.
+"""Lists of the events of an application, newest first, in keyset pages. They contain events that no tracker subscribed to.
 
-A row of the event log with several topics is one event for each topic. A page walks the log backwards by id, and examines at
-most MAX_SCANNED_ROWS rows, like the lists of hits.
+A row of the event log with several topics is one event for each topic. A page reads the log backwards by id, and examines at
+most MAX_SCANNED_ROWS rows, as the lists of hits do.
 """
 
 # Tested by tests/web/test_lists.py
@@ -32,7 +32,7 @@ _PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPEC
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Conditions of a list. `since` is included, `until` is not. `message`: a message_id."""
+    """Conditions of a list of events. `since` is included, `until` is not. `message` is a message_id."""
 
     application_id: int
     topic: Topic | None = None
@@ -44,7 +44,7 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class ListedEvent:
-    """A row of the event log under one of its topics."""
+    """A row of the event log with one of its topics."""
 
     row: AnyRow
     topic: Topic
@@ -52,7 +52,7 @@ class ListedEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """`next`: the next page has rows with ids below this one; None on the last page."""
+    """A page of a list of events. `next`: the next page has rows with ids below this one; None on the last page."""
 
     rows: Sequence[ListedEvent]
     next: int | None
@@ -125,7 +125,7 @@ def list_events(connection: Connection, filters: EventFilter, limit: int, below:
 
 
 def find_event(connection: Connection, application_id: int, event_id: str) -> tuple[ListedEvent, Sequence[AnyRow]] | None:
-    """Return an event by its public id and its deliveries, None if the application has no such event."""
+    """Return an event and its deliveries by its public id; None if the application has no such event."""
     row_id = decode(event_id.removeprefix("evt_")[:-1])
     place = ALPHABET.find(event_id[-1:])
     if row_id is None or not event_id.startswith("evt_") or not 0 <= place < len(_TOPICS):
@@ -142,7 +142,7 @@ def find_event(connection: Connection, application_id: int, event_id: str) -> tu
 
 
 def serialize_event(event: ListedEvent, click_id: Callable[[int], str], conversion_id: Callable[[int], str]) -> dict[str, Any]:
-    """Return an event as the API shows it."""
+    """Return an event in the format of the API."""
     row, data = event.row, event.row.data or {}
     return {
         "event_id": encode_event_id(row.id, event.topic),

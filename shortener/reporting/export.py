@@ -1,8 +1,9 @@
-"""Messages as CSV, in any number and with constant memory.
+"""The CSV export of messages: any number of them, in constant memory.
 
-The export reads page by page, each page in a short transaction. Therefore a slow client holds no transaction open, which would stop
-SQLite from truncating its log and PostgreSQL from cleaning up. The order is newest first; messages added during the export are left
-out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
+The export reads page by page, each page in a short transaction. A slow client therefore holds no transaction open. A long
+transaction would stop SQLite from truncating its log and PostgreSQL from removing old rows. The order is newest first; messages
+added during the export are left out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an
+option.
 
 A line describes a message, or one link of a message. `short_url`, `url`, `label` and `destination` belong to the first link or to
 that link, and `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those that were
@@ -11,7 +12,7 @@ rejected; there is one value for each currency.
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
 number is unchanged: a phone number such as +14085550100 cannot run anything.
 
-Raises StoreUnavailable in the middle if the database becomes unavailable, so that the client can detect the missing rest.
+If the database becomes unavailable, StoreUnavailable ends the export early, so that the client can detect the missing rest.
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def _line(
 
 
 def format_csv(lines: Sequence[Sequence[object]]) -> bytes:
-    """Return lines of cells as CSV in UTF-8."""
+    """Return lines of cells as CSV text in UTF-8."""
     text = io.StringIO()
     csv.writer(text).writerows(lines)
     return text.getvalue().encode()

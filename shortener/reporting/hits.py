@@ -1,6 +1,6 @@
-"""Lists of hits, newest first, in keyset pages. The rows of a figure add up to it: both use the same rule and the same time slots.
+"""Lists of hits, newest first, in keyset pages. The list of a figure of the statistics contains exactly the hits that it counts.
 
-A page walks hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
+A page reads hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
 contain fewer hits than requested, or none, and still have a next page. The hits of one message are found with indexes.
 """
 
@@ -38,9 +38,9 @@ HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 
 @dataclass(frozen=True, slots=True)
 class HitFilter:
-    """Conditions of a list. The time slots (15 minutes) that contain `since` and `until` are included completely.
+    """Conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
-    `basis`: whether the period refers to the time of the hit or of its message. `message`: a message_id."""
+    `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id."""
 
     application_id: int
     since: datetime | None = None
@@ -114,7 +114,9 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
 
 
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
-    """Return a row of HIT_COLUMNS as the API shows it. `networks`: the network list, for the country of the click."""
+    """Return a row of HIT_COLUMNS in the format of the API.
+
+    `networks` is the network list, which gives the country of the click."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device = parse_device(row.user_agent)
     flags = HitFlag(row.flags)
@@ -186,7 +188,7 @@ def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
 
 
 def _hits_of(connection: Connection, filters: HitFilter, low: int, high: int) -> Any:
-    """Return a statement for the ids of the hits of one message, or of one link."""
+    """Return a statement that selects the ids of the hits of one message or of one link."""
     owned = [links.c.application_id == filters.application_id]
     if filters.code is not None:
         owned.append(links.c.code == filters.code)
@@ -240,7 +242,7 @@ def _metric_conditions(metric: HitMetric | None) -> list[ColumnElement[bool]]:
 
 
 def find_link_sets(connection: Connection, filters: Any) -> list[int]:
-    """Return the sets with one link that have this destination and this label."""
+    """Return the ids of the link sets with one link that has this destination and this label."""
     statement = select(link_sets.c.id, link_sets.c.links).where(link_sets.c.application_id == filters.application_id)
     if filters.campaign is not None:
         statement = statement.where(link_sets.c.campaign == filters.campaign)

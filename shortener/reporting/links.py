@@ -1,8 +1,8 @@
 """Lists of links, newest message first, in keyset pages, with the clicks of each link.
 
-A page reads the messages of an index, newest first, and their links. No index contains the destination, the label, the domain, the
-expiry and the switch of a link. For these filters a page examines at most MAX_SCANNED_MESSAGES messages: it may contain fewer links
-than requested, or none, and still have a next page.
+A page reads messages from an index, newest first, and their links. No index contains the destination, the label, the domain, the
+expiry or the disabled state of a link. For these filters a page examines at most MAX_SCANNED_MESSAGES messages: it may contain
+fewer links than requested, or none, and still have a next page.
 """
 # Tested by tests/web/test_links.py
 
@@ -49,7 +49,9 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class LinkFilter:
-    """Conditions of a list. `since` is included, `until` is not; both are times of the message. `now` decides what is expired."""
+    """Conditions of a list of links.
+
+    `since` (included) and `until` (not included) are times of the message. `now` decides which links are expired."""
 
     application_id: int
     now: datetime
@@ -63,7 +65,7 @@ class LinkFilter:
     expired: bool | None = None
 
     def of_links(self) -> list[ColumnElement[bool]]:
-        """Return the conditions on links."""
+        """Return the SQL conditions on columns of links."""
         c = links.c
         found: list[ColumnElement[bool]] = []
         for column, value in ((c.url, self.url), (c.label, self.label), (c.domain_id, self.domain_id)):
@@ -101,7 +103,7 @@ class LinkPage:
 
 
 def list_links(connection: Connection, filters: LinkFilter, limit: int, after: LinkPosition | None = None) -> LinkPage:
-    """Return the links of the newest messages, or those behind a position."""
+    """Return the links of the newest messages, or the links after a position."""
     of_messages = MessageFilter(filters.application_id, campaign=filters.campaign, since=filters.since, until=filters.until)
     index_ranges, unindexed = choose_indexes(connection, of_messages)
     low, high = id_limits(of_messages, None if after is None else after.message + 1)

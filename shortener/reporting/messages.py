@@ -39,10 +39,10 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
-    """Conditions of a list. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
+    """Conditions of a list of messages. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
-    complete time slots, and refers to the time that counts with this `basis`."""
+    complete time slots, and `basis` decides whether it refers to the time of the event or of the message."""
 
     application_id: int
     state: State | None = None
@@ -114,7 +114,7 @@ def shown_number(number: str, *, reveal: bool) -> str:
 
 
 def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
-    """Return a row of MESSAGE_COLUMNS as the API shows it: times in ISO 8601, the price as a decimal string.
+    """Return a row of MESSAGE_COLUMNS in the format of the API: times in ISO 8601, the price as a decimal string.
 
     The phone number is masked unless `reveal`."""
     return {
@@ -147,7 +147,7 @@ def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
 
 
 def serialize_decimal(amount: Decimal | None) -> str | None:
-    """Return an amount of money as the API shows it: a string without an exponent."""
+    """Return an amount of money in the format of the API: a decimal string without an exponent."""
     return None if amount is None else format(amount, "f")
 
 
@@ -157,7 +157,7 @@ Conditions = list[ColumnElement[bool]]
 
 
 def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list[IndexRange], Conditions]:
-    """Return the index ranges to read, and the conditions that these indexes do not contain."""
+    """Return the index ranges that a page of messages reads, and the conditions that these indexes do not contain."""
     unindexed: Conditions = []
     if filters.state is State.CLICKTHRU:
         unindexed.append(is_clicked())
@@ -183,7 +183,7 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
 
 
 def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
-    """Return the lowest id (included) and the highest id (excluded) of the page."""
+    """Return the lowest id (included) and the highest id (excluded) of a page of messages."""
     since, until = _period(filters)
     if filters.metric is not None and filters.basis is Basis.SENT:
         low = 0 if since is None else first_id_at(to_ms(since))
@@ -201,7 +201,7 @@ def _period(filters: MessageFilter) -> tuple[datetime | None, datetime | None]:
 
 
 def _has_metric(filters: MessageFilter) -> ColumnElement[bool]:
-    """Return the condition that the figure counts a message, and that it counts within the period."""
+    """Return the SQL condition for messages that a figure of the statistics counts within the period."""
     since, until = _period(filters) if filters.basis is Basis.EVENT else (None, None)
     if filters.metric == "clicked_messages":
         at: Column[Any] = first_clicks.c.at
@@ -215,7 +215,7 @@ def _between(at: Column[Any], since: datetime | None, until: datetime | None) ->
 
 
 def _exact_conditions(filters: MessageFilter) -> Conditions:
-    """Return the conditions that the index ranges fulfil only approximately. They exclude few rows."""
+    """Return the exact SQL conditions on time, which the index ranges fulfil only approximately."""
     conditions: Conditions = []
     if filters.metric is None or (filters.metric == "messages" and filters.basis is Basis.EVENT):
         conditions += _between(messages.c.created_at, *_period(filters))
@@ -225,7 +225,7 @@ def _exact_conditions(filters: MessageFilter) -> Conditions:
 
 
 def select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
-    """Return a statement for the ids of an index range, newest first.
+    """Return a statement that selects the ids of an index range, newest first.
 
     PostgreSQL gets a range of both columns. With separate conditions, it may read all messages backwards until enough of them
     match. SQLite gets separate conditions. It would use a range of both columns for the first column only, and start each page

@@ -1,4 +1,4 @@
-"""How reports read rows."""
+"""Functions that fetch rows for reports."""
 # Tested by tests/reporting/test_statistics.py
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ _MAX_GROUPS = 500  # The maximum number of groups whose rolled-up counts one sta
 
 @dataclass(frozen=True, slots=True)
 class RollupDifference:
-    """A rolled-up count (`kept`) that differs from the number of rows (`counted`). `at`: the start of its period."""
+    """A stored rolled-up count (`kept`) that differs from the number of rows (`counted`). `at` is the start of its period."""
 
     group: GroupName
     basis: Basis
@@ -89,7 +89,7 @@ class RollupDifference:
 
 
 def verify_rollups(connection: Connection, since: datetime, until: datetime) -> list[RollupDifference]:
-    """Count the rows again, and return each difference from the roll-ups, oldest first. Run it in one read transaction."""
+    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Run it in one read transaction."""
     check = _read(connection, time_slots(since, until), counted_since(connection))
     return [
         RollupDifference(
@@ -101,7 +101,9 @@ def verify_rollups(connection: Connection, since: datetime, until: datetime) -> 
 
 
 def repair_rollups(connection: Connection, since: datetime, until: datetime) -> int:
-    """Correct the roll-ups of this time, also those of messages before the migration. Return the number of changed roll-ups.
+    """Correct the rolled-up counts of a period, also for messages that are older than the migration.
+
+    Return the number of changed roll-ups.
 
     The time to click is computed from the current time of sending. Return 0 if another process folds."""
     if not lock(connection):
@@ -129,7 +131,7 @@ def counted_since(connection: Connection) -> int:
 
 
 class _Check(NamedTuple):
-    """The stored and the counted roll-ups, and the names of their groups."""
+    """The stored rolled-up counts, the results of counting all rows again, and the names of their groups."""
 
     kept: RollupSums
     counted: RollupSums
@@ -156,7 +158,7 @@ def _merge_metrics(sums: RollupSums) -> RollupSums:
 
 
 def _merge(key: RollupKey) -> RollupKey:
-    """Return the key under which a roll-up is compared."""
+    """Return the key under which a rolled-up count is compared with the rows."""
     group, number, period, metric = key
     name = metric.partition(":")[0]
     return group, number, period, name if name in _MERGED else metric
@@ -212,7 +214,7 @@ _Amounts = Iterator[tuple[CountedEvent, Decimal]]
 
 
 def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
-    """Yield the amounts of all rows within the time, by their own time or by that of their message."""
+    """Yield the amounts of all rows within a period, by the time of the event or by the time of its message."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
@@ -263,7 +265,7 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
 
 
 class _LinkColumns:
-    """The columns of a link that take the place of those of its message."""
+    """The columns of a link that a query uses instead of the columns of its message."""
 
     id = links.c.message_id
     cohort_id = links.c.cohort_id
@@ -293,7 +295,7 @@ def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
 def _grouped(
     owner: Any, at: ColumnElement[Any], metric: ColumnElement[str], within: range, amount: Any = None, link_set: Any = None
 ) -> Select[Any]:
-    """Return a statement with (cohort, time slot, metric, time slot of the message, link set, amount)."""
+    """Return a statement that selects (cohort, time slot, metric, time slot of the message, link set, amount)."""
     slot = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     of = func.coalesce(owner.link_set_id, 0) if link_set is None else link_set
     columns = [

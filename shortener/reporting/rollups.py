@@ -1,7 +1,7 @@
 """Rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter of an hour, hour and day.
 
 A report reads few rows here instead of all counts of all cohorts. `counts.fold` adds to the roll-ups in the transaction that adds
-to the counts. There are two bases:
+to the counts. A basis is the time at which an event counts. There are two:
 
 - EVENT: each event counts at its own time. These roll-ups are sums of rows of `counts`.
 - SENT: each event counts at the time when its message was created (before it was sent). Only roll-ups have this basis.
@@ -44,7 +44,7 @@ class Basis(enum.IntEnum):
 
 
 class Level(enum.IntEnum):
-    """The length of a period."""
+    """The length of a rolled-up period: a quarter of an hour, an hour or a day."""
 
     QUARTER = 0
     HOUR = 1
@@ -60,7 +60,7 @@ _SLOTS = (1, 4, 96)
 
 
 class Kind(enum.StrEnum):
-    """What the counts of a group have in common, in addition to the application and the source."""
+    """The fields that define a group of rolled-up counts, in addition to the application and the source."""
 
     APPLICATION = "application"
     CAMPAIGN = "campaign"
@@ -72,7 +72,7 @@ class Kind(enum.StrEnum):
 
 
 def series(basis: Basis, level: Level) -> int:
-    """Return the value of `rollups.series`."""
+    """Return the value of `rollups.series` for a basis and a length of period."""
     return basis * 3 + level
 
 
@@ -89,7 +89,7 @@ class CountedEvent(NamedTuple):
 
 
 class CohortName(NamedTuple):
-    """The columns of a cohort that reports use."""
+    """The columns of a cohort that reports use: application, campaign, source and country."""
 
     application_id: int
     campaign: str
@@ -128,7 +128,7 @@ def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, Coho
 
 
 def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, list[tuple[str, str | None]]]:
-    """Return the (destination, label) of the links of these sets."""
+    """Return the destination and the label of each link in these link sets."""
     wanted = [(link_set,) for link_set in ids if link_set]
     if not wanted:
         return {}
@@ -138,7 +138,7 @@ def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, li
 
 
 class Expansion:
-    """The groups that a counted event belongs to. `names`: every group that was used, by id."""
+    """Finds the groups of rolled-up counts that a counted event belongs to. `names` contains every group that was used, by id."""
 
     def __init__(self, connection: Connection, keys: Iterable[CountedEvent]) -> None:
         used = {(key.cohort, key.link_set) for key in keys}
@@ -176,7 +176,7 @@ class Expansion:
 
 
 def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> RollupSums:
-    """Return the sums of the roll-ups. Without an origin, an amount has only Basis.EVENT."""
+    """Return the sums to add to the rolled-up counts. An amount without an origin counts only with Basis.EVENT."""
     # Nearly all amounts are integers, and Python adds integers faster than decimals.
     integers: dict[tuple[int, int, int, str], int] = {}
     others: dict[tuple[int, int, int, str], Decimal] = {}
@@ -207,7 +207,7 @@ def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> Rol
 
 
 def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
-    """Add the amounts to the roll-ups. The caller must hold the lock of `counts.fold`."""
+    """Add the amounts to the rolled-up counts. The caller must hold the lock of `counts.fold`."""
     if not amounts:
         return
     expansion = Expansion(connection, amounts)
@@ -215,7 +215,9 @@ def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None
 
 
 def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
-    """Add to the roll-ups. `names`: the names of the groups in `sums`. The caller must hold the lock of `counts.fold`."""
+    """Add sums to the rolled-up counts.
+
+    `names` are the names of the groups in `sums`. The caller must hold the lock of `counts.fold`."""
     if not sums:
         return
     packed: dict[PeriodKey, dict[str, int | str]] = {}
@@ -236,7 +238,9 @@ def _pack(metric: str, amount: Decimal) -> int | str:
 
 
 def _unpack(data: str | dict[str, int | str]) -> dict[str, int | str]:
-    """Return the amounts by metric. SQLite returns rows as one JSON text, so they are parsed already."""
+    """Return the amounts by metric.
+
+    The amounts from SQLite are already parsed, because SQLite returns all rows as one JSON text."""
     amounts: dict[str, int | str] = orjson.loads(data) if isinstance(data, str) else data
     return amounts
 
@@ -277,7 +281,7 @@ def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
 
 
 def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tuple[dict[CountedEvent, Decimal], bool]:
-    """Return the amounts of some time slots that the roll-ups do not contain yet, and whether these are all."""
+    """Return amounts that the rolled-up counts do not contain yet, and whether these are all of them."""
     rows = raw_sql.rows(connection, _READ_MISSING, within.start, within.stop, limit + 1)
     amounts = {
         CountedEvent(cohort, slot, metric): EXACT.subtract(Decimal(amount), Decimal(rolled_up or 0))
@@ -287,7 +291,7 @@ def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tup
 
 
 class Piece(NamedTuple):
-    """Periods of one length, from `start` until before `stop`."""
+    """A sequence of rolled-up periods of one length, from `start` until before `stop`."""
 
     level: Level
     start: int
@@ -365,7 +369,7 @@ _MARK_ROLLED_UP = {
 
 
 def read_rollups(connection: Connection, groups: Sequence[int]) -> RollupSums:
-    """Return all roll-ups of these groups."""
+    """Return all rolled-up counts of these groups."""
     return {
         (group, number, period, metric): Decimal(amount)
         for group, number, period, data in raw_sql.rows(connection, _READ_GROUPS, list(groups))

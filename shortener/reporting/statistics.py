@@ -1,12 +1,12 @@
-"""Statistics: totals, by day, hour of day, country, campaign, destination and label. They come from the roll-ups.
+"""Statistics: totals, by day, hour of day, country, campaign, destination and label. They are sums of rolled-up counts.
 
 With Basis.EVENT, each event counts at its own time: a message when it was created, a click when it was clicked. Therefore the
 clicks of a day may belong to messages of the day before, and a rate of a short time may exceed 1. With Basis.SENT, each event
 counts at the time when its message was created, so delivery and click rates never exceed 1.
 
 Recent events are included: deltas that are not folded yet are added in the same transaction. If more than MAX_PENDING_ROWS rows of
-deltas wait, the newest are left out, and `complete` is false in the response. It is also false while the counts of an older version
-are being rolled up.
+count deltas are not folded, the newest are not included, and `complete` is false in the response. It is also false while the counts
+of an older version are being rolled up.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BROWSER = "browser:"
 
 @dataclass(frozen=True, slots=True)
 class StatisticsFilter:
-    """Conditions of a report. The time slots (15 minutes) that contain `since` and `until` are counted completely."""
+    """Conditions of a statistics report. The time slots (15 minutes) that contain `since` and `until` are counted completely."""
 
     application_id: int
     since: datetime
@@ -67,11 +67,11 @@ class StatisticsFilter:
 
     @property
     def kind(self) -> Kind:
-        """The groups whose sum is the total."""
+        """The kind of the groups whose sum is the total of the report."""
         return Kind.APPLICATION if self.campaign is None else Kind.CAMPAIGN
 
     def includes(self, cohort: CohortName) -> bool:
-        """Return whether the report includes a cohort."""
+        """Return whether the statistics report includes a cohort."""
         return (
             cohort.application_id == self.application_id
             and self.campaign in (None, cohort.campaign)
@@ -80,11 +80,11 @@ class StatisticsFilter:
 
     @property
     def within(self) -> range:
-        """The time slots of the report."""
+        """The time slots of the statistics report."""
         return time_slots(self.since, self.until)
 
     def cohort_conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions on cohorts."""
+        """Return the SQL conditions on columns of cohorts."""
         conditions = [cohorts.c.application_id == self.application_id]
         if self.campaign is not None:
             conditions.append(cohorts.c.campaign == self.campaign)
@@ -101,11 +101,11 @@ class ConversionFigures:
     value: dict[str, Decimal] = field(default_factory=dict)
 
     def add_value(self, currency: str, amount: Decimal) -> None:
-        """Add an amount to the sum of a currency."""
+        """Add an amount of money to the sum of its currency."""
         self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
 
     def add(self, other: ConversionFigures) -> None:
-        """Add other figures."""
+        """Add the figures of other conversions to these figures."""
         self.conversions += other.conversions
         for currency, amount in other.value.items():
             self.add_value(currency, amount)
@@ -224,14 +224,16 @@ Group = TypeVar("Group", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class StatisticsReport(Generic[Group]):
-    """The figures by group. `complete`: no recent events are missing."""
+    """The figures of a statistics report by group. `complete`: no recent events are missing."""
 
     groups: Mapping[Group, Figures]
     complete: bool
 
 
 def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[None]:
-    """Return one group, None. Run each report in one read transaction, so that counts and deltas match."""
+    """Return the totals as one group with the key None.
+
+    Run each report in one read transaction, so that counts and deltas match."""
     figures = Figures()
     for _, metric, amount in _sum_groups(connection, scope, _find_groups(connection, scope, scope.kind)):
         figures.add(metric, amount)
@@ -279,7 +281,7 @@ def by_destination(connection: Connection, scope: StatisticsFilter) -> Statistic
 
 
 def by_label(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
-    """Return groups by label, in the same way as `by_destination`. Links without a label are left out."""
+    """Return groups by label, in the same way as `by_destination`. Links without a label are not included."""
     return _by_name(connection, scope, Kind.LABEL)
 
 
@@ -302,7 +304,7 @@ def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> Sta
 
 
 def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
-    """Return one group for each day in `zone`, in order. The first and the last day may be incomplete."""
+    """Return one group of figures for each day in the time zone `zone`, in order. The first and the last day may be incomplete."""
     groups: dict[date, Figures] = {day: Figures() for day, _ in _days(scope, zone)}
     for days, metric, amount in _sum_local_time(connection, scope, zone, 86400, None):
         groups[_FIRST_DAY + timedelta(days=days)].add(metric, amount)
@@ -310,7 +312,7 @@ def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> Stat
 
 
 def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:
-    """Return one group for each hour of the day in `zone`, 0 to 23."""
+    """Return one group of figures for each hour of the day, 0 to 23, in the time zone `zone`."""
     groups = {hour: Figures() for hour in range(24)}
     for hour, metric, amount in _sum_local_time(connection, scope, zone, 3600, 24):
         groups[hour].add(metric, amount)
@@ -413,7 +415,7 @@ def _offset(slot: int, zone: tzinfo) -> int:
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
 ) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield (local time, metric, amount). The local time is divided by `seconds`, and is the remainder of `modulo`."""
+    """Yield sums as (local time, metric, amount). The local time is divided by `seconds`, then reduced modulo `modulo`."""
     groups = _find_groups(connection, scope, scope.kind)
     if not groups:
         return
@@ -440,7 +442,7 @@ def _fits(level: Level, offset: int) -> bool:
 
 
 class _Group(NamedTuple):
-    """A row of `count_groups`."""
+    """A group of rolled-up counts: a row of the table `count_groups`."""
 
     id: int
     campaign: str
@@ -464,7 +466,7 @@ def _find_groups(
 
 
 def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group]) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield (group, metric, amount) of the period."""
+    """Yield sums as (group, metric, amount) for the period of the report."""
     if groups:
         for piece in split(scope.within):
             yield from _sum_piece(connection, scope, groups, piece, lambda group, period: group)
@@ -473,7 +475,7 @@ def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Sequenc
 def _sum_piece(
     connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group], piece: Piece, key_of: Callable[[int, int], int]
 ) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield (key, metric, amount) of some periods."""
+    """Yield sums as (key, metric, amount) for periods of one length."""
     number = series(scope.basis, piece.level)
     sums = sum_periods(connection, [group.id for group in groups], number, piece.start, piece.stop, key_of)
     for key, amounts in sums.items():
@@ -485,7 +487,7 @@ _is_value = counts.c.metric.startswith(_VALUE)
 
 
 def _cohort_sums(scope: StatisticsFilter, *group: ColumnElement[Any]) -> Select[Any]:
-    """Return a statement with rows of (group, metric, NULL, sum) from the counts of all cohorts.
+    """Return a statement that selects (group, metric, NULL, sum) from the counts of all cohorts.
 
     Amounts of money give rows of (group, metric, amount, number), so that the caller can add them exactly."""
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
@@ -505,7 +507,7 @@ def _amount(value: str | None, amount: int) -> Decimal:
 
 
 class _Pending(NamedTuple):
-    """A counted event that the roll-ups do not contain yet. `slot`: the time slot at which it counts."""
+    """A counted event that the rolled-up counts do not contain yet. `slot` is the time slot at which it counts."""
 
     cohort: CohortName
     slot: int
@@ -521,7 +523,9 @@ def _with_pending(
     *,
     in_rollups: bool = True,
 ) -> StatisticsReport[Group]:
-    """Add what is not rolled up yet, and return the report. `in_rollups`: the groups come from the roll-ups, not from `counts`."""
+    """Add the amounts that are not rolled up yet, and return the report.
+
+    With `in_rollups`, groups come from rolled-up counts, not `counts`."""
     ids, amounts = read_events(connection, MAX_PENDING_ROWS + 1)
     complete = len(ids) <= MAX_PENDING_ROWS
     within = scope.within

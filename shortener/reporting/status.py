@@ -1,6 +1,6 @@
 """The status of one message: its state and times, its links and their first clicks, and its conversions.
 
-Two statements read it, each with an index. It can be serialized in this project's own form and in Xoxzo's.
+Every statement that reads it uses an index. It can be serialized in the format of this service and in the format of Xoxzo.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LINK = (
 
 
 def find_status(connection: Connection, application_id: int, message_id: str) -> MessageStatus | None:
-    """Return the status, None if the application has no message with this id."""
+    """Return the status of a message; None if the application has no message with this id."""
     statement = (
         select(*MESSAGE_COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -88,7 +88,9 @@ class MessageStatusReader:
     click_id: Callable[[int], str]
 
     def serialize(self, status: MessageStatus, *, reveal: bool) -> dict[str, Any]:
-        """Return the status in the form of `GET /api/v1/sms/status/{message_id}`. The number is masked unless `reveal`."""
+        """Return the status of a message in the format of `GET /api/v1/sms/status/{message_id}`.
+
+        The number is masked unless `reveal`."""
         message = status.message
         return {
             **serialize_message(message, reveal=reveal),
@@ -103,7 +105,9 @@ class MessageStatusReader:
         }
 
     def serialize_xoxzo(self, status: MessageStatus, url: str, *, reveal: bool) -> dict[str, Any]:
-        """Return the status in Xoxzo's form. `url`: the URL of this status. The number is masked unless `reveal`.
+        """Return the status of a message in the format of Xoxzo. `url`: the URL of this status.
+
+        The number is masked unless `reveal`.
 
         A message that was read or clicked has the status DELIVERED; the click is in `link_tracking` only."""
         message = status.message
@@ -122,7 +126,7 @@ class MessageStatusReader:
         }
 
     def _link_tracking(self, status: MessageStatus) -> dict[str, Any] | None:
-        """Return the tracking of the first link, because Xoxzo tracks only one; None without links."""
+        """Return Xoxzo's `link_tracking` of the first link, because Xoxzo tracks only one link; None without links."""
         if not status.links:
             return None
         link = status.links[0]

@@ -1,4 +1,4 @@
-"""The life of one message: its states, each hit with its verdict and rule, its conversions and the deliveries of its events."""
+"""The timeline of one message: its states, each hit with its verdict and rule, its conversions and the deliveries of its events."""
 
 # Tested by tests/cli/test_stats.py
 
@@ -24,7 +24,7 @@ MAX_ENTRIES = 1000  # The maximum number of hits of a message, and of deliveries
 def message_timeline(
     connection: Connection, application_id: int, status: MessageStatus, click_id: Callable[[int], str]
 ) -> list[dict[str, Any]]:
-    """Return what happened to a message, oldest first. Each entry has `at`, `what` and the fields of its kind."""
+    """Return the timeline of a message, oldest entry first. Each entry has `at`, `what` and the fields of its kind."""
     message = status.message
     entries: list[tuple[datetime, dict[str, Any]]] = [(message.created_at, {"what": "created"})]
     for state in ("sent", "delivered", "read", "failed"):

@@ -1,4 +1,4 @@
-"""Erasure of the personal data of a recipient, or of one message. The rest of the data can still be counted.
+"""Erasure of the personal data of a recipient, or of one message. Statistics do not change.
 
 Erased data:
 
@@ -17,7 +17,8 @@ from the link cache (`find_codes`). Pending events are delivered without the era
 is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to trackers, nor
 backups and logs of others.
 
-One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; repeat an interrupted run.
+One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
+again.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
 @dataclass(slots=True)
 class ErasureResult:
-    """Number of rows that personal data was removed from, by kind."""
+    """The number of rows from which personal data was removed, by kind."""
 
     messages: int = 0
     links: int = 0
@@ -86,7 +87,7 @@ class ErasureResult:
     attempts: int = 0
 
     def add(self, other: ErasureResult) -> None:
-        """Add the numbers of another result."""
+        """Add the numbers of another erasure result."""
         for name, rows in dataclasses.asdict(other).items():
             setattr(self, name, getattr(self, name) + rows)
 
@@ -128,7 +129,9 @@ def erase_message(connection: Connection, application_id: int | None, message_id
 
 
 def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
-    """Return the codes of all links to this number, or of this message. The caller removes them from the link cache first."""
+    """Return the codes of all links of messages to this phone number, or of this message.
+
+    The caller removes them from the link cache first."""
     selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
     found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(selected)
     owners = [application_id] if application_id is not None else select(applications.c.id)
@@ -235,7 +238,7 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
 
 
 def _scrub(value: Any) -> Any:
-    """Return `value` without personal fields, at any depth. Event bodies are rendered correctly without these facts."""
+    """Return a JSON value without personal fields, at any depth. Event bodies can be rendered without these fields."""
     if isinstance(value, dict):
         return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
     if isinstance(value, list):

@@ -15,7 +15,7 @@ What is deleted, and when:
 - Stored responses to an Idempotency-Key: after 24 hours.
 - Statistics are never deleted: counts are separate rows.
 
-Pending work is never deleted: an event that is not fanned out, or that has a pending delivery, keeps itself and its message.
+Pending work is never deleted: an event that is not fanned out or has a pending delivery stays, and so does its message.
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
 grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. An
@@ -112,11 +112,11 @@ class PurgeResult:
 
     @property
     def rows(self) -> int:
-        """The sum of all kinds."""
+        """The number of deleted rows of all kinds."""
         return sum(dataclasses.astuple(self))
 
     def add(self, other: PurgeResult) -> None:
-        """Add the numbers of another result."""
+        """Add the numbers of another purge result."""
         for name, rows in dataclasses.asdict(other).items():
             setattr(self, name, getattr(self, name) + rows)
 
@@ -124,7 +124,7 @@ class PurgeResult:
 async def purge(
     database: Database, settings: Settings, now: datetime, progress: Callable[[PurgeResult], None] = lambda so_far: None
 ) -> PurgeResult:
-    """Delete everything that is past its retention at `now`. Call `progress` with the total after each batch.
+    """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
     Raise StoreUnavailable."""
     total = PurgeResult()
@@ -145,7 +145,7 @@ class Purge:
         self.total = PurgeResult()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counter of deleted rows."""
+        """Register the metric that counts deleted rows."""
         metrics.counter(
             "shortener_purged_rows",
             "Rows deleted because their retention was over, by kind. Rows of emptied_hits only lost address and user agent.",
@@ -154,7 +154,7 @@ class Purge:
         )
 
     async def step(self, now: datetime) -> int:
-        """Run one pass over the rows that passed their retention since the last pass. Return the number of deleted rows."""
+        """Delete the rows whose retention time has ended since the last run. Return the number of deleted rows."""
         if self._started_at is None or now - self._started_at >= RESTART_INTERVAL:
             self._started_at = now
             self._reached.clear()
@@ -164,7 +164,7 @@ class Purge:
         return self.total.rows - before
 
     async def batches(self, now: datetime) -> AsyncIterator[PurgeResult]:
-        """Yield the result of each transaction, until nothing more is past its retention."""
+        """Run one transaction after the other and yield the result of each, until no retention time of any row has ended."""
         for name, kind in _KINDS.items():
             more = True
             while more:
@@ -259,7 +259,7 @@ _EMPTY_HITS = (
 
 
 class _PurgeBatch:
-    """One transaction, and the number of rows that it may still delete (`remaining`)."""
+    """One transaction of the purge, and the number of rows that it may still delete (`remaining`)."""
 
     def __init__(self, connection: Connection, settings: Settings, now: datetime) -> None:
         self.connection = connection
@@ -271,7 +271,9 @@ class _PurgeBatch:
     def page(
         self, page: Select[int, bool], after: int, days: int, rows_each: int = 1, **parameters: datetime
     ) -> list[tuple[int, bool]]:
-        """Return rows of `_page_of` that are older than `days`. `rows_each`: rows that are deleted together with each."""
+        """Return rows of `_page_of` that are older than `days`.
+
+        `rows_each` is the typical number of rows deleted together with each row."""
         values = {"after": after, "end": _first_id(self.now, days), "max_rows": max(self.remaining // rows_each, 1), **parameters}
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
@@ -298,7 +300,7 @@ class _PurgeBatch:
         self.remaining -= rows
 
     def count(self, table: Table, result: CursorResult[Any]) -> None:
-        """Add the deleted rows of a table to the result."""
+        """Add the number of deleted rows of a table to the purge result."""
         setattr(self.purged, table.name, getattr(self.purged, table.name) + result.rowcount)
         self.remaining -= result.rowcount
 

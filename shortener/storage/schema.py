@@ -51,7 +51,7 @@ metadata = MetaData(
 #: additional index that every insert and every look-up must use.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-#: Values about the installation: the fingerprint of the secret, the version of the directory, the progress of jobs.
+#: Named values of the installation: the fingerprint of the secret, the version of the directory of accounts, the progress of jobs.
 installation = Table(
     "installation",
     metadata,
@@ -65,11 +65,11 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("company_id", BigInteger),
-    # The values of accounts.ApplicationSettings that differ from the defaults. A later version can change a default.
+    # Contains the values of accounts.ApplicationSettings that differ from the defaults. A later version can change a default.
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
-    # Encrypted. It signs lt_callbackurl and conversion_url. NULL: these are not signed.
+    # The encrypted secret that signs requests to lt_callbackurl and conversion_url. NULL: these requests are not signed.
     Column("callback_secret", Text),
     Column("previous_callback_secret", Text),
     Column("previous_callback_secret_until", Instant),
@@ -80,26 +80,29 @@ domains = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("application_id", Integer, nullable=False, index=True),
-    Column("host", Text, nullable=False, unique=True),  # lower case, with the port if it has one
-    Column("base_url", Text, nullable=False),  # without the path
+    Column("host", Text, nullable=False, unique=True),  # The host of the domain in lower case, with the port if it has one.
+    Column("base_url", Text, nullable=False),  # Scheme, host and port of the domain, without the path.
     Column("fallback_url", Text),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
-    Column("path", Text, nullable=False, server_default=""),  # before the code of new links: "/ABCDEF", "/{sender}"
-    Column("previous_paths", Json),  # the paths of older links, which still work
+    # The path before the code of new links, such as "/ABCDEF" or "/{sender}".
+    Column("path", Text, nullable=False, server_default=""),
+    Column("previous_paths", Json),  # The paths before the codes of older links, which still work.
     Column("home_url", Text),
-    Column("assetlinks", Text),  # JSON, the content of /.well-known/assetlinks.json
-    Column("apple_app_site_association", Text),  # JSON
+    Column("assetlinks", Text),  # The content of /.well-known/assetlinks.json as JSON text.
+    Column("apple_app_site_association", Text),  # The content of apple-app-site-association as JSON text.
     Column("is_default", Boolean, nullable=False, server_default=false()),
-    Column("removed_at", Instant),  # no new links and not listed; the links that exist still work
+    Column("removed_at", Instant),  # A removed domain is not listed and gets no new links. Its existing links still work.
 )
 
 #: Hosts to which no short link redirects.
 blocked_hosts = Table(
     "blocked_hosts",
     metadata,
-    Column("application_id", Integer, primary_key=True, autoincrement=False),  # 0: for the links of all applications
-    Column("host", Text, primary_key=True),  # lower case, punycode, no port; "*.example.com": every subdomain
+    # The id 0 blocks the host for the links of all applications.
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    # The host in lower case and punycode, without a port. "*.example.com" blocks every subdomain.
+    Column("host", Text, primary_key=True),
     Column("created_at", Instant, nullable=False),
 )
 
@@ -110,11 +113,11 @@ api_keys = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("name", Text, nullable=False),
     Column("hash", Text, nullable=False, unique=True),
-    Column("hint", Text, nullable=False),  # the first characters, to distinguish keys in a list
+    Column("hint", Text, nullable=False),  # The first characters of the key, which distinguish keys in a list.
     Column("permissions", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("revoked_at", Instant),
-    Column("rate_limit", Integer),  # requests per minute; NULL: no limit
+    Column("rate_limit", Integer),  # The maximum number of requests per minute with this key; NULL: no limit.
 )
 
 tracker_tokens = Table(
@@ -124,19 +127,19 @@ tracker_tokens = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("hash", Text, nullable=False, unique=True),
     Column("created_at", Instant, nullable=False),
-    Column("valid_until", Instant),  # NULL: the current token
+    Column("valid_until", Instant),  # The end of the validity of a replaced token; NULL: the current token.
 )
 
-#: Tokens and keys whose expiry was announced by an event `key_expiring`.
+#: Tracker tokens and postback keys whose expiry was announced by an event `key_expiring`.
 expiry_notices = Table(
     "expiry_notices",
     metadata,
-    Column("kind", Text, primary_key=True),  # the table of the key
+    Column("kind", Text, primary_key=True),  # The name of the table that contains the key.
     Column("key_id", Integer, primary_key=True, autoincrement=False),
     Column("expires_at", Instant, nullable=False),
 )
 
-#: Keys in the path of postback URLs, for networks that can store only a URL. They allow reports of conversions only.
+#: Postback keys: keys in the path of a URL, for networks that can store only a URL. They allow reports of conversions only.
 postback_keys = Table(
     "postback_keys",
     metadata,
@@ -144,13 +147,14 @@ postback_keys = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("name", Text, nullable=False),
     Column("hash", Text, nullable=False, unique=True),
-    Column("hint", Text, nullable=False),  # the first characters, to distinguish keys in a list
+    Column("hint", Text, nullable=False),  # The first characters of the key, which distinguish keys in a list.
     Column("created_at", Instant, nullable=False),
-    Column("valid_until", Instant),  # NULL: no end; set when the key is rotated
+    Column("valid_until", Instant),  # The end of the validity, which is set when the key is rotated; NULL: no end.
     Column("revoked_at", Instant),
 )
 
-#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the one that the fields of an application define.
+#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the endpoint that the API fields of an application
+#: define.
 trackers = Table(
     "trackers",
     metadata,
@@ -161,39 +165,42 @@ trackers = Table(
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text),
     Column("url", Text, nullable=False),
-    Column("topics", SmallInteger, nullable=False),  # bits of model.Topic
+    Column("topics", SmallInteger, nullable=False),  # The bits of model.Topic that the tracker subscribes to.
     Column("method", Text, nullable=False),
     Column("format", Text, nullable=False),
     Column("fields", Json),
-    Column("headers", Text),  # encrypted JSON, because headers contain credentials
-    Column("secret", Text),  # encrypted
-    Column("previous_secret", Text),  # encrypted
+    Column("headers", Text),  # The HTTP headers of requests to the tracker, as encrypted JSON, because headers contain credentials.
+    Column("secret", Text),  # The encrypted secret that signs deliveries.
+    Column("previous_secret", Text),  # The encrypted previous secret that signs deliveries.
     Column("previous_secret_until", Instant),
     Column("success", Json, nullable=False),
-    # NULL in the next four columns: the value of the installation's setting.
+    # NULL in the next four columns means the value of the setting of the installation.
     Column("max_attempts", Integer),
-    Column("timeout", Json),  # seconds
+    Column("timeout", Json),  # The time limit of one delivery attempt in seconds.
     Column("concurrency", Integer),
-    Column("schedule", Json),  # seconds between attempts
+    Column("schedule", Json),  # The delays between delivery attempts in seconds.
     Column("with_suspected", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    Column("revision", Integer, nullable=False, server_default="1"),  # the number of changes; detects stale copies
-    # The health of the tracker (delivery/health.py). The dispatcher writes it when it changes.
+    # The number of changes of the tracker, by which a process detects a stale copy.
+    Column("revision", Integer, nullable=False, server_default="1"),
+    # The next columns are the health of the tracker (delivery/health.py). The dispatcher writes them when they change.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
-    Column("open_until", Instant),  # the circuit breaker is open until then; one probe follows
-    Column("opened_at", Instant),  # when the circuit breaker opened
-    Column("recovering_at", Instant),  # the backlog is released at a limited rate, up to this time so far
+    Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
+    Column("opened_at", Instant),  # The time when the circuit breaker opened.
+    # The backlog of a tracker that has recovered is released at a limited rate. This is the time up to which it is released.
+    Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
-    Column("client_certificate", Text),  # encrypted: PEM of a certificate chain and its key
-    # The rate of deliveries (delivery/pace.py), per second. The customer sets `max_per_second`; 429 responses set the others.
+    Column("client_certificate", Text),  # A client certificate: the encrypted PEM text of a certificate chain and its key.
+    # The rate of deliveries per second (delivery/pace.py). The customer sets `max_per_second`; responses with status 429 set the
+    # others.
     Column("max_per_second", Float),
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
-    Column("paced_until", Instant),  # the rate is used up to this time
-    # Never reuse the id of a deleted tracker: its deliveries would go to the new tracker.
+    Column("paced_until", Instant),  # The allowed deliveries are used up until this time.
+    # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
 
@@ -203,9 +210,9 @@ cohorts = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("application_id", Integer, nullable=False),
-    Column("campaign", Text, nullable=False),  # "" if the message has none
+    Column("campaign", Text, nullable=False),  # The campaign of the messages; "" for messages without a campaign.
     Column("source", Text, nullable=False),
-    Column("country", Text, nullable=False),  # ISO 3166, "" if unknown
+    Column("country", Text, nullable=False),  # The ISO 3166 code of the recipient's country; "" if unknown.
     Column("process_id", Integer, nullable=False, server_default="0", index=True),
     UniqueConstraint("application_id", "campaign", "source", "country", "process_id"),
 )
@@ -219,12 +226,12 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    Column("content_hash", Text, nullable=False),  # to compare a repeated message_id with the first request
+    Column("content_hash", Text, nullable=False),  # A hash by which a repeated message_id is compared with the first request.
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
     Column("sender_id_alias", Text, nullable=False, server_default=""),
-    # The reported state. A click adds a row to `first_clicks` and does not change this column (see `current_state`).
+    # The reported state of the message. A click adds a row to `first_clicks` and does not change this column (see `current_state`).
     Column("state", SmallInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("sent_at", Instant),
@@ -233,19 +240,19 @@ messages = Table(
     Column("failed_at", Instant),
     Column("encoding", Text, nullable=False),
     Column("segments", SmallInteger, nullable=False),
-    Column("fragments_count", SmallInteger),  # the billed segments, if a delivery report contained them
+    Column("fragments_count", SmallInteger),  # The number of billed segments, if a delivery report contained it.
     Column("mt_price", Money),
     Column("report_status", Text),
     Column("reason_code", Text),
     Column("reason_description", Text),
     Column("telecom_message_id", Text),
-    Column("callback_url", Text),  # Xoxzo's lt_callbackurl
+    Column("callback_url", Text),  # The callback URL of Xoxzo's field lt_callbackurl.
     Column("metadata", Json),
-    Column("link_set_id", Integer),  # NULL: the message has no links, or is older than this column
+    Column("link_set_id", Integer),  # The set of the message's links; NULL: the message has no links, or is older than this column.
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
-    Index("messages_by_cohort", "cohort_id", "id"),  # the messages of a campaign, newest first
+    Index("messages_by_cohort", "cohort_id", "id"),  # This index lists the messages of a campaign, newest first.
 )
 
 #: Messages with hits before they were reported as sent (clicks/verdicts/early_hits.py).
@@ -264,12 +271,12 @@ early_hits = Table(
 first_clicks = Table(
     "first_clicks",
     metadata,
-    Column("id", RowId, primary_key=True, autoincrement=False),  # the id of the message
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
     # Both columns are NULL if the first click was retracted while a click on another link remains, or if the row is only the lock
     # of a transaction (outbox/first_clicks.py).
     Column("at", Instant),
-    Column("hit_id", BigInteger),  # the first click of the message
-    Column("links", Integer, nullable=False),  # bit n: the link at position n was clicked
+    Column("hit_id", BigInteger),  # The row id of the hit that is the first click of the message.
+    Column("links", Integer, nullable=False),  # Bit n is set if the link at position n was clicked.
 )
 
 
@@ -278,7 +285,7 @@ def is_clicked() -> ColumnElement[bool]:
     return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
 
 
-#: For a query with an outer join of `messages` and `first_clicks`: the state of a message, and its state before CLICKTHRU.
+#: The state of a message, and its state before CLICKTHRU, in a query with an outer join of `messages` and `first_clicks`.
 current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
 previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
 
@@ -290,21 +297,21 @@ links = Table(
     Column("message_id", BigInteger, nullable=False, index=True),
     Column("application_id", Integer, nullable=False),
     Column("cohort_id", Integer, nullable=False),
-    Column("domain_id", Integer, nullable=False),  # 0: BASE_URL
+    Column("domain_id", Integer, nullable=False),  # The domain of the link; 0: BASE_URL.
     Column("position", SmallInteger, nullable=False),
-    Column("flags", SmallInteger, nullable=False),  # model.LinkFlag
+    Column("flags", SmallInteger, nullable=False),  # The bits of model.LinkFlag.
     Column("url", Text, nullable=False),
-    Column("location", Text),  # the value of the Location header; NULL if it is the same as `url`
+    Column("location", Text),  # The destination as the value of the Location header; NULL if it is the same as `url`.
     Column("label", Text),
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
-    Column("clicks_numbered", Integer),  # the highest click number that an event of this link has (delivery/fanout.py)
-    Column("path", Text),  # the path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host
-    Column("link_set_id", Integer),  # the set that contains only this link; NULL: the link is older than this column
+    Column("clicks_numbered", Integer),  # The highest click number in an event of this link (delivery/fanout.py).
+    Column("path", Text),  # The path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host.
+    Column("link_set_id", Integer),  # The link set that contains only this link; NULL: the link is older than this column.
 )
 
-#: The changes of links after they were sent. `changes` has [old, new] by the name of the field.
+#: The changes of links after their message was sent. `changes` has [old, new] by the name of the field.
 link_changes = Table(
     "link_changes",
     metadata,
@@ -312,22 +319,22 @@ link_changes = Table(
     Column("link_id", BigInteger, nullable=False, index=True),
     Column("application_id", Integer, nullable=False),
     Column("at", Instant, nullable=False),
-    Column("actor", Text, nullable=False),  # "key 12", "command line"
-    Column("update_id", BigInteger),  # the update of many links that it is part of
+    Column("actor", Text, nullable=False),  # Who changed the link, such as "key 12" or "command line".
+    Column("update_id", BigInteger),  # The row id of the update of many links that this change is part of.
     Column("changes", Json, nullable=False),
 )
 
-#: Updates of many links, which any process performs in pieces (clicks/link_updates.py).
+#: Updates of many links, which any process performs in batches (clicks/link_updates.py).
 link_updates = Table(
     "link_updates",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("application_id", Integer, nullable=False, index=True),
-    Column("state", Text, nullable=False),  # counting, running, done, stopped
+    Column("state", Text, nullable=False),  # The state of the update: counting, running, done or stopped.
     Column("actor", Text, nullable=False),
     Column("filter", Json, nullable=False),
     Column("changes", Json, nullable=False),
-    Column("total", BigInteger),  # NULL while the links are counted
+    Column("total", BigInteger),  # The number of links to update; NULL while the links are counted.
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
@@ -336,7 +343,7 @@ link_updates = Table(
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", Instant),
-    Column("owner", Text),  # the process that works on it
+    Column("owner", Text),  # The process that performs the update.
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
 )
@@ -359,31 +366,31 @@ hits = Table(
     Column("at", Instant, nullable=False),
     Column("verdict", SmallInteger, nullable=False),
     Column("rule", Text, nullable=False),
-    Column("flags", SmallInteger, nullable=False),  # model.HitFlag
+    Column("flags", SmallInteger, nullable=False),  # The bits of model.HitFlag.
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    # The verdict when the hit was recorded; NULL if it has not changed since (clicks/verdicts/reclassify.py).
+    # The verdict at the time of recording; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 
-#: Hits that can never be stored (clicks/dead_letters.py).
+#: Dead letters: hits that can never be stored (clicks/dead_letters.py).
 hits_dead_letter = Table(
     "hits_dead_letter",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("hit", Text, nullable=False),  # JSON, or the text of an entry that is not a hit
-    Column("code", Text, index=True),  # NULL if the entry is not a hit
+    Column("hit", Text, nullable=False),  # The hit as JSON, or the text of a spool entry that is not a hit.
+    Column("code", Text, index=True),  # The code of the link; NULL if the spool entry is not a hit.
     Column("reason", Text, nullable=False),
-    Column("at", Instant, nullable=False, index=True),  # when it became a dead letter
+    Column("at", Instant, nullable=False, index=True),  # The time when the hit became a dead letter.
 )
 
 #: The condition for events that are not the first click of a message. The event of a first click has the id of its hit, so
 #: `first_clicks` finds it and it needs no entry in an index in which every insert would write another page. `events_of` finds all.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
-#: The facts of a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
+#: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
 QUARANTINED = {"set_aside": True}
 
 #: The event log. `topics` has the bits of model.Topic under which the event is published. `data` has what only the creator of the
@@ -426,7 +433,7 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
         union_all(
             select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
-            # The event of a retracted first click: the event of the retraction has the same hit.
+            # The event of a retracted first click has the id of its hit, which the event of the retraction contains in `hit_id`.
             select(_others.c.hit_id).where(*other),
         )
     )
@@ -451,25 +458,27 @@ deliveries = Table(
     Column("event_id", BigInteger, nullable=False, index=True),
     Column("topic", SmallInteger, nullable=False),
     Column("application_id", Integer, nullable=False),
-    Column("tracker_id", Integer),  # NULL: the callback URL of the message
+    Column("tracker_id", Integer),  # The tracker that receives the delivery; NULL: the callback URL of the message.
     Column("callback_url", Text),
     Column("lane", Text, nullable=False),
-    Column("status", SmallInteger, nullable=False),  # model.DeliveryStatus
-    Column("attempt", SmallInteger, nullable=False),  # the number of attempts that were started
-    # The number of attempts that do not count: those before the last replay, and 429 responses.
+    Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
+    Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
+    # The number of attempts that do not count towards the maximum: those before the last replay, and 429 responses.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: first attempts; 1: all other attempts
-    # The time of the next attempt. During an attempt it is the end of the lease, so a lost attempt is repeated then.
+    # The queue within the tracker. 0: deliveries at their first attempt; 1: all other deliveries.
+    Column("queue", SmallInteger, nullable=False, server_default="0"),
+    # The time of the next attempt. During an attempt it is the end of the lease, after which a lost attempt is repeated.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    Column("scheduled_at", Instant),  # when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py)
-    Column("held_since", Instant),  # since when only failures of this host delay the delivery
+    # The time when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py).
+    Column("scheduled_at", Instant),
+    Column("held_since", Instant),  # The time since when only failures of this host (not of the tracker) delay the delivery.
     Column("created_at", Instant, nullable=False),
-    Column("restarted_at", Instant),  # the last replay
+    Column("restarted_at", Instant),  # The time of the last replay of the delivery.
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
-    # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index guarantees it.
+    # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index enforces it.
     Index(
         "deliveries_once",
         "event_id",
@@ -485,7 +494,7 @@ deliveries = Table(
     Index("deliveries_by_application", "application_id", "id"),
 )
 
-#: The processes that deliver, with the time of their last sign of life (delivery/processes.py).
+#: The processes that deliver, with the time when each last reported itself as running (delivery/processes.py).
 delivery_processes = Table(
     "delivery_processes",
     metadata,
@@ -504,7 +513,7 @@ attempts = Table(
     Column("status", SmallInteger),
     Column("error", Text),
     Column("detail", Text),
-    Column("answer", Text),  # the first KiB of the response body
+    Column("answer", Text),  # The first KiB of the response body.
 )
 
 conversions = Table(
@@ -515,24 +524,25 @@ conversions = Table(
     Column("message_id", BigInteger, nullable=False),
     Column("hit_id", BigInteger),
     Column("action", Text, nullable=False),
-    Column("transaction_id", Text, nullable=False),  # "" if the tracker sent none
+    Column("transaction_id", Text, nullable=False),  # The transaction id of the conversion; "" if the tracker sent none.
     Column("status", Text),
-    Column("disposition", Text),  # positive, negative, or NULL
+    Column("disposition", Text),  # The disposition of the conversion: positive, negative or NULL.
     Column("value", Money),
     Column("currency", Text),
-    Column("at", Instant, nullable=False),  # the reported time of the first revision; the conversion is counted at this time
+    Column("at", Instant, nullable=False),  # The reported time of the first revision. The conversion is counted at this time.
     Column("received_at", Instant, nullable=False),
     Column("metadata", Json),
-    Column("revision", Integer, nullable=False, server_default="1"),  # the number of the latest revision, which this row contains
-    Column("updated_at", Instant),  # the time when the latest revision was received; NULL: it is the first
-    Column("latest_at", Instant),  # the reported time of the latest revision; NULL: it is the first
-    # `action` and `transaction_id` are case-folded, because they identify the conversion. These are as they were reported, if they
-    # differ.
+    # The number of the latest revision, whose values this row contains.
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("updated_at", Instant),  # The time when the latest revision was received; NULL if there is only one revision.
+    Column("latest_at", Instant),  # The reported time of the latest revision; NULL if there is only one revision.
+    # The next columns have the action and the transaction id as they were reported, if they differ from the case-folded values in
+    # `action` and `transaction_id`, which identify the conversion.
     Column("action_text", Text),
     Column("transaction_text", Text),
-    Column("warnings", Json),  # list of texts
-    # The category and the action under which the conversion is counted, "positive:sale". NULL: a release without such counts wrote
-    # the row.
+    Column("warnings", Json),  # A list of warnings as texts.
+    # The category and the action under which the conversion is counted, such as "positive:sale". NULL: an older version, which did
+    # not count by action, wrote the row.
     Column("counted_as", Text),
     UniqueConstraint("message_id", "action", "transaction_id"),
     Index("conversions_by_application", "application_id", "id"),
@@ -556,7 +566,7 @@ conversion_revisions = Table(
     UniqueConstraint("conversion_id", "revision"),
 )
 
-#: The actions that have counts of their own. Their number is limited for each application.
+#: The conversion actions that are counted separately. Their number is limited for each application.
 conversion_actions = Table(
     "conversion_actions",
     metadata,
@@ -571,11 +581,11 @@ refused_conversions = Table(
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("application_id", Integer, nullable=False),
     Column("received_at", Instant, nullable=False),
-    Column("endpoint", Text, nullable=False),  # method and path, without a key
-    Column("reason", Text, nullable=False),  # name of an ErrorCode
+    Column("endpoint", Text, nullable=False),  # The method and the path of the request, without a key.
+    Column("reason", Text, nullable=False),  # The name of an ErrorCode.
     Column("description", Text, nullable=False),
     Column("details", Json, nullable=False),
-    Column("message_id", Text),  # as it was reported; for erasure
+    Column("message_id", Text),  # The message id as it was reported, by which an erasure finds the row.
     Column("parameters", Json, nullable=False),
     Index("refused_conversions_by_application", "application_id", "id"),
 )
@@ -585,11 +595,11 @@ count_deltas = Table(
     "tallies",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
-    Column("data", Json, nullable=False),  # outbox.count_deltas.CountDelta.data
-    Column("origins", Json),  # outbox.count_deltas.CountDelta.origins; NULL: an older version wrote the row
+    Column("data", Json, nullable=False),  # The result of outbox.count_deltas.CountDelta.data.
+    Column("origins", Json),  # The result of outbox.count_deltas.CountDelta.origins; NULL: an older version wrote the row.
 )
 
-#: Counts that the rolled-up counts do not contain yet. Only an older version leaves such rows.
+#: This index contains the counts that are not rolled up yet. Only an older version leaves such counts.
 NOT_ROLLED_UP = "rolled_up IS NULL OR rolled_up <> amount"
 
 #: Counts for each cohort, metric and time slot of 15 minutes, so that a day in any time zone is a number of slots.
@@ -597,10 +607,10 @@ counts = Table(
     "counts",
     metadata,
     Column("cohort_id", Integer, primary_key=True, autoincrement=False),
-    Column("quarter", Integer, primary_key=True, autoincrement=False),  # the time slot: quarters of an hour since 1970
+    Column("quarter", Integer, primary_key=True, autoincrement=False),  # The time slot in quarters of an hour since 1970.
     Column("metric", Text, primary_key=True),
     Column("amount", Money, nullable=False),
-    Column("rolled_up", Money),  # the part of the amount that `rollups` contains
+    Column("rolled_up", Money),  # The part of the amount that the table `rollups` contains.
     Index(
         "counts_not_rolled_up",
         "quarter",
@@ -618,8 +628,8 @@ link_sets = Table(
     Column("id", Integer, primary_key=True),
     Column("application_id", Integer, nullable=False),
     Column("campaign", Text, nullable=False),
-    Column("hash", Text, nullable=False, unique=True),  # of application, campaign and links
-    Column("links", Json, nullable=False),  # [[destination, label or null], ...]
+    Column("hash", Text, nullable=False, unique=True),  # A hash of the application, the campaign and the links.
+    Column("links", Json, nullable=False),  # The links of the set as JSON: [[destination, label or null], ...].
     Index("link_sets_by_campaign", "application_id", "campaign"),
 )
 
@@ -627,13 +637,13 @@ link_sets = Table(
 count_groups = Table(
     "count_groups",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),  # a hash of the other columns
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # The id is a hash of the other columns.
     Column("application_id", Integer, nullable=False),
     Column("kind", Text, nullable=False),
     Column("source", Text, nullable=False),
     Column("campaign", Text, nullable=False),
     Column("country", Text, nullable=False),
-    Column("name", Text, nullable=False),  # the destination or the label
+    Column("name", Text, nullable=False),  # The destination or the label of the group.
     Index("count_groups_by_kind", "application_id", "kind", "campaign"),
 )
 
@@ -645,7 +655,7 @@ rollups = Table(
     Column("group_id", BigInteger, primary_key=True, autoincrement=False),
     Column("series", SmallInteger, primary_key=True, autoincrement=False),
     Column("period", Integer, primary_key=True, autoincrement=False),
-    Column("data", Json, nullable=False),  # amounts by metric: integers, and decimal strings for money
+    Column("data", Json, nullable=False),  # The amounts by metric: integers, and decimal strings for amounts of money.
     sqlite_with_rowid=False,
 )
 
@@ -663,7 +673,7 @@ processes = Table(
     UniqueConstraint("application_id", "track", "type"),
 )
 
-#: Responses to requests with an Idempotency-Key.
+#: The stored responses to requests with an Idempotency-Key.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -679,6 +689,7 @@ node_leases = Table(
     "node_leases",
     metadata,
     Column("node", Integer, primary_key=True, autoincrement=False),
-    Column("owner", Text, nullable=False),  # a random text for each process
-    Column("until_ms", BigInteger, nullable=False),  # ms since 1970 of the database's clock
+    Column("owner", Text, nullable=False),  # A random text that identifies the process.
+    # The end of the lease in milliseconds since 1970, on the clock of the database.
+    Column("until_ms", BigInteger, nullable=False),
 )

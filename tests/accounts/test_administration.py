@@ -117,7 +117,8 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        ({"enabled": False}, {1}),  # its deliveries continue when it is enabled again
+        # Deliveries to a disabled tracker continue when it is enabled again, so its application still counts.
+        ({"enabled": False}, {1}),
     ):
         await service.trackers.update(tracker.id, changes(**changed))
         await other.refresh()
@@ -249,7 +250,7 @@ async def test_two_applications_cannot_have_the_same_name(service: Service) -> N
         with pytest.raises(ApiError) as caught:
             await service.database.write(transact, *arguments)
         assert caught.value.code is ErrorCode.CONFLICT
-    await change(service, name="default")  # an application keeps its own name
+    await change(service, name="default")  # An application can keep its own name.
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/abcdefghij", "https://GO.brand.example:443/abcdefghij"])
@@ -276,5 +277,5 @@ async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and
     await service.database.write(update_domain, "go.brand.example", {"fallback_url": "tel:+14155550100"}, NOON)
     with pytest.raises(ApiError):
         await service.database.write(update_domain, "go.brand.example", {"fallback_url": "other://x"}, NOON)
-    with pytest.raises(ApiError):  # the fallback needs the scheme
+    with pytest.raises(ApiError):  # The fallback URL needs the scheme that this change would remove.
         await change(service, extra_schemes=["tel"])

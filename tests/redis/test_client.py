@@ -207,7 +207,8 @@ async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> N
     for number in range(2):
         folder = tmp_path / str(number)
         folder.mkdir()
-        port = next(port for _ in range(100) if (port := free_port()) < 55_000)  # nodes also listen 10,000 above it
+        # Nodes of a cluster also listen on a port that is 10,000 higher.
+        port = next(port for _ in range(100) if (port := free_port()) < 55_000)
         nodes.append(RedisProcess(folder, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", port=port))
         nodes[-1].start()
     try:

@@ -366,7 +366,7 @@ async def test_the_background_job_folds_one_full_batch_of_count_deltas_per_run(m
             append_delta(connection, row, (1, NOON, "clicks", 1))
 
     await service.database.write(append_many)
-    assert await job.step() == counts.MAX_FOLD_ROWS  # a full batch: the job runs again at once
-    assert await job.step() == 0  # not a full batch: the job waits for more
+    assert await job.step() == counts.MAX_FOLD_ROWS  # The batch was full, so the job runs again at once.
+    assert await job.step() == 0  # The batch was not full, so the job waits for more count deltas.
     assert await service.database.read(count_deltas_left) == 0
     assert await service.database.read(read_counts) == {(1, NOON_SLOT, "clicks"): Decimal(counts.MAX_FOLD_ROWS + 1)}

@@ -102,7 +102,8 @@ async def test_a_clicked_message_is_listed_with_the_state_clickthru_instead_of_i
         rows = Rows(connection)
         rows.clicked(ids["m6"], NOON + timedelta(hours=1), hit_id=1)
         rows.clicked(ids["m7"], NOON + timedelta(hours=2), hit_id=2)
-        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))  # its first click was retracted
+        # The first click of this message was retracted.
+        connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))
 
     await filled.write(click)
     assert await listed(filled, state=State.CLICKTHRU) == ["m7", "m6"]

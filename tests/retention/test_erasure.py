@@ -20,7 +20,7 @@ from tests.rows import KINDS, Rows, count
 
 PHONE = "+14085550100"
 OTHER = "+14085550199"
-NAME = "Kola Adeyemi"  # is in every field that may contain personal data
+NAME = "Kola Adeyemi"  # This name is in every field that may contain personal data.
 SENT = NOON - timedelta(hours=2)
 
 

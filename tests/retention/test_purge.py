@@ -29,10 +29,10 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-ROWS_OF_COMPLETE_MESSAGE = 9  # number of rows that `Rows.complete_message` inserts
-NOW = NOON + 800 * DAY  # ids start in 2026, so that rows may be two years old
+ROWS_OF_COMPLETE_MESSAGE = 9  # The number of rows that `Rows.complete_message` inserts.
+NOW = NOON + 800 * DAY  # Ids start in 2026, so this time allows rows that are two years old.
 LONG_AGO = NOW - 400 * DAY
-#: All days differ, so that a test shows which setting applies.
+#: All retention times differ, so that a test shows which setting applies.
 _VALUES: dict[str, Any] = {
     "message_retention_days": 365,
     "hit_retention_days": 200,

@@ -80,7 +80,7 @@ async def test_a_long_sqlite_wal_restarts_under_load_and_no_row_is_lost(tmp_path
 
     def restarted_five_times() -> bool:
         with open(tmp_path / "shortener.db-wal", "rb") as wal:
-            seen.add(wal.read(24)[16:])  # the salts, which change with each restart
+            seen.add(wal.read(24)[16:])  # The header of the WAL contains salts, which change with each restart of the WAL.
         return len(seen) > 5
 
     async with serving(file) as database:

@@ -27,7 +27,7 @@ from tests.clicks.helpers import make_hit as hit
 from tests.conftest import NOON, Clock, MakeService, new_postgresql_database
 from tests.rows import Rows
 
-MESSAGES = BATCH_ROWS + 500  # more than one batch
+MESSAGES = BATCH_ROWS + 500  # The messages fill more than one batch of a copy.
 
 
 async def write_rows(service: Service) -> None:
@@ -41,7 +41,7 @@ async def write_rows(service: Service) -> None:
     await service.database.write(many, application.id)
     await service.database.write(counts.fold)
     (code,) = await send(service)
-    await service.recorder.record(hit(service, code))  # leaves a count delta that is not folded yet
+    await service.recorder.record(hit(service, code))  # This click leaves a count delta that is not folded yet.
 
 
 def many(connection: Connection, application: int) -> None:
@@ -119,7 +119,8 @@ async def test_a_copy_contains_all_rows_and_the_service_continues_on_the_target_
         assert await database.read(counts.verify, NOON - timedelta(hours=1), NOON + timedelta(hours=1)) == []
     await target.close()
 
-    settings = Settings(data_dir=tmp_path, database_url=target_url)  # the same folder, so the same secret
+    # The target service uses the same folder and so the same secret.
+    settings = Settings(data_dir=tmp_path, database_url=target_url)
     service = await open_service(settings, clock=clock)
     service.recorder.start()
     try:
@@ -159,7 +160,7 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
         except StoreUnavailable:
             interruptions += 1
             assert await target.read(is_unfinished)
-            if interruptions == 2 and target.dialect == "postgresql":  # SQLite rejects a second owner
+            if interruptions == 2 and target.dialect == "postgresql":  # SQLite rejects a second server process on the same file.
                 with pytest.raises(SchemaMismatch, match="shortener copy"):
                     await open_service(Settings(data_dir=tmp_path, database_url=target_url))
     assert interruptions > 3

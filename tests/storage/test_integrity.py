@@ -52,7 +52,7 @@ async def test_readyz_reports_writes_that_fail_until_they_succeed_again(service:
     with pytest.raises(StoreUnavailable):
         await service.database.write(fail)
     service.database.has_failed_writes = True  # type: ignore[misc]
-    if service.database.dialect == "postgresql":  # on SQLite a trigger raises an IntegrityError
+    if service.database.dialect == "postgresql":  # On SQLite, the trigger raises an IntegrityError instead.
         assert (await readiness(service))[0] == 503
         assert (await readiness(service))[1]["writes"] == "failed"
     await service.database.write(lambda c: c.execute(text(repair)))

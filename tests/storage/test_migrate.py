@@ -278,7 +278,8 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
         connection.exec_driver_sql("CREATE INDEX events_by_message ON events (application_id) WHERE message_id < 0")
 
     await module._run_on(empty_url, fill)
-    if empty_url.startswith("postgresql"):  # with little memory and one process, the index takes about ten times as long
+    # With little memory and one process, PostgreSQL builds the index about ten times as slowly.
+    if empty_url.startswith("postgresql"):
         connection = await asyncpg.connect(empty_url)
         name = await connection.fetchval("SELECT current_database()")
         for setting in ("maintenance_work_mem = '1MB'", "max_parallel_maintenance_workers = 0"):
@@ -295,7 +296,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
         try:
             while piece := os.read(reader, 4096):
                 shown += piece
-        except OSError:  # the terminal is closed on the other side
+        except OSError:  # The command has closed its side of the terminal.
             pass
         os.close(reader)
         assert process.wait(PATIENCE) == 0, shown

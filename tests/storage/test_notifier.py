@@ -80,7 +80,7 @@ async def test_the_notifier_reconnects_after_its_connection_is_cut(pair: tuple[L
     async with asyncio.timeout(PATIENCE):
         while one.notifier.connected or two.notifier.connected:
             await asyncio.sleep(0.01)
-    one.notifier.notify("events")  # this event may be lost
+    one.notifier.notify("events")  # This wake-up event may be lost.
     await one.connected()
     await two.connected()
     before = two.received

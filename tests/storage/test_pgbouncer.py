@@ -43,7 +43,7 @@ def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
         "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
     )
     command = [PGBOUNCER, "-q", str(configuration)]
-    if os.geteuid() == 0:  # PgBouncer does not run as root; pgserver is the user of the PostgreSQL server
+    if os.geteuid() == 0:  # PgBouncer does not run as root, and the PostgreSQL server runs as the user pgserver.
         folder.chmod(0o755)
         command[1:1] = ["-u", "pgserver"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -103,7 +103,7 @@ async def _work_with(nodes: int, url: str, databases: list[Database]) -> None:
     for node in range(nodes):
         databases.append(await open_database(url, owner=True))
         writes = (databases[-1].write(work, 100 * node + number) for number in range(50))
-        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # all writes have ended
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # `gather` returns when all writes have ended.
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
