@@ -1,1 +1,1 @@
-"""Clicks: the redirect, the classification of hits, and their records."""
+"""Clicks: this package redirects requests for short links, classifies them as hits, and stores the hits."""

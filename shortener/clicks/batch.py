@@ -1,15 +1,17 @@
 """The transaction that writes a batch of hits.
 
-A batch needs the same few statements whatever its size: one look-up of all codes, one statement that claims first clicks, one
-insert each of hits, events and count deltas.
+A batch of any size needs the same few statements: one query that finds all links by their codes, one statement that claims first
+clicks, and one insert each for hits, events and count deltas.
 
-Exactly one hit by a human is the first click on a link, and exactly one on a message, however many processes write hits. The
-first click raises an event. Every hit on a link that exists is stored, also one by a machine, one after the expiry, and one on a
-link that is switched off; those are not clicks. A hit may get another verdict here if its application uses contextual rules.
+Exactly one hit by a human is the first click on a link, and exactly one is the first click on a message, even if several processes
+write hits. The first click creates an event. Each hit on an existing link is stored. Hits by machines, hits after the expiry and
+hits on a disabled link are stored too, but they are not clicks. Ignored hits above `ignored_limit` are only counted. The
+contextual rules of an application may change the verdict of a hit here.
 
-If a statement fails, nothing of the batch is stored, and the batch can be written again. `is_uncertain` says that an earlier
-attempt may have been committed: hits that are stored already are then left out, but count in the result. Only the two watches of
-the contextual rules keep what a failed attempt saw, and a hit keeps the verdict that it got.
+If a statement fails, the transaction stores nothing, and the caller can write the batch again. The argument `is_uncertain` means
+that an earlier attempt may have been committed. Hits that are already stored are then not written again, but they count in the
+result. A failed attempt leaves two things in memory: what RecentAddresses and RecentLinks have recorded, and the verdicts of the
+hits.
 """
 
 from __future__ import annotations
@@ -50,29 +52,29 @@ _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
 @dataclass(slots=True)
 class BatchResult:
-    """The effect of a committed batch. `resolutions`: one for each hit, in the order of the hits."""
+    """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0  # not 0 if the batch, or an earlier attempt of it, wrote events
-    recorded: int = 0  # hits that are stored, including those that an earlier attempt stored
+    events: int = 0  # events of this batch; not 0 if an earlier attempt wrote events
+    recorded: int = 0  # stored hits, including those that an earlier attempt stored
     first_clicks: int = 0
-    unknown: int = 0  # hits whose code no link has
+    unknown: int = 0  # hits whose code belongs to no link
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
-    not_stored: int = 0  # ignored hits above the limit of their link
+    not_stored: int = 0  # ignored hits that exceed the limit of stored hits of their link
 
 
 class ProbePassed(Exception):
-    """The database takes hits. The transaction of the probe was rolled back."""
+    """The test rows were accepted, so the database can store hits. The transaction of the test was rolled back."""
 
 
-#: A hit, its link, and whether the link is switched off.
+#: A hit, the link that it requested, and whether the link is switched off.
 _LinkHit = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
-    """Writes batches of hits. Reads the hit policies of `directory` once per batch.
+    """Writes batches of hits to the database. It reads the hit policies from `directory` once for each batch.
 
-    `ignored_limit`: ignored hits of a link that are stored in a minute; 0: no limit."""
+    `ignored_limit`: the maximum number of ignored hits of a link that are stored per minute; 0 means no limit."""
 
     def __init__(self, ids: IdGenerator, resolver: LinkResolver, directory: LinkDirectory, ignored_limit: int = 0) -> None:
         self._ids = ids
@@ -83,7 +85,8 @@ class HitBatchWriter:
         self._ignored = IgnoredHitLimit(ignored_limit)
 
     def write(self, connection: Connection, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
-        """Write the hits, at least one, in the order of arrival. `is_uncertain`: some of them may be stored already."""
+        """Write at least one hit, in the order of arrival, and return the result. `is_uncertain`: an earlier attempt may have
+        stored some of the hits."""
         policies = self._directory.hit_policies
         links = queries.find_links(connection, {hit.code for hit in hits})
         stored = queries.find_stored_hits(connection, hits) if is_uncertain else {}
@@ -115,7 +118,7 @@ class HitBatchWriter:
         won = (
             queries.claim_first_clicks(connection, list(candidates.claims.values()), candidates.links) if candidates.claims else {}
         )
-        # The order of the hits says nothing about their ages: the spool may return old hits behind new ones.
+        # The oldest hit may be anywhere in the batch, because the spool may return old hits after new ones.
         is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
         rows = _BatchRows(self._ids, policies, candidates, won, keep_clicks=is_late)
         rows.add(new)
@@ -133,9 +136,9 @@ class HitBatchWriter:
         return result
 
     def probe(self, connection: Connection) -> None:
-        """Write test rows with the statements of a batch, and raise ProbePassed, which rolls them back.
+        """Write test rows with the statements of a batch. Then raise ProbePassed, which rolls the transaction back.
 
-        Raises what the database raises if it cannot take any hit."""
+        If the database cannot store any hit, raise the error of the database instead."""
         hit, message, at = self._ids(), -1, 0
         link = LinkRow("", -1, message, 0, 0, 0, 0, 0, "", None, None, 0, None, 0, 0)
         queries.find_links(connection, {link.code})
@@ -153,7 +156,10 @@ class HitBatchWriter:
     def _await_confirmation(
         self, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution], policies: HitPolicies
     ) -> None:
-        """Resolve hits again that the contextual rules suspect, and let no hit that gets the page be a click."""
+        """Replace the resolution of each hit that must be confirmed.
+
+        A hit that a contextual rule suspects is resolved again. A hit that gets the confirmation page is ignored, so that it is
+        not a click."""
         for index, hit in enumerate(hits):
             if resolutions[index].location is not None and hit.verdict is not _HUMAN:
                 resolutions[index] = self._resolver.resolve(hit, links.get(hit.code), policies)
@@ -163,7 +169,7 @@ class HitBatchWriter:
     def _classify_by_context(
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
     ) -> None:
-        """Apply the contextual rules to hits by humans, for the applications that use such rules."""
+        """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules."""
         human = [
             (hit, link, chosen, from_ms(hit.at))
             for hit, link, _ in hits
@@ -200,15 +206,15 @@ class HitBatchWriter:
 
 
 class _Candidates(NamedTuple):
-    """The hits that may be first clicks."""
+    """The hits that may become first clicks, with their links."""
 
     claims: dict[int, queries.Claim]  # by message
-    links: dict[int, LinkRow]  # by message: the row of one of its links
-    first_on_link: dict[int, int]  # by link: the id of the hit
+    links: dict[int, LinkRow]  # by row id of the message: one of its links
+    first_on_link: dict[int, int]  # id of the hit, by row id of the link
 
 
 def _first_click_candidates(hits: Sequence[_LinkHit]) -> _Candidates:
-    """Return the first click by a human on each link that has none yet."""
+    """Return the first hit by a human on each link that has no first click yet."""
     claims: dict[int, queries.Claim] = {}
     links: dict[int, LinkRow] = {}
     first_on_link: dict[int, int] = {}
@@ -228,7 +234,7 @@ def _first_click_candidates(hits: Sequence[_LinkHit]) -> _Candidates:
 
 
 class _BatchRows:
-    """The rows that a batch inserts."""
+    """The rows that a batch inserts, and the deltas of the counts."""
 
     def __init__(
         self,
@@ -239,7 +245,9 @@ class _BatchRows:
         *,
         keep_clicks: bool,
     ) -> None:
-        """`won`: the result of `queries.claim_first_clicks`. `keep_clicks`: whether `clicks` is filled."""
+        """Start without rows.
+
+        `won`: the result of `queries.claim_first_clicks`. `keep_clicks`: whether `add` also collects the clicks in `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
@@ -253,7 +261,7 @@ class _BatchRows:
         self.first_clicks = 0
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
-        """Add the rows of the hits, of the events that they raise, and of their counts."""
+        """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
         counts: dict[tuple[int, int, str, int, int], int] = {}  # the arguments of `CountDelta.add_slots`
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
@@ -280,19 +288,19 @@ class _BatchRows:
                 key = (link.cohort_id, at // TIME_SLOT_MS, metric, sent_slot(link.message), link.link_set)
                 counts[key] = counts.get(key, 0) + 1
             address, user_agent = hit.address, hit.user_agent
-            if not link.url:  # the message was erased: nothing personal is stored about it again
+            if not link.url:  # The message was erased, so no personal data of its recipient is stored.
                 address = user_agent = ""
             elif ip_privacy and (privacy := ip_privacy.get(link.application_id)) is not None:
                 address = shorten_address(address, privacy)
             hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent))
             if topics:
-                event = hit.id if topics & _STATE else self._ids()  # schema.OTHER_EVENTS
+                event = hit.id if topics & _STATE else self._ids()  # see schema.OTHER_EVENTS
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
         for key, amount in counts.items():
             self.deltas.add_slots(*key, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
-        """Return the flags of a click and the topics of its event."""
+        """Return the flags of a click, and the topics of the event that it creates."""
         if self._keep_clicks:
             self.clicks.append(Click(hit.id, link.cohort_id, hit.at, hit.user_agent, link.message, link.link_set))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
@@ -302,7 +310,7 @@ class _BatchRows:
                     self.deltas.add(link.cohort_id, hit.at, CLICKED_LINKS, message=link.message, link_set=link.link_set)
                 if is_first and self._candidates.claims[link.message][2] == hit.id:
                     self.first_clicks += 1
-                    # The fan-out counts the time to this click.
+                    # The fan-out counts the time between the message and its first click.
                     self.deltas.add(link.cohort_id, hit.at, "clicked_messages", message=link.message, link_set=link.link_set)
                     return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
                 return _FIRST_FOR_LINK, _CLICK

@@ -1,8 +1,11 @@
-"""Read-through of the link cache: links that redirects found in the database while Redis had forgotten them are stored again.
+"""The cache restorer: it stores links in the link cache again after Redis has lost them.
 
-Redis forgets links when it is emptied, restarted without its data, or out of memory. Without this part, such links would have no
-destination while the database is unavailable. The work is done in the background, one round trip at a time for all links since the
-last one; no redirect waits for it. If more than MAX_WAITING links wait, further ones are left out until their next hit.
+Redis loses links when it is emptied, restarts without its data, or runs out of memory. A redirect then finds the link in the
+database and passes it to the restorer. Without the restorer, such a link would have no destination while the database is
+unavailable.
+
+The restorer works in the background, and no redirect waits for it. One round trip to Redis handles all links that have arrived
+since the previous one. If more than MAX_WAITING links wait, further links are skipped until their next hit.
 """
 # Tested by tests/messages/test_rewriter_cache.py
 
@@ -18,7 +21,7 @@ MAX_LINKS_PER_CHECK = 1000
 
 
 class CacheRestorer:
-    """`spawn` runs a coroutine in the background."""
+    """Stores links in the link cache again. `spawn`: a function that runs a coroutine in the background."""
 
     def __init__(self, cache: LinkCache, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
         self._cache = cache
@@ -27,7 +30,7 @@ class CacheRestorer:
         self._is_running = False
 
     def add(self, links: Mapping[str, LinkRow]) -> None:
-        """Check later whether the cache has these links, and store those that it does not have."""
+        """Queue links for a check in the background. The links that the cache does not contain are then stored in it."""
         if len(self._waiting) < MAX_WAITING:
             self._waiting.update(links)
             if not self._is_running:

@@ -1,8 +1,9 @@
-"""The address that a request came from, and the part of it that is stored.
+"""The client address of a request, and the part of the address that is stored.
 
-Behind a proxy, the peer of the connection is the proxy, and X-Forwarded-For contains the client's address. Any client can send that
-header. Therefore it is read only if the peer is a trusted proxy, and from the right, where trusted proxies append. Text that is not
-an address is never stored: the peer's address is used instead, or "" if the peer has none.
+Behind a proxy, the peer of the connection is the proxy, and the header X-Forwarded-For contains the client's address. Any client
+can send this header. Therefore the header is used only if the peer is a trusted proxy. It is read from right to left, because each
+proxy appends an address on the right. Text that is not an address is never stored. In its place, the peer's address is used, or ""
+if the peer has no address.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Privacy = Literal["full", "short", "none"]
 
 _MAX_CACHED_ADDRESSES = 8_192
-_MAX_ADDRESS_LENGTH = 64  # characters of an address with zone, brackets and port
-_HOST_BITS = {4: 32 - 24, 6: 128 - 48}  # removed by "short", by IP version
+_MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an address with zone, brackets and port
+_HOST_BITS = {4: 32 - 24, 6: 128 - 48}  # number of low bits that the privacy setting "short" sets to zero, by IP version
 
 
 def client_address(peer: str | None, x_forwarded_for: str, trusted_proxies: Sequence[Network]) -> str:
     """Return the client's address in canonical form, or "" if it is unknown.
 
-    `peer`: the address of the other end of the connection. None is a local socket, which counts as a trusted proxy if any proxy is
-    trusted. `x_forwarded_for`: the values of all headers of that name, joined by commas; "" if there is none.
+    `peer`: the address of the other end of the connection. None means a local socket. It counts as a trusted proxy if any proxy is
+    trusted. `x_forwarded_for`: the values of all headers of that name, joined by commas; "" if the request has none.
 
-    The client is the right-most address that is not a trusted proxy, or the left-most address if all are trusted proxies. If an
-    entry to its right is not an address, the client is the peer.
-    """
+    The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, it is the left-most
+    address. If an entry on the right of the client's entry is not an address, the peer is the client."""
     peer_address = _parse(peer or "")
     client = peer_address
     if x_forwarded_for and trusted_proxies and (peer_address is None or _is_in(peer_address, trusted_proxies)):
@@ -45,18 +45,19 @@ def client_address(peer: str | None, x_forwarded_for: str, trusted_proxies: Sequ
 
 
 def shorten_address(address: str, privacy: Privacy) -> str:
-    """Return the part of an address that is stored: all of it ("full"), its network ("short") or "" ("none").
+    """Return the part of an address that is stored, according to the privacy setting.
 
-    The network is the address with all bits behind the first 24 (IPv4) or 48 (IPv6) set to zero."""
+    "full": the whole address. "none": "". "short": the network, which is the address with all bits after the first 24 (IPv4) or 48
+    (IPv6) set to zero."""
     if privacy == "full":
         return address
     return _network(address) if privacy == "short" else ""
 
 
 def hash_client(address: str, key: bytes) -> int:
-    """Return a keyed hash of the client that an address belongs to: the IPv4 address, or the /64 network of an IPv6 address.
+    """Return a keyed hash of a client. The client is the IPv4 address, or the /64 network of the IPv6 address.
 
-    0 for an unknown address. The hash is equal in all processes of an installation and does not reveal the address."""
+    Return 0 for an unknown address. All processes of an installation return the same hash. It does not reveal the address."""
     if not address:
         return 0
     if ":" in address and (parsed := _parse(address)) is not None and parsed.version == 6:
@@ -70,7 +71,7 @@ def _network(text: str) -> str:
     if address is None:
         return ""
     host_bits = _HOST_BITS[address.version]
-    # ipaddress.ip_network() takes three times as long.
+    # These operations on integers replace ipaddress.ip_network(), which takes three times as long.
     return str(type(address)(int(address) >> host_bits << host_bits))
 
 
@@ -79,7 +80,7 @@ def _is_in(address: Address, networks: Sequence[Network]) -> bool:
 
 
 def _parse(text: str) -> Address | None:
-    """Parse an address in the forms that proxies use; None if it is not an address.
+    """Parse an address in a form that proxies use. Return None if the text is not an address.
 
     Examples: 203.0.113.7, 203.0.113.7:4711, 2001:db8::7, [2001:db8::7]:4711, ::ffff:203.0.113.7."""
     text = text.strip()
@@ -97,6 +98,6 @@ def _parse_short(text: str) -> Address | None:
     except ValueError:
         return None
     if address.version == 6:
-        # A dual-stack socket reports IPv4 addresses in mapped form. A zone (%eth0) is meaningful on the proxy only.
+        # A dual-stack socket reports IPv4 addresses in IPv6-mapped form. A zone such as %eth0 is valid only on the proxy.
         return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
     return address

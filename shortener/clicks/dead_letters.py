@@ -1,10 +1,11 @@
-"""Dead letters: hits that can never be stored, for a person to look at.
+"""Dead letters: hits that can never be stored, kept in a table so that a person can examine them.
 
-The database takes other hits and rejects this one, or an entry of the spool is not a hit. The row has the hit as JSON, or the entry
-as it was, and the reason. Nothing reads the rows again; they stay until `HIT_RETENTION_DAYS` are over.
+A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit becomes one
+too. The row contains the hit as JSON or the entry unchanged, and the reason. The program only counts these rows; the retention
+deletes them after `HIT_RETENTION_DAYS` days.
 
-A row may have the address and the user agent of a client. An erasure (retention/erasure.py) removes both. It finds the rows by the
-code of the link. An entry that is not a hit has no code, so an erasure cannot find it; the retention deletes it.
+A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
+of the link. An entry that is not a hit has no code, so only the retention deletes it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from sqlalchemy import Connection, func, insert, select
 from shortener.clicks.resolver import Hit
 from shortener.storage.schema import hits_dead_letter as table
 
-MAX_TEXT_CHARACTERS = 20_000  # of a stored entry; a hit is much shorter
+MAX_TEXT_CHARACTERS = 20_000  # maximum length of a stored entry; a hit is much shorter
 _NAMES = ("id", "code", "domain_id", "at", "verdict", "rule", "address", "user_agent")
 
 
 class DeadLetter(NamedTuple):
-    """A hit as JSON, or the content of an entry that is not a hit (`code` None)."""
+    """A hit as JSON, or an entry of the spool that is not a hit. `code`: the code of the hit; None for an entry that is not
+    a hit."""
 
     hit: str
     code: str | None
@@ -32,15 +34,15 @@ class DeadLetter(NamedTuple):
 
 
 def from_hit(hit: Hit, reason: str, *, has_address: bool = True) -> DeadLetter:
-    """Return the dead letter of a hit. `has_address` False: it must not contain the client's address."""
+    """Return the dead letter of a hit. `has_address`: whether the dead letter may contain the client's address."""
     fields: dict[str, Any] = {name: getattr(hit, name) for name in _NAMES}
     if not has_address:
         fields["address"] = ""
-    return DeadLetter(json.dumps(fields), str(hit.code), reason)  # unlike orjson, json encodes integers of any size
+    return DeadLetter(json.dumps(fields), str(hit.code), reason)  # json encodes integers of any size; orjson does not
 
 
 def from_entry(content: bytes, reason: str) -> DeadLetter:
-    """Return the dead letter of an entry of a stream."""
+    """Return the dead letter of an entry of the spool that is not a hit."""
     text = content.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
     try:
         fields = json.loads(text)
@@ -51,13 +53,13 @@ def from_entry(content: bytes, reason: str) -> DeadLetter:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return one line about an error, without the values that further lines of PostgreSQL contain."""
+    """Return the first line of an error. Further lines of PostgreSQL's errors contain values of the row and are left out."""
     cause = getattr(error, "orig", None) or error
     return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 
 
 def store(connection: Connection, letters: Sequence[DeadLetter], now: datetime) -> None:
-    """Insert dead letters, at least one."""
+    """Insert at least one dead letter."""
     rows = [
         {
             "hit": letter.hit[:MAX_TEXT_CHARACTERS],
@@ -71,5 +73,5 @@ def store(connection: Connection, letters: Sequence[DeadLetter], now: datetime) 
 
 
 def count(connection: Connection) -> int:
-    """Return the number of dead letters."""
+    """Return the number of dead letters in the table."""
     return connection.execute(select(func.count()).select_from(table)).scalar_one()

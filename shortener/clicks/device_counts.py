@@ -1,12 +1,13 @@
-"""Devices and browsers of clicks, counted by a background job.
+"""Device counts: a background job counts clicks by device and browser.
 
-The job reads hits in the order of their ids, about two minutes behind the present. It parses the user agents of clicks and
-writes a count delta. Its position is a row of `installation`, updated in the transaction that writes the delta: a crash neither
-loses a click nor counts it twice. If several processes count the same hits, one of them succeeds.
+The job reads hits in the order of their ids, about two minutes after they arrived. It parses the user agents of clicks and writes
+a count delta. Its position is the id of the last hit that it has counted. The position is a row of the table `installation`, and
+the transaction that writes the delta updates it. Therefore a crash neither loses a click nor counts it twice. If several processes
+count the same hits, only one of them succeeds.
 
-After an outage, a hit may be stored when the job has already passed its id. The transaction that stores such a late hit counts
-it. A hit is late if its id is more than LATE_ID_DISTANCE older than the transaction. The difference between LAG_MS and
-LATE_ID_DISTANCE is the time for commits and for the difference between the clocks of nodes.
+After an outage, a hit may be stored after the job has passed its id. The transaction that stores such a late hit also counts it. A
+hit is late if its id is older than the transaction by more than LATE_ID_DISTANCE. The difference between LAG_MS and
+LATE_ID_DISTANCE leaves time for commits and for different clocks of the nodes.
 """
 
 from __future__ import annotations
@@ -26,25 +27,26 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot_of
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
-LAG_MS = 120_000  # the job counts only hits that are older
+LAG_MS = 120_000  # the job counts only hits that are at least this old
 LATE_ID_DISTANCE = id_span(30_000)  # the number of ids in 30 seconds
-PAGE_HITS = 5000  # hits of one step
-_MAX_AGENTS_PER_SLICE = 16  # agents parsed before other tasks run; each takes tens of microseconds
+PAGE_HITS = 5000  # maximum number of hits that one step counts
+_MAX_AGENTS_PER_SLICE = 16  # user agents that are parsed before other tasks run; each takes tens of microseconds
 
 _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 
 def device_metrics(user_agent: str) -> tuple[str, str]:
-    """Return the two metrics of a click with this user agent: its device and its browser."""
+    """Return the two metrics that count a click with this user agent: one for its device and one for its browser."""
     device = parse_device(user_agent)
     return f"device:{device.kind}", f"browser:{browser_name(device.browser)}"
 
 
 def clicks_by_agent() -> Select[Any]:
-    """Return a statement with the rows (cohort, time slot, user agent, time slot of the message, link set, number of clicks).
+    """Return a statement that groups clicks by user agent.
 
-    The agents of erased messages are ""."""
+    Its rows are (cohort, time slot, user agent, time slot of the message, link set, number of clicks). The user agent of an erased
+    message is ""."""
     slot = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     sent = sent_slot_of(links.c.message_id)
     link_set = func.coalesce(links.c.link_set_id, 0)
@@ -64,9 +66,10 @@ def clicks_by_agent() -> Select[Any]:
 
 
 class _Position(NamedTuple):
-    """The progress of the job. `token` changes when a late hit is stored; a page that was read before is then invalid."""
+    """The progress of the job. `token` changes when a late hit is stored; a page of hits that was read before that must be read
+    again."""
 
-    counted: int = 0  # id of the last hit
+    counted: int = 0  # id of the last hit that the job has counted
     token: str = ""
 
     @property
@@ -95,16 +98,17 @@ def last_counted_hit(connection: Connection) -> int:
 
 
 def stop_counting(connection: Connection) -> int:
-    """Return the id of the last hit that the job has counted, and stop the job until the transaction ends.
+    """Stop the device job until the transaction ends, and return the id of the last hit that the job has counted.
 
-    A page that the job has read before becomes invalid, so it counts later hits with the verdicts that the transaction writes."""
+    If the job has read a page before, the page becomes invalid. The job reads it again later, with the verdicts that this
+    transaction stores."""
     position = _lock(connection)
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
     return position.counted
 
 
 class Click(NamedTuple):
-    """A click that is being stored. `at`: ms since 1970. `message`: row id."""
+    """A click that a transaction is storing. `at`: milliseconds since 1970. `message`: row id of the message."""
 
     hit: int
     cohort: int
@@ -115,9 +119,9 @@ class Click(NamedTuple):
 
 
 def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click]) -> None:
-    """Add to `delta` the late clicks whose ids the job has already passed.
+    """Add the late clicks to `delta`. Late clicks are those whose ids the device job has already passed.
 
-    Call this in the transaction that stores the clicks."""
+    Call this function in the transaction that stores the clicks."""
     position = _lock(connection)
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
     for click in clicks:
@@ -127,16 +131,16 @@ def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click
 
 
 class DeviceCounter:
-    """The job that counts clicks by device and browser."""
+    """The background job that counts clicks by device and browser."""
 
     def __init__(self, database: Database, ids: IdGenerator) -> None:
         self._database = database
         self._ids = ids
 
     async def step(self, now_ms: int) -> int:
-        """Count one page of hits that are older than LAG_MS. Return their number if more may follow, otherwise 0.
+        """Count one page of hits that are older than LAG_MS.
 
-        Raises StoreUnavailable."""
+        Return the number of hits if more hits may follow, otherwise 0. Raise StoreUnavailable if the database is unavailable."""
         page = await self._database.read(read_page, first_id_at(now_ms - LAG_MS))
         if page.last == page.position.counted:
             return 0
@@ -150,21 +154,22 @@ class DeviceCounter:
         return page.hits if is_stored and page.hits == PAGE_HITS else 0
 
     async def catch_up(self, now_ms: int) -> None:
-        """Count all hits that are older than LAG_MS. Raises StoreUnavailable."""
+        """Count all hits that are older than LAG_MS. Raise StoreUnavailable if the database is unavailable."""
         while await self.step(now_ms):
             pass
 
     def store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
-        """Store the counts of a page and the new position. Return False if the page must be read again."""
+        """Store the counts of a page and the new position of the job. Return False if the page must be read again."""
         if _lock(connection) != page.position:
-            return False  # another process counted the page, or a late hit was stored
+            return False  # another process has counted the page, or a late hit was stored
         connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))
         count_deltas.append(connection, self._ids(), delta)
         return True
 
 
 class _Page(NamedTuple):
-    """One page of hits: the position before it, the id of its last hit, the number of hits, and rows of `clicks_by_agent`."""
+    """One page of hits: the position before the page, the id of its last hit, the number of its hits, and the rows of
+    `clicks_by_agent`."""
 
     position: _Position
     last: int
@@ -173,7 +178,7 @@ class _Page(NamedTuple):
 
 
 def read_page(connection: Connection, end: int) -> _Page:
-    """Read the next page of hits with ids below `end`."""
+    """Read the next page of hits whose ids are below `end`."""
     position = _read_position(connection)
     page = select(hits.c.id).where(hits.c.id > position.counted, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     number, last = connection.execute(select(func.count(), func.max(page.c.id))).one()

@@ -1,7 +1,7 @@
-"""Resolving hits without their transaction: from the link cache, else by a plain read of the database.
+"""The early resolver: it resolves hits before their transaction, from the link cache or with a plain read of the database.
 
-Both have time limits, because the database and Redis may accept a connection and then never answer. Nothing here raises: a hit
-that cannot be resolved is missing from the result.
+Both ways have time limits, because Redis and the database may accept a connection and never respond. The functions raise no
+errors: a hit that cannot be resolved keeps the resolution None.
 """
 # Tested by tests/clicks/test_hit_writer.py, tests/clicks/test_hit_spool.py
 
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class EarlyResolver:
-    """Sets `resolution` of waiting hits. A hit on a link also gets the address that its application may store."""
+    """Sets `resolution` of waiting hits. It also sets the address of each hit to the part that the link's application may store."""
 
     def __init__(self, database: Database, cache: LinkCache, directory: LinkDirectory, resolver: LinkResolver) -> None:
         self._database = database
@@ -33,7 +33,7 @@ class EarlyResolver:
         self._resolver = resolver
 
     async def from_cache(self, hits: Sequence[WaitingHit], within: float) -> None:
-        """Resolve the hits that the link cache knows, within that many seconds."""
+        """Resolve the hits whose links are in the link cache, within a time limit in seconds."""
         codes = {waiting.hit.code for waiting in hits if waiting.resolution is None}
         if not codes:
             return
@@ -47,7 +47,7 @@ class EarlyResolver:
         self._resolve([waiting for waiting in hits if waiting.hit.code in links], links.get)
 
     async def from_database(self, hits: Sequence[WaitingHit], within: float) -> None:
-        """Resolve the hits by a plain read, within that many seconds."""
+        """Resolve the hits with a plain read of the database, within a time limit in seconds."""
         unresolved = [waiting for waiting in hits if waiting.resolution is None]
         if not unresolved:
             return
@@ -56,7 +56,7 @@ class EarlyResolver:
             links = await asyncio.wait_for(self._database.read(queries.find_links, codes), within)
         except (StoreUnavailable, TimeoutError):
             return
-        except Exception:  # for example, the statement or the permission to connect is wrong
+        except Exception:  # for example, the permission to connect is missing
             log.exception("link_read_failed")
             return
         self._resolve(unresolved, links.get)

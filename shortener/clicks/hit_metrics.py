@@ -1,8 +1,8 @@
-"""The metric that a hit counts as.
+"""Hit metrics: the only definition of the metric that counts a hit, for example `clicks` or `suspected_hits`.
 
-This module has the only definition. Three modules use it, and their counts must agree exactly: `clicks.batch` counts a hit when it
-records it, `clicks.verdicts.correction` moves it to another metric when its verdict changes, and `reporting.counts` counts the rows
-again to verify the counts. `hit_metric` is the rule in Python, `HIT_METRIC` is the same rule in SQL. Both come from `_RULES`.
+Three modules use this definition, and their counts must be equal. `clicks.batch` counts a hit when it stores it.
+`clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.counts` counts all rows again to
+verify the counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from `_RULES`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from shortener.model import HitFlag, Verdict
 from shortener.storage.schema import hits
 
 CLICKS = "clicks"
-CLICKED_LINKS = "clicked_links"  # the first click of each link
+CLICKED_LINKS = "clicked_links"  # metric: the number of first clicks on links
 
 
 class _Rule(NamedTuple):
-    """Hits with this flag, or with this verdict, count as `metric`; None: they are not counted."""
+    """A rule: hits with this flag, or with this verdict, are counted as `metric`. If `metric` is None, they are not counted."""
 
     metric: str | None
     flag: HitFlag = HitFlag.NONE
@@ -29,7 +29,8 @@ class _Rule(NamedTuple):
         return bool(flags & self.flag) if self.verdict is None else verdict == self.verdict
 
 
-#: The first rule that matches decides. A hit without a matching rule is a person's hit on an active link: a click.
+#: The first rule that matches a hit determines its metric. If no rule matches, the hit is a click: a person's hit on an active
+#: link.
 _RULES = (
     _Rule("late_hits", flag=HitFlag.LATE),
     _Rule("suspected_hits", verdict=Verdict.SUSPECTED),
@@ -39,7 +40,7 @@ _RULES = (
 
 _RELEVANT_FLAGS = int(HitFlag.LATE | HitFlag.DISABLED)
 
-# All combinations in a table: one look-up per hit, on the click path.
+# The metric of every combination of verdict and flags, so that each hit needs only one look-up.
 _METRICS = {
     (int(verdict), flags): next((rule.metric for rule in _RULES if rule.matches(verdict, flags)), CLICKS)
     for verdict in Verdict
@@ -49,7 +50,8 @@ _METRICS = {
 
 
 def hit_metric(verdict: int, flags: int) -> str | None:
-    """Return the metric of a hit, None if the hit is not counted. `verdict`: a Verdict; `flags`: HitFlag bits."""
+    """Return the metric that counts a hit, or None if the hit is not counted. `verdict`: a `Verdict`. `flags`: bits of
+    `HitFlag`."""
     return _METRICS[verdict, flags & _RELEVANT_FLAGS]
 
 
@@ -65,8 +67,8 @@ HIT_METRIC = case(
     else_=CLICKS,
 )
 
-#: Whether a row of `hits` counts as a click: a simple condition, equivalent to `HIT_METRIC = 'clicks'`.
+#: An SQL condition: the row of `hits` is a click. It is simpler than `HIT_METRIC = 'clicks'` and equivalent to it.
 IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(_RELEVANT_FLAGS) == 0)
 
-#: Whether a row of `hits` is the first click of its link.
+#: An SQL condition: the row of `hits` is the first click on its link.
 IS_FIRST_CLICK = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK)) != 0

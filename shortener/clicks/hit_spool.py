@@ -1,10 +1,10 @@
-"""The spool: a Redis stream that holds hits while the database does not take them.
+"""The spool: a Redis stream that stores hits while the database cannot store them.
 
-A hit is in the stream once Redis acknowledged it. It is as durable there as Redis's own persistence makes it. `spool_drainer`
-writes the entries to the database later, and deletes an entry only after the commit of its hit. A second stream, `spool:dead`,
-holds dead letters until their table takes them (`dead_letters.py`).
+A hit is in the stream when Redis has acknowledged it. It is then as durable as Redis's own persistence. Later, `spool_drainer`
+writes the hits to the database. It deletes an entry only after the hit is committed. A second stream, `spool:dead`, stores dead
+letters until their table accepts them (`dead_letters.py`).
 
-An entry contains the fields of `Hit` without `origin`: nothing about a full address is stored.
+An entry contains all fields of `Hit` except `origin`, so the stream contains no data about a full client address.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-LEASE_MS = 5000  # if the lease ends while its holder still writes, hits may be written out of order, and nothing else
-MAX_DEAD_LETTERS = 100_000  # hits; above it Redis removes the oldest
+LEASE_MS = 5000  # if the lease ends while its process still writes, hits may be written out of order; no hit is lost
+MAX_DEAD_LETTERS = 100_000  # maximum number in Redis, which removes the oldest ones above it
 _FIELD, _REASON = b"h", b"r"
 _NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
 
 
 class SpoolState(NamedTuple):
-    """The content of the stream: the number of hits, and the ids of the first and the last entry."""
+    """The state of the stream: the number of its hits, and the ids of its first and last entry."""
 
     depth: int
     first: tuple[int, int] = (0, 0)
@@ -37,10 +37,10 @@ class SpoolState(NamedTuple):
 
 
 class HitSpool:
-    """`limit`: maximum number of hits in the stream, by the last `depth` that this process knows.
+    """The spool of hits in Redis. `limit`: the maximum number of hits in the stream, compared with the last known `depth`.
 
-    `depth`, `oldest_at`: the state of the stream when it was last looked at.
-    """
+    `depth` and `oldest_at` are the number of hits and the time of the oldest hit when this process last read the state of the
+    stream."""
 
     def __init__(self, redis: RedisServer, prefix: str, *, limit: int, now_ms: Callable[[], int]) -> None:
         self._redis = redis
@@ -54,12 +54,14 @@ class HitSpool:
         self.oldest_at: int | None = None  # ms since 1970
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the state of the stream on /metrics."""
+        """Add the state of the stream to /metrics."""
         metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as of the last look.", lambda: self.depth)
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:
-        """Return True once Redis acknowledged all hits, False if it may have taken only some of them or the spool is full."""
+        """Add hits to the stream. Return True if Redis has acknowledged all of them.
+
+        Return False if the spool is full, or if Redis may have stored only some of the hits."""
         if self.depth + len(hits) > self._limit:
             return False
         entries = [orjson.dumps(_fields(hit)) for hit in hits]
@@ -78,7 +80,7 @@ class HitSpool:
         return True
 
     async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> bool:
-        """Keep dead letters until the database takes them. Return whether Redis acknowledged all of them."""
+        """Store dead letters in Redis until the database accepts them. Return whether Redis has acknowledged all of them."""
 
         async def command(client: Client) -> None:
             pipe = client.pipeline(transaction=False)
@@ -93,7 +95,7 @@ class HitSpool:
         return True
 
     async def read_dead_letters(self, count: int) -> list[tuple[bytes, DeadLetter]]:
-        """Return the oldest dead letters by id. Raises RedisUnavailable."""
+        """Return the oldest dead letters by entry id. Raise RedisUnavailable if Redis does not respond."""
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._dead, count=count)
@@ -105,7 +107,7 @@ class HitSpool:
         ]
 
     async def delete_dead_letters(self, entries: Sequence[bytes]) -> None:
-        """Delete dead letters by id. Raises RedisUnavailable."""
+        """Delete dead letters by entry id. Raise RedisUnavailable if Redis does not respond."""
 
         async def command(client: Client) -> None:
             await client.xdel(self._dead, *entries)
@@ -113,7 +115,7 @@ class HitSpool:
         await self._redis.run(command, force=True)
 
     async def look(self) -> SpoolState:
-        """Return the current state of the stream. Raises RedisUnavailable."""
+        """Read and return the current state of the stream. Raise RedisUnavailable if Redis does not respond."""
 
         async def command(client: Client) -> tuple[int, list[tuple[bytes, object]], list[tuple[bytes, object]]]:
             return (
@@ -128,12 +130,14 @@ class HitSpool:
         return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
 
     async def take_lease(self) -> bool:
-        """Return whether this process may drain the spool for the next LEASE_MS. Raises RedisUnavailable."""
+        """Take or renew the lease on draining the spool, for LEASE_MS milliseconds.
+
+        Return whether this process has the lease. Raise RedisUnavailable if Redis does not respond."""
 
         async def command(client: Client) -> bool:
             if await client.set(self._lease, self._own_id, nx=True, px=LEASE_MS):
                 return True
-            # A lease that lasts longer than LEASE_MS is from before a step of Redis's clock.
+            # If a lease has more than LEASE_MS left, the clock of Redis was set back after the lease was taken.
             if await client.get(self._lease) != self._own_id and await client.pttl(self._lease) <= LEASE_MS:
                 return False
             await client.set(self._lease, self._own_id, px=LEASE_MS)
@@ -142,7 +146,8 @@ class HitSpool:
         return await self._redis.run(command)
 
     async def read(self, count: int) -> list[tuple[bytes, Hit | DeadLetter]]:
-        """Return the oldest entries by id, with a dead letter for an entry that is not a hit. Raises RedisUnavailable."""
+        """Return the oldest entries by id: the hit, or a dead letter if the entry is not a hit. Raise RedisUnavailable if Redis
+        does not respond."""
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, count=count)
@@ -152,7 +157,7 @@ class HitSpool:
         return [(entry, _parse_hit(fields) or _unreadable(fields)) for entry, fields in entries]
 
     async def delete(self, entries: Sequence[bytes]) -> None:
-        """Delete entries by id. Raises RedisUnavailable."""
+        """Delete entries by id. Raise RedisUnavailable if Redis does not respond."""
 
         async def command(client: Client) -> None:
             await client.xdel(self._stream, *entries)
@@ -169,13 +174,14 @@ def _fields(hit: Hit) -> dict[str, object]:
 
 
 def _parse_id(entry: bytes) -> tuple[int, int]:
-    """Return an entry id, for example 1795230298905-0, as two numbers that can be compared."""
+    """Return an entry id, for example 1795230298905-0, as two integers, so that ids can be compared."""
     milliseconds, _, sequence = entry.partition(b"-")
     return int(milliseconds), int(sequence)
 
 
 def _parse_hit(fields: dict[bytes, bytes]) -> Hit | None:
-    """Return the hit of an entry, or None. Fields that a newer version added are ignored."""
+    """Return the hit that an entry contains, or None if it is not a hit. Fields that a newer version of the program has added are
+    ignored."""
     try:
         values = orjson.loads(fields[_FIELD])
         known = {name: value for name, value in values.items() if name in _NAMES}

@@ -1,10 +1,12 @@
-"""Writing hits to the database in batches, and retrying them until the database takes them.
+"""The hit writer: it writes hits to the database in batches, and retries each batch until the database accepts it.
 
-A hit whose response was 503 is never written: a batch leaves it out, and a batch in which a hit is refused before its COMMIT runs
-again without it. From the COMMIT on, it is known where the hit leads, so it is redirected and not refused. A batch that the
-database rejects as a whole (a table is missing, a constraint refuses every row) is kept and retried like one that the database
-could not answer. A single hit that the database rejects, while it takes others, becomes a dead letter. To tell the two apart, a
-transaction writes a test row and rolls back (`HitBatchWriter.probe`).
+A hit whose response was 503 is never stored. A batch leaves such hits out. If a hit gets 503 before the COMMIT of its batch, the
+batch runs again without it. After the COMMIT has begun, the destination of the hit is known, so the response is a redirect and not
+503.
+
+If the database rejects a whole batch (a table is missing, a constraint rejects every row), the batch is retried, as in an outage.
+If the database rejects a single hit but accepts others, the hit becomes a dead letter. To distinguish the two cases, a transaction
+writes test rows and rolls back (`HitBatchWriter.probe`).
 """
 
 from __future__ import annotations
@@ -34,19 +36,18 @@ MIN_BATCH_HITS, MAX_BATCH_HITS = 16, 1024
 
 @dataclass(frozen=True, slots=True)
 class _WrittenHits:
-    """The hits that a transaction wrote, without the obsolete ones, and its result."""
+    """The hits that a transaction has written, without the obsolete ones, and the result of the batch."""
 
     hits: Sequence[WaitingHit]
     result: BatchResult
 
 
 class HitWriter:
-    """Handles the batches of hits.
+    """Writes batches of hits to the database.
 
-    `ids`: for hits whose id another row has. `on_stored`: called after each batch. `on_unavailable`: receives the hits that the
-    database did not take. `on_rejected`: stores hits as dead letters; it receives each with its error. `on_events`: called after a
-    commit that wrote events.
-    """
+    `ids`: generates new ids for hits whose id is used by another row. `on_stored`: called after each batch. `on_unavailable`:
+    receives the hits that the database could not store. `on_rejected`: receives each rejected hit with its error, and stores it as
+    a dead letter. `on_events`: called after a commit that wrote events."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
-        self.is_failing = False  # the database did not take the last batch
+        self.is_failing = False  # the database could not store the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -75,19 +76,19 @@ class HitWriter:
             database, self, min_items=MIN_BATCH_HITS, max_items=MAX_BATCH_HITS, gives_up_early=True
         )
 
-    # The batch handler.
+    # Methods that handle a batch of the batcher.
 
     def apply(self, connection: Connection, items: Sequence[WaitingHit], is_uncertain: bool) -> _WrittenHits:
-        """Write the hits that are not obsolete. Runs in the thread of the transaction."""
+        """Write all hits that are not obsolete. This method runs in the thread of the transaction."""
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A suspect hit was rejected before, perhaps because another process stored it meanwhile.
+        # A suspect hit was rejected before. Another process may have stored it since then.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
-            waiting.written = resolution  # from now on the response is no 503, because this may be committed
-            if waiting.is_refused:  # while this transaction ran
+            waiting.written = resolution  # from now on the response is never 503, because the hit may be committed
+            if waiting.is_refused:  # the hit got 503 while this transaction ran
                 waiting.written = None
                 raise RetryTransaction
         return _WrittenHits(hits, result)
@@ -129,13 +130,13 @@ class HitWriter:
         for waiting, error in failures:
             if waiting.is_suspect:
                 log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
-            waiting.is_suspect = True  # the fault of the database may have ended meanwhile: the hit gets a second attempt
+            waiting.is_suspect = True  # the fault of the database may have ended, so the hit gets a second attempt
         if rejected:
             await self._on_rejected(rejected)
         return [waiting for waiting in hits if not waiting.is_obsolete]
 
     async def _renew_ids(self, hits: Sequence[Hit]) -> bool:
-        """Give new ids to hits whose ids may belong to rows of another process. Hits that are stored keep theirs.
+        """Give a new id to each hit whose id may belong to a row of another process. Hits that are already stored keep their ids.
 
         Return False if the database does not respond."""
         try:
@@ -150,13 +151,12 @@ class HitWriter:
                 self._totals.id_clashes += 1
         return True
 
-    # Hits from the spool.
+    # Methods for hits from the spool.
 
     async def write_spooled(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
-        """Write hits from the spool that are not stored yet; return those that the database rejects, with the errors.
+        """Write the hits from the spool that are not stored yet. Return the hits that the database rejects, with the errors.
 
-        Raises StoreUnavailable if the database cannot take any of them.
-        """
+        Raise StoreUnavailable if the database accepts no hits at all."""
         try:
             await self._write_late(hits)
         except StoreUnavailable:
@@ -165,7 +165,8 @@ class HitWriter:
             first_error = batch_error
         else:
             return []
-        # A hit is rejected if it fails alone twice, and the database takes others each time: its fault may have ended in between.
+        # A hit counts as rejected only after two failures alone while the database accepts other hits. A fault of the database may
+        # end in between.
         failures = [(hit, first_error) for hit in hits]
         for is_first in (True, False):
             failures = await self._write_each([hit for hit, _ in failures])
@@ -177,7 +178,8 @@ class HitWriter:
         return failures
 
     async def _write_each(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
-        """Write each hit alone and return the failures. Raises StoreUnavailable if the database takes no hits at all."""
+        """Write each hit in its own transaction and return the failures. Raise StoreUnavailable if the database accepts no hits at
+        all."""
         failures: list[tuple[Hit, Exception]] = []
         stored = 0
         for hit in hits:
@@ -204,7 +206,7 @@ class HitWriter:
             except IntegrityError:
                 if is_last:
                     raise
-                continue  # another process wrote one of the hits since this one looked
+                continue  # another process has stored one of the hits since this process checked
             self._totals.recorded += outcome.recorded
             self._totals.not_stored += outcome.not_stored
             self._totals.first_clicks += outcome.first_clicks
@@ -214,7 +216,7 @@ class HitWriter:
             return
 
     async def _is_fault_of_hits(self, failed: int, stored: int) -> bool:
-        """Return whether the database takes other hits than the `failed` ones. Otherwise this is an outage."""
+        """Return whether the database accepts other hits than the `failed` ones. If it accepts none, the failure is an outage."""
         if stored:
             return True
         if failed >= MAX_PROBES:

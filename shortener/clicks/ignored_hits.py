@@ -1,25 +1,26 @@
-"""A limit of stored ignored hits, so that HEAD requests and prefetches of one known link cannot fill the disk.
+"""The limit of stored ignored hits. It prevents that HEAD requests and prefetches of one known link fill the disk.
 
-The first hits of a link in each minute are stored and counted in the statistics. Later ones get the same redirect and are only
-counted in the metric `shortener_hits_not_stored`, so that the figures remain equal to the rows. Clicks and suspected hits have no
-such limit. Each process counts for itself.
+In each minute, the first ignored hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
+are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limit does not apply to
+clicks and suspected hits. Each process has its own limit.
 """
 
 from __future__ import annotations
 
-MAX_LINKS = 10_000  # links that are remembered; then all are forgotten
+MAX_LINKS = 10_000  # maximum number of links in memory; when it is exceeded, all counts are deleted
 _MINUTE_MS = 60_000
 
 
 class IgnoredHitLimit:
-    """Counts ignored hits by link and minute. `per_minute`: hits of a link that are stored; 0: no limit."""
+    """Counts ignored hits by link and minute. `per_minute`: the maximum number of stored ignored hits of a link; 0 means no
+    limit."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
-        self._counts: dict[str, tuple[int, int]] = {}  # code -> minute, hits
+        self._counts: dict[str, tuple[int, int]] = {}  # by code: the minute, and the number of ignored hits in it
 
     def admit(self, code: str, at_ms: int) -> bool:
-        """Return whether a hit at this time is stored."""
+        """Count an ignored hit on the link with `code` and return whether the hit must be stored."""
         if not self._per_minute:
             return True
         minute = at_ms // _MINUTE_MS

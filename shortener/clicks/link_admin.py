@@ -1,4 +1,4 @@
-"""One link as the API and the command line show it: where it leads, or what stops it."""
+"""Short links as the API and the command line show them: the destination of a link, or the reason why it has none."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ DisabledBy = Literal["link", "domain", "application", "host"]
 
 
 class Clicks(Protocol):
-    """The clicks of a link (`reporting.links.LinkClicks`)."""
+    """The number of clicks on a link, with the times of the first and the last click. `reporting.links.LinkClicks`
+    implements it."""
 
     @property
     def clicks(self) -> int: ...
@@ -27,7 +28,7 @@ class Clicks(Protocol):
     def first_at(self) -> datetime | None: ...
 
 
-#: The columns of a link in lists and alone. `message` is the row id of the message.
+#: The columns that are read to show a link. `message` is the row id of its message.
 LINK_COLUMNS = (
     links.c.id,
     links.c.code,
@@ -49,7 +50,8 @@ LINK_COLUMNS = (
 
 
 def find_link(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
-    """Return the link with this code; `application_id` None searches the links of all applications. Raises ApiError NOT_FOUND."""
+    """Return the link with this code. `application_id`: None searches the links of all applications. Raise ApiError NOT_FOUND if
+    no link has the code."""
     statement = (
         select(*LINK_COLUMNS)
         .join_from(links, messages, messages.c.id == links.c.message_id)
@@ -65,7 +67,7 @@ def find_link(connection: Connection, code: str, application_id: int | None = No
 
 
 def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
-    """Return what disables the link, None if it is enabled. An expired link is not disabled."""
+    """Return what disables the link, or None if the link is enabled. An expired link does not count as disabled."""
     domain = directory.domain_by_id(link.domain_id)
     application = directory.application(link.application_id)
     if link.disabled_at is not None:
@@ -80,7 +82,7 @@ def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
 def serialize_link(
     link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime, clicks: Clicks
 ) -> dict[str, Any]:
-    """Return a link. `base_url` returns scheme, host and port of a domain's links."""
+    """Return a link as a JSON object. `base_url`: a function that returns the scheme, host and port of a domain's links."""
     off_by = disabled_by(directory, link)
     return {
         "code": link.code,

@@ -1,10 +1,12 @@
-"""Changes of links after they were sent: destination, expiry, fallback URL, and on or off. Each change is in the history of a link.
+"""Changes of sent links: the destination, the expiry, the fallback URL, and whether the link is enabled. Each change is stored in
+the history of the link.
 
-A redirect reads the link's row each time, so a change applies at once on every node. The link cache, which responds while the
-database is unavailable, is changed in three steps: the caller invalidates the entries before the transaction, and `refresh_cache`
-stores the new values after it. If two changes of one link race, `refresh_cache` reads the row again and stores the last one.
+A redirect reads the row of the link each time, so a change takes effect at once on every node. The link cache serves redirects
+while the database is unavailable. It is updated in three steps: the caller deletes the entries, changes the rows in a transaction,
+and calls `refresh_cache`, which stores the new values. If two processes change one link at the same time, `refresh_cache` reads
+the row again and stores the latest values.
 
-The functions that take a connection are part of one transaction.
+The functions with the parameter `connection` are parts of one transaction.
 """
 # Tested by tests/web/test_links.py
 
@@ -29,11 +31,11 @@ from shortener.urls import Destination, UrlError, fill_placeholders, parse_desti
 AnyRow = Row[*tuple[Any, ...]]
 
 MAX_LIFETIME = timedelta(days=3650)  # from now
-MAX_HISTORY_ENTRIES = 100  # of one link, the newest
-MAX_REFRESHES = 5  # of a cache entry, if other processes change the link at the same time
-COMMAND_LINE = "command line"  # the actor of changes by `shortener links`
+MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first
+MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change the link
+COMMAND_LINE = "command line"  # the actor in the history for changes by the command `shortener links`
 
-#: The columns of a link that a change needs.
+#: The columns of a link that are read before a change.
 CHANGE_COLUMNS = (
     links.c.id,
     links.c.code,
@@ -51,22 +53,22 @@ CHANGE_COLUMNS = (
 
 
 class TargetHosts(Protocol):
-    """The hosts of the installation, and the hosts that links must not lead to."""
+    """The hosts of the installation, and the blocked hosts. A link must not redirect to any of them."""
 
     def is_own(self, url: str) -> bool: ...
     def is_blocked(self, application_id: int, host: str) -> bool: ...
 
 
 def key_actor(key_id: int) -> str:
-    """Return the actor of changes by an API key."""
+    """Return the actor that the history shows for changes with an API key."""
     return f"key {key_id}"
 
 
 def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
-    """Return checked changes in their stored form: JSON values by field, as `write_changes` expects them.
+    """Validate requested changes. Return them in their stored form: JSON values by field, as `write_changes` requires.
 
-    `requested` has any of url, expires_at (aware datetime), fallback_url (None removes it) and enabled. Raise ApiError
-    INVALID_REQUEST with a detail for each invalid field."""
+    `requested` contains one or more of url, expires_at (aware datetime), fallback_url (None removes it) and enabled. Raise
+    ApiError INVALID_REQUEST with a detail for each invalid field."""
     changes: dict[str, Any] = {}
     details: list[Detail] = []
     for name in ("url", "fallback_url"):
@@ -103,7 +105,7 @@ def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: Targ
 
 
 def find_changeable(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
-    """Return a link for `write_changes`, and lock it until the end of the transaction. Raise ApiError NOT_FOUND."""
+    """Return a link for `write_changes`, and lock it until the transaction ends. Raise ApiError NOT_FOUND if it does not exist."""
     statement = _select_changeable().where(links.c.code == code)
     if application_id is not None:
         statement = statement.where(links.c.application_id == application_id)
@@ -114,7 +116,7 @@ def find_changeable(connection: Connection, code: str, application_id: int | Non
 
 
 def find_changeable_by_ids(connection: Connection, ids: Sequence[int]) -> Sequence[AnyRow]:
-    """Return links for `write_changes`, in the order of their ids, and lock them until the end of the transaction."""
+    """Return links for `write_changes`, in the order of their ids, and lock them until the transaction ends."""
     return connection.execute(_select_changeable().where(links.c.id.in_(ids)).order_by(links.c.id).with_for_update(of=links)).all()
 
 
@@ -133,9 +135,9 @@ def write_changes(
     new_id: Callable[[], int],
     update_id: int | None = None,
 ) -> int:
-    """Change links and add the changes to their history. Return the number of links that differ from before.
+    """Change links and add the changes to their history. Return the number of links whose values have changed.
 
-    A link of an erased message is not changed: it has no destination and stays off. `changes` come from `parse_changes`."""
+    `changes`: the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled."""
     target = parse_destination(changes["url"]) if "url" in changes else None
     updates: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
@@ -171,7 +173,7 @@ def write_changes(
 def _compute(
     row: AnyRow, changes: Mapping[str, Any], target: Destination | None, now: datetime
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the new values of all columns that can change, and [old, new] by field for those that differ."""
+    """Return the new values of all columns that can change. Also return [old, new] for each field whose value differs."""
     values: dict[str, Any] = {
         "url": row.url,
         "location": row.location,
@@ -204,7 +206,7 @@ def _compute(
 
 
 def placeholder_values(row: AnyRow) -> dict[str, str]:
-    """Return the values of a destination's placeholders, except {click_id}: a redirect fills it in."""
+    """Return the values of the placeholders in a destination, except {click_id}, which a redirect replaces."""
     return {
         "message_id": row.message_id,
         "code": row.code,
@@ -214,7 +216,7 @@ def placeholder_values(row: AnyRow) -> dict[str, str]:
 
 
 def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:
-    """Return the changes of a link, newest first, as the API shows them."""
+    """Return the changes of a link as the API shows them, newest first."""
     c = link_changes.c
     rows = connection.execute(select(link_changes).where(c.link_id == link_id).order_by(c.id.desc()).limit(MAX_HISTORY_ENTRIES))
     return [
@@ -228,7 +230,7 @@ def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:
 
 
 def read_original(connection: Connection, link_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return the values that changed links had when they were sent: url and expires_at (ms since 1970), by the id of the link."""
+    """Return the original values of changed links, by the id of the link: url and expires_at (milliseconds since 1970)."""
     c = link_changes.c
     original: dict[int, dict[str, Any]] = {}
     for row in connection.execute(select(c.link_id, c.changes).where(c.link_id.in_(link_ids)).order_by(c.id)):
@@ -250,9 +252,9 @@ def _parse_target(url: str, application_id: int, hosts: TargetHosts) -> Destinat
 
 
 async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
-    """Store the current values of changed links in the link cache. Disabled links stay out of it.
+    """Store the current values of changed links in the link cache. Disabled links are not stored in it.
 
-    The rows are read again after they were stored, so that of two changes that race the last one stays in the cache."""
+    After storing, the rows are read again. If another process has changed a link meanwhile, its latest values are stored."""
     stored: dict[str, CachedLink | None] = {}
     for _ in range(MAX_REFRESHES):
         current = await database.read(_read_cached, codes)

@@ -1,11 +1,13 @@
-"""Updates of many links: all links of a campaign, of a destination, with a label, or of several of these together.
+"""Link updates: changes of many links at once. A selection by campaign, destination, label or several of these determines the
+links.
 
-An update is a row. Any process performs it in pieces, under a lease, so it survives a restart and a lost process. It first counts
-its links exactly, then changes them: `done` of `total`. It can be stopped between two pieces; changed links stay changed. Links of
-messages that are rewritten after the update was created are not part of it.
+An update is a row in the database. Any process performs it in pieces, under a lease. Therefore it continues after a restart or a
+crash. It first counts its links exactly, and then changes them; `done` of `total` shows the progress. It can be stopped between
+two pieces, and the changed links stay changed. Links of messages that are rewritten after the update was created are not changed.
 
-A piece reads the links of some messages, invalidates their cache entries, changes them in one transaction with the new position of
-the update, and stores the new values in the cache. A piece that is repeated after a crash changes nothing twice.
+For each piece, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
+stores the new position of the update. Then the new values are stored in the cache. A piece that is repeated after a crash changes
+no link twice.
 """
 # Tested by tests/web/test_link_updates.py
 
@@ -34,20 +36,21 @@ AnyRow = Row[*tuple[Any, ...]]
 
 PIECE_MESSAGES = 500
 LEASE = timedelta(seconds=30)
-STEP_SECONDS = 1.0  # of pieces in one step
+STEP_SECONDS = 1.0  # maximum time for which one step performs pieces
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSelection:
-    """The links of an application that an update changes; None: any. `campaign` "" selects messages without a campaign."""
+    """The selection of the links of an application that an update changes. None selects any value. `campaign` "" selects messages
+    without a campaign."""
 
     campaign: str | None = None
     url: str | None = None
     label: str | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions on links, without the campaign."""
+        """Return the SQL conditions on links, without the condition on the campaign."""
         found: list[ColumnElement[bool]] = []
         if self.url is not None:
             found.append(links.c.url == self.url)
@@ -58,7 +61,7 @@ class LinkSelection:
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """The messages of a piece: those behind `cursor` in a range of an index. `ids` is empty at the end of the range."""
+    """The messages of a piece: the next ones after `cursor` in a range of an index. `ids` is empty at the end of the range."""
 
     range_index: int
     ids: list[int]
@@ -75,7 +78,7 @@ def create_update(
     new_id: Callable[[], int],
     clock: Clock,
 ) -> int:
-    """Create an update and return its id. `changes` come from `link_changes.parse_changes`."""
+    """Create a link update and return its id. `changes`: the result of `link_changes.parse_changes`."""
     update_id = new_id()
     connection.execute(
         insert(link_updates).values(
@@ -85,7 +88,7 @@ def create_update(
             actor=actor,
             filter=asdict(selection),
             changes=dict(changes),
-            last_message_id=update_id,  # ids grow with time
+            last_message_id=update_id,  # Ids increase with time, so this leaves out later messages.
             created_at=clock(),
         )
     )
@@ -93,7 +96,7 @@ def create_update(
 
 
 def find_update(connection: Connection, encoded_id: str, application_id: int) -> AnyRow:
-    """Return an update of an application. Raise ApiError NOT_FOUND."""
+    """Return a link update of an application. Raise ApiError NOT_FOUND if it does not exist."""
     statement = select(link_updates).where(link_updates.c.id == (decode(encoded_id) or 0))
     row = connection.execute(statement.where(link_updates.c.application_id == application_id)).first()
     if row is None:
@@ -102,13 +105,13 @@ def find_update(connection: Connection, encoded_id: str, application_id: int) ->
 
 
 def list_updates(connection: Connection, application_id: int, limit: int = 100) -> list[AnyRow]:
-    """Return the latest updates of an application, newest first."""
+    """Return the latest link updates of an application, newest first."""
     statement = select(link_updates).where(link_updates.c.application_id == application_id)
     return list(connection.execute(statement.order_by(link_updates.c.id.desc()).limit(limit)))
 
 
 def stop_update(connection: Connection, encoded_id: str, application_id: int, clock: Clock) -> AnyRow:
-    """Stop an update and return it. An update that has ended stays as it is. Raise ApiError NOT_FOUND."""
+    """Stop a link update and return it. An update that has ended does not change. Raise ApiError NOT_FOUND if it does not exist."""
     row = find_update(connection, encoded_id, application_id)
     connection.execute(
         update(link_updates)
@@ -119,7 +122,7 @@ def stop_update(connection: Connection, encoded_id: str, application_id: int, cl
 
 
 def serialize_update(row: AnyRow) -> dict[str, Any]:
-    """Return an update as the API and the command line show it."""
+    """Return a link update as the API and the command line show it."""
     return {
         "update_id": encode(row.id),
         "state": row.state,
@@ -135,7 +138,7 @@ def serialize_update(row: AnyRow) -> dict[str, Any]:
 
 
 class LinkUpdates:
-    """Performs updates. `step` is a background job; `perform` works on one update."""
+    """Performs link updates. `step` is a background job; `perform` performs pieces of one given update."""
 
     def __init__(self, database: Database, cache: LinkCache, new_id: Callable[[], int], clock: Clock) -> None:
         self._database = database
@@ -146,12 +149,13 @@ class LinkUpdates:
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
-        """Perform a part of one update. Return the number of pieces."""
+        """Perform pieces of one link update. Return the number of pieces."""
         update_id = await self._database.read(self._find_free)
         return 0 if update_id is None else await self.perform(update_id)
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
-        """Perform pieces of an update for so many seconds. Return their number, 0 if another process works on the update."""
+        """Perform pieces of a link update for a time in seconds. Return the number of pieces, or 0 if another process performs the
+        update."""
         loop = asyncio.get_running_loop()
         end, pieces = loop.time() + seconds, 0
         while loop.time() < end:
@@ -170,7 +174,7 @@ class LinkUpdates:
             await self._database.write(self._advance, row, position, len(found), 0)
             return
         codes = [code for _, code in found]
-        await self._cache.invalidate(codes)  # if Redis is unavailable, the cache repeats this later
+        await self._cache.invalidate(codes)  # if Redis is unavailable, the cache deletes the entries later
         if await self._database.write(self._change, row, position, [link_id for link_id, _ in found]):
             await refresh_cache(self._database, self._cache, codes)
 
@@ -198,7 +202,7 @@ class LinkUpdates:
         connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
 
     def _change(self, connection: Connection, row: AnyRow, position: _Position, link_ids: list[int]) -> bool:
-        """Change the links of a piece. Return False if the update was stopped or another process took it over."""
+        """Change the links of a piece. Return False if the update was stopped, or if another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows), 0):
             return False
@@ -211,7 +215,8 @@ class LinkUpdates:
         return True
 
     def _advance(self, connection: Connection, row: AnyRow, position: _Position, found: int, changed: int) -> bool:
-        """Store the new position, unless the update was stopped or another process took it over. Return whether it was stored."""
+        """Store the new position of the update, unless it was stopped or another process performs it now. Return whether the
+        position was stored."""
         values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
         if not position.ids:
             values["range_index"] += 1
@@ -227,7 +232,7 @@ class LinkUpdates:
 
 
 def _next_messages(connection: Connection, row: AnyRow) -> _Position:
-    """Return the messages of the next piece."""
+    """Return the messages of the next piece of an update."""
     selection = LinkSelection(**row.filter)
     m = messages.c
     if selection.campaign is None:
@@ -244,7 +249,7 @@ def _next_messages(connection: Connection, row: AnyRow) -> _Position:
 
 
 def _find_links(connection: Connection, row: AnyRow, message_ids: list[int]) -> list[tuple[int, str]]:
-    """Return (id, code) of the links of these messages that the update changes."""
+    """Return (id, code) of each link of these messages that the update changes."""
     selection = LinkSelection(**row.filter)
     statement = select(links.c.id, links.c.code).where(links.c.message_id.in_(message_ids), *selection.conditions())
     return [(found.id, found.code) for found in connection.execute(statement.order_by(links.c.id))]

@@ -1,11 +1,11 @@
-"""The network list: country, network and hosting provider of a client address, from files that the operator provides.
+"""The network list: the country, the network and the hosting provider of a client address, from files that the operator provides.
 
 The setting NETWORK_FILES names MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor) or text files.
-Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, of which only the first field is required, for example
-`203.0.113.0/24,DE,AS64500 Example,hosting`. The files are read once at the start. Nothing is ever downloaded. Without files, no
-address is looked up.
+Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, for example `203.0.113.0/24,DE,AS64500 Example,hosting`. Only the first
+field is required. The files are read once at the start, and the program downloads nothing. Without files, addresses are not looked
+up.
 
-`open_networks` raises NetworkFileError with the file and the line.
+`open_networks` raises NetworkFileError with the file and the line if a file is invalid.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _COUNTRY = re.compile(r"[A-Za-z]{2}")
 
 
 class NetworkFileError(Exception):
-    """A file of the network list cannot be used. The text names the file, the line and the reason."""
+    """A file of the network list cannot be used. The message contains the file, the line and the reason."""
 
 
 class NetworkInfo(NamedTuple):
-    """What the list says about an address. `country`: ISO 3166 code; `network`: for example "AS64500 Example"."""
+    """The data of the network list on an address. `country`: ISO 3166 code. `network`: for example "AS64500 Example"."""
 
     country: str | None = None
     network: str | None = None
@@ -40,14 +40,15 @@ UNKNOWN_NETWORK = NetworkInfo()
 
 
 class Networks:
-    """The network list."""
+    """The network list, made of one or more files."""
 
     def __init__(self, tables: Sequence[_TextTable | _MaxMindFile]) -> None:
         self._tables = tables
         self.find = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._find)
 
     def _find(self, address: str) -> NetworkInfo:
-        """Return what the files say about an address, in the order of the files; UNKNOWN_NETWORK if it is not an address."""
+        """Return the data of the files on an address; the first file that has a field determines it. Return UNKNOWN_NETWORK if the
+        text is not an address."""
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
@@ -62,7 +63,7 @@ class Networks:
         )
 
     def classify(self, address: str, verdict: Verdict, rule: str) -> tuple[Verdict, str]:
-        """Return the verdict and the rule of a hit: a person's hit from a hosting network is suspected."""
+        """Return the verdict and the rule of a hit. A hit with the verdict HUMAN from a hosting network becomes SUSPECTED."""
         if verdict is Verdict.HUMAN and self.find(address).is_hosting:
             return Verdict.SUSPECTED, HOSTING_RULE
         return verdict, rule
@@ -72,10 +73,11 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class _TextTable:
-    """The networks of a text file. The longest prefix that contains an address decides."""
+    """The networks of a text file. For each address, the network with the longest prefix is used."""
 
     def __init__(self, path: Path) -> None:
-        self._networks: dict[tuple[int, int], dict[int, NetworkInfo]] = {}  # by version and prefix length, by first address
+        # By (IP version, prefix length), then by the first address of the network.
+        self._networks: dict[tuple[int, int], dict[int, NetworkInfo]] = {}
         for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
             text = line.partition("#")[0].strip()
             if text:
@@ -106,10 +108,10 @@ class _TextTable:
 
 
 class _MaxMindFile:
-    """A file in the format of MaxMind DB."""
+    """A file of the network list in the MaxMind DB format."""
 
     def __init__(self, path: Path) -> None:
-        import maxminddb  # here, because only installations with such a file need it
+        import maxminddb  # imported here because only installations with such a file need it
 
         try:
             self._reader = maxminddb.open_database(path)
@@ -119,13 +121,13 @@ class _MaxMindFile:
     def find(self, address: _Address) -> NetworkInfo:
         try:
             record: Any = self._reader.get(address)
-        except ValueError:  # an IPv6 address in a file of IPv4 networks
+        except ValueError:  # the address is IPv6, and the file contains only IPv4 networks
             return UNKNOWN_NETWORK
         return _read_record(record) if isinstance(record, dict) else UNKNOWN_NETWORK
 
 
 def _read_record(record: Mapping[str, Any]) -> NetworkInfo:
-    """Return the fields of a record of MaxMind, DB-IP or IPinfo."""
+    """Return the data in a record of a file of MaxMind, DB-IP or IPinfo."""
     country = record.get("country") or record.get("registered_country") or record.get("country_code")
     if isinstance(country, dict):
         country = country.get("iso_code")
@@ -143,7 +145,7 @@ def _read_record(record: Mapping[str, Any]) -> NetworkInfo:
 
 
 def open_networks(files: Sequence[Path]) -> Networks | None:
-    """Open the files; return None without any. Raise NetworkFileError."""
+    """Open the files of the network list. Return None if there are no files. Raise NetworkFileError if a file is invalid."""
     tables: list[_TextTable | _MaxMindFile] = []
     for path in files:
         try:

@@ -1,12 +1,12 @@
-"""The outage of the database, as a state machine. Only a recorder with a spool enters an outage.
+"""The states of an outage of the database. Only a recorder with a spool enters an outage.
 
     NORMAL ──begin──> OUTAGE ──begin_recovery──> RECOVERING ──end──> NORMAL
                         ^                             │
                         └───────begin, relapse────────┘
 
-NORMAL: hits go to the batcher, and from there to the database. OUTAGE: the database did not take a batch, or not in time; hits go
-to the spool. RECOVERING: the database accepts a transaction again, and the drainer writes what the spool held at that moment; new
-hits still go to the spool, so that the earliest click on a link stays the first one.
+NORMAL: the batcher receives the hits and writes them to the database. OUTAGE: the database did not store a batch in time; the
+spool receives the hits. RECOVERING: the database accepts transactions again, and the drainer writes the hits that were in the
+spool at that moment. New hits still enter the spool, so that the earliest click on a link stays the first click.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ class OutageState(Enum):
 
 
 class Outage:
-    """The current state. Each method returns whether the state changed; a transition that does not apply changes nothing."""
+    """The current state. Each method returns whether the state has changed. A transition that is not defined for the state has no
+    effect."""
 
     def __init__(self) -> None:
         self.state = OutageState.NORMAL
 
     @property
     def uses_spool(self) -> bool:
-        """Whether hits go to the spool."""
+        """Whether the spool receives the hits."""
         return self.state is not OutageState.NORMAL
 
     def begin(self) -> bool:
-        """The database did not take a batch."""
+        """Begin the outage, because the database did not store a batch."""
         if self.state is OutageState.OUTAGE:
             return False
         if self.state is OutageState.NORMAL:
@@ -45,21 +46,21 @@ class Outage:
         return True
 
     def begin_recovery(self) -> bool:
-        """The database accepts transactions again."""
+        """Begin the recovery, because the database accepts transactions again."""
         if self.state is not OutageState.OUTAGE:
             return False
         self.state = OutageState.RECOVERING
         return True
 
     def relapse(self) -> bool:
-        """The database failed again while the spool was drained."""
+        """Return to the state OUTAGE, because the database failed again during the recovery."""
         if self.state is not OutageState.RECOVERING:
             return False
         self.state = OutageState.OUTAGE
         return True
 
     def end(self) -> bool:
-        """The spool is drained, or has been drained for long enough."""
+        """End the outage, because the spool is drained or the time limit of the recovery is over."""
         if self.state is not OutageState.RECOVERING:
             return False
         self.state = OutageState.NORMAL

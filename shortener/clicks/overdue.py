@@ -1,7 +1,7 @@
-"""Responses to hits that the store did not take within HIT_DEADLINE.
+"""The queue of hits whose responses become overdue because the database does not store the hits within HIT_DEADLINE.
 
-Every hit has the same deadline, so the hits become overdue in the order of their arrival. `OverdueQueue` is therefore a FIFO, and
-no pass looks at all hits that wait.
+All hits have the same deadline, so they become overdue in the order of their arrival. Therefore `OverdueQueue` is a FIFO queue,
+and no operation examines all waiting hits.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from shortener.clicks.waiting_hit import WaitingHit
 
 
 class OverdueQueue:
-    """Hits in the order in which they become overdue. Hits that have a response leave it without being returned."""
+    """Hits in the order in which they become overdue. Hits that already have a response are removed and not returned."""
 
     def __init__(self) -> None:
         self._hits: deque[WaitingHit] = deque()
-        self.append = self._hits.append  # without a call in between: every hit passes here
+        self.append = self._hits.append  # a direct reference, which saves one function call per hit
 
     def __len__(self) -> int:
         return len(self._hits)
 
     def discard_done(self) -> None:
-        """Remove the hits at the front that have a response."""
+        """Remove the hits at the front of the queue that have a response."""
         hits = self._hits
         while hits and hits[0].response.done():
             hits.popleft()
 
     def next_at(self) -> float | None:
-        """Return the loop time at which the next hit becomes overdue, or None if no hit waits for a response."""
+        """Return the loop time at which the next hit becomes overdue, or None if no hit waits for its response."""
         self.discard_done()
         return self._hits[0].overdue_at if self._hits else None
 
     def pop_overdue(self, now: float) -> list[WaitingHit]:
-        """Remove and return the hits that are overdue at loop time `now` and have no response."""
+        """Remove and return the hits that are overdue at the loop time `now` and have no response."""
         hits = self._hits
         overdue: list[WaitingHit] = []
         while hits and (hits[0].overdue_at <= now or hits[0].response.done()):

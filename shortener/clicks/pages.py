@@ -1,4 +1,5 @@
-"""The pages that a person sees when a link has no destination: expired, switched off, unknown, or unavailable for a moment.
+"""The HTML pages for people who open a link without a destination: the link is expired, switched off, unknown or temporarily
+unavailable.
 
 Each page is one HTML document without scripts and without references to other files. It follows the light or dark mode of the
 phone. A page has at most 4 KiB of UTF-8 and is built once for each application name.
@@ -10,7 +11,7 @@ import html
 from functools import lru_cache
 from string import Template
 
-MAX_NAME_LENGTH = 80  # characters of an application's name; longer names are cut
+MAX_NAME_LENGTH = 80  # maximum number of characters of an application's name; longer names are cut
 
 _DOCUMENT = Template("""\
 <!doctype html>
@@ -87,7 +88,8 @@ $text
 
 @lru_cache(maxsize=256)
 def confirmation_page(application_name: str) -> bytes:
-    """Return the page with one button that a person presses to continue. It has at most 1,500 bytes. The name may be empty."""
+    """Return the confirmation page, whose only button a person presses to continue. The page has at most 1,500 bytes. The name may
+    be empty."""
     name = _displayed_name(application_name)
     text = f"<p>{name} sent you this link.</p>" if name else "<p>Press the button to open the page.</p>"
     return _CONFIRMATION.substitute(text=text).encode()
@@ -95,7 +97,7 @@ def confirmation_page(application_name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def expired_page(application_name: str) -> bytes:
-    """Return the page for 410, a link that expired. The name may be empty."""
+    """Return the page for the status 410, for a link that has expired. The application's name may be empty."""
     name = _displayed_name(application_name)
     links = f"Links in messages from {name}" if name else "Links like this one"
     return _page(
@@ -108,7 +110,8 @@ def expired_page(application_name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def switched_off_page(application_name: str) -> bytes:
-    """Return the page for 410, a link that its sender or the operator switched off. The name may be empty."""
+    """Return the page for the status 410, for a link that its sender or the operator has switched off. The application's name may
+    be empty."""
     name = _displayed_name(application_name)
     return _page(
         "This link is no longer active",
@@ -120,7 +123,7 @@ def switched_off_page(application_name: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def unknown_page() -> bytes:
-    """Return the page for 404, a code that no link has."""
+    """Return the page for the status 404, for a code that belongs to no link."""
     return _page(
         "Link not found",
         _BROKEN_LINK,
@@ -131,7 +134,7 @@ def unknown_page() -> bytes:
 
 @lru_cache(maxsize=1)
 def too_many_requests_page() -> bytes:
-    """Return the page for 429, a client that requested many codes that no link has."""
+    """Return the page for the status 429, for a client that has requested many unknown codes."""
     return _page(
         "Please wait a moment",
         _CLOCK,
@@ -142,7 +145,7 @@ def too_many_requests_page() -> bytes:
 
 @lru_cache(maxsize=1)
 def unavailable_page() -> bytes:
-    """Return the page for 503, a link that cannot be looked up at the moment."""
+    """Return the page for the status 503, for a link that cannot be looked up at the moment."""
     return _page(
         "Please try again in a moment",
         _RELOAD,

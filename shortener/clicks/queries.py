@@ -1,9 +1,11 @@
-"""The statements of a batch of hits, one set for each engine. They run thousands of times per second.
+"""The SQL statements that write a batch of hits, one set for SQLite and one for PostgreSQL. They run thousands of times per
+second.
 
-They use sets (`json_each`, `unnest`): a batch of any size needs the same few statements. On SQLite, each statement and each
-fetched row passes the interpreter lock to the event loop and back; therefore a result is one row of JSON. A click neither reads
-nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`, whose rows are few and small. The
-fan-out, which reads the message anyway, determines the state that the message had before its click.
+The statements work on sets (`json_each`, `unnest`), so a batch of any size needs the same few statements. On SQLite, each
+statement and each fetched row passes the interpreter lock to the event loop and back. Therefore a result is one row of JSON.
+
+A click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`, whose rows are
+few and small. The fan-out, which reads the message anyway, determines the state that the message had before its click.
 """
 # Tested by tests/clicks/test_batch.py
 
@@ -24,7 +26,7 @@ from shortener.storage.values_table import values_table
 
 
 class LinkRow(NamedTuple):
-    """A link, found by its code, and the first click of its message. Times are ms since 1970."""
+    """A link, found by its code, and the first click on its message. Times are milliseconds since 1970."""
 
     code: str
     link_id: int
@@ -41,16 +43,16 @@ class LinkRow(NamedTuple):
     disabled_at: int | None
     clicked_links: int
     is_clicked: int  # 1 if the message has a first click, otherwise 0
-    link_set: int = 0  # schema.link_sets; 0 for a link that is older than these sets
+    link_set: int = 0  # id in schema.link_sets; 0 for a link that was created before link sets existed
 
 
 #: The clicks of a batch on one message: message, at, hit_id, bits. `bits`: the clicked links by position; at, hit_id: the
 #: earliest click.
 Claim = tuple[int, int, int, int]
 
-#: id, link_id, at, verdict, rule, flags, address, user_agent
+#: The columns of a row of `hits`: id, link_id, at, verdict, rule, flags, address, user_agent.
 HitRow = tuple[int, int, int, int, str, int, str, str]
-#: id, application_id, topics, at, message_id, link_id, hit_id, fanned_out
+#: The columns of a row of `events`: id, application_id, topics, at, message_id, link_id, hit_id, fanned_out.
 EventRow = tuple[int, int, int, int, int, int, int, bool]
 
 _COLUMNS = (
@@ -59,31 +61,33 @@ _COLUMNS = (
 )
 
 _FIND = {
-    # CROSS JOIN makes SQLite loop over the few codes and look up each one in the index.
+    # With CROSS JOIN, SQLite loops over the few codes and looks up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # LIMIT makes PostgreSQL look up each link. Without it, a plan made when the table was small would read the whole table.
+    # With LIMIT, PostgreSQL looks up each link. Without it, a query plan from when the table was small would scan the whole table.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
 }
 
-_CLAIM = ("id", "at", "hit_id", "links")  # the columns of Claim
-#: SQLite has one writer, so the rows that `find_links` read are unchanged: add the clicked links, keep an existing first click.
+_CLAIM = ("id", "at", "hit_id", "links")  # the columns of the type Claim
+#: The claim on SQLite adds the clicked links and keeps an existing first click. SQLite has one writer, so the rows from
+#: `find_links` are current.
 _upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: PostgreSQL first inserts rows for messages without a row, which are nearly all; the others are locked and read.
+#: The claim on PostgreSQL first inserts rows for messages that have none, which are nearly all. The other rows are then locked and
+#: read.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
     "FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[]) AS b(id, at, hit_id, links) WHERE c.id = b.id"
 )
 
-#: Rows of HitRow and EventRow.
+#: The statements that insert rows of the types HitRow and EventRow.
 insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
 insert_events = BulkInsert(schema.events, "id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "fanned_out")
 
@@ -96,25 +100,26 @@ _STORED = {
 
 
 def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
-    """Return the link of each code that exists, by code."""
+    """Return the links that exist, by code."""
     engine = connection.dialect.name
     codes = list(codes)
     if engine == "sqlite":
         packed = raw_sql.value(connection, _FIND[engine], _dumps(codes))
-        make = tuple.__new__  # takes less than half the time of LinkRow._make
+        make = tuple.__new__  # faster than LinkRow._make, which takes more than twice the time
         return {row[0]: make(LinkRow, row) for row in orjson.loads(packed)}
     return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (codes,))}
 
 
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
-    """Store the first clicks that no other transaction stored before.
+    """Store the first clicks that no other transaction has stored before.
 
-    `seen`: one row of `find_links` for each message. Return for each message the bits of the links whose first click is in this
-    batch, and whether the first click of the message is."""
-    # The order of ids: neighbouring rows are close in the index, and all nodes lock rows in one order (outbox/first_clicks.py).
+    `seen`: one row of `find_links` for each message. For each message, return the bits of the links whose first click is in this
+    batch, and whether the batch contains the first click on the message."""
+    # In the order of ids, neighbouring rows are close in the index, and all nodes lock rows in the same order
+    # (outbox/first_clicks.py).
     claims = sorted(claims)
     if connection.dialect.name == "sqlite":
-        # `find_links` ran in this transaction, and SQLite has one writer: its rows are still current.
+        # `find_links` ran in this transaction, and SQLite has one writer, so its rows are still current.
         _upsert_click(connection, claims)
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
@@ -126,13 +131,13 @@ def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Ma
 
 
 def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, tuple[int, bool]]) -> list[Claim]:
-    """Store the clicks of messages that have a row already. Return the claims whose row was deleted meanwhile."""
+    """Store the clicks on messages that already have a row. Return the claims whose row was deleted by another transaction."""
     stored = first_clicks.read(connection, [message for message, *_ in claims]) if claims else {}
     more: list[tuple[int, int | None, int | None, int]] = []
     for message, at, hit, bits in claims:
         if (before := stored.get(message)) is None:
             continue
-        # A row with this link but without a first click: a correction is at work and will assign the first click.
+        # The row contains this link but no first click, because a correction is running. It will assign the first click.
         is_first = before.at is None and not before.links & bits
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
@@ -142,9 +147,10 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
 
 
 def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, int]:
-    """Return the flags of those of the hits that are stored, by id. Needed only if an earlier attempt may have been committed.
+    """Return the flags of the given hits that are already stored, by id. This is needed only if an earlier attempt may have been
+    committed.
 
-    A stored hit with the same id and another code or time is the hit of another process, and is not returned."""
+    A stored hit with the same id and another code or time belongs to another process, and is not returned."""
     engine, ids = connection.dialect.name, [hit.id for hit in hits]
     rows: Iterable[Sequence[Any]]
     if engine == "sqlite":
@@ -156,7 +162,7 @@ def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, i
 
 
 def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, int]:
-    """Return the number of links by message. Only applications with the setting `all_links_within_second` need this."""
+    """Return the number of links of each message. Only applications with the setting `all_links_within_second` need this query."""
     ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
     links = schema.links
     counted = select(links.c.message_id, func.count()).join_from(ids, links, links.c.message_id == ids.c.id)
@@ -164,7 +170,8 @@ def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, in
 
 
 def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
-    """Return (sent_at, delivered_at) by message, in ms since 1970. Only applications with rules on report times need this."""
+    """Return (sent_at, delivered_at) of each message, in milliseconds since 1970. Only applications with rules on report times
+    need this query."""
     ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
     found = select(schema.messages.c.id, *times).join_from(ids, schema.messages, schema.messages.c.id == ids.c.id)

@@ -1,16 +1,16 @@
-"""Recording hits: the facade of the parts that store hits and send their responses.
+"""The recorder: the facade of all parts that store hits and send their responses.
 
-A hit goes to the batcher (`hit_writer`), which writes it in the next transaction; its response is sent after the commit. Under
-load hits share the cost of a commit. On an idle server a hit waits for no other.
+The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
+share one commit. On an idle server, a hit does not wait for other hits.
 
-If the database does not take a hit within `deadline` seconds, its response is sent without the commit: from the link cache, else
-from a plain read (`early_resolver`, `overdue`). The hit waits in memory and is written, with its own time, when the database is
-back. At most `waiting_limit` hits wait; without an outage, the hits of the two batches in flight do not count. If the code
+If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then
+read from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with
+its own time. At most `waiting_limit` hits wait; without an outage, the hits of the two batches in flight do not count. If the code
 cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
-With a spool (Redis), a database that does not take a batch, or not in time, puts the recorder into an outage (`outage`). During
-an outage hits go to the spool, and a response is sent when its hit is there (`spool_writer`). Memory holds what the spool does
-not take. `spool_drainer` writes the spool to the database later and ends the outage.
+With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
+hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
+stay in memory. Later, `spool_drainer` writes the hits of the spool to the database and ends the outage.
 """
 
 from __future__ import annotations
@@ -44,16 +44,18 @@ from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
 
-RESPONSE_GRACE_SECONDS = 0.5  # a response is sent at most so long after the deadline
-_GROUP_SECONDS = 0.05  # overdue hits of so long a time are resolved together
-_SPOOL_SECONDS = 0.1  # an overdue hit waits so long for the spool
-_CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2  # limits for resolving an overdue hit; with the two above less than the grace
+RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
+_GROUP_SECONDS = 0.05  # overdue hits that arrived within this time are resolved together
+_SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
+# Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
+_CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
 class Recorder:
-    """Records hits. `deadline`: seconds. `on_events`: called after a commit that wrote events.
+    """Records hits and sends their responses.
 
-    `ignored_limit`: see `HitBatchWriter`."""
+    `deadline`: seconds after which a response is sent before its hit is stored. `on_events`: called after a commit that wrote
+    events. `ignored_limit`: see `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -97,8 +99,8 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, keep=self._keep, spawn=self._spawn)
-        self._overflow: list[WaitingHit] = []  # hits that memory has no room for
-        self._refused = 0  # refused hits that the batcher may still hold
+        self._overflow: list[WaitingHit] = []  # hits above the limit of hits in memory
+        self._refused = 0  # number of refused hits that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,18 +108,18 @@ class Recorder:
 
     @property
     def unrecorded(self) -> int:
-        """Number of hits in memory that are not stored yet."""
+        """Return the number of hits in memory that are not stored yet."""
         in_batches = sum(not waiting.is_obsolete for waiting in self._batcher.taken_items())
         return self._batcher.waiting + in_batches + (self._spool_writer.unrecorded if self._spool_writer is not None else 0)
 
     @property
     def outage(self) -> bool:
-        """Whether hits go to the spool instead of the database."""
+        """Return whether the spool receives the hits, because the database is unavailable."""
         return self._outage.uses_spool
 
     @property
     def is_failing(self) -> bool:
-        """Whether the database does not take the hits that wait."""
+        """Return whether the database could not store the hits that wait."""
         return self.outage or (self._writer.is_failing and self.unrecorded > 0)
 
     @property
@@ -125,18 +127,19 @@ class Recorder:
         return self._outage.state
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the totals on /metrics."""
+        """Add the totals of the recorder to /metrics."""
         self.totals.register_metrics(metrics, lambda: self.unrecorded, lambda: self.outage)
 
     def start(self) -> None:
-        """Start to write hits. Hits that arrived earlier are written now."""
+        """Start writing hits. Hits that arrived before the start are written now."""
         self._batcher.resume()
         self._loops.append(self._supervisor.start("overdue", partial(_repeat, self._respond_to_overdue)))
         if self._spool_writer is not None:
             self._loops.append(self._supervisor.start("spool_writer", partial(_repeat, self._spool_writer.run_once)))
 
     async def record(self, hit: Hit) -> Resolution:
-        """Return where the hit leads, once it is durable or overdue. Raises StoreUnavailable: then the hit is not stored."""
+        """Record a hit. Return its resolution when the hit is stored or overdue. Raise StoreUnavailable if the hit is not
+        stored."""
         response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         if self.take(hit, response):
             return await response
@@ -146,7 +149,7 @@ class Recorder:
         return await response
 
     def take(self, hit: Hit, response: PendingResponse) -> bool:
-        """Record the hit and send `response` later. Return False, and do nothing, if too many hits wait."""
+        """Record a hit and send `response` later. If too many hits wait, do nothing and return False."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
@@ -165,28 +168,28 @@ class Recorder:
         return True
 
     async def write_late(self, hits: Sequence[Hit]) -> None:
-        """Write hits of the spool that are not stored yet. Hits that the database rejects become dead letters.
+        """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters.
 
-        Raises StoreUnavailable: then the hits must stay in the spool."""
+        Raise StoreUnavailable if the database accepts no hits. The hits must then stay in the spool."""
         rejected = await self._writer.write_spooled(hits)
         if rejected:
             await self.store_dead_letters([dead_letters.from_hit(hit, dead_letters.reason_of(error)) for hit, error in rejected])
             self.totals.dead_letters += len(rejected)
 
     async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Write dead letters to their table. Raises StoreUnavailable."""
+        """Write dead letters to their table. Raise StoreUnavailable if the database is unavailable."""
         await self._database.write(dead_letters.store, letters, self._clock())
 
     def begin_recovery(self) -> None:
-        """Note that the database accepts transactions again."""
+        """Begin the recovery from an outage, because the database accepts transactions again."""
         self._outage.begin_recovery()
 
     def relapse(self) -> None:
-        """Note that the database failed again during the recovery."""
+        """Return from the recovery to the outage, because the database failed again."""
         self._outage.relapse()
 
     def end_outage(self) -> None:
-        """Send hits to the database again."""
+        """End the outage. From now on, new hits are written to the database again."""
         self._outage.begin_recovery()
         self._outage.end()
 
@@ -198,7 +201,8 @@ class Recorder:
                 await self._spool_writer.flush()
 
     async def stop(self, grace: float) -> None:
-        """Write what waits, for at most `grace` seconds. Hits that are still in memory then are lost and logged."""
+        """Write the waiting hits, for at most `grace` seconds. Hits that are still in memory after that are lost, and their number
+        is logged."""
         try:
             await asyncio.wait_for(self.flush(), grace)
         except TimeoutError:
@@ -215,7 +219,7 @@ class Recorder:
         task.add_done_callback(self._tasks.discard)
 
     def _begin_outage(self, in_batch: Sequence[WaitingHit]) -> None:
-        """Send hits to the spool: those of a batch that the database did not take, and those that wait behind it."""
+        """Begin an outage: add the hits of the failed batch and all waiting hits to the spool."""
         writer = self._spool_writer
         if writer is None:
             return
@@ -223,13 +227,13 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued once stay in the batcher: the spool did not take them.
+        # Hits that were queued for the spool before stay in the batcher, because the spool did not store them.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)
 
     def _keep(self, hits: Sequence[WaitingHit]) -> None:
-        """Put hits that the spool did not take back into the batcher, as many as there is room for."""
+        """Put hits that the spool did not store back into the batcher, up to the limit of hits in memory."""
         room = max(self._waiting_limit - len(self._batcher), 0)
         for waiting in hits[:room]:
             waiting.is_in_batcher = True
@@ -239,7 +243,7 @@ class Recorder:
         self.totals.dropped += len(hits[room:])
 
     async def _respond_to_overdue(self) -> None:
-        """Wait for hits to become overdue, and send their responses in the background."""
+        """Wait until hits become overdue, and send their responses in the background."""
         loop = asyncio.get_running_loop()
         overdue = self._overdue.pop_overdue(loop.time())
         if overdue:
@@ -247,17 +251,17 @@ class Recorder:
             await asyncio.sleep(_GROUP_SECONDS)
             return
         next_at = self._overdue.next_at()
-        # A hit that arrives meanwhile becomes overdue later than this pause ends.
+        # A hit that arrives during this pause becomes overdue after the pause.
         await asyncio.sleep(self._deadline if next_at is None else max(next_at - loop.time(), 0.001))
 
     async def _respond_early(self, overdue: Sequence[WaitingHit]) -> None:
         if self._spool_writer is not None and not all(waiting.is_queued_for_spool for waiting in overdue):
             self._begin_outage(self._batcher.taken_items())
-            await asyncio.sleep(_SPOOL_SECONDS)  # usually the spool takes the hits at once, and their responses are sent
+            await asyncio.sleep(_SPOOL_SECONDS)  # usually, the spool stores the hits during this pause, and the responses are sent
         await self._respond_now([waiting for waiting in overdue if not waiting.response.done()])
 
     async def _respond_now(self, open_hits: Sequence[WaitingHit]) -> None:
-        """Respond to these hits, with 503 to those whose link cannot be found in time."""
+        """Send the responses to these hits. A hit whose link cannot be found in time gets 503."""
         try:
             await self._resolver.from_cache(open_hits, _CACHE_SECONDS)
             await self._resolver.from_database(open_hits, _READ_SECONDS)
@@ -271,13 +275,14 @@ class Recorder:
             self._forget_refused()
 
     def _forget_refused(self) -> None:
-        """Remove refused hits from the batcher when they are half of what waits, so that the cost per hit stays constant."""
+        """Remove refused hits from the batcher when they are half of all waiting hits. Thus the cost per hit stays constant."""
         if self._refused and self._refused * 2 >= self._batcher.waiting:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0
 
     async def _respond_to_overflow(self) -> None:
-        """Respond to the hits that memory has no room for, many with one read. Only the spool can store them."""
+        """Send the responses to the hits above the limit of hits in memory; one read finds the links of many hits. Only the spool
+        can store these hits."""
         await asyncio.sleep(_GROUP_SECONDS)
         hits, self._overflow = self._overflow, []
         try:
@@ -297,12 +302,12 @@ class Recorder:
                     waiting.refuse(TimeoutError("too many hits wait, and the link could not be read in time"))
 
     async def _store_rejected(self, failures: Sequence[tuple[WaitingHit, Exception]]) -> None:
-        """Make hits that the database rejects dead letters, in their table or else in Redis. Then respond to them."""
+        """Store hits that the database rejects as dead letters, in their table or otherwise in Redis. Then send their responses."""
         hits = [waiting for waiting, _ in failures]
         await self._resolver.from_cache(hits, _CACHE_SECONDS)
         await self._resolver.from_database(hits, _READ_SECONDS)
         letters = [
-            # Without a resolution it is not known whether the application stores addresses.
+            # Without a resolution, it is unknown whether the application may store addresses.
             dead_letters.from_hit(waiting.hit, dead_letters.reason_of(error), has_address=waiting.resolution is not None)
             for waiting, error in failures
         ]
@@ -319,6 +324,6 @@ class Recorder:
 
 
 async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
-    """Run `step` for ever."""
+    """Run `step` again and again until the task is cancelled."""
     while True:
         await step()

@@ -1,4 +1,4 @@
-"""Totals of recorded hits for /metrics."""
+"""The totals of recorded hits, which /metrics shows."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from shortener.model import Verdict
 
 @dataclass(slots=True)
 class RecorderTotals:
-    """Counts since the process started."""
+    """Numbers of hits and responses since the process started."""
 
     recorded: int = 0
-    not_stored: int = 0  # ignored hits above the limit of their link
+    not_stored: int = 0  # ignored hits that exceed the limit of stored hits of their link
     first_clicks: int = 0
     batches: int = 0
-    late_responses: int = 0  # responses that did not wait for the store
+    late_responses: int = 0  # responses that were sent before their hit was stored
     spooled: int = 0
     drained: int = 0
-    dropped: int = 0  # hits that are lost
+    dropped: int = 0  # hits that were lost because nothing could store them
     dead_letters: int = 0  # hits that can never be stored
-    id_clashes: int = 0  # hits that got a new id
+    id_clashes: int = 0  # hits that got a new id because another row had their id
     unknown: int = 0
     unknown_redirected: int = 0  # requests for unknown codes that got the fallback URL of their domain
-    verdicts: dict[tuple[Verdict, str], int] = field(  # hits that got a response, by verdict and rule
+    verdicts: dict[tuple[Verdict, str], int] = field(  # number of hits that got a response, by verdict and rule
         default_factory=lambda: dict.fromkeys((*REQUEST_RULES, *((Verdict.SUSPECTED, name) for name in CONTEXTUAL_RULES)), 0)
     )
-    answers: dict[int, int] = field(default_factory=dict)  # responses to requests for a code, by status
+    answers: dict[int, int] = field(default_factory=dict)  # number of responses to requests for a code, by HTTP status
 
     def register_metrics(self, metrics: Metrics, unrecorded: Callable[[], int], is_outage: Callable[[], bool]) -> None:
-        """Show the totals on /metrics."""
+        """Add the totals to /metrics."""
         metrics.counter(
             "shortener_redirects",
             "Responses to requests for a code, by status.",

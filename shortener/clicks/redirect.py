@@ -1,12 +1,12 @@
-"""GET /{code}: the redirect, which needs no routing, middleware or templates.
+"""The redirect: it responds to GET /{code} without routing, middleware or templates.
 
-A request becomes a `Hit`. When its resolution is known, the response is 302 with the Location, 404 for an unknown code, or 410
-for a link that expired or is switched off. A client that requests many unknown codes gets 429 for them. The response is 503 with
-Retry-After if the database can neither store the hit nor be read. Prefetchers and link previews get the same response as people;
-the verdict only decides what counts as a click.
+A request becomes a `Hit`. When its resolution is known, the response is 302 with the header Location, 404 for an unknown code, or
+410 for a link that is expired or switched off. A client that requests many unknown codes gets 429 for them. The response is 503
+with Retry-After if the database can neither store the hit nor read the link. Prefetchers and link previews get the same response
+as people; the verdict only determines whether a hit counts as a click.
 
-`Redirect` is an ASGI application. `server/http_protocol.py` calls its parts `read_client_info`, `make_hit` and `respond` directly,
-because it needs neither a task nor ASGI messages.
+`Redirect` is an ASGI application. `server/http_protocol.py` calls `read_client_info`, `make_hit` and `respond` directly, because
+it needs neither a task nor ASGI messages.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from shortener.settings import Network
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-MAX_STORED_AGENT_LENGTH = 512  # characters of a user agent
+MAX_STORED_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are stored
 _MAX_CACHED_ADDRESSES = 8_192
-_MAX_CACHED_FORWARDED_LENGTH = 128  # characters of X-Forwarded-For
+_MAX_CACHED_FORWARDED_LENGTH = 128  # maximum number of characters of an X-Forwarded-For value whose result is cached
 
-#: The request headers that this module reads.
+#: The names of the request headers that this module reads.
 _HEADERS = frozenset(
     {b"host", b"user-agent", b"x-forwarded-for", b"sec-purpose", b"purpose", b"x-purpose", b"x-moz", b"x-request-id"}
 )
@@ -52,7 +52,7 @@ _COMMON_HEADERS = [
     (b"referrer-policy", b"no-referrer-when-downgrade"),
     (b"x-robots-tag", b"noindex"),
 ]
-#: The headers of a 302, without Location.
+#: The headers of a 302 response, without Location.
 REDIRECT_HEADERS = [*_COMMON_HEADERS, (b"content-length", b"0")]
 _PAGE_HEADERS = [
     *_COMMON_HEADERS,
@@ -60,7 +60,7 @@ _PAGE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
-#: Browsers apply form-action also to the redirect that follows a form, so the page must not set it.
+#: This policy sets no form-action, because browsers also apply form-action to the redirect after the form is sent.
 _CONFIRMATION_HEADERS = [
     *_PAGE_HEADERS[:-1],
     (
@@ -72,23 +72,26 @@ RETRY_AFTER_SECONDS = b"2"
 #: The host of a request with several Host headers (RFC 9112 requires the response 400). No host contains a comma.
 AMBIGUOUS_HOST = b","
 
-#: Status, headers and body of a response.
+#: A response: its status, headers and body.
 RawResponse = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class ClientInfo(NamedTuple):
-    """What the headers of a request say about the client, and the verdict that follows from them."""
+    """The properties of the client that the request headers contain, and the verdict of the request rules."""
 
     host: bytes
     user_agent: str
     verdict: Verdict
     rule: str
     forwarded: str  # X-Forwarded-For; "" if the header is missing
-    request_id: bytes = b""  # X-Request-Id as the caller sent it
+    request_id: bytes = b""  # X-Request-Id of the request, not checked yet
 
 
 def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> ClientInfo:
-    """Read the headers and classify the request. Names must be in lower case. Several Host headers give AMBIGUOUS_HOST."""
+    """Read the request headers and classify the request.
+
+    The names of the headers must be in lower case. If the request has several Host headers, the host of the result is
+    AMBIGUOUS_HOST."""
     host: bytes | None = None
     agent = forwarded = sec_purpose = purpose = x_purpose = x_moz = request_id = b""
     for name, value in headers:
@@ -127,7 +130,8 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
 class Redirect:
     """The ASGI application that responds to requests for codes.
 
-    `limiter` limits the unknown codes of a client. `client_key` is the key of `client_address.hash_client`."""
+    `limiter`: limits the number of unknown codes that a client may request. `client_key`: the key of `client_address.hash_client`.
+    """
 
     def __init__(
         self,
@@ -155,13 +159,13 @@ class Redirect:
         self._cached_address = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._read_address)
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
-        """Respond to a GET, HEAD or OPTIONS for a code, or to the POST of a confirmation page.
+        """Respond to a GET, HEAD or OPTIONS request for a code, or to the POST request of a confirmation page.
 
-        `domain_id`: None if the request came to the default host."""
+        `domain_id`: the id of the domain of the request; None for the default host."""
         client = scope.get("client")
         is_post = scope["method"] == "POST"
         client_info = read_client_info("GET" if is_post else scope["method"], scope["headers"])
-        if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:  # not a form on a page of somebody else
+        if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:  # the form is not on another web site
             client_info = client_info._replace(verdict=Verdict.HUMAN, rule=CONFIRMED)
         hit = self.make_hit(client_info, client[0] if client else None, code, domain_id)
         try:
@@ -171,7 +175,7 @@ class Redirect:
         else:
             status, headers, body = self.respond(hit, resolution)
             if is_post and status == 302:
-                status = 303  # See Other: the browser continues with GET
+                status = 303  # 303 See Other: the browser continues with GET
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -186,12 +190,12 @@ class Redirect:
         return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin)
 
     def _read_address(self, peer: str | None, forwarded: str) -> tuple[str, int]:
-        """Return the client's address as stored, and the hash of the client (`Hit.origin`)."""
+        """Return the client's address in the form that is stored, and the hash of the client (`Hit.origin`)."""
         address = client_address(peer, forwarded, self._trusted_proxies)
         return shorten_address(address, self._ip_privacy), hash_client(address, self._client_key)
 
     def respond(self, hit: Hit, resolution: Resolution) -> RawResponse:
-        """Return the response to a hit, and count its verdict and status."""
+        """Return the response to a hit, and count its verdict and its status."""
         totals = self._totals
         if not resolution.unknown:
             key = (hit.verdict, hit.rule)
@@ -214,7 +218,7 @@ class Redirect:
         return self._page_response(404, unknown_page())
 
     def unavailable(self) -> RawResponse:
-        """Return the response to a hit that could not be stored and whose link could not be read, and count it."""
+        """Return the 503 response to a hit that could not be stored and whose link could not be read. Count the response."""
         return self._page_response(503, unavailable_page(), (b"retry-after", RETRY_AFTER_SECONDS))
 
     def _page_response(self, status: int, page: bytes, *extra_headers: tuple[bytes, bytes]) -> RawResponse:

@@ -1,11 +1,12 @@
-"""Hits, and the resolution of a hit: where its link leads.
+"""Hits and their resolutions. The resolution of a hit is the destination to which its link redirects, or the reason why there is
+none.
 
-A resolution depends on the link, its application and its domain. The link may come from the database or from the link cache.
-A code that no link has, and a code that was requested on another application's domain, are unknown: they lead to the fallback URL
-of the domain if it has one. A link is switched off if the link itself, its domain, its application or the host of its destination
-is switched off. Such a link has no destination, even if it has a fallback URL.
+A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache. A code
+is unknown if no link has it, or if it was requested on the domain of another application. An unknown code redirects to the
+fallback URL of the domain if the domain has one. A link is switched off if the link itself, its domain, its application or the
+host of its destination is switched off. Such a link has no destination, even if it has a fallback URL.
 
-This module does no I/O and raises nothing: all data that a resolution needs is in memory.
+This module does no I/O and raises no errors. All data that a resolution needs is in memory.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
 class Hit:
     """One request for a code.
 
-    `domain_id`: None if the request came to the default host, where the codes of all domains are valid. `at`: milliseconds
-    since 1970. `address`: the client's address as stored, shortened by the installation's privacy setting. `origin`: a keyed
-    hash of the client (`client_address.hash_client`), never stored; 0 if the address is unknown.
-    """
+    `domain_id`: the domain of the request; None for the default host, where the codes of all domains are valid. `at`: milliseconds
+    since 1970. `address`: the client's address in the form that is stored, shortened by the installation's privacy setting.
+    `origin`: a keyed hash of the client (`client_address.hash_client`), which is never stored; 0 if the address is unknown."""
 
     id: int
     code: str
@@ -43,17 +43,19 @@ class Hit:
 
 
 class Resolution(NamedTuple):
-    """Where a hit leads: a `location` (302), or None and the reason."""
+    """The resolution of a hit. `location`: the URL to which the response redirects (302), or None if another field contains the
+    reason."""
 
     location: bytes | None
     application_id: int = 0
-    gone: bool = False  # the link expired or is switched off: 410, or 302 to a fallback URL
+    gone: bool = False  # the link is expired or switched off; the response is 410, or 302 to a fallback URL
     off: bool = False  # the link is switched off
     confirm: bool = False  # a page asks the person to confirm the click
-    unknown: bool = False  # no link has the code: 404, or 302 to the fallback URL of the domain
+    unknown: bool = False  # no link has the code; the response is 404, or 302 to the fallback URL of the domain
 
 
-#: The rule of a click that a person confirmed, and of a hit that got the page without being suspected otherwise.
+#: Names of rules: of a click that a person has confirmed, and of a hit that got the confirmation page and that no other rule
+#: suspects.
 CONFIRMED = "confirmed"
 AWAITING_CONFIRMATION = "awaiting_confirmation"
 
@@ -61,7 +63,8 @@ UNKNOWN_LINK = Resolution(None, unknown=True)
 
 
 class LinkRecord(Protocol):
-    """The properties of a link that a resolution needs, from the database or the link cache. Times are ms since 1970."""
+    """The properties of a link that determine its resolution, from the database or the link cache. Times are milliseconds since
+    1970."""
 
     @property
     def application_id(self) -> int: ...
@@ -82,7 +85,7 @@ class LinkRecord(Protocol):
 
 
 class LinkDirectory(Protocol):
-    """The part of `accounts.directory.Directory` that resolving and recording hits need."""
+    """The part of `accounts.directory.Directory` that is necessary to resolve and record hits."""
 
     @property
     def hit_policies(self) -> HitPolicies: ...
@@ -92,18 +95,17 @@ class LinkDirectory(Protocol):
 
 
 class LinkResolver:
-    """Resolves hits. `click_ids` encodes the id of a hit for destinations that receive it."""
+    """Resolves hits. `click_ids` encodes the id of a hit as a click id, for destinations that contain it."""
 
     def __init__(self, directory: LinkDirectory, click_ids: ClickIds) -> None:
         self._directory = directory
         self._click_ids = click_ids
 
     def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:
-        """Return where `hit` leads.
+        """Return the resolution of `hit`.
 
-        `link`: the link with the hit's code, None if no link has it. `policies`: the directory's current `hit_policies`; the caller
-        reads them once per batch.
-        """
+        `link`: the link with the code of the hit; None if no link has it. `policies`: the current `hit_policies` of the directory,
+        which the caller reads once per batch."""
         if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
             return self._resolve_unknown(hit.domain_id)
         application_id = link.application_id
@@ -141,7 +143,8 @@ class LinkResolver:
         return UNKNOWN_LINK if url is None else Resolution(url.encode(), unknown=True)
 
     def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
-        """Return a fallback URL with the placeholders that only a hit can fill in; the rewriter fills in the others."""
+        """Return a fallback URL in which the placeholders that depend on the hit are replaced. The rewriter has replaced the
+        others."""
         location = fallback.encode()
         if b"{" not in location:
             return location

@@ -1,15 +1,16 @@
-"""The drainer: writes the hits of the spool to the database.
+"""The spool drainer: it writes the hits of the spool to the database.
 
-A hit that is stored already is left out, because its id is its key. A hit that was spooled twice, or drained by a process that
-was killed before it deleted the entry, therefore counts once.
+The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once if it was
+added to the spool twice, or if a drainer was killed before it deleted the entry.
 
-One process drains at a time, under a lease. It reads many entries at once and writes them in the order of their times, so that
-the earliest of several first clicks in the stream wins. A click that the database took meanwhile stays the first click: it was
-committed first, and a tracker may have its event. To make this rare, a process keeps spooling until everything is drained that
-was in the stream when the database came back, but for at most `MAX_CATCH_UP_SECONDS`.
+One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times,
+so that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the
+meantime, that click stays the first click: it was committed first, and a tracker may have received its event. To make this rare,
+each process adds new hits to the spool until all entries are drained that were in the stream when the database became available
+again. The limit for this is `MAX_CATCH_UP_SECONDS`.
 
-The same limit holds if Redis does not respond and the stream, when it was last looked at, held hits: clicks that would come before
-them wait for so long. Then the outage ends, the log contains `outage_ended_before_spool`, and the stream is drained later.
+The same limit applies if Redis does not respond and the stream contained hits when its state was last read. After that time, the
+outage ends, the log contains `outage_ended_before_spool`, and the stream is drained later.
 """
 # Tested by tests/clicks/test_hit_spool.py
 
@@ -31,27 +32,27 @@ from shortener.redis.client import RedisUnavailable
 from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
-WINDOW_ENTRIES = 5000  # read and sorted at once
+WINDOW_ENTRIES = 5000  # maximum number of entries that are read and sorted at once
 MAX_CATCH_UP_SECONDS = 10.0
-MAX_DEAD_LETTERS_MOVED = 500  # in one transaction
-DATABASE_CHECK_SECONDS = 2.0  # a database that does not answer within this time is still away
+MAX_DEAD_LETTERS_MOVED = 500  # maximum number of dead letters that one transaction stores
+DATABASE_CHECK_SECONDS = 2.0  # a database that does not respond within this time is still unavailable
 
 
 class SpoolDrainer:
-    """Writes the content of the spool, and ends the recorder's outage when the database is back."""
+    """Writes the hits of the spool to the database, and ends the recorder's outage when the database is available again."""
 
     def __init__(self, spool: HitSpool, recorder: Recorder, database: Database) -> None:
         self._spool = spool
         self._recorder = recorder
         self._database = database
         self._recovery_began_at = 0.0  # loop time
-        self._recovery_ends_with: tuple[int, int] | None = None  # the last entry when the recovery began; None: not known
+        # Id of the last entry when the recovery began; None if it is unknown.
+        self._recovery_ends_with: tuple[int, int] | None = None
 
     async def step(self) -> int:
-        """Drain one window and return the number of its entries.
+        """Drain one window of entries and return the number of its entries.
 
-        Raises StoreUnavailable: then the hits that are not written stay in the stream.
-        """
+        Raise StoreUnavailable if the database is unavailable. Hits that are not stored then stay in the stream."""
         state: SpoolState | None
         try:
             state = await self._spool.look()
@@ -70,7 +71,8 @@ class SpoolDrainer:
         return drained
 
     async def _move_dead_letters(self) -> None:
-        """Move dead letters from Redis to their table. A process that is killed meanwhile leaves some of them in both."""
+        """Move dead letters from Redis to their table. If the process is killed during the move, some of them may be in both
+        places."""
         try:
             found = await self._spool.read_dead_letters(MAX_DEAD_LETTERS_MOVED)
             if found and await self._spool.take_lease():
@@ -95,9 +97,9 @@ class SpoolDrainer:
         return len(entries)
 
     async def _recover(self, state: SpoolState | None) -> None:
-        """Begin the recovery if the database takes a transaction, and end the outage when enough is drained.
+        """Begin the recovery if the database accepts a transaction, and end the outage when enough entries are drained.
 
-        `state` None: Redis does not respond."""
+        `state`: the state of the stream; None if Redis does not respond."""
         now = asyncio.get_running_loop().time()
         try:
             await asyncio.wait_for(self._database.write(_check), DATABASE_CHECK_SECONDS)
@@ -108,7 +110,7 @@ class SpoolDrainer:
             self._recorder.begin_recovery()
             self._recovery_began_at, self._recovery_ends_with = now, None if state is None else state.last
         if state is None:
-            is_drained = not self._spool.depth  # as of the last look, and with what this process added since
+            is_drained = not self._spool.depth  # the last known state, plus the hits that this process has added since then
         else:
             if self._recovery_ends_with is None:  # Redis did not respond when the recovery began
                 self._recovery_ends_with = state.last

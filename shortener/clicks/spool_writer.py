@@ -1,7 +1,7 @@
-"""Writing the hits of an outage to the spool, and sending their responses.
+"""The spool writer: it adds hits to the spool during an outage of the database, and sends their responses.
 
-A response is sent when the hit is in the spool. Hits that arrive during a round trip to Redis share the next one. A hit that the
-spool does not take stays in memory: in the batch that holds it, or back in the batcher.
+A response is sent when its hit is in the spool. Hits that arrive during a round trip to Redis are sent together in the next one. A
+hit that the spool does not store stays in memory: either in the batch that contains it, or in the batcher.
 """
 # Tested by tests/clicks/test_hit_spool.py
 
@@ -21,13 +21,16 @@ from shortener.clicks.waiting_hit import WaitingHit
 
 log = structlog.get_logger(__name__)
 
-CACHE_SECONDS = 2.0  # for one look-up of the link cache; Redis has its own, shorter limits
-READ_SECONDS = 5.0  # for one plain read of links; the response does not wait so long
-WARNING_INTERVAL_SECONDS = 1.0  # between two warnings of the same kind
+CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client has shorter limits
+READ_SECONDS = 5.0  # time limit for one plain read of links; a response is sent earlier
+WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same kind
 
 
 class SpoolWriter:
-    """`keep`: receives the hits that the spool did not take and no batch holds. `spawn`: runs a coroutine beside the others."""
+    """Adds hits to the spool and sends their responses.
+
+    `keep`: receives the hits that the spool did not store and that no batch contains. `spawn`: runs a coroutine in the background.
+    """
 
     def __init__(
         self,
@@ -44,34 +47,34 @@ class SpoolWriter:
         self._keep = keep
         self._spawn = spawn
         self._waiting: deque[WaitingHit] = deque()
-        self._in_progress = 0  # hits that are being resolved or sent to Redis, and that no batch holds
+        self._in_progress = 0  # number of hits that are being resolved or sent to Redis and that no batch contains
         self._work = asyncio.Event()
         self._became_idle = asyncio.Event()
         self._next_warning_at = 0.0  # loop time
 
     def __len__(self) -> int:
-        """Number of hits in memory here, including those that a batch holds too."""
+        """Return the number of hits in the spool writer, including those that a batch also contains."""
         return len(self._waiting) + self._in_progress
 
     @property
     def unrecorded(self) -> int:
-        """Number of hits that only the spool writer holds."""
+        """Return the number of hits that only the spool writer contains."""
         return sum(not (waiting.is_in_batcher or waiting.is_obsolete) for waiting in self._waiting) + self._in_progress
 
     def put(self, waiting: WaitingHit) -> None:
-        """Queue one hit."""
+        """Queue one hit for the spool."""
         waiting.is_queued_for_spool = True
         self._waiting.append(waiting)
         self._work.set()
 
     async def flush(self) -> None:
-        """Return when no hit waits here."""
+        """Return when no hit waits in the spool writer."""
         while len(self):
             self._became_idle.clear()
             await self._became_idle.wait()
 
     async def run_once(self) -> None:
-        """Wait for hits, and process everything that waits."""
+        """Wait for hits, and process all waiting hits."""
         await self._work.wait()
         self._work.clear()
         while self._waiting:
@@ -80,7 +83,7 @@ class SpoolWriter:
             await self._counted(hits, self._process(hits))
 
     def _counted(self, hits: Sequence[WaitingHit], work: Coroutine[None, None, None]) -> Coroutine[None, None, None]:
-        """Return a coroutine that runs `work`. The hits count as in progress from now until it ends."""
+        """Return a coroutine that runs `work`. The hits count as in progress until the coroutine ends."""
         own = sum(not waiting.is_in_batcher for waiting in hits)
         self._in_progress += own
         return self._run(hits, own, work)
@@ -101,7 +104,7 @@ class SpoolWriter:
         unresolved = [waiting for waiting in hits if waiting.resolution is None]
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
         if unresolved:
-            # In the background: a database that does not answer must not delay the hits that the cache resolves.
+            # This runs in the background, because a database that does not respond must not delay hits that the cache resolves.
             self._spawn(self._counted(unresolved, self._read_and_add(unresolved)))
 
     async def _read_and_add(self, hits: Sequence[WaitingHit]) -> None:
@@ -110,7 +113,7 @@ class SpoolWriter:
             if waiting.resolution is None:
                 waiting.refuse(ConnectionError("the link could not be read"))
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
-        self._keep_in_memory(hits)  # those that had a response already and could not be resolved here
+        self._keep_in_memory(hits)  # hits that already have a response and could not be resolved
 
     async def _add(self, hits: Sequence[WaitingHit]) -> None:
         """Add resolved hits to the spool and send their responses."""
@@ -123,10 +126,10 @@ class SpoolWriter:
             self._keep_in_memory(to_spool)
 
     async def add_to_spool(self, hits: Sequence[WaitingHit]) -> bool:
-        """Add the hits to the spool. Return False if it did not take all of them."""
+        """Add the hits to the spool. Return False if the spool did not store all of them."""
         try:
             is_spooled = await self._spool.add([waiting.hit for waiting in hits])
-        except Exception:  # one of them cannot be encoded; the database decides which
+        except Exception:  # one of the hits cannot be encoded; the database will reject that hit
             log.exception("hits_not_spoolable")
             is_spooled = False
         if is_spooled:

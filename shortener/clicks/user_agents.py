@@ -1,8 +1,8 @@
-"""The kind of device and the browser of a user agent, for statistics.
+"""Devices and browsers: this module parses user agents for the statistics.
 
-ua-parser with its native expressions takes tens of microseconds for an agent that is not cached. Therefore hits are counted by
-device in a background job, never during a redirect. An agent without known parts gives "Other". An iPad that requests desktop
-pages sends the agent of a Mac and is counted as one.
+ua-parser with its native expressions takes tens of microseconds for a user agent that is not cached. Therefore a background job
+counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
+that requests desktop pages sends the user agent of a Mac and is counted as a Mac.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import ua_parser
 
 Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
-MAX_AGENT_LENGTH = 512  # characters that are parsed
+MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are parsed
 
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
-_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones say Mobile or Mobi, simple phones name their platform
+_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones contain Mobile or Mobi; simple phones contain their platform
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device. `os` and `browser`: ua-parser's families without versions ("iOS", "Mobile Safari"), or "Other"."""
+    """The device of a user agent. `os` and `browser` are ua-parser's families without versions ("iOS", "Mobile Safari"), or
+    "Other"."""
 
     kind: Kind
     os: str
@@ -33,11 +34,12 @@ class Device:
 
 
 def parse_device(user_agent: str) -> Device:
-    """Return the device of a user agent. Raises nothing."""
+    """Return the device of a user agent. Any text is valid."""
     return _device_of(user_agent[:MAX_AGENT_LENGTH])
 
 
-#: The browser names in statistics, each with ua-parser's families. The list is fixed, so the number of metrics is limited.
+#: The browser names in the statistics, each with the browser families of ua-parser. The list is fixed, which limits the number of
+#: metrics.
 _BROWSERS = {
     "Safari": ("Safari", "Mobile Safari"),
     "Chrome": ("Chrome", "Chrome Mobile", "Chrome Mobile iOS", "Chromium"),
@@ -75,7 +77,7 @@ _NAMES = {family: name for name, families in _BROWSERS.items() for family in fam
 
 
 def browser_name(family: str) -> str:
-    """Return the name in statistics for a family (`Device.browser`), or "other"."""
+    """Return the browser name in the statistics for a browser family (`Device.browser`), or "other"."""
     return _NAMES.get(family, OTHER_BROWSER)
 
 
@@ -94,6 +96,6 @@ def _kind(agent: str, os: str, device: ua_parser.Device) -> Kind:
         return "tablet"
     if os == "iOS" or _PHONE.search(agent):
         return "phone"
-    if os == "Android":  # Android's rule for browsers: the agent of a phone contains Mobile, that of a tablet does not
+    if os == "Android":  # on Android, the user agent of a phone contains Mobile, and that of a tablet does not
         return "tablet"
     return "desktop" if os in _DESKTOPS or "X11" in agent else "other"

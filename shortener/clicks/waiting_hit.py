@@ -1,4 +1,4 @@
-"""A hit that is not stored yet, and the client that waits for its response."""
+"""Waiting hits: hits in memory that are not stored yet, each with the response that its client waits for."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from shortener.errors import StoreUnavailable
 
 
 class PendingResponse(Protocol):
-    """The response to a hit: a future, or an object that sends the response at once. Its setters raise nothing."""
+    """The response to a hit: a future, or an object that sends the response at once. Its setters raise no errors."""
 
     def done(self) -> bool: ...
     def set_result(self, resolution: Resolution, /) -> None: ...
@@ -20,39 +20,38 @@ class PendingResponse(Protocol):
 
 @dataclass(slots=True)
 class WaitingHit:
-    """A hit in memory. Only the event loop changes it; the thread of a transaction may read the flags.
+    """A hit in memory. Only the event loop changes it. The thread of a transaction may read its flags and sets `written`.
 
-    `overdue_at`: the loop time at which the response no longer waits for the store.
-    """
+    `overdue_at`: the loop time after which the response is sent even if the hit is not stored."""
 
     hit: Hit
     response: PendingResponse
     overdue_at: float
-    resolution: Resolution | None = None  # known without the transaction of the hit
-    written: Resolution | None = None  # where the hit leads, set before the COMMIT of its transaction; the commit may fail
+    resolution: Resolution | None = None  # the resolution that was found before the transaction of the hit
+    written: Resolution | None = None  # the resolution in the transaction of the hit, set before its COMMIT; the commit may fail
     is_queued_for_spool: bool = False  # the spool writer has received it at least once
-    is_in_batcher: bool = True  # the batcher holds it, so the spool writer need not keep it
-    is_settled: bool = False  # nothing is left to write: the hit is in the spool, or no link has its code
-    is_suspect: bool = False  # the database rejected the hit, and took another one later
+    is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer need not keep it
+    is_settled: bool = False  # the hit need not be written: it is in the spool, or no link has its code
+    is_suspect: bool = False  # the database rejected the hit and then accepted another one
     is_refused: bool = False  # the response was 503: the hit must not be stored
 
     @property
     def is_obsolete(self) -> bool:
-        """Whether no transaction must write the hit any more."""
+        """Return whether the hit must not be written any more."""
         return self.is_settled or self.is_refused
 
     def respond(self, resolution: Resolution) -> bool:
-        """Send the response unless one was sent. Return whether it was sent now."""
+        """Send the response if none was sent before. Return whether this call sent it."""
         if self.response.done():
             return False
         self.response.set_result(resolution)
         return True
 
     def refuse(self, error: Exception) -> None:
-        """Respond with 503, unless the client has a response or the hit may be committed at this moment.
+        """Send the response 503, unless a response was sent before or the transaction of the hit may be committing.
 
-        The transaction sets `written` and then reads `is_refused`; this sets `is_refused` and then reads `written`. So a hit that
-        got 503 is not committed, whatever the thread of the transaction does meanwhile."""
+        The transaction sets `written` and then reads `is_refused`. This method sets `is_refused` and then reads `written`.
+        Therefore a hit that got 503 is never committed, at whatever time the thread of the transaction runs."""
         if self.response.done():
             return
         self.is_refused = True
