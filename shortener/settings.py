@@ -1,4 +1,4 @@
-"""The table of all settings: name, type, default and one line of help.
+"""The table of all settings, with the name, type, default and help text of each setting.
 
 `load` reads TOML first: the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or
 `config/shortener.toml` if it exists. An environment variable `SHORTENER_<NAME>`, or the content of the file that
@@ -33,7 +33,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. The text has one line for each error, with the name of the setting and the reason."""
+    """Raised if the settings cannot be used. The text has one line for each error, with the name of the setting and the reason."""
 
 
 class Settings(BaseModel):
@@ -255,17 +255,17 @@ class Settings(BaseModel):
 
     @property
     def base_origin(self) -> str:
-        """Scheme, host and port of BASE_URL."""
+        """The scheme, the host and the port of the setting BASE_URL."""
         return parse_base_url(self.base_url).origin
 
     @property
     def base_path(self) -> str:
-        """The path of BASE_URL, which is before the codes; "" if it has none."""
+        """The path of the setting BASE_URL, which is before the codes of links; "" if BASE_URL has no path."""
         return parse_base_url(self.base_url).path
 
     @property
     def store_url(self) -> str:
-        """`database_url`, or the URL of the SQLite database in `data_dir`."""
+        """The setting `database_url`, or by default the URL of the SQLite database in `data_dir`."""
         return self.database_url or f"sqlite:///{self.data_dir / 'shortener.db'}"
 
 
@@ -284,7 +284,7 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
 
 
 def _describe(item: Any) -> str:
-    """Return one line with the name of the setting and the reason."""
+    """Return one line for an invalid setting, with its name and the reason."""
     name = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
         return f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"

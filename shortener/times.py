@@ -1,4 +1,6 @@
-"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970. Carriers and gateways use others too.
+"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970.
+
+Delivery reports of carriers and gateways have more formats.
 
 Every part of the project parses times here. All results are aware UTC datetimes, except those of `parse_iso`.
 """
@@ -29,7 +31,9 @@ _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=
 
 
 def parse_iso(text: str) -> date:
-    """Return a `date` for YYYY-MM-DD and a `datetime` for any other ISO 8601 text. The datetime has a zone if the text has one.
+    """Return a `date` for YYYY-MM-DD and a `datetime` for any other ISO 8601 text.
+
+    The datetime has a UTC offset if the text has one.
 
     Raise ValueError with a reason for the caller."""
     text = text.strip()[:MAX_ISO_LENGTH]

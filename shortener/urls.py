@@ -63,7 +63,9 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 
 
 class UrlError(Exception):
-    """A URL or host is not usable. `reason` continues a sentence that begins with it; `position` counts characters from 0."""
+    """Raised if a URL or host is not valid.
+
+    `reason` continues a sentence that begins with it; `position` counts characters from 0."""
 
     def __init__(self, reason: str, position: int = 0) -> None:
         self.reason = reason
@@ -72,7 +74,7 @@ class UrlError(Exception):
 
 
 class NumericHostError(UrlError):
-    """Some parsers read the host as an IPv4 address and others as a name, such as 127.1 or 0x7f000001.
+    """Raised for a host such as 127.1 or 0x7f000001, which some parsers read as an IPv4 address and others as a name.
 
     `host` is lower case and ASCII."""
 
@@ -95,7 +97,9 @@ class Destination:
 
 
 def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destination:
-    """Return the destination. Raise UrlError unless `url` is an absolute http(s) URL without user information.
+    """Check a destination URL and return it as a `Destination`.
+
+    Raise UrlError unless `url` is an absolute http(s) URL without user information.
 
     `extra_schemes` are further schemes in lower case, for links into apps. The destination then has no host."""
     if len(url) > MAX_URL_CHARACTERS:
@@ -123,7 +127,7 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
 
 
 def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:
-    """Return the host (lower case, punycode, without brackets) and the port, None if the authority has none.
+    """Return the host (lower case, punycode, without brackets) and the port of an authority; the port is None if it has none.
 
     `position` is where the authority begins in its URL, for the errors. Raise UrlError, also for user information."""
     written, port = _split_authority(authority, position)
@@ -211,7 +215,7 @@ def fill_link_path(path: str, sender: str) -> str:
 
 
 def matches_link_path(path: str, requested: str) -> bool:
-    """Return whether a requested path before a code has the form `path`. Capital and small letters are equal."""
+    """Return whether a requested path before a code has the form `path`. Upper and lower case are equal."""
     if SENDER_SEGMENT not in path:
         return path.lower() == requested.lower()
     expected, given = path.lower().split("/"), requested.lower().split("/")
@@ -261,7 +265,7 @@ def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
     """Return `location` with `{name}` replaced by the percent-encoded value of each name in `values` (RFC 3986).
 
     The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
-    A name that `values` does not have stays in the result, and a later call can replace it."""
+    A placeholder without a value in `values` stays in the result, and a later call can replace it."""
 
     def value(match: re.Match[bytes]) -> bytes:
         text = values.get(match[1].decode())
@@ -307,7 +311,7 @@ def _reject_character(character: str, position: int) -> NoReturn:
 
 
 def _split_authority(authority: str, position: int) -> tuple[str, str]:
-    """Return the host as written and the port with its colon, "" without a port."""
+    """Split an authority. Return the host as written, and the port with its colon ("" without a port)."""
     if "@" in authority:
         raise UrlError("must not contain a user name or password before its host", position)
     bracket = authority.rfind("]") + 1
@@ -350,12 +354,12 @@ def _parse_host(written: str, position: int) -> str:
 
 
 def decode_label(label: str) -> str:
-    """Return a valid label of a host in Unicode. A label that is not punycode is returned unchanged."""
+    """Decode a label of a host from punycode to Unicode. A label that is not punycode is returned unchanged."""
     return label[4:].encode().decode("punycode") if label.startswith("xn--") else label
 
 
 def _encode_label(label: str) -> str:
-    """Return a label in ASCII. Raise IDNAError if browsers reject it.
+    """Encode a label of a host in ASCII (punycode). Raise IDNAError if browsers reject it.
 
     IDNA 2008 rejects symbols and emoji, but browsers follow UTS 46, and such domains exist (`i❤.ws`)."""
     if label.isascii() and not label.startswith("xn--"):
@@ -377,7 +381,7 @@ def _encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether a label is valid apart from its symbols. UTS 46 must not change it."""
+    """Return whether a label of a host is valid except for its symbols, and whether UTS 46 leaves it unchanged."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
     others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk"))

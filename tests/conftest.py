@@ -1,6 +1,7 @@
-"""Fixtures of the whole suite: databases of both engines, a clock that tests control, a service with its application.
+"""Fixtures of the whole test suite: databases of both engines, a clock that tests control, and a service with its application.
 
-PostgreSQL comes as a wheel. Each pytest process starts one server on first use (no root, no TCP port). Each test gets its own
+The PostgreSQL server comes from a Python package. Each pytest process starts one server on first use (no root, no TCP port). Each
+test gets its own
 database: a copy of a template that contains the schema. The session's server and pytest's temporary folders are in memory
 (/dev/shm) where that is large enough; tests of durability use the disk and a server with fsync.
 
@@ -97,13 +98,13 @@ def postgresql() -> Iterator[str]:
 
 
 _numbers = itertools.count()
-#: Databases made by `new_postgresql_database` and not dropped yet: the server's URL and the name.
+#: Databases that `new_postgresql_database` created and that are not dropped yet: the URL of the server and the name.
 _databases: list[tuple[str, str]] = []
 
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql: str) -> str:
-    """Name of a PostgreSQL database that contains the schema."""
+    """The name of a PostgreSQL database that contains the schema, which tests copy."""
 
     async def create() -> None:
         connection = await asyncpg.connect(postgresql)
@@ -130,7 +131,7 @@ def _run_in_a_thread(work: Any) -> None:
 
 
 async def new_postgresql_database(server: str, template: str | None) -> str:
-    """Create a database and return its URL. It is dropped at the end of the test's module, if not before."""
+    """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module, if not before."""
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(server)
     await connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
@@ -140,7 +141,7 @@ async def new_postgresql_database(server: str, template: str | None) -> str:
 
 
 async def drop_postgresql_databases(start: int = 0) -> None:
-    """Drop the databases made since there were `start` of them."""
+    """Drop the PostgreSQL databases that were created after the first `start` databases."""
     for server, name in reversed(_databases[start:]):
         with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # A test may have stopped this server.
             connection = await asyncpg.connect(server)
@@ -151,7 +152,7 @@ async def drop_postgresql_databases(start: int = 0) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _drop_databases_of_the_module() -> Iterator[None]:
-    """Drop the PostgreSQL databases that the tests of a module made and did not drop."""
+    """Drop the PostgreSQL databases that the tests of a module created and did not drop."""
     yield
     if _databases:
         _run_in_a_thread(drop_postgresql_databases())
@@ -159,7 +160,7 @@ def _drop_databases_of_the_module() -> Iterator[None]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """URL of a database with the schema, on each engine in turn."""
+    """The URL of a database with the schema. Each test runs once with SQLite and once with PostgreSQL."""
     if request.param == "sqlite":
         file = tmp_path / "shortener.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)

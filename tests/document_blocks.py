@@ -28,7 +28,7 @@ def starts_receiver(block: str) -> bool:
 
 
 def runnable(block: str, server_port: int, receiver_port: int) -> str:
-    """Return the block with the ports of the test and with this Python in place of `.venv/bin`."""
+    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`."""
     python = shlex.quote(sys.executable)
     commands = {"make run": f"{python} -m shortener serve", ".venv/bin/shortener": f"{python} -m shortener"}
     text = re.sub("|".join(map(re.escape, commands)), lambda match: commands[match[0]], block)

@@ -30,7 +30,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The response to one request. With `hang` the receiver never responds."""
+    """The response to one request. With `hang`, the receiver keeps the connection open and never responds."""
 
     status: int = 200
     body: bytes = b"OK"

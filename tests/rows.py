@@ -1,4 +1,4 @@
-"""Insert rows as the service writes them, at times that the test selects: messages and everything that can belong to one."""
+"""Insert messages, and rows of every kind that belong to messages, as the service writes them, at times that a test selects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS: tuple[Table, ...] = (
 )
 
 
-#: Messages with their current state and their first click, as the API reports them. A test selects from it as from a table.
+#: A query that a test uses like a table: messages with their current state and their first click, as the API reports them.
 messages_now = (
     select(
         *(column for column in schema.messages.columns if column.name != "state"),

@@ -109,19 +109,21 @@ class RedisProcess:
                 threading.Event().wait(0.01)
 
     def kill(self) -> None:
-        """Send SIGKILL. `start` starts it again with all acknowledged writes."""
+        """Kill the Redis server with SIGKILL. `start` starts it again with all acknowledged writes."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE)
             self._process = None
 
     def freeze(self) -> None:
-        """Stop the process (SIGSTOP). Its connections stay open and get no response, as in a network that drops packets."""
+        """Stop the Redis process with SIGSTOP.
+
+        Its connections stay open and get no response, as in a network that drops packets."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Continue the process after `freeze`."""
+        """Continue the Redis process after `freeze`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -145,27 +147,27 @@ class PostgresProcess:
         self.url = str(self._server.get_uri())
 
     def stop(self) -> None:
-        """Stop the server cleanly. It closes all connections at once (pg_ctl's fast mode)."""
+        """Stop the PostgreSQL server cleanly. It closes all connections at once (pg_ctl's fast mode)."""
         self._server.stop()
 
     def start(self) -> None:
         self._server.ensure_postgres_running()
 
     def kill(self) -> None:
-        """Send SIGKILL to each process of the server."""
+        """Kill each process of the PostgreSQL server with SIGKILL."""
         for process in self._processes():
             process.kill()
         for process in self._processes():
             process.wait(PATIENCE)
 
     def freeze(self) -> None:
-        """Stop all processes of the server. Their connections stay open and get no response."""
+        """Stop all processes of the PostgreSQL server with SIGSTOP. Their connections stay open and get no response."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):  # The server process ended in the meantime.
                 process.suspend()
 
     def thaw(self) -> None:
-        """Continue all processes after `freeze`."""
+        """Continue all processes of the PostgreSQL server after `freeze`."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -216,7 +218,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def in_a_thread(self) -> Iterator[Proxy]:
-        """Run the proxy in a thread, for tests without an event loop."""
+        """Run the TCP proxy in a thread, for tests without an event loop."""
         started, stop = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
 

@@ -1,6 +1,6 @@
-"""docs/reference/compatibility.md against the code: what it names exists, and what the four systems document is named there.
+"""Tests of docs/reference/compatibility.md: names in it exist in the code, and it contains all names of the four systems.
 
-A table is known by the header of its first column, `Syniverse's event field`; every row is compared by the kind of thing it is.
+The header of the first column, such as `Syniverse's event field`, gives the system and the kind of the names in a table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = tuple[str, ...]
 
 
 def tables() -> Iterator[tuple[str, str, list[Row]]]:
-    """(system, kind, rows) of each table on the page."""
+    """Yield the system, the kind of names and the rows of each table in compatibility.md."""
     for block in re.split(r"\n\n+", PAGE.read_text()):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         if lines:
@@ -53,7 +53,7 @@ def operation(call: str) -> dict[str, Any]:
 
 
 def paths_of(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every field of a schema, dotted; lists and variants do not show."""
+    """Yield the dotted path of every field of a JSON schema. Lists and variants add no part to the path."""
     if "$ref" in schema:
         yield from paths_of(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]], prefix)
     for part in ("anyOf", "oneOf", "allOf"):
@@ -146,7 +146,7 @@ def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() 
     assert codes <= {code.name for code in ErrorCode}
 
 
-#: What the systems' documents name, by kind; `event.fld-val-list` is Syniverse's envelope.
+#: The names in the documents of the four systems, by kind; `event.fld-val-list` is the object around Syniverse's event fields.
 _SYNIVERSE_FIELDS = (
     *("previous_state", "message_request_id", "message_id", "to_address", "has_attachment", "reason_description"),
     *("application_id", "reason_code", "sender_id_alias", "company-id", "sender_id_id", "external_message_request_id"),

@@ -1,4 +1,4 @@
-"""compose.yaml and the files that it mounts: they fit each other, the settings, and the real servers that read them."""
+"""Tests that compose.yaml and the files that it mounts agree with each other, with the settings and with the real servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compose() -> dict[str, Any]:
 
 
 def mounts(compose: dict[str, Any]) -> dict[str, str]:
-    """Where each file of ours goes."""
+    """Return the path in the container of each file of this repository that compose.yaml mounts."""
     found: dict[str, str] = {}
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):

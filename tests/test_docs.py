@@ -1,4 +1,4 @@
-"""The documents agree with the code: links resolve, commands and options exist, and tables equal those of the code.
+"""Tests that the documents agree with the code: links resolve, commands and options exist, and tables equal those of the code.
 
 The command blocks themselves run in tests/acceptance/test_document_commands.py.
 """
@@ -83,7 +83,7 @@ def test_commands_and_options_that_a_document_names_exist(document: Path) -> Non
 
 
 def command_paths(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the words of every command and subcommand."""
+    """Yield the words of every command and subcommand of `shortener`."""
     context = click.Context(group)
     for name in group.list_commands(context):
         yield (*path, name)

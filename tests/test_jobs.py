@@ -1,4 +1,4 @@
-"""Background jobs: when they run, what they count, and what happens after an error."""
+"""Tests of background jobs: when they run, what they count, and what happens after an error."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ NEVER = 1e6  # An interval in seconds that never ends during a test.
 
 
 class Work:
-    """A job that takes its results, or errors to raise, from a list and then finds no more work."""
+    """A job function for tests. It returns results or raises errors from a list, and then finds no more work."""
 
     def __init__(self, *results: int | Exception) -> None:
         self._results = list(results)
@@ -93,7 +93,7 @@ async def test_the_metrics_contain_the_runs_failures_and_items_of_each_backgroun
 
 
 class Ending:
-    """A task that ends in one way at its first run, and then runs until it is cancelled."""
+    """A task for tests. Its first run returns or raises `end`, and its second run lasts until it is cancelled."""
 
     def __init__(self, end: BaseException | None) -> None:
         self._end = end

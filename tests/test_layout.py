@@ -1,4 +1,4 @@
-"""The layout of the code: each module has its tests, class names are unique, private names stay in their module."""
+"""Tests of the layout of the code: each module has tests, class names are unique, and no module uses private names of another."""
 
 from __future__ import annotations
 

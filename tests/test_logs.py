@@ -1,4 +1,4 @@
-"""Log lines contain no personal data."""
+"""Tests that log lines contain no personal data."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The formats of times in requests."""
+"""Tests of the formats of times in requests and delivery reports."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 

@@ -1,1 +1,1 @@
-"""The tables, the two database engines, and the statements that differ between them."""
+"""Storage: the tables, the two database engines (SQLite and PostgreSQL), and the statements that differ between them."""

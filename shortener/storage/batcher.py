@@ -11,7 +11,7 @@ A batch takes its items when its transaction begins, not before. On SQLite the s
 that arrive meanwhile join it: the writer never waits for the event loop. On PostgreSQL the second batch has its own connection.
 Two items that arrive within milliseconds may therefore be committed in the reverse order.
 
-A batch takes at most two thirds of the items that wait or were in the previous batch. If one batch took everything, the database
+A batch takes at most two thirds of the items that wait or were in the previous batch. If one batch took all items, the database
 and the event loop would wait for each other in turns.
 
 The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An
@@ -55,7 +55,7 @@ class BatchState(Enum):
 
 
 class RetryTransaction(Exception):
-    """Raised by `apply`: roll the transaction back and run it again at once."""
+    """Raised by `apply` to roll the transaction back and run it again at once."""
 
 
 class Batch(Generic[Item]):
@@ -71,22 +71,24 @@ class Batch(Generic[Item]):
 
 
 class BatchHandler(Protocol[Item, Result]):
-    """What a user of the batcher does with a batch. Only `apply` may run in another thread."""
+    """The functions that a `Batcher` calls for each batch. Only `apply` may run in another thread."""
 
     def apply(self, connection: Connection, items: Sequence[Item], is_uncertain: bool) -> Result:
-        """Write the items, at least one, in the transaction. `is_uncertain`: some of them may be stored already."""
+        """Write the items, at least one, in the transaction. `is_uncertain`: an earlier attempt may have stored some of them."""
         ...
 
     def committed(self, items: Sequence[Item], result: Result) -> None:
-        """Handle the result of `apply`, which is durable now."""
+        """Handle the result of `apply` after its transaction is committed."""
         ...
 
     async def unavailable(self, items: Sequence[Item], error: StoreUnavailable) -> Sequence[Item]:
-        """Return the items to retry after a pause. The database could not write them."""
+        """Return the items to retry after a pause. The database was not available to write these items."""
         ...
 
     async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
-        """Return the items to retry after a pause. Each failed alone; `stored` other items of their batch were committed.
+        """Return the items to retry after a pause.
+
+        Each item failed when written alone; `stored` other items of the batch were committed.
 
         If MAX_PROBES items failed alone and none was stored, `failures` contains the whole batch (see `gives_up_early`)."""
         ...
@@ -95,8 +97,10 @@ class BatchHandler(Protocol[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Queues items and writes them in batches, one transaction each.
 
-    A batch has at least `min_items`, if they wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times
-    before its items are written one by one. `gives_up_early`: stop to write items one by one after MAX_PROBES failures in a row."""
+    A batch has at least `min_items` items, if that many wait, and at most `max_items`. A unique index may reject a batch
+    `max_clashes` times
+    before its items are written one by one. With `gives_up_early`, the batcher stops writing items one by one after MAX_PROBES
+    failures in a row."""
 
     def __init__(
         self,
@@ -127,34 +131,34 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """Number of items that no batch has taken."""
+        """The number of queued items that no batch has taken yet."""
         return len(self._waiting)
 
     @property
     def in_flight(self) -> int:
-        """Number of batches that are not finished."""
+        """The number of batches in flight."""
         return len(self._batches)
 
     def __len__(self) -> int:
         return sum((len(batch.items) for batch in self._batches), len(self._waiting))
 
     def pause(self) -> None:
-        """Begin no batch until `resume`."""
+        """Begin no new batch until `resume` is called."""
         self._is_paused = True
 
     def resume(self) -> None:
-        """Begin batches again."""
+        """Begin batches again after `pause`."""
         self._is_paused = False
         self._begin()
 
     def put(self, item: Item) -> None:
-        """Queue one item."""
+        """Add one item to the queue."""
         self._waiting.append(item)
         if self._open is None:
             self._begin()
 
     def put_all(self, items: Iterable[Item]) -> None:
-        """Queue several items."""
+        """Add several items to the queue."""
         self._waiting.extend(items)
         self._begin()
 
@@ -164,20 +168,20 @@ class Batcher(Generic[Item, Result]):
             return [item for batch in self._batches for item in batch.items]
 
     def withdraw(self, matches: Callable[[Item], bool]) -> list[Item]:
-        """Remove the matching items that no batch has taken, and return them in order."""
+        """Remove the matching items from the queue, unless a batch has taken them, and return them in order."""
         with self._taking:
             withdrawn = [item for item in self._waiting if matches(item)]
             self._waiting = deque(item for item in self._waiting if not matches(item))
         return withdrawn
 
     async def flush(self) -> None:
-        """Return when no item waits and no batch is in flight."""
+        """Wait until no item is in the queue and no batch is in flight."""
         while self._waiting or self._batches:
             self._became_idle.clear()
             await self._became_idle.wait()
 
     async def stop(self) -> None:
-        """Cancel the batches in flight and begin no other. Items that are not committed stay in memory."""
+        """Cancel the batches in flight and begin no other batch. Items that are not committed stay in memory."""
         self._is_paused = True
         for task in self._tasks:
             task.cancel()
@@ -221,7 +225,7 @@ class Batcher(Generic[Item, Result]):
             self._became_idle.set()
 
     async def _write_until_done(self, batch: Batch[Item]) -> None:
-        """Write the batch; retry what the handler returns until nothing is left."""
+        """Write a batch, and retry the items that the handler returns until none is left."""
         pause = FIRST_RETRY_SECONDS
         while True:
             try:
@@ -242,7 +246,7 @@ class Batcher(Generic[Item, Result]):
             pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     async def _isolate(self, batch: Batch[Item], error: Exception) -> Sequence[Item]:
-        """Write each item of a rejected batch alone. Return the items to retry."""
+        """Write each item of a rejected batch in its own transaction. Return the items to retry."""
         items = batch.items
         if len(items) == 1:
             return await self._handler.rejected([(items[0], error)], 0)
@@ -266,7 +270,9 @@ class Batcher(Generic[Item, Result]):
         return await self._handler.rejected(failures, stored) if failures else []
 
     async def _write(self, batch: Batch[Item], items: list[Item]) -> Result | None:
-        """Run one transaction. Return None if there was nothing to write. Raises what the database or the handler raises."""
+        """Write a batch in one transaction.
+
+        Return None if the batch has no items. Raise the exceptions of the database and the handler."""
         clashes_left = self._max_clashes
         while True:
             batch.has_begun = False
@@ -300,7 +306,7 @@ Request = tuple[Item, asyncio.Future[Result]]
 
 
 class GroupCommit(Generic[Item, Result, Value]):
-    """One transaction for many requests, each of which waits for its own result.
+    """Writes many requests in one transaction. Each request waits for its own result.
 
     `apply(connection, items)` returns one result for each item, and a value for the batch. An exception among the results belongs
     to that item alone. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another process),
@@ -324,9 +330,9 @@ class GroupCommit(Generic[Item, Result, Value]):
         )
 
     async def submit(self, item: Item) -> Result:
-        """Return the item's result once it is durable.
+        """Return the result of the item after its transaction is committed.
 
-        Raises the exception that `apply` returned for it, or StoreUnavailable."""
+        Raise the exception that `apply` returned for the item, or StoreUnavailable."""
         if self._batcher.waiting >= self._max_waiting:
             raise StoreUnavailable("too many requests wait for the store")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -334,12 +340,12 @@ class GroupCommit(Generic[Item, Result, Value]):
         return await future
 
     async def flush(self) -> None:
-        """Return when no request waits and no batch is in flight."""
+        """Wait until no request is in the queue and no batch is in flight."""
         await self._batcher.flush()
 
 
 class _RequestHandler(Generic[Item, Result, Value]):
-    """Gives each request of a batch its result or its exception."""
+    """The batch handler of a group commit: it passes a result or an exception to each request of a batch."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class BulkInsert:
         self._postgresql = self.from_arrays(count(1))
 
     def __call__(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> int:
-        """Insert the rows. Return how many were inserted."""
+        """Insert rows with one statement. Return the number of inserted rows."""
         if not rows:
             return 0
         if connection.dialect.name == "postgresql":
@@ -58,7 +58,7 @@ class BulkInsert:
         return written
 
     def from_arrays(self, numbers: Iterable[int]) -> str:
-        """Return the PostgreSQL statement. `numbers` are the numbers of its parameters, one array for each column."""
+        """Return the PostgreSQL INSERT from arrays. `numbers` are the numbers of its parameters, one array for each column."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
         return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 

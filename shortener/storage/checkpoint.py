@@ -1,6 +1,7 @@
 """Checkpoints of the SQLite WAL in a thread of their own, so that the writer does not wait for them.
 
-The thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the WAL. It
+The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
+WAL. It
 starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
 reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits, and its
 next commit restarts the WAL from the beginning. SQLite makes the file durable only then. The thread calls fdatasync after each of
@@ -76,14 +77,14 @@ class Checkpointer:
             self._may_begin.set()
 
     def stop(self) -> None:
-        """End the thread. When this returns, no checkpoint is running and none will begin."""
+        """Stop the checkpoint thread. When this returns, no checkpoint is running and none will begin."""
         self._stopping.set()
         for event in (self._rows_reached, self._may_begin, self._writer_finished):
             event.set()
         self._thread.join()
 
     def close(self) -> None:
-        """Close the file. All connections of this process must be closed before."""
+        """Close the database file. All connections of this process must be closed before."""
         os.close(self._file)
 
     def _run(self) -> None:
@@ -128,7 +129,7 @@ class Checkpointer:
         return int(frames)
 
     def _wait_for_rows(self) -> bool:
-        """Wait until enough rows have changed or enough time has passed. Return False if the thread must end."""
+        """Wait until enough rows have changed or enough time has passed. Return False if the checkpoint thread must end."""
         self._rows_reached.clear()
         if self._changes - self._checkpointed_changes < self._rows_per_checkpoint and self._is_running:
             self._rows_reached.wait(MAX_INTERVAL_SECONDS)

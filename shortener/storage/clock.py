@@ -27,7 +27,7 @@ MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
 class SharedClock:
-    """A clock that returns the time of the database. `own` is the clock of this machine."""
+    """A clock that returns the time of the database. `own` is the clock of this machine, from which it calculates."""
 
     def __init__(self, database: Database, own: Clock = utcnow) -> None:
         self._database = database
@@ -45,7 +45,7 @@ class SharedClock:
         )
 
     async def step(self) -> int:
-        """Measure the offset. Return 0, as a job that has no more work. Raise StoreUnavailable."""
+        """Measure the offset of the database clock. Return 0, which means no more work for this job. Raise StoreUnavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
         # The database read its clock at an unknown time within the round trip, so assume the middle.
@@ -58,6 +58,6 @@ class SharedClock:
 
 
 def _read_clock(connection: Connection) -> int:
-    """Return the milliseconds since 1970 now, not at the beginning of the transaction."""
+    """Return the current time of the database in milliseconds since 1970, not the time when the transaction began."""
     now: int = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")).scalar_one()
     return now

@@ -31,7 +31,7 @@ _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger,
 
 
 class CopyError(Exception):
-    """The copy is not possible or not correct. The text states the reason."""
+    """Raised if a copy to another database is not possible or not correct. The text states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the last key that an earlier run copied. Return None to begin with the first row.
+    """Return the last primary key that an earlier run of the copy wrote. Return None to begin with the first row.
 
     Return None for keys that contain text, because their order differs between databases."""
     keys = list(table.primary_key.columns)
@@ -154,7 +154,7 @@ def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
 
 
 def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -> Sequence[tuple[Any, ...]]:
-    """Return the next rows by primary key, in their stored form."""
+    """Return the next rows of a table by primary key, in their stored form."""
     keys = list(table.primary_key.columns)
     statement = select(*(type_coerce(column, _stored_type(column.type)) for column in table.columns))
     statement = statement.where(_without_mark(table)).order_by(*keys).limit(BATCH_ROWS)

@@ -5,8 +5,8 @@ A transaction is a plain function of a SQLAlchemy `Connection`. `await database.
 runs in the writer thread, so a whole transaction needs one change of thread. With PostgreSQL it runs on the event loop over
 asyncpg. The function must therefore not await, must block on its own statements only, and must not keep the connection.
 
-An exception of the function rolls the transaction back and reaches the caller. If the database is down, locked or full,
-`StoreUnavailable` is raised and nothing of the transaction is stored. `IntegrityError` reaches the caller unchanged.
+An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,
+`StoreUnavailable` is raised and nothing of the transaction is stored. `IntegrityError` is raised unchanged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Database(Protocol):
         ...
 
     def writes_succeed(self) -> None:
-        """Note that `integrity.try_write` succeeded."""
+        """Reset `has_failed_writes` after a successful `integrity.try_write`."""
         ...
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,7 +62,7 @@ class Database(Protocol):
         ...
 
     async def close(self) -> None:
-        """Finish what is running and close every connection."""
+        """Wait for running transactions and close every connection."""
         ...
 
 
@@ -72,7 +72,7 @@ def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
 
 
 def is_unique_violation(error: Exception) -> bool:
-    """Return whether a row was rejected because another row has its key."""
+    """Return whether an IntegrityError means that another row has the same unique key."""
     if not isinstance(error, exc.IntegrityError):
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)
@@ -80,7 +80,7 @@ def is_unique_violation(error: Exception) -> bool:
     return sqlstate == "23505" or name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_ROWID")
 
 
-#: The SQLSTATE class of values that a column cannot hold. The asyncpg dialect has no exception class for it.
+#: The SQLSTATE class of errors for values that a column cannot store. The asyncpg dialect has no exception class for it.
 _INVALID_VALUE = "22"
 #: The SQLSTATE class of statements that the database rejects. Every statement of this service is constant, so the schema or the
 #: permissions are not those that it expects, for example during a migration or a maintenance.
@@ -89,9 +89,9 @@ _REJECTED_STATEMENT = "42"
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for a driver error that means the database cannot respond, or not to this statement now.
+    """Raise StoreUnavailable for a driver error that means that the database cannot execute statements now.
 
-    A conflict and a value that does not fit pass through unchanged."""
+    Errors of unique indexes and of values that do not fit a column are raised unchanged."""
     try:
         yield
     except (exc.IntegrityError, exc.DataError):

@@ -11,13 +11,13 @@ from shortener.storage.schema import installation
 
 
 def get_or_set(connection: Connection, name: str, value: str) -> str:
-    """Store `value` under `name` if there is no value yet. Return the stored value."""
+    """Store a value of the installation under `name` if none is stored yet. Return the stored value."""
     connection.execute(upsert(connection, installation).values(name=name, value=value).on_conflict_do_nothing())
     stored: str = connection.execute(select(installation.c.value).where(installation.c.name == name)).scalar_one()
     return stored
 
 
 def set_value(connection: Connection, name: str, value: str) -> None:
-    """Store `value` under `name`, in place of an earlier value."""
+    """Store a value of the installation under `name`. It replaces an earlier value."""
     row = upsert(connection, installation).values(name=name, value=value)
     connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"value": row.excluded.value}))

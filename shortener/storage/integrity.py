@@ -1,4 +1,4 @@
-"""Checks of the database as a whole: lost files, damaged files, and whether a write succeeds."""
+"""Checks of the whole database: whether its file is lost or damaged, and whether a write succeeds."""
 
 # Tested by tests/storage/test_integrity.py
 
@@ -15,13 +15,13 @@ MAX_FINDINGS = 20
 
 
 class DatabaseLost(Exception):
-    """There is a secret but no database, so this is not the first start of an installation. The text states what to do."""
+    """Raised if a secret exists but no database, so this is not a first start. The text states what to do."""
 
 
 def require_database(database_file: Path | None, data_dir: Path) -> None:
     """Raise DatabaseLost if `data_dir` contains a secret and the SQLite file of the installation does not exist.
 
-    `database_file` None: PostgreSQL, which is not checked."""
+    `database_file` is None with PostgreSQL, which is not checked."""
     secret = data_dir / "secret"
     if database_file is not None and not database_file.exists() and secret.exists():
         raise DatabaseLost(
@@ -31,7 +31,7 @@ def require_database(database_file: Path | None, data_dir: Path) -> None:
 
 
 def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
-    """Return what SQLite reports about damaged pages and indexes, at most MAX_FINDINGS lines. Nothing on PostgreSQL.
+    """Return the lines that SQLite reports about damaged pages and indexes, at most MAX_FINDINGS. On PostgreSQL, return no lines.
 
     `thorough` also compares each index with its table, which reads the whole file."""
     if connection.dialect.name != "sqlite":
@@ -45,5 +45,5 @@ def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
 
 
 def try_write(connection: Connection, now_ms: int) -> None:
-    """Write one row, to find out whether the database takes writes again."""
+    """Write one row, to test whether writes to the database succeed."""
     set_value(connection, "write_check", str(now_ms))

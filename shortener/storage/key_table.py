@@ -31,7 +31,7 @@ class KeyTable:
         self._cache: dict[Key, int] = {}
 
     def get_ids(self, connection: Connection, keys: set[Any]) -> dict[Any, int]:
-        """Return the id of each key. Insert the keys that are new."""
+        """Return the id of each key. Insert a row for each new key."""
         found = {key: self._cache[key] for key in keys if key in self._cache}
         # Two processes that insert the same keys cannot deadlock, because both insert them in sorted order.
         for key in sorted(keys - found.keys()):

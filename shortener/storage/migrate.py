@@ -1,7 +1,7 @@
 """Creation and migration of the schema.
 
 The server calls `prepare`. It creates the schema in an empty database. It rejects a database of an older version and names the
-command to run, and it rejects a database of an unknown version or of another program. `migrate` moves the schema forward only.
+command to run, and it rejects a database of an unknown version or of another program. `migrate` migrates to newer versions only.
 Each migration is one transaction, so an interrupted migration leaves the schema at the previous revision. Several processes can
 migrate at once: on PostgreSQL they wait for each other.
 """
@@ -36,7 +36,7 @@ PROGRESS_INTERVAL_SECONDS = 0.25
 
 
 class SchemaMismatch(Exception):
-    """This version cannot use the schema of the database. The text names the command to run."""
+    """Raised if this version cannot use the schema of the database. The text contains the command to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ class MigrationStep:
 
 
 def version_of(connection: Connection) -> str | None:
-    """Return the revision of the database, None if it is empty. Raise SchemaMismatch for tables of another program."""
+    """Return the schema revision of the database; None if the database is empty.
+
+    Raise SchemaMismatch for tables of another program."""
     tables = set(inspect(connection).get_table_names())
     version: str | None = None
     if "alembic_version" in tables:
@@ -119,7 +121,7 @@ async def _run_step(url: str, step: MigrationStep, progress: Callable[[Migration
 
 
 async def _detail(url: str) -> str:
-    """Return the progress of an index that PostgreSQL builds. SQLite reports no progress."""
+    """Return the progress of the index that PostgreSQL builds during a migration; "" on SQLite, which reports no progress."""
     if sqlite_path(url):
         return ""
     try:
@@ -129,7 +131,7 @@ async def _detail(url: str) -> str:
 
 
 def _index_progress(connection: Connection) -> str:
-    """Return the phase of the index that is being built and how much of the phase is done."""
+    """Return the current phase of building an index on PostgreSQL, and how much of the phase is done."""
     row = connection.execute(text(_INDEX_PROGRESS)).first()
     if row is None:
         return ""
@@ -144,7 +146,7 @@ _INDEX_PROGRESS = (
 
 
 def steps(before: str | None) -> list[tuple[str, str]]:
-    """Return the revisions after `before` and their descriptions, oldest first."""
+    """Return the migrations after the revision `before` with their descriptions, oldest first."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config()).iterate_revisions("head", before or "base")
@@ -152,7 +154,7 @@ def steps(before: str | None) -> list[tuple[str, str]]:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Migrate the schema to a revision within the transaction of the connection."""
+    """Migrate the schema to a revision in the current transaction of the connection."""
     from alembic import command
 
     if connection.dialect.name == "postgresql":
@@ -201,5 +203,5 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
 
 async def current_version(url: str) -> str | None:
-    """Return the revision of the database, None if it is empty. Raise SchemaMismatch, StoreUnavailable."""
+    """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch, StoreUnavailable."""
     return await _run_on(url, version_of)

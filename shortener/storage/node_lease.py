@@ -35,7 +35,7 @@ def random_command_node() -> int:
 
 
 class NodeLease:
-    """The node number of this process. `on_change` is called with each new number."""
+    """The leased node number of this process. `on_change` is called with each new number."""
 
     def __init__(self, database: Database, on_change: Callable[[int], None]) -> None:
         self._database = database
@@ -44,7 +44,7 @@ class NodeLease:
         self.node = -1
 
     async def step(self) -> int:
-        """Lease a number, or renew the lease. Return 0, as a job that has no more work. Raise StoreUnavailable."""
+        """Lease a node number, or renew the lease. Return 0, which means no more work for this job. Raise StoreUnavailable."""
         if self.node < 0 or not await self._database.write(_renew, self.node, self._owner):
             node = await self._database.write(_lease, self._owner)
             if self.node >= 0:
@@ -54,7 +54,7 @@ class NodeLease:
         return 0
 
     async def release(self) -> None:
-        """Return the number. If the database is not available, the lease ends by itself."""
+        """End the lease of the node number. If the database is not available, the lease expires by itself."""
         try:
             await self._database.write(_release, self._owner)
         except StoreUnavailable:
@@ -66,7 +66,7 @@ _NOW = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
 def _lease(connection: Connection, owner: str) -> int:
-    """Lease the first free number from the next value of the sequence on."""
+    """Lease the first free node number, beginning with the next value of the sequence."""
     now: int = connection.execute(_NOW).scalar_one()
     start: int = connection.execute(text("SELECT nextval('nodes')")).scalar_one()
     leased = set(connection.scalars(select(node_leases.c.node).where(node_leases.c.until_ms > now)))
@@ -86,7 +86,7 @@ def _lease(connection: Connection, owner: str) -> int:
 
 
 def _renew(connection: Connection, node: int, owner: str) -> bool:
-    """Renew the lease. Return False if another process has the number."""
+    """Renew the lease of a node number. Return False if another process has leased the number."""
     now: int = connection.execute(_NOW).scalar_one()
     own = update(node_leases).where(node_leases.c.node == node, node_leases.c.owner == owner)
     return connection.execute(own.values(until_ms=now + int(LEASE_SECONDS * 1000))).rowcount > 0

@@ -1,4 +1,4 @@
-"""Wake-up events between processes: LISTEN and NOTIFY of PostgreSQL on a connection of their own.
+"""Wake-up events between processes: LISTEN and NOTIFY of PostgreSQL on a separate connection.
 
 A wake-up event only makes a job run earlier, because every job also polls. Nothing here raises an error. While there is no
 connection, events are lost, and the notifier tries a new connection every RECONNECT_SECONDS. There is no connection if the database
@@ -38,20 +38,20 @@ class PostgresNotifier:
         self.connected = False
 
     def on(self, name: str, callback: Callable[[], None]) -> None:
-        """Call `callback` when another process sends the event of this name."""
+        """Call `callback` when another process sends the wake-up event with this name."""
         self._callbacks[name] = callback
 
     def notify(self, name: str) -> None:
-        """Send the event of this name to every other process."""
+        """Send the wake-up event with this name to every other process."""
         self._pending.add(name)
         self._wake_up.set()
 
     def start(self, supervisor: TaskSupervisor | None = None) -> None:
-        """Connect in the background."""
+        """Connect to PostgreSQL in the background."""
         self._task = (supervisor or TaskSupervisor()).start("notifier", self._stay_connected)
 
     async def stop(self) -> None:
-        """Disconnect. Events that were not sent are lost."""
+        """Disconnect from PostgreSQL. Wake-up events that were not sent are lost."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

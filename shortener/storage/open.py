@@ -1,4 +1,4 @@
-"""The choice of the engine by the database URL."""
+"""Open the SQLite or PostgreSQL database of a URL."""
 
 # Tested by tests/storage/test_database.py
 
@@ -12,7 +12,9 @@ from shortener.storage.sqlite import SqliteDatabase
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a sqlite:/// URL, None for a PostgreSQL URL. The path is used as written, without percent-decoding."""
+    """Return the file path of a sqlite:/// URL; None for a PostgreSQL URL.
+
+    The path is used as written, without percent-decoding."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 

@@ -1,7 +1,8 @@
 """PostgreSQL over asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. What must happen once is a conditional update or a unique index, never a check followed by a
-write. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection was cut before the commit
+Transactions run at READ COMMITTED. A conditional update or a unique index ensures that something happens only once, never a check
+before
+a write. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection was cut before the commit
 began, for example by a restart of the server.
 
 The URL has the form of libpq, as asyncpg accepts it: several hosts with `target_session_attrs`, `sslmode`, `sslrootcert` and so
@@ -52,7 +53,7 @@ class PostgresDatabase:
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
-        """Connect. Raise StoreUnavailable. For the parameters see `async_engine`."""
+        """Connect to PostgreSQL. Raise StoreUnavailable. The parameters are described at `async_engine`."""
         database = cls(async_engine(url, pool_size=pool_size, timeout=timeout))
         try:
             await database.read(_check)
@@ -140,7 +141,7 @@ def _check(connection: Connection) -> None:
 
 
 async def _connect(*args: Any, **options: Any) -> Any:
-    """Connect. Raise StoreUnavailable whatever the reason is: the server refuses this user, has no connection left, or is down.
+    """Connect to PostgreSQL. Raise StoreUnavailable if the server refuses this user, has no free connection, or is down.
 
     Statements have the same SQLSTATEs for other reasons (42501: a permission that is missing), so only this place can decide."""
     try:
@@ -151,7 +152,7 @@ async def _connect(*args: Any, **options: Any) -> Any:
 
 
 def split_url(url: str) -> tuple[str, bool]:
-    """Return the URL without the parameter `prepared_statements`, and whether statements may be prepared by name."""
+    """Return the database URL without the parameter `prepared_statements`, and whether statements may be prepared by name."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     others = [(name, value) for name, value in parameters if name != _PREPARED_STATEMENTS]

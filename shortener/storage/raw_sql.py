@@ -1,4 +1,4 @@
-"""Execution of hand-written statements, for the few that run for every batch of hits, conversions or deliveries.
+"""Execution of hand-written SQL statements that run for every batch of hits, conversions or deliveries.
 
 On SQLite these bypass SQLAlchemy, whose work for each statement takes longer than the work of SQLite. The statements are part of
 the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors` see no
@@ -31,7 +31,7 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
-    """Return the one value of the one row of a SQLite query, on any connection."""
+    """Return the single value that a SQLite query returns, on any connection."""
     if connection.dialect.is_async:  # The connection of a reader belongs to a thread of aiosqlite.
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
@@ -53,7 +53,7 @@ def rows(connection: Connection, statements: Mapping[str, str], *values: object)
 
 
 def bulk_parameters(connection: Connection, rows: Sequence[Sequence[object]]) -> tuple[object, ...]:
-    """Return at least one row as parameters: one JSON text of all rows on SQLite, one array for each column on PostgreSQL."""
+    """Return one or more rows as SQL parameters: one JSON text of all rows on SQLite, one array for each column on PostgreSQL."""
     if connection.dialect.name == "sqlite":
         return (orjson.dumps([tuple(row) for row in rows]).decode(),)
     return tuple(list(column) for column in zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""The tables of the database, for both engines. The names are those of `model.py`.
+"""The tables of the database, for SQLite and PostgreSQL.
 
 Messages, links, hits, events, deliveries, attempts and conversions have ids from `ids.py`, which grow with time. Applications,
 keys, trackers, domains and other configuration have small ids from the database.
@@ -281,7 +281,7 @@ first_clicks = Table(
 
 
 def is_clicked() -> ColumnElement[bool]:
-    """Return the condition that a message of the query was clicked."""
+    """Return the SQL condition that a message of the query was clicked."""
     return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
 
 
@@ -354,7 +354,7 @@ OTHER_HITS = "flags & 2 = 0"
 
 
 def other_hits(name: str = "hits") -> TextClause:
-    """Return the condition of the index `hits_by_link` for a table name. It must have exactly the text of the index."""
+    """Return the SQL condition of the index `hits_by_link` for a table name. SQLite uses the index only for exactly this text."""
     return text(f"{name}.{OTHER_HITS}")
 
 
@@ -415,7 +415,7 @@ events = Table(
 
 
 def is_pending_click() -> ColumnElement[bool]:
-    """Return the condition for first-click events that the fan-out has not processed or has quarantined.
+    """Return the SQL condition for first-click events that the fan-out has not processed or has quarantined.
 
     For these, the fan-out determines the previous state of the message and counts the time to click."""
     pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
@@ -427,7 +427,7 @@ _other = text("coalesce(others.hit_id, 0) <> others.id")
 
 
 def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
-    """Return the condition for the events of these messages. `wanted` are row ids of messages, or a parameter for them."""
+    """Return the SQL condition for the events of these messages. `wanted` are row ids of messages, or a parameter for them."""
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
@@ -440,7 +440,9 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
 
 
 def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
-    """Return conditions of which one holds for each event of the message of an outer query. Each condition uses an index."""
+    """Return SQL conditions for the events of the message of an outer query.
+
+    Each event fulfils at least one condition. Each condition uses an index."""
     other = and_(_other, _others.c.message_id == messages.c.id)
     return (
         and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),

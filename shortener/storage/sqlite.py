@@ -60,7 +60,7 @@ class SqliteDatabase:
     dialect: Literal["sqlite"] = "sqlite"
 
     def __init__(self, path: Path, *, owner: bool) -> None:
-        """Open the file. Create the file and its folder if they do not exist.
+        """Open the SQLite file. Create the file and its folder if they do not exist.
 
         `owner`: this process serves from the file, as the only one. Raise StoreUnavailable if another process does."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class SqliteDatabase:
         self._closed = False
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Show the size of the WAL on /metrics."""
+        """Register the metric of the size of the WAL."""
         wal = self._path.with_name(self._path.name + "-wal")
 
         def size() -> float:
@@ -137,7 +137,9 @@ class SqliteDatabase:
         return await future
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run BEGIN, the function and COMMIT. BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
+        """Run BEGIN, the transaction function and COMMIT.
+
+        BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
         if _identity(self._path) != self._file:
             # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
@@ -196,7 +198,7 @@ def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: 
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what distinguishes the file from others that have its name later. None if there is no file."""
+    """Return the device and inode of the database file, which identify it; None if the file does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,6 +1,7 @@
-"""Rows of the caller as a table that a statement can join.
+"""Rows in memory as a table that an SQL statement can join.
 
-The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)` each length would be
+The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)`, each number of rows
+would be
 another statement to prepare, and the number of parameters is limited.
 """
 
@@ -28,7 +29,9 @@ ColumnType = type[BigInteger] | type[Integer] | type[Text]
 
 
 def values_table(connection: Connection, rows: Iterable[tuple[int | str, ...]], **columns: ColumnType) -> FromClause:
-    """Return a table of these rows. `columns` are the names and types of its columns, in the order of the values in a row."""
+    """Return an SQL table expression with these rows.
+
+    `columns` are the names and types of its columns, in the order of the values in a row."""
     values = list(rows)
     if connection.dialect.name == "sqlite":
         packed = bindparam(None, orjson.dumps(values).decode(), Text)

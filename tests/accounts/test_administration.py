@@ -1,4 +1,4 @@
-"""Changes to applications, domains and blocked hosts, and the directory that every process reads."""
+"""Tests of changes to applications, domains and blocked hosts, and of the directory that every process reads."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The directory of accounts that every process has in memory."""
+"""Tests of the directory of accounts that every process has in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shortener.storage.database import Database
 
 
 class SlowDatabase:
-    """A database whose first read ends after the test allows it. Its snapshot is that of the time when it began."""
+    """A database whose first read ends only when the test allows it. It returns the data of the time when it began."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

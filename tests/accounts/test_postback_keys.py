@@ -1,4 +1,4 @@
-"""Postback keys in the database and in the directory."""
+"""Tests of postback keys in the database and in the directory of accounts."""
 
 from datetime import timedelta
 

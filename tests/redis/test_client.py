@@ -1,4 +1,4 @@
-"""Calls of real Redis servers that are down, frozen, slow or restarted, and the forms of a Redis URL."""
+"""Tests of calls to real Redis servers that are down, frozen, slow or restarted, and of the forms of a Redis URL."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ async def opened(url: str, timeout: float = 0.1) -> AsyncIterator[RedisServer]:
 
 
 async def seconds_of(call: Awaitable[object]) -> float:
-    """Return the seconds until the call raised RedisUnavailable."""
+    """Return the seconds until a Redis call raised RedisUnavailable."""
     began = time.monotonic()
     with pytest.raises(RedisUnavailable):
         await call

@@ -1,4 +1,4 @@
-"""The link cache: what it stores, how long, and what it returns after a change."""
+"""Tests of the link cache: what it stores and for how long, and what it returns after a change."""
 
 import asyncio
 import contextlib

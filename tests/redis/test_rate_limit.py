@@ -1,4 +1,4 @@
-"""Rate limits of rejected requests, in one process and shared through Redis."""
+"""Tests of rate limits, in one process and shared through Redis."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""A SQLite database for tests that read query plans."""
+"""A fixture for tests that read query plans: a SQLite database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQLite's query plans of the statements that a function runs."""
+"""Read SQLite's query plans of the statements that a function runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion rates of processes, from the counts and from deltas that are not folded yet."""
+"""Tests of the conversion rates of conversion processes, from the counts and from deltas that are not folded yet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROCESS, OTHER = 7, 8
 
 
 def put_counts(connection: Connection) -> None:
-    """Write counts of one process with two countries and two campaigns, and of another process."""
+    """Write counts of a conversion process with two countries and two campaigns, and counts of another conversion process."""
     names = ("id", "application_id", "campaign", "source", "country", "process_id")
     cohorts = [
         (1, 1, "", "api", "US", PROCESS),

@@ -1,4 +1,4 @@
-"""The counts: folding of count deltas, and verification against the rows."""
+"""Tests of the counts: folding of count deltas, and verification against the rows."""
 
 from __future__ import annotations
 

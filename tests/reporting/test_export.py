@@ -1,4 +1,4 @@
-"""The CSV export: its content, its safety in spreadsheets, and its constant memory."""
+"""Tests of the CSV export: its content, its safety in spreadsheets, and its constant memory."""
 
 from __future__ import annotations
 

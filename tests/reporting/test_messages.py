@@ -1,4 +1,4 @@
-"""Lists of messages: order, pages and filters, and the indexes that they read."""
+"""Tests of lists of messages: order, pages, filters and the indexes that they read."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_list_of_messages_is_newest_first_and_contains_only_messages_of_
 
 
 async def collect(database: Database, limit: int, **filters: Any) -> list[list[str]]:
-    """Return the message ids of every page."""
+    """Return the message ids of all pages of a list."""
     pages: list[list[str]] = []
     below = None
     while True:
@@ -211,7 +211,7 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
 async def test_postgresql_uses_the_index_by_cohort_to_list_messages_of_an_old_campaign(
     postgresql: str, postgresql_template: str
 ) -> None:
-    """Without the range of both columns, PostgreSQL reads all newer messages backwards."""
+    """With separate conditions instead of a range of both index columns, PostgreSQL would read all newer messages backwards."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
     put = BulkInsert(schema.messages, *columns, "encoding", "segments")

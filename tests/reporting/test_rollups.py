@@ -1,4 +1,4 @@
-"""Rolled-up counts: they agree with all rows through clicks, reports, corrections, erasure and purge, on both engines."""
+"""Tests that rolled-up counts agree with all rows after clicks, reports, corrections, erasure and purge, on both engines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def fold_all(database: Database) -> None:
 
 
 async def differences(service: Service) -> list[Any]:
-    """Return the drift of the counts and of the roll-ups."""
+    """Return the differences of the counts and of the rolled-up counts from the rows."""
     now = service.clock()
     period = (now - 400 * DAY, now + DAY)
     return [*await service.database.read(counts.verify, *period), *await service.database.read(verify_rollups, *period)]
@@ -49,7 +49,7 @@ async def hit(client: httpx.AsyncClient, message: dict[str, Any], position: int 
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> list[dict[str, Any]]:
-    """Messages of two campaigns on Friday, with clicks on both links, programs' hits, reports and conversions on Saturday."""
+    """Write messages of two campaigns on Friday, with clicks on both links, automated hits, reports and conversions on Saturday."""
     messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(3)]
     messages.append(await rewrite(client, "m3", to="+491701234567", source="campaign", campaign="autumn"))
     await report(client, "m0", "DELIVERED")
@@ -129,7 +129,7 @@ async def test_repair_restores_lost_rolled_up_counts_from_the_rows(
 async def test_statistics_include_counts_that_an_older_version_wrote_and_a_job_rolls_them_up_later(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
-    """An older version adds to `counts` and knows no roll-ups."""
+    """An older version writes to the table `counts` only and not to the rolled-up counts."""
     await live(client, service, credentials, clock)
     await fold_all(service.database)
     scope = StatisticsFilter(credentials.application_id, clock() - 9 * DAY, clock() + DAY)

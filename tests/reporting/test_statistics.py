@@ -1,4 +1,4 @@
-"""Statistics from the counts: groups, days in any time zone, rates, times to click, and money."""
+"""Tests of statistics: groups, days in any time zone, rates, times to click, and money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status of one message, in this project's form and in Xoxzo's."""
+"""Tests of the status of one message, in the format of this service and in the format of Xoxzo."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def build(connection: Connection) -> None:
 
 
 def everything(connection: Connection) -> str:
-    """Return all rows of all tables as one text."""
+    """Return all rows of all tables as one text, in which a test searches for personal data."""
     return "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
 
 

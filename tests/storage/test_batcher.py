@@ -16,7 +16,7 @@ from shortener.storage.database import Database
 
 
 class Names:
-    """The `apply` of a group commit that inserts names. It records the size of each batch."""
+    """A function `apply` for a group commit that inserts names and records the size of each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -36,7 +36,7 @@ class Names:
 
 
 class FlakyDatabase:
-    """The real database, of which some writes fail.
+    """A real database, of which some writes fail.
 
     `before`: an exception for each next write, raised before its transaction begins; None lets the write pass.
     `at_commit`: the same, but raised after the transaction function ran; nothing is committed.
@@ -68,7 +68,7 @@ class FlakyDatabase:
 
 
 def programming_error() -> ProgrammingError:
-    """What PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
+    """Return the exception that PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
     return ProgrammingError("", None, Exception("permission denied for database"))
 
 
@@ -171,7 +171,7 @@ async def test_the_after_callback_receives_the_value_of_its_own_batch_with_two_b
 
 
 async def test_the_after_callback_is_not_called_for_a_rolled_back_batch_beside_a_committed_one(database: Database) -> None:
-    """Both transaction functions have run before either result is known; the second batch is rolled back."""
+    """Both transaction functions run before either batch is committed. The second batch is then rolled back."""
     both_ran = asyncio.Event()
     values: list[list[str]] = []
     order: list[list[str]] = []

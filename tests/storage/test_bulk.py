@@ -1,4 +1,4 @@
-"""Inserts of many rows into one table and into several tables, on both engines."""
+"""Tests of bulk inserts of many rows into one table and into several tables, on both engines."""
 
 import pytest
 from sqlalchemy import Connection, event, select

@@ -1,4 +1,4 @@
-"""Checkpoints: the thread copies the WAL into the file during commits, and a long WAL restarts."""
+"""Tests of checkpoints: the thread copies the WAL into the file during commits, and a long WAL restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIN_ROW_BYTES = 100
 
 @contextlib.asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
-    """A new database with one table, open for serving."""
+    """A new SQLite database with one table, opened as by a process that serves."""
     database = SqliteDatabase(path, owner=True)
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT)"))
     try:
@@ -41,7 +41,7 @@ def add(connection: Connection, rows: int) -> None:
 
 
 async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], rows: int = 1) -> None:
-    """Commit one transaction after the other, as under load, until `is_done`."""
+    """Commit one transaction after the other, as under load, until `is_done` returns True."""
     async with asyncio.timeout(20):
         while not is_done():
             await database.write(add, rows)
@@ -110,7 +110,7 @@ async def test_a_long_sqlite_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeyp
         await commit_until(database, restarted, rows=20)
 
 
-#: A program that takes the lock of which every open SQLite connection has a shared part.
+#: A program that tries to lock the file exclusively. Every open SQLite connection holds a shared lock that prevents this.
 _TAKE_LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:

@@ -1,4 +1,4 @@
-"""The clock that processes share. PostgreSQL only, because only one process uses a SQLite database."""
+"""Tests of the clock that processes share. PostgreSQL only, because only one process uses a SQLite database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of an installation between the engines, in both directions, with and without interruptions."""
+"""Tests of copies of an installation between SQLite and PostgreSQL, with and without interruptions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def message(number: int, application: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def source(make_service: MakeService) -> Database:
-    """A database that a service has used."""
+    """A database with the rows of a service that has run on it."""
     service = await make_service()
     await write_rows(service)
     await service.recorder.flush()
@@ -77,7 +77,7 @@ async def source(make_service: MakeService) -> Database:
 
 @pytest.fixture
 async def target_url(store_url: str, postgresql: str, postgresql_template: str, tmp_path: Path) -> str:
-    """The URL of an empty database of the other engine, with the schema."""
+    """The URL of an empty database with the schema, on the engine that the source does not use."""
     if store_url.startswith("sqlite"):
         return await new_postgresql_database(postgresql, postgresql_template)
     url = f"sqlite:///{tmp_path / 'target.db'}"
@@ -181,7 +181,7 @@ async def test_a_copy_to_a_database_of_another_installation_is_rejected(source: 
 
 async def test_a_change_of_the_source_database_during_a_copy_is_reported(source: Database, target: Database) -> None:
     class ChangingSource(BreakingDatabase):
-        """A target that changes a row of the source in every transaction."""
+        """A target database that changes a row of the source database in every transaction."""
 
         async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
             statement = schema.applications.update().values(name=f"changed, {self._writes} to go")

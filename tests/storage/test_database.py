@@ -1,4 +1,4 @@
-"""The guarantees of both engines: transactions, reads, streams and errors."""
+"""Tests of the guarantees of both database engines: transactions, reads, streams and errors."""
 
 import os
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A database that is lost, damaged or takes no writes."""
+"""Tests of a database that is lost, damaged or does not accept writes."""
 
 from __future__ import annotations
 

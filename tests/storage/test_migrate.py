@@ -1,4 +1,4 @@
-"""Creation and migration of the schema, and the rejection of old and unknown schemas."""
+"""Tests of the creation and migration of the schema, and of the rejection of old and unknown schemas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.rows import messages_now
 from tests.servers import PATIENCE
 
-# These belong to the installation whose rows are in schema_0001.sql.
+# The secret and the credentials of the installation whose rows are in schema_0001.sql.
 OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
 OLD_SECRET = "the secret of the installation that this was written by 0123456789"
 OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"
@@ -74,7 +74,7 @@ def difference(connection: Connection) -> list[object]:
 
 
 def conditions(connection: Connection) -> dict[str, str]:
-    """Return the definition of each index. The comparison of metadata ignores the conditions of indexes."""
+    """Return the SQL definition of each index, because Alembic's comparison of schemas ignores the conditions of indexes."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
     else:
@@ -220,7 +220,7 @@ async def test_a_database_with_tables_of_another_program_is_rejected(empty_url: 
 
 
 async def test_several_processes_can_migrate_one_postgresql_database_at_the_same_time(postgresql: str) -> None:
-    """PostgreSQL only, because only one process uses a SQLite database."""
+    """This test runs on PostgreSQL only, because only one process uses a SQLite database."""
     for function in (prepare, migrate):
         url = await new_postgresql_database(postgresql, None)
         await asyncio.gather(*(function(url) for _ in range(4)))
@@ -287,7 +287,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
         await connection.close()
 
     def run() -> str:
-        """Run the command on a terminal of its own. Return what it wrote there."""
+        """Run the command on its own pseudo-terminal. Return the text that it wrote to the terminal."""
         reader, terminal = pty.openpty()
         command = [sys.executable, "-m", "shortener", "migrate"]
         process = subprocess.Popen(command, env=environment(empty_url, tmp_path), stdout=subprocess.DEVNULL, stderr=terminal)

@@ -1,4 +1,4 @@
-"""Node numbers of processes that share a PostgreSQL database."""
+"""Tests of the node numbers of processes that share a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lease(database: Database, numbers: list[int] | None = None) -> NodeLease:
 
 
 async def use_numbers(database: Database, count: int) -> None:
-    """Advance the sequence, as so many starts do."""
+    """Advance the sequence of node numbers by `count`, as `count` starts of processes do."""
     await database.write(lambda c: c.execute(text(f"SELECT nextval('nodes') FROM generate_series(1, {count})")))
 
 

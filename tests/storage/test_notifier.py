@@ -1,4 +1,4 @@
-"""Wake-up events between processes. PostgreSQL only, because only one process uses a SQLite database."""
+"""Tests of wake-up events between processes. PostgreSQL only, because only one process uses a SQLite database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ class Listener:
                 await asyncio.sleep(0.01)
 
     async def received_after(self, before: int) -> None:
-        """Wait until one more event is received. The wake-up event may still be set by an earlier one."""
+        """Wait until the listener receives one more event. An earlier event may have left the wake-up event set."""
         async with asyncio.timeout(PATIENCE):
             while self.received == before:
                 await self.wake_up.wait(PATIENCE)

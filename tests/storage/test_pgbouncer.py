@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, if it is installed: each transaction can use another server connection."""
+"""Tests with PgBouncer in transaction mode, if it is installed: each transaction can use another server connection."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ async def test_many_transactions_can_share_two_server_connections_of_pgbouncer(p
 
 
 async def test_statements_fail_behind_pgbouncer_without_the_url_parameter_prepared_statements_off(pooled_url: str) -> None:
-    """This is the reason for `prepared_statements=off`. Newer versions of PgBouncer can be configured to support them."""
+    """This failure is the reason for the URL parameter `prepared_statements=off`.
+
+    Newer versions of PgBouncer can be configured to support them."""
     databases: list[Database] = []
     with pytest.raises(StoreUnavailable, match="prepared statement"):
         await _work_with(3, pooled_url, databases)

@@ -1,4 +1,4 @@
-"""PostgreSQL only: cut connections, statements that hang, several hosts and TLS."""
+"""Tests of PostgreSQL only: cut connections, statements that hang, several hosts and TLS."""
 
 from __future__ import annotations
 

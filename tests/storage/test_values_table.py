@@ -1,4 +1,4 @@
-"""Rows of the caller as a table, on both engines."""
+"""Tests of `values_table`: rows in memory as an SQL table, on both engines."""
 
 from sqlalchemy import BigInteger, Connection, Integer, Row, Text, select
 
