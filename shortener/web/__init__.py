@@ -1,1 +1,1 @@
-"""The HTTP interface: one file per resource, each a list of endpoints; `endpoint.py` says what an endpoint is."""
+"""The HTTP interface: one file per resource, each a list of endpoints; `endpoint.py` defines what an endpoint is."""

@@ -33,7 +33,7 @@ class ApplicationUpdateRequest(ApplicationSettings):
         "it.",
     )
     conversion_fields: BodyFields | None = Field(
-        None, description="Names of the fields in that JSON. By default a standard set of fields."
+        None, description="Names of the fields in the JSON that is sent to `conversion_url`. Default: a standard set of fields."
     )
 
 
@@ -63,15 +63,18 @@ class ApplicationResponse(ApplicationFields):
 
 
 class CallbackSecretRequest(RequestModel):
-    """How long the replaced secret also signs."""
+    """Options for the rotation of the callback secret."""
 
     overlap: int = Field(
-        DEFAULT_SECRET_OVERLAP_SECONDS, ge=0, le=MAX_SECRET_OVERLAP_SECONDS, description="In seconds. 0: not at all."
+        DEFAULT_SECRET_OVERLAP_SECONDS,
+        ge=0,
+        le=MAX_SECRET_OVERLAP_SECONDS,
+        description="Seconds for which requests are also signed with the replaced callback secret. 0: only the new secret signs.",
     )
 
 
 class CallbackSecretResponse(ResponseModel):
-    """The new callback secret. It is not shown again."""
+    """The new callback secret. No later response contains it."""
 
     status: Literal[True] = True
     callback_secret: str
@@ -132,7 +135,7 @@ def _write(
     now: datetime,
     own_url: str,
 ) -> None:
-    """Change what the request names. What it does not name keeps the value that is stored now, under the lock of the row."""
+    """Change only the settings in the request. The row is locked, so concurrent changes of other settings are kept."""
     lock_application(connection, application_id)
     if settings:
         update_application(connection, application_id, settings, now, own_url=own_url)

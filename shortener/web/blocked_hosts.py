@@ -39,7 +39,7 @@ class BlockHostRequest(RequestModel):
 
 
 class BlockedHostResponse(ResponseModel):
-    """The host in its stored form."""
+    """The blocked host, in the normalized form in which it is stored."""
 
     status: Literal[True] = True
     host: str

@@ -29,26 +29,32 @@ from shortener.web.period import Period
 
 _TAG = "Conversions"
 _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")
-_BOM = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+_BOM = Field(False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false.")
 
 
 class ConversionsCsvQuery(Period):
     """Filters of conversions. The period refers to the reported time of the first report of a conversion."""
 
-    campaign: Text | None = Field(None, max_length=200, description="Campaign of the message; empty: messages without a campaign.")
-    action: Text | None = Field(None, max_length=255, description="Action, without case.")
-    status: Text | None = Field(None, max_length=64, description="Status word of the latest revision, without case.")
+    campaign: Text | None = Field(
+        None, max_length=200, description="Only conversions of messages of this campaign. Empty: only messages without a campaign."
+    )
+    action: Text | None = Field(None, max_length=255, description="Only conversions with this action, compared without case.")
+    status: Text | None = Field(
+        None, max_length=64, description="Only conversions whose latest revision has this status word, compared without case."
+    )
     disposition: Literal["positive", "negative", "pending", "none"] | None = Field(
         None, description="positive, negative, pending (the status word says so), or none (neither positive nor negative)."
     )
-    message_id: Text | None = Field(None, max_length=255, description="Id of the message.")
-    transaction_id: Text | None = Field(None, max_length=255, description="Transaction id, without case.")
-    warnings: bool = Field(False, description="true: only conversions of which a part could not be parsed.")
+    message_id: Text | None = Field(None, max_length=255, description="Only conversions of the message with this id.")
+    transaction_id: Text | None = Field(
+        None, max_length=255, description="Only conversions with this transaction id, compared without case."
+    )
+    warnings: bool = Field(False, description="true: only conversions with a value, currency or time that could not be parsed.")
     bom: bool = _BOM
 
 
 class ConversionsQuery(ConversionsCsvQuery):
-    """Filters of conversions, and the page."""
+    """Filters of conversions, and the position of the page in the list."""
 
     limit: int = _LIMIT
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
@@ -57,12 +63,14 @@ class ConversionsQuery(ConversionsCsvQuery):
 class RefusedCsvQuery(Period):
     """Filters of refused reports. The period refers to the time of receipt."""
 
-    reason: Text | None = Field(None, max_length=64, description="Error code, for example MESSAGE_NOT_FOUND.")
+    reason: Text | None = Field(
+        None, max_length=64, description="Only reports refused with this error code, for example MESSAGE_NOT_FOUND."
+    )
     bom: bool = _BOM
 
 
 class RefusedQuery(RefusedCsvQuery):
-    """Filters of refused reports, and the page."""
+    """Filters of refused reports, and the position of the page in the list."""
 
     limit: int = _LIMIT
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
@@ -84,14 +92,14 @@ class ConversionsResponse(ResponseModel):
 class RefusedReport(ResponseModel):
     refused_id: str
     received_at: str
-    endpoint: str = Field(description="Method and path, without a key.")
-    reason: str = Field(description="Error code of the response.")
+    endpoint: str = Field(description="HTTP method and path of the request, without the postback key.")
+    reason: str = Field(description="Error code of the response to the refused report.")
     description: str
     details: list[dict[str, Any]]
     message_id: str | None
     click_id: str | None
     transaction_id: str | None
-    parameters: dict[str, Any] = Field(description="All parameters, at most 4 KiB; credentials are removed.")
+    parameters: dict[str, Any] = Field(description="All parameters of the refused report, at most 4 KiB. Credentials are removed.")
 
 
 class RefusedResponse(ResponseModel):
@@ -149,7 +157,9 @@ async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
 
 async def _csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
     head = await anext(pages)
-    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
+    first_page = await anext(
+        pages
+    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
     headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:

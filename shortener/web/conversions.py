@@ -32,11 +32,14 @@ class ConversionResponse(ResponseModel):
     status: Literal[True]
     conversion_id: str
     message_id: str
-    duplicate: bool = Field(description="true if the report was recorded before; then nothing happened.")
-    updated: bool = Field(True, description="true if the report changed a conversion. Only then it is present.")
-    revision: int = Field(2, description="Number of the new revision. It is present only in an update.")
+    duplicate: bool = Field(description="true: the same report was recorded before, so this report changed nothing.")
+    updated: bool = Field(True, description="true: the report changed an existing conversion. Absent otherwise.")
+    revision: int = Field(
+        2, description="Number of the revision that the report created. Present only if the report updated a conversion."
+    )
     warnings: list[str] = Field(
-        [], description="What could not be parsed and was stored as text, or was cut. It is present only if there is a warning."
+        [],
+        description="Warnings about values that were cut, or could not be parsed and were stored as text. Absent without warnings.",
     )
 
 
@@ -93,7 +96,7 @@ _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="succ
 
 
 async def deprecated_track(call: Call[Any, Any]) -> Response:
-    """Record a conversion; the response says that the path is deprecated."""
+    """Record a conversion. The response has headers that declare the path deprecated."""
     try:
         response = json_response(await report(call, "/api/v1/action/track"))
     except ApiError as error:
@@ -103,7 +106,7 @@ async def deprecated_track(call: Call[Any, Any]) -> Response:
 
 
 async def postback(call: Call[Any, Any]) -> dict[str, Any]:
-    """Record a conversion of a network that has a postback key, at a limited rate."""
+    """Record a conversion that a network reports with a postback key. The rate of each key is limited."""
     service = call.service
     if wait := service.rate_limits.postbacks.take(call.principal.key_id):
         description = "There are too many reports with this postback key. Try again after `Retry-After` seconds."

@@ -33,27 +33,30 @@ class DeliveryFields(ResponseModel):
     )
     event: str = Field(description="Name of the event, for example click.")
     message_id: str | None
-    status: StatusName = Field(description="pending: attempts remain; parked: the tracker is disabled; dead: all attempts failed.")
-    attempt: int = Field(description="Number of attempts that were started.")
+    status: StatusName = Field(
+        description="State of the delivery. pending: attempts remain. parked: the tracker is disabled. delivered: an attempt "
+        "succeeded. dead: all attempts failed."
+    )
+    attempt: int = Field(description="Number of attempts of the delivery that were started.")
     next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of its lease.")
     created_at: str
     finished_at: str | None
-    last_status: int | None = Field(description="HTTP status of the last response.")
-    last_error: str | None = Field(description="Error of the last attempt.")
+    last_status: int | None = Field(description="HTTP status of the tracker's last response. null: there was none.")
+    last_error: str | None = Field(description="Error of the last attempt. null: it succeeded, or there was none.")
 
 
 class AttemptFields(ResponseModel):
     attempt: int
     at: str
-    milliseconds: int = Field(description="Duration of the attempt.")
-    status: int | None = Field(description="HTTP status of the response.")
+    milliseconds: int = Field(description="Duration of the attempt in milliseconds.")
+    status: int | None = Field(description="HTTP status of the response to the attempt. null: there was no response.")
     error: str | None
     detail: str | None
-    answer: str | None = Field(description="The first KiB of the response body.")
+    answer: str | None = Field(description="The first 1,024 bytes of the response body.")
 
 
 class DeliveryWithAttempts(DeliveryFields):
-    attempts: list[AttemptFields] = Field(description="The last 500 attempts, oldest first.")
+    attempts: list[AttemptFields] = Field(description="The last 500 attempts of the delivery, oldest first.")
 
 
 class DeliveryResponse(ResponseModel):
@@ -64,7 +67,7 @@ class DeliveryResponse(ResponseModel):
 
 
 class ReplayResponse(ResponseModel):
-    """The delivery, which is due again."""
+    """The delivery after its replay was requested. Its attempts start again."""
 
     status: Literal[True] = True
     delivery: DeliveryFields
@@ -79,15 +82,15 @@ class DeliveriesResponse(ResponseModel):
 
 
 class ReplayDeadResponse(ResponseModel):
-    """The number of deliveries that are due again."""
+    """The number of dead deliveries that will be sent again."""
 
     status: Literal[True] = True
     replayed: int
-    more: bool = Field(description="true if dead deliveries remain: one call replays at most 10,000. Repeat the call.")
+    more: bool = Field(description="true: dead deliveries remain, because one call replays at most 10,000. Repeat the call.")
 
 
 class DeliveriesQuery(Period):
-    """Filters by the time when a delivery was created, and the page."""
+    """Filters of deliveries, and the position of the page in the list. The period refers to their creation."""
 
     status: StatusName | None = Field(None, description="Only deliveries with this status.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of deliveries in a page.")
@@ -95,7 +98,7 @@ class DeliveriesQuery(Period):
 
 
 class ReplayRequest(Period):
-    """Filters by the time when a dead delivery was created. Without a period: all dead deliveries."""
+    """The period in which the dead deliveries to replay were created. Default: all dead deliveries."""
 
     status: Literal["dead"] = "dead"
 
@@ -124,7 +127,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay(call: Call[None, None]) -> dict[str, Any]:
-    """Make a delivery due again."""
+    """Schedule a delivery again with all its attempts."""
     service = call.service
     delivery = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
@@ -132,7 +135,7 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
-    """Make the dead deliveries of a tracker due again."""
+    """Schedule the dead deliveries of a tracker again with all their attempts."""
     service = call.service
     tracker = await service.trackers.get(call.path["tracker_id"], call.application_id)
     filters = _filter(call.application_id, tracker.id, call.body, None)
@@ -187,7 +190,8 @@ ENDPOINTS = [
         body=ReplayRequest,
         body_optional=True,
         response=ReplayDeadResponse,
-        description="Oldest first, at a limited rate. Each delivery gets all its attempts again and keeps its event id.",
+        description="Sends dead deliveries again, oldest first and at a limited rate. Each delivery gets all its attempts again "
+        "and keeps its event id.",
     ),
     Endpoint(
         "GET",

@@ -28,7 +28,7 @@ from shortener.web.fields import Price, Text, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
-PRICE_DIGITS = 8  # after the decimal point
+PRICE_DIGITS = 8  # digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
 
@@ -44,11 +44,11 @@ class DeliveryReportItem(RequestModel):
         examples=["DELIVERED"],
     )
     status: Text | None = Field(None, description="Status word of the carrier, for example DELIVRD. Cut to 64 characters.")
-    reason_code: Text | None = Field(None, description="Cut to 64 characters.")
-    reason_description: Text | None = Field(None, description="Cut to 255 characters.")
+    reason_code: Text | None = Field(None, description="Reason code of the carrier. The service cuts it to 64 characters.")
+    reason_description: Text | None = Field(None, description="Reason text of the carrier. The service cuts it to 255 characters.")
     mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
-    fragments_count: int | None = Field(None, description="Number of segments that the carrier billed, from 1 to 1000.")
-    telecom_message_id: Text | None = Field(None, description="Cut to 255 characters.")
+    fragments_count: int | None = Field(None, description="Number of SMS segments that the carrier billed, from 1 to 1000.")
+    telecom_message_id: Text | None = Field(None, description="Message id of the carrier. The service cuts it to 255 characters.")
     timestamp: Text | None = Field(
         None,
         description="Time of the report (UTC without a zone): ISO 8601, RFC 2822, 2026/11/27 10:00:00, SMPP's YYMMDDhhmm, or "
@@ -68,11 +68,13 @@ class DeliveryReportRequest(RootModel[Any]):
 class DeliveryReportFields(ResponseModel):
     message_id: str | None = Field(description="The message_id of the report; null if the report has none.")
     accepted: bool
-    error_code: str | None = Field(description="Why the report was refused: MESSAGE_NOT_FOUND or INVALID_REQUEST.")
-    reason: str | None = Field(description="A text for people about the refusal.")
-    state: str | None = Field(description="State of the message after this report; null if it was refused.")
-    changed: bool = Field(description="false if the report changed nothing.")
-    warnings: list[str] = Field(description="Parts of the report that were cut or not stored.")
+    error_code: str | None = Field(
+        description="Error code of a refused report: MESSAGE_NOT_FOUND or INVALID_REQUEST. null if the report was accepted."
+    )
+    reason: str | None = Field(description="Explanation for people why the report was refused. null if the report was accepted.")
+    state: str | None = Field(description="State of the message after this report. null if the report was refused.")
+    changed: bool = Field(description="true if the report changed the message, false if it changed nothing.")
+    warnings: list[str] = Field(description="Warnings about values of the report that were cut or not stored.")
 
 
 class DeliveryReportsResponse(ResponseModel):
@@ -86,7 +88,7 @@ class DeliveryReportsResponse(ResponseModel):
 
 @dataclass(slots=True)
 class ReadReport:
-    """A report of the request. `report` None: it is refused with `invalid_field` and `reason`."""
+    """One report of the request. If `report` is None, it is refused because of `invalid_field` and `reason`."""
 
     message_id: str | None
     report: DeliveryReport | None = None
@@ -96,7 +98,7 @@ class ReadReport:
 
 
 def read_report(item: Any, now: datetime) -> ReadReport:
-    """Read one report of a request. Nothing but its message_id and its state can make it invalid."""
+    """Read one report of a request. Only an invalid message_id or state makes the report invalid."""
     if not isinstance(item, Mapping):
         return ReadReport(None, reason="must be an object")
     message_id = _text(item.get("message_id"))
@@ -134,7 +136,7 @@ def read_report(item: Any, now: datetime) -> ReadReport:
 
 
 def _text(value: Any) -> str:
-    """Return a text or a number as text without surrounding spaces; anything else is the empty string."""
+    """Return a text or a number as text without surrounding spaces. Return the empty string for any other value."""
     return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 

@@ -1,6 +1,6 @@
 """GET /openapi.json and GET /docs: the OpenAPI document, and the page that shows it.
 
-Both are rendered at the first request and served as the same bytes afterwards.
+The first request renders both documents; later requests get the same bytes.
 """
 # Tested by tests/web/test_openapi.py
 
@@ -20,7 +20,7 @@ _TAG = "Operation"
 
 
 def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Return `endpoints` and the two endpoints that document all of them."""
+    """Return `endpoints` with two more endpoints: the OpenAPI document and the page that shows it."""
 
     @cache
     def described() -> Document:

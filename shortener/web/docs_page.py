@@ -1,4 +1,4 @@
-"""The OpenAPI document as one HTML page without scripts, without other hosts and without a build step."""
+"""Renders the OpenAPI document as one HTML page that contains no scripts and loads nothing from other hosts."""
 # Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 def page(document: Mapping[str, Any]) -> bytes:
-    """Return the page as UTF-8."""
+    """Return the HTML page of an OpenAPI document, encoded in UTF-8."""
     schemas = document["components"]["schemas"]
     operations = list(_operations(document))
     rendered = _templates.get_template("docs.html").render(
@@ -58,7 +58,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return the call as a curl command. The shell variables BASE, KEY and TOKEN contain the base URL and the credentials."""
+    """Return an example call of an endpoint as a curl command. It uses the shell variables BASE, KEY and TOKEN."""
     path = operation["path"]
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path":

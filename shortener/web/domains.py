@@ -1,4 +1,4 @@
-"""The own domains of the caller's application: short links begin with them."""
+"""Domains of the caller's application, which its short links use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OptionalUrl = Annotated[Annotated[Text, Field(max_length=2048)] | None, BeforeVa
 class DomainFields(ResponseModel):
     host: str
     application_id: int
-    base_url: str = Field(description="Prefix of the short links, with the path of the domain.")
+    base_url: str = Field(description="Prefix of the short links on the domain: scheme, host and path.")
     path: str = Field(description='Path before the codes, such as /ABCDEF or /{sender}; "" if the codes are at the root.')
     fallback_url: str | None
     home_url: str | None
@@ -38,7 +38,7 @@ class DomainFields(ResponseModel):
 
 
 class DomainResponse(ResponseModel):
-    """The domain."""
+    """One domain of the application."""
 
     status: Literal[True] = True
     domain: DomainFields
@@ -52,11 +52,12 @@ class DomainsResponse(ResponseModel):
 
 
 class DomainOptions(RequestModel):
-    """Optional properties of a domain."""
+    """The optional fields of a domain, in requests that add or change a domain."""
 
     default: bool | None = Field(None, description="true: new links begin with this domain. An application has one default domain.")
     fallback_url: OptionalUrl = Field(
-        None, description="URL to which expired links and unknown codes of the domain redirect. null: none."
+        None,
+        description="URL to which expired links and unknown codes of the domain redirect. null: the domain has no fallback URL.",
     )
     home_url: OptionalUrl = Field(None, description="URL to which / of the domain redirects. null: / returns 404.")
     assetlinks: list[Any] | None = Field(
@@ -83,9 +84,11 @@ class DomainUpdateRequest(DomainOptions):
     """The changes of a domain. A field that is absent keeps its value."""
 
     enabled: bool | None = Field(None, description="false: links of the domain return 410, and new links use another domain.")
-    disabled: bool | None = Field(None, description="The opposite of `enabled`.")
+    disabled: bool | None = Field(None, description="true: the same as `enabled: false`. false: the same as `enabled: true`.")
     path: Text | None = Field(
-        None, max_length=100, description="Path before the codes of new links. Links behind earlier paths still work."
+        None,
+        max_length=100,
+        description="Path before the codes of new links, for example /ABCDEF. Links with an earlier path still work.",
     )
 
 
@@ -141,7 +144,7 @@ async def remove(call: Call[None, None]) -> dict[str, Any]:
 
 
 def _changes(request: DomainOptions) -> dict[str, Any]:
-    """Return the fields that the request contains, as `update_domain` expects them."""
+    """Return the fields of the request as changes for `update_domain`."""
     changes: dict[str, Any] = {}
     for name in request.model_fields_set - {"domain"}:
         value = getattr(request, name)

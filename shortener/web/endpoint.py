@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 2  # value of the Retry-After header while the database is unavailable
-MAX_ERROR_BYTES = 1024 * 1024  # of the body of an error response
+MAX_ERROR_BYTES = 1024 * 1024  # maximum size of the body of an error response
 
 
 class Caller(enum.Enum):
@@ -80,7 +80,7 @@ class Call(Generic[Query, Body]):
 
     @property
     def principal(self) -> Principal:
-        """The owner of the credential. Only endpoints that require a credential have one."""
+        """Return the owner of the credential. It exists only in endpoints that require a credential."""
         assert self._principal is not None
         return self._principal
 
@@ -164,7 +164,7 @@ def error_response(error: ApiError) -> Response:
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
     try:
         principal = _authenticate(endpoint, service, request)
-        if "\0" in request.scope["path"]:  # no id contains NUL, and PostgreSQL rejects it in a query
+        if "\0" in request.scope["path"]:  # PostgreSQL rejects the character NUL in a query, and no id contains it
             raise ApiError(ErrorCode.NOT_FOUND)
         query = body = None
         if not endpoint.reads_request:
@@ -235,9 +235,9 @@ def check_rejection_limit(service: Service, request: Request) -> None:
 
 
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:
-    """Return the owner of the API key in any of the accepted headers, or None.
+    """Return the owner of the API key in any of the accepted headers, or None if no header contains a valid key.
 
-    X-API-Key is 23 Telecom's, Bearer is Syniverse's, App and Basic are Infobip's. The user name of Basic is the application's id.
+    23 Telecom uses X-API-Key, Syniverse uses Bearer, and Infobip uses App and Basic. The user name of Basic is the application's id.
     """
     key = request.headers.get("x-api-key")
     if key is not None:
@@ -268,7 +268,7 @@ T = TypeVar("T")
 
 
 async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the caller closes the connection, cancel it and raise ClientDisconnect."""
+    """Run `work` and return its result. If the caller disconnects, cancel `work` and raise ClientDisconnect."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_wait_for_disconnect(request))
     try:

@@ -15,12 +15,16 @@ from shortener.web.fields import Text
 
 
 class ErasureRequest(RequestModel):
-    """The phone number or the message whose personal data is erased: exactly one of `phone` and `message_id`."""
+    """A request to erase personal data. It contains exactly one of `phone` and `message_id`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"phone": "+14085550100"}]})
 
-    phone: Text | None = Field(None, max_length=64, description="Phone number, as in a rewrite; erases every message to it.")
-    message_id: Text | None = Field(None, max_length=255, description="Id of one message.")
+    phone: Text | None = Field(
+        None,
+        max_length=64,
+        description="Phone number, for example +14085550100. The personal data of all messages to it is erased.",
+    )
+    message_id: Text | None = Field(None, max_length=255, description="Id of the message whose personal data is erased.")
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> ErasureRequest:
@@ -39,19 +43,19 @@ class ErasedRows(ResponseModel):
 
 
 class ErasureResponse(ResponseModel):
-    """Number of rows from which personal data was removed."""
+    """The numbers of rows from which personal data was removed, by kind of row."""
 
     status: Literal[True] = True
     erased: ErasedRows
 
 
 async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
-    """Erase personal data in the caller's application."""
+    """Erase the personal data of a phone number or a message in the caller's application."""
     service, body, application_id = call.service, call.body, call.application_id
     phone = normalise_number(body.phone or "")
     target = {"phone": phone, "message_id": body.message_id or ""}
     if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
-        # The cache contains destinations, which may be personal data.
+        # The link cache in Redis contains destinations, which may be personal data.
         raise ApiError(
             ErrorCode.UNAVAILABLE,
             "Nothing was erased because the link cache (Redis) is unavailable.",

@@ -47,14 +47,14 @@ def parse_price(value: Any) -> Decimal:
     return amount
 
 
-#: An exact price. Callers send a decimal string or a JSON number.
+#: A price with exact decimals. Callers send a decimal string or a JSON number.
 Price = Annotated[
     Decimal,
     BeforeValidator(parse_price),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^-?\d{1,12}(\.\d{1,8})?$"}, {"type": "number"}]}),
 ]
 
-MAX_METADATA_BYTES = 4096  # of JSON
+MAX_METADATA_BYTES = 4096  # maximum size of the metadata as JSON
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-#: A flat object that is stored and repeated in events.
+#: Metadata of a message: a flat JSON object that is stored and contained in events.
 Metadata = Annotated[dict[str, str | int | float | bool | None], AfterValidator(check_metadata)]
 
 

@@ -3,9 +3,9 @@
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
 dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a shutdown, so that a
 load balancer uses other nodes. A node whose database does not respond or takes no writes stays ready while Redis responds, because
-it can redirect links from the cache. `/metrics` reads numbers in memory. `/internal/domain-check` tells a proxy with certificates
-on demand whether a domain belongs to this installation. Without this check a stranger could make the proxy request certificates
-for any name.
+it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on demand calls
+`/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
+request certificates for any name.
 
 None of them requires a credential or returns more than names and states. They respond on the host of BASE_URL, on localhost and on
 addresses. The domain check responds on every Host except an application's own domain: a proxy calls it by a name of its own.
@@ -29,7 +29,7 @@ from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, Respons
 if TYPE_CHECKING:
     from shortener.container import Service
 
-CHECK_TIMEOUT_SECONDS = 1.0  # for the response of the database
+CHECK_TIMEOUT_SECONDS = 1.0  # time limit for the response of the database
 
 CheckState = Literal["ok", "failed"]
 
@@ -41,22 +41,20 @@ class LivenessResponse(ResponseModel):
 
 
 class ReadinessChecks(ResponseModel):
-    """The state of each dependency."""
+    """The state of each dependency that /readyz checks."""
 
-    process: CheckState = Field(description="The process has started and is not shutting down.")
-    database: CheckState = Field(description=f"The database responded within {CHECK_TIMEOUT_SECONDS:g} s.")
+    process: CheckState = Field(description="ok: the process has started and is not shutting down.")
+    database: CheckState = Field(description=f"ok: the database responded within {CHECK_TIMEOUT_SECONDS:g} s.")
     writes: CheckState = Field(
-        description="The database takes writes. failed: hits are not stored, or a write failed and a test write fails too, for "
+        description="ok: the database accepts writes. failed: hits are not stored, or a write and a test write failed, for "
         "example because the disk is full, or because the file of the database was deleted or replaced."
     )
-    schema_: CheckState = Field(
-        alias="schema", description="The database schema is the one that this version requires, or a newer one."
-    )
+    schema_: CheckState = Field(alias="schema", description="ok: the database schema is as new as this version requires, or newer.")
     redis: Literal["ok", "failed", "none"] = Field(
-        description="Redis responds; none: not configured. The node stays ready without Redis while the database responds."
+        description="ok: Redis responds. none: not configured. The node stays ready without Redis while the database responds."
     )
     jobs: CheckState = Field(
-        description="Every background task is running. failed: one ended unexpectedly in the last 10 s and was started again, or "
+        description="ok: every background task is running. failed: one ended unexpectedly in the last 10 s and was restarted, or "
         "the last run of a job failed; the log and `shortener_task_restarts` name it. The node stays ready while all run."
     )
 
@@ -134,7 +132,7 @@ async def _readiness(service: Service) -> ReadinessResponse:
 
 
 async def _takes_writes(service: Service) -> bool:
-    """Return whether the database takes writes. Only after a failed write this writes a row, to see whether the fault is over."""
+    """Return whether the database accepts writes. After a failed write, write a test row to detect whether the fault is over."""
     if service.recorder.is_failing:
         return False
     if service.database.has_failed_writes:
@@ -179,7 +177,7 @@ ENDPOINTS = [
         _TAG,
         Caller.ANYONE,
         media_type="text/plain",
-        description="In the text format of Prometheus. Counters start at 0 when the process starts.",
+        description="Returns the metrics of the process in the text format of Prometheus. Counters are 0 when the process starts.",
     ),
     Endpoint(
         "GET",

@@ -30,39 +30,43 @@ from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cu
 from shortener.web.period import Period
 
 _TAG = "Links"
-COUNT_SECONDS = 1.0  # that a request may spend on counting the links of an update
+COUNT_SECONDS = 1.0  # time that a request may spend to count the links of an update
 
 
 class LinkChangeFields(ResponseModel):
-    """A change of a link."""
+    """One entry in the history of a link's changes."""
 
     at: str
-    by: str = Field(description='Who changed it: "key N" (an API key by its id), or "command line".')
-    changes: dict[str, dict[str, Any]] = Field(description="`from` and `to` of each field that changed.")
+    by: str = Field(description='Who changed the link: "key N" (the id of an API key), or "command line".')
+    changes: dict[str, dict[str, Any]] = Field(
+        description="The changed fields of the link, each with its previous value in `from` and its new value in `to`."
+    )
 
 
 class LinkFields(ResponseModel):
     code: str
     short_url: str
-    url: str = Field(description="The destination; empty if the message was erased.")
+    url: str = Field(description="Destination of the link. Empty if the message was erased.")
     label: str | None
     message_id: str
     campaign: str
     created_at: str = Field(description="Time when the message was rewritten.")
     state: Literal["live", "expired", "off"]
     off_by: DisabledBy | None = Field(
-        description="What disables the link: the link itself, its domain, its application or its host."
+        description="What disables the link: the link itself, its domain, its application, or its blocked destination host."
     )
     enabled: bool = Field(description="false if the link itself is disabled.")
     disabled_at: str | None
     expires_at: str
     fallback_url: str | None
-    clicks: int = Field(description="Clicks by people, without those whose hits were deleted after HIT_RETENTION_DAYS.")
-    clicked_at: str | None = Field(description="Time of the first click by a person.")
+    clicks: int = Field(
+        description="Number of clicks by people on the link. Clicks older than HIT_RETENTION_DAYS are deleted and not counted."
+    )
+    clicked_at: str | None = Field(description="Time of the first click on the link by a person.")
 
 
 class LinkWithHistory(LinkFields):
-    history: list[LinkChangeFields] = Field(description="The changes after sending, newest first, at most 100.")
+    history: list[LinkChangeFields] = Field(description="Changes of the link after its creation, newest first, at most 100.")
 
 
 class LinkResponse(ResponseModel):
@@ -83,22 +87,24 @@ class LinksResponse(ResponseModel):
 class LinksExportQuery(Period):
     """Filters of links. The period refers to the creation of the message."""
 
-    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
-    url: Text | None = Field(None, max_length=2048, description="The destination, complete.")
-    label: Text | None = Field(None, max_length=200, description="Label of #trackurl.")
-    domain: Text | None = Field(None, max_length=255, description="Host of the short links.")
-    enabled: bool | None = Field(None, description="Whether the link itself is enabled.")
-    expired: bool | None = Field(None, description="Whether the link has expired.")
+    campaign: Text | None = Field(None, max_length=200, description="Only links of messages of the campaign with this name.")
+    url: Text | None = Field(None, max_length=2048, description="Only links with exactly this destination URL.")
+    label: Text | None = Field(None, max_length=200, description="Only links with this label of #trackurl.")
+    domain: Text | None = Field(None, max_length=255, description="Only short links on this host.")
+    enabled: bool | None = Field(None, description="true: only enabled links. false: only disabled links.")
+    expired: bool | None = Field(None, description="true: only expired links. false: only links that have not expired.")
 
 
 class LinksCsvQuery(LinksExportQuery):
-    """Filters of links, and the form of the CSV."""
+    """Filters of links, and options of the CSV."""
 
-    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads UTF-8.")
+    bom: bool = Field(
+        False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."
+    )
 
 
 class LinksQuery(LinksExportQuery):
-    """Filters of links, and the page."""
+    """Filters of links, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of links in a page.")
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
@@ -108,13 +114,17 @@ class LinkUpdateRequest(RequestModel):
     """The changes of a link. A field that is absent keeps its value."""
 
     url: Text | None = Field(
-        None, max_length=2048, description="New destination. It may contain the same placeholders as in a text."
+        None,
+        max_length=2048,
+        description="New destination URL of the link. It may contain the same placeholders as a URL in a text.",
     )
-    expires_at: Time | None = Field(None, description="New expiry, ISO 8601 (UTC without a zone); may be in the past.")
+    expires_at: Time | None = Field(
+        None, description="New time of expiry of the link, in ISO 8601 (UTC without a zone). It may be in the past."
+    )
     fallback_url: Text | None = Field(
         None,
         max_length=2048,
-        description="URL to which the link redirects after it expires. null: that of the domain or the application.",
+        description="URL to which the link redirects after it expires. null: the fallback URL of the domain or of the application.",
     )
     enabled: bool | None = Field(
         None, description="false: the link responds with 410, and hits on it are not clicks. true: the link works again."
@@ -122,24 +132,24 @@ class LinkUpdateRequest(RequestModel):
 
 
 class LinksUpdateRequest(LinkUpdateRequest):
-    """Which links to change, and how. At least one of campaign, destination and label selects them."""
+    """An update of many links. At least one of `campaign`, `destination` and `label` selects the links."""
 
-    campaign: Text | None = Field(None, max_length=200, description="Links of messages of this campaign.")
+    campaign: Text | None = Field(None, max_length=200, description="Change only links of messages of this campaign.")
     destination: Text | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("destination", "destination_url"),
-        description="Links with this destination, complete.",
+        description="Change only links with exactly this destination URL.",
     )
-    label: Text | None = Field(None, max_length=200, description="Links with this label.")
+    label: Text | None = Field(None, max_length=200, description="Change only links with this label.")
 
 
 class LinksUpdateFields(ResponseModel):
     update_id: str
     state: Literal["counting", "running", "done", "stopped"]
-    total: int | None = Field(description="Exact number of links; null while they are counted.")
-    done: int = Field(description="Links that were processed.")
-    changed: int = Field(description="Links that differ from before.")
+    total: int | None = Field(description="Exact number of links that the update selects. null: the links are still being counted.")
+    done: int = Field(description="Number of links that the update has processed.")
+    changed: int = Field(description="Number of links that the update has changed.")
     by: str
     filter: dict[str, str]
     changes: dict[str, Any]
@@ -185,7 +195,9 @@ async def export(call: Call[LinksCsvQuery, None]) -> Response:
     service = call.service
     base_url = base_url_of(service.settings, service.directory)
     pages = export_links(service.database, _filter(call), service.directory, base_url, with_mark=call.query.bom)
-    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
+    first_page = await anext(
+        pages
+    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
     headers = {"Content-Disposition": f'attachment; filename="links-{service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:
@@ -221,7 +233,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
 
 
 async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
-    """Create an update of many links."""
+    """Create a background update of many links."""
     service, request = call.service, call.body
     changes = parse_changes(_requested(request), call.application_id, service.link_hosts, service.clock())
     if request.campaign is None and request.destination is None and request.label is None:
@@ -245,18 +257,18 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
 
 
 async def index_updates(call: Call[None, None]) -> dict[str, Any]:
-    """Return the latest updates."""
+    """Return the latest updates of links."""
     rows = await call.service.database.read(list_updates, call.application_id)
     return {"status": True, "updates": [serialize_update(row) for row in rows]}
 
 
 async def show_update(call: Call[None, None]) -> dict[str, Any]:
-    """Return one update."""
+    """Return one update of links with its progress."""
     return _update(await call.service.database.read(find_update, call.path["update_id"], call.application_id))
 
 
 async def stop(call: Call[None, None]) -> dict[str, Any]:
-    """Stop one update."""
+    """Stop one update of links."""
     service = call.service
     return _update(await service.database.write(stop_update, call.path["update_id"], call.application_id, service.clock))
 
@@ -270,7 +282,7 @@ def _requested(request: LinkUpdateRequest) -> dict[str, Any]:
 
 
 def _stored_url(url: str | None) -> str | None:
-    """Return a destination in its stored form, so that a filter finds it."""
+    """Normalize a destination URL to the form in which it is stored, so that a filter finds it."""
     try:
         return None if url is None else parse_destination(url).url
     except UrlError:
@@ -383,7 +395,7 @@ ENDPOINTS = [
         _TAG,
         permission="links.write",
         response=LinksUpdateResponse,
-        description="Links that were changed stay changed.",
+        description="Stops an update of links. Links that the update has already changed stay changed.",
     ),
     Endpoint(
         "GET",

@@ -1,4 +1,4 @@
-"""Lists behind the figures: hits and events, in pages and as CSV."""
+"""Lists of hits and of events, in pages and as CSV. They contain the rows that the statistics count."""
 
 from __future__ import annotations
 
@@ -35,23 +35,25 @@ BOM_DESCRIPTION = "Begin with a byte order mark, so that Excel recognises UTF-8.
 
 
 class ClicksCsvQuery(StatisticsQuery):
-    """Filters of hits: those of the statistics, and more. Without `since`: the last 30 days."""
+    """Filters of hits, which include all filters of the statistics. The default period is the last 30 days."""
 
     metric: HitMetric | None = Field(
-        None, description="Only the hits that this figure counts. Without it, all hits, also those that no figure counts."
+        None, description="Only the hits that this figure of the statistics counts. Default: all hits."
     )
     verdict: Literal["human", "suspected", "ignored"] | None = Field(None, description="Only hits with this verdict.")
     rule: Text | None = Field(None, max_length=100, description="Only hits that this rule classified.")
-    country: Text | None = Field(None, max_length=2, description="Country of the recipient's number, ISO 3166 code.")
-    destination: Text | None = Field(None, max_length=300, description="Host and path, as in /api/v1/sms/stats/by-destination.")
-    label: Text | None = Field(None, max_length=300, description="Label of a `#trackurl` link.")
+    country: Text | None = Field(None, max_length=2, description="Country of the recipient's phone number, as ISO 3166 code.")
+    destination: Text | None = Field(
+        None, max_length=300, description="Host and path of the destination, as in /api/v1/sms/stats/by-destination."
+    )
+    label: Text | None = Field(None, max_length=300, description="Only hits on links with this label of `#trackurl`.")
     message_id: Text | None = Field(None, max_length=200, description="Only hits on the links of this message.")
     code: Text | None = Field(None, max_length=100, description="Only hits on this link.")
     bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
 
 
 class ClicksQuery(ClicksCsvQuery):
-    """Filters of hits, and the page."""
+    """Filters of hits, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of hits in a page.")
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
@@ -61,18 +63,20 @@ class ClickFields(ResponseModel):
     click_id: str
     at: str
     verdict: Literal["human", "suspected", "ignored"]
-    rule: str = Field(description="The rule that gave the verdict.")
-    first_verdict: str | None = Field(description="The verdict when the hit was recorded; null if it has not changed.")
+    rule: str = Field(description="Name of the rule that classified the hit and determined its verdict.")
+    first_verdict: str | None = Field(description="The verdict when the hit was recorded. null: the verdict has not changed since.")
     first_rule: str | None
-    counts_as: str | None = Field(description="The figure that counts the hit; null for a hit on a disabled link.")
-    first_of_message: bool = Field(description="The first click of its message.")
-    first_of_link: bool = Field(description="The first click of its link.")
-    late: bool = Field(description="The link had expired.")
-    disabled: bool = Field(description="The link was disabled.")
+    counts_as: str | None = Field(
+        description="The figure of the statistics that counts the hit. null for a hit on a disabled link."
+    )
+    first_of_message: bool = Field(description="true: the hit is the first click of its message.")
+    first_of_link: bool = Field(description="true: the hit is the first click of its link.")
+    late: bool = Field(description="true: the link had expired at the time of the hit.")
+    disabled: bool = Field(description="true: the link was disabled at the time of the hit.")
     message_id: str
     campaign: str
     source: str
-    country: str | None = Field(description="Country of the recipient's number, ISO 3166 code.")
+    country: str | None = Field(description="Country of the recipient's phone number, as ISO 3166 code.")
     code: str
     url: str
     label: str | None
@@ -80,9 +84,13 @@ class ClickFields(ResponseModel):
     device: str | None
     browser: str | None
     user_agent: str
-    address: str = Field(description="Address of the client, as far as the privacy settings keep it.")
-    click_country: str | None = Field(description="Country of the client's address, from NETWORK_FILES; null without a file.")
-    network: str | None = Field(description="Network of the client's address, from NETWORK_FILES.")
+    address: str = Field(
+        description="IP address of the client. IP_PRIVACY determines whether it is stored completely, shortened, or not at all."
+    )
+    click_country: str | None = Field(
+        description="Country of the client's IP address, from NETWORK_FILES. null: unknown, or no file is configured."
+    )
+    network: str | None = Field(description="Network operator of the client's IP address, from NETWORK_FILES. null: unknown.")
 
 
 class ClicksResponse(ResponseModel):
@@ -98,14 +106,16 @@ class EventsCsvQuery(Period):
 
     event: EventName | None = Field(None, description="Only events of this kind.")
     message_id: Text | None = Field(None, max_length=200, description="Only events of this message.")
-    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
+    campaign: Text | None = Field(None, max_length=200, description="Only events of messages of the campaign with this name.")
     bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
 
 
 class EventsQuery(EventsCsvQuery):
-    """Filters of events, and the page."""
+    """Filters of events, and the position of the page in the list."""
 
-    limit: int = Field(100, ge=1, le=1000, description="Number of events in a page. A page may have a few more.")
+    limit: int = Field(
+        100, ge=1, le=1000, description="Approximate maximum number of events in a page. A page may contain a few more."
+    )
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
 
 
@@ -128,7 +138,7 @@ class EventFields(ResponseModel):
     conversion_id: str | None
     action: str | None
     transaction_id: str | None
-    status: str | None = Field(description="The word of the conversion or of the delivery report.")
+    status: str | None = Field(description="Status word of the conversion or of the delivery report.")
     fanned_out: bool = Field(description="Whether deliveries were created for the trackers that subscribe to the event.")
 
 
@@ -141,7 +151,7 @@ class EventsResponse(ResponseModel):
 
 
 class EventDelivery(ResponseModel):
-    tracker_id: int | None = Field(description="null: the callback URL of the message.")
+    tracker_id: int | None = Field(description="Id of the tracker. null: the delivery is for the callback URL of the message.")
     state: str
     attempt: int
     created_at: str

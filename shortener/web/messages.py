@@ -33,7 +33,7 @@ _PHONE = re.compile(r"\s*\+?([1-9][0-9]{6,14})\s*")
 
 
 def _as_e164(value: str) -> str:
-    """Return the number with a plus sign. A plus that was not encoded in the query arrives as a space; some callers omit it."""
+    """Return a phone number with a plus sign. A plus sign that is not percent-encoded in a query arrives as a space."""
     number = _PHONE.fullmatch(value)
     if number is None:
         raise ValueError("must be a number such as +14085550100")
@@ -47,18 +47,23 @@ StateName = Literal["CREATED", "SENT", "FAILED", "EXPIRED", "DELIVERED", "READ",
 class ExportQuery(Period):
     """Filters of messages. The period refers to the creation of a message."""
 
-    state: Annotated[StateName, BeforeValidator(_to_upper_case)] | None = Field(None, description="Current state of the message.")
-    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="Phone number of the recipient, E.164.")
-    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
-    source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
+    state: Annotated[StateName, BeforeValidator(_to_upper_case)] | None = Field(
+        None, description="Only messages whose current state is this one."
+    )
+    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="Only messages to this phone number, in E.164.")
+    campaign: Text | None = Field(None, max_length=200, description="Only messages of the campaign with this name.")
+    source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")
 
     metric: MessageMetric | None = Field(
         None,
         description="Only the messages that this figure of /api/v1/sms/stats counts. The period then refers to the time of the "
         "event (or, with `basis=sent`, of the message), and covers complete time slots of 15 minutes.",
     )
-    basis: Literal["event", "sent"] = Field("event", description="With `metric`: the time that counts, as in the statistics.")
-    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone.")
+    basis: Literal["event", "sent"] = Field(
+        "event",
+        description="With `metric`: count by the time of each event (default), or by the time when its message was created.",
+    )
+    tz: str = Field("UTC", max_length=64, description="Time zone of dates, and of times that contain no zone.")
 
     @field_validator("tz")
     @classmethod
@@ -68,14 +73,18 @@ class ExportQuery(Period):
 
 
 class CsvQuery(ExportQuery):
-    """Filters of messages, and the form of the file."""
+    """Filters of messages, and options of the CSV export."""
 
-    rows: ExportRows = Field("messages", description="One line for each message, or for each link.")
-    bom: bool = Field(False, description="true: begin with a byte order mark, so that Excel reads the file as UTF-8.")
+    rows: ExportRows = Field(
+        "messages", description="Whether the CSV contains one line for each message (default) or for each link."
+    )
+    bom: bool = Field(
+        False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."
+    )
 
 
 class MessagesQuery(ExportQuery):
-    """Filters of messages, and the page."""
+    """Filters of messages, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of messages in a page.")
     cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
@@ -91,7 +100,7 @@ class MessageFields(ResponseModel):
     sender_id_alias: str
     campaign: str
     source: str
-    country: str | None = Field(description="Country of the recipient's number, ISO 3166 code.")
+    country: str | None = Field(description="Country of the recipient's phone number, as ISO 3166 code.")
     state: StateName
     report_status: str | None = Field(description="Status word of the carrier, for example DELIVRD.")
     reason_code: str | None
@@ -105,17 +114,17 @@ class MessageFields(ResponseModel):
     clicked_at: str | None = Field(description="Time of the first click by a person on any of its links.")
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
-    fragments_count: int | None = Field(description="Number of segments that the carrier billed.")
-    mt_price: str | None = Field(description="Price of the message, a decimal string.")
+    fragments_count: int | None = Field(description="Number of SMS segments that the carrier billed.")
+    mt_price: str | None = Field(description="Price of the message as a decimal string, for example 0.0095.")
 
 
 class LinkTracking(ResponseModel):
-    """The first link of the message, in Xoxzo's format."""
+    """The link tracking of a message's first link, in Xoxzo's format."""
 
     link: str
     shortlink: str
     accessed: bool
-    accessed_on: str | None = Field(description="Time of the first click: YYYY-MM-DD HH:MM:SS in UTC.")
+    accessed_on: str | None = Field(description="Time of the first click on the link: YYYY-MM-DD HH:MM:SS in UTC.")
 
 
 class LinkStatus(ResponseModel):
@@ -126,7 +135,9 @@ class LinkStatus(ResponseModel):
     expires_at: str
     accessed: bool = Field(description="Whether a person clicked the link.")
     accessed_on: str | None = Field(description="Time of the first click by a person.")
-    clicks: int = Field(description="Clicks by people, without those whose hits were deleted after HIT_RETENTION_DAYS.")
+    clicks: int = Field(
+        description="Number of clicks by people on the link. Clicks older than HIT_RETENTION_DAYS are deleted and not counted."
+    )
 
 
 class ConversionRevision(ResponseModel):
@@ -135,7 +146,7 @@ class ConversionRevision(ResponseModel):
     disposition: str | None
     value: str | None
     currency: str | None
-    timestamp: str | None = Field(description="Reported time of the revision.")
+    timestamp: str | None = Field(description="Time of the conversion as reported in this revision.")
     received_at: str | None
 
 
@@ -145,28 +156,32 @@ class ConversionStatus(ResponseModel):
     action: str
     transaction_id: str | None
     status: str | None
-    disposition: str | None = Field(description="positive, negative, or null: as reported, or what the status word says.")
-    pending: bool = Field(description="true if the status is a word for a pending conversion, and there is no disposition.")
-    value: str | None = Field(description="Value of the conversion, a decimal string.")
+    disposition: str | None = Field(
+        description="Disposition of the conversion: positive, negative, or null. It is reported, or derived from the status word."
+    )
+    pending: bool = Field(description="true: the status word means a pending conversion, and no disposition was reported.")
+    value: str | None = Field(description="Value of the conversion as a decimal string.")
     currency: str | None
-    timestamp: str = Field(description="Reported time of the first report. Statistics count the conversion at this time.")
+    timestamp: str = Field(description="Time of the conversion as reported first. Statistics count the conversion at this time.")
     received_at: str | None
-    updated_at: str | None = Field(description="Time when the latest revision was received; null: it never changed.")
-    metadata: dict[str, Any] | None = Field(description="Other parameters, and input that could not be parsed.")
+    updated_at: str | None = Field(
+        description="Time when the latest revision of the conversion was received. null: the conversion was never updated."
+    )
+    metadata: dict[str, Any] | None = Field(description="Other parameters of the report, and values that could not be parsed.")
     warnings: list[str]
-    revision: int = Field(description="Number of the latest revision.")
-    revisions: list[ConversionRevision] = Field(description="All revisions, oldest first.")
+    revision: int = Field(description="Number of the conversion's latest revision.")
+    revisions: list[ConversionRevision] = Field(description="All revisions of the conversion, oldest first.")
 
 
 class MessageStatusResponse(MessageFields):
     """The message with its links and conversions."""
 
     status: Literal[True] = True
-    previous_state: str | None = Field(description="State before CLICKTHRU.")
+    previous_state: str | None = Field(description="State of the message before the first click changed it to CLICKTHRU.")
     metadata: dict[str, Any] | None
-    link_tracking: LinkTracking | None = Field(description="The first link in Xoxzo's format.")
+    link_tracking: LinkTracking | None = Field(description="Link tracking of the message's first link, in Xoxzo's format.")
     links: list[LinkStatus]
-    conversions: list[ConversionStatus] = Field(description="Oldest first, at most 1,000.")
+    conversions: list[ConversionStatus] = Field(description="Conversions of the message, oldest first, at most 1,000.")
 
 
 class MessagesResponse(ResponseModel):
@@ -178,7 +193,7 @@ class MessagesResponse(ResponseModel):
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return everything that is known about one message."""
+    """Return the status of one message with its links and conversions."""
     found = await find_message(call, call.path["message_id"])
     return {"status": True, **call.service.status_reader.serialize(found, reveal=may_reveal(call))}
 
@@ -220,7 +235,9 @@ async def export(call: Call[CsvQuery, None]) -> Response:
         bom=query.bom,
         reveal=may_reveal(call),
     )
-    first_page = await anext(pages)  # a database that is unavailable now still becomes a 503
+    first_page = await anext(
+        pages
+    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
     headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
 
     async def body() -> AsyncIterator[bytes]:

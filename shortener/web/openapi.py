@@ -60,7 +60,7 @@ def document(endpoints: Sequence[Endpoint]) -> Document:
 
 
 class _SchemaWithoutTitles(GenerateJsonSchema):
-    """A generator that omits the title of each field, because it only repeats the name."""
+    """A generator of JSON schemas that omits the titles of fields, because a title only repeats the name."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -99,7 +99,7 @@ def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel],
 def _error_schemas() -> Document:
     return {
         "ErrorCode": {
-            "description": "The stable code of an error.",
+            "description": "Error code. Codes are stable, so that programs can test them.",
             "type": "string",
             "oneOf": [{"const": code.name, "description": f"{code.http_status}. {code.meaning}"} for code in ErrorCode],
         },
@@ -109,7 +109,7 @@ def _error_schemas() -> Document:
             "properties": {
                 "status": {"const": False},
                 "error_code": {"$ref": REF + "ErrorCode"},
-                "description": {"type": "string", "description": "A text for people; it may change."},
+                "description": {"type": "string", "description": "Explanation for people. The text may change between versions."},
                 "details": {"type": "array", "maxItems": MAX_DETAILS, "items": {"$ref": REF + "ErrorDetail"}},
                 "details_total": {
                     "type": "integer",
@@ -123,20 +123,23 @@ def _error_schemas() -> Document:
             "type": "object",
             "properties": {
                 "field": {"type": "string", "description": "Path of the field in the request, for example messages.3.to."},
-                "reason": {"type": "string", "description": "A text for people; it may change."},
+                "reason": {"type": "string", "description": "Explanation for people. The text may change between versions."},
                 "position": {
                     "type": ["integer", "null"],
                     "description": "Position in a text, counted in characters from 0, if the error has one.",
                 },
                 "index": {
                     "type": ["integer", "null"],
-                    "description": "Rewrites: place of the message in the request, from 0. null: the error concerns the request.",
+                    "description": "In rewrites: index of the message, from 0. null: the error concerns the request.",
                 },
                 "recipient": {
                     "type": ["integer", "null"],
-                    "description": "Rewrites: place of the recipient in `to`, from 0. null: the error is about the whole message.",
+                    "description": "In rewrites: index of the recipient in `to`, from 0. null: the error concerns the message.",
                 },
-                "error_code": {"description": "Rewrites: the code of this error.", "allOf": [{"$ref": REF + "ErrorCode"}]},
+                "error_code": {
+                    "description": "In rewrites: the error code of this detail.",
+                    "allOf": [{"$ref": REF + "ErrorCode"}],
+                },
             },
             "required": ["field", "reason"],
         },
@@ -239,7 +242,7 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
-    """Yield the errors that endpoint.py raises for every endpoint of this kind."""
+    """Yield the error codes that endpoint.py can raise for an endpoint with this caller, query and body."""
     if endpoint.caller is not Caller.ANYONE:
         yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
     if endpoint.permission:

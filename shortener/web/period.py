@@ -23,7 +23,7 @@ def _parse(value: Any) -> date:
 
 #: A date, or a time in ISO 8601. Without a zone it is in the time zone of the request, by default UTC.
 DateOrTime = Annotated[
-    date,  # datetime is a subclass of date
+    date,  # because datetime is a subclass of date
     PlainValidator(_parse),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}),
 ]
@@ -54,7 +54,7 @@ class Period(RequestModel):
 
 def time_zone(name: str) -> tzinfo:
     """Return a time zone. Raise ValueError for an unknown name."""
-    if name == "UTC":  # exists even if no time zones are installed
+    if name == "UTC":  # UTC works even if no time zone data is installed
         return UTC
     try:
         return ZoneInfo(name)

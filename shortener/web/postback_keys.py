@@ -21,51 +21,59 @@ DEFAULT_OVERLAP_HOURS = 24
 
 
 class PostbackKeyRequest(RequestModel):
-    """A key to create."""
+    """The properties of a new postback key."""
 
-    name: Text = Field(min_length=1, max_length=postback_keys.MAX_NAME_CHARACTERS, description="Name of the network, for people.")
+    name: Text = Field(
+        min_length=1,
+        max_length=postback_keys.MAX_NAME_CHARACTERS,
+        description="Name of the network that uses the postback key. It is only shown to people.",
+    )
 
 
 class RotatePostbackKeyRequest(RequestModel):
-    """How a key is rotated."""
+    """Options for the rotation of a postback key."""
 
     overlap_hours: float = Field(
         DEFAULT_OVERLAP_HOURS,
         ge=0,
         le=postback_keys.MAX_OVERLAP.days * 24,
         allow_inf_nan=False,
-        description=f"Hours for which the previous key stays valid. Default: {DEFAULT_OVERLAP_HOURS}.",
+        description=f"Hours for which the previous postback key stays valid. Default: {DEFAULT_OVERLAP_HOURS}.",
     )
 
 
 class PostbackKeyFields(ResponseModel):
     id: int
     name: str
-    hint: str = Field(description="The first characters of the key.")
+    hint: str = Field(description="The first characters of the postback key, which identify it.")
     created_at: str
-    valid_until: str | None = Field(description="End of the overlap after a rotation; null: no end.")
+    valid_until: str | None = Field(
+        description="Time when the postback key expires after a rotation (UTC). null: it does not expire."
+    )
     revoked_at: str | None
 
 
 class NewPostbackKeyResponse(ResponseModel):
-    """The key and the URL for the network. They are not shown again."""
+    """A new postback key and the URL for the network. No later response contains them."""
 
     status: Literal[True] = True
     id: int
     postback_key: str
-    url: str = Field(description="The URL to give to the network, to which it adds the parameters.")
-    previous_valid_until: str | None = Field(None, description="End of the previous key, if this key replaces one.")
+    url: str = Field(description="Postback URL for the network. The network adds the parameters of each conversion to it.")
+    previous_valid_until: str | None = Field(
+        None, description="Time when the replaced postback key expires (UTC). null: this key replaces none."
+    )
 
 
 class PostbackKeysResponse(ResponseModel):
-    """All keys of the application, oldest first, without their plain text."""
+    """All postback keys of the application, oldest first. The complete keys are not stored."""
 
     status: Literal[True] = True
     postback_keys: list[PostbackKeyFields]
 
 
 async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
-    """Create a key."""
+    """Create a postback key."""
     service = call.service
     key_id, key = await service.database.write(
         postback_keys.create_postback_key, call.application_id, call.body.name, service.clock()
@@ -75,7 +83,7 @@ async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
 
 
 async def index(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return all keys."""
+    """Return all postback keys of the application."""
     rows = await call.service.database.read(postback_keys.list_postback_keys, call.application_id)
     times = ("created_at", "valid_until", "revoked_at")
     return {
@@ -88,7 +96,7 @@ async def index(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[str, Any]:
-    """Replace a key."""
+    """Replace a postback key with a new one."""
     service = call.service
     hours = DEFAULT_OVERLAP_HOURS if call.body is None else call.body.overlap_hours
     key_id, key, until = await service.database.write(
@@ -99,7 +107,7 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
 
 
 async def revoke(call: Call[None, None]) -> Response:
-    """Revoke a key."""
+    """Revoke a postback key."""
     service = call.service
     await service.database.write(postback_keys.revoke_postback_key, call.application_id, call.path["key_id"], service.clock())
     await service.directory.refresh()
@@ -125,7 +133,7 @@ ENDPOINTS = [
         response=NewPostbackKeyResponse,
         status=201,
         errors=(ErrorCode.CONFLICT,),
-        description="For a network that can store only a URL. The key allows reports of conversions and nothing else.",
+        description="A postback key is for a network that can store only a URL. It allows only reports of conversions.",
     ),
     Endpoint("GET", _PATH, index, "List postback keys", _TAG, permission="admin", response=PostbackKeysResponse),
     Endpoint(
@@ -138,7 +146,7 @@ ENDPOINTS = [
         body=RotatePostbackKeyRequest,
         body_optional=True,
         response=NewPostbackKeyResponse,
-        description="The previous key stays valid for the overlap.",
+        description="Creates a new postback key. The previous key stays valid for `overlap_hours` hours.",
     ),
     Endpoint("DELETE", f"{_PATH}/{{key_id:int}}", revoke, "Revoke a postback key", _TAG, permission="admin", status=204),
 ]

@@ -25,14 +25,14 @@ from shortener.conversions.parsing import RepeatedValues
 from shortener.errors import ApiError, ErrorCode
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
-MAX_BODY_BYTES = 256 * 1024  # far above the 4 KiB of parameters that are stored
+MAX_BODY_BYTES = 256 * 1024  # maximum number of parameters; only 4 KiB of parameters are stored
 MAX_INTEGER_DIGITS = 40
-MAX_BODY_EXCERPT = 1000  # characters of a body without parameters, for the list of refused reports
+MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of refused reports, in characters
 
 
 @dataclass(slots=True)
 class ReportInput:
-    """The parameters of a report. `problem`: why the body could not be read. `warnings`: what was read with a doubt."""
+    """The parameters of a report. `problem`: why the body could not be read. `warnings`: values that may be incorrect."""
 
     parameters: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class ReportInput:
                 self.parameters[name] = RepeatedValues([present, value])
 
     def decode(self, content: bytes, what: str) -> str:
-        """Return the text of bytes."""
+        """Decode bytes as UTF-8, or as Windows-1252 with a warning."""
         try:
             return content.decode()
         except UnicodeDecodeError:
@@ -123,7 +123,7 @@ def _read_body(found: ReportInput, body: bytes, content_type: str) -> None:
 
 
 def _parse_json(text: str) -> Mapping[str, Any]:
-    """Return a JSON object. Numbers with a point stay exact."""
+    """Parse a body that must be one JSON object. Numbers with a decimal point stay exact."""
     try:
         data = json.loads(text, parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False)
     except (ValueError, RecursionError) as error:

@@ -23,18 +23,18 @@ from starlette.requests import Request
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.web.validation import validate
 
-LARGE_BODY_BYTES = 64 * 1024  # a larger body is parsed in the thread
-MAX_FORM_BYTES = 256 * 1024  # a form is slower to decode than JSON
+LARGE_BODY_BYTES = 64 * 1024  # larger JSON bodies are parsed in a separate thread
+MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because they are slower to decode than JSON
 MAX_FORM_FIELDS = 1000
 MAX_OBJECT_FIELDS = 1000
-MIN_LIST_ITEMS = 1000  # lists may have so many items also if BATCH_LIMIT is lower
-MAX_TEXT_LENGTH = 100_000  # characters of one text or name
-MAX_DEPTH = 32  # nested lists and objects
+MIN_LIST_ITEMS = 1000  # maximum number of items of any list, even if BATCH_LIMIT is lower
+MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
+MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: One thread: several large bodies wait for each other, not the event loop for several threads.
+#: Only one thread parses large bodies, so that several threads do not compete with the event loop for the interpreter.
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 
@@ -119,7 +119,7 @@ def check_sizes(data: Any, limits: BodyLimits) -> None:
     if isinstance(batch, list) and len(batch) > limits.max_batch:
         raise limits.too_many(f"One request must have at most {limits.max_batch} items (BATCH_LIMIT), not {len(batch)}.")
     max_items = max(limits.max_batch, MIN_LIST_ITEMS)
-    level: list[tuple[str, Any]] = []  # containers and long texts of one depth, with their paths
+    level: list[tuple[str, Any]] = []  # the lists, objects and long texts at the current depth, with their paths
     if isinstance(data, dict | list) or (isinstance(data, str) and len(data) > MAX_TEXT_LENGTH):
         level.append(("", data))
     for _ in range(MAX_DEPTH):

@@ -30,9 +30,9 @@ _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", Xoxzo
 
 
 def _form_of(value: Any) -> str:
-    """Return the form of a request. The fields `destinations`, `recipient` and `message` show whose form it is."""
+    """Return the format of a request: native, batch, Xoxzo or Infobip. The names of its fields determine the format."""
     if not isinstance(value, dict):
-        return _FORMS.get(type(value), "single")  # a model that pydantic serializes
+        return _FORMS.get(type(value), "single")  # the value is already a model, because pydantic serializes it
     if "messages" in value:
         messages = value["messages"]
         first = messages[0] if isinstance(messages, list) and messages else None
@@ -52,7 +52,7 @@ class RewriteRequest(
         ]
     ]
 ):
-    """One message, a batch in `messages`, a message in Xoxzo's form, or a request in Infobip's form with `destinations`."""
+    """A rewrite request: one message, a batch in `messages`, a message in Xoxzo's format, or a request in Infobip's format."""
 
 
 class AnyRewriteResponse(RootModel[RewriteResponse | InfobipResponse]):

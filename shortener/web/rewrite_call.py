@@ -1,4 +1,4 @@
-"""The part that all rewrite endpoints share: Idempotency-Key, the call of the rewriter, and the errors that it raises."""
+"""Functions that all rewrite endpoints share: read Idempotency-Key, call the rewriter, and document its errors."""
 # Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REWRITE_ERRORS = (
 
 
 async def rewrite_items(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
-    """Rewrite `items` for the caller's application; return one message per recipient, in the order of the request."""
+    """Rewrite the messages in `items` for the caller's application. Return one rewritten message per recipient, in order."""
     key = call.request.headers.get("idempotency-key")
     content = b""
     if key is not None:

@@ -1,4 +1,4 @@
-"""All errors of a rewrite in one response, also if some fields do not match the model.
+"""Collects all errors of a rewrite in one response, even if some fields do not match the model.
 
 The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients. Without this module the first kind
 would hide the second one, and a caller would have to correct a large batch twice.

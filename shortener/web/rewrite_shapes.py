@@ -1,4 +1,4 @@
-"""Request and response models of a rewrite in the service's own form, and the options that all forms share.
+"""Request and response models of a rewrite in the native format, and the options that all formats share.
 
 Most names are Syniverse's.
 """
@@ -31,7 +31,7 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-#: An id of the caller. A JSON number becomes its text.
+#: An id that the caller chooses. A JSON number is converted to text.
 MessageId = Annotated[
     Text,
     BeforeValidator(_number_as_text),
@@ -51,7 +51,7 @@ def _as_track_link(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
-#: A boolean, or its text, because Xoxzo sends the text "true".
+#: A boolean, or the text "true" or "false", because Xoxzo sends the text "true".
 TrackLink = Annotated[
     bool,
     BeforeValidator(_as_track_link),
@@ -71,37 +71,43 @@ class MessageOptions(RequestModel):
 
     sender_id_id: Text = Field("", max_length=100)
     sender_id_alias: Text = Field("", max_length=100)
-    message_request_id: Text = Field("", max_length=100, description="Repeated in events. Default: a generated id.")
-    external_message_request_id: Text = Field("", max_length=100, description="Repeated in events.")
+    message_request_id: Text = Field(
+        "", max_length=100, description="Id of the request, contained in events. Default: the service generates an id."
+    )
+    external_message_request_id: Text = Field(
+        "", max_length=100, description="Id of the request in the caller's system. Events contain it."
+    )
     track: TrackMode | None = Field(
         None,
         description="directives: rewrite #track and #trackurl; first_url: also rewrite the first plain URL; all_urls: also rewrite "
         "every plain URL. Default: the setting `track` of the application.",
     )
-    track_link: TrackLink | None = Field(None, description="Xoxzo: the same as `track: first_url`.")
+    track_link: TrackLink | None = Field(None, description="Field of Xoxzo: true has the same meaning as `track: first_url`.")
     lt_callbackurl: Text | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("lt_callbackurl", "lt_callbackur"),
-        description="Xoxzo: URL that receives one POST at the first click. The name `lt_callbackur` is accepted too.",
+        description="Field of Xoxzo: URL that receives one POST at the first click. The name `lt_callbackur` is accepted too.",
     )
     tracking: Tracking | None = None
-    campaign: Text = Field("", max_length=200, description="Name for grouping in statistics.")
-    source: Literal["api", "campaign"] = Field("api", description="Traffic source, for statistics.")
+    campaign: Text = Field("", max_length=200, description="Name of the campaign, by which statistics group messages.")
+    source: Literal["api", "campaign"] = Field(
+        "api", description="Traffic source of the message, which filters lists and statistics."
+    )
     domain: Text = Field(
         "",
         examples=[""],
         max_length=255,
         description="Host of an own domain of the application, for the short links of this message. Default: its default domain.",
     )
-    mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
+    mt_price: Price | None = Field(None, description="Price of the message, as a decimal string or a number.")
     expires_in: int | None = Field(
         None, ge=1, le=3650 * 86400, description="Lifetime of the links, in seconds from now. Default: LINK_TTL_DAYS (90 days)."
     )
     expires_at: EndTime | None = Field(
         None,
-        description="Expiry of the links, ISO 8601 (UTC without a zone); a date includes the whole day. Use either this or "
-        "`expires_in`.",
+        description="Time when the links expire, in ISO 8601 (UTC without a zone). A date includes the whole day. Must not be "
+        "combined with `expires_in`.",
     )
     fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
@@ -109,7 +115,9 @@ class MessageOptions(RequestModel):
         description="URLs or labels of opt-out links. A hit on such a link raises its click event even if it is suspected. "
         "Links with the label optout are opt-out links without this field.",
     )
-    metadata: Metadata | None = Field(None, description="Flat object, at most 4 KiB of JSON, repeated in events.")
+    metadata: Metadata | None = Field(
+        None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
+    )
 
 
 class RewriteMessage(MessageOptions):
@@ -123,15 +131,16 @@ class RewriteMessage(MessageOptions):
         max_length=MAX_BODY_LENGTH,
         description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
     )
-    from_: Sender = Field("", alias="from", description="Sender, repeated in events.")
+    from_: Sender = Field("", alias="from", description="Sender of the message. Events of the message contain it.")
     message_id: MessageId | list[MessageId] | None = Field(
-        None, description="Id of the message, unique in the application. Default: a generated id. A list if `to` is a list."
+        None,
+        description="Id of the message, unique in the application; a list if `to` is a list. Default: the service generates an id.",
     )
     on_invalid: OnInvalid | None = Field(None, description=f"{_ON_INVALID} Default: fail, or the value of the batch.")
 
 
 class RewriteBatch(RequestModel):
-    """Several messages; all are stored, or none, unless `on_invalid` is skip."""
+    """A batch of messages. Either all messages are stored or none, unless `on_invalid` is skip."""
 
     on_invalid: OnInvalid = Field("fail", description=_ON_INVALID)
     messages: list[Annotated[RewriteMessage, WrapValidator(limit_errors)]] = Field(min_length=1)
@@ -151,19 +160,19 @@ class RewrittenMessageFields(ResponseModel):
     message_id: str
     message_request_id: str
     to: str
-    body: str = Field(description="The text to send.")
+    body: str = Field(description="The rewritten text, which the caller must send to the recipient.")
     links: list[RewrittenLinkFields]
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int = Field(description="Number of SMS segments of the rewritten text.")
-    segments_without_rewriting: int = Field(description="Number of SMS segments of the text with the long URLs.")
+    segments_without_rewriting: int = Field(description="Number of SMS segments of the original text with the long URLs.")
     warnings: list[str] = Field(description="Possible problems with carriers or phones, as texts for people.")
 
 
 class RefusedRecipientFields(ResponseModel):
     """A recipient that `on_invalid: skip` left out. Nothing was stored for it."""
 
-    to: str = Field(description="The recipient as written in the request.")
-    message_id: str | None = Field(description="The id in the request, if there is one.")
+    to: str = Field(description="Phone number of the skipped recipient, as written in the request.")
+    message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")
     error_code: str
     field: str = Field(description="Path of the invalid field in the request.")
     reason: str
@@ -171,14 +180,14 @@ class RefusedRecipientFields(ResponseModel):
 
 
 class RewriteResponse(ResponseModel):
-    """One entry per recipient, in the order of the request."""
+    """The rewritten messages, one entry per recipient, in the order of the request."""
 
     status: Literal[True] = True
     messages: list[RewrittenMessageFields | RefusedRecipientFields]
 
 
 def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid = "fail") -> RewriteItem:
-    """Return the message for the rewriter. `path` is its path in the request, for example `messages.3`.
+    """Convert a message to the input of the rewriter. `path` is its path in the request, for example `messages.3`.
 
     `on_invalid` is the value of the batch; the message may have another one."""
     to, ids = message.to, message.message_id

@@ -34,7 +34,7 @@ from shortener.web.messages import Source
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
 from shortener.web.period import Period, time_zone
 
-DEFAULT_DAYS = 30  # period without `since`, including today
+DEFAULT_DAYS = 30  # number of days in the default period, including today
 #: Upper bounds of the groups of times to click, in seconds.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
@@ -42,8 +42,8 @@ CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86
 class StatisticsQuery(Period):
     """Filters of statistics. Without `since`: the last 30 days."""
 
-    campaign: Text | None = Field(None, max_length=200, description="Name of a campaign.")
-    source: Source = Field("all", description="Messages of the API, of campaigns, or both.")
+    campaign: Text | None = Field(None, max_length=200, description="Only messages of the campaign with this name.")
+    source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")
     basis: Literal["event", "sent"] = Field(
         "event",
         description="The time that counts. `event`: each event at its own time. `sent`: each event at the time when its message "
@@ -68,7 +68,7 @@ class CampaignsQuery(StatisticsQuery):
 
 
 class TimeToClick(ResponseModel):
-    """The number of messages whose first click came in this time after sending."""
+    """Number of messages whose time from sending to the first click is in this group."""
 
     within_seconds: int | None = Field(
         description="Upper bound of the time from sending to the first click, in seconds; null: longer than the largest bound."
@@ -79,19 +79,21 @@ class TimeToClick(ResponseModel):
 class FigureFields(ResponseModel):
     """Counts by the time of each event, or of its message (`basis`)."""
 
-    messages: int = Field(description="Messages that were rewritten or registered.")
+    messages: int = Field(description="Number of messages that were rewritten, including messages without links.")
     segments: int
-    links: int = Field(description="Short links in these messages.")
+    links: int = Field(description="Number of short links in the counted messages.")
     sent: int
     delivered: int
     read: int
-    failed: int = Field(description="Messages that failed or expired.")
-    clicked_messages: int = Field(description="Messages that got their first click.")
-    clicked_links: int = Field(description="Links that got their first click.")
-    clicks: int = Field(description="Hits by people on links that had not expired.")
-    suspected_hits: int = Field(description="Hits by scanners, previews and other programs. They are not clicks.")
-    ignored_hits: int = Field(description="HEAD requests and prefetches. They are not clicks.")
-    late_hits: int = Field(description="Hits on expired links. They are not clicks.")
+    failed: int = Field(description="Number of messages that failed or expired.")
+    clicked_messages: int = Field(description="Number of messages that got their first click.")
+    clicked_links: int = Field(description="Number of links that got their first click.")
+    clicks: int = Field(description="Number of hits by people on links that had not expired.")
+    suspected_hits: int = Field(
+        description="Number of hits by scanners, link previews and other programs. They do not count as clicks."
+    )
+    ignored_hits: int = Field(description="Number of HEAD requests and prefetches. They do not count as clicks.")
+    late_hits: int = Field(description="Number of hits on expired links. They do not count as clicks.")
     conversions: int
     value: dict[str, str] = Field(
         description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "
@@ -101,35 +103,39 @@ class FigureFields(ResponseModel):
         description="Number of conversions: positive, negative, pending, and other (no disposition and no known status word)."
     )
     value_by_disposition: dict[str, dict[str, str]] = Field(
-        description="Sum of the values of the conversions of each disposition, by currency."
+        description="Sums of the values of conversions by disposition and by currency."
     )
-    delivery_rate: float | None = Field(description="delivered / messages; null without messages.")
-    click_rate: float | None = Field(description="clicked_messages / messages; null without messages.")
-    conversion_rate: float | None = Field(description="conversions / messages; null without messages.")
+    delivery_rate: float | None = Field(description="Delivery rate: delivered divided by messages. null if there are no messages.")
+    click_rate: float | None = Field(description="Click rate: clicked_messages divided by messages. null if there are no messages.")
+    conversion_rate: float | None = Field(
+        description="Conversion rate: conversions divided by messages. null if there are no messages."
+    )
     median_seconds_to_click: float | None = Field(
         description="Median time from sending to the first click, in seconds, accurate to 2.5 %."
     )
-    p90_seconds_to_click: float | None = Field(description="90th percentile of the same time, in seconds.")
+    p90_seconds_to_click: float | None = Field(
+        description="90th percentile of the time from sending to the first click, in seconds, accurate to 2.5 %."
+    )
     time_to_click: list[TimeToClick] = Field(
-        description="Clicked messages by the time to their first click. Each message is in one group."
+        description="Number of clicked messages by the time from sending to their first click. Each message is in one group."
     )
     devices: dict[str, int] = Field(
-        description="Clicks by device: phone, tablet, desktop, bot, other. A few minutes behind `clicks`."
+        description="Number of clicks by device: phone, tablet, desktop, bot, other. Updated a few minutes after `clicks`."
     )
     browsers: dict[str, int] = Field(
-        description="Clicks by browser, or by app with a built-in browser. A few minutes behind `clicks`."
+        description="Number of clicks by browser or by app with a built-in browser. Updated a few minutes after `clicks`."
     )
 
 
 class _StatisticsResponse(ResponseModel):
     status: Literal[True] = True
-    since: str = Field(description="Start of the period. Counts begin with its time slot of 15 minutes.")
-    until: str = Field(description="End of the period. Counts end with its time slot of 15 minutes.")
+    since: str = Field(description="Start of the period. The time slot of 15 minutes that contains it is counted completely.")
+    until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
     complete: bool = Field(description="false if the newest events are not counted yet because of high load.")
 
 
 class TotalsResponse(_StatisticsResponse, FigureFields):
-    """The totals of the period."""
+    """The statistics of all messages in the period."""
 
 
 class DailyFigures(FigureFields):
@@ -148,7 +154,7 @@ class HoursResponse(_StatisticsResponse):
 
 
 class CampaignFigures(FigureFields):
-    campaign: str = Field(description='Name of the campaign; "" for messages without one.')
+    campaign: str = Field(description='Name of the campaign. "" stands for messages without a campaign.')
 
 
 class CampaignsResponse(_StatisticsResponse):
@@ -159,7 +165,7 @@ class CampaignsResponse(_StatisticsResponse):
 
 
 class DestinationFigures(FigureFields):
-    destination: str = Field(description='Host and path of the destination; "other" for those beyond the limit.')
+    destination: str = Field(description='Host and path of the destination. "other" stands for all destinations beyond the limit.')
 
 
 class DestinationsResponse(_StatisticsResponse):
@@ -169,7 +175,7 @@ class DestinationsResponse(_StatisticsResponse):
 
 
 class LabelFigures(FigureFields):
-    label: str = Field(description='Label of `#trackurl` links; "other" for those beyond the limit.')
+    label: str = Field(description='Label of `#trackurl` links. "other" stands for all labels beyond the limit.')
 
 
 class LabelsResponse(_StatisticsResponse):
@@ -186,16 +192,20 @@ class DailyResponse(_StatisticsResponse):
 
 
 class ActionFigures(ResponseModel):
-    """The conversions of one action."""
+    """Counts and values of the conversions with one action."""
 
-    action: str = Field(description="The action without case; `(other)`: all actions beyond the first 200 of the application.")
+    action: str = Field(
+        description="The action, in lower case. `(other)` stands for all actions beyond the first 200 of the application."
+    )
     conversions: int
-    conversions_by_disposition: dict[str, int] = Field(description="Number of conversions: positive, negative, pending, other.")
+    conversions_by_disposition: dict[str, int] = Field(
+        description="Number of conversions by disposition: positive, negative, pending, other."
+    )
     value: dict[str, str] = Field(
         description="Sum of the values of conversions that are neither negative nor pending, by currency."
     )
     value_by_disposition: dict[str, dict[str, str]] = Field(
-        description="Sum of the values of the conversions of each disposition, by currency."
+        description="Sums of the values of conversions by disposition and by currency."
     )
 
 
@@ -206,7 +216,9 @@ class ActionsResponse(_StatisticsResponse):
 
 
 class CountryFigures(FigureFields):
-    country: str | None = Field(description="ISO 3166 code; null if the number does not show the country.")
+    country: str | None = Field(
+        description="Country of the recipients' phone numbers as ISO 3166 code. null: the number does not show the country."
+    )
 
 
 class CountriesResponse(_StatisticsResponse):
@@ -216,14 +228,14 @@ class CountriesResponse(_StatisticsResponse):
 
 
 async def stats(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the totals of the period."""
+    """Return the total statistics of a period."""
     scope = _scope(call)
     report = await call.service.database.read(totals, scope)
     return {**_head(scope, report.complete), **figures(report.groups[None])}
 
 
 async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each day."""
+    """Return the statistics of each day."""
     scope = _scope(call)
     if scope.until - scope.since > timedelta(days=MAX_DAYS):
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"must be at most {MAX_DAYS} days before until")])
@@ -233,7 +245,7 @@ async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 
 
 async def stats_by_hour(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each hour of the day."""
+    """Return the statistics of each hour of the day."""
     scope = _scope(call)
     report = await call.service.database.read(by_hour, scope, time_zone(call.query.tz))
     hours = [{"hour": hour, **figures(hour_figures)} for hour, hour_figures in report.groups.items()]
@@ -241,7 +253,7 @@ async def stats_by_hour(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 
 
 async def stats_by_country(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each country."""
+    """Return the statistics of each recipient country."""
     scope = _scope(call)
     report = await call.service.database.read(by_country, scope)
     groups = sorted(report.groups.items(), key=lambda group: (-group[1]["messages"], group[0]))
@@ -250,7 +262,7 @@ async def stats_by_country(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 
 
 async def stats_by_campaign(call: Call[CampaignsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each campaign."""
+    """Return the statistics of each campaign."""
     scope = _scope(call)
     cursors = Cursors(call.service.secret, "campaigns")
     page = await call.service.database.read(campaign_page, scope, call.query.limit, cursors.decode(call.query.cursor))
@@ -259,7 +271,7 @@ async def stats_by_campaign(call: Call[CampaignsQuery, None]) -> dict[str, Any]:
 
 
 async def stats_by_destination(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each destination."""
+    """Return the statistics of each destination."""
     scope = _scope(call)
     report = await call.service.database.read(by_destination, scope)
     destinations = [{"destination": name, **figures(counted)} for name, counted in report.groups.items()]
@@ -267,7 +279,7 @@ async def stats_by_destination(call: Call[StatisticsQuery, None]) -> dict[str, A
 
 
 async def stats_by_label(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the figures of each label."""
+    """Return the statistics of each label of `#trackurl` links."""
     scope = _scope(call)
     report = await call.service.database.read(by_label, scope)
     labels = [{"label": name, **figures(counted)} for name, counted in report.groups.items()]
@@ -275,7 +287,7 @@ async def stats_by_label(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 
 
 async def stats_by_action(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
-    """Return the conversions of each action."""
+    """Return the conversion statistics of each action."""
     scope = _scope(call)
     report = await call.service.database.read(totals, scope)
     actions: dict[str, dict[str, ConversionFigures]] = {}
@@ -306,12 +318,12 @@ def _by_disposition(by_category: Mapping[str, ConversionFigures]) -> dict[str, A
 
 
 def _sums(value: Mapping[str, Decimal]) -> dict[str, str]:
-    """Return the sums by currency as decimal strings, without those that are 0."""
+    """Return the sums by currency as decimal strings, without sums of 0."""
     return {currency: format(amount, "f") for currency, amount in sorted(value.items()) if amount}
 
 
 def figures(counted: Figures) -> dict[str, Any]:
-    """Return the figures as the fields of `FigureFields`."""
+    """Convert the figures of a report to the fields of `FigureFields`."""
     return {
         **{metric: counted[metric] for metric in _COUNTED},
         "value": _sums(counted.value),
@@ -359,9 +371,9 @@ def _scope(call: Call[Any, None]) -> StatisticsFilter:
 
 
 def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
-    """Return the filter of a query. Without `since`, it begins DEFAULT_DAYS before the end, at midnight."""
+    """Convert a query to a filter. Without `since`, the period starts at midnight DEFAULT_DAYS before its end."""
     zone = time_zone(query.tz)
-    # One millisecond later than now, so that events of this moment are counted.
+    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
     until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
     if query.since is not None:
         since = start_of(query.since, zone)

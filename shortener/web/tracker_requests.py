@@ -25,7 +25,7 @@ MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-#: The connection, the body or the signature determines these headers.
+#: Static headers must not have these names, because the connection, the body or the signature determines their values.
 _RESERVED_HEADERS = frozenset(
     {
         *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "expect"),
@@ -157,7 +157,7 @@ class TrackerCreateRequest(BaseModel):
 
     url: TrackerUrl
     events: Events
-    name: Name | None = Field(None, description="A name for people. Default: the host of the URL.")
+    name: Name | None = Field(None, description="Name of the tracker, shown to people. Default: the host of the URL.")
     enabled: bool = True
     method: Method = "POST"
     format: Format = "scg"
@@ -186,7 +186,7 @@ def _drop_default(field: dict[str, Any]) -> None:
 
 
 def _optional_not_null() -> Any:
-    """Return the default of a field that may be absent but must not be null."""
+    """Return the default of a request field that may be absent but must not be null."""
     return Field(None, json_schema_extra=_drop_default)
 
 
@@ -225,7 +225,7 @@ class TrackerUpdateRequest(BaseModel):
     with_suspected: WithSuspected = _optional_not_null()
 
     def to_changes(self) -> TrackerChanges:
-        """Return the fields that are set; fields that are absent from the request are absent from the result."""
+        """Return the fields of the request as changes of a tracker. Absent fields of the request are absent from the result."""
         values: Any = {name.rstrip("_"): getattr(self, name) for name in self.model_fields_set}
         changes: TrackerChanges = values
         return changes

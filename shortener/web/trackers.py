@@ -28,10 +28,10 @@ _TRACKER_ERRORS = (
 
 
 class SuccessRule(ResponseModel):
-    """Which responses of the tracker count as success."""
+    """The rule that determines which responses of a tracker count as success."""
 
-    statuses: str = Field(description='HTTP statuses, for example "2xx" or "200,202-204".')
-    body_contains: str | None = Field(description="A text that the response body must contain.")
+    statuses: str = Field(description='HTTP statuses that count as success, for example "2xx" or "200,202-204".')
+    body_contains: str | None = Field(description="Text that the response body must contain to count as success.")
 
 
 class TrackerHealthFields(ResponseModel):
@@ -41,8 +41,8 @@ class TrackerHealthFields(ResponseModel):
         description="closed: deliveries are sent. open: deliveries wait, after repeated failures or because the tracker sent "
         "Retry-After. half_open: one delivery is sent as a probe. recovering: waiting deliveries are sent at a limited rate."
     )
-    open_until: str | None = Field(description="Time of the next probe.")
-    failures_in_row: int = Field(description="Number of failed attempts since the last success.")
+    open_until: str | None = Field(description="Time of the next probe while the circuit breaker is open.")
+    failures_in_row: int = Field(description="Number of failed attempts since the last successful one.")
     rate: float | None = Field(
         description="Deliveries per second that the service sends at most now: `max_per_second`, or less after 429 responses. "
         "null: no limit."
@@ -51,7 +51,7 @@ class TrackerHealthFields(ResponseModel):
     last_failure_at: str | None
     pending: int = Field(description="Number of deliveries with attempts left, including parked ones.")
     dead: int = Field(description="Number of deliveries that failed in all attempts and were not replayed.")
-    waiting_since: str | None = Field(description="Due time of the delivery that waits longest.")
+    waiting_since: str | None = Field(description="Time when the oldest waiting delivery became due. null: no delivery is waiting.")
 
 
 class TrackerFields(ResponseModel):
@@ -61,7 +61,7 @@ class TrackerFields(ResponseModel):
     )
     name: str
     enabled: bool
-    disabled_reason: str | None = Field(description="Why the service disabled the tracker.")
+    disabled_reason: str | None = Field(description="Reason why the service disabled the tracker. null: it did not.")
     url: str
     events: list[EventName]
     method: Method
@@ -87,8 +87,12 @@ class TrackerWithHealth(TrackerFields):
 
 
 class SavedTracker(TrackerFields):
-    secret: str | None = Field(description="The signing secret, if the service just generated one. It is not shown again.")
-    warnings: list[str] = Field(description="What the receiver must know, for example about the kind of secret.")
+    secret: str | None = Field(
+        description="The signing secret that the service generated. Only this response contains it. null: no secret was generated."
+    )
+    warnings: list[str] = Field(
+        description="Warnings about the saved tracker, for example about a signing secret that libraries cannot decode."
+    )
 
 
 class TrackerResponse(TrackerWithHealth):
@@ -98,7 +102,7 @@ class TrackerResponse(TrackerWithHealth):
 
 
 class SavedTrackerResponse(SavedTracker):
-    """The saved tracker."""
+    """The tracker after it was created or changed."""
 
     status: Literal[True] = True
 
@@ -125,7 +129,7 @@ class TrackerTestRequest(RequestModel):
 
 
 class SampleDeliveryResponse(ResponseModel):
-    """The result of the attempt."""
+    """The result of the attempt to deliver a test event."""
 
     status: Literal[True] = True
     delivery_id: str
@@ -135,8 +139,8 @@ class SampleDeliveryResponse(ResponseModel):
     http_status: int | None
     error: str | None
     detail: str
-    milliseconds: int = Field(description="Duration of the attempt.")
-    answer: str = Field(description="The first KiB of the response body.")
+    milliseconds: int = Field(description="Duration of the attempt in milliseconds.")
+    answer: str = Field(description="The first 1,024 bytes of the response body.")
 
 
 async def index(call: Call[None, None]) -> dict[str, Any]:
@@ -162,7 +166,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
     """Change a tracker."""
     saved = await call.service.trackers.update(call.path["tracker_id"], call.body.to_changes(), call.application_id)
-    call.service.dispatcher.wake_up.notify()  # its deliveries may be due if it was enabled
+    call.service.dispatcher.wake_up.notify()  # if the tracker was enabled, its parked deliveries may be due now
     return _saved(call, saved)
 
 
@@ -244,8 +248,8 @@ ENDPOINTS = [
         response=SavedTrackerResponse,
         errors=_TRACKER_ERRORS,
         description="Fields that are absent keep their value. `enabled: false` parks all pending and new deliveries. `enabled: "
-        "true` sends them at a limited rate and closes an open breaker. After a change of `secret`, requests are signed with "
-        "both secrets for `secret_overlap` seconds.",
+        "true` sends them at a limited rate and closes an open circuit breaker. After a change of `secret`, requests are signed "
+        "with both secrets for `secret_overlap` seconds.",
     ),
     Endpoint(
         "DELETE",

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 
-_MAX_EXACT_DETAILS = 10_000  # details_total is exact up to this number, and an upper bound beyond it
+_MAX_EXACT_DETAILS = 10_000  # up to this number `details_total` is exact; a larger total is an upper bound
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -71,7 +71,7 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
 
 @dataclass(slots=True)
 class _ErrorCount:
-    """The errors of one validation: `reported` become details, `hidden` are only counted."""
+    """The numbers of errors of one validation: `reported` errors have details, `hidden` errors are only counted."""
 
     reported: int = 0
     hidden: int = 0
@@ -89,15 +89,15 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # includes the items of a batch inside this item
+            count.reported = before + _count_details(error, value)  # also contains the errors of a batch inside this item
             raise
-        # To count exactly is as slow as to make the details; beyond the limit nobody needs the exact number.
+        # An exact count would be as slow as the details themselves, so further errors are estimated.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()
-        return None  # the validation as a whole fails, so nobody sees this item
+        return None  # the whole validation fails, so this invalid item is never used
 
 
 class InvalidInput(ApiError):
-    """The error of input that does not match its model. `data` is the input."""
+    """Input that does not match its model. `data` is the input."""
 
     def __init__(self, details: Sequence[Detail], hidden_details: int, data: Any) -> None:
         super().__init__(ErrorCode.INVALID_REQUEST, details=details, hidden_details=hidden_details)
@@ -120,7 +120,7 @@ def _count_details(error: ValidationError, data: Any) -> int:
 
 
 def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
-    """One detail for each reason. A wrong type is reported only if no member of a union accepted the type of the value."""
+    """Return one detail for each reason. Report a wrong type only if no member of a union accepts the type of the value."""
     by_field: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         by_field.setdefault(_path(error, data), []).append(error)
@@ -138,7 +138,7 @@ def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
 
 
 def _ends_of_parts(field: str) -> Iterator[int]:
-    """Yield the position of each dot in the path of a field."""
+    """Yield the index of each dot in the path of a field, so that `field[:index]` is the path of a parent."""
     end = field.find(".")
     while end >= 0:
         yield end
@@ -146,7 +146,7 @@ def _ends_of_parts(field: str) -> Iterator[int]:
 
 
 def _path(error: ErrorDetails, data: Any) -> str:
-    """The path of the field in `data`. Pydantic adds the names of union members and validators; those are not in `data`."""
+    """Return the path of a field in `data`, without the names of union members and validators that pydantic adds."""
     parts: list[str] = []
     for position, part in enumerate(error["loc"]):
         if isinstance(data, list) and isinstance(part, int):

@@ -1,4 +1,4 @@
-"""Infobip's send call for text messages, which rewrites them here.
+"""Infobip's send call for text messages. The service rewrites the messages and does not send them.
 
 Infobip writes phone numbers without a plus.
 """
@@ -34,10 +34,12 @@ _EXAMPLE: JsonDict = {
 
 
 class InfobipDestination(RequestModel):
-    """One recipient."""
+    """One recipient of a text in Infobip's format."""
 
     to: str = Field(description="International phone number with or without a plus, for example 41793026731.")
-    message_id: MessageId | None = Field(None, alias="messageId", description="Id of the message. Default: a generated id.")
+    message_id: MessageId | None = Field(
+        None, alias="messageId", description="Id of the message to this recipient. Default: the service generates an id."
+    )
 
 
 def _check_callback_data(value: str) -> str:
@@ -52,13 +54,16 @@ _IgnoredField = Annotated[Any, Field(description="Accepted and ignored, because 
 class InfobipText(RequestModel):
     """One text for one or more recipients."""
 
-    from_: Sender = Field("", alias="from", description="Sender, repeated in events.")
+    from_: Sender = Field("", alias="from", description="Sender of the message. Events of the message contain it.")
     destinations: list[Annotated[InfobipDestination, WrapValidator(limit_errors)]] = Field(min_length=1)
     text: str = Field(
-        max_length=MAX_BODY_LENGTH, description='Text of the message. #track("url") and #trackurl("url","label") are replaced too.'
+        max_length=MAX_BODY_LENGTH,
+        description='Text of the message. #track("url") and #trackurl("url","label") become short links.',
     )
     callback_data: Annotated[Text, AfterValidator(_check_callback_data)] | None = Field(
-        None, alias="callbackData", description="Repeated in events, in the format infobip as callbackData. At most 4 KiB."
+        None,
+        alias="callbackData",
+        description="Data of the caller, at most 4 KiB. Events in the format `infobip` contain it as callbackData.",
     )
     delivery_time_window: _IgnoredField = Field(None, alias="deliveryTimeWindow")
     flash: _IgnoredField = None
@@ -75,9 +80,9 @@ class InfobipText(RequestModel):
 class InfobipUrlOptions(RequestModel):
     """Options for the URLs in all texts. A short link is always tracked and always begins with its protocol."""
 
-    shorten_url: bool = Field(True, alias="shortenUrl", description="Replace every URL.")
+    shorten_url: bool = Field(True, alias="shortenUrl", description="true: every URL in the texts becomes a short link.")
     track_clicks: bool = Field(
-        True, alias="trackClicks", description="false is rejected together with shortenUrl, because a short link is always tracked."
+        True, alias="trackClicks", description="Must not be false if shortenUrl is true, because a short link is always tracked."
     )
     remove_protocol: Literal[False] = Field(
         False,
@@ -98,7 +103,10 @@ class InfobipRequest(RequestModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     bulk_id: Text = Field(
-        "", alias="bulkId", max_length=100, description="Id of the request, message_request_id in events. Default: a generated id."
+        "",
+        alias="bulkId",
+        max_length=100,
+        description="Id of the request. Events contain it as message_request_id. Default: the service generates an id.",
     )
     messages: list[Annotated[InfobipText, WrapValidator(limit_errors)]] = Field(min_length=1)
     tracking: Tracking | None = Field(
@@ -108,7 +116,7 @@ class InfobipRequest(RequestModel):
 
 
 class InfobipStatus(ResponseModel):
-    """The status object of Infobip; always PENDING_ENROUTE."""
+    """Infobip's status object. Its value is always PENDING_ENROUTE."""
 
     groupId: int
     groupName: str
@@ -120,18 +128,18 @@ class InfobipStatus(ResponseModel):
 class InfobipMessageFields(ResponseModel):
     """The rewritten message of one recipient."""
 
-    to: str = Field(description="Phone number without a plus.")
+    to: str = Field(description="Phone number of the recipient without a plus.")
     status: InfobipStatus
     smsCount: int = Field(description="Number of SMS segments of the rewritten text.")
     messageId: str
-    text: str = Field(description="The text to send to this recipient.")
+    text: str = Field(description="The rewritten text, which the caller must send to this recipient.")
     links: list[RewrittenLinkFields]
     encoding: Literal["GSM-7", "UCS-2"]
     warnings: list[str]
 
 
 class InfobipResponse(ResponseModel):
-    """Infobip's format: one entry per destination, in the order of the request. No message was sent; `text` is the text to send."""
+    """A response in Infobip's format with one entry per destination, in order. The caller must send the text in `text`."""
 
     bulkId: str
     messages: list[InfobipMessageFields]
@@ -148,7 +156,7 @@ _PENDING = {
 
 
 def rewrite_request_items(request: InfobipRequest) -> list[RewriteItem]:
-    """Return the messages for the rewriter. Raise ApiError INVALID_REQUEST."""
+    """Convert a request in Infobip's format to the input of the rewriter. Raise ApiError INVALID_REQUEST."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
@@ -170,7 +178,7 @@ def rewrite_request_items(request: InfobipRequest) -> list[RewriteItem]:
 
 
 class _FieldPath:
-    """The path of a field in a message of Infobip's format. `path` is the path of the message."""
+    """Maps a field to its path in a request in Infobip's format, for errors. `path` is the path of the message."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -184,7 +192,7 @@ class _FieldPath:
 
 
 def _track_mode(request: InfobipRequest) -> TrackMode | None:
-    """Return what to track; None if the request does not contain it."""
+    """Return which URLs become short links. Return None if the request does not specify it."""
     options = request.url_options
     all_urls = request.tracking is not None and request.tracking.track == "URL"
     if options is None:
@@ -223,7 +231,7 @@ async def rewrite(call: Call[None, Any], request: InfobipRequest) -> dict[str, A
 
 
 async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
-    """Rewrite messages; they are not sent."""
+    """Rewrite messages in Infobip's format. The service does not send them."""
     return await rewrite(call, call.body)
 
 
@@ -239,7 +247,7 @@ ENDPOINTS = [
         response=InfobipResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="The same as POST /api/v1/rewrite with this body. No message is sent.",
+        description="Rewrites messages like POST /api/v1/rewrite with the same body. No message is sent.",
     )
     for version in (1, 2)
 ]

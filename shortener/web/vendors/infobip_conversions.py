@@ -21,7 +21,7 @@ from shortener.web.period import Period
 
 
 class ConversionEndResponse(ResponseModel):
-    """The conversion process of the message."""
+    """The key of the conversion process to which the message belongs."""
 
     processKey: str
 
@@ -38,9 +38,12 @@ async def log_end(call: Call[None, None]) -> ConversionEndResponse:
 
 
 class ConversionRateQuery(Period):
-    """The period of a conversion rate. Default of `since`: 24 hours before `until`. Without `intervalGranulation`: one interval."""
+    """The query of a conversion rate. `since` defaults to 24 hours before `until`; the rate defaults to one interval."""
 
-    aggrType: Literal["byCountry"] | None = Field(None, description="byCountry: one entry for each country of an interval.")
+    aggrType: Literal["byCountry"] | None = Field(
+        None,
+        description="byCountry: the response contains a rate for each country in each interval. Default: one rate per interval.",
+    )
     intervalGranulation: Granulation | None = Field(
         None,
         description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MAX_INTERVALS} intervals.",
@@ -50,9 +53,9 @@ class ConversionRateQuery(Period):
 class CumulativeRate(ResponseModel):
     """The conversion rate of the whole period."""
 
-    startCount: int = Field(description="Number of messages that were rewritten.")
-    endCount: int = Field(description="Number of messages whose process ended.")
-    conversionRate: float = Field(description="endCount / startCount; 0 without messages.")
+    startCount: int = Field(description="Number of messages of the conversion process that were rewritten in this period.")
+    endCount: int = Field(description="Number of messages whose conversion process was reported as ended in this period.")
+    conversionRate: float = Field(description="Conversion rate: endCount divided by startCount. 0 if startCount is 0.")
 
 
 class IntervalRate(CumulativeRate):
@@ -64,11 +67,13 @@ class IntervalRate(CumulativeRate):
 class CountryRate(IntervalRate):
     """The conversion rate of one country in one interval."""
 
-    country: str | None = Field(description="ISO 3166 code; null if the country is unknown.")
+    country: str | None = Field(
+        description="Country of the recipients' phone numbers as ISO 3166 code. null: the country is unknown."
+    )
 
 
 class ConversionRateResponse(ResponseModel):
-    """Rates by interval, oldest first. By country: only countries with messages or ends, most messages first."""
+    """Conversion rates of a process by interval, oldest first. Rates by country are sorted by messages, most first."""
 
     statistics: list[IntervalRate | CountryRate]
     cumulativeStatistics: CumulativeRate
@@ -80,7 +85,7 @@ async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, An
     process_id = await service.database.read(conversion_processes.find_process, call.application_id, call.path["processKey"])
     if process_id is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no conversion process with this key in the application.")
-    # One millisecond later than now, so that events of this moment are counted.
+    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
     until = service.clock() + timedelta(milliseconds=1) if query.until is None else end_of(query.until)
     since = until - timedelta(hours=24) if query.since is None else start_of(query.since)
     try:

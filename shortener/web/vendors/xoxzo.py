@@ -1,4 +1,4 @@
-"""Xoxzo's interface: its send call, which rewrites a message here, and the status of a message in its format."""
+"""Endpoints in Xoxzo's format: the send call, which rewrites a message without sending it, and the status of a message."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ _EXAMPLE: JsonDict = {
     "recipient": "+818012345678",
     "track_link": "true",
 }
-#: Xoxzo's names for fields of the service.
+#: Field names of the service, mapped to the field names of Xoxzo.
 _NAMES = {"to": "recipient", "body": "message", "from": "sender"}
 
 
 class XoxzoRequest(MessageOptions):
-    """One message for one recipient, as Xoxzo's send call. The service's own options are accepted too."""
+    """One message for one recipient in Xoxzo's format. The optional fields of the native rewrite call are accepted too."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     recipient: str = Field(description="Phone number in E.164, for example +818012345678.")
     message: str = Field(
-        max_length=MAX_BODY_LENGTH, description="Text of the message. With `track_link`, its first URL or bare domain is replaced."
+        max_length=MAX_BODY_LENGTH,
+        description="Text of the message. If `track_link` is true, the first URL or bare domain in the text becomes a short link.",
     )
-    sender: Sender = Field("", description="Sender, repeated in events.")
-    message_id: MessageId | None = Field(None, description="Id of the message, returned as msgid. Default: a generated id.")
+    sender: Sender = Field("", description="Sender of the message. Events of the message contain it.")
+    message_id: MessageId | None = Field(
+        None, description="Id of the message, returned as `msgid`. Default: the service generates an id."
+    )
 
 
 class XoxzoSendResponse(ResponseModel):
-    """The stored message. The service did not send it: `message` is the text to send."""
+    """The rewritten message. The service does not send messages: the caller must send the text in `message`."""
 
     msgid: str
     message: str
@@ -52,18 +55,18 @@ class XoxzoStatusResponse(ResponseModel):
     """The status of a message in Xoxzo's format."""
 
     msgid: str
-    status: str = Field(description="DELIVERED also means read or clicked.")
+    status: str = Field(description="Delivery status. DELIVERED includes messages that were read or clicked.")
     sender: str
     recipient: str
     url: str
-    sent_time: str = Field(description="YYYY-MM-DD HH:MM:SS in UTC.")
+    sent_time: str = Field(description="Time when the message was rewritten: YYYY-MM-DD HH:MM:SS in UTC.")
     cost: float | None
-    tags: list[str] = Field(description="The campaign, if the message has one.")
+    tags: list[str] = Field(description="Name of the message's campaign, if it has one.")
     link_tracking: LinkTracking | None
 
 
 async def send(call: Call[None, XoxzoRequest]) -> Mapping[str, Any]:
-    """Rewrite a message; it is not sent."""
+    """Rewrite a message in Xoxzo's format. The service does not send the message."""
     (rewritten,) = await rewrite_items(call, [rewrite_item(call.body)])
     return {
         "msgid": rewritten["message_id"],
@@ -74,7 +77,7 @@ async def send(call: Call[None, XoxzoRequest]) -> Mapping[str, Any]:
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return the status of a message."""
+    """Return the status of a message in Xoxzo's format."""
     message = await find_message(call, call.path["msgid"])
     path = call.request.url.path.rstrip("/")
     url = f"{call.service.settings.base_origin}{path}/"
@@ -82,7 +85,7 @@ async def status(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 def rewrite_item(message: XoxzoRequest) -> RewriteItem:
-    """Return the message for the rewriter."""
+    """Convert a request in Xoxzo's format to the input of the rewriter."""
     return with_options(
         message,
         to=(message.recipient,),
@@ -107,7 +110,7 @@ ENDPOINTS = [
         status=201,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="The same as POST /api/v1/rewrite with this body, with a response in Xoxzo's format. No message is sent.",
+        description="Rewrites a message like POST /api/v1/rewrite and responds in Xoxzo's format. No message is sent.",
     ),
     Endpoint(
         "GET",
