@@ -1,4 +1,4 @@
-"""`make bench`: one run on this machine, one table: figure, ratio to the baseline of the same run, target, met or not.
+"""`make bench`: measure the service on this machine and print a table of figures, ratios to the baseline, and targets.
 
     python -m benchmarks.bench [--quick] [--only PART ...] [--compare CHECKOUT] [--folder DIR] [--json] [--chart FILE.svg]
 
@@ -30,7 +30,7 @@ from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
 CONVERTED_MESSAGES = 100_000
-ROUNDS = 5  # of each load and each checkout, with --compare
+ROUNDS = 5  # number of measurements of each load and each checkout with --compare
 
 
 class Run:
@@ -40,7 +40,7 @@ class Run:
         self.seconds = 4.0 if quick else 10.0
         self.many = 200_000 if quick else 1_000_000
         self.most = 1_000_000 if quick else 10_000_000
-        self.newest = 500_000 if quick else 1_000_000  # the newest of these links
+        self.newest = 500_000 if quick else 1_000_000  # number of the newest links that get clicks
         self.folder: Path | None = None  # for large files; None: the system's folder for temporary files
         self.baseline = 0.0  # responses per second
         self.figures: list[Figure] = []
@@ -48,7 +48,7 @@ class Run:
     def add(
         self, work: str, value: float, unit: str, *, target: float | None = None, relative: bool = True, note: str = ""
     ) -> None:
-        """Add a figure. With `relative` its target is a ratio to the baseline, otherwise a value in `unit`."""
+        """Add a figure to the report. With `relative` its target is a ratio to the baseline, otherwise a value in `unit`."""
         ratio = value / self.baseline if relative and self.baseline else None
         measured = ratio if ratio is not None else value
         met = None if target is None else measured >= target
@@ -57,7 +57,7 @@ class Run:
 
 
 def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
-    """Exit if a counted 302 has no row. wrk may leave as many requests unfinished as it has connections."""
+    """Exit if a 302 that wrk counted has no row. wrk may leave one unfinished request per connection."""
     recorded = server.query("SELECT count(*) FROM hits") - before
     if not responses <= recorded <= responses + slack:
         sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")
@@ -71,7 +71,7 @@ def settled(server: Server, table: str = "hits") -> int:
 
 
 def clicks(run: Run) -> None:
-    """First clicks, repeated clicks and unknown codes, while a tracker receives the events."""
+    """Measure first clicks, repeated clicks and unknown codes, while a tracker receives the events."""
     with deliveries.receiver() as sink, rig.server() as server:
         started = time.perf_counter()
         codes = server.links(run.many)
@@ -104,7 +104,7 @@ def clicks(run: Run) -> None:
 
 
 def single(run: Run) -> None:
-    """First clicks of one client at a time: each waits for its own commit.
+    """Measure first clicks of a single client, so that each click waits for its own commit.
 
     The server first gets enough clicks that its WAL restarts at its beginning, because a disk overwrites a file faster than it
     extends one."""
@@ -127,7 +127,7 @@ def single(run: Run) -> None:
 
 
 def rewrites(run: Run) -> None:
-    """Rewrites of one and of 100 recipients a request."""
+    """Measure rewrites with one and with 100 recipients per request."""
     with rig.server() as server:
         for recipients, connections in ((1, 64), (100, 16)):
             work = loads.rewrites(server, recipients, connections)
@@ -148,7 +148,7 @@ def rewrites(run: Run) -> None:
 
 
 def conversions(run: Run) -> None:
-    """Conversions, one for each message."""
+    """Measure reports of conversions, one for each message."""
     with rig.server() as server:
         load = loads.conversions(server, CONVERTED_MESSAGES).run(run.seconds)
         stored = server.query("SELECT count(*) FROM conversions")
@@ -162,7 +162,7 @@ FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 
 
 def many(run: Run) -> None:
-    """First clicks on a database of 100,000 links and on a much larger one, filled by the service's own statements.
+    """Measure first clicks on a database of 100,000 links and on a much larger one, filled with the statements of the service.
 
     In the larger one the clicks go to random links, and then to random links of the newest ones, as most clicks in practice do.
     The figures are medians of short runs, each with a new server."""
@@ -221,14 +221,14 @@ def _add_median(run: Run, work: str, results: Sequence[Load]) -> float:
 
 
 def purging(run: Run) -> None:
-    """The latency of clicks while expired links are purged, at the rate of clicks of growth.py."""
+    """Measure the latency of clicks while expired links are purged, at the click rate of growth.py."""
     links = 5 * run.many
     found = growth.Grown("sqlite", links)
     folder = Path(tempfile.mkdtemp(prefix="shortener-purge-", dir=run.folder))
     try:
         with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # two checkpoints
+            growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # long enough for two checkpoints
     finally:
         shutil.rmtree(folder)
     without, beside = found.clicks["without"].p99, found.clicks["with"].p99
@@ -240,7 +240,7 @@ def purging(run: Run) -> None:
 
 
 def delivering(run: Run) -> None:
-    """Deliveries to a local receiver."""
+    """Measure deliveries of events to a local receiver."""
     with deliveries.receiver() as sink:
         rate = uvloop.run(deliveries.deliver(sink.port, 20_000, 4, 64))
         if sink.count() != 20_000:
@@ -249,7 +249,7 @@ def delivering(run: Run) -> None:
 
 
 def scaled_out(run: Run) -> None:
-    """PostgreSQL and Redis on the same machine, with a baseline of their own run."""
+    """Measure the service with PostgreSQL and Redis on the same machine, with a separate baseline."""
     for figure in postgresql.measure(50_000 if run.many < 1_000_000 else 500_000, run.seconds):
         if figure.work.startswith("first clicks"):
             assert figure.ratio is not None
@@ -259,7 +259,7 @@ def scaled_out(run: Run) -> None:
 
 
 def starting(run: Run) -> None:
-    """The time of `--help` and of the first start of a server."""
+    """Measure the duration of `shortener --help` and of the first start of a server."""
 
     def seconds_of(*command: str) -> float:
         times = []

@@ -1,4 +1,4 @@
-"""Deliveries: python -m benchmarks.deliveries speed | isolation | backlog
+"""Benchmarks of deliveries to trackers: python -m benchmarks.deliveries speed | isolation | backlog
 
 speed      The service fans out stored events, claims, renders and signs the deliveries, POSTs them to a receiver in another
            process and records the outcomes. Each step is durable, on SQLite with synchronous=FULL. The same run measures how many
@@ -46,12 +46,12 @@ from shortener.storage import schema
 
 MIN_PER_SECOND = 3000.0
 MIN_RATIO_TO_HTTPX = 8.0
-MAX_ISOLATION_RATIO = 1.1  # of the p95 from event to arrival, with to without a hanging tracker
+MAX_ISOLATION_RATIO = 1.1  # maximum ratio of the p95 time from event to arrival with a hanging tracker to that without one
 MAX_MEGABYTES = 250.0
-MAX_P99_RATIO = 2.0  # of a redirect, with to without deliveries
+MAX_P99_RATIO = 2.0  # maximum ratio of the p99 latency of a redirect during deliveries to that without deliveries
 
 HTTPX_IN_FLIGHT, HTTPX_REQUESTS = 64, 2000
-BATCH_ROWS = 5000  # of one transaction of the preparation
+BATCH_ROWS = 5000  # rows per transaction while the benchmark fills the database
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def measure_speed(options: argparse.Namespace, sink: Sink) -> bool:
-    """Print the rates. Return whether the targets are met."""
+    """Measure and print the rates of deliveries. Return whether the targets are met."""
     rate = uvloop.run(deliver(sink.port, options.events, options.trackers, options.concurrency))
     received = sink.count()
     httpx_rate = uvloop.run(post_with_httpx(sink.port))
@@ -138,7 +138,7 @@ def measure_isolation(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
-    """Print the times. Return whether the target is met."""
+    """Measure and print the times from an event to its arrival. Return whether the target is met."""
     healthy, clicks_a_second = 50, 10
     with tempfile.TemporaryDirectory() as folder:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
@@ -198,7 +198,7 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
             await click(port, codes, options.rate, 2)  # warm-up
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)  # until the first clicks
+            await asyncio.sleep(0.2)  # wait for the first clicks
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()

@@ -1,4 +1,4 @@
-"""Memory of the CSV export: python -m benchmarks.export [--rows N]
+"""Benchmark of the speed and memory of the CSV export: python -m benchmarks.export [--rows N]
 
 Rewrites N messages (default: a million) of one link each through the API of a real server on SQLite, and exports them over HTTP.
 Reports the speed and the server's resident memory, before the export and after each tenth of the rows. After the first tenth the
@@ -16,7 +16,7 @@ from benchmarks.rig import Server
 
 MAX_GROWTH_MIB = 32.0  # the page caches of the four SQLite readers, 8 MiB each, may not be full yet
 TENTHS = 10
-BATCH_MESSAGES = 10_000  # of one rewrite request
+BATCH_MESSAGES = 10_000  # messages per rewrite request
 
 
 def main() -> int:

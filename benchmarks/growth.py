@@ -55,11 +55,11 @@ from shortener.storage.types import to_ms
 from tests.servers import PostgresProcess, RedisProcess
 
 SECRET = "the secret of a benchmark protects nothing 0123456789"
-BATCH_MESSAGES = 20_000  # of one transaction
+BATCH_MESSAGES = 20_000  # messages per transaction
 RETENTION_DAYS = 90
 DAY_MS = 86_400_000
-DAILY_MESSAGES = 1_000_000  # to which the rate of the purge is compared
-PURGE_TIMEOUT_SECONDS = 900  # until the purge reaches the messages
+DAILY_MESSAGES = 1_000_000  # messages per day, with which the rate of the purge is compared
+PURGE_TIMEOUT_SECONDS = 900  # maximum wait until the purge deletes the first messages
 CLIENTS, PAUSE_MS = 16, 20  # connections of the clicks, and the pause of each between two clicks
 
 insert_messages = BulkInsert(
@@ -96,7 +96,7 @@ class Grown:
     bytes_per_link: dict[str, float] = field(default_factory=dict)
     look_up_ms: dict[str, float] = field(default_factory=dict)
     clicks: dict[str, rig.Load] = field(default_factory=dict)
-    purged_per_second: float = 0.0  # messages with all their rows
+    purged_per_second: float = 0.0  # messages purged per second, with all their rows
 
 
 class Rows:
@@ -239,7 +239,7 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            targets = await database.write(queries.find_links, sample)  # in the writing transaction, as for clicks
+            targets = await database.write(queries.find_links, sample)  # in a write transaction, like the look-up for clicks
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size
         seconds.sort()

@@ -27,7 +27,7 @@ class Work:
 
 
 def first_clicks(server: Server, codes: list[str]) -> Work:
-    """Clicks on distinct links in random order. Shuffles `codes` and clicks the first WARM_UP_LINKS of them now."""
+    """Return clicks on distinct links in random order. Shuffle `codes` and click the first WARM_UP_LINKS of them immediately."""
     random.Random(1).shuffle(codes)
     warm_up = traffic.script(server.folder, "warm_up", [f"/{code}" for code in codes[:WARM_UP_LINKS]])
     rig.wrk(server.base, warm_up, seconds=1)
@@ -35,17 +35,17 @@ def first_clicks(server: Server, codes: list[str]) -> Work:
 
 
 def repeat_clicks(server: Server, code: str) -> Work:
-    """Clicks of many people on one link."""
+    """Return clicks of many people on one link."""
     return Work(server.base, traffic.script(server.folder, "repeat", [f"/{code}"]))
 
 
 def unknown_codes(server: Server) -> Work:
-    """Requests for codes that do not exist."""
+    """Return requests for codes that do not exist."""
     return Work(server.base, traffic.script(server.folder, "unknown", rig.random_paths()))
 
 
 def rewrites(server: Server, recipients: int, connections: int) -> Work:
-    """Rewrite requests of `recipients` recipients each: 2,000 different bodies."""
+    """Return rewrite requests with `recipients` recipients each and 2,000 different bodies."""
 
     def body(number: int) -> str:
         to = [rig.phone(number * recipients + n) for n in range(recipients)]
@@ -58,7 +58,7 @@ def rewrites(server: Server, recipients: int, connections: int) -> Work:
 
 
 def conversions(server: Server, messages: int) -> Work:
-    """One conversion for each of `messages` new messages."""
+    """Rewrite `messages` messages. Return one report of a conversion for each of them."""
     ids = []
     with server.api() as client:
         for start in range(0, messages, 500):

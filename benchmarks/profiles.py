@@ -23,7 +23,7 @@ from benchmarks import loads, rig
 from benchmarks.loads import Work
 from benchmarks.rig import Server
 
-MIN_SHARE = 0.02  # of a thread's samples; functions with less are not printed
+MIN_SHARE = 0.02  # functions with a smaller share of a thread's samples are not printed
 _TICK = os.sysconf("SC_CLK_TCK")
 _NAMES = {"MainThread": "event loop", "sqlite-writer": "writer", "sqlite-checkpoint": "checkpoints"}
 
@@ -95,7 +95,7 @@ def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[s
         if name is None or not frames:
             continue
         samples, own, every = found.get(name, (0, Counter(), Counter()))
-        calls = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames]  # without the line number number
+        calls = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames]  # remove the line number
         own[calls[-1]] += int(count)
         for call in set(calls):
             every[call] += int(count)

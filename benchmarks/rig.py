@@ -1,4 +1,4 @@
-"""The parts of every benchmark: a real server on an empty folder, the baseline, and wrk as the load generator.
+"""Functions that all benchmarks share: start a real server with an empty folder, measure the baseline, and run wrk.
 
 Speed is reported as ratios within one run. The baseline is a bare ASGI application that returns a fixed 302 with the same uvicorn
 settings. No benchmark asserts a time. The benchmarks do check that each response that wrk counted has its row in the database.
@@ -190,7 +190,7 @@ class Server:
 
     @property
     def resident_mb(self) -> float:
-        """Resident memory of the process in MiB."""
+        """Return the resident memory of the server process in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert match
@@ -251,7 +251,7 @@ def python_of(checkout: Path) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-# `init` builds the requests, because wrk does not know the Host header earlier.
+# `init` of the script builds the requests, because wrk does not know the Host header earlier.
 _POST_SCRIPT = """local requests, n = {{}}, 0
 function init()
   for line in io.lines("{listed}") do requests[#requests + 1] = wrk.format("POST", "{path}", {{{headers}}}, line) end

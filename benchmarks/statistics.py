@@ -1,4 +1,6 @@
-"""Times of the statistics: python -m benchmarks.statistics [--days N] [--campaigns N] [--countries N] [--counts N] [--links N]
+"""Benchmark of the statistics reports:
+
+    python -m benchmarks.statistics [--days N] [--campaigns N] [--countries N] [--counts N] [--links N]
 
 Fills a database with counts of campaigns x countries, rolls them up, and measures every
 report: the median of five runs. By default 1,350,000 counts of 50 campaigns in 30 countries over 28 days. `--links` also inserts
@@ -46,7 +48,7 @@ from tests.servers import PostgresProcess
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
 RUNS = 5
 BATCH_ROWS = 100_000
-DESTINATIONS = 4  # of each campaign
+DESTINATIONS = 4  # number of destinations of each campaign
 
 _counts = BulkInsert(schema.counts, "cohort_id", "quarter", "metric", "amount", "rolled_up", on_conflict="DO NOTHING")
 
@@ -167,7 +169,7 @@ async def _fill(database: Database, options: argparse.Namespace) -> None:
 
 
 def _roll_up(connection: Connection, kind: Kind) -> None:
-    """Sum the counts in the database, which is faster than `fold`. Each cohort has one destination and one label."""
+    """Roll up the counts with SQL, which is faster than `fold`. Each cohort has one destination and one label."""
     named = {}
     for row in connection.execute(select(schema.cohorts)):
         number = row.id % DESTINATIONS

@@ -18,7 +18,7 @@ from pathlib import Path
 
 #: Values of SHORTENER_TRUSTED_PROXIES for a server that gets this traffic.
 TRUSTED_PROXIES = "127.0.0.1"
-HEADER_BLOCKS = 4096  # combinations of an agent and a language, drawn by frequency
+HEADER_BLOCKS = 4096  # number of combinations of a user agent and a language, drawn by frequency
 
 #: Accept-Language and its weight.
 LANGUAGES = {
@@ -112,7 +112,7 @@ def header_blocks() -> tuple[dict[str, str], ...]:
     return tuple(headers(agent, language) for agent, language in zip(drawn, languages, strict=True))
 
 
-# The script only joins strings: wrk must not take the processor time that it measures. The addresses are those of a linear
+# The script only joins strings, so that wrk uses little of the processor time that is measured. The addresses are those of a linear
 # congruential generator modulo 2^30, so that none repeats. Two of three are IPv4, the others are IPv6 with a /64 of their own.
 # `init` sets the Host header, because wrk does not know it earlier.
 _SCRIPT = """

@@ -1,4 +1,4 @@
-"""Error rates and cost of the verdicts: python -m benchmarks.verdicts [--show]
+"""Benchmark of the error rates and the cost of verdicts: python -m benchmarks.verdicts [--show]
 
 The user agents come from three independent sources:
 - `fake-useragent`: agents of browsers, from the statistics of many sites.
@@ -112,7 +112,7 @@ _BOT = re.compile(r"^ *bot: *$", re.MULTILINE)
 
 
 def _cases(file: Path) -> Iterator[Case]:
-    """Yield the cases of one fixture file. Its format is so regular that no YAML parser is required."""
+    """Yield the test cases of one fixture file. The regular format of the file requires no YAML parser."""
     for text in file.read_text().split("\n-\n"):
         agent, client, device = (pattern.search(text) for pattern in (_AGENT, _CLIENT, _DEVICE))
         if agent is None or agent[1] in ("|", ">"):

@@ -1,4 +1,4 @@
-"""`shortener applications`, `keys` and `tokens`."""
+"""The commands `shortener applications`, `shortener keys` and `shortener tokens`."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def applications() -> None:
 
 @applications.command("create")
 @click.argument("name")
-@click.option("--domain", help="Prefix of its short links, for example https://go.brand.example. Default: BASE_URL.")
-@click.option("--company-id", type=COMPANY_ID, help="Number that events repeat as company-id.")
+@click.option("--domain", help="Prefix of the application's short links, for example https://go.brand.example. Default: BASE_URL.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that events contain as company-id.")
 @json_option
 @async_command
 async def create_application(name: str, domain: str | None, company_id: int | None, as_json: bool) -> None:
     """Create an application and print its id, API key, tracker token and callback secret.
 
-    The key and the token are stored hashed, the secret encrypted. They are never shown again.
+    The credentials are printed only once. The key and the token are stored hashed, and the secret is stored encrypted.
     """
     from shortener.accounts import administration
     from shortener.model import utcnow
@@ -63,7 +63,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     type=DURATION,
     default="24h",
     show_default=True,
-    help="How long the previous secret also signs, for example 90s, 15m, 24h or 7d.",
+    help="How long requests are also signed with the previous secret, for example 90s, 15m, 24h or 7d.",
 )
 @json_option
 @async_command
@@ -105,8 +105,8 @@ async def show_application(application: int, as_json: bool) -> None:
 
 @applications.command("update")
 @click.argument("application", type=ID)
-@click.option("--name", help="New name.")
-@click.option("--company-id", type=COMPANY_ID, help="Number that events repeat as company-id.")
+@click.option("--name", help="New name of the application.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that events contain as company-id.")
 @click.option(
     "--add-domain", help="Another domain, for example https://go.brand.example. New links are created on the first enabled domain."
 )
@@ -129,7 +129,7 @@ async def update_application(
     disable: bool | None,
     as_json: bool,
 ) -> None:
-    """Change an application. Whatever is not named keeps its value."""
+    """Change an application. Properties without an option keep their values."""
     from shortener.accounts import administration
     from shortener.model import utcnow
 
@@ -152,7 +152,7 @@ async def update_application(
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Return settings by name. An empty value becomes the default of the setting."""
+    """Parse NAME=VALUE pairs to settings by name. An empty value resets a setting to its default."""
     from shortener.accounts.settings import ApplicationSettings
 
     settings: dict[str, Any] = {}
@@ -199,15 +199,15 @@ def keys() -> None:
 
 @keys.command("create")
 @click.argument("application", type=ID)
-@click.option("--name", default="", help="Name of the key, for people.")
+@click.option("--name", default="", help="Name of the API key, shown to people.")
 @click.option(
     "--permission",
     "permissions",
     multiple=True,
     type=click.Choice([*PERMISSIONS, "all"]),
-    help="A permission of the key; all: every permission. Can be repeated. Default: sms.send and sms.read.",
+    help="Permission of the API key; all: every permission. Can be repeated. Default: sms.send and sms.read.",
 )
-@click.option("--rate-limit", type=RATE_LIMIT, help="Requests per minute; beyond it the key gets 429. Default: no limit.")
+@click.option("--rate-limit", type=RATE_LIMIT, help="Maximum requests per minute; further requests get 429. Default: no limit.")
 @json_option
 @async_command
 async def create_key(application: int, name: str, permissions: tuple[str, ...], rate_limit: int | None, as_json: bool) -> None:
@@ -226,7 +226,7 @@ async def create_key(application: int, name: str, permissions: tuple[str, ...], 
 @json_option
 @async_command
 async def list_keys(application: int | None, as_json: bool) -> None:
-    """List API keys of one application, or of all. The keys themselves are not stored."""
+    """List the API keys of one application or of all applications, without the secret keys, which are not stored."""
     from shortener.accounts import credentials
 
     async with open_store() as database:
@@ -237,7 +237,9 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 
 @keys.command("update")
 @click.argument("key", type=ID)
-@click.option("--rate-limit", type=click.IntRange(0, MAX_RATE_LIMIT), required=True, help="Requests per minute; 0: no limit.")
+@click.option(
+    "--rate-limit", type=click.IntRange(0, MAX_RATE_LIMIT), required=True, help="Maximum requests per minute; 0: no limit."
+)
 @json_option
 @async_command
 async def update_key(key: int, rate_limit: int, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`shortener clicks`."""
+"""The command `shortener clicks`: list hits, and classify stored hits again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clicks() -> None:
 @clicks.command("list")
 @click.option("--application", type=ID, help="Id of the application. Required if there are several.")
 @click.option("--message", "message_id", help="Only hits on the links of this message.")
-@click.option("--campaign", help="Only hits of this campaign.")
+@click.option("--campaign", help="Only hits on links of messages of this campaign.")
 @click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")
 @click.option("--rule", help="Only hits that this rule classified.")
 @since_option
@@ -79,13 +79,13 @@ async def list_all(
     multiple=True,
     help="Only hits of this application. The option may be repeated. Default: all.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the changes without storing them.")
 @json_option
 @async_command
 async def reclassify(since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool) -> None:
-    """Classify stored hits again, with the current rules and the data that is known now.
+    """Classify stored hits again with the current rules and the current data.
 
-    A click that was sent to trackers is retracted only if its application has retract_clicks on.
+    A click that was already sent to trackers is retracted only if the setting retract_clicks of its application is on.
     """
     from shortener.accounts.directory import Directory
     from shortener.clicks.device_counts import DeviceCounter
@@ -102,7 +102,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         directory = Directory(database)
         await directory.refresh()
         ids = IdGenerator(database.node)
-        # A running server finds new events by itself, so nothing must be notified.
+        # A running server finds new events by itself, so `on_events` does nothing.
         part = Reclassifier(database, directory, ids, DeviceCounter(database, ids), on_events=lambda: None)
         now = utcnow()
         result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
@@ -126,7 +126,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     print_result(data, as_json, print_text)
 
 
-#: The command's former name.
+#: `clicks rejudge` is the former name of `clicks reclassify`. It is hidden and still works.
 clicks.add_command(
     click.Command("rejudge", callback=reclassify.callback, params=reclassify.params, help=reclassify.help, hidden=True)
 )

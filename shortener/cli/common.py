@@ -1,4 +1,4 @@
-"""What all commands share: `--json`, settings, the database, tables, and the texts of errors."""
+"""Functions that all commands share: the option `--json`, settings, the database, tables, and texts of errors."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Width of a table whose reader is a file or a program: no line is ever wrapped.
+#: Width of a table if stdout is a file or a pipe, so that no line is wrapped.
 UNLIMITED_WIDTH = 1_000_000  # characters
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
@@ -40,24 +40,24 @@ def load_settings(**overrides: Any) -> Settings:
         raise click.ClickException(f"unusable settings:\n{error}") from None
 
 
-#: Commands that run long enough to justify the time to import uvloop.
+#: Commands that use uvloop, because they run long enough to justify the time to import it.
 _SERVERS = frozenset({"_serve_one", "deliver"})
 
 
 def _new_fast_loop() -> asyncio.AbstractEventLoop:
-    import uvloop  # here, because the import is slow and only servers need it
+    import uvloop  # imported here, because the import is slow and only servers need it
 
     return uvloop.new_event_loop()
 
 
 class WrongValue(click.ClickException):
-    """An argument or option has a value that is not valid. That is wrong usage."""
+    """The value of an argument or option is invalid. The exit code is that of wrong usage, 2."""
 
     exit_code = 2
 
 
 def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run an async function as a command. Failures that an operator can correct become a ClickException with a plain text."""
+    """Return a command that runs an async function. Failures that an operator can correct become a ClickException."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -84,7 +84,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 @asynccontextmanager
 async def open_store() -> AsyncIterator[Any]:
-    """Open the database of the settings and check its schema. A running server may use the database at the same time."""
+    """Open the configured database and check its schema. A running server may use the database at the same time."""
     from shortener.storage.migrate import prepare
     from shortener.storage.open import open_database
 
@@ -99,7 +99,7 @@ async def open_store() -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def open_cache() -> AsyncIterator[LinkCache]:
-    """Open the link cache of the settings, for commands that change links."""
+    """Open the configured link cache, for commands that change links."""
     from shortener.container import open_link_cache
     from shortener.model import utcnow
     from shortener.secret import open_secret

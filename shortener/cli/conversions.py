@@ -1,4 +1,4 @@
-"""`shortener conversions` and `postback-keys`: what trackers reported, what was refused, and keys for networks."""
+"""The commands `shortener conversions` (list conversions and refused reports) and `shortener postback-keys`."""
 # Tested by tests/cli/test_conversions.py
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from shortener.cli.common import async_command, json_option, load_settings, open
 from shortener.cli.parameters import DURATION, ID, TIME
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
-_APPLICATION = click.option("--application", type=ID, required=True, help="The application.")
+_APPLICATION = click.option("--application", type=ID, required=True, help="Id of the application.")
 _SINCE = click.option("--since", type=TIME, help="Start of the period, included (UTC).")
 _UNTIL = click.option("--until", type=TIME, help="End of the period, excluded (UTC).")
 
 
 @click.group()
 def conversions() -> None:
-    """List conversions, and the reports that were refused, with the reason."""
+    """List conversions, and list refused conversion reports with the reason."""
 
 
 @conversions.command("list")
 @_APPLICATION
 @_SINCE
 @_UNTIL
-@click.option("--campaign", help="Only messages of this campaign.")
-@click.option("--action", help="Only this action, without case.")
-@click.option("--status", help="Only this status word of the latest revision, without case.")
+@click.option("--campaign", help="Only conversions of messages of this campaign.")
+@click.option("--action", help="Only conversions with this action, compared without case.")
+@click.option("--status", help="Only conversions whose latest revision has this status word, compared without case.")
 @click.option(
     "--disposition", type=click.Choice(["positive", "negative", "pending", "none"]), help="Only conversions with this disposition."
 )
 @click.option("--message", "message_id", help="Only conversions of this message.")
 @_LIMIT
-@click.option("--below", metavar="CONVERSION", help="Continue after this conversion, the last one of the previous page.")
+@click.option(
+    "--below", metavar="CONVERSION", help="Id of the last conversion of the previous page: show the conversions after it."
+)
 @json_option
 @async_command
 async def list_conversions(
@@ -87,9 +89,9 @@ async def list_conversions(
 @_APPLICATION
 @_SINCE
 @_UNTIL
-@click.option("--reason", help="Only this error code, for example MESSAGE_NOT_FOUND.")
+@click.option("--reason", help="Only reports refused with this error code, for example MESSAGE_NOT_FOUND.")
 @_LIMIT
-@click.option("--below", metavar="REFUSED", help="Continue after this refused report, the last one of the previous page.")
+@click.option("--below", metavar="REFUSED", help="Id of the last refused report of the previous page: show the reports after it.")
 @json_option
 @async_command
 async def list_refused(
@@ -101,7 +103,7 @@ async def list_refused(
     below: str | None,
     as_json: bool,
 ) -> None:
-    """List reports that were refused, with the reason, newest first. They are stored for 30 days."""
+    """List refused conversion reports with the reason, newest first. They are stored for 30 days."""
     from shortener.ids import encode
     from shortener.reporting import conversions as report
 
@@ -154,7 +156,7 @@ def postback_keys() -> None:
 
 @postback_keys.command("create")
 @click.argument("application", type=ID)
-@click.option("--name", required=True, help="Name of the network, for people.")
+@click.option("--name", required=True, help="Name of the network that uses the key, shown to people.")
 @json_option
 @async_command
 async def create_postback_key(application: int, name: str, as_json: bool) -> None:
@@ -173,7 +175,7 @@ async def create_postback_key(application: int, name: str, as_json: bool) -> Non
 @json_option
 @async_command
 async def list_postback_keys(application: int | None, as_json: bool) -> None:
-    """List postback keys of one application, or of all. The keys themselves are not stored."""
+    """List the postback keys of one application or of all applications, without the secret keys, which are not stored."""
     from shortener.accounts import postback_keys as keys
 
     async with open_store() as database:
@@ -189,7 +191,7 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
     type=DURATION,
     default="24h",
     show_default=True,
-    help="How long the previous key stays valid, for example 90s, 15m, 24h or 7d.",
+    help="How long the previous postback key stays valid, for example 90s, 15m, 24h or 7d.",
 )
 @json_option
 @async_command

@@ -54,13 +54,15 @@ async def purge(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: as far back as all raw data is stored.")
+@click.option(
+    "--since", type=TIME, help="Start of the period, included (UTC). Default: the oldest time for which all raw data is stored."
+)
 @click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
-@click.option("--repair", is_flag=True, help="Correct the rolled-up counts, then verify. Needed once after an upgrade from 1.0.")
+@click.option("--repair", is_flag=True, help="Correct the stored counts before the check. Required once after an upgrade from 1.0.")
 @json_option
 @async_command
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
-    """Recount all statistics from the raw data and report differences. The exit code is 1 if there are any.
+    """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
 
     Also checks that no page and no index of an SQLite database is damaged.
 
@@ -124,7 +126,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     "--rows", type=click.Choice(["messages", "links"]), default="messages", help="CSV: one line per message (default) or link."
 )
 @click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
 @click.option("--output", type=click.File("wb"), default="-", help="File to write. Default: stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")
 @async_command

@@ -1,6 +1,6 @@
-"""`shortener deliveries`: what was delivered to trackers, and replay.
+"""The command `shortener deliveries`: list, show and replay deliveries of events to trackers.
 
-The commands work on the database; a running server sends the deliveries that become due.
+The commands change only the database. A running server sends the deliveries that become due.
 """
 # Tested by tests/cli/test_trackers.py
 
@@ -29,7 +29,7 @@ def deliveries() -> None:
 @click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of deliveries.")
-@click.option("--below", metavar="DELIVERY", help="Continue after this delivery, the last one of the previous page.")
+@click.option("--below", metavar="DELIVERY", help="Id of the last delivery of the previous page: show the deliveries after it.")
 @json_option
 @async_command
 async def list_deliveries(
@@ -95,7 +95,7 @@ async def show_delivery(delivery: str, as_json: bool) -> None:
 async def replay_deliveries(
     delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, as_json: bool
 ) -> None:
-    """Send one delivery, or the dead deliveries of a tracker, again, with all attempts."""
+    """Send one delivery again, or all dead deliveries of a tracker. Each delivery gets all its attempts again."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
     from shortener.model import utcnow
 
@@ -131,7 +131,7 @@ async def requeue_events(as_json: bool) -> None:
     print_result({"requeued": count}, as_json, lambda: click.echo(f"{count} events requeued"))
 
 
-#: The former name of the command.
+#: `deliveries retell` is the former name of `deliveries requeue`. It is hidden and still works.
 deliveries.add_command(
     click.Command("retell", params=requeue_events.params, callback=requeue_events.callback, hidden=True, help=requeue_events.help)
 )

@@ -31,14 +31,14 @@ PREVIEW = (
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_11_1) AppleWebKit/601.2.4 (KHTML, like Gecko) Version/9.0.1 Safari/601.2.4 "
     "facebookexternalhit/1.1 Facebot Twitterbot/1.0"
 )
-TIMEOUT_SECONDS = 20.0  # of every step
+TIMEOUT_SECONDS = 20.0  # time limit of each step of the demo
 
 
 @click.command()
 @json_option
 @async_command
 async def demo(as_json: bool) -> None:
-    """Run the life of one message against a local receiver and print every request and response."""
+    """Rewrite, click and convert one message with a local receiver, and print every request and response."""
     printer = _Printer(as_json)
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
         async with _receiver() as (receiver, receiver_port), _server(folder) as (base, first):
@@ -167,7 +167,9 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     listener = bind("127.0.0.1", 0)
     config = uvicorn.Config(receiver, access_log=False, log_level="error", lifespan="off", server_header=False)
     server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve([listener]))  # without signal handlers, so that Ctrl-C ends the demo
+    task = asyncio.create_task(
+        server._serve([listener])
+    )  # this function of uvicorn installs no signal handlers, so that Ctrl-C ends the demo
     try:
         yield receiver, port_of(listener)
     finally:
@@ -206,4 +208,4 @@ async def _wait_until_ready(base: str) -> None:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get("/readyz")).status_code == 200:
                     return
-            await asyncio.sleep(0.05)  # poll again
+            await asyncio.sleep(0.05)  # between two checks

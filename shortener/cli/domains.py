@@ -1,4 +1,4 @@
-"""`shortener domains`: the applications' own domains.
+"""The command `shortener domains`: add, list, change and remove domains of applications.
 
 Running servers apply a change within a second.
 """
@@ -24,7 +24,7 @@ def domains() -> None:
 @json_option
 @async_command
 async def list_domains(application: int | None, as_json: bool) -> None:
-    """List domains of one application, or of all. New links are created on the domain with `new_links`."""
+    """List domains of one application or of all applications. `new_links` marks the domain on which new links are created."""
     from shortener.accounts.administration import serialize_domain
     from shortener.accounts.directory import Directory
 
@@ -44,7 +44,7 @@ async def list_domains(application: int | None, as_json: bool) -> None:
 _options = (
     click.option(
         "--fallback-url",
-        help="URL to which expired links and unknown codes of this domain redirect. Empty: that of the application.",
+        help="URL to which expired links and unknown codes of the domain redirect. Empty: the application's fallback URL.",
     ),
     click.option("--home-url", help="URL to which / of this domain redirects. Empty: / returns 404."),
     click.option("--default", "is_default", is_flag=True, help="Create new links of the application on this domain."),
@@ -115,12 +115,14 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
 @domains.command("update")
 @click.argument("host")
 @_domain_options
-@click.option("--path", help="Path before the codes of new links, for example /ABCDEF or /{sender}. Empty: none. Older links work.")
+@click.option(
+    "--path", help="Path before the codes of new links, such as /ABCDEF or /{sender}. Empty: none. Older links still work."
+)
 @click.option("--disable/--enable", default=None, help="Disable or enable the domain.")
 @json_option
 @async_command
 async def update_domain(host: str, path: str | None, disable: bool | None, as_json: bool, **options: Any) -> None:
-    """Change a domain. Whatever is not named keeps its value."""
+    """Change a domain. Properties without an option keep their values."""
     changes = _changes(**options)
     if path is not None:
         changes["path"] = path
@@ -180,6 +182,6 @@ async def _print_domain(database: Any, host: str, as_json: bool) -> None:
     directory = Directory(database)
     await directory.refresh()
     domain = directory.domain(host)
-    assert domain is not None  # it was changed a moment ago
+    assert domain is not None  # the domain exists, because it was just changed
     fields = serialize_domain(domain, directory.application(domain.application_id))
     print_result(fields, as_json, lambda: print_fields(fields))

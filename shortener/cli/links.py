@@ -1,4 +1,4 @@
-"""`shortener links` and `hosts`: where links lead, and the switches that stop them.
+"""The commands `shortener links` and `shortener hosts`: change and disable links, and block destination hosts.
 
 The commands change the database while servers may be running. A disabled link takes effect at once; a blocked host takes effect on
 every node within a second.
@@ -37,12 +37,12 @@ _application_argument = click.argument("application", type=ID)
 @links.command("list")
 @_application_argument
 @click.option("--campaign", help="Only links of messages of this campaign.")
-@click.option("--url", help="Only links with this destination, complete.")
+@click.option("--url", help="Only links with exactly this destination URL.")
 @click.option("--label", help="Only links with this label.")
 @since_option
 @until_option
 @click.option("--enabled/--disabled", default=None, help="Only links that are enabled, or only links that are disabled.")
-@click.option("--expired/--not-expired", default=None, help="Only links that have expired, or only others.")
+@click.option("--expired/--not-expired", default=None, help="Only links that have expired, or only links that have not expired.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of links.")
 @json_option
 @async_command
@@ -78,20 +78,22 @@ async def list_command(application: int, limit: int, as_json: bool, **filters: A
 @json_option
 @async_command
 async def show_link(code: str, as_json: bool) -> None:
-    """Show the destination of a link, or why it does not redirect, and its changes after sending."""
+    """Show a link: its destination, or the reason why it does not redirect, and the history of its changes."""
     async with open_store() as database:
         await _print_link(database, code, as_json)
 
 
 @links.command("update")
 @click.argument("code", required=False)
-@click.option("--application", type=ID, help="Application whose links are changed. Required without CODE.")
+@click.option("--application", type=ID, help="Id of the application whose links are changed. Required without CODE.")
 @click.option("--campaign", help="Change the links of this campaign.")
-@click.option("--destination", help="Change the links with this destination, complete.")
+@click.option("--destination", help="Change the links with exactly this destination URL.")
 @click.option("--label", help="Change the links with this label.")
-@click.option("--url", help="New destination.")
-@click.option("--expires-at", type=TIME, help="New expiry (UTC).")
-@click.option("--fallback-url", help="URL to which the links redirect after they expire. Empty: that of the domain or application.")
+@click.option("--url", help="New destination URL of the links.")
+@click.option("--expires-at", type=TIME, help="New time when the links expire (UTC).")
+@click.option(
+    "--fallback-url", help="URL to which expired links redirect. Empty: the fallback URL of the domain or the application."
+)
 @click.option("--disable/--enable", default=None, help="Disable or enable the links.")
 @json_option
 @async_command
@@ -107,7 +109,7 @@ async def update_links(
 ) -> None:
     """Change one link, or all links of a campaign, with a destination or with a label.
 
-    Many links are changed in pieces. If the command is interrupted, a running server continues.
+    Many links are changed in small batches. If the command is interrupted, a running server continues the update.
     """
     requested = {name: value for name, value in values.items() if value is not None}
     if disable is not None:
@@ -220,7 +222,7 @@ async def _change_links(
         updates = LinkUpdates(database, cache, new_id, utcnow)
         while True:
             if not await updates.perform(update_id):
-                await asyncio.sleep(0.1)  # a server works on it
+                await asyncio.sleep(0.1)  # a running server processes the update
             fields = serialize_update(await database.read(find_update, encode(update_id), application))
             if sys.stderr.isatty():
                 click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
@@ -264,7 +266,7 @@ def hosts() -> None:
 
 
 _application_option = click.option(
-    "--application", type=ID, help="Only for links of this application. Default: for links of ALL applications."
+    "--application", type=ID, help="Block only links of this application. Default: links of ALL applications."
 )
 
 

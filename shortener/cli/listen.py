@@ -16,7 +16,7 @@ from shortener.cli.sockets import bind, port_of
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="Port to listen on; 0: a free port.")
 @click.option(
-    "--fail", type=click.IntRange(0), default=0, show_default=True, help="Number of requests to fail with status 500 at first."
+    "--fail", type=click.IntRange(0), default=0, show_default=True, help="Number of first requests that get the status 500."
 )
 @click.option(
     "--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds to wait before each response."
@@ -25,7 +25,7 @@ from shortener.cli.sockets import bind, port_of
 @json_option
 @async_command
 async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[str, ...], as_json: bool) -> None:
-    """Print every request that arrives, and check its signature. Ctrl-C stops it."""
+    """Run a local HTTP server that prints every request and checks its signature. Ctrl-C stops the server."""
     import uvicorn
 
     from shortener.cli.receiver import Receiver

@@ -1,4 +1,4 @@
-"""`shortener migrate`, `copy` and `doctor`: schema, move to another database, and checks."""
+"""The commands `shortener migrate`, `copy` and `doctor`: upgrade the schema, copy a database, and check an installation."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def migrate(as_json: bool) -> None:
     is_terminal, printed_at = sys.stderr.isatty(), 0.0
 
     def progress(step: MigrationStep) -> None:
-        """Print one line per step on a terminal; in a log print a line at the start, every ten seconds and at the end."""
+        """Print the progress: one line per step on a terminal, and one line every ten seconds in a log."""
         nonlocal printed_at
         if not is_terminal and step.seconds and not step.done and step.seconds - printed_at < 10:
             return
@@ -48,20 +48,20 @@ async def migrate(as_json: bool) -> None:
     "--from",
     "source",
     required=True,
-    help="Source: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it during the copy.",
+    help="Database to copy: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it meanwhile.",
 )
 @click.option(
     "--to",
     "target",
     required=True,
-    help="Target: a URL of the same form. The database must be empty, or contain an interrupted copy.",
+    help="URL of the target database, which must be empty or contain an interrupted copy.",
 )
 @json_option
 @async_command
 async def copy(source: str, target: str, as_json: bool) -> None:
     """Copy an installation to another database. A second run continues an interrupted copy.
 
-    Servers of the copy need the same SECRET.
+    Servers that use the copied database need the same SECRET.
     """
     import sys
 
@@ -103,7 +103,7 @@ async def copy(source: str, target: str, as_json: bool) -> None:
 @json_option
 @async_command
 async def doctor(as_json: bool) -> None:
-    """Check settings, secret, database, its integrity and schema, and report problems. The exit code is 1 if there is an error."""
+    """Check the settings, the secret and the database, and report problems. The exit code is 1 if there is an error."""
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
     from shortener.storage.integrity import DatabaseLost, find_damage, require_database

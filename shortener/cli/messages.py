@@ -1,4 +1,4 @@
-"""`shortener messages`: the status of a message, and the erasure of personal data."""
+"""The command `shortener messages`: list and show messages, and erase personal data."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def messages() -> None:
 @messages.command("list")
 @click.option("--application", type=ID, help="Id of the application. Required if there are several.")
 @click.option("--campaign", help="Only messages of this campaign.")
-@click.option("--to", help="Only messages to this phone number, E.164.")
+@click.option("--to", help="Only messages to this phone number, in E.164.")
 @click.option(
     "--state", type=click.Choice([state.name for state in State], case_sensitive=False), help="Only messages in this state."
 )
 @since_option
 @until_option
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
 @json_option
 @async_command
 async def list_all(
@@ -70,11 +70,11 @@ async def list_all(
 @messages.command("show")
 @click.argument("message_id")
 @click.option("--application", type=ID, help="Id of the application. Required if several applications have this message id.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: masked.")
+@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
 @json_option
 @async_command
 async def show_message(message_id: str, application: int | None, reveal: bool, as_json: bool) -> None:
-    """Show the whole life of one message: states, links, each hit with its verdict and rule, conversions and deliveries."""
+    """Show one message with its states, links, hits with verdict and rule, conversions and deliveries."""
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.ids import ClickIds
     from shortener.reporting.status import MessageStatusReader, find_status
@@ -114,9 +114,9 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
 
 
 @messages.command("erase")
-@click.option("--phone", help="Phone number, such as +14085550100; erase every message to it.")
-@click.option("--message", "message_id", help="Id of one message to erase.")
-@click.option("--application", type=ID, help="Only in this application. Default: in ALL applications.")
+@click.option("--phone", help="Erase the personal data of all messages to this phone number, such as +14085550100.")
+@click.option("--message", "message_id", help="Erase the personal data of the message with this id.")
+@click.option("--application", type=ID, help="Erase only in this application. Default: in ALL applications.")
 @click.confirmation_option(prompt="This permanently removes personal data. Continue?", help="Do not ask for confirmation.")
 @json_option
 @async_command

@@ -24,7 +24,7 @@ MAX_BODY_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One request. `signature` is the result of its check in words; `status` is the status of the response."""
+    """One received request. `signature` describes the result of the signature check; `status` is that of the response."""
 
     at: datetime
     method: str
@@ -37,7 +37,7 @@ class ReceivedRequest:
 
 @dataclass(slots=True)
 class Receiver:
-    """An ASGI application. It calls `on_request` with each request and appends the request to `received`."""
+    """An ASGI application that appends each request to `received` and calls `on_request` with it."""
 
     secrets: Sequence[SigningSecret] = ()
     fail: int = 0

@@ -1,4 +1,4 @@
-"""`shortener serve` and `deliver`: start, signals and stop of the servers.
+"""The commands `shortener serve` and `shortener deliver`: start servers, handle signals, and stop.
 
 `serve` binds its port first, so that a port in use is an error before anything is created. After SIGTERM `/readyz` responds with
 503; SHUTDOWN_DELAY later the process accepts no more connections, finishes requests and deliveries in flight, and exits with 0.
@@ -34,11 +34,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Time limit of a stop after the process accepts no more connections. Supervisors kill a process after 10 s; SHUTDOWN_DELAY takes
 #: one of them, and the parent of several workers half a second.
 STOP_SECONDS = 7.5
-#: The part of a stop in which requests in flight may finish; uvicorn requires an integer.
+#: Time limit for requests in flight after the process accepts no more connections. uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
 #: Connections that the kernel holds until the process accepts them.
 BACKLOG = 4096
-#: A process that hangs this long after the end of its stop ends itself. It is built to be killed at any time.
+#: A process that is still running this long after the time limit of its stop is killed by SIGALRM. No data is lost.
 HANG_SECONDS = 0.5
 
 
@@ -56,10 +56,10 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port)
-    if settings.port == 0:  # with the real port BASE_URL gets its default for that port
+    if settings.port == 0:  # load the settings again with the selected port, because the default of BASE_URL contains it
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
-        listener.listen(BACKLOG)  # clients that come after the greeting wait for the workers
+        listener.listen(BACKLOG)  # connections of early clients wait until the workers accept them
         _first_start(settings, as_json)
         _serve_many(settings, listener)
     else:
@@ -90,7 +90,7 @@ def _new_server(service: Service, as_json: bool) -> uvicorn.Server:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            _print_start(service, as_json)  # now clients can connect, and a signal stops the process cleanly
+            _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -182,7 +182,7 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     from shortener.container import open_service
 
     logs.configure(settings)
-    _raise_open_files_limit()  # the workers inherit it
+    _raise_open_files_limit()  # the workers inherit the limit
     service = await open_service(settings)
     _print_start(service, as_json)
     await service.close()
@@ -197,7 +197,7 @@ def _serve_many(settings: Settings, listener: socket.socket) -> None:
         def terminate_all(self) -> None:
             super().terminate_all()
             for shared in self.sockets:
-                shared.close()  # or clients could still connect until the last worker stops, without any response
+                shared.close()  # without this, clients could connect until the last worker stops, but would get no response
 
     for name in ("host", "port", "workers"):  # each worker loads its settings from the environment
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))

@@ -1,4 +1,4 @@
-"""Listening sockets. A command binds its port before anything else, so that a port in use is reported first."""
+"""Listening sockets. A command binds its port first, so that it reports a port in use before it creates anything."""
 # Tested by tests/cli/test_serve.py
 
 from __future__ import annotations

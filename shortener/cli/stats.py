@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 async def find_application(database: Any, application: int | None) -> int:
-    """Return the id of an application: the only one if `application` is None. Raise ClickException."""
+    """Return `application`, or the id of the only application if it is None. Raise ClickException if it does not exist."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)
@@ -71,7 +71,7 @@ async def stats(
     tz: str,
     as_json: bool,
 ) -> None:
-    """Show messages, clicks and conversions of a period."""
+    """Show the numbers of messages, clicks and conversions of a period."""
     from shortener.model import utcnow
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
@@ -119,7 +119,7 @@ async def stats(
 
 
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
-    """Return a function of a connection and a filter that returns (name, figures) of each group, and whether they are complete."""
+    """Return a function that reads (name, figures) of each group, and whether they are complete, with a connection and a filter."""
     from shortener.reporting import statistics
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:

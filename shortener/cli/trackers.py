@@ -1,6 +1,6 @@
-"""`shortener trackers`: the endpoints of customers that receive events.
+"""The command `shortener trackers`: manage trackers, which are endpoints of customers that receive events.
 
-The commands work on the database; a running server applies the changes.
+The commands change only the database. A running server applies the changes.
 """
 
 from __future__ import annotations
@@ -71,23 +71,25 @@ def _parse_schedule(context: click.Context, parameter: click.Parameter, value: s
 
 #: The options that `add` and `update` share, in the order of the help text.
 _TRACKER_OPTIONS = (
-    click.option("--name", help="Name for people. Default: the host of the URL."),
-    click.option("--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="Event to send. Can be repeated."),
-    click.option("--method", type=click.Choice(["POST", "GET"]), help="HTTP method. Default: POST."),
+    click.option("--name", help="Name of the tracker, shown to people. Default: the host of the URL."),
+    click.option(
+        "--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="Event that the tracker receives. Can be repeated."
+    ),
+    click.option("--method", type=click.Choice(["POST", "GET"]), help="HTTP method of the requests. Default: POST."),
     click.option(
         "--format",
         "format_",
         type=click.Choice(["scg", "json", "xoxzo", "infobip"]),
-        help="Format of the body. Default: scg (Syniverse).",
+        help="Format of the request body. Default: scg (Syniverse).",
     ),
-    click.option("--field", "fields", multiple=True, help="Field of the body in the format json. Can be repeated."),
+    click.option("--field", "fields", multiple=True, help="Field of the request body in the format json. Can be repeated."),
     click.option(
         "--header",
         "headers",
         multiple=True,
         callback=_parse_headers,
         metavar="'NAME: VALUE'",
-        help="Static header of each request. Can be repeated.",
+        help="Static header that each request contains. Can be repeated.",
     ),
     click.option(
         "--client-certificate",
@@ -96,9 +98,7 @@ _TRACKER_OPTIONS = (
     ),
     click.option("--success", metavar="STATUSES", help="HTTP statuses that mean success, for example 200. Default: 2xx."),
     click.option("--body-contains", metavar="TEXT", help="Text that the response body must contain for success."),
-    click.option(
-        "--max-attempts", type=int, help="Maximum number of attempts, including the first. Default: DELIVERY_ATTEMPTS (10)."
-    ),
+    click.option("--max-attempts", type=int, help="Maximum number of attempts per delivery. Default: DELIVERY_ATTEMPTS (10)."),
     click.option("--timeout", type=float, help="Time limit of one attempt, in seconds. Default: DELIVERY_TIMEOUT (5)."),
     click.option("--concurrency", type=int, help="Maximum number of simultaneous attempts. Default: 16."),
     click.option("--max-per-second", type=float, help="Maximum number of attempts per second. Default: no limit."),
@@ -111,7 +111,7 @@ _TRACKER_OPTIONS = (
     click.option(
         "--with-suspected/--without-suspected",
         default=None,
-        help="Also send click events for hits that probably come from a program. Default: without.",
+        help="Also send click events for hits that probably come from a program. Default: do not send them.",
     ),
 )
 
@@ -158,12 +158,12 @@ def trackers() -> None:
 @click.argument("application", type=ID)
 @click.argument("url")
 @_tracker_options
-@click.option("--secret", help="Signing secret. Default: a generated one, which is printed once.")
+@click.option("--secret", help="Signing secret of the requests. Default: a secret is generated and printed once.")
 @click.option("--unsigned", is_flag=True, help="Do not sign requests.")
 @json_option
 @async_command
 async def add_tracker(application: int, url: str, secret: str | None, unsigned: bool, as_json: bool, **options: Any) -> None:
-    """Send events of an application to a URL. Its path and query may contain placeholders such as {phone}."""
+    """Add a tracker that receives events of an application. The path and query of URL may contain placeholders like {phone}."""
     from shortener.delivery.tracker_presenter import tracker_fields
     from shortener.web.tracker_requests import TrackerCreateRequest
 
@@ -223,7 +223,7 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
 
 @trackers.command("update")
 @click.argument("tracker", type=ID)
-@click.option("--url", help="New URL.")
+@click.option("--url", help="New URL of the tracker.")
 @_tracker_options
 @click.option("--secret", help="New signing secret. During --overlap requests are also signed with the replaced secret.")
 @click.option("--rotate-secret", is_flag=True, help="Generate a new signing secret and print it once.")
@@ -234,7 +234,7 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
     show_default=True,
     help="How long requests are also signed with the replaced secret, for example 90s, 15m, 24h or 7d.",
 )
-@click.option("--disable/--enable", default=None, help="Park the tracker's deliveries, or send them again.")
+@click.option("--disable/--enable", default=None, help="Disable: park the tracker's deliveries. Enable: send them again.")
 @json_option
 @async_command
 async def update_tracker(
@@ -247,7 +247,7 @@ async def update_tracker(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Change a tracker. Whatever is not named keeps its value."""
+    """Change a tracker. Properties without an option keep their values."""
     from shortener.delivery.tracker_presenter import tracker_fields
     from shortener.web.tracker_requests import TrackerUpdateRequest
 
@@ -267,7 +267,7 @@ async def update_tracker(
 
 
 def _warn(secret: str | None) -> None:
-    """Print what the receiver must know about a secret that the caller chose."""
+    """Print a warning about a signing secret that the caller chose, if there is one."""
     from shortener.delivery.signatures import secret_warning
 
     if secret and (warning := secret_warning(secret)):

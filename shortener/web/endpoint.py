@@ -237,7 +237,8 @@ def check_rejection_limit(service: Service, request: Request) -> None:
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:
     """Return the owner of the API key in any of the accepted headers, or None if no header contains a valid key.
 
-    23 Telecom uses X-API-Key, Syniverse uses Bearer, and Infobip uses App and Basic. The user name of Basic is the application's id.
+    23 Telecom uses X-API-Key, Syniverse uses Bearer, and Infobip uses App and Basic. The user name of Basic is the id of
+    the application.
     """
     key = request.headers.get("x-api-key")
     if key is not None:
