@@ -1,11 +1,11 @@
-"""The ASGI application: redirects first, everything else through Starlette.
+"""The ASGI application: it responds to redirect requests first, and passes all other requests to Starlette.
 
-Each request passes three steps. First, the Host header must belong to the installation; the response is 404 otherwise, and 400 for
+Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404, or 400 for
 several Host headers. Second, if the path is a code, `clicks.redirect` responds, before routing and middleware. Third,
-`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, and Starlette routes all other requests to
-the API. An application's own domain has no API.
+`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, and Starlette routes all other requests
+to the API. The API does not exist on an application's own domain.
 
-Every response has an X-Request-Id, and the log lines of the request contain it.
+Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
 # Tested by tests/clicks/test_redirect.py
 
@@ -39,7 +39,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The path that responds whatever the Host header is: a reverse proxy calls it with a name of its own.
+#: The path that accepts any Host header except an own domain, because a reverse proxy requests it with an internal host name.
 DOMAIN_CHECK = "/internal/domain-check"
 
 
@@ -48,7 +48,7 @@ class HttpApplication:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        #: First path segments of the API.
+        #: The first path segments of all API paths.
         self._api_segments = frozenset(path.split("/")[1] for endpoint in ENDPOINTS if (path := endpoint.path) != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._base_path = service.settings.base_path
@@ -66,7 +66,7 @@ class HttpApplication:
         self._starlette = Starlette(
             routes=routes(service), exception_handlers={HTTPException: _http_error, Exception: _server_error}
         )
-        # Starlette would redirect /code/ to a URL made from the Host header: an open redirect.
+        # Starlette would redirect /code/ to a URL made from the Host header, which would be an open redirect.
         self._starlette.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +124,8 @@ class HttpApplication:
         return path.partition("/")[2].partition("/")[0] in self._api_segments
 
     async def _reject_host(self, scope: Scope, receive: Receive, send: Send, reason: str) -> None:
-        """Respond to a request of the API that came to the wrong host: 404 with the host as the reason, and what to change."""
+        """Respond with 404 to an API request for a host that does not serve the API. The body contains the host and what to
+        change."""
         base = urlsplit(self.service.settings.base_url)
         description = (
             f"The Host header of this request {reason}. The API is served on {base.netloc!r} (the host of BASE_URL), on localhost "
@@ -134,18 +135,18 @@ class HttpApplication:
 
     @property
     def app(self) -> HttpApplication:
-        """The application itself: the attribute that `http_protocol.HasApp` declares."""
+        """Return this application. `http_protocol.HasApp` requires this attribute."""
         return self
 
     def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
-        """Return whether a request for `code` behind the path `prefix` at this host is a hit, and the id of the domain.
+        """Return whether a request for `code` after the path `prefix` on this host is a hit, and the id of the domain.
 
-        The id is None for the installation's own hosts. A request that is no hit must go through `__call__`."""
+        The id is None for the installation's own hosts. If the request is not a hit, call `__call__` to respond to it."""
         is_known, domain = self._find_domain(host)
         return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
 
     def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
-        """Return whether codes exist behind this path of a domain; None for the installation's own hosts."""
+        """Return whether a domain has codes after this path. `domain`: None for the installation's own hosts."""
         if not prefix:
             return code.lower() not in RESERVED_SEGMENTS and (domain is None or domain.path == "" or domain.accepts(""))
         if domain is not None:
@@ -155,7 +156,8 @@ class HttpApplication:
         return bool(self._base_path and matches_link_path(self._base_path, prefix)) or self.service.directory.accepts_path(prefix)
 
     def _find_domain(self, host: bytes) -> tuple[bool, Domain | None]:
-        """Return whether a Host header belongs to the installation, and its domain; None for the installation's own hosts."""
+        """Return whether a Host header belongs to the installation, and its domain. The domain is None for the installation's own
+        hosts."""
         if len(host) > MAX_HOST_BYTES:
             return False, None
         name, name_with_port = split_host(host)
@@ -174,7 +176,7 @@ class HttpApplication:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Return the API's error body for a request that Starlette's routing rejects."""
+    """Return the error body of the API for a request that Starlette's routing rejects."""
     assert isinstance(error, HTTPException)
     code = ErrorCode.METHOD_NOT_ALLOWED if error.status_code == 405 else ErrorCode.NOT_FOUND
     response = error_response(ApiError(code))
@@ -188,7 +190,7 @@ async def _server_error(request: Request, error: Exception) -> Response:
 
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[HttpApplication]:
-    """Run the application with its background work, for tests and the demo."""
+    """Run the application with its background jobs until the context ends. Tests and the demo use this."""
     app = HttpApplication(service)
     service.start()
     try:

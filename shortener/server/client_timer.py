@@ -1,12 +1,13 @@
-"""The time that a client may take: to send a request, to read a response, and between two requests.
+"""The time limits of a client: for sending a request, for reading a response, and between two requests.
 
-A connection has one timer. It fires every few seconds and examines what the server waits for, so that a request costs nothing.
+Each connection has one timer. Every few seconds, it checks what the server waits for, so that requests need no timers of their
+own.
 
-- Between two requests the client has KEEP_ALIVE seconds (5), counted from the last response. Bytes that begin no request, such as
-  empty lines or the rest of a body that nobody reads, do not extend it.
-- A request's head must be complete one such period after it began.
-- A body must be complete within REQUEST_TIMEOUT, and a second longer for each 64 KiB that have arrived.
-- A response that the client does not read ends the connection if fewer than 1 KiB a second leave the buffer during REQUEST_TIMEOUT.
+- Between two requests, the client has KEEP_ALIVE seconds (default 5), counted from the last response. Bytes that do not begin a
+  request, such as empty lines or the rest of a discarded body, do not extend this time.
+- The head of a request must be complete within one such period after it began.
+- A body must be complete within REQUEST_TIMEOUT, plus one second for each 64 KiB that have arrived.
+- The connection is closed if the client reads less than 1 KiB of a response per second during REQUEST_TIMEOUT.
 """
 # Tested by tests/server/test_http_protocol_limits.py
 
@@ -24,7 +25,7 @@ RESPONSE_BYTES_PER_SECOND = 1024
 
 
 class ClientTimer:
-    """The timer of one connection. `keep_alive` and `request_timeout` are seconds."""
+    """The timer of one connection. `keep_alive` and `request_timeout` are in seconds."""
 
     __slots__ = ("_connection", "_handle", "_head", "_keep_alive", "_loop", "_request_timeout", "_unread_sent", "_unread_since")
 
@@ -35,9 +36,9 @@ class ClientTimer:
         self._loop = loop
         self._keep_alive = keep_alive
         self._request_timeout = request_timeout
-        self._head: Any = None  # the incomplete head at the latest check
-        self._unread_since: float | None = None  # since when the client reads too slowly
-        self._unread_sent = 0  # bytes that had left the buffer then
+        self._head: Any = None  # the incomplete head of a request at the latest check
+        self._unread_since: float | None = None  # loop time since when the client reads too slowly
+        self._unread_sent = 0  # number of sent bytes at that time
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
     @property
@@ -48,17 +49,17 @@ class ClientTimer:
         self._handle.cancel()
 
     def check(self) -> None:
-        """End the connection if its client is too slow, or look again later."""
+        """Close the connection if its client is too slow. Otherwise start the timer again."""
         now = self._loop.time()
         wait = self._seconds_left(now)
         self._handle.cancel()
         if wait is None:
             self._connection.end_slow_client()
-            wait = self._keep_alive  # closing may take as long as the client reads nothing
+            wait = self._keep_alive  # if the client reads nothing, closing may take time, so the timer checks again
         self._handle = self._loop.call_later(wait, self.check)
 
     def _seconds_left(self, now: float) -> float | None:
-        """Return the seconds until the next check; None if the client is too slow."""
+        """Return the seconds until the next check, or None if the client is too slow."""
         connection = self._connection
         period = min(self._keep_alive, self._request_timeout)
         if connection.transport.get_write_buffer_size():

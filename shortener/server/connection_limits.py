@@ -1,9 +1,9 @@
-"""How many connections the server accepts: from one address, and in total.
+"""The limits of the number of connections: from one client address, and in total.
 
-The total follows from the number of files that the process may open, because without a free file descriptor the server could
-accept nobody. When the total is reached, the connections that have waited longest for a request are closed for new ones. One
-address (IPv6: one /64) may have CONNECTIONS_PER_ADDRESS connections and never more than half of the total. Trusted proxies and
-programs on this machine have no such limit, because many people connect through them.
+The total limit depends on the number of files that the process may open, because without a free file descriptor the server cannot
+accept any connection. When the total limit is reached, the server closes the connections that have waited longest for a request.
+One address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of the total.
+Trusted proxies and programs on this machine have no such limit, because many people connect through them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
 
-RESERVED_FILES = 256  # for databases, deliveries and files of the process; with a small limit a quarter of it
-MAX_OPEN_FILES = 1_048_576  # more is of no use
-_EVICTED_SHARE = 16  # a sixteenth of all connections is closed at a time, so that the search is rare
+RESERVED_FILES = 256  # reserved for databases, deliveries and other files; at most a quarter of a small limit
+MAX_OPEN_FILES = 1_048_576  # the maximum that the server requests
+_EVICTED_SHARE = 16  # one sixteenth of all connections is closed at once, so that the search is rare
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64
@@ -39,7 +39,7 @@ class LimitedConnection(Protocol):
 
 
 def raise_open_files_limit() -> int:
-    """Raise the number of files that this process may open to the maximum that the system permits. Return it."""
+    """Raise the number of files that this process may open to the maximum that the system permits. Return the new number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -55,7 +55,7 @@ def open_files_limit() -> int:
 
 
 class ConnectionLimits:
-    """The connections of one process, counted by address."""
+    """Counts the connections of one process by client address, and enforces the limits."""
 
     def __init__(self, per_address: int, trusted_proxies: tuple[Network, ...], open_files: int) -> None:
         self.total = open_files - min(RESERVED_FILES, open_files // 4)
@@ -65,9 +65,9 @@ class ConnectionLimits:
         self._refused = 0
 
     def admit(self, peer: str | None, connections: Collection[LimitedConnection]) -> bool:
-        """Count a new connection from `peer` and return True, or return False if the address has too many.
+        """Count a new connection from `peer` and return True. Return False if the address has too many connections.
 
-        `connections` are all connections of the process, with the new one."""
+        `connections`: all connections of the process, including the new one."""
         if len(connections) > self.total:
             self._close_waiting(connections)
         if peer is None:
@@ -85,7 +85,7 @@ class ConnectionLimits:
         return True
 
     def release(self, peer: str | None) -> None:
-        """Forget an admitted connection."""
+        """Stop counting a connection that was admitted and is now closed."""
         address = _limited_address(peer, self._trusted_proxies) if peer is not None else None
         if address is None:
             return
@@ -96,7 +96,7 @@ class ConnectionLimits:
             self._counts.pop(address, None)
 
     def _close_waiting(self, connections: Collection[LimitedConnection]) -> None:
-        """Close a part of the connections that wait for a request, longest waiting first."""
+        """Close some of the connections that wait for a request, beginning with those that have waited longest."""
         waiting = [(since, id(one), one) for one in connections if (since := one.waiting_since) is not None]
         oldest = heapq.nsmallest(max(len(connections) // _EVICTED_SHARE, 1), waiting)
         log.warning("connections_closed_for_others", closed=len(oldest), open=len(connections), limit=self.total)
@@ -106,7 +106,8 @@ class ConnectionLimits:
 
 @lru_cache(maxsize=_MAX_CACHED_ADDRESSES)
 def _limited_address(peer: str, trusted_proxies: tuple[Network, ...]) -> str | None:
-    """Return the address or /64 network that a peer is counted by; None if it has no limit."""
+    """Return the address or the /64 network by which the connections of a peer are counted. Return None if the peer has no
+    limit."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:

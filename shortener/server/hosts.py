@@ -1,7 +1,7 @@
-"""The Host header, split into its parts.
+"""Functions that parse the Host header of a request.
 
-Both functions remember their latest results: the few hosts of an installation come with every request. Callers must pass no host
-longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
+Both functions cache their latest results, because most requests have one of the few hosts of the installation. Callers must not
+pass a host that is longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PORT = re.compile(r":\d+$")
 
 @lru_cache(maxsize=1024)
 def split_host(host: bytes) -> tuple[str, str]:
-    """Return a Host header as (name, name with port), both in lower case and without the final dot of the name."""
+    """Return a Host header as (name, name with port), both in lower case. The final dot of the name is removed."""
     text = host.decode("latin-1").lower()
     with_dot = _PORT.sub("", text)
     name = with_dot.rstrip(".")
@@ -26,7 +26,7 @@ def split_host(host: bytes) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def is_local(name: str) -> bool:
-    """Return whether a host is `localhost` or an IP address: a name that no DNS record can point to this server."""
+    """Return whether a host is `localhost` or an IP address. No DNS record can map such a host to this server."""
     if name == "localhost":
         return True
     try:

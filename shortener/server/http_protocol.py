@@ -1,13 +1,14 @@
 """The HTTP protocol of `shortener serve`: it responds to redirect requests without ASGI.
 
-For every request, uvicorn makes a scope, a task and messages between task and application: as much work as the redirect itself.
-This protocol extends uvicorn's protocol for httptools. It examines each request when its headers are complete. A plain GET or HEAD
-for a code, also behind the path of a domain, becomes a hit at once, and one write sends the response when the hit is durable. All
-other requests take uvicorn's path through the ASGI application and get the same responses: requests with a body, a query string or
-an upgrade, requests behind an unfinished one, other paths and unknown hosts.
+For each request, uvicorn creates a scope, a task, and messages between the task and the application. This takes as much time as
+the redirect itself. This protocol extends uvicorn's protocol for httptools. It examines each request when its headers are
+complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at once. When the hit is
+stored, one write sends the response. All other requests are passed to the ASGI application and get the same responses: requests
+with a body, a query string or an upgrade, requests that follow an unfinished one, and requests with other paths or unknown hosts.
 
-The protocol also limits what one client can take from the others: the size of a request's head, the time for heads, bodies, idle
-connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn limits none of them.
+The protocol also limits the resources that one client can use: the size of a request's head, the time for heads, bodies, idle
+connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn has none of these
+limits.
 """
 # Tested by tests/server/test_http_protocol_responses.py
 
@@ -35,31 +36,31 @@ from shortener.server.response_bytes import serialize_response
 
 log = structlog.get_logger(__name__)
 
-#: Headers of a request that is more than a plain GET or HEAD.
+#: A request with one of these headers is not a simple GET or HEAD request, and is passed to the ASGI application.
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
-MAX_HEAD_BYTES = 64 * 1024  # of a request
-_MAX_PATH_BYTES = 256  # the path of a domain, a code, and what a program added behind it
+MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request
+_MAX_PATH_BYTES = 256  # maximum length of the path of a domain, a code, and characters that programs add
 #: Bytes of a body that the server reads and discards after its response. A client that sends a whole body before it reads anything
 #: would otherwise not receive the response, for example 413.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class HasApp(Protocol):
-    """The ASGI application that uvicorn runs. `app` is None until the service is open (see `cli.serve.Worker`)."""
+    """The ASGI application that uvicorn runs. `app` is None until the service has started (see `cli.serve.Worker`)."""
 
     @property
     def app(self) -> HttpApplication | None: ...
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's configuration with the limits of connections. `request_timeout`: seconds."""
+    """uvicorn's configuration, with the limits of connections. `request_timeout` is in seconds."""
 
     request_timeout: float
     connection_limits: ConnectionLimits
 
 
 class RedirectProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection to the server, with the requests that arrive on it."""
 
     config: ServerConfig
     cycle: Any  # the latest request: uvicorn's RequestResponseCycle or a _PendingRedirect
@@ -68,19 +69,19 @@ class RedirectProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._has_app: HasApp = self.config.loaded_app
         self._peer: str | None = None
-        self._socket_fd = -1  # -1: all writes go through the transport
+        self._socket_fd = -1  # -1 if all writes use the transport
         self.incomplete_head: _IncompleteHead | None = None
         self.timer: ClientTimer | None = None
-        self._response_ended = 0.0  # loop time of the latest response, or of the connection's begin
-        self.is_reading_body = False  # the body of the latest request is not complete
+        self._response_ended = 0.0  # loop time of the latest response, or of the begin of the connection
+        self.is_reading_body = False  # True while the body of the latest request is incomplete
         self.body_began = 0.0  # loop time
         self.body_bytes = 0
         self._discarded_bytes = 0
         self._closes_after_body = False
-        self.bytes_queued = 0  # bytes that the socket did not take at once
+        self.bytes_queued = 0  # number of bytes that the socket did not accept at once
         self._is_admitted = False
 
-    # Reading a request.
+    # Methods that read requests.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn has the same type
         super().connection_made(transport)
@@ -95,10 +96,11 @@ class RedirectProtocol(HttpToolsProtocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data, and enforce the size limit of a head that is still incomplete afterwards."""
+        """Parse the data. If the head of a request is incomplete afterwards, enforce its size limit."""
         head = self.incomplete_head
         super().data_received(data)
-        if head is not None and self.incomplete_head is head:  # the piece in which the head began is at most one read buffer
+        # Data that arrived with the begin of the head is not counted; it is at most one read buffer.
+        if head is not None and self.incomplete_head is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
@@ -144,7 +146,7 @@ class RedirectProtocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _begin_redirect(self) -> bool:
-        """Pass the request to the recorder as a hit; return False if the ASGI application must handle the request."""
+        """Pass the request to the recorder as a hit. Return False if the ASGI application must handle the request."""
         app, before = self._has_app.app, self.cycle
         if app is None or self.flow.write_paused or len(self.url) > _MAX_PATH_BYTES:
             return False
@@ -174,18 +176,18 @@ class RedirectProtocol(HttpToolsProtocol):
         self.cycle = pending
         return True
 
-    # Sending a response.
+    # Methods that send responses.
 
     def send(self, data: bytes) -> None:
-        """Write directly to the socket if the transport has nothing to send.
+        """Send data. If the transport's buffer is empty, write the data directly to the socket.
 
-        os.write releases the interpreter lock while the kernel sends. uvloop keeps the lock and delays the thread that writes to
-        SQLite. Data for a connection that is closing is dropped: uvicorn continues pipelined requests after their client is gone.
-        """
+        os.write releases the interpreter lock while the kernel sends. uvloop does not release it, which delays the thread that
+        writes to SQLite. If the connection is closing, the data is dropped, because uvicorn continues pipelined requests after
+        their client has disconnected."""
         if self.transport.is_closing():
             return
         if self._socket_fd >= 0 and not self.transport.get_write_buffer_size():
-            # If the socket is full or closed, the transport sends the rest or reports the error.
+            # If the socket is full or closed, the transport sends the rest or raises the error.
             with contextlib.suppress(OSError):
                 data = data[os.write(self._socket_fd, data) :]
             if not data:
@@ -194,9 +196,9 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.write(data)
 
     def close_after_body(self) -> None:
-        """Close the connection when the body of the latest request is read.
+        """Close the connection when the body of the latest request has been read.
 
-        If the server closed with bytes unread, the kernel would reset the connection and the client would lose the response."""
+        If the server closed the connection before that, the kernel would reset it, and the client would lose the response."""
         if self.is_reading_body:
             self._closes_after_body = True
         else:
@@ -207,10 +209,10 @@ class RedirectProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """Start the next pipelined request, or read on.
+        """Start the next pipelined request, or continue reading.
 
-        Two differences from uvicorn: it reads on before all pipelined requests have their responses, and it starts one timer per
-        response. This protocol has one timer per connection."""
+        There are two differences from uvicorn. uvicorn continues reading before all pipelined requests have their responses, and
+        it starts one timer per response. This protocol has one timer per connection."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -220,15 +222,15 @@ class RedirectProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self._response_ended = self.loop.time()
 
-    # Clients that are slow or idle.
+    # Methods for slow and idle clients.
 
     @property
     def waiting_since(self) -> float | None:
-        """The loop time since when no request is in progress; None during a request."""
+        """Return the loop time since when the connection waits for a request. Return None during a request."""
         return self._response_ended if self.cycle is None or self.cycle.response_complete else None
 
     def end_slow_client(self) -> None:
-        """Close the connection, and give up what the client does not read."""
+        """Close the connection and discard the data that the client has not read."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -238,7 +240,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Do nothing: `timer` replaces uvicorn's timer."""
+        """Do nothing, because `timer` replaces the keep-alive timer of uvicorn."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -252,7 +254,7 @@ class RedirectProtocol(HttpToolsProtocol):
 
 
 class _IncompleteHead:
-    """The head of a request that is not complete yet. `size`: bytes received, without the piece in which the head began."""
+    """The head of a request that is incomplete. `size`: the number of received bytes, without the data in which the head began."""
 
     __slots__ = ("size",)
 
@@ -261,13 +263,13 @@ class _IncompleteHead:
 
 
 class _CombinedWrites:
-    """A transport for uvicorn's cycle that joins a response's head and the first piece of its body into one write."""
+    """A transport for uvicorn's cycle. It joins the head of a response and the first part of the body into one write."""
 
     __slots__ = ("_connection", "_head")
 
     def __init__(self, connection: RedirectProtocol) -> None:
         self._connection = connection
-        self._head: bytes | None = b""  # None: it was sent
+        self._head: bytes | None = b""  # None after the head was sent
 
     def write(self, data: bytes) -> None:
         if self._head is None:
@@ -292,14 +294,14 @@ class _CombinedWrites:
 
 
 class _NoBodyEvent:
-    """A replacement for the event that uvicorn sets when a part of the request's body arrives."""
+    """A replacement for the event that uvicorn sets when a part of the request's body arrives. It does nothing."""
 
     def set(self) -> None:
         pass
 
 
 class _PendingRedirect:
-    """A hit whose response is not sent yet: a cycle for uvicorn, and a `PendingResponse` for the recorder."""
+    """A hit whose response is not sent yet. uvicorn uses it as a cycle, and the recorder uses it as a `PendingResponse`."""
 
     __slots__ = (
         "_connection",
@@ -345,9 +347,9 @@ class _PendingRedirect:
         self._send(None)
 
     def _send(self, resolution: Resolution | None) -> None:
-        """Send the response; `resolution` is None if the store is unavailable.
+        """Send the response. `resolution`: None if the hit could not be stored, which gives 503.
 
-        Raises nothing, because the other hits of the batch must get their responses."""
+        This method raises no errors, because the other hits of the batch must get their responses."""
         self.response_complete = True
         connection = self._connection
         del self._connection  # breaks a reference cycle, so that no garbage collection is needed

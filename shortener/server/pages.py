@@ -1,7 +1,8 @@
-"""The pages that exist on every host of the installation: /, /favicon.ico, /robots.txt, and on domains /.well-known/.
+"""The pages that exist on every host of the installation: / and /favicon.ico and /robots.txt, and on domains also /.well-known/.
 
-On an application's own domain, / redirects to the domain's home page and /.well-known/ has the files that associate apps with the
-domain. The installation's own / is a short page with links. No page of this module needs the database.
+On an application's own domain, / redirects to the home page of the domain, and /.well-known/ contains the files that associate
+apps with the domain. On the installation's own hosts, / is a short page with links. The pages of this module do not need the
+database.
 """
 # Tested by tests/server/test_pages.py
 
@@ -71,7 +72,7 @@ _ON_EVERY_HOST: Mapping[str, Page] = {"/robots.txt": _ROBOTS, "/favicon.ico": _F
 
 
 def page_of(path: str, domain: Domain | None) -> Page | None:
-    """Return the page at a path, None if this module has none. `domain`: None for the installation's own hosts."""
+    """Return the page at a path, or None if this module has no page for it. `domain`: None for the installation's own hosts."""
     page = _ON_EVERY_HOST.get(path)
     if page is not None:
         return page
@@ -93,7 +94,7 @@ def _association(content: str | None) -> Page | None:
 
 
 async def send_page(send: Send, page: Page, *, is_head: bool = False) -> None:
-    """Send a page; `is_head`: without its body."""
+    """Send a page as the response. `is_head`: send it without its body."""
     headers = [
         (b"content-type", page.media_type),
         (b"content-length", str(len(page.body)).encode()),

@@ -1,6 +1,6 @@
-"""The X-Request-Id of a response: the caller's, if it is valid, or a generated one.
+"""The X-Request-Id of a response: the value that the client sent, if it is valid, or a generated one.
 
-Log lines that belong to the request contain it as `request_id`.
+All log lines of the request contain it as `request_id`.
 """
 # Tested by tests/server/test_request_ids.py
 
@@ -13,5 +13,6 @@ _VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 def request_id(requested: bytes, number: int) -> bytes:
-    """Return the id of a request. `requested`: the caller's header, may be empty. `number`: a unique number for a generated id."""
+    """Return the id of a request. `requested`: the header X-Request-Id of the request, or b"". `number`: a unique number, used to
+    generate an id."""
     return requested if requested and _VALID.fullmatch(requested) else b"%x" % number

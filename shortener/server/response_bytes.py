@@ -1,4 +1,4 @@
-"""HTTP/1.1 responses to redirect requests, as the bytes that are sent."""
+"""Serialization of HTTP/1.1 responses to redirect requests as bytes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def serialize_response(
     is_head: bool,
     keep_alive: bool,
 ) -> bytes:
-    """Return the complete response. `default_headers`: uvicorn's own, such as Date. `is_head`: leave out the body.
+    """Return the bytes of the complete response.
 
-    `request_id`: the value of X-Request-Id, which `request_ids.request_id` checked.
+    `default_headers`: the headers that uvicorn adds to each response, such as Date. `is_head`: leave out the body. `request_id`:
+    the value of X-Request-Id, which `request_ids.request_id` has checked.
 
-    Raises ValueError if the value of a header contains a control character: it could split one response into two."""
+    Raise ValueError if the value of a header contains a control character, which could split one response into two."""
     status, headers, body = response
-    # Location is the last header of a 302, and the only one that is not a constant of this project.
+    # In a 302 response, Location is the last header, and the only header whose value is not a constant.
     for _, value in headers[-1:] if status == FOUND else headers:
         if HEADER_VALUE_RE.search(value):
             raise ValueError("The value of a header contains a control character.")
@@ -41,6 +42,7 @@ def serialize_response(
 
 @lru_cache(maxsize=4)
 def _redirect_start(default_headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """Return a 302 up to the value of Location, its last header. uvicorn changes the default headers once a second."""
+    """Return the bytes of a 302 response up to the value of Location, its last header. uvicorn changes the default headers once a
+    second."""
     lines = (b"%s: %s\r\n" % header for header in (*default_headers, *REDIRECT_HEADERS))
     return b"".join((STATUS_LINE[FOUND], *lines, b"location: "))

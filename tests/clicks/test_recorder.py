@@ -456,7 +456,7 @@ def test_the_time_of_a_hit_is_stored_in_milliseconds(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("label", ["optout", "OptOut", "stop"])
-async def test_a_suspected_hit_on_an_opt_out_link_raises_its_event(service: Service, label: str) -> None:
+async def test_a_suspected_hit_on_an_opt_out_link_creates_a_click_event(service: Service, label: str) -> None:
     codes = await send(service, f'#trackurl("https://x.example/stop","{label}") #track("https://x.example/a")', opt_out=("stop",))
     for code in codes:
         await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
@@ -466,7 +466,7 @@ async def test_a_suspected_hit_on_an_opt_out_link_raises_its_event(service: Serv
     assert [message.state for message in await rows(service, messages_now)] == [State.CREATED]
 
 
-async def test_an_opt_out_link_can_be_marked_by_its_url(service: Service) -> None:
+async def test_a_url_in_the_message_can_mark_its_link_as_an_opt_out_link(service: Service) -> None:
     (code,) = await send(service, '#track("https://x.example/stop")', opt_out=("https://x.example/stop",))
     await service.recorder.record(hit(service, code))
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))

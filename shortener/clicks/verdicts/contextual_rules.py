@@ -1,24 +1,24 @@
 """Contextual rules: they classify a hit by its time and by other hits, not by its request.
 
-A scanner with the agent of a plain Chrome cannot be detected in another way. Each rule is a setting of the application
-(`accounts.settings`) and off by default, because each one suspects some people too:
+These rules detect scanners whose user agent is that of an ordinary browser. Each rule is a setting of the application
+(`accounts.settings`). All rules are off by default, because each rule also suspects hits of some people:
 
-- `min_seconds_after_sent`: a hit earlier than this after SENT, or before it. Carriers scan links during delivery. Cost: people who
-  react within seconds, if the limit is above a few seconds; everybody, if the sending system's clock is ahead of this machine's.
-- `min_seconds_after_delivered`: a hit within this of DELIVERED, before or after it, because a phone may scan the link before the
-  carrier records the time. A hit long before it is not suspected: carriers report late, and many know only the minute. Cost: the
-  fastest readers. A report after the click has an effect only when the hit is reclassified.
-- `suspect_before_sent`: a hit on a message that was never reported as SENT or DELIVERED. Cost: everybody, if the send pipeline does
-  not report. The report classifies such hits again (early_hits.py).
-- `max_recipients_per_address_minute`: a scanner opens the links of many people from one address. Cost: carriers put thousands of
-  phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set it well above that.
-- `all_links_within_second`: a scanner opens all links of a message at once. Cost: people who tap two links quickly, and phones that
-  prefetch them.
+- `min_seconds_after_sent`: suspects a hit before SENT, or earlier than this time after SENT. Carriers scan links during delivery.
+  Hits of people are suspected if they react within the limit. If the clock of the sending system is fast, all hits are suspected.
+- `min_seconds_after_delivered`: suspects a hit less than this time before or after DELIVERED. A phone may scan the link before the
+  carrier records the time. A hit long before DELIVERED is not suspected, because carriers report late, and many report only the
+  minute. The fastest readers are suspected too. A report after the click has an effect only when the hit is reclassified.
+- `suspect_before_sent`: suspects a hit on a message that was never reported as SENT or DELIVERED. If the sending system does not
+  report at all, all hits are suspected. A later report causes a new classification of such hits (early_hits.py).
+- `max_recipients_per_address_minute`: suspects an address that opens the links of many people. Carriers put thousands of
+  phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set a higher limit.
+- `all_links_within_second`: suspects hits that open all links of a message at once. People who tap two links quickly, and phones
+  that prefetch links, are suspected too.
 
-The first hits of a scanner pass, because no evidence exists yet. `reclassify` corrects them when it does.
+The first hits of a scanner are not suspected, because no evidence exists yet. `reclassify` changes their verdicts later.
 
-The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state, in this process's memory, with
-limits.
+The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state. They keep it in the memory of this
+process, with a maximum size.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from shortener.model import Verdict
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
-BEFORE_SENT = "before_sent"  # the name of a rule
+BEFORE_SENT = "before_sent"  # the name of the rule for hits on messages that were not reported as sent
 
 
 @dataclass(frozen=True, slots=True)
 class HitContext:
-    """The context of a hit. Unknown values are None, 0 or empty; they make no rule match."""
+    """The facts about a hit that the contextual rules use. A value that is unknown is None, 0 or empty, and matches no rule."""
 
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
-    is_reported: bool = True  # False: no delivery report has arrived for the message
-    recipients_of_address: int = 0  # recipients whose links the hit's address opened within a minute, including this one
+    is_reported: bool = True  # False if no report SENT or DELIVERED has arrived for the message
+    recipients_of_address: int = 0  # recipients whose links the client's address opened within a minute, including this one
     links_of_message: int = 0
-    opened_at: Collection[datetime] = ()  # for each opened link of the message, the time nearest to this hit
+    opened_at: Collection[datetime] = ()  # for each opened link of the message, the time of its hit that is nearest to this hit
 
 
 def classify_by_context(settings: ApplicationSettings, context: HitContext) -> Classification | None:
-    """Return SUSPECTED with the first rule that matches, or None; the verdict of the request rules then remains."""
+    """Return SUSPECTED with the first rule that matches. Return None if no rule matches; the verdict of the request rules then
+    remains."""
     for name, rule in _RULES:
         if reason := rule(settings, context):
             return Classification(Verdict.SUSPECTED, name, reason)
@@ -102,27 +103,28 @@ _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]
     ("all_links_at_once", _all_links_at_once),
 )
 
-#: The names of the rules, in order.
+#: The names of the contextual rules, in the order in which they are applied.
 RULES = tuple(name for name, _ in _RULES)
 
 
 class RecentAddresses:
-    """The addresses that opened links within the last minute, each with the number of recipients.
+    """The client addresses that opened links within the last minute, each with the number of recipients.
 
-    `limit`: the maximum number of pairs of address and recipient. Above it, the oldest pairs are dropped early, and counts are too
-    low, never too high. Each process counts only its own hits. Times should not decrease; an earlier time counts as if in order.
-    """
+    `limit`: the maximum number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and
+    counts are too low, but never too high. Each process counts only its own hits. Times should not decrease. An earlier time is
+    treated as if it were in order."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
         self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()  # oldest first
-        self._recipients: dict[Hashable, int] = {}  # by address, of the pairs in _seen
+        self._recipients: dict[Hashable, int] = {}  # number of recipients in the pairs of _seen, by address
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
-        """Record that `address` opened a link of `recipient` at `at`. Return its number of recipients in the minute before `at`.
+        """Record that `address` opened a link of `recipient` at `at`. Return the number of recipients of the address in the minute
+        before `at`.
 
-        `recipient`: the row id of the message; it counts too. `address`: any value that identifies the address. Return 0 for an
-        empty address, which is unknown."""
+        `recipient`: the row id of the message; it is included in the number. `address`: any value that identifies the client
+        address. If it is empty, the address is unknown, and the number is 0."""
         if not address:
             return 0
         pair = (address, recipient)
@@ -142,7 +144,7 @@ class RecentAddresses:
 
 
 class RecentLinks:
-    """The links of messages that were opened within the last second."""
+    """The links that were opened within the last second, by message. `limit`: the maximum number of messages."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
@@ -158,7 +160,7 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """Return the latest time of each link of the message that was opened within the last second."""
+        """For each link of the message that was opened within the last second, return the time of its latest hit."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:

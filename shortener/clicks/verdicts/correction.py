@@ -1,12 +1,13 @@
-"""Corrections: the transactions that change the verdicts of stored hits, and everything that follows from a verdict.
+"""Corrections: the transactions that change the verdicts of stored hits, and the counts, events and states that depend on them.
 
-`change_verdicts` changes verdicts, moves the counts and retracts clicks that were sent as events. `assign_first_clicks` then gives
-messages and links without a first click the earliest hit of a person that they have. Both lock the messages first, in the order of
-their ids, and read the hits again. Therefore each change is made once, even if several processes attempt it.
+`change_verdicts` changes verdicts, corrects the counts and retracts clicks that were sent as events. Then `assign_first_clicks`
+finds messages and links without a first click, and makes their earliest hit by a human the first click. Both functions first lock
+the messages in the order of their ids, and read the hits again. Therefore each change is made once, even if several processes
+attempt it.
 
-A retraction must undo what a click caused when it was recorded. The first click on a link caused an event. The first click of a
-message caused the state CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each click
-caused an event.
+A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
+changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
+click created an event.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 _FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
-_MAX_CANDIDATES = 100  # hits of a link that are examined for its first click
+_MAX_CANDIDATES = 100  # maximum number of hits that are examined to find the first click on a link
 
 
 class VerdictChange(NamedTuple):
-    """A new verdict for a hit (row id).
+    """A new verdict for a hit. `hit` and `message` are row ids.
 
-    `seen`: the verdict that the change is based on. `retracts`: a sent click may be retracted."""
+    `seen`: the verdict that the hit had when the change was computed. `retracts`: whether a click that was sent as an event may be
+    retracted."""
 
     hit: int
     message: int
@@ -53,12 +55,12 @@ class VerdictChange(NamedTuple):
 
 @dataclass(slots=True)
 class CorrectionResult:
-    """The number of changes.
+    """The number of changes that a correction has made.
 
-    `kept`: hits that keep their verdict, because their click was sent and must not be retracted. `retracted`: sent clicks that were
-    retracted. `retracted_messages`: those that were the first of their message. `first_clicks`: messages that moved to CLICKTHRU.
-    `unsettled`: messages for `assign_first_clicks` when all corrections are made.
-    """
+    `kept`: hits that keep their verdict, because their click was sent and must not be retracted. `retracted`: sent clicks that
+    were retracted. `retracted_messages`: retracted clicks that were the first on their message. `first_clicks`: messages whose
+    state changed to CLICKTHRU. `unsettled`: row ids of messages for which `assign_first_clicks` must be called after all
+    corrections."""
 
     to_suspected: int = 0
     to_human: int = 0
@@ -82,10 +84,10 @@ def change_verdicts(
     *,
     includes_newest: bool = False,
 ) -> CorrectionResult:
-    """Make the changes whose hits still have the verdict `seen`, except those that would retract a click without permission.
+    """Change the verdicts of hits that still have the verdict `seen`. A sent click changes only if the change may retract it.
 
-    Hits that are not counted by device yet are left out unless `includes_newest`. The job counts these later, with their new
-    verdicts."""
+    Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
+    with their new verdicts."""
     result = CorrectionResult()
     locked = _lock_messages(connection, {change.message for change in changes})
     stored = _read_hits(connection, [change.hit for change in changes])
@@ -114,7 +116,7 @@ def change_verdicts(
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
-            if is_event and not hit.link_flags & LinkFlag.OPT_OUT:  # its link sends every click, and this one was not sent
+            if is_event and not hit.link_flags & LinkFlag.OPT_OUT:  # the link sends every click, and this click was not sent
                 new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
             if after == "clicks" and change.retracts:
                 result.unsettled.append(message.id)
@@ -138,7 +140,8 @@ def change_verdicts(
 
 
 def assign_first_clicks(connection: Connection, message_ids: Collection[int], ids: IdGenerator) -> CorrectionResult:
-    """Give each of these messages, and each of its links, without a first click the earliest hit of a person."""
+    """Assign first clicks to these messages and to their links if they have none. The first click is the earliest hit by a
+    human."""
     result = CorrectionResult()
     locked = _lock_messages(connection, message_ids)
     candidates = _find_first_hits(connection, locked)
@@ -149,7 +152,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
         first_hits = candidates.get(message.id, {}).values()
         first_click = min(first_hits, key=lambda hit: hit.id, default=None) if message.clicked_at is None else None
         if message.clicked_at is None and first_click is None:
-            message.clicked_links = 0  # the clicks were purged; the next one must be able to be the first
+            message.clicked_links = 0  # the clicks were purged, so the next click may become the first click
         for hit in sorted(first_hits, key=lambda hit: hit.id):
             topics, flags, data = Topic(0), HitFlag(hit.flags), None
             if not message.clicked_links & 1 << hit.position:
@@ -181,7 +184,8 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
 
 @dataclass(slots=True)
 class LockedMessage:
-    """A locked message and its clicks. `state`: the state before its first click. Times are ms since 1970."""
+    """A locked message and its clicks. `state`: the state of the message before its first click. Times are milliseconds since
+    1970."""
 
     id: int
     application_id: int
@@ -195,7 +199,7 @@ class LockedMessage:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    before: tuple[int, FirstClick] = (0, NO_CLICK)  # state and clicks when it was locked
+    before: tuple[int, FirstClick] = (0, NO_CLICK)  # state and clicks when the message was locked
 
     @property
     def click(self) -> FirstClick:
@@ -203,7 +207,9 @@ class LockedMessage:
 
     @property
     def state_without_click(self) -> State:
-        """The state before the click, or a later state that was reported since. A failure since then is FAILED, never EXPIRED."""
+        """Return the state that the message has without its click: the state before the click, or a later reported state.
+
+        A failure that was reported after the click gives FAILED, never EXPIRED."""
         reported = (
             (State(self.state), True),
             (State.SENT, self.sent_at),
@@ -219,7 +225,7 @@ class LockedMessage:
 
 
 class _LockedHit(NamedTuple):
-    """A hit of a locked message, with the position and the flags of its link."""
+    """A hit on a locked message, with the position and the flags of its link."""
 
     id: int
     link_id: int
@@ -252,7 +258,7 @@ _MESSAGE = tuple(
 
 
 def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
-    """Lock these messages until the transaction ends, and return them by id. Purged and erased messages are left out."""
+    """Lock these messages until the transaction ends. Return them by row id, without purged and erased messages."""
     chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
     statement = (
         select(*_MESSAGE)
@@ -270,7 +276,8 @@ def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, Lock
 
 
 def _lock_pending_clicks(connection: Connection, ids: Iterable[int]) -> set[int]:
-    """Return those of these hits whose event the fan-out has not processed yet, and lock the events until the transaction ends."""
+    """Return the ids of those of these hits whose event the fan-out has not processed yet. Lock these events until the transaction
+    ends."""
     chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
     statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
     return set(connection.scalars(statement.where(schema.is_pending_click()).with_for_update(of=schema.events)))
@@ -283,9 +290,10 @@ def _read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, _LockedH
 
 
 def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, _LockedHit]]:
-    """Return, by message and link, the first click of the link, or else its earliest hit that the current rules call a person's.
+    """Return the hit of each link that is its first click or may become its first click, by message and link.
 
-    A message's first click is not in the index of its link and is left out; its message needs no other."""
+    For a link without a first click, this is the earliest hit that the current rules classify as HUMAN. The first click on a
+    message is not in the index of its link and is left out, because its message needs no other."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
@@ -307,9 +315,9 @@ def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, di
 def _retract(
     connection: Connection, message: LockedMessage, hit: _LockedHit, delta: CountDelta, *, is_sent: bool
 ) -> dict[str, Any]:
-    """Restore the state of the message without this click. Return the data of the event `click_retracted`.
+    """Restore the state that the message has without this click. Return the data of the event `click_retracted`.
 
-    `is_sent`: the fan-out has already processed the click."""
+    `is_sent`: whether the fan-out has already processed the event of the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
@@ -317,7 +325,7 @@ def _retract(
             delta.add(message.cohort_id, hit.at, CLICKED_LINKS, -1, message=message.id, link_set=hit.link_set)
     if message.click_hit_id == hit.id:
         _count_first(delta, message, -1, hit.link_set, timed=is_sent)
-        if not is_sent:  # the fan-out will send the click afterwards, with the state that the message had
+        if not is_sent:  # the fan-out will send the click later, with the state that the message had before
             states = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
             connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=states))
         state = message.state_without_click
@@ -328,7 +336,8 @@ def _retract(
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
-    """Count a first click (amount 1) or remove it (-1). `timed`: also in the distribution of the time to click."""
+    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). `timed`: also change the distribution of the
+    time to click."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
     if timed:
@@ -380,7 +389,7 @@ def _save_messages(connection: Connection, locked: Collection[LockedMessage]) ->
 
 
 class _DryRun(Exception):
-    """Rolls a transaction back. `result`: what the transaction would have done."""
+    """An exception that rolls a transaction back. `result`: the changes that the transaction would have made."""
 
     def __init__(self, result: CorrectionResult) -> None:
         self.result = result
@@ -389,9 +398,10 @@ class _DryRun(Exception):
 async def apply_changes(
     database: Database, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime, *, dry_run: bool = False
 ) -> CorrectionResult:
-    """Run `change_verdicts` in a transaction. `dry_run`: roll it back and return what it would have done.
+    """Run `change_verdicts` in a transaction and return the result. `dry_run`: roll the transaction back and return what it would
+    have changed.
 
-    Raises StoreUnavailable."""
+    Raise StoreUnavailable if the database is unavailable."""
 
     def change_and_roll_back(connection: Connection) -> CorrectionResult:
         raise _DryRun(change_verdicts(connection, changes, ids, now))

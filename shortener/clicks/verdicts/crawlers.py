@@ -1,11 +1,11 @@
 """The list of crawlers and HTTP libraries in the package `crawler-user-agents`, compiled into one fast search.
 
-The list has about 1,500 regular expressions, and nearly all of them are plain words. One search per expression, as the package
-does it, takes 100 microseconds for an agent that matches none. Here, the words form one expression in the shape of a trie,
-which fails at the first letters. The few other expressions are tried after it. The result is the package's, without
-`NOT_CRAWLERS`.
+The list has about 1,500 regular expressions, and nearly all of them are plain words. The package searches for each expression
+separately, which takes 100 microseconds for a user agent that matches none. Here, the words form one expression in the shape of a
+trie, which usually fails at the first letters. The few other expressions are applied after it. The result equals that of the
+package, without the patterns in `NOT_CRAWLERS`.
 
-The list is read when this module is imported. A damaged package fails then, not during a hit.
+The list is read when this module is imported. If the package is damaged, the import fails, and not a hit.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
-#: Patterns of the list that people's phones match too. They are left out.
+#: Patterns of the list that also match the user agents of people's phones. They are left out.
 NOT_CRAWLERS = frozenset(
     {
-        r"AP3A\.240617\.008",  # a build of Android 15 from many makers
+        r"AP3A\.240617\.008",  # a build of Android 15 that many manufacturers use
         "MetaIAB Facebook",  # the browser inside Facebook's own apps
-        "Sogou",  # SogouMobileBrowser; the agents of Sogou's crawlers contain "spider"
-        r"008\/",  # the end of some model names; the agent of the crawler 80legs also contains its address
-        "Viber",  # the browser inside Viber; the agent of its link preview is this word alone
-        "WhatsApp",  # the browser inside WhatsApp, as with Viber
+        "Sogou",  # SogouMobileBrowser is a browser; the user agents of Sogou's crawlers contain "spider"
+        r"008\/",  # the end of some model names; the user agent of the crawler 80legs also contains its web address
+        "Viber",  # the browser inside Viber; the user agent of Viber's link preview is only this word
+        "WhatsApp",  # the browser inside WhatsApp; the user agent of WhatsApp's link preview begins with this word
     }
 )
 
-# One piece of a pattern that matches a few texts: an escaped sign, [wW], (Bot|Audit) or (^| ), or a plain character.
+# One part of a pattern that matches only a few texts: an escaped character, [wW], (Bot|Audit), (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
-# An agent contains no line breaks, so they can mark its start and end: `^curl` becomes the word "\ncurl".
+# A user agent contains no line breaks, so line breaks can mark its start and end: `^curl` becomes the word "\ncurl".
 _END = "\n"
 
 _NEVER = r"(?!)"
@@ -41,18 +41,20 @@ _Trie = dict[str, "_Trie"]
 
 
 def find_crawler(agent: str) -> str | None:
-    """Return the text in `agent` that the list knows, such as `python-requests`; None if the list does not know the agent."""
+    """Return the part of the user agent that a pattern of the list matches, such as `python-requests`. Return None if no pattern
+    matches."""
     text = f"{_END}{agent}{_END}"
     found = _WORDS.search(text) or _EXPRESSIONS.search(text)
     return found[0].strip() if found else None
 
 
 def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return one expression for all words (a trie) and one for all other patterns. Both search text between line breaks."""
+    """Return one expression for all words (a trie) and one for all other patterns. Both search text that begins and ends with a
+    line break."""
     words: list[str] = []
     expressions: list[str] = []
     for pattern in patterns:
-        # A bar outside of parentheses separates whole patterns.
+        # A vertical bar outside of parentheses separates whole patterns.
         for part in [pattern] if "(" in pattern else pattern.split("|"):
             texts = _matching_texts(part)
             if texts is None:
@@ -63,7 +65,7 @@ def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[s
 
 
 def _matching_texts(pattern: str) -> list[str] | None:
-    """Return every text that the pattern matches, or None if it is not a combination of a few words."""
+    """Return every text that the pattern matches, or None if the pattern is not a combination of a few words."""
     choices: list[Sequence[str]] = []
     at = 0
     while at < len(pattern):
@@ -91,7 +93,7 @@ def _trie_expression(words: Iterable[str]) -> str:
 
 
 def _alternatives(node: _Trie) -> str:
-    if "" in node:  # a word ends here, so the rest of longer words does not matter
+    if "" in node:  # a word ends here, so longer words with this beginning need not be searched
         return ""
     branches = [re.escape(character) + _alternatives(child) for character, child in sorted(node.items())]
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

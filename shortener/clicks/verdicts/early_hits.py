@@ -1,8 +1,11 @@
-"""Hits before the message was sent: with `suspect_before_sent` they are suspected, and a delivery report classifies them again.
+"""Early hits: hits on messages that were not reported as sent yet.
 
-The table `early_hits` has one row for each message with such hits. The transaction that stores a hit inserts the row. The
-transaction of a delivery report marks it as due. The job then classifies the hits of the message again and deletes the row. A
-report that commits while a hit is being stored may not see its row, so the job also examines the rows of the last minute.
+With the setting `suspect_before_sent`, such hits are suspected. A delivery report of the message causes a new classification.
+
+The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row. The
+transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row.
+If a report is committed while a hit is being stored, the report may not see the row. Therefore the job also examines all rows of
+the last minute.
 """
 
 from __future__ import annotations
@@ -24,24 +27,26 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 BATCH_MESSAGES = 100
-#: How long a row is examined although no report has marked it.
+#: The age up to which the job examines a row that no report has marked as due.
 RECENT = timedelta(minutes=1)
 
 
 def add(connection: Connection, hit_times: Mapping[int, int]) -> None:
-    """Insert rows for messages with hits before they were sent. `hit_times`: ms since 1970 by message. Existing rows stay."""
+    """Insert a row for each message with early hits. Existing rows do not change. `hit_times`: milliseconds since 1970, by row id
+    of the message."""
     rows = [{"id": message, "at": from_ms(at), "is_due": False} for message, at in sorted(hit_times.items())]
     connection.execute(upsert(connection, early_hits).on_conflict_do_nothing(), rows)
 
 
 def mark_reported(connection: Connection, reported: Collection[int]) -> None:
-    """Make the rows of these messages due. Call this in the transaction of the first SENT, DELIVERED or READ of a message."""
+    """Mark the rows of these messages as due. Call this in the transaction of the first report SENT, DELIVERED or READ of a
+    message."""
     chosen = values_table(connection, [(message,) for message in sorted(reported)], id=BigInteger)
     connection.execute(update(early_hits).where(early_hits.c.id.in_(select(chosen.c.id))).values(is_due=True))
 
 
 class EarlyHits:
-    """The job that classifies early hits again. `on_events` is called after a commit that wrote events."""
+    """The background job that classifies early hits again. `on_events`: called after a commit that wrote events."""
 
     def __init__(self, database: Database, directory: Directory, ids: IdGenerator, on_events: Callable[[], None]) -> None:
         self._database = database
@@ -50,7 +55,9 @@ class EarlyHits:
         self._on_events = on_events
 
     async def step(self, now: datetime) -> int:
-        """Classify the hits of reported messages again. Return the number of messages. Raises StoreUnavailable."""
+        """Classify the early hits of reported messages again.
+
+        Return the number of messages. Raise StoreUnavailable if the database is unavailable."""
         due = await self._database.read(_due_messages, now)
         if due:
             events = await self._database.write(self._classify, due, now)
@@ -74,7 +81,7 @@ class EarlyHits:
             if application is not None and found.verdict is Verdict.HUMAN:
                 context = HitContext(
                     row.at,
-                    # A SENT time after the click is the time of the report, not of the sending.
+                    # If the time of SENT is after the click, it is the time of the report and not the time of sending.
                     sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
                     delivered_at=row.delivered_at,
                 )

@@ -1,26 +1,27 @@
 """Reclassification: stored hits get a new verdict when the rules have changed or more evidence exists.
 
-A hit is classified by its stored user agent with the current rules, then by the contextual rules of its application. The
-context now includes later events: all recipients whose links the hit's address opened within a minute, all links of the message
-that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
-prefetches stay ignored. An address may be a network of 256 addresses, if the application stores addresses in short form. Hits
-of erased messages do not change, nor do first clicks whose user agent was removed after its retention time.
+A hit is classified by its stored user agent with the current request rules, and then by the contextual rules of its application.
+The context now includes later events: all recipients whose links the client address opened within a minute, all links of the
+message that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
+prefetches stay ignored. If the application stores addresses in short form, an address is a network of 256 addresses. Hits on
+erased messages do not change. First clicks whose user agent was removed after its retention time do not change either.
 
-Nothing is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
+No hit is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
 
-A click may have been sent to trackers: the first click of a link, or any click on a link that sends every click. Such a click
-changes only if its application has `retract_clicks` on. With this setting, first clicks follow the current verdicts:
+A click may have been sent to trackers: the first click on a link, or any click on a link that sends every click. Such a click
+changes only if its application has the setting `retract_clicks` on. With this setting, first clicks follow the current verdicts:
 
-- A sent click that is not a person's causes one event `click_retracted`. If it was the first click of its message, the message
+- A sent click that is no longer HUMAN creates one event `click_retracted`. If it was the first click on its message, the message
   returns to the state before it, or to a later state that was reported since.
-- The next click of a person becomes the first click. If it is stored already, it causes the event of a first click with its own
+- The next click of a person becomes the first click. If it is already stored, it creates the event of a first click with its own
   time.
-- A hit that is a person's after all becomes a click. It becomes the first click, with its event, if there is none.
-- A correct first click stays the first click, even if an earlier hit turns out to be a person's.
+- A hit that becomes HUMAN counts as a click. If there is no first click, it becomes the first click and creates its event.
+- A correct first click stays the first click, even if an earlier hit becomes HUMAN.
 
-A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one, so that no hit
-whose verdict is still to change can become a first click. A run may be interrupted at any point and repeated. On PostgreSQL, a
-click that was recorded during a correction of its message may be nobody's first click. The job finds it some minutes later.
+A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. In this order, a
+hit whose verdict still has to change cannot become a first click. A run may be interrupted at any point and repeated. On
+PostgreSQL, a click that is recorded during a correction of its message may not become the first click. The job finds it some
+minutes later.
 """
 
 from __future__ import annotations
@@ -49,17 +50,18 @@ from shortener.storage.schema import first_clicks, hits, installation, links, me
 from shortener.storage.types import from_ms, to_ms
 
 PAGE_HITS = 1000
-BATCH_CHANGES = 100  # per transaction
-#: The age of the newest hits that a run examines. Younger hits have incomplete evidence and are not counted by device yet.
+BATCH_CHANGES = 100  # maximum number of changes in one transaction
+#: The minimum age of the hits that a run examines. Newer hits have incomplete evidence and are not counted by device yet.
 DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
-INTERVAL = timedelta(seconds=30)  # between two runs of the job
-MAX_LOOKBACK = timedelta(hours=1)  # of the job after a pause
+INTERVAL = timedelta(seconds=30)  # time between two runs of the job
+MAX_LOOKBACK = timedelta(hours=1)  # maximum age of the hits that the job examines after a pause
 _ADDRESS_RULE = "many_recipients"
 
 
 @dataclass(slots=True)
 class ReclassifyResult:
-    """What a run did, or would have done. `hits`: the hits examined; `until`: later hits were left out."""
+    """The changes that a run has made, or would have made. `hits`: the number of examined hits. `until`: later hits were not
+    examined."""
 
     hits: int = 0
     corrections: CorrectionResult = field(default_factory=CorrectionResult)
@@ -67,7 +69,7 @@ class ReclassifyResult:
 
 
 class Reclassifier:
-    """Runs reclassifications. `on_events` is called after a commit that wrote events."""
+    """Runs reclassifications of stored hits. `on_events`: called after a commit that wrote events."""
 
     def __init__(
         self, database: Database, directory: Directory, ids: IdGenerator, devices: DeviceCounter, on_events: Callable[[], None]
@@ -80,7 +82,7 @@ class Reclassifier:
         self.total = CorrectionResult()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Add the totals to /metrics."""
+        """Add the totals of the reclassification job to /metrics."""
         total = self.total
         metrics.counter(
             "shortener_verdicts_changed",
@@ -93,15 +95,15 @@ class Reclassifier:
         )
 
     async def step(self, now: datetime) -> int:
-        """Run the job: reclassify the hits since the last step, for applications with `retract_clicks`.
+        """Run the job once: reclassify the hits since the previous step, for applications with the setting `retract_clicks`.
 
-        Return the number of changed verdicts. Raises StoreUnavailable."""
+        Return the number of changed verdicts. Raise StoreUnavailable if the database is unavailable."""
         retracting = [application.id for application in self._directory.applications() if application.settings.retract_clicks]
         if not retracting:
             return 0
         until = now - DELAY
         reached = await self._database.read(_read_position)
-        if reached is not None and reached > until:  # the clock was ahead at the previous step: examine the last hour again
+        if reached is not None and reached > until:  # the clock was ahead in the previous step, so examine the last hour again
             reached = until - MAX_LOOKBACK
         if reached is not None and until - reached < INTERVAL:
             return 0
@@ -121,8 +123,9 @@ class Reclassifier:
     ) -> ReclassifyResult:
         """Reclassify the hits from `since` to `until`.
 
-        `applications`: None for all. `dry_run`: roll back every change, and assign no first clicks. `progress` is called with the
-        time reached. Raises StoreUnavailable; changes that were committed before remain."""
+        `applications`: ids; None for all. `dry_run`: roll back every change, and assign no first clicks. `progress`: called with
+        the time up to which hits were examined. Raise StoreUnavailable if the database is unavailable; changes that were committed
+        before remain."""
         await self._devices.catch_up(to_ms(now))
         until = min(until, now - DELAY)
         result = ReclassifyResult(until=until)
@@ -151,14 +154,14 @@ class Reclassifier:
         await self._run_with_pause(apply_changes(self._database, changes, self._ids, now, dry_run=dry_run), total)
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
-        """Await the work, then pause for as long as it took, so that clicks get half of the database's time."""
+        """Await `work`, then pause for the same time. Thus clicks can use the database for half of the time."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         result = await work
         total.add(result)
         if result.events:
             self._on_events()
-        await asyncio.sleep(loop.time() - started_at)  # the pause for clicks
+        await asyncio.sleep(loop.time() - started_at)  # a pause in which clicks can use the database
 
     async def _pages(
         self, since: datetime, until: datetime, applications: Collection[int] | None
@@ -175,7 +178,7 @@ class Reclassifier:
 
 @dataclass(slots=True)
 class _HitToClassify:
-    """A stored hit with its message, its classification by request, and the evidence for the contextual rules."""
+    """A stored hit with its message, its classification by the request rules, and the evidence for the contextual rules."""
 
     id: int
     link: int
@@ -191,14 +194,15 @@ class _HitToClassify:
     sent_at: datetime | None
     delivered_at: datetime | None
     clicked_links: int
-    links: int  # number of links of the message
+    links: int  # number of links in the message
     classification: Classification
     recipients: int = 0
     opened_at: Collection[datetime] = ()
 
 
 class _PendingHits:
-    """Groups of hits that are not classified yet, each oldest first. The key is the address or the message."""
+    """Groups of hits that are not classified yet, oldest first in each group. The key of a group is a client address or a
+    message."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[_HitToClassify]] = {}
@@ -207,11 +211,11 @@ class _PendingHits:
         self._groups.setdefault(key, deque()).append(hit)
 
     def pop(self, key: Hashable) -> deque[_HitToClassify]:
-        """Remove a group and return it."""
+        """Remove a group and return its hits."""
         return self._groups.pop(key)
 
     def discard(self, key: Hashable, hit: _HitToClassify) -> None:
-        """Remove a hit, if it is still in its group. It is then the oldest one of the group."""
+        """Remove a hit from its group if it is still there. The hit must be the oldest one in its group."""
         group = self._groups.get(key)
         if group and group[0] is hit:
             group.popleft()
@@ -220,7 +224,7 @@ class _PendingHits:
 
 
 class _EvidenceWindow:
-    """Hits in the order of their ids. Each is classified when all hits of the minute after it were added."""
+    """Hits in the order of their ids. A hit is classified when all hits of the minute after it were added."""
 
     def __init__(self, settings: Mapping[int, ApplicationSettings], since: datetime, until: datetime) -> None:
         self._settings = settings
@@ -232,14 +236,14 @@ class _EvidenceWindow:
         self._of_address = _PendingHits()
         self._of_message = _PendingHits()
         self.classified = 0
-        self.unsettled: list[int] = []  # messages with a click of a person that is not their first click but should be
+        self.unsettled: list[int] = []  # row ids of messages that have a click by a human but no first click
 
     def add(self, page: Sequence[_HitToClassify]) -> list[VerdictChange]:
-        """Add a page of hits. Return the changes of the hits whose evidence is now complete."""
+        """Add a page of hits. Return the changes for the hits whose evidence is now complete."""
         changes: list[VerdictChange] = []
         for hit in page:
             if hit.application not in self._settings:
-                continue  # the application was created after the directory was read
+                continue  # the application was created after the directory was loaded
             self._waiting.append(hit)
             if hit.classification.verdict is Verdict.HUMAN:
                 self._collect_evidence(hit, self._settings[hit.application])
@@ -248,14 +252,14 @@ class _EvidenceWindow:
         return changes
 
     def finish(self) -> list[VerdictChange]:
-        """Return the changes of the remaining hits, when no more hits follow."""
+        """Return the changes for the remaining hits. Call this when no more hits follow."""
         changes: list[VerdictChange] = []
         while self._waiting:
             changes += self._finish_hit(self._waiting.popleft())
         return changes
 
     def _collect_evidence(self, hit: _HitToClassify, settings: ApplicationSettings) -> None:
-        """Add the evidence that this hit gives for itself and for earlier hits."""
+        """Add the evidence that this hit gives for its own classification and for that of earlier hits."""
         limit = settings.max_recipients_per_address_minute
         if limit is not None and hit.address:
             address = (hit.application, hit.address)
@@ -295,14 +299,14 @@ class _EvidenceWindow:
         return ()
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """Return the classification, None if the recorder knew more than is stored."""
+        """Return the new classification of a hit. Return None if the recorder used data that is not stored."""
         if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
-            return None  # the recorder knew the full address
+            return None  # the recorder used the full address, which is not stored
         context = HitContext(
             hit.at,
-            # A SENT time after the click is the time of the report, not of the sending.
+            # If the time of SENT is after the click, it is the time of the report and not the time of sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             is_reported=hit.sent_at is not None or hit.delivered_at is not None,
@@ -336,7 +340,8 @@ _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id
 def read_page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
-    """Return the hits among the next PAGE_HITS ids that can be reclassified, and the last of these ids; None if no ids follow."""
+    """Return the hits with the next PAGE_HITS ids that can be reclassified, and the last of these ids. Return None if no ids
+    follow."""
     next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:
@@ -348,7 +353,7 @@ def read_page(
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule.not_in((CONFIRMED, HOSTING_RULE)), messages.c.to_address != "")
-        # A person's hit without an agent had one when it was recorded; retention removed it.
+        # If a HUMAN hit has no user agent, the retention has removed the user agent after the hit was recorded.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
         .order_by(hits.c.id)
     )

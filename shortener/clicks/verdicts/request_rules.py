@@ -1,12 +1,12 @@
 """Request rules: they classify a hit by its request alone, as a person, a suspected machine, or a prefetch that must be ignored.
 
-The verdict comes from the first rule that matches, in the order of `RULES`. Rules of the request examine its method and
-headers. Rules of the agent examine the User-Agent; their results are cached for the number of agents of a busy hour. A hit that
-no rule matches is a person's. `classify` does no I/O and raises nothing.
+The first rule that matches determines the verdict, in the order of `RULES`. The request rules examine the method and the headers.
+The user agent rules examine the header User-Agent, and their results are cached for as many user agents as a busy hour has. If no
+rule matches, the hit is HUMAN. `classify` does no I/O and raises no errors.
 
-Where an agent could be either, the rules decide for a person: a machine's hit that counts is a wrong number, but a person's hit
-that does not count is a lost customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
-KakaoTalk), so an agent that names such an app is not suspected for that.
+If a user agent may belong to a person or a machine, the verdict is HUMAN. Counting a hit by a machine makes a number wrong, but
+not counting a hit by a person loses a customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
+KakaoTalk). Therefore the name of such an app in a user agent is no reason to suspect the hit.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import NamedTuple
 from shortener.clicks.verdicts.crawlers import compile_list, find_crawler
 from shortener.model import Verdict
 
-MAX_AGENT_LENGTH = 512  # characters that the rules examine
-MAX_CACHED_AGENTS = 16_384  # about 10 MiB if all have the maximum length
+MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that the rules examine
+MAX_CACHED_AGENTS = 16_384  # the cache has about 10 MiB if all user agents have the maximum length
 
 
 class RequestTraits(NamedTuple):
-    """The method of a request and the values of its headers; "" for a missing header."""
+    """The method of a request and the values of its headers. A missing header has the value ""."""
 
     method: str
     user_agent: str
@@ -37,7 +37,7 @@ class RequestTraits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A verdict, the name of the rule that gave it, and the reason as a text for people."""
+    """A verdict, the name of the rule that matched, and the reason as a text for people."""
 
     verdict: Verdict
     rule: str
@@ -65,12 +65,12 @@ def _prefetch(request: RequestTraits) -> str | None:
 
 # --- Rules of the agent ----------------------------------------------------------------------------------------------------
 
-#: The apps that fetch link previews, and the expressions for their agents. The first match names the app.
+#: The apps that fetch link previews, each with an expression for its user agent. The first match determines the app.
 PREVIEWS = (
-    # iMessage fetches on the sender's phone. Its agent is Safari on a Mac and also names Facebook and Twitter.
+    # iMessage fetches the preview on the sender's phone. Its user agent is Safari on a Mac and also contains Facebook and Twitter.
     ("iMessage", r"facebookexternalhit/[\d.]+ Facebot Twitterbot/"),
     ("Google Messages", r"Google-PageRenderer|developers\.google\.com/\+/web/snippet|GoogleMessages"),
-    # Signal's apps send "WhatsApp/2". Elsewhere in an agent, WhatsApp and Viber are the browsers inside those apps: people.
+    # Signal's apps send "WhatsApp/2". In other places of a user agent, WhatsApp and Viber mean the browsers inside these apps.
     ("WhatsApp or Signal", r"^WhatsApp"),
     ("Telegram", r"TelegramBot"),
     ("Viber", r"^Viber"),
@@ -89,18 +89,18 @@ PREVIEWS = (
 _PREVIEW = re.compile("|".join(f"(?:{pattern})" for _, pattern in PREVIEWS), re.IGNORECASE)
 _PREVIEW_NAMES = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in PREVIEWS)
 
-# The parts that the agents of nearly all browsers have in common. The rules examine only the rest, which is short.
+# The parts that the user agents of nearly all browsers contain. The rules examine only the rest, which is short.
 _COMMON = re.compile(
     r"Mozilla/5\.0 \((?P<system>(?:[^()]|\([^()]*\))*)\) AppleWebKit/[\d.]+ \(KHTML, like Gecko\)(?= |$)"
     r"(?: (?:Version|Chrome|CriOS)/[\d.]+(?= |$))*(?: Mobile(?:/\w+)?(?= |$))?(?: Safari/[\d.]+(?= |$))?"
 )
 
-# The model and build of an Android phone. Models have names such as Sonic, Fever or CUBOT, which the rules must not see.
+# The model and build of an Android phone. The rules must not examine them, because some models are named Sonic, Fever or CUBOT.
 _MODEL = re.compile(r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)[^;()@]+(?=[;)(])", re.IGNORECASE)
 
-# Text that programs send and browsers do not: an e-mail address, a web site (apps have a version behind such a name), "compatible"
-# in an agent that is not an old browser's, a name inside "(KHTML, like Gecko; ...)", or words such as crawler and monitor. CUBOT
-# makes phones, and CamScanner is an app with a browser.
+# Text that programs send and browsers do not send: an e-mail address, a web site (unless a version follows it, as in apps),
+# "compatible" (except in old browsers), a name inside "(KHTML, like Gecko; ...)", or words such as crawler and monitor. CUBOT is a
+# manufacturer of phones, and CamScanner is an app that contains a browser, so both are exceptions.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
     r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
@@ -109,7 +109,7 @@ _PROGRAM = re.compile(
     re.IGNORECASE,
 )
 
-# Synthetic monitors, test tools, tools of developers and measuring programs: they drive a complete browser and add their name.
+# Monitors, test tools, developer tools and measuring programs that control a complete browser and add their name to its user agent.
 _TOOLS = (
     "PTST",
     "GTmetrix",
@@ -191,23 +191,24 @@ _TOOLS = (
 _TOOL, _ = compile_list(_TOOLS)
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
-# A program that puts its name before the agent of a browser: "Test: Mozilla/5.0 (...". Some phones and proxies of carriers put
-# text there, too, so this does not apply to the agents of phones.
+# Matches programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones and proxies of
+# carriers put text there too, so the rule does not apply to the user agents of phones.
 _WORD_BEFORE_MOZILLA = re.compile(r"""["']?\w[^\s(]{0,39}?[\s;:=/."']{1,4}Mozilla/\d\.\d \(""")
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
-# The plain agents of desktop browsers. Browsers of phones that request the desktop's page add their name or have a new version.
+# Matches the user agents of desktop browsers without additions. A phone's browser that requests the desktop page adds its name
+# or has a new version.
 _DESKTOP = re.compile(
     r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*HTC)[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
 )
-# The last versions for Windows XP and OS X 10.9, of 2013 to 2018. People with such computers exist, but they do not open links
-# of an SMS on them. Samsung's Messages fetches previews as Firefox 24 on Ubuntu.
+# The last browser versions for Windows XP and OS X 10.9, from 2013 to 2018. A few people still use such computers, but they do
+# not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24 on Ubuntu.
 _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
 
-# The engines of browsers. Simple phones send the parts of their platform instead, or only their maker.
+# The engines of browsers. Simple phones send parts of their platform instead, or only their manufacturer.
 _BROWSER = re.compile(
     r"^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
@@ -218,14 +219,15 @@ _BROWSER = re.compile(
 
 
 class ParsedAgent(NamedTuple):
-    """A User-Agent. `particular`: its text without the common parts of browsers and without the phone's model."""
+    """A User-Agent header. `particular`: its text without the parts that most browsers contain and without the model of the
+    phone."""
 
     text: str
     particular: str
 
 
 def parse_agent(text: str) -> ParsedAgent:
-    """Return a User-Agent with its particular part."""
+    """Return the text of a User-Agent header together with its particular part."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
     return ParsedAgent(text, _MODEL.sub(r"\1", particular, count=1))
@@ -279,7 +281,7 @@ AGENT_RULES: tuple[tuple[str, Callable[[ParsedAgent], str | None]], ...] = (
 )
 _PERSON = Classification(Verdict.HUMAN, "browser", "no rule matched")
 
-#: All rules as (verdict, name), in order. The last one is for hits that no other rule matches.
+#: All rules as (verdict, name), in the order in which they are applied. The last rule applies to hits that match no other rule.
 RULES = (
     *((Verdict.IGNORED, name) for name, _ in _REQUEST_RULES),
     *((Verdict.SUSPECTED, name) for name, _ in AGENT_RULES),
@@ -288,7 +290,7 @@ RULES = (
 
 
 def classify(request: RequestTraits) -> Classification:
-    """Return the verdict on a request, with the rule that gave it."""
+    """Return the verdict on a request, with the rule that matched and the reason."""
     for name, rule in _REQUEST_RULES:
         if reason := rule(request):
             return Classification(Verdict.IGNORED, name, reason)
@@ -297,7 +299,7 @@ def classify(request: RequestTraits) -> Classification:
 
 @lru_cache(maxsize=MAX_CACHED_AGENTS)
 def classify_agent(text: str) -> Classification:
-    """Return the verdict of the agent rules on a User-Agent of at most MAX_AGENT_LENGTH characters. Results are cached."""
+    """Return the verdict of the user agent rules, for a User-Agent of at most MAX_AGENT_LENGTH characters. Results are cached."""
     agent = parse_agent(text)
     for name, rule in AGENT_RULES:
         if reason := rule(agent):

@@ -1,4 +1,4 @@
-"""Hits on messages that were not reported as sent are suspected, and a report classifies them again."""
+"""Tests of early hits: a hit on a message that was not reported as sent is suspected, and the report classifies it again."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ async def verdicts(service: Service) -> list[Any]:
     return [(hit.verdict, hit.rule) for hit in await fetch_rows(service, schema.hits)]
 
 
-async def test_a_hit_before_sent_is_suspected_and_becomes_the_first_click_when_the_report_comes(
+async def test_a_hit_before_the_sent_report_is_suspected_and_becomes_the_first_click_after_the_report(
     service: Service, clock: Clock
 ) -> None:
     await change_settings(service, suspect_before_sent=True)
@@ -40,7 +40,7 @@ async def test_a_hit_before_sent_is_suspected_and_becomes_the_first_click_when_t
     await assert_counts_match(service)
 
 
-async def test_a_robot_stays_suspected_and_reported_messages_are_not_affected(service: Service, clock: Clock) -> None:
+async def test_the_sent_report_does_not_change_the_verdict_on_a_hit_by_a_crawler(service: Service, clock: Clock) -> None:
     await change_settings(service, suspect_before_sent=True)
     (unsent,) = await create_codes(service, message_ids=("m-1",))
     (sent,) = await create_codes(service, message_ids=("m-2",))

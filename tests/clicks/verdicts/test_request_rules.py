@@ -332,7 +332,7 @@ def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str)
         android("4.4").replace("Chrome/142", "Chrome/30"),
     ],
 )
-def test_a_newer_desktop_browser_and_an_old_phone_are_human(agent: str) -> None:
+def test_requests_of_a_newer_desktop_browser_and_of_an_old_phone_are_human(agent: str) -> None:
     assert rule(agent) == "browser"
 
 
@@ -344,7 +344,7 @@ def test_a_newer_desktop_browser_and_an_old_phone_are_human(agent: str) -> None:
         f"Link-Test/1.0: Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/120.0.0.0 Safari/537.36",
     ],
 )
-def test_a_word_before_the_agent_of_a_browser_is_suspected(agent: str) -> None:
+def test_a_desktop_user_agent_with_a_word_before_mozilla_is_suspected(agent: str) -> None:
     assert rule(agent) in ("program", "crawler")
 
 
@@ -358,7 +358,7 @@ def test_a_word_before_the_agent_of_a_browser_is_suspected(agent: str) -> None:
         "iPhone15Pro",
     ],
 )
-def test_a_browser_of_a_phone_with_a_word_before_its_agent_is_human(agent: str) -> None:
+def test_a_phone_browser_with_a_word_before_its_user_agent_is_human(agent: str) -> None:
     assert rule(agent) == "browser"
 
 
@@ -377,6 +377,6 @@ def test_a_browser_of_a_phone_with_a_word_before_its_agent_is_human(agent: str) 
         *["Playwright/1.40", "Convertify", "UptimeRobot/2.0", "RuxitSynthetic/1.0", "Postman/10", "Time/1710630666672"],
     ],
 )
-def test_monitors_and_tools_that_drive_a_complete_browser_are_suspected(tool: str) -> None:
+def test_monitors_and_test_tools_that_control_a_complete_browser_are_suspected(tool: str) -> None:
     for agent in (f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/120.0.0.0 Safari/537.36 {tool}", android("13", f" {tool}")):
         assert classify(RequestTraits("GET", agent)).verdict is Verdict.SUSPECTED
