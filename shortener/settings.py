@@ -41,38 +41,56 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    data_dir: Path = Field(Path("data"), description="Folder of the SQLite database and the secret.")
+    data_dir: Path = Field(Path("data"), description="Folder that contains the SQLite database and the secret file.")
     database_url: str = Field(
-        "", repr=False, description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; empty: DATA_DIR/shortener.db."
+        "",
+        repr=False,
+        description="URL of the database: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. Empty: "
+        "DATA_DIR/shortener.db.",
     )
     database_pool: int = Field(
-        8, ge=1, le=500, description="PostgreSQL connections that a process keeps open; under load it opens as many again."
+        8,
+        ge=1,
+        le=500,
+        description="Number of PostgreSQL connections that each process keeps open. Under load, a process opens as many again.",
     )
     database_timeout: float = Field(
-        10.0, gt=0, le=3600, description="Seconds after which PostgreSQL cancels a statement of the server."
+        10.0,
+        gt=0,
+        le=3600,
+        description="Maximum duration in seconds of an SQL statement of the server. PostgreSQL cancels a longer statement.",
     )
     redis_url: str = Field(
-        "", repr=False, description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis."
+        "", repr=False, description="URL of Redis: redis://, rediss://, redis+sentinel:// or redis+cluster://. Empty: no Redis."
     )
-    redis_timeout: float = Field(0.1, gt=0, le=5, description="Seconds that Redis may take to respond before it counts as down.")
+    redis_timeout: float = Field(
+        0.1, gt=0, le=5, description="Seconds that Redis may take to respond to a command before it counts as down."
+    )
     redis_connections: int = Field(16, ge=2, le=500, description="Maximum number of Redis connections of a process.")
     spool_limit: int = Field(
-        1_000_000, ge=1, description="Maximum number of hits that Redis stores while the database is not available."
+        1_000_000, ge=1, description="Maximum number of hits that Redis stores until the database is available again."
     )
     base_url: str = Field(
         DEFAULT_BASE_URL,
-        description="Prefix of the short links of applications without a domain. Its path, if it has one, is before each code.",
+        description="First part of the short links of applications without a domain, such as https://go.example. It may contain "
+        "a path.",
     )
     secret: SecretStr = Field(
         SecretStr(""),
-        description="Master secret, at least 32 random characters; empty: the first start creates one in DATA_DIR/secret.",
+        description="Master secret: at least 32 random characters. Empty: the first start creates a secret in the file "
+        "DATA_DIR/secret.",
     )
 
-    host: str = Field("127.0.0.1", description="Address that `serve` listens on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port that `serve` listens on; 0 selects a free port.")
-    workers: int = Field(1, ge=1, le=64, description="Number of processes of one `serve`; more than one requires PostgreSQL.")
+    host: str = Field("127.0.0.1", description="IP address or host name that the command `serve` listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port that the command `serve` listens on. 0: a free port is selected.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of processes that the command `serve` starts. More than one process requires PostgreSQL.",
+    )
     trusted_proxies: tuple[Network, ...] = Field(
-        (), description="Networks of proxies whose X-Forwarded-For header is trusted, separated by commas."
+        (), description="IP networks of proxies whose X-Forwarded-For header is trusted, separated by commas."
     )
 
     connections_per_address: int = Field(
@@ -94,40 +112,50 @@ class Settings(BaseModel):
         "commas; empty: off. Hits from hosting networks are suspected.",
     )
 
-    link_ttl_days: int = Field(90, ge=1, le=3650, description="Days until a link expires, unless the request states a time.")
-    code_bits: int = Field(48, ge=40, le=62, description="Random bits in the code of a link; 48 bits give 10 characters.")
-    batch_limit: int = Field(1000, ge=1, le=100_000, description="Maximum number of recipients or reports in one request.")
+    link_ttl_days: int = Field(
+        90, ge=1, le=3650, description="Days after which a short link expires, unless the request states another time."
+    )
+    code_bits: int = Field(
+        48, ge=40, le=62, description="Number of random bits in the code of a short link. 48 bits give a code of 10 characters."
+    )
+    batch_limit: int = Field(1000, ge=1, le=100_000, description="Maximum number of recipients, or of reports, in one API request.")
     report_wait: float = Field(
         1.0,
         ge=0,
         le=10,
-        description="Seconds that a delivery report waits for its message, because it can arrive before the rewrite is stored.",
+        description="Seconds that a delivery report for an unknown message waits, because it can arrive before the message is "
+        "stored.",
     )
-    body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of a request body in bytes.")
+    body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of the body of an HTTP request in bytes.")
 
     unknown_code_limit: int = Field(
         300,
         ge=0,
         le=1_000_000,
-        description="Requests for unknown codes that a client (an IPv4 address or an IPv6 /64) may send in a minute; more get 429. "
+        description="Maximum number of requests for unknown codes that a client (an IPv4 address or an IPv6 /64) may send in a "
+        "minute; more get 429. "
         "0: no limit. Codes of links are never limited.",
     )
     rejected_credential_limit: int = Field(
         120,
         ge=0,
         le=1_000_000,
-        description="Requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send in a minute; more "
+        description="Maximum number of requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send "
+        "in a minute; more "
         "get 429. 0: no limit. Requests with a valid credential do not count.",
     )
     postback_limit: int = Field(
-        3000, ge=0, le=10_000_000, description="Reports with one postback key in a minute; more get 429. 0: no limit."
+        3000,
+        ge=0,
+        le=10_000_000,
+        description="Maximum number of reports in a minute with one postback key; more get status 429. 0: no limit.",
     )
 
     hit_deadline: float = Field(
-        2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without it."
+        2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without the database."
     )
     hits_waiting: int = Field(
-        100_000, ge=1, description="Maximum number of hits that wait in memory while the database is not available."
+        100_000, ge=1, description="Maximum number of hits that each process keeps in memory until the database is available again."
     )
     ignored_hits_limit: int = Field(
         60,
@@ -140,12 +168,15 @@ class Settings(BaseModel):
     )
 
     delivery_attempts: int = Field(
-        10, ge=1, le=50, description="Maximum number of attempts for a delivery, including the first attempt."
+        10, ge=1, le=50, description="Maximum number of attempts to deliver an event to a tracker, including the first attempt."
     )
-    delivery_timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one attempt may take in total.")
+    delivery_timeout: float = Field(
+        5.0, gt=0, le=60, description="Maximum duration in seconds of one attempt to deliver an event to a tracker."
+    )
     delivery_schedule: tuple[float, ...] = Field(
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
-        description="Seconds between attempts, separated by commas; jitter makes each delay longer, never shorter.",
+        description="Seconds between the attempts of a delivery, separated by commas. Random jitter makes each delay longer, "
+        "never shorter.",
     )
     delivery_proxy: str = Field(
         "",
@@ -153,9 +184,12 @@ class Settings(BaseModel):
         description="HTTP proxy for all requests to trackers, such as http://proxy:3128, with user and password if it needs them. "
         "Its address may be private; the hosts of trackers are still checked. Empty: none.",
     )
-    delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous attempts of one process.")
+    delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous delivery attempts of one process.")
     delivery_slots_per_tracker: int = Field(
-        16, ge=1, le=1024, description="Maximum number of simultaneous attempts for a tracker without its own `concurrency`."
+        16,
+        ge=1,
+        le=1024,
+        description="Maximum number of simultaneous delivery attempts to a tracker that has no `concurrency` of its own.",
     )
     delivery_processes: int = Field(
         0,
@@ -168,18 +202,27 @@ class Settings(BaseModel):
         100.0,
         gt=0,
         le=100_000,
-        description="Maximum deliveries per second to a tracker that has just recovered, until its backlog is empty.",
+        description="Maximum number of deliveries per second to a tracker that works again after failures, until its backlog is "
+        "empty.",
     )
     allow_private_targets: bool = Field(
         False, description="Allow trackers on private and loopback addresses, for development: true or false."
     )
     allow_http_targets: bool = Field(True, description="Allow trackers with http:// URLs in addition to https://: true or false.")
 
-    hit_retention_days: int = Field(365, ge=1, description="Days until hits are deleted.")
-    message_retention_days: int = Field(365, ge=1, description="Days until messages, links and conversions are deleted.")
-    event_retention_days: int = Field(90, ge=8, description="Days until finished events, deliveries and attempts are deleted.")
-    purge_interval: float = Field(60.0, gt=0, description="Seconds between two runs of the purge in the background.")
-    purge_batch: int = Field(50, ge=1, le=10_000, description="Number of rows that the purge deletes in one transaction.")
+    hit_retention_days: int = Field(365, ge=1, description="Days after which a hit on a short link is deleted.")
+    message_retention_days: int = Field(
+        365, ge=1, description="Days after which a message is deleted with its links and conversions."
+    )
+    event_retention_days: int = Field(
+        90, ge=8, description="Days after which an event with its finished deliveries and attempts is deleted."
+    )
+    purge_interval: float = Field(
+        60.0, gt=0, description="Seconds between two runs of the background job that deletes old data (the purge)."
+    )
+    purge_batch: int = Field(
+        50, ge=1, le=10_000, description="Maximum number of rows that the purge of old data deletes in one transaction."
+    )
 
     shutdown_delay: float = Field(
         1.0,

@@ -29,7 +29,7 @@ class ApplicationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     click_events: Literal["first", "every"] = Field(
-        "first", description="Clicks that create a click event: the first click of each link, or every click."
+        "first", description="Which clicks create a click event: the first click on each link (first), or every click (every)."
     )
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
@@ -39,10 +39,12 @@ class ApplicationSettings(BaseModel):
     click_id_param: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_.~-]{1,32}$",
-        description="Name of a query parameter. Redirects add it, with the click id, to every destination. null: none.",
+        description="Name of the query parameter with the click id that redirects add to every destination URL. null: no "
+        "parameter is added.",
     )
     track: Literal["directives", "first_url", "all_urls"] = Field(
-        "directives", description="What a rewrite replaces if the request does not contain `track`."
+        "directives",
+        description="Which URLs of a message are replaced by short links if the request does not contain the field `track`.",
     )
     extra_schemes: tuple[str, ...] = Field(
         (),
@@ -56,7 +58,7 @@ class ApplicationSettings(BaseModel):
         "false: the response contains a warning.",
     )
     fallback_url: str | None = Field(
-        None, description="URL to which expired links redirect. null: they return a short page with status 410."
+        None, description="URL to which expired links redirect. null: an expired link returns a short page with status 410."
     )
     allow_shared_host: bool = Field(
         False,
@@ -64,15 +66,21 @@ class ApplicationSettings(BaseModel):
         "fails with NO_USABLE_DOMAIN. Applications that never had an own domain always use BASE_URL.",
     )
     link_ttl_days: int | None = Field(
-        None, ge=1, le=3650, description="Maximum lifetime of a link in days; limits expires_in. null: no limit of its own."
+        None,
+        ge=1,
+        le=3650,
+        description="Maximum lifetime of a link of this application in days; it limits expires_in. null: no limit.",
     )
     ip_privacy: Privacy | None = Field(
-        None, description="How much of a recipient's IP address is stored, if less than IP_PRIVACY: full, short or none."
+        None,
+        description="How much of a recipient's IP address is stored: full, short or none. It applies if it is less than "
+        "IP_PRIVACY.",
     )
 
     confirm_clicks: Literal["off", "suspicious", "always"] = Field(
         "off",
-        description="A page with one button in place of the redirect, so that only people count: for hits that do not come from a "
+        description="A confirmation page with one button instead of the redirect, so that only people count: for hits that do "
+        "not come from a "
         "person (suspicious), or for every hit (always).",
     )
 
@@ -82,14 +90,16 @@ class ApplicationSettings(BaseModel):
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Hits earlier than this many seconds after SENT are suspected. null: off.",
+        description="Hits on a link less than this number of seconds after its message was SENT are suspected of automation. "
+        "null: off.",
     )
     min_seconds_after_delivered: float | None = Field(
         None,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Hits earlier than this many seconds after DELIVERED are suspected. null: off.",
+        description="Hits on a link less than this number of seconds after its message was DELIVERED are suspected of "
+        "automation. null: off.",
     )
     sender_rules: Literal["warn", "reject"] = Field(
         "warn",
@@ -105,10 +115,11 @@ class ApplicationSettings(BaseModel):
         None,
         ge=1,
         le=1_000_000,
-        description="Hits of an IP address that opens links of more recipients than this in a minute are suspected. null: off.",
+        description="Hits of an IP address that opens links of more recipients than this in a minute are suspected of "
+        "automation. null: off.",
     )
     all_links_within_second: bool = Field(
-        False, description="true: hits that open all links of a message within one second are suspected."
+        False, description="true: hits that open all links of a message within one second are suspected of automation. false: off."
     )
     retract_clicks: bool = Field(
         False,

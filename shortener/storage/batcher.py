@@ -98,9 +98,8 @@ class Batcher(Generic[Item, Result]):
     """Queues items and writes them in batches, one transaction each.
 
     A batch has at least `min_items` items, if that many wait, and at most `max_items`. A unique index may reject a batch
-    `max_clashes` times
-    before its items are written one by one. With `gives_up_early`, the batcher stops writing items one by one after MAX_PROBES
-    failures in a row."""
+    `max_clashes` times before its items are written one by one. With `gives_up_early`, the batcher stops writing items one by one
+    after MAX_PROBES failures in a row."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""Checkpoints of the SQLite WAL in a thread of their own, so that the writer does not wait for them.
+"""Checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
 
 The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
-WAL. It
-starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
+WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
 reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits, and its
 next commit restarts the WAL from the beginning. SQLite makes the file durable only then. The thread calls fdatasync after each of
 its checkpoints, so the writer has little left to wait for.

@@ -1,4 +1,4 @@
-"""The first schema"""
+"""Create the first schema"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Index fewer events by message"""
+"""Replace the index of events by message with one that contains fewer events"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Keep room in a message for its first click"""
+"""Add a column that reserves space in a message for its first click"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Keep what was clicked of a message in a table of its own"""
+"""Move the clicks of messages to the table first_clicks"""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -25,7 +25,7 @@ def upgrade() -> None:
         "INSERT INTO first_clicks (id, at, hit_id, links) SELECT id, clicked_at, click_hit_id, clicked_links FROM messages "
         "WHERE clicked_at IS NOT NULL OR clicked_links <> 0 ORDER BY id"
     )
-    # A message keeps what it was just before its click.
+    # The state of a message becomes the state that it had before its click.
     op.execute("UPDATE messages SET state = coalesce(previous_state, 0) WHERE clicked_at IS NOT NULL")
     for column in ("previous_state", "clicked_at", "click_hit_id", "clicked_links", "room"):
         op.drop_column("messages", column)

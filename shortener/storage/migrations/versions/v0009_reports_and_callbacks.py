@@ -1,4 +1,4 @@
-"""Callback secrets of applications, client certificates of trackers, announced expiries of keys, early hits"""
+"""Add callback secrets of applications, client certificates of trackers, announced expiries of keys, early hits"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Changes of links, paths and defaults of domains, and the permissions of existing API keys"""
+"""Add changes of links, paths and defaults of domains; extend the permissions of existing API keys"""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -12,7 +12,7 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-#: The permissions before this migration. A key that had all of them keeps all permissions.
+#: All permissions before this migration. An API key that had all of them gets the new permissions too.
 _OLD_PERMISSIONS = {"sms.send", "sms.read", "trackers.write"}
 _NEW_PERMISSIONS = {"trackers.read", "links.write", "privacy.erase", "privacy.reveal", "admin"}
 
@@ -65,7 +65,7 @@ def upgrade() -> None:
 
 
 def _extend_permissions() -> None:
-    """Give all permissions to keys that had all, and reading of trackers to keys that could change trackers."""
+    """Give the new permissions to API keys that had all permissions, and reading of trackers to keys that could change trackers."""
     connection = op.get_bind()
     keys = sa.table("api_keys", sa.column("id", sa.Integer), sa.column("permissions", sa.Text))
     for key in connection.execute(sa.select(keys)).all():

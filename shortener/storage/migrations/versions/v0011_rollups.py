@@ -1,4 +1,4 @@
-"""Rolled-up counts, rows for lists"""
+"""Add rolled-up counts and link sets"""
 
 # Tested by tests/storage/test_migrate.py
 

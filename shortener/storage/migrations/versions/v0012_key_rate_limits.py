@@ -1,4 +1,4 @@
-"""A rate limit for each API key"""
+"""Add a rate limit for each API key"""
 
 # Tested by tests/storage/test_migrate.py
 
