@@ -196,7 +196,7 @@ class _Parser:
         self.warnings.append(f"{name}: {text}")
 
     def _text(self, name: str, value: Any) -> str | None:
-        """Return the value of a known parameter as text. A value of another type is stored as metadata, or rejected in an id."""
+        """Return the value of a known parameter as text. A list or object is stored as metadata, or rejected if it is an id."""
         if isinstance(value, RepeatedValues):
             given = list(dict.fromkeys(text for one in value if (text := self._text(name, one)) is not None))
             if len(given) > 1:
@@ -312,7 +312,7 @@ class _Parser:
             name = _storable(name)
             try:
                 value = _storable(value)
-                sizes[name] = len(orjson.dumps({name: value})) - 1  # without one of the braces, with a comma
+                sizes[name] = len(orjson.dumps({name: value})) - 1  # the size of the entry with a comma and without braces
             except (TypeError, RecursionError):
                 self.warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")
                 continue

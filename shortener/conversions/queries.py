@@ -192,8 +192,8 @@ def find_revisions(connection: Connection, conversions: Sequence[int]) -> dict[i
     return found
 
 
-# Stored column values: row id, hit_id, status, disposition, value, currency, metadata, warnings, revision, updated_at, latest_at,
-# counted_as.
+# The columns of an updated row: row id, hit_id, status, disposition, value, currency, metadata, warnings, revision, updated_at,
+# latest_at, counted_as.
 _COLUMNS = (
     ("hit_id", "bigint"),
     ("status", "text"),

@@ -92,7 +92,7 @@ def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> boo
 
 
 def public_suffix(host: str) -> str | None:
-    """Return the public suffix of a host from the ICANN section of the Public Suffix List, in lower case; None without one."""
+    """Return the public suffix of a host from the ICANN section of the Public Suffix List, in lower case; None if it has none."""
     suffix: str | None = _public_suffixes().publicsuffix(host)
     return suffix
 

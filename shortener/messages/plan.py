@@ -32,7 +32,7 @@ from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, fill
 
 #: The maximum number of links in one message, because the column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
-#: The longest lifetime of a link that a request may choose.
+#: A request may choose a lifetime of links of at most this length.
 MAX_LIFETIME = timedelta(days=3650)
 
 
@@ -57,12 +57,12 @@ class RewriteItem:
     campaign: str = ""
     source: Literal["api", "campaign"] = "api"
     mt_price: Decimal | None = None
-    expires_in: int | None = None  # seconds
+    expires_in: int | None = None  # the lifetime of the links in seconds
     expires_at: datetime | None = None
     fallback_url: str | None = None
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
-    domain: str = ""  # the host of one of the application's own domains; "": its default domain
+    domain: str = ""  # the host of an own domain of the application; "" stands for its default domain
     opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
     skip_invalid: bool = False
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
@@ -97,7 +97,7 @@ class LinkHosts(Protocol):
 
     @property
     def shared_host(self) -> str:
-        """The host of BASE_URL, with its port unless it is the default."""
+        """The host of BASE_URL, with the port unless it is the default port of the scheme."""
         ...
 
     @property
@@ -345,7 +345,7 @@ def _plan_item(
 def _plan_expiry(
     application: Application, item: RewriteItem, now: datetime, limits: RewriteLimits, reject: Callable[..., None]
 ) -> datetime:
-    """Return the time at which the links expire. The application's maximum shortens a longer lifetime without an error."""
+    """Return the time at which the links expire. A lifetime above the maximum of the application is shortened."""
     days = application.settings.link_ttl_days
     longest = timedelta(days=days) if days else None
     if item.expires_at is not None and item.expires_in is not None:

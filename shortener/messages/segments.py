@@ -24,8 +24,8 @@ _MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # UTF-16 units in the only segment o
 _TABLE = "\0" + _BASIC + _EXTENSION
 _MAP = codecs.charmap_build(_TABLE.ljust(256, "\ufffe"))
 _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
-# Translation tables with a 1 for each byte that starts a pair: an extension character (escape septet and character), and the high
-# byte of a high surrogate.
+# These translation tables map each byte that starts a pair to 1. A pair is an extension character (two septets) or two surrogates
+# (two UTF-16 units), of which the first begins with one of these bytes.
 _GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
 _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
 

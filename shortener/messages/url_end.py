@@ -59,7 +59,7 @@ def find_end(body: str, start: int, rest: int) -> int:
 
 
 def _scan(body: str, start: int, rest: int) -> int:
-    """Return the position of the first character after `rest` that cannot be a part of the URL."""
+    """Return the position of the first character from `rest` on that cannot be a part of the URL."""
     before = body[start - 1 : start] if start else ""
     in_query = False
     after_word = False  # the previous character is an ASCII letter or digit, or punctuation after one
@@ -120,7 +120,7 @@ def _continues(body: str, position: int, character: str, category: str, after_wo
     """Return whether a non-ASCII character is a part of the URL that precedes it."""
     previous = body[position - 1]
     if category[0] == "L":
-        if "\uff00" <= character <= "\uffef":  # half-width and full-width forms
+        if "\uff00" <= character <= "\uffef":  # half-width and full-width characters
             return False
         if _is_latin(character):
             return previous.isascii() or unicodedata.category(previous)[0] in "LM" or previous in "’·"

@@ -8,7 +8,7 @@ Several requests share one transaction. For each request, `RewriteWriter` decide
 4. Create the texts of the repeats from their stored rows, and create the new messages.
 
 So a repeat gets its first response even if the request would be invalid now. If a unique index rejects the transaction (equal
-codes, or a race with another process for a message_id), the caller runs it again, and it mints new codes.
+codes, or a race with another process for a message_id), the caller runs it again with new codes.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Batch:
         self._links = queries.find_links(connection, [message.row_id for message in self._messages.values()])
 
     def respond(self, request: PlannedRequest) -> Response:
-        """Return the response to a request, and add its rows. Raise ApiError without adding any row."""
+        """Return the response to a request and collect its new rows. Raise ApiError, without new rows, if it is rejected."""
         application_id, key = request.application.id, request.idempotency_key
         stored = None if key is None else self._responses.get((application_id, key))
         if stored is not None:

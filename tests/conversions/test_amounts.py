@@ -86,7 +86,7 @@ def test_a_text_that_is_not_a_number_or_has_two_meanings_is_rejected_as_an_amoun
         parse_amount(text)
 
 
-def test_an_ambiguous_or_rounded_amount_has_a_warning() -> None:
+def test_an_ambiguous_or_rounded_amount_causes_a_warning() -> None:
     assert "separates thousands" in parse_amount("1,234").warning
     assert "rounded" in parse_amount("0.12345678").warning
     assert parse_amount("29.990000000000002").warning == ""

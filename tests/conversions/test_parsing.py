@@ -199,7 +199,7 @@ def test_a_report_with_long_texts_or_nul_characters_is_accepted() -> None:
     assert len(report.warnings) == 2
 
 
-# Metadata
+# Metadata of conversion reports
 
 
 def test_the_metadata_of_a_report_is_stored_unchanged() -> None:
@@ -228,7 +228,7 @@ def test_metadata_of_many_or_nested_parameters_is_cut_to_4_kib_of_json() -> None
     assert any(warning.startswith("deep:") for warning in report.warnings)
 
 
-def test_credentials_are_removed_from_stored_parameters() -> None:
+def test_credentials_are_removed_from_the_stored_parameters_of_a_report() -> None:
     key = "tt_" + "a" * 43
     assert parse(message_id="m", note=f"token {key}").metadata == {"note": f"token {REMOVED}"}
     refused = storable_parameters({"token": "x", "api_key": "y", "a": key, "sub": RepeatedValues(["1", "2"])})

@@ -51,7 +51,7 @@ async def test_conversions_are_found_by_message_action_and_transaction_id(databa
     assert found == {key: StoredConversion(conversion, None, NOON, None, latest)}
 
 
-async def test_an_insert_skips_conversions_whose_key_exists_and_returns_the_number_of_new_rows(database: Database) -> None:
+async def test_the_insert_statement_skips_stored_conversions_and_returns_the_number_of_new_rows(database: Database) -> None:
     def build(connection: Connection) -> int:
         rows = Rows(connection)
         message = rows.message(NOON)

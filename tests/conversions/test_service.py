@@ -137,7 +137,7 @@ async def test_the_same_transaction_id_for_two_messages_creates_two_conversions(
     assert (first.message_id, second.message_id, second.duplicate) == ("m-1", "m-2", False)
 
 
-async def test_a_hundred_concurrent_reports_of_one_conversion_record_it_once(service: Service, message: Message) -> None:
+async def test_a_hundred_concurrent_reports_of_one_conversion_store_one_conversion(service: Service, message: Message) -> None:
     recorded = await asyncio.gather(*(service.conversions.ingest(1, SALE) for _ in range(100)))
     assert [one.duplicate for one in recorded].count(False) == 1
     assert len({one.conversion_id for one in recorded}) == 1
@@ -206,7 +206,9 @@ async def test_the_click_id_of_another_system_beside_a_valid_message_id_is_store
         assert (await rows(service.database, schema.conversions))[-1].metadata == {"sub": "1", "click_id": click_id}
 
 
-async def test_the_message_id_is_sufficient_if_the_hit_of_the_click_id_is_purged(service: Service, message: Message) -> None:
+async def test_a_report_with_a_message_id_is_accepted_although_the_hit_of_its_click_id_was_purged(
+    service: Service, message: Message
+) -> None:
     purged = service.click_ids.encode(service.ids())
     assert await rejection(service, ConversionReport(NOON, click_id=purged)) is ErrorCode.MESSAGE_NOT_FOUND
     await service.conversions.ingest(1, replace(SALE, click_id=purged))

@@ -118,7 +118,7 @@ async def test_an_update_of_a_conversion_is_counted_at_the_time_of_the_first_rep
     await assert_counts_agree(service.database)
 
 
-# Repeats and conflicts
+# Repeated and conflicting conversion reports
 
 
 async def test_a_report_that_equals_an_earlier_revision_changes_nothing(service: Service, clock: Clock) -> None:
@@ -207,7 +207,7 @@ async def test_the_event_of_a_revision_has_the_values_of_that_revision(service: 
     assert {(one["action"], one["transaction_id"]) for one in facts} == {("Sale", "Order-1")}
 
 
-# Races
+# Concurrent conversion reports
 
 
 def another_process(service: Service, clock: Clock, number: int) -> Conversions:

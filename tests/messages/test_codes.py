@@ -32,7 +32,7 @@ def test_every_code_equals_the_result_of_hashids_and_all_codes_have_the_same_len
     assert CODE_PATTERN.match(code)
 
 
-def test_the_same_random_source_produces_the_same_codes() -> None:
+def test_the_same_random_numbers_produce_the_same_codes() -> None:
     first, second = (Codes(SALT, randbits=random.Random(7).getrandbits) for _ in range(2))
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 

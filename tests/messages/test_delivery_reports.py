@@ -137,7 +137,7 @@ async def test_a_second_report_of_the_newest_state_corrects_the_reason_code_and_
     assert not same.changed
 
 
-# Clicks
+# Delivery reports of clicked messages
 
 
 async def test_a_report_of_delivery_after_a_click_stores_everything_except_the_state(service: Service, message: Message) -> None:

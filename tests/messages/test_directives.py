@@ -237,7 +237,7 @@ def test_several_directives_are_returned_in_text_order() -> None:
     assert [body[d.start : d.end][:6] for d in directives] == ["#track"] * 3
 
 
-def test_more_directives_than_the_maximum_are_rejected() -> None:
+def test_a_text_with_too_many_directives_is_rejected() -> None:
     body = '#track("u") ' * MAX_DIRECTIVES
     assert len(find_directives(body)) == MAX_DIRECTIVES
     error = rejection(body + '#track("u")')

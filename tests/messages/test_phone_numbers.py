@@ -95,7 +95,7 @@ def test_a_search_text_that_is_not_a_phone_number_is_not_changed() -> None:
         "+" + "1" * 10_000,
     ],
 )
-def test_a_text_that_is_not_an_e164_number_is_rejected_with_a_short_reason(to: str) -> None:
+def test_a_text_that_is_not_a_phone_number_is_rejected_with_a_reason(to: str) -> None:
     with pytest.raises(PhoneNumberError, match=r"is not an E\.164 number") as caught:
         parse_number(to)
     assert len(caught.value.reason) < 150

@@ -104,7 +104,7 @@ def test_only_a_request_with_an_idempotency_key_or_its_own_message_ids_can_be_a_
     assert plan(item(), key="key").may_be_repeat
 
 
-# Content
+# Content hash of a message
 
 
 def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_except_generated_ids() -> None:
@@ -126,7 +126,7 @@ def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_e
     assert content_hash(metadata={"a": 1, "b": 2}) == content_hash(metadata={"b": 2, "a": 1})
 
 
-# Expiry
+# Expiry of links
 
 
 def test_the_lifetime_of_a_link_comes_from_the_request_the_application_or_the_installation() -> None:
@@ -163,7 +163,7 @@ def test_the_first_representable_time_is_rejected_as_a_link_expiry() -> None:
     assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be in the future")
 
 
-# Destinations
+# Destinations and fallback URLs of links
 
 
 @pytest.mark.parametrize("field", ["body", "fallback_url"])
@@ -218,12 +218,12 @@ def test_a_request_without_a_track_mode_uses_the_track_mode_of_the_application()
         assert len(only(item(body, track=track), application=application(track="all_urls")).plan.links) == count
 
 
-def test_every_malformed_directive_of_a_text_is_rejected() -> None:
+def test_the_position_of_every_malformed_directive_is_reported() -> None:
     details = rejection(item('#track() and ＃track("https://x.example/") and #trackurl("u")')).details
     assert [detail.position for detail in details] == [7, 13, 59]
 
 
-def test_more_than_thirty_links_in_one_message_are_rejected_at_the_first_excess_link() -> None:
+def test_a_message_with_more_than_thirty_links_is_rejected_with_the_position_of_the_next_link() -> None:
     urls = [f"https://x.example/{number:02}" for number in range(MAX_LINKS + 1)]
     (detail,) = rejection(item(" ".join(urls), track="all_urls")).details
     assert detail.position == len(" ".join(urls[:MAX_LINKS])) + 1

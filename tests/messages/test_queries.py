@@ -11,7 +11,7 @@ from tests.conftest import NOON
 from tests.rows import Rows
 
 
-async def test_messages_are_found_by_application_and_message_id(database: Database) -> None:
+async def test_stored_messages_are_found_by_application_and_message_id(database: Database) -> None:
     def build(connection: Connection) -> int:
         rows = Rows(connection)
         row = rows.message(NOON, message_id="m-1", request_id="r-1", content_hash="hash")

@@ -113,7 +113,7 @@ async def test_an_invalid_request_without_idempotency_key_and_message_ids_is_rej
         await rewrite(service, item("#track(", message_ids=("m-1",)))
 
 
-# Concurrency
+# Concurrent rewrite requests
 
 
 async def test_concurrent_requests_with_the_same_message_id_create_one_message(service: Service) -> None:
@@ -141,7 +141,7 @@ async def test_two_processes_with_the_same_message_ids_create_each_message_once(
     assert await stored(services[0]) == (20, 20)
 
 
-async def test_a_rejected_request_does_not_affect_requests_in_the_same_commit(service: Service) -> None:
+async def test_a_rejected_rewrite_request_does_not_affect_other_requests_in_the_same_transaction(service: Service) -> None:
     await rewrite(service, item(message_ids=("m-1",)))
     results = await asyncio.gather(
         rewrite(service, item()),
@@ -168,7 +168,7 @@ async def test_new_links_are_in_the_link_cache_before_the_response_is_returned(
     assert cached == [message["links"][0]["code"]]
 
 
-# Limits and hosts
+# Limits of requests, and hosts that links must not lead to
 
 
 async def test_a_link_or_fallback_that_leads_to_a_host_of_the_installation_is_rejected(service: Service) -> None:

@@ -19,7 +19,7 @@ def texts(body: str, found: list[Span] | None) -> list[str]:
     ("track", "expected"),
     [("directives", [DIRECTIVE]), ("first_url", [DIRECTIVE]), ("all_urls", ["www.a.com", DIRECTIVE, "b.com/x"])],
 )
-def test_the_track_mode_decides_which_urls_are_found_beside_directives(track: TrackMode, expected: list[str]) -> None:
+def test_the_track_mode_decides_which_plain_urls_are_found_in_addition_to_directives(track: TrackMode, expected: list[str]) -> None:
     body = f"www.a.com {DIRECTIVE} b.com/x"
     assert texts(body, find_spans(body, track)) == expected
 
@@ -43,7 +43,7 @@ def test_replace_spans_rejects_a_number_of_replacements_that_differs_from_the_nu
         replace_spans(DIRECTIVE, find_spans(DIRECTIVE, "directives"), [])
 
 
-# Stored links
+# Search for the spans of stored links
 
 
 def test_stored_links_are_located_at_the_spans_that_they_replaced() -> None:
