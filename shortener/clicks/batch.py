@@ -40,13 +40,13 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
-# Plain integers: an operation on enum flags costs microseconds, and every hit needs several.
+# These are plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
 _LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
-# Module constants: the look-up of an enum member costs more than the comparison.
+# These are module constants, because the look-up of an enum member takes longer than the comparison.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
 
@@ -262,7 +262,7 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        counts: dict[tuple[int, int, str, int, int], int] = {}  # the arguments of `CountDelta.add_slots`
+        counts: dict[tuple[int, int, str, int, int], int] = {}  # number of hits, by the arguments of `CountDelta.add_slots`
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at

@@ -149,7 +149,7 @@ class DeviceCounter:
             for metric in device_metrics(user_agent):
                 delta.add_slots(cohort, slot, metric, sent, link_set, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
-                await asyncio.sleep(0)  # lets other tasks run
+                await asyncio.sleep(0)  # lets other tasks run before the next slice of user agents
         is_stored = await self._database.write(self.store, page, delta)
         return page.hits if is_stored and page.hits == PAGE_HITS else 0
 

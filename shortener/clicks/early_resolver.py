@@ -1,7 +1,7 @@
 """The early resolver: it resolves hits before their transaction, from the link cache or with a plain read of the database.
 
 Both ways have time limits, because Redis and the database may accept a connection and never respond. The functions raise no
-errors: a hit that cannot be resolved keeps the resolution None.
+errors. If a hit cannot be resolved, its resolution is None.
 """
 # Tested by tests/clicks/test_hit_writer.py, tests/clicks/test_hit_spool.py
 

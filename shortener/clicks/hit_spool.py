@@ -51,7 +51,7 @@ class HitSpool:
         self._limit = limit
         self._now_ms = now_ms
         self.depth = 0
-        self.oldest_at: int | None = None  # ms since 1970
+        self.oldest_at: int | None = None  # time of the oldest hit, in milliseconds since 1970; None if the stream is empty
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Add the state of the stream to /metrics."""

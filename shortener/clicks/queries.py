@@ -46,7 +46,7 @@ class LinkRow(NamedTuple):
     link_set: int = 0  # id in schema.link_sets; 0 for a link that was created before link sets existed
 
 
-#: The clicks of a batch on one message: message, at, hit_id, bits. `bits`: the clicked links by position; at, hit_id: the
+#: The clicks of a batch on one message: (message, at, hit_id, bits). `bits` has one bit for each clicked link; at, hit_id: the
 #: earliest click.
 Claim = tuple[int, int, int, int]
 

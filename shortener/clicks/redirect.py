@@ -69,7 +69,7 @@ _CONFIRMATION_HEADERS = [
     ),
 ]
 RETRY_AFTER_SECONDS = b"2"
-#: The host of a request with several Host headers (RFC 9112 requires the response 400). No host contains a comma.
+#: The host that stands for several Host headers. RFC 9112 requires the response 400. No real host contains a comma.
 AMBIGUOUS_HOST = b","
 
 #: A response: its status, headers and body.

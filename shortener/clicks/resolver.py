@@ -19,7 +19,7 @@ from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict
 from shortener.urls import append_param, fill_placeholders
 
-# Plain integers: an operation on enum flags costs microseconds, and every hit needs several.
+# These are plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
 
 

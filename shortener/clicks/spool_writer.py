@@ -91,7 +91,7 @@ class SpoolWriter:
     async def _run(self, hits: Sequence[WaitingHit], own: int, work: Coroutine[None, None, None]) -> None:
         try:
             await work
-        except Exception:  # the hits stay in memory
+        except Exception:  # the hits stay in memory after an unexpected error
             log.exception("spool_write_failed", hits=len(hits))
             self._keep_in_memory(hits)
         finally:

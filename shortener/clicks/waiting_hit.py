@@ -33,7 +33,7 @@ class WaitingHit:
     is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer need not keep it
     is_settled: bool = False  # the hit need not be written: it is in the spool, or no link has its code
     is_suspect: bool = False  # the database rejected the hit and then accepted another one
-    is_refused: bool = False  # the response was 503: the hit must not be stored
+    is_refused: bool = False  # the response was 503, so the hit must not be stored
 
     @property
     def is_obsolete(self) -> bool:

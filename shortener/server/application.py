@@ -44,7 +44,7 @@ DOMAIN_CHECK = "/internal/domain-check"
 
 
 class HttpApplication:
-    """The ASGI application of one process."""
+    """The ASGI application of one process. It responds to redirects and passes other requests to Starlette."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

@@ -3,8 +3,8 @@
 Each connection has one timer. Every few seconds, it checks what the server waits for, so that requests need no timers of their
 own.
 
-- Between two requests, the client has KEEP_ALIVE seconds (default 5), counted from the last response. Bytes that do not begin a
-  request, such as empty lines or the rest of a discarded body, do not extend this time.
+- Between two requests, the client has `keep_alive` seconds, counted from the last response. The default of uvicorn is 5 seconds.
+  Bytes that do not begin a request, such as empty lines or the rest of a discarded body, do not extend this time.
 - The head of a request must be complete within one such period after it began.
 - A body must be complete within REQUEST_TIMEOUT, plus one second for each 64 KiB that have arrived.
 - The connection is closed if the client reads less than 1 KiB of a response per second during REQUEST_TIMEOUT.
@@ -66,7 +66,7 @@ class ClientTimer:
             return period if self._reads_fast_enough(now) else None
         self._unread_since = None
         if connection.is_reading_body:
-            if connection.flow.read_paused:  # the application is slower than the client
+            if connection.flow.read_paused:  # the application reads more slowly than the client sends
                 connection.body_began = now
                 return period
             limit = self._request_timeout + connection.body_bytes / BODY_BYTES_PER_SECOND

@@ -40,8 +40,8 @@ log = structlog.get_logger(__name__)
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request
 _MAX_PATH_BYTES = 256  # maximum length of the path of a domain, a code, and characters that programs add
-#: Bytes of a body that the server reads and discards after its response. A client that sends a whole body before it reads anything
-#: would otherwise not receive the response, for example 413.
+#: The maximum number of bytes of a body that the server reads after its response. A client that sends a whole body before it reads
+#: would otherwise not receive a response such as 413.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 

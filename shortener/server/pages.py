@@ -23,7 +23,7 @@ _CACHE_SECONDS = 86400
 
 
 class Page(NamedTuple):
-    """A complete response."""
+    """A complete response: its status, its body, its media type and further headers."""
 
     status: int
     body: bytes

@@ -16,18 +16,18 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        # The peer is not a trusted proxy: the header is ignored.
+        # The peer is not a trusted proxy, so X-Forwarded-For is ignored.
         ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
         ("203.0.113.7", "", "203.0.113.7"),
         ("2001:db8:1::7", "198.51.100.1", "2001:db8:1::7"),
-        # The peer is a trusted proxy: the right-most address that is not a trusted proxy is the client.
+        # The peer is a trusted proxy, so the client is the right-most address that is not a trusted proxy.
         ("10.0.0.1", "203.0.113.7", "203.0.113.7"),
         ("10.0.0.1", "1.2.3.4, 203.0.113.7", "203.0.113.7"),
         ("10.0.0.1", "1.2.3.4, 203.0.113.7, 10.9.9.9", "203.0.113.7"),
         ("10.0.0.1", "nonsense, 203.0.113.7,10.9.9.9", "203.0.113.7"),
         ("2001:db8:ffff::1", "2001:db8:2::9", "2001:db8:2::9"),
         ("::ffff:10.0.0.1", "203.0.113.7", "203.0.113.7"),
-        # All addresses are trusted proxies: the left-most one is the client.
+        # All addresses are trusted proxies, so the client is the left-most address.
         ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
         ("10.0.0.1", "", "10.0.0.1"),
         # An entry of X-Forwarded-For may have a port, brackets, a zone or the IPv4-mapped form.
@@ -89,6 +89,6 @@ def test_the_privacy_setting_full_stores_the_whole_address_and_none_stores_no_ad
 
 
 @given(st.ip_addresses())
-def test_shortening_an_address_twice_changes_nothing(address: object) -> None:
+def test_shortening_an_address_twice_gives_the_same_result_as_once(address: object) -> None:
     short = shorten_address(str(address), "short")
     assert shorten_address(short, "short") == short

@@ -33,7 +33,7 @@ ALL_KINDS = [(verdict, HitFlag(flags)) for verdict in Verdict for flags in range
         (Verdict.IGNORED, HitFlag.LATE, "late_hits"),
     ],
 )
-def test_a_hit_counts_as_one_metric_or_not_at_all(verdict: Verdict, flags: HitFlag, metric: str | None) -> None:
+def test_each_hit_is_counted_as_one_metric_or_is_not_counted(verdict: Verdict, flags: HitFlag, metric: str | None) -> None:
     assert hit_metric(verdict, flags) == metric
 
 

@@ -178,9 +178,7 @@ async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_f
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_database_that_hangs_starts_an_outage_after_the_deadline_and_its_late_commit_counts_once(
-    service: Service, node: Node
-) -> None:
+async def test_a_database_that_hangs_causes_an_outage_and_hits_of_its_late_commit_count_once(service: Service, node: Node) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
     await service.database.write(lambda connection: connection.execute(schema.count_deltas.delete()))
     node.store.go.clear()
@@ -261,7 +259,7 @@ async def test_spooled_hits_are_stored_with_their_verdict_and_their_time_of_arri
     ]
 
 
-async def test_the_spool_contains_the_address_only_as_the_application_may_store_it(
+async def test_the_spool_contains_only_the_part_of_the_client_address_that_the_application_may_store(
     service: Service, node: Node, clock: Clock, redis_server: RedisProcess
 ) -> None:
     await service.database.write(update_application, 1, {"ip_privacy": "none"}, clock())
@@ -277,7 +275,9 @@ async def test_the_spool_contains_the_address_only_as_the_application_may_store_
     assert [one.address for one in await rows(service, schema.hits)] == [""]
 
 
-async def test_a_disabled_application_or_link_gets_no_redirect_from_the_cache(service: Service, node: Node, clock: Clock) -> None:
+async def test_a_link_that_is_disabled_itself_or_by_its_application_is_not_redirected_from_the_cache(
+    service: Service, node: Node, clock: Clock
+) -> None:
     (code,) = await send(service)
     (other,) = await send(service)
     await service.cache.invalidate([other])
@@ -361,7 +361,7 @@ async def test_hits_that_the_spool_rejects_wait_in_memory_up_to_waiting_limit(
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_spooled_hits_survive_a_kill_of_redis(service: Service, node: Node, redis_server: RedisProcess) -> None:
+async def test_spooled_hits_are_not_lost_if_redis_is_killed(service: Service, node: Node, redis_server: RedisProcess) -> None:
     (code,) = await send(service)
     node.disconnect()
     await asyncio.gather(*(node.click(code) for _ in range(20)))
@@ -413,7 +413,7 @@ async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
     ]
 
 
-# the database rejects the first value; the second is too large for the encoder of spool entries
+# The database rejects the first value; the second is too large for the encoder of spool entries
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
 async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_others_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
@@ -566,7 +566,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_waitin
 
 
 async def redis_is_up(service: Service) -> None:
-    """Return when the client notices that Redis responds again."""
+    """Wait until the client detects that Redis responds again."""
     assert service.redis is not None
     async with asyncio.timeout(PATIENCE):
         while not (service.redis.is_up and await service.redis.ping()):

@@ -142,7 +142,7 @@ async def test_a_hit_that_gets_503_during_its_transaction_rolls_the_batch_back(s
 
 
 @pytest.mark.parametrize("error", [programming_error(), RuntimeError("odd"), StoreUnavailable("down")])
-async def test_writes_that_fail_before_their_transaction_leave_the_recorder_working(service: Service, error: Exception) -> None:
+async def test_the_recorder_continues_after_writes_that_fail_before_their_transaction(service: Service, error: Exception) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (database, recorder):
         database.write_error = error
@@ -197,7 +197,7 @@ async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_calls_on_ev
 
 
 @pytest.mark.parametrize("clicks", [1, 3, 30])
-async def test_hits_wait_while_the_database_rejects_every_hit(service: Service, clicks: int) -> None:
+async def test_hits_wait_in_memory_while_the_database_rejects_every_hit(service: Service, clicks: int) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (_, recorder):
         async with hits_table_away(service):

@@ -383,7 +383,7 @@ def test_metrics_contain_every_classification_rule_with_the_value_0_from_the_sta
 # Hits while the database is unavailable.
 
 
-async def test_redirects_are_sent_after_the_deadline_and_hits_are_stored_when_the_database_is_back(service: Service) -> None:
+async def test_without_a_database_redirects_are_sent_after_the_deadline_and_hits_are_stored_later(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service)
     store.refuse_writes = True
@@ -466,7 +466,7 @@ async def test_a_suspected_hit_on_an_opt_out_link_creates_a_click_event(service:
     assert [message.state for message in await rows(service, messages_now)] == [State.CREATED]
 
 
-async def test_a_url_in_the_message_can_mark_its_link_as_an_opt_out_link(service: Service) -> None:
+async def test_the_field_opt_out_can_mark_a_link_by_its_destination_url(service: Service) -> None:
     (code,) = await send(service, '#track("https://x.example/stop")', opt_out=("https://x.example/stop",))
     await service.recorder.record(hit(service, code))
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))

@@ -54,7 +54,7 @@ async def test_a_click_is_redirected_with_headers_against_caching_and_indexing(c
         ("HTTPS://X.Example/A{b}|c?d=[1]&e=+%2B", "https://x.example/A{b}|c?d=[1]&e=+%2B"),
     ],
 )
-async def test_the_location_is_ascii_and_otherwise_unchanged(client: httpx.AsyncClient, url: str, location: str) -> None:
+async def test_the_location_header_is_the_destination_encoded_as_ascii(client: httpx.AsyncClient, url: str, location: str) -> None:
     assert (await client.get(await create_link(client, url), headers=PHONE_HEADERS)).headers["location"] == location
 
 
@@ -340,7 +340,7 @@ async def test_conversions_are_recorded_after_the_link_expired_or_was_disabled(
     assert await event_topics(service) == [Topic.CONVERSION]
 
 
-async def test_hits_of_machines_do_not_use_up_the_first_click(client: httpx.AsyncClient, service: Service) -> None:
+async def test_suspected_and_ignored_requests_do_not_use_up_the_first_click(client: httpx.AsyncClient, service: Service) -> None:
     path = await create_link(client)
     for agent in (
         "curl/8.9.1",

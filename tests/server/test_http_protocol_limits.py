@@ -158,7 +158,7 @@ async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(s
             with contextlib.suppress(ConnectionError):
                 while True:
                     writer.write(more[:1] if more == b"\r\n" else more)
-                    await asyncio.sleep(0.05)  # the pace of a client that holds its connection
+                    await asyncio.sleep(0.05)  # the pace of a client that tries to keep its connection open
 
         sender = asyncio.create_task(send_on()) if more == b"\r\n" else None
         writer.write(more)
@@ -258,7 +258,7 @@ async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limi
 
 
 async def test_a_connection_above_the_limit_of_its_address_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the limit applies to loopback addresses too
+    # The limit applies to loopback addresses too.
     monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)
     async with run_server(service) as server:
         server.config.connection_limits.per_address = 3

@@ -116,7 +116,8 @@ class RecentAddresses:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()  # oldest first
+        # Latest time of each (address, recipient), oldest first.
+        self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()
         self._recipients: dict[Hashable, int] = {}  # number of recipients in the pairs of _seen, by address
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
@@ -148,7 +149,8 @@ class RecentLinks:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()  # by message, oldest first
+        # Time of the latest hit and times by link, by message, oldest first.
+        self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()
 
     def add(self, message: int, link: int, at: datetime) -> None:
         """Record that `link`, one of the links of `message`, was opened at `at`."""

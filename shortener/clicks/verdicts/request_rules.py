@@ -63,7 +63,7 @@ def _prefetch(request: RequestTraits) -> str | None:
     return f"the request is a {found[0].lower()}" if found else None
 
 
-# --- Rules of the agent ----------------------------------------------------------------------------------------------------
+# --- Rules of the user agent-----------------------------------------------------------------------------------------------
 
 #: The apps that fetch link previews, each with an expression for its user agent. The first match determines the app.
 PREVIEWS = (

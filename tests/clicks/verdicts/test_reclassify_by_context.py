@@ -63,7 +63,7 @@ async def test_clicks_on_all_links_of_a_message_within_a_second_are_retracted(se
     await assert_counts_match(service)
 
 
-async def test_a_late_delivery_report_retracts_a_click(service: Service, clock: Clock) -> None:
+async def test_a_click_is_retracted_if_a_late_delivery_report_makes_it_suspected(service: Service, clock: Clock) -> None:
     await change_settings(service, min_seconds_after_delivered=3, retract_clicks=True)
     (code,) = await create_codes(service, message_ids=("m-1",))
     await record_click(service, code)
@@ -74,7 +74,7 @@ async def test_a_late_delivery_report_retracts_a_click(service: Service, clock: 
     await assert_counts_match(service)
 
 
-async def test_a_sent_report_after_the_click_retracts_nothing(service: Service, clock: Clock) -> None:
+async def test_a_sent_report_that_arrives_after_the_click_does_not_retract_the_click(service: Service, clock: Clock) -> None:
     await change_settings(service, min_seconds_after_sent=3, retract_clicks=True)
     (code,) = await create_codes(service, message_ids=("m-1",))
     await record_click(service, code)
