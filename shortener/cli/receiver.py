@@ -1,4 +1,4 @@
-"""A local receiver for `shortener listen` and `shortener demo`, which stands in for the endpoint of a customer.
+"""A local receiver for `shortener listen` and `shortener demo`, which replaces the endpoint of a customer.
 
 It stores every request unchanged and checks the signature if it has a secret. It responds to the first `fail` requests with 500 and
 to all others with 200, each after `delay` seconds.

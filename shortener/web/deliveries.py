@@ -60,7 +60,7 @@ class DeliveryWithAttempts(DeliveryFields):
 
 
 class DeliveryResponse(ResponseModel):
-    """The delivery and its attempts."""
+    """A delivery of an event to a tracker, and its attempts."""
 
     status: Literal[True] = True
     delivery: DeliveryWithAttempts

@@ -1,8 +1,8 @@
 """POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier.
 
 Each report of a list is accepted or refused separately. A report is refused only if it does not name a message of the application
-or no known state. Everything else that is unusual, such as a long text or an unknown date format, costs only that value: the report
-is stored without it and its result contains a warning.
+or no known state. Any other invalid value, such as a text that is too long or an unknown date format, is cut or left out. The
+report is stored, and its result contains a warning.
 """
 
 from __future__ import annotations

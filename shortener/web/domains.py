@@ -199,7 +199,7 @@ ENDPOINTS = [
         permission="admin",
         body=DomainUpdateRequest,
         response=DomainResponse,
-        description="Takes effect on every node within a second. If no enabled domain is left, a rewrite fails with "
+        description="Changes a domain on every node within a second. If no enabled domain is left, a rewrite fails with "
         "`NO_USABLE_DOMAIN` unless the application has `allow_shared_host`.",
     ),
     Endpoint(
@@ -210,7 +210,7 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         response=DomainResponse,
-        description="No new links use the domain, and it is no longer listed. Links that were sent work until they expire. The "
-        "application can add the domain again; another application cannot.",
+        description="Removes a domain: no new links use it, and it is no longer listed. Links that were sent work until they "
+        "expire. The application can add the domain again; another application cannot.",
     ),
 ]

@@ -2,7 +2,7 @@
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
 dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a shutdown, so that a
-load balancer uses other nodes. A node whose database does not respond or takes no writes stays ready while Redis responds, because
+load balancer uses other nodes. A node whose database does not respond or rejects writes stays ready while Redis responds, because
 it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on demand calls
 `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
 request certificates for any name.
@@ -35,7 +35,7 @@ CheckState = Literal["ok", "failed"]
 
 
 class LivenessResponse(ResponseModel):
-    """The process is alive."""
+    """The response of a process that is alive."""
 
     status: Literal["ok"] = "ok"
 
@@ -60,7 +60,7 @@ class ReadinessChecks(ResponseModel):
 
 
 class ReadinessResponse(ResponseModel):
-    """Whether the node accepts requests, with the state of each dependency."""
+    """The readiness of the node: whether it accepts requests, and the state of each dependency."""
 
     status: Literal["ready", "not ready"]
     checks: ReadinessChecks

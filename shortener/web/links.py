@@ -70,7 +70,7 @@ class LinkWithHistory(LinkFields):
 
 
 class LinkResponse(ResponseModel):
-    """The link with its current state."""
+    """A short link with its current state."""
 
     status: Literal[True] = True
     link: LinkWithHistory
@@ -158,7 +158,7 @@ class LinksUpdateFields(ResponseModel):
 
 
 class LinksUpdateResponse(ResponseModel):
-    """The update with its progress."""
+    """An update of many links with its progress."""
 
     status: Literal[True] = True
     update: LinksUpdateFields
@@ -417,7 +417,7 @@ ENDPOINTS = [
         body=LinkUpdateRequest,
         response=LinkResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="Takes effect at once on every node. The history stores who changed what and when. Hits on a disabled link are "
-        "stored but are not clicks. A link whose message was erased cannot be changed.",
+        description="Changes a link at once on every node. The history stores who changed what and when. Hits on a disabled link "
+        "are stored but are not clicks. A link whose message was erased cannot be changed.",
     ),
 ]

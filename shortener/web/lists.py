@@ -139,7 +139,7 @@ class EventFields(ResponseModel):
     action: str | None
     transaction_id: str | None
     status: str | None = Field(description="Status word of the conversion or of the delivery report.")
-    fanned_out: bool = Field(description="Whether deliveries were created for the trackers that subscribe to the event.")
+    fanned_out: bool = Field(description="true: the deliveries for the trackers that subscribe to the event were created.")
 
 
 class EventsResponse(ResponseModel):

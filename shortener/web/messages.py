@@ -133,7 +133,7 @@ class LinkStatus(ResponseModel):
     url: str
     label: str | None
     expires_at: str
-    accessed: bool = Field(description="Whether a person clicked the link.")
+    accessed: bool = Field(description="true: a person clicked the link at least once.")
     accessed_on: str | None = Field(description="Time of the first click by a person.")
     clicks: int = Field(
         description="Number of clicks by people on the link. Clicks older than HIT_RETENTION_DAYS are deleted and not counted."

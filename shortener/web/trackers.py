@@ -67,16 +67,18 @@ class TrackerFields(ResponseModel):
     method: Method
     format: Format
     fields_: list[str] | None = Field(alias="fields")
-    headers_set: bool = Field(description="Whether static headers are set. No response shows them.")
+    headers_set: bool = Field(description="true: the tracker has static headers. No response contains their values.")
     client_certificate_set: bool = Field(description="Whether the tracker has a client certificate. No response shows it.")
-    secret_set: bool = Field(description="Whether requests are signed. No response shows the secret again.")
-    previous_secret_until: str | None = Field(description="Until this time requests are also signed with the replaced secret.")
+    secret_set: bool = Field(description="true: requests to the tracker are signed. No response contains the secret again.")
+    previous_secret_until: str | None = Field(
+        description="Time until which requests are also signed with the replaced secret. null: there is no replaced secret."
+    )
     success: SuccessRule
     max_attempts: int = Field(description="Maximum number of attempts per delivery, including the first.")
     timeout: float = Field(description="Total time limit of one attempt, in seconds.")
-    concurrency: int = Field(description="Maximum number of simultaneous attempts.")
+    concurrency: int = Field(description="Maximum number of simultaneous attempts to the tracker.")
     max_per_second: float | None = Field(description="Maximum number of attempts per second. null: no limit.")
-    schedule: list[float] = Field(description="Seconds between attempts.")
+    schedule: list[float] = Field(description="Seconds between the attempts of a delivery. The last value repeats.")
     with_suspected: bool = Field(description="Whether click events are also sent for hits that probably come from a program.")
     created_at: str
     updated_at: str
@@ -96,7 +98,7 @@ class SavedTracker(TrackerFields):
 
 
 class TrackerResponse(TrackerWithHealth):
-    """The tracker and its health."""
+    """A tracker (the endpoint that receives events) and its health."""
 
     status: Literal[True] = True
 
@@ -134,7 +136,7 @@ class SampleDeliveryResponse(ResponseModel):
     status: Literal[True] = True
     delivery_id: str
     event_id: str
-    delivered: bool = Field(description="Whether the tracker accepted the event.")
+    delivered: bool = Field(description="true: the tracker accepted the test event.")
     reason: str = Field(description="Outcome of the attempt, for example success or refused_in_body.")
     http_status: int | None
     error: str | None

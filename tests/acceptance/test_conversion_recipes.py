@@ -54,7 +54,7 @@ def conversions(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_postback_of_a_recipe_is_recorded(server: Server, recipe: Path) -> None:
+def test_the_postback_of_each_recipe_records_a_conversion(server: Server, recipe: Path) -> None:
     link, inbound, _ = blocks(recipe)
     message = rewrite(server, body=f'Look #track("{link}")')
     with server.client(**{"User-Agent": PHONE}) as phone:
@@ -84,7 +84,7 @@ def test_the_postback_of_a_recipe_is_recorded(server: Server, recipe: Path) -> N
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_tracker_of_a_recipe_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
+def test_the_tracker_url_of_each_recipe_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
     _, _, outbound = blocks(recipe)
     metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", outbound), "theirs-1")
     message = rewrite(server, body="Hello", metadata=metadata)
@@ -112,7 +112,7 @@ def test_the_tracker_of_a_recipe_receives_the_conversion(server: Server, endpoin
 
 
 @pytest.mark.parametrize("network", SEQUENCES)
-def test_the_documented_sequence_of_a_network_is_one_conversion_with_correct_sums(
+def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_with_correct_sums(
     server: Server, endpoint: Endpoint, network: str
 ) -> None:
     message = rewrite(server, body="Hello")

@@ -44,7 +44,7 @@ def start_previous(nodes: Nodes, code: Path) -> Server:
     return server
 
 
-def test_nodes_of_the_previous_release_lose_no_click_on_the_migrated_database(
+def test_nodes_of_the_previous_release_store_every_click_in_the_migrated_database(
     nodes: Nodes, redis_server: RedisProcess, previous_release: Path
 ) -> None:
     old, other_old = start_previous(nodes, previous_release), start_previous(nodes, previous_release)

@@ -33,7 +33,7 @@ async def visit(client: httpx.AsyncClient, url: str) -> int:
     return (await client.get(f"/{path}", headers=PHONE | {"Host": host})).status_code
 
 
-async def test_domains_are_added_listed_changed_and_removed(client: httpx.AsyncClient) -> None:
+async def test_domains_of_an_application_are_added_listed_changed_and_removed(client: httpx.AsyncClient) -> None:
     added = await client.post(PATH, json={"domain": "https://Go.Brand.example./", "fallback_url": "https://x.example/over"})
     assert added.status_code == 201
     assert added.json()["domain"] == {
@@ -187,7 +187,7 @@ def _facts(connection: Any) -> list[dict[str, Any]]:
     return list(connection.scalars(select(schema.events.c.facts).where(schema.events.c.facts.is_not(None))))
 
 
-async def test_base_url_may_have_a_path(make_service: Any) -> None:
+async def test_the_setting_base_url_may_contain_a_path(make_service: Any) -> None:
     service = await make_service(base_url="https://s.example/{sender}")
     async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
         url = await short_url(client, **{"from": "SHOPIN"})

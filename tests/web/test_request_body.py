@@ -63,7 +63,7 @@ def test_the_error_for_an_oversized_part_of_a_request_body_names_the_part(data: 
 
 
 @pytest.mark.parametrize("data", [{"messages": [{}] * 1001}, [{}] * 1001])
-def test_a_batch_above_the_limit_is_rejected_before_its_items_are_validated(data: Any) -> None:
+def test_a_batch_with_too_many_items_is_rejected_before_its_items_are_validated(data: Any) -> None:
     with pytest.raises(ApiError) as raised:
         check_sizes(data, LIMITS)
     assert raised.value.code is ErrorCode.BATCH_TOO_LARGE

@@ -381,7 +381,7 @@ async def test_a_callback_url_with_a_forbidden_address_is_rejected(client: httpx
     assert detail["reason"] == "the host must have a public address"
 
 
-async def test_a_message_id_may_be_a_json_number(client: httpx.AsyncClient) -> None:
+async def test_the_message_id_of_a_rewrite_may_be_a_json_number(client: httpx.AsyncClient) -> None:
     response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", "message_id": 4712})
     assert (response.status_code, response.json()["messages"][0]["message_id"]) == (200, "4712")
     body = {"to": ["+14155550100", "+14155550101"], "body": "x", "message_id": [1, "2"]}
@@ -394,7 +394,7 @@ async def test_a_message_id_may_be_a_json_number(client: httpx.AsyncClient) -> N
 # Recipients and ids
 
 
-async def test_a_message_id_may_be_a_number(client: httpx.AsyncClient) -> None:
+async def test_a_numeric_message_id_is_the_same_as_its_text_in_repeated_rewrites(client: httpx.AsyncClient) -> None:
     first = (await rewrite(client, body="x", message_id=7)).json()["messages"][0]
     assert first["message_id"] == "7"
     assert (await rewrite(client, body="x", message_id="7")).json()["messages"][0] == first
@@ -404,7 +404,7 @@ async def test_a_message_id_may_be_a_number(client: httpx.AsyncClient) -> None:
     assert (await rewrite(client, body="x", message_id=7.5)).status_code == 400
 
 
-async def test_a_recipient_is_stored_without_spaces_and_hyphens(client: httpx.AsyncClient) -> None:
+async def test_the_phone_number_of_a_recipient_is_stored_without_spaces_and_hyphens(client: httpx.AsyncClient) -> None:
     body = 'see #track("https://x.example/")'
     first = (await rewrite(client, to=TO, body=body, message_id="m-1")).json()
     for to in ("+1 408-555-0100", "001 (408) 555 0100", "\u202a+14085550100\u202c"):
@@ -418,7 +418,7 @@ async def test_a_recipient_is_stored_without_spaces_and_hyphens(client: httpx.As
 BAD = "0408"
 
 
-async def test_a_request_that_skips_invalid_recipients_stores_the_valid_ones(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_rewrite_with_on_invalid_skip_stores_only_the_valid_recipients(client: httpx.AsyncClient, service: Service) -> None:
     body = 'see #track("https://x.example/")'
     answer = await rewrite(client, to=[TO, BAD, "+14085550101"], body=body, message_id=["a", "b", "c"], on_invalid="skip")
     assert answer.status_code == 200
@@ -438,7 +438,7 @@ async def test_a_request_that_skips_invalid_recipients_stores_the_valid_ones(cli
     assert await stored(service) == (2, 2)
 
 
-async def test_a_batch_that_skips_invalid_messages_stores_the_valid_ones(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_batch_with_on_invalid_skip_stores_only_the_valid_messages(client: httpx.AsyncClient, service: Service) -> None:
     await rewrite(client, body="first", message_id="used")
     messages: list[dict[str, Any]] = [
         {"to": TO, "body": "x #track("},
@@ -470,7 +470,9 @@ async def test_a_batch_that_skips_invalid_messages_stores_the_valid_ones(client:
     assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to"]
 
 
-async def test_all_recipients_may_be_skipped(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_rewrite_with_on_invalid_skip_succeeds_even_if_all_recipients_are_invalid(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     answer = await rewrite(client, to=BAD, body="x", on_invalid="skip")
     assert (answer.status_code, [entry["error_code"] for entry in answer.json()["messages"]]) == (200, ["INVALID_RECIPIENT"])
     assert await stored(service) == (0, 0)
@@ -479,7 +481,9 @@ async def test_all_recipients_may_be_skipped(client: httpx.AsyncClient, service:
 # Errors
 
 
-async def test_each_error_has_its_place_and_code_and_no_error_hides_another(client: httpx.AsyncClient, service: Service) -> None:
+async def test_the_response_to_an_invalid_rewrite_lists_every_error_with_its_path_and_code(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     messages: list[Any] = [
         {"to": TO, "body": 'ok ##track("https://x.example/") #track("ftp://x.example/") #track('},
         {"to": [TO, BAD], "body": '#track("ftp://x.example/")', "fallback_url": "ftp://x.example/"},
@@ -513,7 +517,7 @@ async def test_each_error_has_its_place_and_code_and_no_error_hides_another(clie
     assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.2"]
 
 
-async def test_at_most_a_thousand_errors_are_listed_and_all_are_counted(client: httpx.AsyncClient) -> None:
+async def test_the_response_to_an_invalid_rewrite_lists_at_most_a_thousand_errors_and_counts_all(client: httpx.AsyncClient) -> None:
     answer = await rewrite(client, to=[BAD] * 1000, body="#track( #track( #track(")
     assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 1003)
 
@@ -521,7 +525,9 @@ async def test_at_most_a_thousand_errors_are_listed_and_all_are_counted(client: 
 # Settings of the application
 
 
-async def test_the_application_chooses_what_is_tracked_and_which_schemes(client: httpx.AsyncClient) -> None:
+async def test_an_application_can_set_which_urls_become_short_links_and_which_url_schemes_are_allowed(
+    client: httpx.AsyncClient,
+) -> None:
     changes = {"track": "first_url", "extra_schemes": ["myapp"], "strict_destinations": True}
     answer = await client.patch("/api/v1/application", json=changes)
     assert {name: answer.json()[name] for name in changes} == changes
@@ -537,7 +543,9 @@ async def test_the_application_chooses_what_is_tracked_and_which_schemes(client:
     assert "write {code}" in answer.json()["details"][0]["reason"]
 
 
-async def test_an_expired_link_leads_to_its_fallback_with_placeholders(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_an_expired_link_redirects_to_its_fallback_url_with_replaced_placeholders(
+    client: httpx.AsyncClient, clock: Clock
+) -> None:
     fallback = "https://x.example/bye?m={message_id}&l={code}&c={click_id}"
     answer = await rewrite(client, body='#track("https://x.example/")', message_id="m-1", expires_in=60, fallback_url=fallback)
     code = answer.json()["messages"][0]["links"][0]["code"]

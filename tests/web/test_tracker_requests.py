@@ -88,5 +88,5 @@ def test_the_changes_of_a_tracker_contain_only_the_fields_of_the_request() -> No
 
 
 @pytest.mark.parametrize("secret", ["x" * 24, "é" * 12, "whsec_" + base64.b64encode(b"x" * 24).decode()])
-def test_signing_keys_of_24_bytes_are_accepted(secret: str) -> None:
+def test_signing_secrets_of_24_bytes_are_accepted(secret: str) -> None:
     assert validate(TrackerCreateRequest, BODY | {"secret": secret}).to_tracker().secret == secret
