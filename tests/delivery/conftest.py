@@ -1,4 +1,4 @@
-"""Fixtures for tests of deliveries: trackers, and events as the service writes them."""
+"""This file provides fixtures that create trackers, messages, clicks and events for the tests of deliveries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shortener.storage import schema
 from tests.delivery.sending import NOW
 from tests.factory import Message, add_hit, add_message
 
-#: Creates a tracker of the default application and returns its id.
+#: A function that creates a tracker of the default application and returns the id of the tracker.
 MakeTracker = Callable[..., Awaitable[int]]
 
 
@@ -42,7 +42,7 @@ def changes(**values: Any) -> TrackerChanges:
 
 @dataclass
 class Story:
-    """Writes messages and clicks as the service writes them."""
+    """A helper that writes messages and clicks to the database in the same way as the service."""
 
     service: Service
     count: int = 0
@@ -52,7 +52,7 @@ class Story:
         return await self.service.database.write(add_message, self.service.ids, f"m-{self.count}", **columns)
 
     async def first_click(self, message: Message | None = None, at: datetime | None = None) -> Message:
-        """Write the first click of a message; of a new message if none is given."""
+        """Write the first click of a message to the database. Create a message if none is given. Return the message."""
         message = message or await self.message()
         await self.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK, at)
         return message
@@ -66,7 +66,7 @@ class Story:
         link: int = 0,
         **columns: Any,
     ) -> int:
-        """Write a click and return the id of its hit."""
+        """Write a click on a link of the message to the database and return the id of the hit."""
         ids = self.service.ids
         at = at or self.service.clock()
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests that run a dispatcher."""
+"""This module contains helpers for tests that run a dispatcher."""
 
 import random
 from collections import Counter
@@ -26,7 +26,7 @@ PENDING, DELIVERED, DEAD = (int(status) for status in (DeliveryStatus.PENDING, D
 
 
 async def deliver(service: Service) -> None:
-    """Fan out all events and attempt all due deliveries."""
+    """Create the deliveries of all pending events and attempt all due deliveries once."""
     await service.fanout.flush()
     await service.dispatcher.flush()
 
@@ -36,7 +36,7 @@ async def deliveries(service: Service) -> list[Row[Any]]:
 
 
 async def delivery(service: Service) -> Row[Any]:
-    """Return the only delivery."""
+    """Return the row of the only delivery in the database."""
     (row,) = await deliveries(service)
     return row
 
@@ -46,12 +46,12 @@ async def tracker_row(service: Service, tracker: int) -> Row[Any]:
 
 
 def statuses(found: list[Row[Any]]) -> Counter[int]:
-    """Count deliveries by status."""
+    """Return the number of deliveries by status."""
     return Counter(row.status for row in found)
 
 
 def other_dispatcher(service: Service, database: Database | None = None, sender: Sender | None = None) -> Dispatcher:
-    """Return a dispatcher as another process would have it, or this one after a restart."""
+    """Return a new dispatcher, which simulates another process or a restart of this process."""
     store = database or service.database
     rng = random.Random(1)
     sender = sender or service.sender
@@ -59,19 +59,19 @@ def other_dispatcher(service: Service, database: Database | None = None, sender:
 
 
 async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> None:
-    """Run a cycle and wait until `requests` requests have reached the receiver, which does not respond."""
+    """Run a dispatch cycle and wait until `requests` requests have reached the receiver. The receiver must not respond."""
     assert await dispatcher.step() >= requests
     await receiver.wait_for(requests)
 
 
 def cancel_attempts(dispatcher: Dispatcher) -> None:
-    """Cancel all attempts, as if the process was killed: this dispatcher never records them."""
+    """Cancel all running attempts of the dispatcher, which never records them, to simulate a killed process."""
     for task in dispatcher._tasks:
         task.cancel()
 
 
 class SlowDatabase:
-    """A database whose next commits take the given numbers of seconds, by the clock of the test."""
+    """A database that moves the test clock forward after each of the next writes, by the given numbers of seconds."""
 
     def __init__(self, database: Database, clock: Clock, *seconds: float) -> None:
         self._database = database
@@ -89,7 +89,7 @@ class SlowDatabase:
 
 
 class UnavailableDatabase:
-    """A database that rejects writes while `down` is set."""
+    """A database whose writes raise StoreUnavailable while `down` is true."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -113,5 +113,5 @@ class UnavailableDatabase:
 
 
 def now_ms(clock: Clock) -> int:
-    """Return the time in milliseconds since 1970-01-01 UTC."""
+    """Return the time of the test clock in milliseconds since 1970-01-01 UTC."""
     return int(clock().timestamp() * 1000)

@@ -1,4 +1,4 @@
-"""A server on loopback that behaves like faulty receivers do, down to single bytes."""
+"""This module provides a local HTTP server that behaves like a faulty receiver and sends exactly the given bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 
 class Receiver(LoopbackServer):
-    """Counts connections, stores requests as (head, body), and handles each request with `behaviour`."""
+    """A local server that stores each request as (head, body) and handles it with the function `behaviour`."""
 
     def __init__(self, behaviour: Behaviour, scheme: str = "http") -> None:
         super().__init__()
@@ -47,7 +47,7 @@ async def receiver(behaviour: Behaviour, tls: ssl.SSLContext | None = None, host
 
 
 def send_bytes(*parts: bytes) -> Behaviour:
-    """Send these bytes and leave the connection open."""
+    """Return a behaviour that sends the given bytes and leaves the connection open."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for part in parts:
@@ -76,25 +76,25 @@ def then(first: Behaviour, *others: Behaviour) -> Behaviour:
 
 
 def drip(piece: bytes, seconds: float = 0.02) -> Behaviour:
-    """Send the same bytes without end, with a pause between them."""
+    """Return a behaviour that sends the same bytes without end, with a pause of `seconds` after each time."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(seconds)  # a slow response
+            await asyncio.sleep(seconds)
 
     return behaviour
 
 
 def flood(piece: bytes) -> Behaviour:
-    """Send the same bytes without end, as fast as the client reads them."""
+    """Return a behaviour that sends the same bytes without end, as fast as the client reads them."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0)  # lets other tasks run while the buffer accepts the bytes
+            await asyncio.sleep(0)  # let other tasks run even if the send buffer never becomes full
 
     return behaviour
 

@@ -1,4 +1,4 @@
-"""Helpers that send one request with a sender."""
+"""This module contains test helpers that send one request with a `Sender`."""
 
 import datetime as dt
 import time
@@ -7,11 +7,11 @@ from shortener.delivery.sender import OutgoingRequest, Sender, SendResult
 from tests.delivery.receiver import Behaviour, Receiver, receiver
 
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
-#: Time limit of an attempt that must time out.
+#: The time limit in seconds of a request that is expected to time out.
 DEADLINE = 0.2
-#: Time limit of an attempt that must end by itself.
+#: The time limit in seconds of a request that is expected to end before it.
 PLENTY = 5.0
-#: What a loaded machine may add.
+#: A request may take this many seconds longer than its time limit, because the test machine may be busy.
 GRACE = 5.0
 
 
@@ -20,7 +20,9 @@ async def post(sender: Sender, url: str, deadline: float = PLENTY) -> SendResult
 
 
 async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> tuple[SendResult, Receiver]:
-    """Send one request to a receiver and check that it ends in time."""
+    """Start a receiver with the given behaviour, send it one request, and check that the request ends in time.
+
+    Return the result and the receiver."""
     async with receiver(behaviour) as peer:
         began = time.monotonic()
         result = await post(sender, peer.url("/in"), deadline)

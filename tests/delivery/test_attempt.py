@@ -1,4 +1,4 @@
-"""Attempts: requests, schedules, signatures and local failures, against a real receiver on both engines."""
+"""These tests send deliveries to a local receiver and check requests, retries, signatures and local failures on both databases."""
 
 import asyncio
 import socket
@@ -37,7 +37,7 @@ from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 
-async def test_a_delivery_is_recorded_with_its_attempt(
+async def test_a_delivered_delivery_is_stored_with_its_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(202, b"thanks")
@@ -75,10 +75,10 @@ async def test_an_attempt_does_not_start_if_its_lease_is_too_short(
     assert dispatcher.totals.claims_returned == 1 - requests
 
 
-async def test_an_attempt_ends_in_time_while_it_waits_for_resolver_or_slot(
+async def test_an_attempt_ends_within_its_time_limit_while_it_waits_for_the_resolver_or_a_slot(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
-    """A lease must cover all waiting: for the resolver and for a slot of the sender."""
+    """The lease of a delivery must be longer than the waits for the resolver and for a slot of the sender."""
     released = threading.Event()
 
     def hanging_lookup(host: str, port: int) -> list[str]:
@@ -103,7 +103,7 @@ async def test_an_attempt_ends_in_time_while_it_waits_for_resolver_or_slot(
     assert all(row.lease_until is None for row in await deliveries(service))
 
 
-async def test_a_delivery_is_dead_after_ten_failed_attempts_on_the_schedule(
+async def test_a_delivery_becomes_dead_after_ten_failed_attempts_on_the_default_schedule(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -146,7 +146,7 @@ async def test_a_tracker_can_have_its_own_schedule_and_max_attempts(
     assert (await delivery(service)).status == DEAD
 
 
-async def test_the_next_attempt_waits_for_retry_after(
+async def test_the_next_attempt_waits_until_the_time_in_the_retry_after_header(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     delays = {"120": 120, "Fri, 20 Nov 2026 12:02:00 GMT": 120, "-5": 5, "soon": 5, "99999999": 86400}
@@ -160,7 +160,7 @@ async def test_the_next_attempt_waits_for_retry_after(
         await service.trackers.delete(tracker)
 
 
-async def test_success_can_require_one_status_and_a_text(
+async def test_a_tracker_can_require_one_status_and_a_text_in_the_body_for_success(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), success={"statuses": "200", "body_contains": "success=true;"})
@@ -177,7 +177,7 @@ async def test_success_can_require_one_status_and_a_text(
     assert errors == [(PENDING, "refused_in_body"), (PENDING, "other_status"), (DELIVERED, None)]
 
 
-async def test_redirects_are_retried_and_status_405_is_final(
+async def test_a_delivery_is_retried_after_a_redirect_and_becomes_dead_after_status_405(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url())
@@ -190,7 +190,7 @@ async def test_redirects_are_retried_and_status_405_is_final(
     assert len(receiver.requests) == 2
 
 
-async def test_a_get_has_no_body_and_includes_static_headers(
+async def test_a_get_request_to_a_tracker_has_no_body_and_contains_the_static_headers(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url("/?p={phone}"), method="GET", headers={"Authorization": "Bearer x", "X-Mine": "1"})
@@ -202,7 +202,7 @@ async def test_a_get_has_no_body_and_includes_static_headers(
     assert "content-type" not in request.headers
 
 
-async def test_both_secrets_sign_during_a_rotation_and_only_the_new_one_afterwards(
+async def test_requests_are_signed_with_both_secrets_during_a_rotation_and_only_with_the_new_secret_afterwards(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock
@@ -234,7 +234,7 @@ async def test_both_secrets_sign_during_a_rotation_and_only_the_new_one_afterwar
     assert await verified_by() == [False, True]
 
 
-async def test_each_attempt_has_its_own_signature(
+async def test_each_attempt_of_a_delivery_has_its_own_signature(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500]
@@ -249,7 +249,7 @@ async def test_each_attempt_has_its_own_signature(
     assert first["x-webhook-signature"] != second["x-webhook-signature"]
 
 
-async def test_a_local_failure_does_not_count_as_an_attempt(
+async def test_a_failure_of_this_host_does_not_count_as_a_delivery_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     def failing_lookup(host: str, port: int) -> list[str]:
@@ -282,7 +282,7 @@ async def test_a_local_failure_does_not_count_as_an_attempt(
         assert (await deliveries(service))[1].status == DEAD, "nothing waits without limit"
 
 
-async def test_a_local_failure_does_not_end_a_delivery_that_failed_attempts_made_old(
+async def test_a_local_failure_does_not_make_a_delivery_dead_that_is_old_because_of_failed_attempts(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500]
@@ -304,7 +304,7 @@ async def test_a_local_failure_does_not_end_a_delivery_that_failed_attempts_made
     assert (row.attempt, row.held_since) == (2, None), "a charged attempt ends the hold"
 
 
-async def test_a_replay_starts_the_time_of_a_delivery_again(
+async def test_a_replay_restarts_the_time_limit_for_local_failures_and_429_responses(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), max_attempts=1)
@@ -324,7 +324,7 @@ async def test_a_replay_starts_the_time_of_a_delivery_again(
     assert (row.status, row.attempt - row.base_attempt) == (PENDING, 0), "a 429 within a day of the replay uses no attempt"
 
 
-async def test_a_429_uses_no_attempt_in_the_first_day_of_a_delivery(
+async def test_a_429_response_does_not_count_as_an_attempt_on_the_first_day_of_a_delivery(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 429
@@ -347,7 +347,7 @@ async def test_a_429_uses_no_attempt_in_the_first_day_of_a_delivery(
     assert (await delivery(service)).status == DEAD, "after a day each 429 counts"
 
 
-async def test_a_retry_after_of_a_day_ends_no_delivery(
+async def test_a_retry_after_header_of_one_day_makes_no_delivery_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = Reply(503, headers={"retry-after": "86400"})
@@ -362,7 +362,7 @@ async def test_a_retry_after_of_a_day_ends_no_delivery(
 
 
 @pytest.mark.parametrize("status", [405, 410, 429])
-async def test_a_callback_is_repeated_whatever_the_status_is(
+async def test_a_callback_of_a_message_is_retried_after_any_status_except_200(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, status: int
 ) -> None:
     receiver.default_reply = status
@@ -375,10 +375,10 @@ async def test_a_callback_is_repeated_whatever_the_status_is(
     assert (row.status, row.attempt, len(receiver.requests)) == (DEAD, 10, 10)
 
 
-async def test_no_request_reaches_an_address_that_became_forbidden(
+async def test_no_request_reaches_a_stored_tracker_whose_address_is_forbidden_now(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
-    """The trackers were saved while private targets were allowed; the guard checks each connection."""
+    """The trackers are saved while private addresses are allowed, and the deliveries are sent after they were forbidden."""
     open_service = await make_service()
     story = story_of(open_service)
     for url in (receiver.url("/literal"), f"http://localhost:{receiver.port}/name"):
@@ -391,7 +391,7 @@ async def test_no_request_reaches_an_address_that_became_forbidden(
     assert {(row.status, row.last_error) for row in await deliveries(open_service)} == {(PENDING, "blocked_address")}
 
 
-async def test_http_targets_are_blocked_if_they_are_disabled(
+async def test_a_delivery_to_an_http_url_fails_if_the_settings_forbid_http(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(allow_http_targets=False)
@@ -402,7 +402,7 @@ async def test_http_targets_are_blocked_if_they_are_disabled(
     assert (row.status, row.last_error, receiver.connections) == (PENDING, "blocked_address", 0)
 
 
-async def test_customers_are_informed_of_dead_deliveries_and_disabled_trackers(
+async def test_operations_events_inform_customers_of_dead_deliveries_and_disabled_trackers(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     gone = await make_tracker(receiver.url("/gone"), "click")
@@ -422,7 +422,7 @@ async def test_customers_are_informed_of_dead_deliveries_and_disabled_trackers(
     assert len(await rows(service.database, schema.events)) == 4, "a dead operations event raises none"
 
 
-async def test_without_a_subscriber_no_operations_event_is_stored(
+async def test_no_operations_event_is_stored_if_no_tracker_subscribes_to_it(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.replies = [410]
@@ -432,7 +432,7 @@ async def test_without_a_subscriber_no_operations_event_is_stored(
     assert len(await rows(service.database, schema.events)) == 1
 
 
-async def test_a_callback_has_ten_signed_attempts_whatever_the_status(
+async def test_a_callback_of_a_message_has_ten_signed_attempts_whatever_status_it_returns(
     service: Service, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock

@@ -1,4 +1,4 @@
-"""Claims of several queues and processes, on both engines."""
+"""These tests check how one or several processes claim deliveries of several queues, on both databases."""
 
 import asyncio
 from collections import Counter
@@ -37,7 +37,7 @@ def set_application_disabled(connection: Connection, application: int, at: datet
     connection.execute(update(table).where(table.c.id == application).values(disabled_at=at))
 
 
-async def test_a_claim_is_durable_before_the_response_arrives(
+async def test_the_claim_of_a_delivery_is_stored_before_the_response_arrives(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(hang=True)
@@ -73,7 +73,7 @@ async def test_a_delivery_of_a_killed_process_is_attempted_again_when_its_lease_
     assert (row.status, row.attempt) == (DELIVERED, 2)
 
 
-async def test_a_hanging_tracker_leaves_slots_for_a_healthy_one(
+async def test_a_tracker_that_hangs_leaves_slots_for_a_healthy_tracker(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(delivery_slots=16)
@@ -93,7 +93,7 @@ async def test_a_hanging_tracker_leaves_slots_for_a_healthy_one(
     cancel_attempts(dispatcher)
 
 
-async def test_a_host_of_callbacks_has_one_slot_until_it_has_responded(
+async def test_callbacks_to_a_host_use_one_slot_until_the_host_has_responded(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(delivery_slots_per_tracker=4)
@@ -113,7 +113,7 @@ async def test_a_host_of_callbacks_has_one_slot_until_it_has_responded(
     cancel_attempts(service.dispatcher)
 
 
-async def test_a_host_of_callbacks_that_responds_gets_more_slots(service: Service, receiver: Receiver, story: Story) -> None:
+async def test_callbacks_to_a_host_that_responds_use_several_slots(service: Service, receiver: Receiver, story: Story) -> None:
     for _ in range(3):
         await story.first_click(await story.message(callback_url=receiver.url("/callback")))
     await deliver(service)
@@ -121,7 +121,7 @@ async def test_a_host_of_callbacks_that_responds_gets_more_slots(service: Servic
     assert list(service.dispatcher._responsive) == ["c1/127.0.0.1"]
 
 
-async def test_the_deliveries_of_a_disabled_application_wait_and_continue(
+async def test_deliveries_of_a_disabled_application_wait_until_the_application_is_enabled(
     service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -143,7 +143,7 @@ async def test_the_deliveries_of_a_disabled_application_wait_and_continue(
     assert statuses(await deliveries(service)) == {DELIVERED: 3}
 
 
-async def test_deliveries_end_dead_if_their_application_is_disabled_for_too_long(
+async def test_deliveries_become_dead_if_their_application_is_disabled_for_too_long(
     service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
 ) -> None:
     await make_tracker(receiver.url())
@@ -159,7 +159,7 @@ async def test_deliveries_end_dead_if_their_application_is_disabled_for_too_long
     assert {(row.status, row.last_error) for row in await deliveries(service)} == {(DEAD, "application_disabled")}
 
 
-async def test_all_processes_together_keep_the_rate_of_a_tracker(
+async def test_all_processes_together_keep_the_rate_limit_of_a_tracker(
     make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
 ) -> None:
     services = [await make_service() for _ in range(3)]
@@ -177,7 +177,7 @@ async def test_all_processes_together_keep_the_rate_of_a_tracker(
     assert 27 <= sum(counts) <= 33, counts
 
 
-async def test_max_per_second_limits_the_attempts(
+async def test_max_per_second_limits_the_delivery_attempts_of_a_tracker(
     service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), max_per_second=5)
@@ -194,7 +194,7 @@ async def test_max_per_second_limits_the_attempts(
     assert sum(counts) in (19, 20, 21)
 
 
-async def test_many_hanging_trackers_leave_slots_for_others(
+async def test_many_trackers_that_hang_leave_slots_for_other_trackers(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(delivery_slots=16)
@@ -217,7 +217,7 @@ async def test_many_hanging_trackers_leave_slots_for_others(
     cancel_attempts(service.dispatcher)
 
 
-async def test_first_attempts_and_retries_do_not_starve_each_other(
+async def test_first_attempts_and_retries_of_a_tracker_do_not_block_each_other(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), concurrency=2, format="scg", schedule=[1])
@@ -251,7 +251,7 @@ async def test_processes_that_share_a_database_never_claim_the_same_delivery(
     assert all(service.dispatcher.totals.delivered > 0 for service in (first, second))
 
 
-async def test_only_one_of_several_processes_sends_the_probe(
+async def test_only_one_of_several_processes_sends_the_probe_of_an_open_circuit_breaker(
     make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
 ) -> None:
     services = [await make_service() for _ in range(3)]
@@ -278,7 +278,7 @@ async def test_only_one_of_several_processes_sends_the_probe(
         cancel_attempts(service.dispatcher)
 
 
-async def test_several_processes_share_the_recovery_rate(
+async def test_several_processes_share_the_recovery_rate_of_a_tracker(
     make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
 ) -> None:
     services = [await make_service(delivery_recovery_rate=10) for _ in range(3)]
@@ -304,7 +304,7 @@ async def test_several_processes_share_the_recovery_rate(
     assert released == [10, 10, 10]
 
 
-async def test_queues_beyond_the_limit_of_one_cycle_are_served(
+async def test_deliveries_are_sent_if_there_are_more_queues_than_one_dispatch_cycle_examines(
     service: Service, receiver: Receiver, make_tracker: MakeTracker, story: Story
 ) -> None:
     def fill(connection: Connection) -> None:
@@ -324,7 +324,7 @@ async def test_queues_beyond_the_limit_of_one_cycle_are_served(
     assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "one round, then nothing is left to do"
 
 
-async def test_a_tracker_with_an_unreadable_secret_does_not_block_others(
+async def test_a_tracker_with_an_unreadable_secret_does_not_block_other_trackers(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     broken = await make_tracker(receiver.url("/broken"), secret="a secret of mine")

@@ -1,4 +1,4 @@
-"""Client certificates: checked when they are saved, encrypted at rest, and presented to the receiver."""
+"""These tests check that client certificates are validated when they are saved, stored encrypted, and sent to the receiver."""
 
 import ssl
 from pathlib import Path
@@ -27,7 +27,7 @@ def client_pem(tmp_path: Path) -> str:
     return self_signed(folder, "192.0.2.1").read_text()
 
 
-async def test_a_receiver_that_requires_a_certificate_gets_it(
+async def test_a_receiver_that_requires_a_client_certificate_gets_it(
     certificate: Path, client_pem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -41,11 +41,11 @@ async def test_a_receiver_that_requires_a_certificate_gets_it(
             return result.status, result.error, result.is_local
 
         assert await post(tls_context(client_pem)) == (200, None, False)
-        # The receiver closes the connection after the handshake, with or without an alert that arrives in time.
+        # The receiver closes the connection after the handshake. Its TLS alert may arrive before or after the connection is closed.
         assert await post(None) in [(None, "tls_error", False), (None, "connection_reset", False)]
 
 
-def test_a_text_without_a_certificate_and_its_own_key_is_rejected(client_pem: str, certificate: Path) -> None:
+def test_a_client_certificate_without_its_own_private_key_is_rejected(client_pem: str, certificate: Path) -> None:
     key, _, rest = client_pem.partition("-----BEGIN CERTIFICATE")
     own = f"-----BEGIN CERTIFICATE{rest}"
     other = certificate.read_text().partition("-----BEGIN CERTIFICATE")[0]
@@ -55,7 +55,7 @@ def test_a_text_without_a_certificate_and_its_own_key_is_rejected(client_pem: st
             check(text)
 
 
-async def test_a_certificate_is_encrypted_never_shown_and_removed_with_the_origin(
+async def test_a_client_certificate_is_stored_encrypted_never_returned_and_removed_if_the_host_changes(
     service: Service, client: httpx.AsyncClient, client_pem: str
 ) -> None:
     body = {"url": "https://t.example/a", "events": ["click"], "client_certificate": client_pem}

@@ -1,4 +1,4 @@
-"""Retries, leases, breakers and rates after the clock was set, on both engines."""
+"""These tests check retries, leases, circuit breakers and rates after the system clock was changed, on both databases."""
 
 import asyncio
 from datetime import timedelta
@@ -32,7 +32,7 @@ STEP = timedelta(hours=5)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_retry_waits_no_longer_than_planned_after_the_clock_was_set_back(
+async def test_a_retry_waits_only_its_planned_delay_after_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, restarted: bool
 ) -> None:
     receiver.default_reply = 500
@@ -64,7 +64,7 @@ async def test_a_first_attempt_is_sent_although_the_clock_was_set_back_after_the
     assert (await delivery(service)).status == DELIVERED
 
 
-async def test_the_lease_of_a_killed_process_waits_no_longer_than_planned_after_the_clock_was_set_back(
+async def test_a_delivery_of_a_killed_process_is_retried_in_time_after_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = Reply(hang=True)
@@ -102,7 +102,7 @@ async def test_an_attempt_in_flight_is_recorded_after_the_clock_was_set_back(
     assert (service.dispatcher.totals.leases_lost, service.dispatcher.totals.claims_returned) == (0, 1)
 
 
-async def test_a_breaker_stays_open_no_longer_than_planned_after_the_clock_was_set_back(
+async def test_a_circuit_breaker_stays_open_only_for_its_planned_pause_after_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -119,7 +119,7 @@ async def test_a_breaker_stays_open_no_longer_than_planned_after_the_clock_was_s
     assert (await tracker_row(service, tracker)).open_until is None
 
 
-async def test_after_a_step_forward_waiting_deliveries_are_sent_once(
+async def test_waiting_deliveries_are_sent_once_after_the_clock_was_set_forward(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500]
@@ -131,7 +131,7 @@ async def test_after_a_step_forward_waiting_deliveries_are_sent_once(
     assert (len(receiver.requests), (await delivery(service)).status) == (2, DELIVERED)
 
 
-async def test_a_paused_queue_continues_after_the_clock_was_set_back(
+async def test_a_queue_paused_by_a_local_failure_continues_after_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make_tracker(receiver.url())
@@ -142,7 +142,7 @@ async def test_a_paused_queue_continues_after_the_clock_was_set_back(
     assert (await delivery(service)).status == DELIVERED
 
 
-async def test_nothing_changes_while_the_clock_runs_normally(
+async def test_no_stored_time_is_repaired_while_the_clock_runs_normally(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -157,7 +157,7 @@ async def test_nothing_changes_while_the_clock_runs_normally(
     assert (row.status, row.next_at, service.dispatcher.totals.clock_steps) == (PENDING, later, 0)
 
 
-def test_a_repaired_breaker_opens_for_at_most_its_planned_pause() -> None:
+def test_a_repaired_circuit_breaker_stays_open_for_at_most_its_planned_pause() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
     health = TrackerHealth(MAX_FAILURES, open_until=ahead, recovering_at=ahead, opened_at=ahead)
@@ -168,7 +168,7 @@ def test_a_repaired_breaker_opens_for_at_most_its_planned_pause() -> None:
     assert repaired_health(TrackerHealth(), now) == TrackerHealth()
 
 
-def test_a_repaired_rate_keeps_the_time_of_a_retry_after() -> None:
+def test_the_repair_of_a_learned_rate_keeps_the_waiting_time_of_a_retry_after_header() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
     pace = TrackerPace(rate=5.0, ceiling=5.0, lowered_at=ahead, paced_until=ahead + 60_000)

@@ -1,4 +1,4 @@
-"""Lists, details, replay and backlog of deliveries, on both engines."""
+"""These tests list, read and replay deliveries and count the backlog of a tracker, on both databases."""
 
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ PENDING, DELIVERED, DEAD, PARKED = DeliveryStatus.PENDING, DeliveryStatus.DELIVE
 
 
 async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
-    """Insert deliveries that have no event, and return their ids."""
+    """Insert `count` deliveries of a tracker that have no event, and return their ids."""
     ids = [service.ids() for _ in range(count)]
     common = {
         "topic": Topic.CLICK.value,
@@ -71,7 +71,9 @@ async def test_a_delivery_is_returned_with_its_attempts(
     assert (second.attempt, second.at, second.status, second.error) == (2, clock(), 204, None)
 
 
-async def test_pages_are_newest_first_and_continue_below_an_id(service: Service, make_tracker: MakeTracker) -> None:
+async def test_a_page_of_deliveries_is_sorted_newest_first_and_the_next_page_starts_below_its_last_id(
+    service: Service, make_tracker: MakeTracker
+) -> None:
     tracker = await make_tracker("https://t.example/")
     ids = await fill(service, tracker, DELIVERED, 7)
     await fill(service, await make_tracker("https://u.example/"), DELIVERED, 3)
@@ -86,7 +88,7 @@ async def test_pages_are_newest_first_and_continue_below_an_id(service: Service,
     assert len((await ids_of(service, DeliveryFilter(1)))[0]) == 10
 
 
-async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTracker, clock: Clock) -> None:
+async def test_deliveries_can_be_filtered_by_status_and_time(service: Service, make_tracker: MakeTracker, clock: Clock) -> None:
     tracker = await make_tracker("https://t.example/")
     dead = await fill(service, tracker, DEAD, 2)
     clock.forward(hours=1)
@@ -104,7 +106,7 @@ async def test_filters_by_status_and_time(service: Service, make_tracker: MakeTr
     assert (await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0] == []
 
 
-async def test_a_filter_without_index_examines_a_limited_number_of_rows(
+async def test_a_delivery_filter_without_index_examines_a_limited_number_of_rows(
     service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "MAX_WALK_ROWS", 4)
@@ -121,7 +123,9 @@ async def test_a_filter_without_index_examines_a_limited_number_of_rows(
     assert len((await ids_of(service, DeliveryFilter(1, tracker, DEAD), 100))[0]) == 9, "dead deliveries have an index"
 
 
-async def test_an_application_does_not_see_the_deliveries_of_another(service: Service, make_tracker: MakeTracker) -> None:
+async def test_an_application_cannot_access_the_deliveries_of_another_application(
+    service: Service, make_tracker: MakeTracker
+) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     (mine,) = await fill(service, await make_tracker("https://t.example/"), DEAD, 1)
     assert (await ids_of(service, DeliveryFilter(other)))[0] == []
@@ -131,7 +135,7 @@ async def test_an_application_does_not_see_the_deliveries_of_another(service: Se
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_replay_gives_all_attempts_again_and_can_be_repeated(
+async def test_a_replayed_delivery_has_all_its_attempts_again_and_can_be_replayed_repeatedly(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -152,7 +156,7 @@ async def test_a_replay_gives_all_attempts_again_and_can_be_repeated(
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
     receiver.default_reply = 200
-    for _ in range(2):  # a delivered delivery can be replayed too
+    for _ in range(2):  # the second replay is that of a delivered delivery
         await service.deliveries.replay(row.id, clock(), 1)
         await until_it_ends()
     assert [request.json["attempt"] for request in receiver.requests] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -161,7 +165,9 @@ async def test_a_replay_gives_all_attempts_again_and_can_be_repeated(
     assert (stored.status, len(attempts)) == (DELIVERED, 8)
 
 
-async def test_replay_rejects_a_pending_delivery_and_a_deleted_tracker(service: Service, make_tracker: MakeTracker) -> None:
+async def test_a_pending_delivery_and_a_delivery_of_a_deleted_tracker_cannot_be_replayed(
+    service: Service, make_tracker: MakeTracker
+) -> None:
     tracker = await make_tracker("https://t.example/")
     (pending,) = await fill(service, tracker, PENDING, 1)
     (dead,) = await fill(service, tracker, DEAD, 1)
@@ -174,7 +180,7 @@ async def test_replay_rejects_a_pending_delivery_and_a_deleted_tracker(service: 
     assert caught.value.code is ErrorCode.CONFLICT
 
 
-async def test_replayed_dead_deliveries_are_released_at_the_recovery_rate(
+async def test_replayed_dead_deliveries_are_sent_at_the_recovery_rate(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_TRANSACTION", 2)
@@ -194,7 +200,7 @@ async def test_replayed_dead_deliveries_are_released_at_the_recovery_rate(
     assert (await service.trackers.get(other)).health.recovering_at is None
 
 
-async def test_a_backlog_is_counted_up_to_a_limit(
+async def test_the_backlog_of_a_tracker_is_counted_up_to_a_limit(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = await make_tracker("https://t.example/")

@@ -1,4 +1,4 @@
-"""Statements of the dispatcher, on both engines."""
+"""These tests run SQL statements of the dispatcher on both databases."""
 
 from sqlalchemy import Connection, insert
 
@@ -8,7 +8,7 @@ from shortener.storage import schema
 from tests.conftest import NOON
 
 
-async def test_pending_queues_are_found_by_index_lookups(service: Service) -> None:
+async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service: Service) -> None:
     def fill(connection: Connection) -> None:
         common = {"topic": 2, "application_id": 1, "status": 0, "attempt": 0, "next_at": NOON, "created_at": NOON}
         pending = [{"id": n, "event_id": n, "tracker_id": 1, "lane": "t1", **common} for n in range(2000)]

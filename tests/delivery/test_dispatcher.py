@@ -1,4 +1,4 @@
-"""The loop of the dispatcher: database failures, shutdown, and the running service."""
+"""These tests check the dispatcher when the database fails, at shutdown, and in a running service."""
 
 import asyncio
 from collections.abc import Callable
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def test_outcomes_wait_until_the_database_is_available(
+async def test_outcomes_of_attempts_are_recorded_when_the_database_is_available_again(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url())
@@ -51,7 +51,7 @@ async def test_outcomes_wait_until_the_database_is_available(
     assert (await tracker_row(service, tracker)).failures_in_row == 0, "a database failure is not the tracker's failure"
 
 
-async def test_stop_waits_for_attempts_and_records_them(
+async def test_stopping_the_dispatcher_waits_for_running_attempts_and_records_them(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url())
@@ -68,7 +68,7 @@ async def test_stop_waits_for_attempts_and_records_them(
     assert len(receiver.requests) == 6, "nothing is sent twice"
 
 
-async def test_stop_returns_the_claims_of_attempts_that_do_not_end_in_time(
+async def test_stopping_the_dispatcher_gives_back_the_claims_of_attempts_that_do_not_end_in_time(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}
@@ -88,7 +88,7 @@ async def test_stop_returns_the_claims_of_attempts_that_do_not_end_in_time(
     assert service.dispatcher.totals.claims_returned == 1
 
 
-async def test_stop_ends_in_time_if_the_database_hangs(
+async def test_stopping_the_dispatcher_ends_in_time_if_the_database_hangs(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     class HangingDatabase(UnavailableDatabase):
@@ -115,7 +115,7 @@ async def test_stop_ends_in_time_if_the_database_hangs(
     await asyncio.wait([cycle])
 
 
-async def test_a_running_service_delivers_and_stops_cleanly(
+async def test_a_running_service_sends_deliveries_and_stops_cleanly(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(start=True)
@@ -125,7 +125,7 @@ async def test_a_running_service_delivers_and_stops_cleanly(
     await receiver.wait_for(1)
 
 
-async def test_a_process_without_deliver_runs_no_fanout_and_no_dispatcher(
+async def test_a_process_that_does_not_send_deliveries_runs_no_fanout_and_no_dispatcher(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service()

@@ -1,4 +1,4 @@
-"""Deliveries that waited too long, or whose tracker was deleted, on both engines."""
+"""These tests check that deliveries become dead if they wait too long or their tracker is deleted, on both databases."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ from tests.delivery.dispatching import DEAD, PENDING, deliver, deliveries, deliv
 from tests.receiver import Receiver
 
 
-async def test_deliveries_of_a_tracker_that_is_disabled_for_too_long_end_dead(
+async def test_deliveries_become_dead_if_their_tracker_is_disabled_for_too_long(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), enabled=False)
@@ -26,7 +26,7 @@ async def test_deliveries_of_a_tracker_that_is_disabled_for_too_long_end_dead(
     assert (row.status, row.last_error, receiver.requests) == (DEAD, "tracker_disabled", [])
 
 
-async def test_deliveries_of_a_deleted_tracker_end_dead(
+async def test_deliveries_of_a_deleted_tracker_become_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url("/deleted"))
@@ -39,7 +39,7 @@ async def test_deliveries_of_a_deleted_tracker_end_dead(
     assert (row.status, row.last_error, receiver.requests) == (DEAD, "tracker_deleted", [])
 
 
-async def test_deliveries_end_dead_if_the_breaker_is_open_for_too_long(
+async def test_deliveries_become_dead_if_the_circuit_breaker_is_open_for_too_long(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -50,7 +50,7 @@ async def test_deliveries_end_dead_if_the_breaker_is_open_for_too_long(
     last = (await deliveries(service))[-1]
     assert (last.status, last.attempt) == (PENDING, 0)
     until = clock() + MAX_HOLD + timedelta(minutes=1)
-    while clock() < until:  # each probe fails
+    while clock() < until:  # each probe of the open circuit breaker fails
         await service.dispatcher.flush()
         clock.forward(hours=12)
     await service.dispatcher.flush()

@@ -1,4 +1,4 @@
-"""Fan-out of events into deliveries and facts, on both engines."""
+"""These tests check which deliveries and facts the fan-out creates from events, on both databases."""
 
 import hashlib
 import re
@@ -37,7 +37,7 @@ async def facts(service: Service) -> list[Any]:
     return [row.facts for row in await rows(service.database, schema.events)]
 
 
-async def test_an_event_creates_one_delivery_per_topic_and_subscribed_tracker(
+async def test_an_event_creates_one_delivery_for_each_topic_and_each_subscribed_tracker(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     both = await make_tracker(URL, "state", "click")
@@ -56,7 +56,9 @@ async def test_an_event_creates_one_delivery_per_topic_and_subscribed_tracker(
     assert await service.fanout.step() == 0
 
 
-async def test_an_event_without_subscribers_gets_no_facts(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_an_event_is_stored_without_facts_if_no_tracker_subscribes_to_it(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "conversion")
     await story.first_click()
     await service.fanout.flush()
@@ -65,7 +67,7 @@ async def test_an_event_without_subscribers_gets_no_facts(service: Service, make
     assert await rows(service.database, schema.deliveries) == []
 
 
-async def test_trackers_of_another_application_get_no_deliveries(service: Service, story: Story) -> None:
+async def test_an_event_creates_no_deliveries_for_trackers_of_another_application(service: Service, story: Story) -> None:
     other = await service.database.write(create_application, "other", NOON)
     new = NewTracker(url=URL, events=["state", "click"])
     await service.trackers.create(other.application_id, new)
@@ -74,7 +76,7 @@ async def test_trackers_of_another_application_get_no_deliveries(service: Servic
     assert await rows(service.database, schema.deliveries) == []
 
 
-async def test_a_crash_during_fanout_neither_repeats_nor_skips_an_event(
+async def test_a_crash_during_the_fanout_neither_repeats_nor_skips_an_event(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tracker(URL, "click")
@@ -82,7 +84,7 @@ async def test_a_crash_during_fanout_neither_repeats_nor_skips_an_event(
         await story.first_click()
 
     class Killed(BaseException):
-        """Fail as if the process was killed before the events are marked."""
+        """The error that simulates a process killed before it marks the events."""
 
     def crash(connection: Connection, facts: object) -> None:
         raise Killed
@@ -96,7 +98,7 @@ async def test_a_crash_during_fanout_neither_repeats_nor_skips_an_event(
     assert len(await rows(service.database, schema.deliveries)) == 3
 
 
-async def test_events_of_several_batches_are_fanned_out_in_order(
+async def test_the_fanout_processes_the_events_of_several_batches_in_order(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "MAX_EVENTS", 4)
@@ -109,7 +111,9 @@ async def test_events_of_several_batches_are_fanned_out_in_order(
     assert (service.fanout.events, service.fanout.deliveries) == (10, 10)
 
 
-async def test_new_deliveries_wake_the_dispatcher(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_the_fanout_wakes_the_dispatcher_after_it_created_deliveries(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "click")
     await story.first_click()
     assert not service.dispatcher.wake_up._event.is_set()
@@ -117,7 +121,9 @@ async def test_new_deliveries_wake_the_dispatcher(service: Service, make_tracker
     assert service.dispatcher.wake_up._event.is_set()
 
 
-async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTracker, story: Story, clock: Clock) -> None:
+async def test_the_facts_of_a_first_click_describe_the_click_and_its_message(
+    service: Service, make_tracker: MakeTracker, story: Story, clock: Clock
+) -> None:
     await make_tracker(URL, "state")
     message = await story.message(
         campaign="autumn",
@@ -184,7 +190,9 @@ async def test_the_facts_of_a_first_click(service: Service, make_tracker: MakeTr
     assert set(found) < set(FACTS)
 
 
-async def test_repeat_clicks_of_a_link_are_numbered(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_repeated_clicks_on_a_link_have_consecutive_click_numbers(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "click")
     message = await story.message(links=2)
     await story.click(message, HitFlag.NONE, Topic.CLICK, link=1, verdict=1)  # suspected hits are not counted
@@ -200,7 +208,7 @@ async def test_repeat_clicks_of_a_link_are_numbered(service: Service, make_track
     assert found == [("0", 1), ("0", 2), ("1", 1), ("0", 3), ("1", 2), ("0", 4)]
 
 
-async def test_no_click_number_is_repeated_if_an_earlier_click_is_committed_later(
+async def test_no_click_number_is_used_twice_if_an_earlier_click_is_committed_later(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click")
@@ -209,7 +217,7 @@ async def test_no_click_number_is_repeated_if_an_earlier_click_is_committed_late
     early = [service.ids() for _ in range(3)]
     await story.click(message)
     await service.fanout.flush()
-    for hit in early:  # their transactions end now, although the hits are older
+    for hit in early:  # these hits are older than the others, but their transactions are committed later
         await story.click(message, id=hit)
     await service.fanout.flush()
     await story.click(message)
@@ -217,7 +225,7 @@ async def test_no_click_number_is_repeated_if_an_earlier_click_is_committed_late
     assert sorted(one["click_number"] for one in await facts(service)) == [1, 2, 3, 4, 5, 6]
 
 
-async def test_clicks_of_a_link_that_was_clicked_before_the_upgrade_continue_its_numbers(
+async def test_click_numbers_continue_after_clicks_for_which_no_number_was_stored(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     message = await story.message()
@@ -231,7 +239,9 @@ async def test_clicks_of_a_link_that_was_clicked_before_the_upgrade_continue_its
     assert (await facts(service))[-1]["click_number"] == 6
 
 
-async def test_the_facts_of_a_conversion_contain_its_click(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_the_facts_of_a_conversion_contain_the_click_that_led_to_it(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "conversion")
     message = await story.message(links=2)
     hit = await story.click(message, HitFlag.FIRST_FOR_LINK, link=1)
@@ -269,7 +279,7 @@ async def test_the_facts_of_a_conversion_contain_its_click(service: Service, mak
     assert not {"click_id", "url"} & plain.keys(), "the conversion has no link"
 
 
-async def test_the_facts_of_a_delivery_report_contain_its_own_state(
+async def test_the_facts_of_a_delivery_report_contain_the_state_in_that_report(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "delivery")
@@ -286,7 +296,7 @@ async def test_the_facts_of_a_delivery_report_contain_its_own_state(
     assert delivered["short_url"].endswith(message.codes[0]), "the message's first link, for Xoxzo's link_tracking"
 
 
-async def test_an_event_with_missing_rows_does_not_block_others(
+async def test_an_event_whose_message_row_is_missing_does_not_block_other_events(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), "click")
@@ -302,7 +312,7 @@ async def test_an_event_with_missing_rows_does_not_block_others(
 
 
 async def damage(service: Service, event: int, data: str) -> None:
-    """Overwrite the stored data of an event with an invalid text."""
+    """Replace the stored data of an event by the invalid text `data`."""
     statement = text("UPDATE events SET data = :data WHERE id = :event")
     await service.database.write(lambda connection: connection.execute(statement, {"data": data, "event": event}))
 
@@ -348,7 +358,9 @@ async def test_a_batch_of_damaged_events_does_not_block_the_next_batch(
     assert service.fanout.quarantined == 4
 
 
-async def test_a_wrong_schema_does_not_quarantine_events(service: Service, make_tracker: MakeTracker, story: Story) -> None:
+async def test_an_error_in_the_database_schema_does_not_quarantine_events(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
     await make_tracker(URL, "click")
     await story.first_click()
 
@@ -365,7 +377,7 @@ async def test_a_wrong_schema_does_not_quarantine_events(service: Service, make_
     assert (len(await rows(service.database, schema.deliveries)), service.fanout.quarantined) == (1, 0)
 
 
-async def test_the_first_click_of_a_message_sends_the_callback_once_and_requires_status_200(
+async def test_the_first_click_of_a_message_sends_its_callback_once_and_the_callback_requires_status_200(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [201]
@@ -399,7 +411,7 @@ async def test_the_first_click_of_a_message_sends_the_callback_once_and_requires
     assert (row.tracker_id, row.lane, row.status, row.attempt) == (None, "c1/127.0.0.1", DeliveryStatus.DELIVERED, 2)
 
 
-async def test_the_short_url_of_an_event_uses_the_domain_of_its_link(
+async def test_the_short_url_in_the_facts_of_an_event_has_the_domain_of_its_link(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click")
@@ -416,7 +428,7 @@ async def test_the_short_url_of_an_event_uses_the_domain_of_its_link(
     assert (await facts(service))[0]["short_url"] == f"https://go.example/{message.codes[0]}"
 
 
-async def test_a_suspected_click_goes_only_to_trackers_with_suspected_and_contains_its_verdict(
+async def test_a_suspected_click_is_sent_only_to_trackers_with_suspected_and_contains_its_verdict(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click", "state")
@@ -507,7 +519,7 @@ async def conversions_of_clicks(service: Service, chosen: str | None) -> list[in
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, ["scg"]), ("scg", ["scg"]), ("all", ["scg", "json"]), ("off", [])])
-async def test_the_first_click_is_also_a_conversion_for_the_trackers_that_the_setting_names(
+async def test_the_first_click_of_a_message_is_also_sent_as_a_conversion_if_click_conversion_permits_it(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, chosen: str | None, expected: list[str]
 ) -> None:
     trackers = {name: await make_tracker(receiver.url(f"/{name}"), "conversion", format=name) for name in ("scg", "json")}

@@ -59,7 +59,7 @@ TOPICS = ["state", "click", "late_click", "conversion", "delivery", "click_retra
 
 
 def body(format: str, facts: dict[str, Any], attempt: int = 1, fields: list[str] | None = None) -> Any:
-    """Return the parsed body. Decimal numbers are parsed as Decimal, to compare their digits."""
+    """Build the body of an attempt and parse it as JSON. Decimal numbers are parsed as Decimal, to compare their digits."""
     raw, content_type = render(format, facts, attempt=attempt, fields=fields)
     assert content_type == CONTENT_TYPE
     return json.loads(raw, parse_float=Decimal)
@@ -79,26 +79,26 @@ def test_the_scg_body_equals_syniverses_documented_example() -> None:
     )
 
 
-def test_only_the_attempt_number_differs_between_attempts() -> None:
+def test_the_bodies_of_two_attempts_differ_only_in_the_attempt_number() -> None:
     first, second = body("scg", CLICK), body("scg", CLICK, attempt=2)
     assert (first.pop("attempt"), second.pop("attempt")) == (1, 2)
     assert first == second
 
 
-def test_metadata_follows_syniverses_fields() -> None:
+def test_the_scg_body_contains_the_metadata_after_the_fields_of_syniverse() -> None:
     values = body("scg", CLICK | {"metadata": {"order": 7}})["event"]["fld-val-list"]
     assert list(values)[-1] == "metadata"
     assert values["metadata"] == {"order": 7}
 
 
-def test_a_state_change_without_click_has_only_syniverses_fields() -> None:
+def test_the_scg_body_of_a_state_change_without_click_has_only_the_fields_of_syniverse() -> None:
     facts = CLICK | {"new_state": "FAILED", "click_id": None, "reason_code": None}
     values = body("scg", facts)["event"]["fld-val-list"]
     assert list(values)[-1] == "mt_price"
     assert (values["reason_code"], values["reason_description"]) == ("", "")
 
 
-def test_a_reported_reason_code_is_text() -> None:
+def test_the_scg_body_contains_a_reported_reason_code_as_text() -> None:
     values = body("scg", CLICK | {"new_state": "FAILED", "reason_code": 4007, "reason_description": "Bad"})["event"]["fld-val-list"]
     assert (values["reason_code"], values["reason_description"]) == ("4007", "Bad")
 
@@ -115,7 +115,7 @@ def test_a_reported_reason_code_is_text() -> None:
         ("test", "test", set()),
     ],
 )
-def test_evt_tp_names_the_kind_of_event(topic: str, event_type: str, names: set[str]) -> None:
+def test_evt_tp_in_the_scg_body_is_the_kind_of_the_event(topic: str, event_type: str, names: set[str]) -> None:
     event = body("scg", CONVERSION | {"topic": topic})["event"]
     assert event["evt-tp"] == event_type
     assert names <= set(event["fld-val-list"])
@@ -136,19 +136,19 @@ def test_evt_tp_names_the_kind_of_event(topic: str, event_type: str, names: set[
         (3, "3"),
     ],
 )
-def test_a_price_keeps_its_exact_digits(price: Any, digits: str) -> None:
+def test_a_price_in_a_body_keeps_its_exact_digits(price: Any, digits: str) -> None:
     for format, key in (("scg", "mt_price"), ("json", "cost"), ("xoxzo", "cost"), ("infobip", "pricePerMessage")):
         raw = render(format, CLICK | {"mt_price": price}, attempt=1)[0].decode()
         assert re.search(rf'"{key}":{re.escape(digits)}[,}}]', raw)
 
 
 @pytest.mark.parametrize("price", [None, "", "NaN", "Infinity", "cheap", "1,5", "1E+999999999"])
-def test_an_invalid_price_is_null(price: str | None) -> None:
+def test_an_invalid_price_is_null_in_the_body(price: str | None) -> None:
     assert body("json", CLICK | {"mt_price": price}, fields=["cost", "mt_price"]) == {"cost": None, "mt_price": None}
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=8))
-def test_any_price_is_parsed_as_the_same_number(price: Decimal) -> None:
+def test_any_price_in_a_body_is_parsed_as_the_same_number(price: Decimal) -> None:
     assert Decimal(body("scg", {"mt_price": str(price)})["event"]["fld-val-list"]["mt_price"]) == price
 
 
@@ -168,7 +168,7 @@ def test_a_json_body_contains_the_fields_of_the_tracker_in_its_order() -> None:
     }
 
 
-def test_a_json_body_has_default_fields() -> None:
+def test_a_json_body_has_the_default_fields_if_the_tracker_has_none() -> None:
     assert list(body("json", CONVERSION)) == list(DEFAULT_FIELDS)
     assert body("json", CONVERSION, fields=[]) == {}
 
@@ -202,7 +202,7 @@ def test_every_fact_and_every_name_of_23_telecom_is_a_json_field() -> None:
     assert check_fields(["phone", "Phone", "fone"]) == ["Phone", "fone"]
 
 
-def test_the_xoxzo_body_of_a_click_equals_its_status_response() -> None:
+def test_the_xoxzo_body_of_a_click_equals_the_documented_status_response() -> None:
     assert body("xoxzo", CLICK | {"topic": "click"}) == {
         "status": "DELIVERED",
         "sender": "Gladiator",
@@ -232,13 +232,13 @@ def test_the_xoxzo_body_of_a_click_equals_its_status_response() -> None:
     }
 
 
-def test_the_xoxzo_body_without_click_is_not_accessed() -> None:
+def test_accessed_is_false_in_the_xoxzo_body_of_an_event_without_click() -> None:
     facts = {key: value for key, value in CLICK.items() if key != "clicked_at"}
     tracking = body("xoxzo", facts | {"topic": "delivery", "new_state": "SENT"})["link_tracking"]
     assert (tracking["accessed"], tracking["accessed_on"]) == (False, None)
 
 
-def test_the_infobip_body_of_a_click_is_its_click_notification() -> None:
+def test_the_infobip_body_of_a_click_equals_the_documented_click_notification() -> None:
     assert body("infobip", CLICK | {"topic": "click", "metadata": {"order": 7}}) == {
         "notificationType": "CLICKED",
         "recipient": "14085550100",
@@ -266,7 +266,7 @@ def test_the_infobip_body_of_a_click_is_its_click_notification() -> None:
     }
 
 
-def test_the_infobip_body_returns_the_callback_data_of_the_request() -> None:
+def test_the_infobip_body_contains_the_callback_data_of_the_message_request() -> None:
     assert body("infobip", CLICK | {"metadata": {"callbackData": "order 7"}})["callbackData"] == "order 7"
     assert body("infobip", CLICK | {"metadata": {"callbackData": "x", "b": 1}})["callbackData"] == '{"callbackData":"x","b":1}'
 
@@ -282,7 +282,7 @@ def test_the_infobip_bodies_of_conversions_and_reports_have_the_same_structure()
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("topic", [*TOPICS, None])
-def test_rendering_works_with_any_fact_absent(format: str, topic: str | None) -> None:
+def test_a_body_of_every_format_can_be_built_if_facts_are_absent(format: str, topic: str | None) -> None:
     assert body(format, {} if topic is None else {"topic": topic})
     assert body(format, dict.fromkeys(FACTS) | {"topic": topic})
 
@@ -292,5 +292,5 @@ def test_rendering_works_with_any_fact_absent(format: str, topic: str | None) ->
     st.sampled_from(TOPICS),
     st.dictionaries(st.sampled_from(FACTS), st.text(st.characters(codec="utf-8"))),
 )
-def test_any_text_is_rendered_as_valid_json(format: str, topic: str, facts: dict[str, str]) -> None:
+def test_a_body_is_valid_json_whatever_text_the_facts_contain(format: str, topic: str, facts: dict[str, str]) -> None:
     assert body(format, facts | {"topic": topic})

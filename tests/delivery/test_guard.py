@@ -16,7 +16,7 @@ from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnr
 from tests.delivery.receiver import receiver, respond
 
 IPV4 = st.integers(0, 2**32 - 1)
-# Random numbers rarely hit a small network, so half of the addresses are taken from the special networks.
+# Random addresses are rarely in a small special network, so half of the generated addresses are chosen from these networks.
 SPECIAL_IPV4 = st.sampled_from([network for network, _ in guard_module._IPV4]).flatmap(
     lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**32 - 1))
 )
@@ -44,7 +44,7 @@ ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), SPECIAL_IPV6)
         "2001:4860:4860::8888",
     ],
 )
-def test_public_addresses_are_allowed(address: str) -> None:
+def test_the_address_guard_allows_public_addresses(address: str) -> None:
     assert rejection_reason(address) is None
 
 
@@ -95,7 +95,7 @@ def test_public_addresses_are_allowed(address: str) -> None:
         ("127.0.0.1%lo", guard_module.LOOPBACK),
     ],
 )
-def test_special_addresses_are_rejected(address: str, reason: str) -> None:
+def test_the_address_guard_rejects_special_addresses(address: str, reason: str) -> None:
     assert rejection_reason(address) == reason
     if "%" not in address:
         assert rejection_reason(ip_address(address)) == reason
@@ -115,7 +115,7 @@ def test_special_addresses_are_rejected(address: str, reason: str) -> None:
         "8.8.8.8:80",
     ],
 )
-def test_a_text_that_is_not_an_address_is_rejected(text: str) -> None:
+def test_the_address_guard_rejects_a_text_that_is_not_an_address(text: str) -> None:
     assert rejection_reason(text) is not None
 
 
@@ -127,7 +127,7 @@ def test_mapped_and_nat64_addresses_are_checked_by_the_embedded_ipv4_address(num
 
 
 @given(ANY_IPV4, st.integers(0, 2**80 - 1))
-def test_tunnel_addresses_are_rejected_whatever_they_embed(number: int, rest: int) -> None:
+def test_tunnel_addresses_are_rejected_whatever_ipv4_address_they_contain(number: int, rest: int) -> None:
     assert rejection_reason(IPv6Address(number)) is not None  # IPv4-compatible
     assert rejection_reason(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None  # 6to4
     assert rejection_reason(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None  # Teredo
@@ -135,7 +135,7 @@ def test_tunnel_addresses_are_rejected_whatever_they_embed(number: int, rest: in
 
 
 @given(st.one_of(ANY_IPV4.map(IPv4Address), ANY_IPV6.map(IPv6Address)))
-def test_every_address_that_the_standard_library_calls_private_is_rejected(address: IPv4Address | IPv6Address) -> None:
+def test_every_address_that_the_ipaddress_library_classifies_as_private_is_rejected(address: IPv4Address | IPv6Address) -> None:
     if address.is_private or address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
         mapped = isinstance(address, IPv6Address) and address.ipv4_mapped
         assert rejection_reason(address) is not None or (mapped and mapped.is_global)
@@ -202,7 +202,7 @@ async def test_check_host_rejects_a_host_with_an_internal_address(host: str) -> 
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["2606:4700::1111", "::ffff:10.0.0.1"]])
-async def test_a_name_with_one_forbidden_address_is_rejected(addresses: list[str]) -> None:
+async def test_check_host_rejects_a_name_with_one_forbidden_address(addresses: list[str]) -> None:
     with pytest.raises(ForbiddenTarget) as caught:
         await Guard(lookup=lambda host, port: addresses).check_host("mixed.example", 443)
     assert not any(address in str(caught.value) for address in addresses)
@@ -225,7 +225,7 @@ def _unspeakable(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("lookup", [_missing, _nothing, _unspeakable])
-async def test_a_name_without_an_address_raises_host_unresolved(lookup: guard_module.Lookup) -> None:
+async def test_check_host_raises_host_unresolved_for_a_name_without_an_address(lookup: guard_module.Lookup) -> None:
     with pytest.raises(HostUnresolved):
         await Guard(lookup=lookup).check_host("nowhere.example", 80)
 
@@ -259,7 +259,7 @@ class Rebinding(AbstractResolver):
         pass
 
 
-async def test_the_address_of_each_connection_is_checked_again() -> None:
+async def test_the_guard_checks_the_address_of_each_connection_again() -> None:
     guard, rebinding = Guard(), Rebinding()
     (vetted,) = await rebinding.resolve("rebinding.example", 80)
     guard.check_address(vetted["host"])
@@ -301,7 +301,7 @@ async def test_no_notation_of_a_loopback_address_reaches_a_local_server(host: st
         assert local_server.connections == 0
 
 
-async def test_the_local_server_is_reached_when_loopback_is_allowed() -> None:
+async def test_a_local_server_is_reached_if_the_guard_allows_loopback_addresses() -> None:
     async with receiver(respond(200)) as local_server:
         connector = aiohttp.TCPConnector(socket_factory=Guard(allow_private=True).socket_factory)
         async with aiohttp.ClientSession(connector=connector) as session, session.get(local_server.url()) as response:
@@ -309,7 +309,7 @@ async def test_the_local_server_is_reached_when_loopback_is_allowed() -> None:
         assert local_server.connections == 1
 
 
-async def test_look_ups_that_hang_start_a_bounded_number_of_threads() -> None:
+async def test_dns_look_ups_that_hang_start_a_limited_number_of_threads() -> None:
     released, started = threading.Event(), []
 
     def hanging(host: str, port: int) -> list[str]:
@@ -335,7 +335,7 @@ async def test_look_ups_that_hang_start_a_bounded_number_of_threads() -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "10.1.2.3", "[::1]", "::1", "169.254.169.254", "localhost", "db.internal", "a.local"]
 )
-def test_check_literal_rejects_internal_hosts_without_a_look_up(host: str) -> None:
+def test_check_literal_rejects_internal_hosts_without_a_dns_look_up(host: str) -> None:
     with pytest.raises(ForbiddenTarget):
         Guard().check_literal(host)
 
@@ -345,7 +345,7 @@ def test_check_literal_accepts_public_addresses_and_names(host: str) -> None:
     Guard().check_literal(host)
 
 
-def test_check_literal_permits_loopback_for_development() -> None:
+def test_check_literal_allows_loopback_if_private_targets_are_allowed() -> None:
     for host in ("127.0.0.1", "localhost"):
         Guard(allow_private=True).check_literal(host)
     with pytest.raises(ForbiddenTarget):
@@ -353,7 +353,7 @@ def test_check_literal_permits_loopback_for_development() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "fd00:ec2::254"])
-def test_the_text_of_a_rejection_does_not_state_the_kind_of_the_address(address: str) -> None:
+def test_the_error_text_of_the_guard_does_not_contain_the_kind_of_the_address(address: str) -> None:
     with pytest.raises(ForbiddenTarget) as caught:
         Guard().check_address(address)
     assert str(caught.value) == "the host must have a public address"

@@ -12,7 +12,7 @@ def fail(health: TrackerHealth, times: int, at: int = T) -> TrackerHealth:
     return health
 
 
-def test_the_breaker_opens_after_ten_failures_in_a_row() -> None:
+def test_the_circuit_breaker_opens_after_ten_failures_in_a_row() -> None:
     health = fail(TrackerHealth(), MAX_FAILURES - 1)
     assert (health.breaker(T), health.last_failure_at) == ("closed", T)
     health = health.failed(T)
@@ -20,17 +20,17 @@ def test_the_breaker_opens_after_ten_failures_in_a_row() -> None:
     assert health.breaker(T + MIN_PAUSE_MS) == "half_open"
 
 
-def test_a_success_resets_the_count_of_failures() -> None:
+def test_a_success_resets_the_failure_count_of_the_circuit_breaker() -> None:
     health = fail(fail(TrackerHealth(), MAX_FAILURES - 1).succeeded(T), MAX_FAILURES - 1)
     assert (health.breaker(T), health.last_success_at) == ("closed", T)
 
 
-def test_attempts_that_started_before_the_breaker_opened_do_not_extend_the_pause() -> None:
+def test_attempts_that_started_before_the_circuit_breaker_opened_do_not_extend_its_pause() -> None:
     opened = fail(TrackerHealth(), MAX_FAILURES)
     assert fail(opened, 20, T + 5).open_until == opened.open_until
 
 
-def test_a_failed_probe_doubles_the_pause_up_to_the_maximum() -> None:
+def test_a_failed_probe_doubles_the_pause_of_the_circuit_breaker_up_to_the_maximum() -> None:
     health = fail(TrackerHealth(), MAX_FAILURES)
     pauses = []
     for _ in range(6):
@@ -42,7 +42,7 @@ def test_a_failed_probe_doubles_the_pause_up_to_the_maximum() -> None:
     assert pauses == [60_000, 120_000, 240_000, 300_000, 300_000, 300_000]
 
 
-def test_a_success_closes_the_breaker_and_releases_the_backlog_at_the_rate() -> None:
+def test_a_success_closes_the_circuit_breaker_and_the_backlog_is_sent_at_the_recovery_rate() -> None:
     health = fail(TrackerHealth(), MAX_FAILURES).succeeded(T)
     assert health.breaker(T) == "recovering"
     assert health.allowance(T, 10) == 0
@@ -54,14 +54,14 @@ def test_a_success_closes_the_breaker_and_releases_the_backlog_at_the_rate() -> 
     assert health.recovered().allowance(T, 10) is None
 
 
-def test_retry_after_opens_the_breaker_up_to_the_maximum_pause() -> None:
+def test_a_retry_after_header_opens_the_circuit_breaker_for_at_most_the_maximum_pause() -> None:
     assert TrackerHealth().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
     assert TrackerHealth().failed(T, quiet_until=T + 86_400_000).open_until == T + MAX_PAUSE_MS
     assert fail(TrackerHealth(), MAX_FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + MIN_PAUSE_MS
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.5, 500))
-def test_the_release_of_a_backlog_never_exceeds_the_rate(steps: list[int], rate: float) -> None:
+def test_the_backlog_of_a_tracker_is_never_sent_faster_than_the_recovery_rate(steps: list[int], rate: float) -> None:
     health, now, released = TrackerHealth(recovering_at=T), T, 0
     for step in steps:
         now += step
@@ -70,10 +70,10 @@ def test_the_release_of_a_backlog_never_exceeds_the_rate(steps: list[int], rate:
         if allowed > 0:
             health = health.released(allowed, now, rate)
             released += allowed
-    # Each release is rounded to a millisecond.
+    # The time that each group of sent deliveries uses is rounded to a millisecond.
     assert released <= (now - T + len(steps)) * rate / 1000 + 1
 
 
 @given(st.integers(0, 1000))
-def test_the_pause_of_the_breaker_is_limited(failures: int) -> None:
+def test_the_pause_of_the_circuit_breaker_has_a_minimum_and_a_maximum(failures: int) -> None:
     assert MIN_PAUSE_MS <= pause(failures) <= MAX_PAUSE_MS

@@ -1,4 +1,4 @@
-"""Trackers beside hanging or limited ones, with the real clock, on both engines."""
+"""These tests send deliveries to a tracker while other trackers hang or limit requests, with the real clock on both databases."""
 # Part of the tests of shortener/delivery/dispatcher.py.
 
 import asyncio
@@ -17,12 +17,12 @@ from tests.delivery.conftest import Story
 from tests.factory import rows
 from tests.receiver import Receiver, Reply, Request
 
-#: What a loaded machine may take for something that is done at once.
+#: An event that is sent at once must arrive within this time, even on a busy test machine.
 SOON_SECONDS = 3.0
 
 
 class LimitedReceiver(Receiver):
-    """Accepts a number of requests in each second, and returns 429 to all others."""
+    """A receiver that accepts up to `limit` requests in each second and returns 429 to all others."""
 
     def __init__(self, limit: int, retry_after: str | None) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class LimitedReceiver(Receiver):
 
 @pytest.fixture
 async def running(store_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """A service with the real clock and all background jobs."""
+    """Provide a running service with the real clock and all background jobs."""
     service = await open_service(Settings(data_dir=tmp_path, database_url=store_url, allow_private_targets=True))
     service.start()
     yield service
@@ -61,7 +61,7 @@ async def click(story: Story, count: int) -> None:
 
 
 @pytest.mark.parametrize("retry_after", [None, "1"])
-async def test_a_receiver_that_limits_requests_gets_all_events_and_no_429_uses_an_attempt(
+async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_response_counts_as_an_attempt(
     running: Service, retry_after: str | None
 ) -> None:
     receiver = LimitedReceiver(20, retry_after)
@@ -71,11 +71,11 @@ async def test_a_receiver_that_limits_requests_gets_all_events_and_no_429_uses_a
         began = time.monotonic()
         async with asyncio.timeout(40):
             while receiver.accepted < 60:
-                await asyncio.sleep(0.05)  # the receiver allows 20 in a second
+                await asyncio.sleep(0.05)  # the receiver accepts 20 requests in a second
         assert time.monotonic() - began < 15, "the limit allows 3 seconds"
         async with asyncio.timeout(10):
             while any(row.status != 1 for row in await rows(running.database, schema.deliveries)):
-                await asyncio.sleep(0.05)  # the outcomes are recorded
+                await asyncio.sleep(0.05)  # wait until the outcomes are recorded
     found = await rows(running.database, schema.deliveries)
     assert {row.attempt - row.base_attempt for row in found} == {1}
     state = (await running.trackers.get(tracker)).health
@@ -83,7 +83,9 @@ async def test_a_receiver_that_limits_requests_gets_all_events_and_no_429_uses_a
     assert running.dispatcher.totals.rates_lowered > 0
 
 
-async def test_max_per_second_is_kept_with_the_real_clock(running: Service, receiver: Receiver) -> None:
+async def test_a_tracker_gets_no_more_than_max_per_second_deliveries_with_the_real_clock(
+    running: Service, receiver: Receiver
+) -> None:
     await add_tracker(running, receiver.url(), max_per_second=20)
     began = time.monotonic()
     await click(Story(running), 60)
@@ -92,7 +94,7 @@ async def test_max_per_second_is_kept_with_the_real_clock(running: Service, rece
 
 
 @pytest.mark.parametrize(("trackers", "concurrency"), [(1, 256), (16, None)])
-async def test_a_healthy_tracker_gets_events_at_once_beside_trackers_that_never_respond(
+async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_respond(
     running: Service, receiver: Receiver, trackers: int, concurrency: int | None
 ) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}
@@ -102,7 +104,7 @@ async def test_a_healthy_tracker_gets_events_at_once_beside_trackers_that_never_
     await click(story, 300 // trackers)
     async with asyncio.timeout(30):
         while running.dispatcher.in_flight < 190:
-            await asyncio.sleep(0.05)  # the hanging trackers take their slots
+            await asyncio.sleep(0.05)  # wait until the hanging trackers use their slots
     await add_tracker(running, receiver.url("/well"))
     slowest = 0.0
     for number in range(1, 11):
@@ -110,12 +112,12 @@ async def test_a_healthy_tracker_gets_events_at_once_beside_trackers_that_never_
         await click(story, 1)
         async with asyncio.timeout(30):
             while sum(request.target == "/well" for request in receiver.requests) < number:
-                await asyncio.sleep(0.005)  # until the healthy tracker has the event
+                await asyncio.sleep(0.005)  # wait until the healthy tracker has received the event
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < SOON_SECONDS, "the hanging attempts last 60 seconds"
 
 
-async def test_callbacks_to_hanging_hosts_leave_slots_for_trackers(running: Service, receiver: Receiver) -> None:
+async def test_callbacks_to_hosts_that_hang_leave_slots_for_trackers(running: Service, receiver: Receiver) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}
     story = Story(running)
     for number in range(1, 241):
@@ -125,5 +127,5 @@ async def test_callbacks_to_hanging_hosts_leave_slots_for_trackers(running: Serv
     await click(story, 1)
     async with asyncio.timeout(30):
         while not any(request.target == "/well" for request in receiver.requests):
-            await asyncio.sleep(0.005)  # until the tracker has the event
+            await asyncio.sleep(0.005)  # wait until the tracker has received the event
     assert time.monotonic() - began < SOON_SECONDS

@@ -1,4 +1,4 @@
-"""Recording of outcomes: deliveries, attempts, breakers and disabled trackers, on both engines."""
+"""These tests check how outcomes of attempts change deliveries, circuit breakers and trackers, on both databases."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 
-async def test_an_outcome_after_the_lease_was_lost_changes_nothing(
+async def test_an_outcome_is_ignored_if_another_process_has_claimed_the_delivery_since(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(hang=True)]
@@ -44,7 +44,7 @@ async def test_an_outcome_after_the_lease_was_lost_changes_nothing(
     assert await delivery(service) == before
 
 
-async def test_a_410_after_the_lease_was_lost_disables_nothing_and_is_not_counted(
+async def test_a_410_response_is_ignored_if_another_process_has_claimed_the_delivery_since(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make_tracker(receiver.url())
@@ -67,7 +67,7 @@ async def test_a_410_after_the_lease_was_lost_disables_nothing_and_is_not_counte
     assert (row.enabled, row.failures_in_row) == (True, 0)
 
 
-async def test_retry_after_pauses_all_deliveries_of_the_tracker(
+async def test_a_503_response_with_retry_after_pauses_all_deliveries_of_the_tracker(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(503, headers={"retry-after": "60"})]
@@ -85,7 +85,7 @@ async def test_retry_after_pauses_all_deliveries_of_the_tracker(
     assert statuses(await deliveries(service)) == {DELIVERED: 2}
 
 
-async def test_a_410_response_disables_the_tracker_and_its_deliveries_wait(
+async def test_a_410_response_disables_the_tracker_and_its_other_deliveries_wait(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [410]
@@ -111,7 +111,7 @@ async def test_a_410_response_disables_the_tracker_and_its_deliveries_wait(
     assert statuses(await deliveries(service)) == {DEAD: 1, DELIVERED: 2}
 
 
-async def test_the_breaker_sends_one_probe_and_releases_the_backlog_at_the_recovery_rate(
+async def test_one_probe_closes_the_circuit_breaker_and_the_backlog_is_sent_at_the_recovery_rate(
     make_service: MakeService, receiver: Receiver, clock: Clock
 ) -> None:
     service = await make_service(delivery_recovery_rate=10)
@@ -153,7 +153,7 @@ async def test_the_breaker_sends_one_probe_and_releases_the_backlog_at_the_recov
     assert statuses(await deliveries(service)) == {DELIVERED: 40}
 
 
-async def test_a_success_between_failures_keeps_the_breaker_closed(
+async def test_a_success_between_failures_keeps_the_circuit_breaker_closed(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), concurrency=1)
@@ -165,7 +165,7 @@ async def test_a_success_between_failures_keeps_the_breaker_closed(
     assert service.dispatcher.totals.breakers_opened == 0
 
 
-async def test_another_probe_is_sent_after_stop_returned_the_claim_of_a_probe(
+async def test_another_probe_is_sent_after_a_stopping_process_gave_back_the_claim_of_a_probe(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -186,7 +186,7 @@ async def test_another_probe_is_sent_after_stop_returned_the_claim_of_a_probe(
     assert statuses(await deliveries(service))[DELIVERED] == 1
 
 
-async def test_many_outcomes_share_a_transaction(
+async def test_many_outcomes_are_recorded_in_one_transaction(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), concurrency=64)

@@ -35,29 +35,29 @@ def test_any_2xx_status_means_delivered_by_default(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
-def test_redirects_are_retried(status: int) -> None:
+def test_a_delivery_is_retried_after_a_redirect(status: int) -> None:
     outcome = classify_response(response(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.not_before) == (OutcomeKind.RETRY, "redirect", None)
 
 
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
-def test_other_failures_are_retried(status: int) -> None:
+def test_a_delivery_is_retried_after_other_error_statuses(status: int) -> None:
     outcome = classify_response(response(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.charged) == (OutcomeKind.RETRY, "other_status", True)
 
 
 @pytest.mark.parametrize("status", [405, 406, 411, 413, 414, 415, 431, 501, 505])
-def test_a_rejected_request_form_is_final(status: int) -> None:
+def test_a_delivery_is_not_retried_if_the_receiver_rejects_the_form_of_the_request(status: int) -> None:
     assert classify_response(response(status), ANY_2XX, NOW).kind is OutcomeKind.FINAL
 
 
-def test_410_disables_the_tracker_even_if_the_body_is_incomplete() -> None:
+def test_a_410_response_disables_the_tracker_even_if_its_body_is_incomplete() -> None:
     assert classify_response(response(410), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
     assert classify_response(response(410, error="too_large"), ANY_2XX, NOW).kind is OutcomeKind.DISABLE
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_sets_the_earliest_time(status: int) -> None:
+def test_retry_after_sets_the_earliest_time_of_the_next_attempt(status: int) -> None:
     assert classify_response(response(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
     assert classify_response(response(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
     assert classify_response(response(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
@@ -65,18 +65,18 @@ def test_retry_after_sets_the_earliest_time(status: int) -> None:
     assert classify_response(response(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
 
 
-def test_retry_after_is_ignored_for_other_statuses() -> None:
+def test_retry_after_is_ignored_if_the_status_is_not_429_or_503() -> None:
     assert classify_response(response(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_a_status_of_the_success_set_is_a_receipt_whatever_follows(error: str) -> None:
+def test_a_status_in_the_success_set_means_delivered_even_if_the_response_is_incomplete(error: str) -> None:
     outcome = classify_response(response(200, error=error), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_an_incomplete_response_without_the_required_text_is_retried(error: str) -> None:
+def test_a_delivery_is_retried_if_the_response_is_incomplete_and_lacks_the_required_text(error: str) -> None:
     criteria = SuccessCriteria(body_contains="good")
     outcome = classify_response(response(200, error=error), criteria, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "incomplete")
@@ -85,7 +85,7 @@ def test_an_incomplete_response_without_the_required_text_is_retried(error: str)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_without_a_status_the_attempt_is_retried_and_local_failures_do_not_count(error: str) -> None:
+def test_a_delivery_is_retried_after_no_response_and_local_failures_do_not_count_as_attempts(error: str) -> None:
     for is_local in (True, False):
         outcome = classify_response(response(None, b"", error, is_local=is_local), ANY_2XX, NOW)
         assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
@@ -106,7 +106,7 @@ def test_success_can_require_a_text_in_the_body() -> None:
     assert classify_response(response(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
 
 
-def test_a_status_in_the_success_set_is_a_success_even_if_it_is_an_error_elsewhere() -> None:
+def test_a_status_in_the_success_set_means_delivered_even_if_it_is_an_error_by_default() -> None:
     assert classify_response(response(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(response(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 
@@ -128,12 +128,12 @@ def test_every_response_matches_a_row_of_the_outcome_table(
     assert (outcome.kind is OutcomeKind.DELIVERED) <= (status is not None and 200 <= status < 300 and error is None)
 
 
-def test_the_rows_of_the_outcome_table_are_unique() -> None:
+def test_the_names_in_the_outcome_table_are_unique() -> None:
     assert len({row.name for row in OUTCOME_TABLE}) == len({row.when for row in OUTCOME_TABLE}) == len(OUTCOME_TABLE)
     assert all(row.why for row in OUTCOME_TABLE)
 
 
-# Success
+# The tests below check success criteria.
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_the_rows_of_the_outcome_table_are_unique() -> None:
         ("200-599", [200, 599], [600]),
     ],
 )
-def test_status_sets_are_parsed(text: str, inside: list[int], outside: list[int]) -> None:
+def test_sets_of_http_statuses_are_parsed(text: str, inside: list[int], outside: list[int]) -> None:
     success = parse_success({"statuses": text})
     assert all(success.matches(status) for status in inside)
     assert not any(success.matches(status) for status in [*outside, None])
 
 
 @pytest.mark.parametrize("value", [None, {}, {"statuses": None, "body_contains": None}])
-def test_success_is_2xx_by_default(value: dict[str, Any] | None) -> None:
+def test_any_2xx_status_is_the_default_success_criterion(value: dict[str, Any] | None) -> None:
     assert parse_success(value) == SuccessCriteria("2xx", None)
 
 
@@ -185,10 +185,10 @@ def test_invalid_success_criteria_are_rejected(value: dict[str, Any]) -> None:
         parse_success(value)
 
 
-# Time
+# The tests below check the delays between attempts and the Retry-After header.
 
 
-def test_ten_attempts_follow_the_standard_webhooks_schedule() -> None:
+def test_the_default_schedule_of_ten_attempts_is_that_of_standard_webhooks() -> None:
     rng = random.Random(7)
     total = 0.0
     for attempt, delay in enumerate(DEFAULT_SCHEDULE, 1):
@@ -205,7 +205,7 @@ def test_ten_attempts_follow_the_standard_webhooks_schedule() -> None:
     schedule=st.lists(st.floats(0, 30 * 86400), min_size=1, max_size=12),
     rng=st.randoms(use_true_random=False),
 )
-def test_jitter_is_added_and_never_subtracted(attempt: int, schedule: list[float], rng: random.Random) -> None:
+def test_jitter_is_added_to_the_retry_delay_and_never_subtracted(attempt: int, schedule: list[float], rng: random.Random) -> None:
     delay = schedule[min(attempt, len(schedule)) - 1]
     assert delay <= next_delay(attempt, schedule, rng) <= delay + min(delay * 0.1, 900)
 
@@ -234,18 +234,18 @@ def test_jitter_is_added_and_never_subtracted(attempt: int, schedule: list[float
         ("Fri, 99 Nov 2026 12:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_parsed_as_seconds_or_a_date_within_limits(text: str | None, seconds: float | None) -> None:
+def test_the_retry_after_header_is_parsed_as_seconds_or_a_date_within_limits(text: str | None, seconds: float | None) -> None:
     assert parse_retry_after(text, NOW) == seconds
 
 
 @given(st.text(max_size=60) | st.from_regex(r"\w{3}, \d+ \w{3} \d+ \d+:\d+:\d+ \S*", fullmatch=True))
-def test_an_arbitrary_retry_after_never_raises(text: str) -> None:
+def test_parsing_an_arbitrary_retry_after_header_raises_no_error(text: str) -> None:
     seconds = parse_retry_after(text, NOW)
     assert seconds is None or 1 <= seconds <= 86400
 
 
 @given(st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - bounds are naive
-def test_dates_in_retry_after_are_exact_to_the_second(at: datetime) -> None:
+def test_a_date_in_the_retry_after_header_is_exact_to_the_second(at: datetime) -> None:
     expected = min(max((at.replace(microsecond=0) - NOW).total_seconds(), 1), 86400)
     elsewhere = at.astimezone(timezone(timedelta(hours=-7)))
     assert parse_retry_after(format_datetime(at, usegmt=True), NOW) == expected

@@ -1,4 +1,4 @@
-"""The rate of a tracker, against models of receivers that limit requests."""
+"""These tests check the learned rate of a tracker with simulated receivers that limit requests."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_RATE, MIN_R
 
 NOW = 1_000_000_000
 
-#: Returns whether the receiver accepts a request at a time in milliseconds.
+#: A simulated receiver: a function that returns whether a request is accepted at the given time in milliseconds.
 Limiter = Callable[[int], bool]
 
 
 def windows(limit: int, length_ms: int = 1000) -> Limiter:
-    """A receiver that accepts `limit` requests in each window of the clock."""
+    """Return a simulated receiver that accepts up to `limit` requests in each period of `length_ms` milliseconds."""
     counts: dict[int, int] = {}
 
     def accepts(at: int) -> bool:
@@ -25,7 +25,7 @@ def windows(limit: int, length_ms: int = 1000) -> Limiter:
 
 
 def bucket(rate: float, size: float) -> Limiter:
-    """A receiver with a token bucket."""
+    """Return a simulated receiver that limits requests with a token bucket of `size` tokens, refilled at `rate` per second."""
     state = {"tokens": size, "at": float(NOW)}
 
     def accepts(at: int) -> bool:
@@ -40,9 +40,11 @@ def bucket(rate: float, size: float) -> Limiter:
 
 
 def simulate(accepts: Limiter, events: int, retry_after_ms: int | None = None, max_seconds: int = 3600) -> tuple[float, int]:
-    """Deliver events with 16 slots and a response time of 10 ms. Return the seconds and the number of 429 responses."""
+    """Simulate the delivery of `events` events with 16 slots and a response time of 10 ms.
+
+    Return the number of seconds that it takes and the number of 429 responses."""
     pace = TrackerPace()
-    waiting = [NOW] * events  # when each delivery is due
+    waiting = [NOW] * events  # the time at which each delivery is due
     recent: list[int] = []
     now, refused = NOW, 0
     while waiting and now < NOW + max_seconds * 1000:
@@ -66,7 +68,7 @@ def simulate(accepts: Limiter, events: int, retry_after_ms: int | None = None, m
 
 
 @pytest.mark.parametrize("retry_after_ms", [None, 1000, 2000])
-def test_400_events_to_a_receiver_that_allows_5_a_second_take_at_most_1_3_times_80_seconds(retry_after_ms: int | None) -> None:
+def test_400_events_to_a_receiver_that_accepts_5_requests_per_second_take_at_most_104_seconds(retry_after_ms: int | None) -> None:
     seconds, refused = simulate(windows(5), 400, retry_after_ms)
     assert seconds <= 104
     assert refused < 100
@@ -86,14 +88,14 @@ def test_400_events_to_a_receiver_that_allows_5_a_second_take_at_most_1_3_times_
     ],
     ids=["1/s", "20/s", "100/s", "60/min", "bucket 5/s", "bucket 5/s with 50 tokens", "bucket 0.5/s"],
 )
-def test_receivers_with_other_limits_are_used_well(
+def test_deliveries_use_most_of_the_rate_that_receivers_with_other_limits_accept(
     limiter: Callable[[], Limiter], events: int, ideal: float, retry_after_ms: int | None
 ) -> None:
     seconds, _ = simulate(limiter(), events, retry_after_ms)
     assert seconds <= 2 * ideal
 
 
-def test_a_receiver_that_rejects_everything_gets_few_requests_and_recovers() -> None:
+def test_a_receiver_that_rejects_all_requests_gets_few_requests_and_recovers_later() -> None:
     accepts = windows(1000)
     opens_at = NOW + 1_800_000
     seconds, refused = simulate(lambda at: at >= opens_at and accepts(at), 200, max_seconds=7200)
@@ -101,14 +103,14 @@ def test_a_receiver_that_rejects_everything_gets_few_requests_and_recovers() -> 
     assert seconds < 1800 + 300
 
 
-def test_without_limits_any_number_is_allowed() -> None:
+def test_a_tracker_without_rate_limits_may_get_any_number_of_deliveries() -> None:
     assert TrackerPace().allowance(NOW) is None
     assert TrackerPace().claimed(100, NOW) == TrackerPace()
     assert TrackerPace().succeeded(5) == TrackerPace()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1, 3, 7, 10, 33, 100, 700, 1000])
-def test_max_per_second_is_kept_within_ten_percent(rate: float) -> None:
+def test_deliveries_keep_the_limit_max_per_second_within_ten_percent(rate: float) -> None:
     pace = TrackerPace(max_per_second=rate)
     duration_ms = max(10_000, round(20_000 / rate))
     count, now = 0, NOW
@@ -122,13 +124,13 @@ def test_max_per_second_is_kept_within_ten_percent(rate: float) -> None:
     assert ideal * 0.9 - 1 <= count <= ideal * 1.1 + 1
 
 
-def test_the_first_429_sets_the_rate_to_the_recent_successes() -> None:
+def test_the_first_429_response_sets_the_rate_to_the_successes_of_the_last_second() -> None:
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
     assert (pace.rate, pace.ceiling, pace.limit(NOW), pace.allowance(NOW)) == (5.0, 5.0, 5.0, 0)
     assert TrackerPace().throttled(NOW, started=NOW - 10, successes=0).rate == 1.0
 
 
-def test_the_rate_is_lowered_once_a_second_and_halved_without_successes() -> None:
+def test_the_rate_of_a_tracker_is_lowered_once_a_second_and_halved_if_it_has_not_recovered() -> None:
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
     assert pace.throttled(NOW + 5, started=NOW - 8, successes=5).rate == 5.0
     assert pace.throttled(NOW + 950, started=NOW + 900, successes=5).rate == 5.0
@@ -137,20 +139,20 @@ def test_the_rate_is_lowered_once_a_second_and_halved_without_successes() -> Non
     assert pace.throttled(NOW + 3000, started=NOW + 2900, successes=0).rate == 5.0 * LOWERED * HALVED
 
 
-def test_a_429_after_a_recovery_lowers_the_rate_by_a_tenth() -> None:
+def test_a_429_response_lowers_the_rate_by_a_tenth_if_the_rate_has_recovered() -> None:
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5).succeeded(10)
     assert pace.rate is not None
     assert pace.throttled(NOW + 5000, started=NOW + 4000, successes=5).rate == pytest.approx(pace.rate * LOWERED)
 
 
-def test_a_retry_after_pauses_the_tracker_as_long_as_it_states() -> None:
+def test_a_429_response_pauses_the_tracker_for_the_whole_time_in_its_retry_after_header() -> None:
     day = 86_400_000
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5, quiet_until=NOW + day)
     assert pace.allowance(NOW + day - 1) == 0
     assert pace.allowance(NOW + day + 200) == 1
 
 
-def test_a_learned_rate_has_a_floor_and_is_forgotten() -> None:
+def test_a_learned_rate_has_a_minimum_and_is_removed_after_successes_or_an_hour() -> None:
     pace, now = TrackerPace(), NOW
     for _ in range(100):
         now += 2000
@@ -162,7 +164,7 @@ def test_a_learned_rate_has_a_floor_and_is_forgotten() -> None:
     assert (pace.rate, MAX_RATE) == (None, 1000.0)
 
 
-def test_the_lower_of_both_limits_applies() -> None:
+def test_the_lower_of_the_learned_rate_and_max_per_second_applies() -> None:
     pace = TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
     assert pace.limit(NOW) == 2.0
     assert TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0

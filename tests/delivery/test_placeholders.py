@@ -24,14 +24,14 @@ NASTY = ["&", "#", "%", "+", "\r\n", "😀", "{phone}", "%7Bphone%7D", "/", "?",
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-def test_23_telecoms_documented_example_is_expanded_exactly() -> None:
+def test_the_documented_example_of_23_telecom_is_expanded_exactly() -> None:
     template = parse_template("https://tracker.example.com/postback?phone={phone}&status={status}&cost={cost}")
     facts = {"to_address": "+14155551234", "report_status": "DELIVRD", "mt_price": "0.0085"}
     expanded = template.expand(placeholder_values(facts))
     assert expanded == "https://tracker.example.com/postback?phone=%2B14155551234&status=DELIVRD&cost=0.0085"
 
 
-def test_the_placeholder_names_are_the_documented_ones() -> None:
+def test_the_names_of_the_placeholders_equal_the_documented_names() -> None:
     telecom = "message_id phone recipient sender_id cost status status_code num_parts timestamp telecom_message_id"
     own = (
         "event_id event click_id conversion_id action value currency transaction_id disposition revision campaign url short_url"
@@ -43,7 +43,7 @@ def test_the_placeholder_names_are_the_documented_ones() -> None:
 
 @pytest.mark.parametrize("name", PLACEHOLDERS)
 @pytest.mark.parametrize("value", NASTY)
-def test_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str, value: str) -> None:
+def test_placeholder_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str, value: str) -> None:
     template = parse_template(f"https://t.example:8443/in/{{{name}}}/end?a=1&v={{{name}}}&b=2")
     assert template.placeholders == (name,)
     url = template.expand({name: value})
@@ -55,7 +55,7 @@ def test_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str
 
 
 @given(st.dictionaries(st.sampled_from(PLACEHOLDERS), TEXT))
-def test_any_values_are_expanded_once_and_decode_to_themselves(values: dict[str, str]) -> None:
+def test_placeholder_values_are_inserted_once_and_decode_to_the_same_text(values: dict[str, str]) -> None:
     template = parse_template("http://t.example/cb?" + "&".join(f"{name}={{{name}}}" for name in PLACEHOLDERS))
     url = template.expand(values)
     assert re.fullmatch(r"[A-Za-z0-9:/?&=%._~-]+", url)
@@ -63,11 +63,11 @@ def test_any_values_are_expanded_once_and_decode_to_themselves(values: dict[str,
     assert dict(parse_qsl(urlsplit(url).query, keep_blank_values=True)) == {name: values.get(name, "") for name in PLACEHOLDERS}
 
 
-def test_a_missing_value_leaves_its_parameter_empty() -> None:
+def test_a_url_parameter_is_empty_if_the_value_of_its_placeholder_is_missing() -> None:
     assert parse_template("http://t.example/?a={phone}&b={value}").expand({"value": ""}) == "http://t.example/?a=&b="
 
 
-def test_a_lone_surrogate_in_a_value_is_replaced() -> None:
+def test_a_lone_surrogate_in_a_placeholder_value_is_replaced() -> None:
     assert parse_template("http://t.example/?a={label}").expand({"label": "\ud83d"}) == "http://t.example/?a=%3F"
 
 
@@ -117,7 +117,7 @@ def test_a_lone_surrogate_in_a_value_is_replaced() -> None:
     ],
 )
 @pytest.mark.parametrize("url", ["https://t.example/cb?p=$&q={status}", "https://t.example/cb/$/x", "https://t.example/cb?p=$"])
-def test_macros_of_other_systems_are_rejected_with_a_hint(url: str, text: str, name: str) -> None:
+def test_placeholders_in_the_syntax_of_other_systems_are_rejected_with_a_hint(url: str, text: str, name: str) -> None:
     with pytest.raises(TemplateError) as caught:
         parse_template(url.replace("$", text, 1))
     assert caught.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
@@ -128,7 +128,7 @@ def test_macros_of_other_systems_are_rejected_with_a_hint(url: str, text: str, n
 @pytest.mark.parametrize(
     "text", ["{foo}", "{foo_bar:x}", "{{foo}}", "${foo}", "{1}", "{}", "{", "}", "{phone", "phone}", '{"a":1}', "{a b}"]
 )
-def test_unknown_placeholders_and_single_braces_are_rejected(text: str) -> None:
+def test_unknown_placeholders_and_single_braces_in_tracker_urls_are_rejected(text: str) -> None:
     with pytest.raises(TemplateError) as caught:
         parse_template(f"https://t.example/cb?p={text}&q={{phone}}")
     assert caught.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
@@ -160,7 +160,7 @@ def test_unknown_placeholders_and_single_braces_are_rejected(text: str) -> None:
         "https://t.example//double//slashes/../x?a?b/c",
     ],
 )
-def test_legitimate_urls_are_accepted_unchanged(url: str) -> None:
+def test_valid_tracker_urls_are_accepted_unchanged(url: str) -> None:
     template = parse_template(url)
     values = dict.fromkeys(PLACEHOLDERS, "1")
     after_host = re.sub(r"\{\w+\}", "1", re.sub(r"^https?://[^/?]*", "", url))
@@ -249,7 +249,7 @@ def test_characters_that_a_url_cannot_contain_are_percent_encoded() -> None:
         ("https://t.example/" + "x" * MAX_URL_LENGTH, MAX_URL_LENGTH),
     ],
 )
-def test_invalid_urls_are_rejected_with_a_position(url: str, position: int) -> None:
+def test_an_invalid_tracker_url_is_rejected_with_the_position_of_the_error(url: str, position: int) -> None:
     with pytest.raises(TemplateError) as caught:
         parse_template(url)
     assert caught.value.code is ErrorCode.INVALID_TRACKER_URL
@@ -258,7 +258,7 @@ def test_invalid_urls_are_rejected_with_a_position(url: str, position: int) -> N
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0x7f000001", "134744072", "0"])
-def test_ipv4_addresses_in_unusual_notation_are_rejected(host: str) -> None:
+def test_tracker_urls_with_ipv4_addresses_in_unusual_notation_are_rejected(host: str) -> None:
     with pytest.raises(TemplateError) as caught:
         parse_template(f"http://{host}/")
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
@@ -275,7 +275,7 @@ def accepted(text: str) -> Template | None:
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join))
-def test_any_accepted_text_is_parsed_equally_by_other_url_parsers(text: str) -> None:
+def test_other_url_parsers_find_the_same_host_and_port_in_any_accepted_tracker_url(text: str) -> None:
     if (template := accepted("https://" + text)) is None:
         return
     url = template.expand(dict.fromkeys(PLACEHOLDERS, "v"))
@@ -289,7 +289,7 @@ def test_any_accepted_text_is_parsed_equally_by_other_url_parsers(text: str) -> 
     assert parse_template(url).expand({}) == url
 
 
-# Values
+# The tests below check the values that replace placeholders.
 
 
 def test_placeholder_values_come_from_the_facts_of_an_event() -> None:
@@ -356,7 +356,9 @@ def test_without_facts_every_placeholder_value_is_empty() -> None:
         ({"topic": "click", "conversion_status": "lead", "new_state": "DELIVERED"}, "DELIVRD"),
     ],
 )
-def test_status_is_the_new_state_of_a_state_event_and_else_the_reported_word(facts: dict[str, str], word: str) -> None:
+def test_the_placeholder_status_is_the_new_state_for_state_events_and_the_reported_word_otherwise(
+    facts: dict[str, str], word: str
+) -> None:
     assert placeholder_values(facts)["status"] == word
 
 
@@ -372,7 +374,7 @@ def test_status_is_the_new_state_of_a_state_event_and_else_the_reported_word(fac
         ({"sender_id_id": "E"}, "E"),
     ],
 )
-def test_sender_id_is_from_unless_it_is_absent_or_a_reference(facts: dict[str, str], shown: str) -> None:
+def test_the_placeholder_sender_id_is_from_unless_from_is_absent_or_refers_to_a_sender(facts: dict[str, str], shown: str) -> None:
     assert placeholder_values(facts)["sender_id"] == shown
 
 
@@ -380,7 +382,7 @@ METADATA_FACTS = {"metadata": {"sub1": "a b", "n.1": 7, "yes": True, "none": Non
 
 
 @pytest.mark.parametrize(("name", "value"), [("sub1", "a%20b"), ("n.1", "7"), ("yes", "true"), ("none", ""), ("absent", "")])
-def test_a_value_of_the_metadata_is_a_placeholder(name: str, value: str) -> None:
+def test_each_metadata_value_of_a_message_can_be_used_as_a_placeholder(name: str, value: str) -> None:
     template = parse_template(f"http://t.example/cb?x={{metadata.{name}}}")
     assert template.expand(placeholder_values(METADATA_FACTS)) == f"http://t.example/cb?x={value}"
 
@@ -396,7 +398,7 @@ def test_a_value_of_the_metadata_is_a_placeholder(name: str, value: str) -> None
         ("%7Bmetadata.sub1%7D", "{metadata.sub1}"),
     ],
 )
-def test_other_notations_of_metadata_are_rejected_with_a_hint(text: str, hint: str) -> None:
+def test_other_notations_of_metadata_placeholders_are_rejected_with_a_hint(text: str, hint: str) -> None:
     with pytest.raises(TemplateError) as raised:
         parse_template(f"http://t.example/cb?x={text}")
     assert raised.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
@@ -415,9 +417,9 @@ def test_other_notations_of_metadata_are_rejected_with_a_hint(text: str, hint: s
         ("/hooks?x={campaign}", {"campaign": "/../"}, "/hooks?x=%2F..%2F"),
     ],
 )
-def test_dots_as_a_value_do_not_change_the_path(url: str, values: dict[str, str], path: str) -> None:
+def test_a_placeholder_value_of_dots_does_not_change_the_path_of_the_url(url: str, values: dict[str, str], path: str) -> None:
     assert parse_template(f"http://t.example{url}").expand(values) == f"http://t.example{path}"
 
 
-def test_a_unix_timestamp_is_the_time_of_the_event_in_seconds() -> None:
+def test_the_placeholder_for_the_unix_timestamp_is_the_time_of_the_event_in_seconds() -> None:
     assert placeholder_values({"timestamp": "2026-11-20T12:00:00.999Z"})["timestamp_unix"] == "1795176000"

@@ -1,4 +1,4 @@
-"""The processes that deliver, on both engines."""
+"""These tests check how the processes that send deliveries are counted, on both databases."""
 
 import random
 
@@ -20,18 +20,18 @@ async def sign_of_life(process: DeliveryProcesses, database: Database, now: int)
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 @pytest.mark.parametrize("concurrency", [1, 2, 8, 16, 256])
-def test_the_shares_of_all_processes_add_up_to_the_concurrency(processes: int, concurrency: int) -> None:
+def test_the_shares_of_all_processes_add_up_to_the_concurrency_of_a_tracker(processes: int, concurrency: int) -> None:
     for queue in ("t1", "t2", "t3", "c1/example.com"):
         shares = [ProcessShare(place, processes).of(concurrency, queue) for place in range(processes)]
         assert sum(shares) == concurrency
         assert max(shares) - min(shares) <= 1
 
 
-def test_the_rest_does_not_always_go_to_the_same_process() -> None:
+def test_the_remainder_of_the_concurrency_is_not_always_used_by_the_same_process() -> None:
     assert {ProcessShare(0, 2).of(1, f"t{number}") for number in range(20)} == {0, 1}
 
 
-async def test_processes_are_counted_while_they_give_signs_of_life(database: Database) -> None:
+async def test_delivery_processes_are_counted_while_they_write_heartbeats(database: Database) -> None:
     processes = [DeliveryProcesses(random.Random(seed)) for seed in range(3)]
     for _ in range(2):
         for process in processes:
@@ -50,7 +50,7 @@ async def test_processes_are_counted_while_they_give_signs_of_life(database: Dat
     assert processes[0].share.count == 1
 
 
-async def test_a_sign_of_life_is_written_once_per_interval(database: Database) -> None:
+async def test_the_heartbeat_of_a_delivery_process_is_written_once_per_interval(database: Database) -> None:
     process = DeliveryProcesses(random.Random(1))
     interval = INTERVAL_MS[database.dialect]
     await sign_of_life(process, database, NOW)
@@ -58,20 +58,20 @@ async def test_a_sign_of_life_is_written_once_per_interval(database: Database) -
     await sign_of_life(process, database, NOW + interval)
 
 
-async def test_a_setting_replaces_the_counted_processes(database: Database) -> None:
+async def test_the_setting_delivery_processes_replaces_the_counted_number_of_processes(database: Database) -> None:
     process = DeliveryProcesses(random.Random(1), 4)
     await sign_of_life(process, database, NOW)
     assert process.share == ProcessShare(0, 4)
 
 
-async def test_rows_of_processes_that_ended_are_deleted(database: Database) -> None:
+async def test_the_rows_of_delivery_processes_that_ended_are_deleted(database: Database) -> None:
     await sign_of_life(DeliveryProcesses(random.Random(1)), database, NOW)
     await sign_of_life(DeliveryProcesses(random.Random(2)), database, NOW + MAX_AGE_MS + 1)
     assert len(await rows(database, schema.delivery_processes)) == 1
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_clock_that_was_set_back_is_noticed(database: Database, restarted: bool) -> None:
+async def test_a_delivery_process_detects_that_the_clock_was_set_back(database: Database, restarted: bool) -> None:
     process = DeliveryProcesses(random.Random(1))
     await sign_of_life(process, database, NOW + 18_000_000)
     if restarted:

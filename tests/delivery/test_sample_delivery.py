@@ -1,4 +1,4 @@
-"""Test deliveries: one attempt that is stored and changes nothing else."""
+"""These tests check the test delivery of a tracker: it makes one attempt, is stored, and does not change the tracker."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ from tests.receiver import Receiver, Reply
 DELIVERED, DEAD = DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
 
 
-async def test_a_test_delivery_is_one_attempt_and_changes_nothing_else(
+async def test_a_test_delivery_makes_one_attempt_and_changes_neither_circuit_breaker_nor_queue(
     service: Service, make_tracker: MakeTracker, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
@@ -94,7 +94,7 @@ async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_track
 
 @pytest.mark.parametrize("event", EVENT_NAMES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_sample_values_of_every_event_are_rendered_as_that_event(event: str, format: str) -> None:
+def test_the_body_of_a_test_delivery_has_the_same_fields_as_that_of_a_real_event(event: str, format: str) -> None:
     facts = sample_facts(1, NOON, event)
     sample = json.loads(render(format, {**facts, "topic": "test"}, attempt=1)[0])
     real = json.loads(render(format, {**facts, "topic": facts["sample_of"], "sample_of": None}, attempt=1)[0])

@@ -1,4 +1,4 @@
-"""Sender: responses, time limits, memory and local failures, against real receivers."""
+"""These tests check responses, time limits, memory use and local failures of the sender with local receivers."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ BOMB = gzip.compress(b"\0" * 50_000_000)
 
 
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
-async def test_every_status_is_returned(sender: Sender, status: int) -> None:
+async def test_the_sender_returns_every_http_status(sender: Sender, status: int) -> None:
     result, _ = await attempt(sender, respond(status))
     assert (result.status, result.error, result.is_local) == (status, None, False)
     assert result.body == (b"" if status in (101, 204, 304) else b"ok")
@@ -37,7 +37,7 @@ async def test_every_status_is_returned(sender: Sender, status: int) -> None:
         ("soon", None),
     ],
 )
-async def test_retry_after_is_returned_in_seconds(sender: Sender, text: str, seconds: float | None) -> None:
+async def test_the_sender_returns_the_retry_after_header_in_seconds(sender: Sender, text: str, seconds: float | None) -> None:
     result, _ = await attempt(sender, respond(429, Retry_After=text))
     assert (result.status, result.retry_after) == (429, seconds)
 
@@ -83,7 +83,7 @@ async def test_retry_after_is_returned_in_seconds(sender: Sender, text: str, sec
         ),
     ],
 )
-async def test_an_attempt_ends_in_time_whatever_the_receiver_does(
+async def test_a_request_ends_within_its_time_limit_whatever_the_receiver_does(
     sender: Sender, behaviour: Behaviour, status: int | None, error: str | None
 ) -> None:
     result, _ = await attempt(sender, behaviour, DEADLINE if error == "timeout" else PLENTY)
@@ -93,19 +93,19 @@ async def test_an_attempt_ends_in_time_whatever_the_receiver_does(
     assert error is None or error in ERRORS
 
 
-async def test_the_part_received_before_the_time_limit_is_returned(sender: Sender) -> None:
+async def test_the_sender_returns_the_part_of_the_body_that_arrived_before_the_time_limit(sender: Sender) -> None:
     result, _ = await attempt(sender, then(send_bytes(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\nsorry"), hang), DEADLINE)
     assert (result.status, result.error, result.retry_after, result.body) == (503, "timeout", 9.0, b"sorry")
 
 
-async def test_a_gzip_bomb_is_not_decompressed(sender: Sender) -> None:
+async def test_the_sender_does_not_decompress_a_gzip_bomb(sender: Sender) -> None:
     assert len(BOMB) < MAX_BODY_BYTES
     result, peer = await attempt(sender, respond(200, BOMB, Content_Encoding="gzip"))
     assert (result.status, result.error, result.body) == (200, None, BOMB)
     assert b"Accept-Encoding: identity\r\n" in peer.requests[0][0]
 
 
-async def test_memory_is_bounded_for_endless_responses(sender: Sender) -> None:
+async def test_endless_responses_use_a_limited_amount_of_memory(sender: Sender) -> None:
     peers = [
         flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
         then(send_bytes(HEAD + b"\r\n"), flood(b"x" * 60_000)),
@@ -120,10 +120,10 @@ async def test_memory_is_bounded_for_endless_responses(sender: Sender) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 8_000_000  # client and server of 8 connections
+    assert peak < 8_000_000  # the limit includes the memory of client and server for 8 connections
 
 
-async def test_the_excerpt_is_the_first_kib_of_the_body(sender: Sender) -> None:
+async def test_the_stored_excerpt_is_the_first_kib_of_the_response_body(sender: Sender) -> None:
     text = b"x" * (MAX_BODY_BYTES - 4) + b"good"
     result, _ = await attempt(sender, respond(200, text))
     assert result.error is None
@@ -131,7 +131,7 @@ async def test_the_excerpt_is_the_first_kib_of_the_body(sender: Sender) -> None:
     assert result.excerpt == text[:EXCERPT_BYTES]
 
 
-async def test_redirects_are_never_followed(sender: Sender) -> None:
+async def test_the_sender_never_follows_redirects(sender: Sender) -> None:
     async with receiver(respond(200)) as elsewhere:
         result, peer = await attempt(sender, respond(307, Location=elsewhere.url("/metadata")))
         assert result.status == 307
@@ -139,14 +139,14 @@ async def test_redirects_are_never_followed(sender: Sender) -> None:
         assert len(peer.requests) == 1
 
 
-async def test_cookies_are_not_stored(sender: Sender) -> None:
+async def test_the_sender_does_not_store_cookies(sender: Sender) -> None:
     async with receiver(respond(200, Set_Cookie="tenant=a; Path=/")) as peer:
         await post(sender, peer.url())
         await post(sender, peer.url())
     assert b"cookie" not in peer.requests[1][0].lower()
 
 
-async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sender_ignores_proxies_in_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     async with receiver(respond(500)) as proxy, receiver(respond(200)) as peer:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url())
@@ -169,7 +169,7 @@ async def test_a_connection_is_not_reused_after_an_incomplete_response(sender: S
         assert peer.connections == 2
 
 
-async def test_the_request_is_sent_unchanged(sender: Sender) -> None:
+async def test_the_sender_sends_method_url_headers_and_body_unchanged(sender: Sender) -> None:
     path = "/a//b/../%2e%2F/[x];y=1?phone=%2B1415&u[0]=%41&empty=&q=a+b?c/d'(e)*!"
     async with receiver(respond(200)) as peer:
         request = OutgoingRequest("POST", peer.url(path), {"Content-Type": "text/x", "X-One": "two"}, b"raw \xff")
@@ -189,14 +189,14 @@ async def test_a_get_request_has_no_body(sender: Sender) -> None:
     assert (body, b"content-length" in head.lower()) == (b"", False)
 
 
-async def test_a_refused_connection_is_reported(sender: Sender) -> None:
+async def test_a_refused_connection_is_reported_as_connection_refused(sender: Sender) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         result = await post(sender, f"http://127.0.0.1:{bound.getsockname()[1]}/")
     assert (result.status, result.error, result.is_local) == (None, "connection_refused", False)
 
 
-async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) -> None:
+async def test_a_request_ends_in_time_if_the_receiver_never_accepts_the_connection(sender: Sender) -> None:
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -209,7 +209,7 @@ async def test_a_connection_that_is_never_accepted_ends_in_time(sender: Sender) 
 
 
 def closes_after_each_response(status_line: bytes = HEAD) -> Behaviour:
-    """Respond and close the connection, without saying so in the response."""
+    """Return a behaviour that sends a response without `Connection: close` and then closes the connection."""
     return then(send_bytes(status_line + b"Content-Length: 2\r\n\r\nok"), hang_up)
 
 
@@ -218,7 +218,7 @@ async def test_a_request_on_an_idle_connection_that_the_receiver_closed_is_sent_
     sender: Sender, close: Behaviour
 ) -> None:
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(peer.requests) in (2, 4):  # the second request on a connection
+        if len(peer.requests) in (2, 4):  # the request is the second one on its connection
             await close(reader, writer)
         else:
             await respond(200)(reader, writer)
@@ -229,7 +229,7 @@ async def test_a_request_on_an_idle_connection_that_the_receiver_closed_is_sent_
     assert (len(peer.requests), peer.connections) == (5, 3)
 
 
-async def test_a_receiver_that_closes_each_connection_without_saying_so_gets_each_request_once(sender: Sender) -> None:
+async def test_a_receiver_that_closes_connections_without_a_connection_header_gets_each_request_once(sender: Sender) -> None:
     async with receiver(closes_after_each_response()) as peer:
         results = await asyncio.gather(*(post(sender, peer.url()) for _ in range(20)))
         results += [await post(sender, peer.url()) for _ in range(20)]
@@ -237,13 +237,13 @@ async def test_a_receiver_that_closes_each_connection_without_saying_so_gets_eac
     assert len(peer.requests) == 40
 
 
-async def test_a_request_on_a_new_connection_is_sent_once(sender: Sender) -> None:
+async def test_a_request_that_fails_on_a_new_connection_is_sent_once(sender: Sender) -> None:
     result, peer = await attempt(sender, reset)
     assert (result.error, len(peer.requests)) == ("connection_reset", 1)
 
 
 @pytest.mark.parametrize("behaviour", [hang, hang_up, reset, send_bytes(b"garbage\r\n"), send_bytes(HEAD + b"X\0\r\n\r\n")])
-async def test_no_text_of_a_result_contains_the_url(sender: Sender, behaviour: Behaviour) -> None:
+async def test_no_text_in_the_result_of_a_request_contains_the_url(sender: Sender, behaviour: Behaviour) -> None:
     async with receiver(behaviour) as peer:
         for url in (peer.url("/in?token=SECRET"), peer.url("/in?token=SECRET").replace("http:", "https:")):
             result = await post(sender, url, DEADLINE)
@@ -268,7 +268,7 @@ async def test_an_error_that_is_not_clearly_local_counts_against_the_receiver(nu
     assert (result.status, result.error, result.is_local) == (None, "connection_reset", False)
 
 
-async def test_running_out_of_sockets_is_a_local_failure() -> None:
+async def test_a_request_without_a_free_socket_is_a_local_failure() -> None:
     class Exhausted(Guard):
         def socket_factory(self, info: aiohttp.AddrInfoType) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -278,7 +278,7 @@ async def test_running_out_of_sockets_is_a_local_failure() -> None:
     assert (result.status, result.error, result.is_local) == (None, "local_error", True)
 
 
-async def test_waiting_too_long_for_a_slot_is_a_local_failure() -> None:
+async def test_a_request_that_waits_too_long_for_a_slot_of_the_sender_is_a_local_failure() -> None:
     async with receiver(hang) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
         first = asyncio.create_task(post(sender, peer.url(), deadline=3 * DEADLINE))
         await peer.received.wait()
@@ -294,7 +294,7 @@ async def test_a_request_that_cannot_be_sent_counts_as_an_attempt(sender: Sender
         assert peer.requests == []
 
 
-async def test_a_cancelled_attempt_raises_cancelled_error(sender: Sender) -> None:
+async def test_a_cancelled_request_raises_cancelled_error(sender: Sender) -> None:
     async with receiver(hang) as peer:
         task = asyncio.create_task(post(sender, peer.url(), deadline=30))
         await peer.received.wait()
@@ -303,7 +303,7 @@ async def test_a_cancelled_attempt_raises_cancelled_error(sender: Sender) -> Non
             await task
 
 
-def test_uvloop_gives_the_same_results() -> None:
+def test_the_sender_returns_the_same_results_with_uvloop() -> None:
     async def scene() -> list[tuple[int | None, str | None]]:
         found = []
         async with Sender(Guard(allow_private=True), user_agent="test", limit=8) as sender:

@@ -1,4 +1,4 @@
-"""Sender: forbidden addresses are never connected to, whatever their notation."""
+"""These tests check that the sender never connects to forbidden addresses, whatever their notation."""
 # Part of the tests of shortener/delivery/sender.py.
 
 import asyncio
@@ -20,17 +20,17 @@ from tests.delivery.sending import post
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
 )
-async def test_no_notation_of_loopback_is_connected_to(host: str) -> None:
+async def test_the_sender_connects_to_no_notation_of_a_loopback_address(host: str) -> None:
     async with receiver(respond(200)) as local_server, Sender(Guard(), user_agent="test", limit=1) as sender:
         result = await post(sender, f"http://{host}:{local_server.port}/")
-        # Some resolvers do not know the name with a trailing dot.
+        # Some resolvers do not resolve a host name with a trailing dot.
         assert result.error == "blocked_address" or (host, result.error) == ("localhost.", "dns_error")
         assert local_server.connections == 0
 
 
 @st.composite
 def loopback_notations(draw: st.DrawFn) -> tuple[str, str]:
-    """Return a loopback address as the host of a URL, and as the result of a resolver."""
+    """Generate a loopback address in two notations: as the host of a URL, and as the result of a resolver."""
     number = draw(st.integers(0x7F00_0001, 0x7FFF_FFFE))
     prefixes = (0xFFFF << 32, 0x64_FF9B << 96, 0x64_FF9B_0001 << 80, 0)
     embedded = str(ipaddress.IPv6Address(draw(st.sampled_from(prefixes)) | number))
@@ -38,15 +38,15 @@ def loopback_notations(draw: st.DrawFn) -> tuple[str, str]:
         embedded = str(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | draw(st.integers(0, 2**80 - 1))))
     if draw(st.booleans()):
         return f"[{embedded}]", embedded
-    # Notations that inet_aton accepts: one to four parts, each decimal, octal or hexadecimal.
+    # The function inet_aton accepts addresses of one to four parts, each decimal, octal or hexadecimal.
     parts = draw(st.integers(1, 4))
     numbers = [number >> 24 - 8 * place & 255 for place in range(parts - 1)] + [number & (1 << 8 * (5 - parts)) - 1]
     styles = st.sampled_from(["{}", "0{:o}", "0x{:x}"])
     return ".".join(draw(styles).format(part) for part in numbers), embedded
 
 
-def test_no_generated_notation_of_a_loopback_address_is_connected_to() -> None:
-    """The address is in the URL, or is the result of a resolver. A server on all local addresses receives no connection."""
+def test_the_sender_connects_to_no_generated_notation_of_a_loopback_address() -> None:
+    """The loopback address is in the URL, or the resolver returns it. A server on all local addresses must get no connection."""
     resolved: list[str] = []
 
     async def prepare(stack: contextlib.AsyncExitStack) -> tuple[Receiver, Sender, Sender]:
@@ -79,7 +79,7 @@ def test_no_generated_notation_of_a_loopback_address_is_connected_to() -> None:
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"], ["nonsense"]])
-async def test_a_name_whose_address_changes_after_the_check_is_not_connected_to(addresses: list[str]) -> None:
+async def test_the_sender_does_not_connect_to_a_forbidden_address_that_a_name_gets_after_the_check(addresses: list[str]) -> None:
     def public(host: str, port: int) -> list[str]:
         return ["8.8.8.8"]
 
@@ -95,7 +95,7 @@ async def test_a_name_whose_address_changes_after_the_check_is_not_connected_to(
         assert local_server.connections == 0
 
 
-async def test_a_name_with_one_forbidden_address_is_rejected_before_a_socket_is_created() -> None:
+async def test_the_sender_creates_no_socket_for_a_name_with_one_forbidden_address() -> None:
     class Counting(Guard):
         sockets = 0
 

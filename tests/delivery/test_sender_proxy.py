@@ -1,4 +1,4 @@
-"""Sender: requests through a proxy, whose address may be private while targets are still checked."""
+"""These tests send requests through a proxy. Its address may be private, but the addresses of the targets are still checked."""
 # Part of the tests of shortener/delivery/sender.py.
 
 import asyncio
@@ -18,11 +18,11 @@ from tests.servers import free_port, tls_context
 
 @dataclass
 class Proxy:
-    """A proxy that connects every request to one local port, whatever its target is."""
+    """An HTTP proxy for tests that forwards every request to one local port, whatever its target is."""
 
     port: int = 0
     to: int = 0
-    status: int = 200  # of its response to CONNECT
+    status: int = 200  # the status of the response to CONNECT
     heads: list[bytes] = field(default_factory=list)
 
     @asynccontextmanager
@@ -62,7 +62,7 @@ def sender_through(proxy: str) -> Sender:
     return Sender(Guard(lookup=public), user_agent="test", limit=4, proxy=proxy)
 
 
-async def test_requests_go_through_the_proxy_although_its_address_is_private() -> None:
+async def test_requests_are_sent_through_the_proxy_although_its_address_is_private() -> None:
     proxy = Proxy()
     async with receiver(respond(200)) as peer, proxy.listen() as url, sender_through(url) as sender:
         proxy.to = peer.port
@@ -71,7 +71,9 @@ async def test_requests_go_through_the_proxy_although_its_address_is_private() -
     assert b"Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=" in proxy.heads[0]
 
 
-async def test_https_targets_are_verified_through_the_tunnel(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_of_https_targets_are_verified_through_the_proxy(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     proxy = Proxy()
     async with receiver(respond(200), tls_context(certificate)) as peer, proxy.listen() as url, sender_through(url) as sender:
@@ -85,7 +87,7 @@ async def test_https_targets_are_verified_through_the_tunnel(certificate: Path, 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "inside.example", "[::1]"])
-async def test_forbidden_targets_are_blocked_before_the_proxy_is_asked(host: str) -> None:
+async def test_requests_to_forbidden_targets_are_blocked_before_the_sender_connects_to_the_proxy(host: str) -> None:
     proxy = Proxy()
     async with proxy.listen() as url, sender_through(url) as sender:
         result = await post(sender, f"http://{host}/")
@@ -93,14 +95,16 @@ async def test_forbidden_targets_are_blocked_before_the_proxy_is_asked(host: str
 
 
 @pytest.mark.parametrize(("status", "error", "is_local"), [(407, "proxy_error", True), (502, "connection_refused", False)])
-async def test_a_refusal_of_the_proxy_is_local_only_if_it_concerns_the_proxy(status: int, error: str, is_local: bool) -> None:
+async def test_an_error_response_of_the_proxy_is_a_local_failure_only_for_status_403_and_407(
+    status: int, error: str, is_local: bool
+) -> None:
     proxy = Proxy(status=status)
     async with proxy.listen() as url, sender_through(url) as sender:
         result = await post(sender, "https://tracker.example/")
     assert (result.status, result.error, result.is_local) == (None, error, is_local)
 
 
-async def test_a_proxy_that_is_down_is_a_local_failure() -> None:
+async def test_a_request_through_a_proxy_that_is_down_is_a_local_failure() -> None:
     async with sender_through(f"http://127.0.0.1:{free_port()}") as sender:
         result = await post(sender, "http://tracker.example/")
     assert (result.status, result.error, result.is_local) == (None, "proxy_error", True)

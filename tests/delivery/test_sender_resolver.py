@@ -1,4 +1,4 @@
-"""Sender: names that do not resolve, and a resolver that does not respond."""
+"""These tests check requests to host names that do not resolve, and requests while the resolver does not respond."""
 # Part of the tests of shortener/delivery/sender.py.
 
 import socket
@@ -18,7 +18,9 @@ def failing(code: int) -> socket.gaierror:
 
 
 class Names:
-    """A resolver with prepared results: addresses, an error, or (None) no response before `released`."""
+    """A fake resolver. The prepared result for a name is a list of addresses, an error, or None.
+
+    None means that the resolver does not respond until `released` is set."""
 
     def __init__(self, **answers: list[str] | Exception | None) -> None:
         self.answers = {name.replace("_", "."): value for name, value in answers.items()}
@@ -52,13 +54,13 @@ async def resolving_sender(fake_names: Names) -> AsyncIterator[Sender]:
         yield sender
 
 
-async def test_a_name_that_does_not_exist_counts_as_an_attempt(resolving_sender: Sender) -> None:
+async def test_a_request_to_a_name_that_does_not_exist_counts_as_an_attempt(resolving_sender: Sender) -> None:
     result = await post(resolving_sender, "http://missing.example/")
     assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
 @pytest.mark.parametrize("host", ["broken.example", "silent.example"])
-async def test_a_resolver_without_any_response_is_a_local_failure(resolving_sender: Sender, host: str) -> None:
+async def test_a_request_is_a_local_failure_if_the_resolver_does_not_respond_at_all(resolving_sender: Sender, host: str) -> None:
     result = await post(resolving_sender, f"http://{host}/", DEADLINE)
     assert (result.status, result.error, result.is_local) == (None, "resolver_down", True)
     assert result.milliseconds < (DEADLINE + GRACE) * 1000
@@ -66,7 +68,7 @@ async def test_a_resolver_without_any_response_is_a_local_failure(resolving_send
 
 @pytest.mark.parametrize("host", ["broken.example", "silent.example"])
 @pytest.mark.parametrize("other", ["good.example", "missing.example"])
-async def test_a_name_that_does_not_resolve_counts_as_an_attempt_if_the_resolver_works(
+async def test_a_request_to_an_unresolved_name_counts_as_an_attempt_if_the_resolver_works(
     resolving_sender: Sender, host: str, other: str
 ) -> None:
     await post(resolving_sender, f"http://{other}:1/")
@@ -74,7 +76,7 @@ async def test_a_name_that_does_not_resolve_counts_as_an_attempt_if_the_resolver
     assert (result.status, result.error, result.is_local) == (None, "dns_error", False)
 
 
-async def test_an_earlier_answer_for_the_same_name_does_not_prove_that_the_resolver_works(
+async def test_an_earlier_result_for_the_same_name_does_not_prove_that_the_resolver_works(
     resolving_sender: Sender, fake_names: Names
 ) -> None:
     await post(resolving_sender, "http://missing.example/")
@@ -82,7 +84,7 @@ async def test_an_earlier_answer_for_the_same_name_does_not_prove_that_the_resol
     assert (await post(resolving_sender, "http://missing.example/")).error == "resolver_down"
 
 
-async def test_an_earlier_answer_for_another_name_proves_that_the_resolver_works(
+async def test_an_earlier_result_for_another_name_proves_that_the_resolver_works(
     resolving_sender: Sender, fake_names: Names
 ) -> None:
     await post(resolving_sender, "http://good.example:1/")
@@ -91,7 +93,9 @@ async def test_an_earlier_answer_for_another_name_proves_that_the_resolver_works
     assert (await post(resolving_sender, "http://missing.example/")).error == "dns_error"
 
 
-async def test_of_several_failed_addresses_the_most_specific_error_is_reported(resolving_sender: Sender, fake_names: Names) -> None:
+async def test_the_sender_reports_the_most_specific_error_if_several_addresses_fail(
+    resolving_sender: Sender, fake_names: Names
+) -> None:
     fake_names.answers["good.example"] = ["::1", "127.0.0.1", "127.0.0.2"]
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -99,7 +103,7 @@ async def test_of_several_failed_addresses_the_most_specific_error_is_reported(r
     assert (result.error, result.is_local) == ("connection_refused", False)
 
 
-async def test_a_resolved_name_is_cached(resolving_sender: Sender, fake_names: Names) -> None:
+async def test_the_addresses_of_a_resolved_name_are_cached(resolving_sender: Sender, fake_names: Names) -> None:
     async with receiver(respond(200)) as peer:
         assert (await post(resolving_sender, f"http://good.example:{peer.port}/")).status == 200
         fake_names.answers["good.example"] = failing(socket.EAI_NONAME)

@@ -1,4 +1,4 @@
-"""Sender: certificates and TLS errors."""
+"""These tests check how the sender handles certificates and TLS errors."""
 # Part of the tests of shortener/delivery/sender.py.
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.receiver import LoopbackServer
 from tests.servers import self_signed, tls_context
 
 
-async def test_a_trusted_certificate_is_accepted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sender_accepts_a_receiver_with_a_trusted_certificate(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     tls = tls_context(certificate)
     async with receiver(respond(200), tls) as peer, Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
@@ -27,7 +27,7 @@ async def test_a_trusted_certificate_is_accepted(certificate: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
-async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
+async def test_an_untrusted_certificate_or_a_certificate_for_another_name_is_a_tls_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     certificate = self_signed(tmp_path, host)
@@ -40,7 +40,7 @@ async def test_an_unknown_certificate_or_another_name_is_a_tls_error(
         assert peer.requests == []
 
 
-async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> None:
+async def test_an_https_request_to_a_port_without_tls_or_without_response_ends_in_time(sender: Sender) -> None:
     async with receiver(hang) as silent:
         assert (await post(sender, silent.url().replace("http:", "https:"), DEADLINE)).error == "timeout"
 
@@ -57,7 +57,7 @@ async def test_https_to_a_plain_or_silent_port_ends_in_time(sender: Sender) -> N
 
 
 class RawServer(LoopbackServer):
-    """Runs `behaviour` on each connection, before any request."""
+    """A local server that calls the function `behaviour` for each new connection, before it reads a request."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ async def close_in_the_handshake(reader: asyncio.StreamReader, writer: asyncio.S
     ],
 )
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_broken_handshake_counts_against_the_receiver(
+def test_a_broken_tls_handshake_counts_against_the_receiver(
     behaviour: Behaviour, errors: set[str], loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def scene() -> SendResult:
@@ -100,7 +100,7 @@ def test_a_broken_handshake_counts_against_the_receiver(
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_receiver_that_requires_a_client_certificate_is_charged(
+def test_a_request_without_the_required_client_certificate_counts_as_an_attempt(
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
     version: ssl.TLSVersion,
@@ -119,11 +119,11 @@ def test_a_receiver_that_requires_a_client_certificate_is_charged(
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         result = runner.run(scene())
     assert (result.status, result.is_local) == (None, False)
-    assert result.error in ("tls_error", "connection_reset")  # with TLS 1.3, the reset may arrive before the alert is read
+    assert result.error in ("tls_error", "connection_reset")  # in TLS 1.3, the connection may be reset before the alert is read
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_garbage_after_the_handshake_counts_against_the_receiver(
+def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -142,7 +142,7 @@ def test_garbage_after_the_handshake_counts_against_the_receiver(
             else:
                 break
         connection.sendall(outgoing.read())
-        connection.recv(65536)  # the request
+        connection.recv(65536)  # read the request
         connection.sendall(b"garbage " * 100)
         connection.recv(65536)
         connection.close()

@@ -1,4 +1,4 @@
-"""Real deliveries are verified by others: the code of docs/guides/verify-signatures.md, and the published libraries of Node."""
+"""These tests verify real deliveries with the code in docs/guides/verify-signatures.md and with published Node libraries."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from tests.delivery.dispatching import deliver
 from tests.receiver import Receiver
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "verify-signatures.md"
-SECONDS = 120  # the first run of a compiler on a busy machine
+SECONDS = 120  # the first run of a compiler takes long on a busy machine
 
-# Each program reads {"secret", "headers", "body" (base64)} and prints the results of both functions of the page.
+# Each program reads a JSON object with "secret", "headers" and "body" (base64), calls both functions in the signature guide, and
+# prints their results.
 DRIVERS = {
     "python": """
 import json, sys
@@ -104,7 +105,7 @@ def run(command: list[str], given: dict[str, Any], folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def node_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the published libraries of Node are installed."""
+    """Return a folder in which the published Node libraries for signatures are installed."""
     if shutil.which("npm") is None:
         pytest.skip("NOT VERIFIED by the libraries of Node: npm is not installed")
     folder = tmp_path_factory.mktemp("node")
@@ -122,8 +123,10 @@ SECRETS = {"generated": new_signing_secret(), "base64": BARE_BASE64}
 async def captured(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, secret: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a real delivery that is signed with the secret, and one during its rotation, as input of the programs."""
-    clock.now = datetime.now(NOON.tzinfo)  # receivers compare the time
+    """Send two deliveries: one signed with the secret, and one during the rotation of the secret.
+
+    Return the two requests as input for the verification programs."""
+    clock.now = datetime.now(NOON.tzinfo)  # the verification programs compare the timestamp with the system clock
     tracker = await make_tracker(receiver.url(), "click", secret=secret)
     for _ in range(2):
         await story.first_click(await story.message(campaign="Grüße"))
@@ -138,7 +141,7 @@ async def captured(
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("language", DRIVERS)
-async def test_the_documented_code_verifies_deliveries(
+async def test_the_code_in_the_signature_guide_verifies_real_deliveries(
     service: Service,
     make_tracker: MakeTracker,
     story: Story,
@@ -165,7 +168,7 @@ async def test_the_documented_code_verifies_deliveries(
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-async def test_the_libraries_of_node_verify_deliveries(
+async def test_the_published_node_libraries_verify_real_deliveries(
     service: Service,
     make_tracker: MakeTracker,
     story: Story,

@@ -22,7 +22,7 @@ BODY = b'{"a":1}'
 
 
 def reference_signature(secret: bytes, event_id: str, at: datetime, body: str) -> str:
-    # The package treats the local time of any zone as UTC.
+    # The package `standardwebhooks` treats the local time of any time zone as UTC.
     return Webhook(secret).sign(event_id, at.astimezone(UTC), body)
 
 
@@ -31,19 +31,19 @@ def reference_signature(secret: bytes, event_id: str, at: datetime, body: str) -
     secret=st.binary(min_size=1, max_size=64),
     at=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.timezones()),  # noqa: DTZ001 - bounds are naive
 )
-def test_the_signature_equals_that_of_the_standard_webhooks_package(body: str, secret: bytes, at: datetime) -> None:
+def test_the_signature_equals_the_signature_of_the_standard_webhooks_package(body: str, secret: bytes, at: datetime) -> None:
     headers = sign("evt_1", at, body.encode(), [SigningSecret(b"", (secret,))])
     assert headers["webhook-signature"] == reference_signature(secret, "evt_1", at, body)
     assert headers["webhook-timestamp"] == str(int(at.timestamp()))
 
 
-def test_the_standard_webhooks_package_verifies_with_the_old_and_the_new_secret() -> None:
+def test_the_standard_webhooks_package_verifies_requests_with_the_old_and_the_new_secret() -> None:
     headers = sign("evt_1", datetime.now(UTC), BODY, [NEW, OLD])
     for secret in (NEW_TEXT, OLD_TEXT):
         assert Webhook(secret).verify(BODY, headers) == {"a": 1}
 
 
-def test_a_published_example_has_the_published_signature() -> None:
+def test_the_signature_of_the_published_standard_webhooks_example_is_correct() -> None:
     key = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     at = datetime.fromtimestamp(1614265330, UTC)
     headers = sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at, b'{"test": 2432232314}', [key])
@@ -60,7 +60,7 @@ def test_signing_with_a_naive_time_raises_an_error() -> None:
         sign("evt_1", NOW.replace(tzinfo=None), BODY, [NEW])
 
 
-def test_23_telecoms_header_is_the_hex_hmac_of_timestamp_and_body_with_the_text_of_the_secret() -> None:
+def test_the_signature_of_23_telecom_is_the_hex_hmac_of_timestamp_and_body_keyed_with_the_secret_text() -> None:
     headers = sign("evt_1", NOW, BODY, [NEW])
     timestamp = headers["X-Webhook-Timestamp"]
     expected = hmac.new(NEW_TEXT.encode(), f"{timestamp}.".encode() + BODY, hashlib.sha256).hexdigest()
@@ -70,19 +70,19 @@ def test_23_telecoms_header_is_the_hex_hmac_of_timestamp_and_body_with_the_text_
     assert timestamp == headers["webhook-timestamp"] == "1795176000"
 
 
-def test_each_attempt_has_its_own_timestamp_and_the_same_id() -> None:
+def test_each_signed_attempt_has_its_own_timestamp_and_the_same_webhook_id() -> None:
     first, second = (sign("evt_1", NOW + timedelta(seconds=wait), BODY, [NEW]) for wait in (0, 300))
     assert first["webhook-id"] == second["webhook-id"] == "evt_1"
     assert first["webhook-timestamp"] != second["webhook-timestamp"]
     assert first["webhook-signature"] != second["webhook-signature"]
 
 
-def test_without_a_secret_only_id_and_timestamp_are_sent() -> None:
+def test_a_request_without_a_secret_contains_only_the_webhook_id_and_timestamp_headers() -> None:
     assert set(sign("evt_1", NOW, BODY, [])) == {"webhook-id", "webhook-timestamp", "X-Webhook-Timestamp"}
 
 
 @given(body=st.binary(), texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=2))
-def test_a_signed_request_is_verified_with_each_secret(body: bytes, texts: list[str]) -> None:
+def test_a_signed_request_can_be_verified_with_each_of_its_secrets(body: bytes, texts: list[str]) -> None:
     secrets = [parse_secret(f" {text}") for text in texts]
     headers = sign("evt_1", NOW, body, secrets)
     verify(headers, body, secrets, NOW)
@@ -91,7 +91,7 @@ def test_a_signed_request_is_verified_with_each_secret(body: bytes, texts: list[
 
 
 @pytest.mark.parametrize("missing", ["webhook-signature", "X-Webhook-Signature"])
-def test_a_signature_of_one_scheme_is_enough(missing: str) -> None:
+def test_verify_accepts_a_request_with_the_signature_of_only_one_scheme(missing: str) -> None:
     headers = sign("evt_1", NOW, BODY, [NEW])
     del headers[missing]
     verify(headers, BODY, [NEW], NOW)
@@ -115,12 +115,12 @@ def test_a_signature_of_one_scheme_is_enough(missing: str) -> None:
         {"X-Webhook-Signature": "\udcff"},
     ],
 )
-def test_a_changed_header_is_rejected(change: dict[str, str]) -> None:
+def test_verify_rejects_a_request_with_a_changed_header(change: dict[str, str]) -> None:
     with pytest.raises(SignatureError):
         verify(sign("evt_1", NOW, BODY, [NEW]) | change, BODY, [NEW], NOW)
 
 
-def test_signatures_of_other_versions_are_ignored() -> None:
+def test_verify_ignores_signatures_of_other_versions() -> None:
     headers = sign("evt_1", NOW, BODY, [NEW])
     headers["webhook-signature"] = f"v1a,xyz {headers['webhook-signature']} v2,abc"
     verify(headers, BODY, [NEW], NOW)
@@ -135,17 +135,17 @@ def test_signatures_of_other_versions_are_ignored() -> None:
         (BODY, NEW, -301, "differs"),
     ],
 )
-def test_a_wrong_body_secret_or_time_is_rejected(body: bytes, secret: SigningSecret, later: int, message: str) -> None:
+def test_verify_rejects_a_wrong_body_secret_or_time(body: bytes, secret: SigningSecret, later: int, message: str) -> None:
     with pytest.raises(SignatureError, match=message):
         verify(sign("evt_1", NOW, BODY, [NEW]), body, [secret], NOW + timedelta(seconds=later))
 
 
-def test_a_request_without_a_signature_is_rejected() -> None:
+def test_verify_rejects_a_request_without_a_signature() -> None:
     with pytest.raises(SignatureError, match="no signature"):
         verify(sign("evt_1", NOW, BODY, []), BODY, [NEW], NOW)
 
 
-def test_a_new_secret_is_32_random_bytes() -> None:
+def test_a_generated_signing_secret_has_32_random_bytes() -> None:
     first, second = new_signing_secret(), new_signing_secret()
     assert first != second
     assert first.startswith("whsec_")
@@ -154,14 +154,14 @@ def test_a_new_secret_is_32_random_bytes() -> None:
     assert Webhook(first)._whsecret == key
 
 
-def test_a_secret_without_prefix_is_used_as_utf8_text() -> None:
+def test_the_utf8_text_of_a_secret_without_prefix_is_the_key() -> None:
     text = "päss-word".encode()
     assert parse_secret("päss-word") == SigningSecret(text, (text,))
     assert parse_secret("whsec_" + base64.b64encode(b"key").decode()).keys == (b"key",)
 
 
 @pytest.mark.parametrize("size", [24, 32, 64])
-def test_a_secret_that_is_base64_without_prefix_is_verified_by_the_libraries(size: int) -> None:
+def test_published_libraries_verify_signatures_of_a_base64_secret_without_prefix(size: int) -> None:
     text = base64.b64encode(bytes(range(size))).decode()
     headers = sign("evt_1", datetime.now(UTC), BODY, [parse_secret(text)])
     assert len(headers["webhook-signature"].split(" ")) == 2
@@ -171,17 +171,17 @@ def test_a_secret_that_is_base64_without_prefix_is_verified_by_the_libraries(siz
 
 
 @pytest.mark.parametrize("text", ["My-S3cr3t-pass!", base64.b64encode(b"x" * 23).decode(), base64.b64encode(b"x" * 65).decode()])
-def test_a_secret_that_the_libraries_cannot_use_as_it_is_has_one_key_and_a_warning(text: str) -> None:
+def test_a_secret_that_published_libraries_cannot_use_unchanged_has_one_key_and_a_warning(text: str) -> None:
     assert parse_secret(text).keys == (text.encode(),)
     assert "Standard Webhooks" in (secret_warning(text) or "")
 
 
 @pytest.mark.parametrize("text", [OLD_TEXT, NEW_TEXT])
-def test_the_libraries_of_svix_verify_both_secrets_of_a_rotation(text: str) -> None:
+def test_the_svix_library_verifies_both_secrets_during_a_rotation(text: str) -> None:
     Svix(text).verify(BODY, sign("evt_1", datetime.now(UTC), BODY, [NEW, OLD]))
 
 
 @pytest.mark.parametrize("text", ["", "whsec_", "whsec_***", "whsec_YWJ", "x" * 513])
-def test_an_invalid_secret_is_rejected(text: str) -> None:
+def test_an_invalid_signing_secret_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_secret(text)

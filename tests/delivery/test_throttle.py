@@ -12,7 +12,7 @@ from tests.receiver import Receiver
 
 
 class Hits:
-    """A counter of hits and a clock, both set by the test."""
+    """A fake counter of hits and a fake clock. The test sets both."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,7 +25,7 @@ class Hits:
         return self.throttle.is_busy
 
 
-def test_the_throttle_is_busy_while_many_hits_arrive() -> None:
+def test_the_delivery_throttle_is_busy_while_many_hits_arrive() -> None:
     hits = Hits()
     assert not hits.throttle.is_busy
     assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS - 1)
@@ -35,7 +35,7 @@ def test_the_throttle_is_busy_while_many_hits_arrive() -> None:
     assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS, 10), "the same number of hits over a longer time"
 
 
-def test_pauses_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:
+def test_the_pauses_of_deliveries_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:
     hits = Hits()
     assert hits.throttle.pause_for(0.004) == 0
     hits.arrive(FLOOD_RATE * WINDOW_SECONDS)

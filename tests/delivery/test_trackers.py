@@ -1,4 +1,4 @@
-"""Creation, change, limits and encryption of trackers, on both engines."""
+"""These tests create and change trackers and check their limits and encryption, on both databases."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -63,7 +63,7 @@ async def test_a_created_tracker_is_returned_with_its_values(service: Service) -
     assert (stored.headers_set, stored.secret_set, stored.enabled, stored.created_at) == (True, True, True, NOON)
 
 
-async def test_missing_limits_come_from_the_settings(make_service: MakeService) -> None:
+async def test_the_settings_provide_the_limits_that_a_tracker_does_not_have(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, new_tracker())
     assert saved.tracker.name == "tracker.example"
@@ -79,7 +79,7 @@ async def test_missing_limits_come_from_the_settings(make_service: MakeService) 
     assert (target.success.statuses, target.fields, target.headers) == ("2xx", None, {})
 
 
-async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> None:
+async def test_the_database_contains_secrets_and_headers_of_trackers_encrypted(service: Service) -> None:
     saved = await service.trackers.create(1, new_tracker(headers={"Authorization": "Bearer hunter2"}))
     assert saved.secret is not None
     assert saved.secret.startswith("whsec_")
@@ -92,14 +92,14 @@ async def test_secrets_and_headers_are_encrypted_at_rest(service: Service) -> No
     assert target.secrets == ((parse_secret(saved.secret), None),)
 
 
-async def test_an_unsigned_tracker_has_no_secret(service: Service) -> None:
+async def test_a_tracker_created_with_signed_false_has_no_secret(service: Service) -> None:
     saved = await service.trackers.create(1, new_tracker(signed=False))
     assert (saved.secret, saved.tracker.secret_set) == (None, False)
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.secrets == ()
 
 
-async def test_an_invalid_or_forbidden_url_is_rejected(service: Service) -> None:
+async def test_a_tracker_with_an_invalid_or_forbidden_url_is_rejected(service: Service) -> None:
     for url, code in (
         ("https://t.example/?p={phon}", ErrorCode.UNKNOWN_PLACEHOLDER),
         ("https://t.example/?p={{phone}}", ErrorCode.UNKNOWN_PLACEHOLDER),
@@ -114,7 +114,7 @@ async def test_an_invalid_or_forbidden_url_is_rejected(service: Service) -> None
         assert await rejection(service, url=url) == (code, ["url"]), url
 
 
-async def test_private_targets_are_rejected_when_a_tracker_is_saved(make_service: MakeService) -> None:
+async def test_a_tracker_with_a_private_address_is_rejected_when_it_is_saved(make_service: MakeService) -> None:
     service = await make_service(allow_private_targets=False)
     private = ("http://127.0.0.1:9/", "http://localhost/", "http://10.1.2.3/", "http://[::1]/")
     for url in private:
@@ -127,7 +127,7 @@ async def test_private_targets_are_rejected_when_a_tracker_is_saved(make_service
     assert (await service.trackers.get(tracker)).url == URL
 
 
-async def test_a_host_with_a_forbidden_address_is_rejected(service: Service, clock: Clock) -> None:
+async def test_a_tracker_whose_host_has_a_forbidden_address_is_rejected(service: Service, clock: Clock) -> None:
     def lookup(host: str, port: int) -> Sequence[str]:
         return ["192.0.2.1" if host == "mixed.example" else "198.18.0.1", "10.0.0.1"]
 
@@ -138,13 +138,13 @@ async def test_a_host_with_a_forbidden_address_is_rejected(service: Service, clo
     assert "10.0.0.1" not in str(caught.value.details), "errors do not reveal addresses of the network"
 
 
-async def test_http_urls_are_rejected_if_they_are_disabled(make_service: MakeService) -> None:
+async def test_a_tracker_with_an_http_url_is_rejected_if_the_settings_forbid_http(make_service: MakeService) -> None:
     service = await make_service(allow_http_targets=False)
     assert await rejection(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
     await service.trackers.create(1, new_tracker())
 
 
-async def test_the_number_of_trackers_per_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_trackers_of_an_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "MAX_TRACKERS", 2)
     for _ in range(2):
         await service.trackers.create(1, new_tracker())
@@ -153,7 +153,9 @@ async def test_the_number_of_trackers_per_application_is_limited(service: Servic
     assert caught.value.code is ErrorCode.CONFLICT
 
 
-async def test_an_application_does_not_see_the_trackers_of_another(service: Service, make_tracker: MakeTracker) -> None:
+async def test_an_application_cannot_access_the_trackers_of_another_application(
+    service: Service, make_tracker: MakeTracker
+) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     tracker = await make_tracker(URL)
     assert await service.trackers.all(other) == []
@@ -170,7 +172,7 @@ async def test_an_application_does_not_see_the_trackers_of_another(service: Serv
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_an_update_leaves_other_values_unchanged(service: Service, clock: Clock) -> None:
+async def test_an_update_of_a_tracker_leaves_other_values_unchanged(service: Service, clock: Clock) -> None:
     saved = await service.trackers.create(1, new_tracker(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
     clock.forward(seconds=1)
     changed = (await service.trackers.update(saved.tracker.id, changes(name="new", timeout=None))).tracker
@@ -181,7 +183,7 @@ async def test_an_update_leaves_other_values_unchanged(service: Service, clock: 
     assert (changed.headers_set, changed.fields, changed.topics) == (False, None, Topic.CLICK)
 
 
-async def test_rotation_keeps_the_old_secret_for_the_overlap(service: Service, clock: Clock) -> None:
+async def test_the_rotation_of_a_tracker_secret_keeps_the_old_secret_for_the_overlap(service: Service, clock: Clock) -> None:
     saved = await service.trackers.create(1, new_tracker(secret="the first one"))
     tracker = saved.tracker.id
     rotated = await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=60))
@@ -198,7 +200,9 @@ async def test_rotation_keeps_the_old_secret_for_the_overlap(service: Service, c
     assert (unsigned.tracker.secret_set, unsigned.tracker.previous_secret_until) == (False, None)
 
 
-async def test_disabling_stores_a_reason_and_enabling_removes_it(service: Service, make_tracker: MakeTracker) -> None:
+async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_removes_it(
+    service: Service, make_tracker: MakeTracker
+) -> None:
     tracker = await make_tracker(URL)
     disabled = (await service.trackers.update(tracker, changes(enabled=False))).tracker
     assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
@@ -206,7 +210,7 @@ async def test_disabling_stores_a_reason_and_enabling_removes_it(service: Servic
     assert (enabled.enabled, enabled.disabled_reason) == (True, None)
 
 
-async def test_every_update_increments_the_revision(service: Service, make_tracker: MakeTracker) -> None:
+async def test_every_update_of_a_tracker_increments_its_revision(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker(URL)
     for _ in range(3):
         await service.trackers.update(tracker, changes(name="same"))
@@ -251,7 +255,9 @@ async def test_a_new_application_has_a_callback_secret_that_is_stored_encrypted(
     assert service.first_credentials.callback_secret
 
 
-async def test_conversion_url_signs_with_the_callback_secret_and_follows_its_rotation(service: Service, clock: Clock) -> None:
+async def test_requests_to_conversion_url_are_signed_with_the_callback_secret_also_after_its_rotation(
+    service: Service, clock: Clock
+) -> None:
     first = service.first_credentials.callback_secret if service.first_credentials else None
     assert first is not None
     await service.database.write(write_conversion_url, 1, URL, None, NOON)
@@ -273,7 +279,7 @@ async def test_conversion_url_signs_with_the_callback_secret_and_follows_its_rot
     assert await secrets() == ((parse_secret("whsec_" + "b2xk" * 8), None),)
 
 
-async def test_an_application_without_a_callback_secret_gets_one_by_rotation(service: Service) -> None:
+async def test_rotating_the_callback_secret_of_an_application_without_one_creates_one(service: Service) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(write_conversion_url, other, URL, None, NOON)
     assert await service.trackers.callback_secret_state(other) == (False, None)
@@ -296,7 +302,9 @@ async def test_an_application_without_a_callback_secret_gets_one_by_rotation(ser
         ("https://tracker.example:8443/", False),
     ],
 )
-async def test_static_headers_are_removed_if_the_url_changes_to_another_origin(service: Service, url: str, is_kept: bool) -> None:
+async def test_static_headers_are_removed_if_scheme_host_or_port_of_the_tracker_url_change(
+    service: Service, url: str, is_kept: bool
+) -> None:
     saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
     changed = (await service.trackers.update(saved.tracker.id, changes(url=url))).tracker
     assert changed.headers_set is is_kept
@@ -304,13 +312,13 @@ async def test_static_headers_are_removed_if_the_url_changes_to_another_origin(s
     assert target.headers == ({"Authorization": "Bearer x"} if is_kept else {})
 
 
-async def test_headers_that_are_set_together_with_the_url_are_kept(service: Service) -> None:
+async def test_static_headers_that_are_set_together_with_a_new_tracker_url_are_kept(service: Service) -> None:
     saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
     new = changes(url="https://other.example/", headers={"Authorization": "Bearer y"})
     assert (await service.trackers.update(saved.tracker.id, new)).tracker.headers_set
 
 
-async def test_headers_of_the_conversion_url_are_removed_with_its_origin(service: Service) -> None:
+async def test_static_headers_of_the_conversion_url_are_removed_if_its_host_changes(service: Service) -> None:
     def save(connection: Connection, url: str) -> None:
         trackers.write_conversion_url(connection, 1, url, None, NOON)
 
@@ -325,7 +333,7 @@ async def test_headers_of_the_conversion_url_are_removed_with_its_origin(service
         assert saved.headers_set is is_kept
 
 
-async def test_a_new_url_forgets_the_learned_rate(service: Service) -> None:
+async def test_a_new_tracker_url_removes_the_learned_rate(service: Service) -> None:
     saved = await service.trackers.create(1, new_tracker(max_per_second=7.5))
     slow = update(schema.trackers).values(rate=0.1, rate_ceiling=1.0, rate_lowered_at=NOON, paced_until=NOON)
     await service.database.write(lambda connection: connection.execute(slow))
