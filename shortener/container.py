@@ -78,15 +78,15 @@ from shortener.urls import host_of
 log = structlog.get_logger(__name__)
 
 # The intervals below are pauses of background jobs. A job waits this long after a run that found nothing to do.
-DIRECTORY_INTERVAL_SECONDS = 0.5  # The job reloads applications, keys and domains if their version changed.
-CLOCK_INTERVAL_SECONDS = 10.0  # The job compares the clock of this machine with the clock of PostgreSQL.
-DELIVERY_INTERVAL_SECONDS = 0.5  # The job searches for new events and due deliveries, even if no wake-up event arrives.
-SPOOL_INTERVAL_SECONDS = 0.5  # The job searches for hits in the Redis spool and checks whether the database is available again.
-ROLLUPS_INTERVAL_SECONDS = 10.0  # The job rolls up counts that an older version wrote.
+DIRECTORY_INTERVAL_SECONDS = 0.5  # Pause of the job that reloads applications, keys and domains if their version changed.
+CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
+DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
+SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when it is available again.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up counts that an older version wrote.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
-COUNTS_INTERVAL_SECONDS = 1.0  # The job folds count deltas into the counts.
-LINK_UPDATES_INTERVAL_SECONDS = 2.0  # The job searches for updates of many links whose process ended before they were complete.
-DEVICES_INTERVAL_SECONDS = 10.0  # The job counts clicks by device and browser.
+COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
+LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
+DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0
 
@@ -235,7 +235,7 @@ class Service:
         return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:
-        """Report "not ready" and start no more deliveries; requests and clicks still get responses.
+        """Report "not ready" on /readyz and start no more deliveries. Requests and clicks still get responses.
 
         `close` must finish within `within` seconds from now. Deliveries in flight finish, or are handed back, while requests are
         still being answered. A second call has no effect.

@@ -159,4 +159,4 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """The database is down, locked or full. Nothing of the transaction is stored."""
+    """Raised if the database is down, locked or full. Nothing of the transaction is stored."""

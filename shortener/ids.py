@@ -18,7 +18,7 @@ from collections.abc import Callable
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUES = {character: value for value, character in enumerate(ALPHABET)}
 _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
-_EPOCH_MS = 1_767_225_600_000  # The ids count milliseconds since 2026-01-01T00:00:00Z.
+_EPOCH_MS = 1_767_225_600_000  # The time in an id counts milliseconds since 2026-01-01T00:00:00Z.
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.

@@ -22,7 +22,7 @@ _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
 )
-# (x) and [x], except directly after a name: count(value), Users(phone) and user[phone]= are legitimate.
+# Macros of the form (x) and [x], except directly after a name, because count(value), Users(phone) and user[phone]= are no macros.
 _PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
 _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)

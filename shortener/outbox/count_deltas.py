@@ -97,7 +97,7 @@ def sent_slot_of(message: ColumnElement[int]) -> ColumnElement[int]:
     return ms // literal_column(str(TIME_SLOT_MS), BigInteger)
 
 
-#: The statement that inserts the result of `rows`.
+#: The INSERT statement for rows of count deltas.
 insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 

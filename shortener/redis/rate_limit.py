@@ -33,7 +33,7 @@ class _Bucket:
 
     tokens: float
     at: int
-    window: int = 0  # The minute that `shared` refers to, since 1970.
+    window: int = 0  # The minute (since 1970) in which the requests of `shared` were counted.
     shared: int = 0  # The number of counted requests of all processes in that minute.
 
 

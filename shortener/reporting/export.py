@@ -116,10 +116,10 @@ class _Details:
     """The links of a message in their order, its clicks and its conversions."""
 
     links: list[AnyRow] = field(default_factory=list)
-    clicks: Counter[int] = field(default_factory=Counter)  # by link
-    first_clicked: int | None = None  # the link of the first click of the message
+    clicks: Counter[int] = field(default_factory=Counter)  # Clicks by the row id of the link.
+    first_clicked: int | None = None  # The row id of the link of the first click of the message.
     conversions: int = 0
-    values: dict[str, Decimal] = field(default_factory=dict)  # by currency
+    values: dict[str, Decimal] = field(default_factory=dict)  # Sums of conversion values by currency.
 
 
 _NOTHING = _Details()
@@ -193,7 +193,7 @@ def _line(
     details: _Details,
     base_url: Callable[[int], str],
 ) -> tuple[object, ...]:
-    """Return the cells in the order of HEADER. Text that came from outside is escaped."""
+    """Return the cells of a CSV line in the order of HEADER. Text from requests and trackers is escaped."""
     currencies = sorted(details.values)
     return (
         escape_formula(row.message_id),

@@ -182,7 +182,7 @@ HIT_CSV_COLUMNS = (
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
     low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
-    # A hit can be much later than its message, so the row id of the message gives only a lower limit.
+    # A hit can be much later than its message, so the row id of the message gives only the lowest possible id of the hit.
     high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 

@@ -135,7 +135,7 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
         rows += connection.execute(statement.order_by(messages.c.id.desc(), links.c.position)).all()
         scanned += len(ids)
         high = ids[-1]
-        reached = LinkPosition(ids[-1], 1 << 15)  # This position is after every link of the message.
+        reached = LinkPosition(ids[-1], 1 << 15)  # The next page begins after all links of this message.
     else:
         reached = reached if index_ranges else None
     if len(rows) > limit:

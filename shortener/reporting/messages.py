@@ -151,7 +151,7 @@ def serialize_decimal(amount: Decimal | None) -> str | None:
     return None if amount is None else format(amount, "f")
 
 
-#: A range of an index: its first column and the value there. The second column of the index is the id.
+#: A range of an index: the first column of the index and its value. The second column of the index is the row id.
 IndexRange = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 

@@ -369,7 +369,7 @@ _MARK_ROLLED_UP = {
 
 
 def read_rollups(connection: Connection, groups: Sequence[int]) -> RollupSums:
-    """Return all rolled-up counts of these groups."""
+    """Return all rolled-up counts of the groups with these ids."""
     return {
         (group, number, period, metric): Decimal(amount)
         for group, number, period, data in raw_sql.rows(connection, _READ_GROUPS, list(groups))

@@ -33,7 +33,7 @@ MAX_ROWS_PER_STATEMENT = 128
 
 
 class BulkInsert:
-    """An INSERT of rows with these columns.
+    """An INSERT statement for many rows of a table with these columns.
 
     `on_conflict` is the SQL after ON CONFLICT for a row that violates a unique index. Without it, such a row is an error."""
 

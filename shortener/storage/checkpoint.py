@@ -45,7 +45,7 @@ class Checkpointer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # `close` closes this after all connections. Closing it earlier would release the POSIX locks of the connections.
+        # `close` closes this file after all connections. Closing the file earlier would release the POSIX locks of the connections.
         self._file = os.open(path, os.O_RDONLY)
         self._commits = 0
         self._changes = 0  # The number of rows that the writer connection has changed.

@@ -45,7 +45,7 @@ class Progress:
 
 
 class _Checksum(NamedTuple):
-    """The number of rows of a table and the sum of their hashes, which does not depend on their order."""
+    """A checksum of a table: the number of its rows and the sum of their hashes, which does not depend on their order."""
 
     rows: int = 0
     hashes: int = 0

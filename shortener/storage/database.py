@@ -31,8 +31,8 @@ T = TypeVar("T")
 class Database(Protocol):
     """A database of either engine.
 
-    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL it is that of a command: a process that serves must
-    lease one (`node_lease.NodeLease`)."""
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL it is a number for commands, and a process that
+    serves must lease another number (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...

@@ -259,9 +259,11 @@ messages = Table(
 early_hits = Table(
     "early_hits",
     metadata,
-    Column("id", RowId, primary_key=True, autoincrement=False),  # the id of the message
-    Column("at", Instant, nullable=False),  # the time of the first such hit
-    Column("is_due", Boolean, nullable=False, server_default=false()),  # a report has arrived since
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
+    Column("at", Instant, nullable=False),  # The time of the first hit before the message was reported as sent.
+    Column(
+        "is_due", Boolean, nullable=False, server_default=false()
+    ),  # Whether a report about the message has arrived since the hit.
     Index("early_hits_by_at", "at"),
     Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
 )
@@ -338,7 +340,7 @@ link_updates = Table(
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
-    # The position: messages up to `last_message_id`, in the ranges of an index, behind `cursor` in the range of this number.
+    # The progress of the update: it has processed the index range of this number up to `cursor`, up to `last_message_id`.
     Column("last_message_id", BigInteger, nullable=False),
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),

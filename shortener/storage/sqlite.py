@@ -49,7 +49,7 @@ _WRITER_PRAGMAS = (
     # every second transaction does (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
-    "PRAGMA wal_autocheckpoint=0",  # Only the checkpoint thread makes checkpoints (checkpoint.py).
+    "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
 _READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-4096")
 

@@ -64,7 +64,7 @@ async def test_the_csv_export_contains_one_line_for_each_message(database: Datab
     (line,) = await exported(database)
     assert tuple(line) == HEADER
     assert line["message_id"] == "m"
-    assert line["to"] == "+14085550100"  # a plain number is not escaped
+    assert line["to"] == "+14085550100"  # A plain number is not escaped as a formula.
     assert line["from"] == 'Shop, "Ltd"'
     assert line["campaign"] == "Grüße 春"
     assert (line["state"], line["delivered_at"], line["sent_at"]) == ("DELIVERED", "2026-11-20T12:00:04Z", "")
@@ -122,7 +122,7 @@ def test_text_that_escape_formula_returns_never_starts_like_a_formula(text: str)
     assert escape_formula(safe) == safe
     assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
     if safe.lstrip(" ").startswith(("+", "-")):
-        Decimal(safe)  # a plain number, or this raises
+        Decimal(safe)  # The text must be a plain number; otherwise Decimal raises an exception.
 
 
 def put_messages(connection: Connection, count: int) -> None:
@@ -144,14 +144,14 @@ async def test_a_csv_export_of_any_length_needs_the_memory_of_one_page(database:
         async for piece in export_csv(database, EVERYTHING, base_url, reveal=True, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
-            before = before or now  # after the first page, when all caches are filled
+            before = before or now  # Measure memory after the first page, when all caches are filled.
             peak_growth = max(peak_growth, peak - before)
             tracemalloc.reset_peak()
     finally:
         tracemalloc.stop()
     assert lines == 5001
     assert reports == list(range(100, 5001, 100))
-    assert peak_growth < 1_500_000  # all 5000 rows at once take about 10 MB
+    assert peak_growth < 1_500_000  # All 5000 rows together would take about 10 MB.
 
 
 async def test_the_csv_export_contains_only_messages_that_match_its_filters(database: Database) -> None:

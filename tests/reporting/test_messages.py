@@ -201,7 +201,7 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
     for filters, index in INDEXES:
         for below in (None, 1 << 62):
             found = await sqlite.read(explain, filters, below)
-            # Both columns are searched, so a page starts at its own first message and not at the newest one.
+            # The plan searches both columns of the index, so a page starts at its first message and not at the newest message.
             assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), filters
             assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), filters
             if not filters.keys() - {"to", "since", "until"}:

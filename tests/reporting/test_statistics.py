@@ -145,7 +145,7 @@ async def test_statistics_count_only_events_within_the_requested_period(filled: 
     for _ in range(2):
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
-        # Time slots count completely, at both ends.
+        # Time slots at both ends of the period are counted completely.
         middle = NOON + timedelta(minutes=7)
         assert (await read_totals(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
         assert (await read_totals(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0
@@ -222,7 +222,7 @@ def test_rates_and_times_to_click_are_none_without_messages_and_clicks() -> None
     assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (None, None, None)
     assert figures.seconds_to_click(50) is None
     figures.add("ttc:9", Decimal(1))
-    figures.add("ttc:9", Decimal(-1))  # a click that was retracted
+    figures.add("ttc:9", Decimal(-1))  # This amount is the retraction of a click.
     assert figures.seconds_to_click(50) is None
 
 

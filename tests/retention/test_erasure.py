@@ -211,7 +211,7 @@ async def test_erasure_of_an_invalid_phone_number_is_rejected_and_erases_nothing
 
 
 def test_every_field_of_an_event_is_classified_as_personal_or_not_personal() -> None:
-    """Whoever adds a fact must decide whether it may contain personal data."""
+    """A new field of events must be listed as personal or not personal, so that an erasure removes personal fields."""
     harmless = """
         event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
         from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price

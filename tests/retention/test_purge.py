@@ -239,7 +239,7 @@ async def test_the_purge_deletes_an_event_after_the_retention_time_since_its_las
         add_event(tracker_id=2, **PENDING)
         return [
             add_event(**PENDING),
-            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed
+            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # This delivery was replayed later.
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
         ]
@@ -368,7 +368,7 @@ async def test_two_processes_can_run_the_purge_at_the_same_time(database: Databa
 
 
 async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database: Database) -> None:
-    """Read PostgreSQL's query plan of each statement, with enough rows for a realistic plan. SQLite has its own test above."""
+    """Read PostgreSQL's query plan of each statement, with enough rows for a realistic plan."""
     if database.dialect == "sqlite":
         pytest.skip("it reads query plans of PostgreSQL; SQLite has its own test")
     many = 20_000

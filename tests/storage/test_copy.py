@@ -68,7 +68,7 @@ def message(number: int, application: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def source(make_service: MakeService) -> Database:
-    """A database with the rows of a service that has run on it."""
+    """A database that contains the rows of a service that ran on it."""
     service = await make_service()
     await write_rows(service)
     await service.recorder.flush()
