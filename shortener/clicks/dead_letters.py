@@ -1,8 +1,8 @@
 """Dead letters: hits that can never be stored, kept in a table so that a person can examine them.
 
 A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit becomes one
-too. The row contains the hit as JSON or the entry unchanged, and the reason. The program only counts these rows; the retention
-deletes them after `HIT_RETENTION_DAYS` days.
+too. The row contains the hit as JSON or the entry unchanged, and the reason. The hits in the table are never written again. The
+retention deletes the rows after `HIT_RETENTION_DAYS` days.
 
 A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
 of the link. An entry that is not a hit has no code, so only the retention deletes it.

@@ -45,7 +45,7 @@ from shortener.storage.database import Database
 log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
-_GROUP_SECONDS = 0.05  # overdue hits that arrived within this time are resolved together
+_GROUP_SECONDS = 0.05  # hits that become overdue within this time are resolved together
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
 # Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2

@@ -87,7 +87,7 @@ async def test_clicks_on_two_links_of_one_message_create_one_state_event_and_two
 
 
 async def test_each_link_of_a_message_with_the_maximum_number_of_links_has_its_own_first_click(service: Service) -> None:
-    """The column `first_clicks.links` has one bit for each link. It is a signed 32-bit integer, so MAX_LINKS must not exceed 31."""
+    """The column `first_clicks.links` has one bit for each link. It is a signed 32-bit integer, so MAX_LINKS must be at most 30."""
     assert 1 << MAX_LINKS <= 2**31 - 1
     body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
     codes = await send(service, body, track="all_urls")

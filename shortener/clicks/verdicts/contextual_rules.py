@@ -149,7 +149,7 @@ class RecentLinks:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # Time of the latest hit and times by link, by message, oldest first.
+        # By message, oldest first: the time of its latest hit, and the time of the latest hit on each link.
         self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()
 
     def add(self, message: int, link: int, at: datetime) -> None:
@@ -162,7 +162,7 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """For each link of the message that was opened within the last second, return the time of its latest hit."""
+        """Return the time of the latest hit on each link of the message that was opened within the last second."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:
