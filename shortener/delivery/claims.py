@@ -158,7 +158,7 @@ def _breaker_allowance(candidate: Candidate, usage: SlotUsage, now: int, recover
     if candidate.health is None:
         return usage.total
     match candidate.health.breaker(now):
-        case "open":  # another process has just sent the probe
+        case "open":  # another process has sent the probe and opened the circuit breaker again
             return 0
         case "half_open":
             return 0 if usage.by_queue[candidate.queue.name] else 1

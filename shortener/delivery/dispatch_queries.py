@@ -93,7 +93,7 @@ class ClaimedDelivery(NamedTuple):
     lease_until: int
     restarted_at: int | None
     held_since: int | None
-    facts: str | None  # JSON
+    facts: str | None  # the facts of the event as JSON text
 
 
 _PICK = (

@@ -233,7 +233,7 @@ class Dispatcher:
                     try:
                         await self.step()
                     except StoreUnavailable:
-                        await asyncio.sleep(0.1)  # the database may return before the grace ends
+                        await asyncio.sleep(0.1)  # the database may become available again before `grace` ends
         except TimeoutError:
             # These deliveries are attempted again when their leases end.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
@@ -251,7 +251,7 @@ class Dispatcher:
             self._timer = None
         if at is not None and not self._stopping:
             seconds = max(at - to_ms(self._clock()), 0) / 1000
-            if seconds < MAX_TIMER_SECONDS:  # cycles run more often anyway
+            if seconds < MAX_TIMER_SECONDS:  # for longer times no timer is needed, because cycles run more often
                 self._timer = asyncio.get_running_loop().call_later(seconds, self.wake_up.notify)
 
     def _note(self, sign: SignOfLife) -> None:

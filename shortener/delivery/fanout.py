@@ -171,7 +171,7 @@ class Fanout:
                 if topics & topic and (with_suspected or not suspected)
             ]
         if event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.STATE:
-            # Syniverse: "a click-thru and then a conversion event".
+            # Syniverse documents that a click creates "a click-thru and then a conversion event".
             rows += [
                 (self._ids(), event.id, Topic.CONVERSION.value, event.application_id, one.tracker, None, f"t{one.tracker}",
                  pending, 0, now, now)

@@ -349,7 +349,7 @@ def _infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[s
         # Infobip writes phone numbers without the plus sign.
         "recipient": (get("to_address") or "").removeprefix("+"),
         "url": get("url"),
-        # Despite its name, this is the time of the click.
+        # In spite of its name, `sendDateTime` contains the time of the click.
         "sendDateTime": _epoch_ms(get("timestamp")),
         "messageId": get("message_id"),
         "bulkId": get("message_request_id"),

@@ -59,7 +59,7 @@ _IPV4 = [
         ("169.254.0.0/16", LINK_LOCAL),
         ("192.0.0.0/24", RESERVED),
         ("192.0.2.0/24", RESERVED),
-        ("192.88.99.0/24", RESERVED),  # relays of 6to4
+        ("192.88.99.0/24", RESERVED),  # anycast addresses of 6to4 relays
         ("198.18.0.0/15", RESERVED),
         ("198.51.100.0/24", RESERVED),
         ("203.0.113.0/24", RESERVED),

@@ -71,7 +71,7 @@ class DeliveryTarget:
         If the facts contain a `topic`, it replaces the name of the event. This is the case only for test deliveries."""
         name = encode_event_id(event, topic)
         facts = {"topic": topic.api_name, **facts, "event_id": name}
-        if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # the event is a click that is sent as a conversion
+        if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # the event is a click, sent as a conversion
             facts["action"] = CLICK_ACTION
         if isinstance(self.url, str):
             url = self.url

@@ -159,9 +159,9 @@ class Sender:
         self._slots = asyncio.Semaphore(limit)
         self._proxy = URL(proxy) if proxy else None
         self._target_guard = guard
-        self._checked_until: dict[tuple[str, int], float] = {}  # hosts of requests through the proxy
+        self._checked_until: dict[tuple[str, int], float] = {}  # (host, port) -> time until which its address check is valid
         if self._proxy is not None:
-            guard = Guard(allow_private=True, lookup=guard.lookup)  # connections go to the proxy only
+            guard = Guard(allow_private=True, lookup=guard.lookup)  # the sender connects only to the proxy
         self._resolver = _Resolver(guard, lookup or guard.lookup)
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:

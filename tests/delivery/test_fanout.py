@@ -121,7 +121,7 @@ async def test_the_fanout_wakes_the_dispatcher_after_it_created_deliveries(
     assert service.dispatcher.wake_up._event.is_set()
 
 
-async def test_the_facts_of_a_first_click_describe_the_click_and_its_message(
+async def test_the_facts_of_a_first_click_event_describe_the_click_and_its_message(
     service: Service, make_tracker: MakeTracker, story: Story, clock: Clock
 ) -> None:
     await make_tracker(URL, "state")
@@ -428,7 +428,7 @@ async def test_the_short_url_in_the_facts_of_an_event_has_the_domain_of_its_link
     assert (await facts(service))[0]["short_url"] == f"https://go.example/{message.codes[0]}"
 
 
-async def test_a_suspected_click_is_sent_only_to_trackers_with_suspected_and_contains_its_verdict(
+async def test_a_click_suspected_to_be_a_program_is_sent_only_to_trackers_that_request_suspected_clicks(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click", "state")

@@ -374,7 +374,9 @@ def test_the_placeholder_status_is_the_new_state_for_state_events_and_the_report
         ({"sender_id_id": "E"}, "E"),
     ],
 )
-def test_the_placeholder_sender_id_is_from_unless_from_is_absent_or_refers_to_a_sender(facts: dict[str, str], shown: str) -> None:
+def test_the_placeholder_sender_id_is_the_from_address_unless_it_is_absent_or_refers_to_a_sender(
+    facts: dict[str, str], shown: str
+) -> None:
     assert placeholder_values(facts)["sender_id"] == shown
 
 
