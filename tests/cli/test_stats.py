@@ -22,6 +22,7 @@ def shell(tmp_path: Path) -> InProcessShell:
         service = await open_service(Settings(data_dir=tmp_path / "data"))
         credentials = service.first_credentials
         assert credentials is not None
+        service.recorder.start()
         async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
             first = await rewrite(client, "m0", campaign="spring")
             await rewrite(client, "m1", campaign="spring")
