@@ -60,7 +60,7 @@ class LinkSelection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Position:
+class _UpdatePosition:
     """The messages of a piece: the next ones after `cursor` in a range of an index. `ids` is empty at the end of the range."""
 
     range_index: int
@@ -201,7 +201,7 @@ class LinkUpdates:
         c = link_updates.c
         connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
 
-    def _change(self, connection: Connection, row: AnyRow, position: _Position, link_ids: list[int]) -> bool:
+    def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> bool:
         """Change the links of a piece. Return False if the update was stopped, or if another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows), 0):
@@ -214,7 +214,7 @@ class LinkUpdates:
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
         return True
 
-    def _advance(self, connection: Connection, row: AnyRow, position: _Position, found: int, changed: int) -> bool:
+    def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int, changed: int) -> bool:
         """Store the new position of the update, unless it was stopped or another process performs it now. Return whether the
         position was stored."""
         values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
@@ -231,7 +231,7 @@ class LinkUpdates:
         return bool(connection.execute(update(link_updates).where(c.id == row.id, *is_unchanged).values(values)).rowcount)
 
 
-def _next_messages(connection: Connection, row: AnyRow) -> _Position:
+def _next_messages(connection: Connection, row: AnyRow) -> _UpdatePosition:
     """Return the messages of the next piece of an update."""
     selection = LinkSelection(**row.filter)
     m = messages.c
@@ -242,10 +242,10 @@ def _next_messages(connection: Connection, row: AnyRow) -> _Position:
         ids = connection.scalars(select(cohorts.c.id).where(*of_campaign).order_by(cohorts.c.id))
         ranges = [m.cohort_id == cohort for cohort in ids]
     if row.range_index >= len(ranges):
-        return _Position(row.range_index, [], is_end=True)
+        return _UpdatePosition(row.range_index, [], is_end=True)
     statement = select(m.id).where(ranges[row.range_index], m.id > row.cursor, m.id < row.last_message_id)
     found = list(connection.scalars(statement.order_by(m.id).limit(PIECE_MESSAGES)))
-    return _Position(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
+    return _UpdatePosition(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
 
 
 def _find_links(connection: Connection, row: AnyRow, message_ids: list[int]) -> list[tuple[int, str]]:
