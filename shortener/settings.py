@@ -52,7 +52,7 @@ class Settings(BaseModel):
         8,
         ge=1,
         le=500,
-        description="Number of PostgreSQL connections that each process keeps open. Under load, a process opens as many again.",
+        description="Number of PostgreSQL connections that each process keeps open. Under load, it opens as many more.",
     )
     database_timeout: float = Field(
         10.0,

@@ -32,7 +32,7 @@ async def test_a_failure_while_the_service_is_built_closes_everything_that_was_o
     with pytest.raises(RuntimeError, match="cannot be built"):
         await open_service(Settings(data_dir=tmp_path, database_url=store_url))
     assert [sender._session.closed for sender in senders] == [True, True]
-    # An SQLite database has one owner: this would raise if the first one still held it.
+    # Only one process may own a SQLite database. This call raises an error if the first container still owns it.
     await (await open_database(store_url, owner=True)).close()
 
 

@@ -1,6 +1,6 @@
 """Changes to applications, domains and blocked hosts.
 
-Each function is part of one transaction of `Database.write`, and the caller refreshes the directory afterwards.
+Each function is part of one transaction of `Database.write`, and the caller then refreshes the `Directory`, the copy in memory.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A key allows reports of conversions and nothing else. An application has none until one is created. Only the
 SHA-256 of a key is stored, and its plain text is returned once. Each function is part of one transaction of `Database.write`, and
-the caller refreshes the directory afterwards.
+the caller then refreshes the `Directory`, the copy in memory.
 """
 # Tested by tests/accounts/test_postback_keys.py
 

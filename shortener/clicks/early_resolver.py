@@ -1,4 +1,4 @@
-"""The early resolver: it resolves hits before their transaction, from the link cache or with a plain read of the database.
+"""The early resolver: it resolves hits before their transaction, from the link cache or with a read-only query of the database.
 
 Both ways have time limits, because Redis and the database may accept a connection and never respond. The functions raise no
 errors. If a hit cannot be resolved, its resolution is None.
@@ -47,7 +47,7 @@ class EarlyResolver:
         self._resolve([waiting for waiting in hits if waiting.hit.code in links], links.get)
 
     async def from_database(self, hits: Sequence[WaitingHit], within: float) -> None:
-        """Resolve the hits with a plain read of the database, within a time limit in seconds."""
+        """Find the link of each hit with a read-only query of the database. The time limit is in seconds."""
         unresolved = [waiting for waiting in hits if waiting.resolution is None]
         if not unresolved:
             return

@@ -138,7 +138,7 @@ def serialize_update(row: AnyRow) -> dict[str, Any]:
 
 
 class LinkUpdates:
-    """Performs link updates. `step` is a background job; `perform` performs pieces of one given update."""
+    """Applies link updates in batches. The background job calls `step`; `perform` applies the next batches of one given update."""
 
     def __init__(self, database: Database, cache: LinkCache, new_id: Callable[[], int], clock: Clock) -> None:
         self._database = database

@@ -60,7 +60,7 @@ MAX_OUTCOMES = 512
 MAX_STARTS = 8
 #: The dispatcher sets no timer for a limited rate beyond this time, because cycles run more often anyway.
 MAX_TIMER_SECONDS = 60.0
-#: The dispatcher remembers at most this many callback queues whose host has responded.
+#: The dispatcher keeps in memory at most this many callback hosts that have responded. They may use more than one slot.
 MAX_RESPONSIVE = 10_000
 
 

@@ -14,8 +14,8 @@ The state of a message only moves forward:
 - The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains any. A report
   without texts keeps them, except that DELIVERED after FAILED removes the reason of the failure. A late report does not replace
   them.
-- A report without a state (ENROUTE, UNKNOWN) stores its texts until the message has failed or is delivered. It does not change the
-  state of the message.
+- A report without a state (ENROUTE, UNKNOWN) stores its texts only while the message has neither failed nor been
+  delivered. It does not change the state of the message.
 - A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
 A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated report

@@ -115,7 +115,7 @@ def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before:
     """Return the metric for the time from sending to the first click of a message.
 
     Times are milliseconds since 1970. `before` is the state before the click. Without a report, the time when the message was sent
-    is not known, and its creation counts instead."""
+    is not known, and the time is measured from its creation."""
     since = sent_at if sent_at is not None and before != State.CREATED else created_at
     return f"ttc:{time_to_click_bucket((clicked_at - since) / 1000)}"
 

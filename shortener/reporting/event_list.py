@@ -94,8 +94,9 @@ def _select() -> Any:
 
 
 def list_events(connection: Connection, filters: EventFilter, limit: int, below: int | None = None) -> EventPage:
-    """Return the newest events, or the newest with a row id below `below`. A page ends with a complete row, so it may have a few
-    more than `limit` events."""
+    """Return the newest events, or the newest of the rows with an id below `below`.
+
+    One row can contain several events. A page contains all events of a row, so it may have a few more than `limit` events."""
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
     high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
     high = high if below is None else min(below, high)

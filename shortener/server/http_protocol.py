@@ -254,7 +254,9 @@ class RedirectProtocol(HttpToolsProtocol):
 
 
 class _IncompleteHead:
-    """The head of a request that is incomplete. `size`: the number of received bytes, without the data in which the head began."""
+    """The head of a request that is incomplete.
+
+    `size`: the number of bytes received after the first chunk of the head."""
 
     __slots__ = ("size",)
 

@@ -112,7 +112,8 @@ class PostgresDatabase:
 def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) -> AsyncEngine:
     """Return an engine with a connection pool.
 
-    `pool_size` connections stay open, and the engine opens as many again under load. `timeout` is the time limit of a statement in
+    `pool_size` connections stay open, and the engine opens the same number in addition under load. `timeout` is the time limit
+    of a statement in
     seconds; None means no limit."""
     dsn, prepared = split_url(url)
     options: dict[str, Any] = {}

@@ -85,7 +85,7 @@ def test_white_space_and_invisible_characters_around_the_url_of_a_directive_are_
         f'#track(&quot;{URL}")',
     ],
 )
-def test_a_quote_that_an_editor_changed_closes_the_url_of_a_directive(body: str) -> None:
+def test_a_typographic_quotation_mark_also_closes_the_url_of_a_directive(body: str) -> None:
     assert only(f'{body} and "quoted"').url == URL
     assert only(f'{body[:6]}url{body[6:-1]},"x") and "quoted"').url == URL
 

@@ -28,7 +28,7 @@ def test_the_track_mode_first_url_finds_one_url_in_a_body_without_directives() -
     assert find_spans("a.com and b.com", "first_url") == [Span(0, 5, "http://a.com")]
 
 
-def test_a_url_inside_a_directive_is_not_found_again_as_a_plain_url() -> None:
+def test_a_url_inside_a_track_directive_is_not_detected_a_second_time_as_a_plain_url() -> None:
     assert len(find_spans(f"x {DIRECTIVE}", "all_urls")) == 1
 
 

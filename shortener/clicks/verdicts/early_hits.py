@@ -27,7 +27,7 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 BATCH_MESSAGES = 100
-#: The age up to which the job examines a row that no report has marked as due.
+#: The job examines each early hit below this age. It examines older ones only after a delivery report marked them as due.
 RECENT = timedelta(minutes=1)
 
 

@@ -233,7 +233,7 @@ def test_requests_of_people_with_unusual_user_agents_are_human(agent: str) -> No
     assert classification.verdict is Verdict.HUMAN, classification
 
 
-def test_a_crawler_is_suspected_even_if_its_user_agent_contains_an_unusual_phone_name() -> None:
+def test_a_crawler_is_suspected_even_if_its_user_agent_also_contains_a_phone_model_such_as_cubot() -> None:
     assert rule(android("10; CUBOT J9", " (compatible; Googlebot/2.1; +http://www.google.com/bot.html)")) == "crawler"
 
 

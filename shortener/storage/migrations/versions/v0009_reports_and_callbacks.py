@@ -1,4 +1,4 @@
-"""Add callback secrets of applications, client certificates of trackers, announced expiries of keys, early hits"""
+"""Add callback secrets of applications, client certificates of trackers, sent expiry notices of API keys, hits before SENT"""
 
 # Tested by tests/storage/test_migrate.py
 
