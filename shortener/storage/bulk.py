@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain, count
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Integer, SmallInteger, Table, Text
+from sqlalchemy import BigInteger, Boolean, Connection, Float, Integer, SmallInteger, Table, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
@@ -24,6 +24,7 @@ _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (BigInteger, "bigint[]"),
     (Integer, "int[]"),
     (Boolean, "bool[]"),
+    (Float, "float8[]"),
     (Text, "text[]"),
 )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Boolean, ColumnElement, Connection, Table, delete, func, select, text, true, tuple_, type_coerce
-from sqlalchemy.types import BigInteger, Integer, SmallInteger, Text, TypeEngine
+from sqlalchemy.types import BigInteger, Float, Integer, SmallInteger, Text, TypeEngine
 
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
@@ -27,7 +27,7 @@ BATCH_ROWS = 2000  # The number of rows that one transaction copies.
 _MARK = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
 
 #: The types of stored values, which are the same on both engines. The column types of the schema would convert the values.
-_STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Text)
+_STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Float, Text)
 
 
 class CopyError(Exception):

@@ -144,7 +144,7 @@ async def test_a_hit_that_gets_503_during_its_transaction_rolls_the_batch_back(s
 @pytest.mark.parametrize("error", [programming_error(), RuntimeError("odd"), StoreUnavailable("down")])
 async def test_the_recorder_continues_after_writes_that_fail_before_their_transaction(service: Service, error: Exception) -> None:
     (code,) = await create_codes(service)
-    async with broken_recorder(service) as (database, recorder):
+    async with broken_recorder(service, deadline=1.0) as (database, recorder):
         database.write_error = error
         resolutions = await asyncio.gather(*(recorder.record(make_hit(service, code)) for _ in range(5)))
         assert {resolution.location for resolution in resolutions} == {LOCATION}

@@ -362,7 +362,8 @@ async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
     await client.get(path, headers=PHONE_HEADERS)
     await client.head(path, headers=PHONE_HEADERS)
     await client.get(path, headers=PHONE_HEADERS | {"Purpose": "prefetch"})
-    for agent in ("", "WhatsApp/2.24", "curl/8.9.1", "Mozilla/5.0 (compatible; Unheard-Of/1.0)", "x"):
+    old_desktop = "Mozilla/5.0 (X11; Ubuntu; Linux i686; rv:24.0) Gecko/20100101 Firefox/24.0"
+    for agent in ("", "WhatsApp/2.24", "curl/8.9.1", "Mozilla/5.0 (compatible; Unheard-Of/1.0)", "x", old_desktop):
         await client.get(path, headers={"User-Agent": agent})
 
     async def enable_only(**settings: Any) -> None:
@@ -370,6 +371,7 @@ async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
             "min_seconds_after_sent": None,
             "min_seconds_after_delivered": None,
             "max_recipients_per_address_minute": None,
+            "suspect_before_sent": False,
         }
         await change_settings(service, **(off | settings))
 
@@ -379,6 +381,8 @@ async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
         report = {"message_id": state, "state": state, "timestamp": clock().isoformat()}
         assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
         await client.get(path, headers=PHONE_HEADERS)
+    await enable_only(suspect_before_sent=True)
+    await client.get(await create_link(client), headers=PHONE_HEADERS)
     await enable_only(max_recipients_per_address_minute=1)
     for _ in range(2):
         await client.get(await create_link(client), headers=PHONE_HEADERS)
@@ -396,7 +400,7 @@ async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
         (verdict, rule): 1
         for verdict, rules in (
             ("ignored", ("method", "prefetch")),
-            ("suspected", ("empty_agent", "link_preview", "crawler", "program", "no_browser", *CONTEXTUAL_RULES)),
+            ("suspected", ("empty_agent", "link_preview", "crawler", "program", "no_browser", "old_desktop", *CONTEXTUAL_RULES)),
         )
         for rule in rules
     }
