@@ -1,0 +1,12 @@
+"""Change nothing; the revision is reserved"""
+
+# Tested by tests/storage/test_migrate.py
+
+revision = "0016"
+down_revision = "0015"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
