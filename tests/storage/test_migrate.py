@@ -68,7 +68,7 @@ async def old_url(empty_url: str) -> str:
 
 
 def difference(connection: Connection) -> list[object]:
-    """Return the differences between the schema of the database and schema.py."""
+    """Return the differences between the schema of the database and the tables of `storage/schema`."""
     context = MigrationContext.configure(connection, opts={"compare_type": False})
     return list(compare_metadata(context, metadata))
 

@@ -1,0 +1,133 @@
+"""The tables of the installation: applications, keys, domains, and what the processes that serve share."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, false
+
+from shortener.storage.schema.base import metadata
+from shortener.storage.types import Instant, Json
+
+#: Named values of the installation: the fingerprint of the secret, the version of the directory of accounts, the progress of jobs.
+installation = Table(
+    "installation",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+applications = Table(
+    "applications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("company_id", BigInteger),
+    # Contains the values of accounts.ApplicationSettings that differ from the defaults. A later version can change a default.
+    Column("settings", Json, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("disabled_at", Instant),
+    # The encrypted secret that signs requests to lt_callbackurl and conversion_url. NULL: these requests are not signed.
+    Column("callback_secret", Text),
+    Column("previous_callback_secret", Text),
+    Column("previous_callback_secret_until", Instant),
+)
+
+domains = Table(
+    "domains",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("host", Text, nullable=False, unique=True),  # The host of the domain in lower case, with the port if it has one.
+    Column("base_url", Text, nullable=False),  # Scheme, host and port of the domain, without the path.
+    Column("fallback_url", Text),
+    Column("created_at", Instant, nullable=False),
+    Column("disabled_at", Instant),
+    # The path before the code of new links, such as "/ABCDEF" or "/{sender}".
+    Column("path", Text, nullable=False, server_default=""),
+    Column("previous_paths", Json),  # The paths before the codes of older links, which still work.
+    Column("home_url", Text),
+    Column("assetlinks", Text),  # The content of /.well-known/assetlinks.json as JSON text.
+    Column("apple_app_site_association", Text),  # The content of apple-app-site-association as JSON text.
+    Column("is_default", Boolean, nullable=False, server_default=false()),
+    Column("removed_at", Instant),  # A removed domain is not listed and gets no new links. Its existing links still work.
+)
+
+#: Hosts to which no short link redirects.
+blocked_hosts = Table(
+    "blocked_hosts",
+    metadata,
+    # The id 0 blocks the host for the links of all applications.
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    # The host in lower case and punycode, without a port. "*.example.com" blocks every subdomain.
+    Column("host", Text, primary_key=True),
+    Column("created_at", Instant, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),  # The first characters of the key, which distinguish keys in a list.
+    Column("permissions", Json, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("revoked_at", Instant),
+    Column("rate_limit", Integer),  # The maximum number of requests per minute with this key; NULL: no limit.
+)
+
+tracker_tokens = Table(
+    "tracker_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("created_at", Instant, nullable=False),
+    Column("valid_until", Instant),  # The end of the validity of a replaced token; NULL: the current token.
+)
+
+#: Tracker tokens and postback keys whose expiry was announced by an event `key_expiring`.
+expiry_notices = Table(
+    "expiry_notices",
+    metadata,
+    Column("kind", Text, primary_key=True),  # The name of the table that contains the key.
+    Column("key_id", Integer, primary_key=True, autoincrement=False),
+    Column("expires_at", Instant, nullable=False),
+)
+
+#: Postback keys: keys in the path of a URL, for networks that can store only a URL. They allow reports of conversions only.
+postback_keys = Table(
+    "postback_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),  # The first characters of the key, which distinguish keys in a list.
+    Column("created_at", Instant, nullable=False),
+    Column("valid_until", Instant),  # The end of the validity, which is set when the key is rotated; NULL: no end.
+    Column("revoked_at", Instant),
+)
+
+#: The stored responses to requests with an Idempotency-Key.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("key", Text, primary_key=True),
+    Column("content_hash", Text, nullable=False),
+    Column("answer", Json, nullable=False),
+    Column("created_at", Instant, nullable=False, index=True),
+)
+
+#: Node numbers of the processes that serve, with PostgreSQL (storage/node_lease.py).
+node_leases = Table(
+    "node_leases",
+    metadata,
+    Column("node", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),  # A random text that identifies the process.
+    # The end of the lease in milliseconds since 1970, on the clock of the database.
+    Column("until_ms", BigInteger, nullable=False),
+)

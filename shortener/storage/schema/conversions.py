@@ -1,0 +1,98 @@
+"""The tables of conversions and conversion processes."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, Table, Text, UniqueConstraint
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Json, Money
+
+conversions = Table(
+    "conversions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("message_id", BigInteger, nullable=False),
+    Column("hit_id", BigInteger),
+    Column("action", Text, nullable=False),
+    Column("transaction_id", Text, nullable=False),  # The transaction id of the conversion; "" if the tracker sent none.
+    Column("status", Text),
+    Column("disposition", Text),  # The disposition of the conversion: positive, negative or NULL.
+    Column("value", Money),
+    Column("currency", Text),
+    Column("at", Instant, nullable=False),  # The reported time of the first revision. The conversion is counted at this time.
+    Column("received_at", Instant, nullable=False),
+    Column("metadata", Json),
+    # The number of the latest revision, whose values this row contains.
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("updated_at", Instant),  # The time when the latest revision was received; NULL if there is only one revision.
+    Column("latest_at", Instant),  # The reported time of the latest revision; NULL if there is only one revision.
+    # The next columns have the action and the transaction id as they were reported, if they differ from the case-folded values in
+    # `action` and `transaction_id`, which identify the conversion.
+    Column("action_text", Text),
+    Column("transaction_text", Text),
+    Column("warnings", Json),  # A list of warnings as texts.
+    # The category and the action under which the conversion is counted, such as "positive:sale". NULL: an older version, which did
+    # not count by action, wrote the row.
+    Column("counted_as", Text),
+    UniqueConstraint("message_id", "action", "transaction_id"),
+    Index("conversions_by_application", "application_id", "id"),
+)
+
+#: The earlier revisions of conversions that changed. The row of a conversion is its latest revision.
+conversion_revisions = Table(
+    "conversion_revisions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("conversion_id", BigInteger, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("status", Text),
+    Column("disposition", Text),
+    Column("value", Money),
+    Column("currency", Text),
+    Column("at", Instant, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("metadata", Json),
+    Column("warnings", Json),
+    UniqueConstraint("conversion_id", "revision"),
+)
+
+#: The conversion actions that are counted separately. Their number is limited for each application.
+conversion_actions = Table(
+    "conversion_actions",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("action", Text, primary_key=True),
+)
+
+#: Reports of conversions that were rejected, with the reason. Parameters that may be credentials are removed.
+refused_conversions = Table(
+    "refused_conversions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("endpoint", Text, nullable=False),  # The method and the path of the request, without a key.
+    Column("reason", Text, nullable=False),  # The name of an ErrorCode.
+    Column("description", Text, nullable=False),
+    Column("details", Json, nullable=False),
+    Column("message_id", Text),  # The message id as it was reported, by which an erasure finds the row.
+    Column("parameters", Json, nullable=False),
+    Index("refused_conversions_by_application", "application_id", "id"),
+)
+
+#: Conversion processes of the Infobip API. Messages whose `tracking` objects have the same track and type share one. Messages
+#: without such an object share one in which both are "".
+processes = Table(
+    "processes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False),
+    Column("process_key", Text, nullable=False, unique=True),
+    Column("track", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("application_id", "track", "type"),
+)

@@ -1,0 +1,128 @@
+"""The tables of trackers and of the deliveries of events to them."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, SmallInteger, Table, Text, false, text
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Json
+
+#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the endpoint that the API fields of an application
+#: define.
+trackers = Table(
+    "trackers",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("role", Text, nullable=False, server_default="tracker"),
+    Column("name", Text, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", Text),
+    Column("url", Text, nullable=False),
+    Column("topics", SmallInteger, nullable=False),  # The bits of model.Topic that the tracker subscribes to.
+    Column("method", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("fields", Json),
+    Column("headers", Text),  # The HTTP headers of requests to the tracker, as encrypted JSON, because headers contain credentials.
+    Column("secret", Text),  # The encrypted secret that signs deliveries.
+    Column("previous_secret", Text),  # The encrypted previous secret that signs deliveries.
+    Column("previous_secret_until", Instant),
+    Column("success", Json, nullable=False),
+    # NULL in the next four columns means the value of the setting of the installation.
+    Column("max_attempts", Integer),
+    Column("timeout", Json),  # The time limit of one delivery attempt in seconds.
+    Column("concurrency", Integer),
+    Column("schedule", Json),  # The delays between delivery attempts in seconds.
+    Column("with_suspected", Boolean, nullable=False, server_default=false()),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    # The number of changes of the tracker, by which a process detects a stale copy.
+    Column("revision", Integer, nullable=False, server_default="1"),
+    # The next columns are the health of the tracker (delivery/health.py). The dispatcher writes them when they change.
+    Column("failures_in_row", Integer, nullable=False, server_default="0"),
+    Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
+    Column("opened_at", Instant),  # The time when the circuit breaker opened.
+    # The backlog of a tracker that has recovered is released at a limited rate. This is the time up to which it is released.
+    Column("recovering_at", Instant),
+    Column("last_success_at", Instant),
+    Column("last_failure_at", Instant),
+    Column("client_certificate", Text),  # A client certificate: the encrypted PEM text of a certificate chain and its key.
+    # The rate of deliveries per second (delivery/pace.py). The customer sets `max_per_second`; responses with status 429 set the
+    # others.
+    Column("max_per_second", Float),
+    Column("rate", Float),
+    Column("rate_ceiling", Float),
+    Column("rate_lowered_at", Instant),
+    Column("paced_until", Instant),  # The allowed deliveries are used up until this time.
+    # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
+    sqlite_autoincrement=True,
+)
+
+#: One row for each event, topic and receiver. `lane` names the receiver: "t<tracker>" or, for callbacks of messages,
+#: "c<application>/<host>". The attempts in flight are limited for each lane.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("event_id", BigInteger, nullable=False, index=True),
+    Column("topic", SmallInteger, nullable=False),
+    Column("application_id", Integer, nullable=False),
+    Column("tracker_id", Integer),  # The tracker that receives the delivery; NULL: the callback URL of the message.
+    Column("callback_url", Text),
+    Column("lane", Text, nullable=False),
+    Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
+    Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
+    # The number of attempts that do not count towards the maximum: those before the last replay, and 429 responses.
+    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
+    # The queue within the tracker. 0: deliveries at their first attempt; 1: all other deliveries.
+    Column("queue", SmallInteger, nullable=False, server_default="0"),
+    # The time of the next attempt. During an attempt it is the end of the lease, after which a lost attempt is repeated.
+    Column("next_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    # The time when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py).
+    Column("scheduled_at", Instant),
+    Column("held_since", Instant),  # The time since when only failures of this host (not of the tracker) delay the delivery.
+    Column("created_at", Instant, nullable=False),
+    Column("restarted_at", Instant),  # The time of the last replay of the delivery.
+    Column("finished_at", Instant),
+    Column("last_status", SmallInteger),
+    Column("last_error", Text),
+    # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index enforces it.
+    Index(
+        "deliveries_once",
+        "event_id",
+        "topic",
+        "tracker_id",
+        unique=True,
+        sqlite_where=text("tracker_id IS NOT NULL"),
+        postgresql_where=text("tracker_id IS NOT NULL"),
+    ),
+    Index("deliveries_due", "lane", "queue", "next_at", sqlite_where=text("status = 0"), postgresql_where=text("status = 0")),
+    Index("deliveries_dead", "tracker_id", "id", sqlite_where=text("status = 2"), postgresql_where=text("status = 2")),
+    Index("deliveries_by_tracker", "tracker_id", "id"),
+    Index("deliveries_by_application", "application_id", "id"),
+)
+
+#: The processes that deliver, with the time when each last reported itself as running (delivery/processes.py).
+delivery_processes = Table(
+    "delivery_processes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("seen_at", Instant, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("delivery_id", BigInteger, nullable=False, index=True),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("status", SmallInteger),
+    Column("error", Text),
+    Column("detail", Text),
+    Column("answer", Text),  # The first KiB of the response body.
+)

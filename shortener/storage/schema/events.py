@@ -1,0 +1,93 @@
+"""The event log, and the SQL conditions that find events."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    and_,
+    false,
+    or_,
+    select,
+    text,
+    union_all,
+)
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.messages import first_clicks, messages
+from shortener.storage.types import Instant, Json
+
+#: The condition for events that are not the first click of a message. The event of a first click has the id of its hit, so
+#: `first_clicks` finds it and it needs no entry in an index in which every insert would write another page. `events_of` finds all.
+OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
+
+#: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
+QUARANTINED = {"set_aside": True}
+
+#: The event log. `topics` has the bits of model.Topic under which the event is published. `data` has what only the creator of the
+#: event knew. `facts` is the snapshot for the bodies of deliveries; the fan-out builds it if a tracker subscribes to the event.
+events = Table(
+    "events",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("topics", SmallInteger, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("message_id", BigInteger),
+    Column("link_id", BigInteger),
+    Column("hit_id", BigInteger),
+    Column("conversion_id", BigInteger),
+    Column("data", Json),
+    Column("facts", Json),
+    Column("fanned_out", Boolean, nullable=False, server_default=false()),
+    Index("events_pending", "id", sqlite_where=text("fanned_out = 0"), postgresql_where=text("NOT fanned_out")),
+    Index("events_by_message", "message_id", sqlite_where=text(OTHER_EVENTS), postgresql_where=text(OTHER_EVENTS)),
+)
+
+
+def is_pending_click() -> ColumnElement[bool]:
+    """Return the SQL condition for first-click events that the fan-out has not processed or has quarantined.
+
+    For these, the fan-out determines the previous state of the message and counts the time to click."""
+    pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
+    return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
+
+
+_others = events.alias("others")
+_other = text("coalesce(others.hit_id, 0) <> others.id")
+
+
+def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
+    """Return the SQL condition for the events of these messages. `wanted` are row ids of messages, or a parameter for them."""
+    other = (_other, _others.c.message_id.in_(wanted))
+    return events.c.id.in_(
+        union_all(
+            select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
+            select(_others.c.id).where(*other),
+            # The event of a retracted first click has the id of its hit, which the event of the retraction contains in `hit_id`.
+            select(_others.c.hit_id).where(*other),
+        )
+    )
+
+
+def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
+    """Return SQL conditions for the events of the message of an outer query.
+
+    Each event fulfils at least one condition. Each condition uses an index."""
+    other = and_(_other, _others.c.message_id == messages.c.id)
+    return (
+        and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),
+        and_(other, events.c.id == _others.c.id),
+        and_(other, events.c.id == _others.c.hit_id),
+    )

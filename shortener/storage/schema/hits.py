@@ -1,0 +1,48 @@
+"""The tables of hits."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, Text, TextClause, text
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant
+
+#: The condition for hits that are not the first click of their message. `first_clicks.hit_id` finds the others, so they need no
+#: entry in an index in which every insert would write another page.
+OTHER_HITS = "flags & 2 = 0"
+
+
+def other_hits(name: str = "hits") -> TextClause:
+    """Return the SQL condition of the index `hits_by_link` for a table name. SQLite uses the index only for exactly this text."""
+    return text(f"{name}.{OTHER_HITS}")
+
+
+hits = Table(
+    "hits",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("link_id", BigInteger, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("verdict", SmallInteger, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("flags", SmallInteger, nullable=False),  # The bits of model.HitFlag.
+    Column("address", Text, nullable=False),
+    Column("user_agent", Text, nullable=False),
+    # The verdict at the time of recording; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
+    Column("first_verdict", SmallInteger),
+    Column("first_rule", Text),
+    Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
+)
+
+#: Dead letters: hits that can never be stored (clicks/dead_letters.py).
+hits_dead_letter = Table(
+    "hits_dead_letter",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hit", Text, nullable=False),  # The hit as JSON, or the text of a spool entry that is not a hit.
+    Column("code", Text, index=True),  # The code of the link; NULL if the spool entry is not a hit.
+    Column("reason", Text, nullable=False),
+    Column("at", Instant, nullable=False, index=True),  # The time when the hit became a dead letter.
+)

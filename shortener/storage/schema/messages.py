@@ -1,0 +1,172 @@
+"""The tables of messages and their links, and the SQL expressions for the state of a message."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    case,
+    exists,
+    false,
+    text,
+)
+
+from shortener.model import State
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Json, Money
+
+#: The groups of the statistics: one row for each application, campaign, source, recipient country and conversion process.
+cohorts = Table(
+    "cohorts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", Integer, nullable=False),
+    Column("campaign", Text, nullable=False),  # The campaign of the messages; "" for messages without a campaign.
+    Column("source", Text, nullable=False),
+    Column("country", Text, nullable=False),  # The ISO 3166 code of the recipient's country; "" if unknown.
+    Column("process_id", Integer, nullable=False, server_default="0", index=True),
+    UniqueConstraint("application_id", "campaign", "source", "country", "process_id"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("cohort_id", Integer, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("external_request_id", Text, nullable=False, server_default=""),
+    Column("content_hash", Text, nullable=False),  # A hash by which a repeated message_id is compared with the first request.
+    Column("to_address", Text, nullable=False),
+    Column("from_address", Text, nullable=False, server_default=""),
+    Column("sender_id_id", Text, nullable=False, server_default=""),
+    Column("sender_id_alias", Text, nullable=False, server_default=""),
+    # The reported state of the message. A click adds a row to `first_clicks` and does not change this column (see `current_state`).
+    Column("state", SmallInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("sent_at", Instant),
+    Column("delivered_at", Instant),
+    Column("read_at", Instant),
+    Column("failed_at", Instant),
+    Column("encoding", Text, nullable=False),
+    Column("segments", SmallInteger, nullable=False),
+    Column("fragments_count", SmallInteger),  # The number of billed segments, if a delivery report contained it.
+    Column("mt_price", Money),
+    Column("report_status", Text),
+    Column("reason_code", Text),
+    Column("reason_description", Text),
+    Column("telecom_message_id", Text),
+    Column("callback_url", Text),  # The callback URL of Xoxzo's field lt_callbackurl.
+    Column("metadata", Json),
+    Column("link_set_id", Integer),  # The set of the message's links; NULL: the message has no links, or is older than this column.
+    UniqueConstraint("application_id", "message_id"),
+    Index("messages_by_application", "application_id", "id"),
+    Index("messages_by_recipient", "to_address", "id"),
+    Index("messages_by_cohort", "cohort_id", "id"),  # This index lists the messages of a campaign, newest first.
+)
+
+#: Messages with hits before they were reported as sent (clicks/verdicts/early_hits.py).
+early_hits = Table(
+    "early_hits",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
+    Column("at", Instant, nullable=False),  # The time of the first hit before the message was reported as sent.
+    # Whether a report about the message has arrived since the hit.
+    Column("is_due", Boolean, nullable=False, server_default=false()),
+    Index("early_hits_by_at", "at"),
+    Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
+)
+
+#: The clicks of messages that were clicked. They are not columns of `messages`, whose rows are ten times as large: clicks come in
+#: no order, so each would read and write another page of `messages` (docs/decisions/0013).
+first_clicks = Table(
+    "first_clicks",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
+    # Both columns are NULL if the first click was retracted while a click on another link remains, or if the row is only the lock
+    # of a transaction (outbox/first_clicks.py).
+    Column("at", Instant),
+    Column("hit_id", BigInteger),  # The row id of the hit that is the first click of the message.
+    Column("links", Integer, nullable=False),  # Bit n is set if the link at position n was clicked.
+)
+
+
+def is_clicked() -> ColumnElement[bool]:
+    """Return the SQL condition that a message of the query was clicked."""
+    return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
+
+
+#: The state of a message, and its state before CLICKTHRU, in a query with an outer join of `messages` and `first_clicks`.
+current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
+
+previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
+
+links = Table(
+    "links",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("code", Text, nullable=False, unique=True),
+    Column("message_id", BigInteger, nullable=False, index=True),
+    Column("application_id", Integer, nullable=False),
+    Column("cohort_id", Integer, nullable=False),
+    Column("domain_id", Integer, nullable=False),  # The domain of the link; 0: BASE_URL.
+    Column("position", SmallInteger, nullable=False),
+    Column("flags", SmallInteger, nullable=False),  # The bits of model.LinkFlag.
+    Column("url", Text, nullable=False),
+    Column("location", Text),  # The destination as the value of the Location header; NULL if it is the same as `url`.
+    Column("label", Text),
+    Column("fallback_url", Text),
+    Column("expires_at", Instant, nullable=False, index=True),
+    Column("disabled_at", Instant),
+    Column("clicks_numbered", Integer),  # The highest click number in an event of this link (delivery/fanout.py).
+    Column("path", Text),  # The path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host.
+    Column("link_set_id", Integer),  # The link set that contains only this link; NULL: the link is older than this column.
+)
+
+#: The changes of links after their message was sent. `changes` has [old, new] by the name of the field.
+link_changes = Table(
+    "link_changes",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("link_id", BigInteger, nullable=False, index=True),
+    Column("application_id", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("actor", Text, nullable=False),  # Who changed the link, such as "key 12" or "command line".
+    Column("update_id", BigInteger),  # The row id of the update of many links that this change is part of.
+    Column("changes", Json, nullable=False),
+)
+
+#: Updates of many links, which any process performs in batches (clicks/link_updates.py).
+link_updates = Table(
+    "link_updates",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False, index=True),
+    Column("state", Text, nullable=False),  # The state of the update: counting, running, done or stopped.
+    Column("actor", Text, nullable=False),
+    Column("filter", Json, nullable=False),
+    Column("changes", Json, nullable=False),
+    Column("total", BigInteger),  # The number of links to update; NULL while the links are counted.
+    Column("counted", BigInteger, nullable=False, server_default="0"),
+    Column("done", BigInteger, nullable=False, server_default="0"),
+    Column("changed", BigInteger, nullable=False, server_default="0"),
+    # The progress of the update: it has processed the index range of this number up to `cursor`, up to `last_message_id`.
+    Column("last_message_id", BigInteger, nullable=False),
+    Column("range_index", Integer, nullable=False, server_default="0"),
+    Column("cursor", BigInteger, nullable=False, server_default="0"),
+    Column("lease_until", Instant),
+    Column("owner", Text),  # The process that performs the update.
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+)
