@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
-from shortener.accounts.settings import PERMISSIONS, ApplicationSettings, check_fallback_url, parse_fallback_url
+from shortener.accounts.settings import PERMISSIONS, check_fallback_url, from_stored, merge_stored, parse_fallback_url
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
@@ -75,13 +75,13 @@ def update_application(
     if "disabled" in changes:
         values["disabled_at"] = now if changes.pop("disabled") else None
     try:
-        merged = ApplicationSettings(**(row.settings | changes))
+        values["settings"] = merge_stored(row.settings, changes)
     except ValidationError as error:
         details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+    merged = from_stored(values["settings"])
     if changes.keys() & {"fallback_url", "extra_schemes"} and merged.fallback_url is not None:
         _parse_own_target(connection, "fallback_url", merged.fallback_url, own_url, merged.extra_schemes)
-    values["settings"] = merged.model_dump(exclude_defaults=True)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
 
@@ -183,7 +183,7 @@ def _extra_schemes(connection: Connection, host: str) -> tuple[str, ...]:
     applications, domains = schema.applications.c, schema.domains.c
     statement = select(applications.settings).where(domains.host == host, domains.application_id == applications.id)
     settings = connection.execute(statement).scalar()
-    return ApplicationSettings(**settings).extra_schemes if settings else ()
+    return from_stored(settings).extra_schemes if settings else ()
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, select
 
-from shortener.accounts.settings import ApplicationSettings, Privacy
+from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.settings import Settings
@@ -305,7 +305,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
             id=row.id,
             name=row.name,
             company_id=row.company_id,
-            settings=ApplicationSettings(**row.settings),
+            settings=from_stored(row.settings),
             created_at=row.created_at,
             disabled=row.disabled_at is not None,
             domains=tuple(domain for domain in domains.get(row.id, ()) if not domain.removed),

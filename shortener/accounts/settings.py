@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shortener.macros import macro_problems
 from shortener.urls import FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination
+
+log = structlog.get_logger(__name__)
 
 Permission = Literal[
     "sms.send", "sms.read", "trackers.read", "trackers.write", "links.write", "privacy.erase", "privacy.reveal", "admin"
@@ -158,6 +161,30 @@ class ApplicationSettings(BaseModel):
     def uses_contextual_rules(self) -> bool:
         """Whether at least one contextual rule is on."""
         return self.uses_report_times or self.all_links_within_second or self.max_recipients_per_address_minute is not None
+
+
+def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
+    """Return the settings that the database contains for an application, without those that this version cannot use.
+
+    During an upgrade, a newer node may store settings or values that this version does not know. The default of this version then
+    applies in their place."""
+    known = {name: value for name, value in stored.items() if name in ApplicationSettings.model_fields}
+    try:
+        return ApplicationSettings(**known)
+    except ValidationError as error:
+        unusable = sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]})
+        log.warning("stored_settings_ignored", settings=unusable)
+        return ApplicationSettings(**{name: value for name, value in known.items() if name not in unusable})
+
+
+def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings to store after `changes`. Raise ValidationError if a changed setting is unknown or invalid.
+
+    Settings that only a newer version knows stay unchanged, so that a change by this version does not delete them."""
+    usable = from_stored(stored).model_dump(exclude_unset=True)
+    merged = ApplicationSettings(**(usable | dict(changes))).model_dump(exclude_defaults=True)
+    kept = {name: value for name, value in stored.items() if name not in usable and name not in changes}
+    return kept | merged
 
 
 #: Placeholders that a fallback URL of an application or a domain may contain. All others depend on the message.

@@ -37,7 +37,8 @@ from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, AttemptInFlight, 
 from shortener.delivery.claim_writer import ClaimResult, ClaimWriter
 from shortener.delivery.claims import LEASE_MARGIN_MS, SlotUsage
 from shortener.delivery.clock_steps import repair
-from shortener.delivery.outcome_writer import GONE, OutcomeResult, OutcomeWriter
+from shortener.delivery.outcome_writer import OutcomeResult, OutcomeWriter
+from shortener.delivery.outcomes import GONE
 from shortener.delivery.processes import DeliveryProcesses, SignOfLife
 from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle

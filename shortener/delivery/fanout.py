@@ -2,8 +2,8 @@
 
 One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither
 repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its
-request body from the facts, even days later. An event without subscribers gets no facts. A disabled tracker gets deliveries,
-which wait until it is enabled.
+request body from the facts, even days later. An event without subscribers gets no facts. A tracker that somebody
+disabled gets no deliveries. If the service disabled it because of a 410 response, its deliveries are created and wait.
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
 the application permits it. It goes to the trackers that subscribe to conversions. It is not stored in the table `conversions`, so

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, false, select, update
 
+from shortener.delivery.outcomes import GONE
 from shortener.model import Topic
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
@@ -112,12 +113,15 @@ def requeue(connection: Connection, events: Sequence[int]) -> int:
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
 
 
+# A tracker that the service disabled (a 410 response) still gets deliveries, because its owner did not decide to miss events.
+_GETS_DELIVERIES = f"(t.enabled OR t.disabled_reason = '{GONE}')"
 _SUBSCRIPTIONS = {
     "sqlite": "SELECT json_group_array(json_array(t.id, t.application_id, t.topics, t.with_suspected, t.format, "
     "a.settings ->> '$.click_conversion')) FROM json_each(?) AS j JOIN trackers AS t ON t.application_id = j.value "
-    "JOIN applications AS a ON a.id = t.application_id",
+    f"JOIN applications AS a ON a.id = t.application_id WHERE {_GETS_DELIVERIES}",
     "postgresql": "SELECT t.id, t.application_id, t.topics, t.with_suspected, t.format, a.settings::json ->> 'click_conversion' "
-    "FROM trackers AS t JOIN applications AS a ON a.id = t.application_id WHERE t.application_id = ANY($1::int[])",
+    f"FROM trackers AS t JOIN applications AS a ON a.id = t.application_id "
+    f"WHERE t.application_id = ANY($1::int[]) AND {_GETS_DELIVERIES}",
 }
 
 
@@ -141,9 +145,9 @@ class Subscription(NamedTuple):
 
 
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
-    """Return the subscriptions of all trackers of the applications, by application id.
+    """Return the subscriptions of the trackers of the applications, by application id.
 
-    Disabled trackers are included, because their deliveries are created and wait until the tracker is enabled."""
+    A tracker that somebody disabled gets no deliveries. A tracker that was disabled by a 410 response does, and they wait."""
     found: dict[int, list[Subscription]] = {}
     for tracker_id, application_id, *columns in sorted(
         map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)

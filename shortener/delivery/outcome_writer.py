@@ -20,7 +20,7 @@ from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, FinishedAttempt
 from shortener.delivery.dispatch_queries import TrackerState
 from shortener.delivery.health import TrackerHealth
-from shortener.delivery.outcomes import OutcomeKind
+from shortener.delivery.outcomes import GONE, OutcomeKind
 from shortener.delivery.pace import TrackerPace
 from shortener.ids import IdGenerator, encode
 from shortener.model import DeliveryStatus, Topic
@@ -31,8 +31,6 @@ from shortener.storage.types import from_ms, to_ms
 SUCCESS_INTERVAL_MS = 1000
 #: If the successes of more trackers than this are counted in memory, the trackers without recent successes are removed.
 MAX_TRACKERS_COUNTED = 10_000
-#: The `disabled_reason` of a tracker that was disabled because it returned 410.
-GONE = "it answered 410 Gone"
 
 
 @dataclass(slots=True)

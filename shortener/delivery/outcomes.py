@@ -25,6 +25,9 @@ JITTER_PART, MAX_JITTER_SECONDS = 0.1, 900.0
 #: A `Retry-After` time outside these limits is replaced by the nearest limit.
 MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 86400.0
 
+#: The `disabled_reason` of a tracker that was disabled because it returned 410.
+GONE = "it answered 410 Gone"
+
 _STATUSES = re.compile(r"([2-5])xx|([2-5][0-9]{2})(?:-([2-5][0-9]{2}))?", re.IGNORECASE)
 
 

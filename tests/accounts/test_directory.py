@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from sqlalchemy import Connection, select, update
+
 from shortener.accounts.administration import update_application
 from shortener.accounts.directory import Directory
 from shortener.container import Service
+from shortener.errors import ApiError, ErrorCode
+from shortener.storage import schema
 from shortener.storage.database import Database
 
 
@@ -40,3 +45,30 @@ async def test_a_directory_refresh_that_ends_late_does_not_restore_older_account
     application = directory.application(1)
     assert application is not None
     assert application.disabled, "the kill switch stays effective"
+
+
+async def test_settings_that_a_newer_version_stored_are_ignored_and_kept(service: Service) -> None:
+    """In a rolling upgrade, a new node stores settings and values that the old nodes do not know."""
+    newer = {"click_events": "sometimes", "track": "all_urls", "a_setting_of_the_next_release": {"is": "on"}}
+
+    def store_as_newer_node(connection: Connection) -> None:
+        connection.execute(update(schema.applications).values(settings=newer))
+
+    def stored(connection: Connection) -> Any:
+        return connection.scalar(select(schema.applications.c.settings))
+
+    await service.database.write(store_as_newer_node)
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is None or application.settings.track == "directives", "the version of the directory has not changed yet"
+    await service.database.write(update_application, 1, {"strict_destinations": True}, service.clock())
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    settings = application.settings
+    assert (settings.track, settings.strict_destinations) == ("all_urls", True)
+    assert settings.click_events == "first", "the default replaces a value that this version does not know"
+    assert await service.database.read(stored) == newer | {"strict_destinations": True}
+    with pytest.raises(ApiError) as rejected:
+        await service.database.write(update_application, 1, {"a_setting_of_the_next_release": 1}, service.clock())
+    assert rejected.value.code is ErrorCode.INVALID_REQUEST, "an unknown setting in a change is an error"

@@ -6,7 +6,7 @@ from shortener.container import Service
 from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.health import MAX_FAILURES
 from tests.conftest import Clock
-from tests.delivery.conftest import MakeTracker, Story
+from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import DEAD, PENDING, deliver, deliveries, delivery
 from tests.receiver import Receiver
 
@@ -14,9 +14,10 @@ from tests.receiver import Receiver
 async def test_deliveries_become_dead_if_their_tracker_is_disabled_for_too_long(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    await make_tracker(receiver.url(), enabled=False)
+    tracker = await make_tracker(receiver.url())
     await story.first_click()
     await service.fanout.flush()
+    await service.trackers.update(tracker, changes(enabled=False))
     clock.forward(days=service.settings.event_retention_days - 1)
     await deliver(service)
     assert (await delivery(service)).status == PENDING

@@ -214,8 +214,9 @@ async def test_deliveries_are_filtered_by_status_and_time(
     await story.first_click()
     await deliver(service)
     clock.forward(days=1)
-    await client.patch(f"{PATH}/{tracker['tracker_id']}", json={"enabled": False})
     await story.first_click()
+    await service.fanout.flush()
+    await client.patch(f"{PATH}/{tracker['tracker_id']}", json={"enabled": False})
     await deliver(service)
 
     async def found(**query: str) -> list[str]:
