@@ -100,7 +100,7 @@ async def open_store() -> AsyncIterator[Any]:
 @asynccontextmanager
 async def open_cache() -> AsyncIterator[LinkCache]:
     """Open the configured link cache, for commands that change links."""
-    from shortener.container import open_link_cache
+    from shortener.container.connections import open_link_cache
     from shortener.model import utcnow
     from shortener.secret import open_secret
     from shortener.storage.types import to_ms

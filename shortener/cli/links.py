@@ -147,7 +147,7 @@ async def enable_link(code: str, as_json: bool) -> None:
 
 async def _load_hosts(database: Any) -> Any:
     from shortener.accounts.directory import Directory
-    from shortener.container import InstallationHosts
+    from shortener.container.link_hosts import InstallationHosts
 
     directory = Directory(database)
     await directory.refresh()

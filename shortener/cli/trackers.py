@@ -305,7 +305,7 @@ async def remove_tracker(tracker: int, as_json: bool) -> None:
 @async_command
 async def test_tracker(tracker: int, event: str | None, as_json: bool) -> None:
     """Send one test event now and show the result. The exit code is 1 if the tracker does not accept it."""
-    from shortener.container import open_sender
+    from shortener.container.connections import open_sender
     from shortener.delivery.guard import Guard
     from shortener.delivery.sample_delivery import send_test
     from shortener.delivery.tracker_presenter import sample_delivery_fields

@@ -1,6 +1,6 @@
 """Values that the database stores about its installation, such as the fingerprint of the secret."""
 
-# Tested by tests/test_container.py
+# Tested by tests/container/test_build.py
 
 from __future__ import annotations
 

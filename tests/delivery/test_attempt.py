@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import update
 from standardwebhooks.webhooks import Webhook
 
-from shortener.container import Service, open_sender
+from shortener.container import Service
+from shortener.container.connections import open_sender
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.guard import Guard
 from shortener.delivery.outcomes import DEFAULT_SCHEDULE

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from shortener.container import open_notifier
+from shortener.container.connections import open_notifier
 from shortener.errors import StoreUnavailable
 from shortener.settings import Settings
 from shortener.storage import schema

@@ -1,0 +1,279 @@
+"""Construction of the service: the one place that builds the parts and passes them to each other.
+
+`open_service` opens the database and builds the parts in the order of their dependencies, one function per group. Each group
+receives only what it depends on. If a step fails, everything that was opened before it is closed.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from sqlalchemy.exc import IntegrityError
+
+from shortener.accounts.administration import ensure_default
+from shortener.accounts.credentials import Credentials
+from shortener.accounts.directory import Directory, base_url_of
+from shortener.clicks.device_counts import DeviceCounter
+from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.link_updates import LinkUpdates
+from shortener.clicks.recorder import Recorder
+from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.verdicts.early_hits import EarlyHits
+from shortener.clicks.verdicts.reclassify import Reclassifier
+from shortener.container.connections import key_prefix, notify_everywhere, open_link_cache, open_notifier, open_sender
+from shortener.container.job_table import build_jobs
+from shortener.container.link_hosts import InstallationHosts
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation, MessageParts
+from shortener.container.service import Service
+from shortener.conversions.refusals import RefusedConversions
+from shortener.conversions.service import Conversions
+from shortener.delivery.deliveries import Deliveries
+from shortener.delivery.dispatcher import Dispatcher
+from shortener.delivery.fanout import Fanout
+from shortener.delivery.guard import Guard
+from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
+from shortener.delivery.throttle import Throttle
+from shortener.delivery.trackers import Trackers
+from shortener.errors import ApiError
+from shortener.ids import ClickIds, IdGenerator
+from shortener.jobs import TaskSupervisor, WakeUp
+from shortener.messages.codes import Codes
+from shortener.messages.delivery_reports import DeliveryReports
+from shortener.messages.plan import RewriteLimits
+from shortener.messages.rewriter import Rewriter
+from shortener.metrics import Metrics
+from shortener.model import Clock, utcnow
+from shortener.outbox.count_deltas import Cohorts
+from shortener.redis.client import RedisServer
+from shortener.redis.link_cache import RedisLinkCache
+from shortener.redis.rate_limit import RateLimits
+from shortener.reporting.status import MessageStatusReader
+from shortener.retention.purge import Purge
+from shortener.secret import Secret, SecretError, open_secret
+from shortener.settings import Settings
+from shortener.storage.clock import SharedClock
+from shortener.storage.copy import is_unfinished
+from shortener.storage.database import Database
+from shortener.storage.installation import get_or_set
+from shortener.storage.integrity import require_database
+from shortener.storage.migrate import SchemaMismatch, prepare
+from shortener.storage.node_lease import NodeLease
+from shortener.storage.open import open_database, sqlite_path
+from shortener.storage.sqlite import SqliteDatabase
+from shortener.storage.types import to_ms
+
+
+async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
+    """Open the database and build every part. The very first start also creates the database and the default application.
+
+    `clock` replaces the clock in tests; by default all processes of an installation share one. `owner`: this process is the one
+    that may write to an SQLite database.
+
+    Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost.
+    """
+    require_database(sqlite_path(settings.store_url), settings.data_dir)
+    # Open the database first: if a first start is killed at this point, it leaves no secret without a database.
+    await prepare(settings.store_url)
+    secret = open_secret(settings.secret, settings.data_dir)
+    database = await open_database(
+        settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
+    )
+    async with AsyncExitStack() as opened:
+        opened.push_async_callback(database.close)
+        if await database.read(is_unfinished):
+            raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
+        stored_fingerprint = await database.write(get_or_set, "secret", secret.fingerprint)
+        if stored_fingerprint != secret.fingerprint:
+            raise SecretError(
+                "this database belongs to an installation with another SECRET: its links and encrypted secrets would not work"
+            )
+        if clock is None:
+            clock = await _open_clock(database)
+        first_credentials = await _ensure_default_application(database, clock, secret)
+        service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
+        opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
+        return service
+
+
+async def _open_clock(database: Database) -> Clock:
+    if database.dialect == "sqlite":
+        return utcnow  # With SQLite, one process serves, so its own clock is sufficient.
+    clock = SharedClock(database)
+    await clock.step()
+    return clock
+
+
+async def _ensure_default_application(database: Database, clock: Clock, secret: Secret) -> Credentials | None:
+    try:
+        return await database.write(ensure_default, clock(), secret)
+    except (IntegrityError, ApiError):  # Another node has created the default application at the same time.
+        return await database.write(ensure_default, clock(), secret)
+
+
+async def _build_service(
+    settings: Settings,
+    clock: Clock,
+    secret: Secret,
+    database: Database,
+    first_credentials: Credentials | None,
+    opened: AsyncExitStack,
+    *,
+    owner: bool,
+) -> Service:
+    """Build all groups. `opened` closes what was opened if a later step fails."""
+    foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
+    clicks = _build_clicks(foundation)
+    messages = _build_messages(foundation)
+    delivery = _build_delivery(foundation, clicks.recorder, opened)
+    purge = Purge(database, settings)
+    jobs = build_jobs(foundation, clicks, delivery, purge)
+    metrics = Metrics()
+    for part in (
+        foundation.supervisor,
+        foundation.rate_limits,
+        clicks.recorder,
+        clicks.reclassifier,
+        jobs,
+        purge,
+        delivery.fanout,
+        delivery.dispatcher,
+        messages.conversions,
+        messages.refused_conversions,
+    ):
+        part.register_metrics(metrics)
+    for optional in (foundation.redis, foundation.cache, clicks.spool, clock, database):
+        if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock | SqliteDatabase):
+            optional.register_metrics(metrics)
+    return Service(foundation, clicks, messages, delivery, jobs, metrics, first_credentials)
+
+
+async def _build_foundation(
+    settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack, *, owner: bool
+) -> Foundation:
+    directory = Directory(database)
+    await directory.refresh()
+
+    def now_ms() -> int:
+        return to_ms(clock())
+
+    redis, cache = open_link_cache(settings, secret, now_ms)
+    if redis is not None:
+        opened.push_async_callback(redis.close)
+    ids = IdGenerator(database.node, now_ms)
+    node_lease = None
+    if owner and database.dialect == "postgresql":
+        node_lease = NodeLease(database, ids.use_node)
+        await node_lease.step()
+        opened.push_async_callback(node_lease.release)
+    notifier = open_notifier(settings)
+    events_wake_up = WakeUp()
+    return Foundation(
+        settings=settings,
+        clock=clock,
+        secret=secret,
+        database=database,
+        redis=redis,
+        cache=cache,
+        notifier=notifier,
+        directory=directory,
+        ids=ids,
+        node_lease=node_lease,
+        click_ids=ClickIds(secret.key("click ids")),
+        supervisor=TaskSupervisor(),
+        rate_limits=RateLimits(
+            unknown_codes=settings.unknown_code_limit,
+            rejected_credentials=settings.rejected_credential_limit,
+            postbacks=settings.postback_limit,
+            now_ms=now_ms,
+            redis=redis,
+            prefix=key_prefix(secret),
+        ),
+        client_key=secret.key("client addresses"),
+        events_wake_up=events_wake_up,
+        notify_events=notify_everywhere(notifier, "events", events_wake_up),
+    )
+
+
+def _build_clicks(foundation: Foundation) -> ClickParts:
+    settings, database, ids = foundation.settings, foundation.database, foundation.ids
+    spool = None
+    if foundation.redis is not None:
+        prefix = key_prefix(foundation.secret)
+        spool = HitSpool(foundation.redis, prefix, limit=settings.spool_limit, now_ms=foundation.now_ms)
+    recorder = Recorder(
+        database,
+        ids,
+        foundation.click_ids,
+        foundation.directory,
+        deadline=settings.hit_deadline,
+        waiting_limit=settings.hits_waiting,
+        ignored_limit=settings.ignored_hits_limit,
+        on_events=foundation.notify_events,
+        cache=foundation.cache,
+        spool=spool,
+        supervisor=foundation.supervisor,
+        clock=foundation.clock,
+    )
+    devices = DeviceCounter(database, ids)
+    return ClickParts(
+        recorder=recorder,
+        spool=spool,
+        spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
+        devices=devices,
+        reclassifier=Reclassifier(database, foundation.directory, ids, devices, on_events=foundation.notify_events),
+        link_updates=LinkUpdates(database, foundation.cache, ids, foundation.clock),
+        early_hits=EarlyHits(database, foundation.directory, ids, on_events=foundation.notify_events),
+    )
+
+
+def _build_messages(foundation: Foundation) -> MessageParts:
+    settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
+    directory = foundation.directory
+    codes = Codes(foundation.secret.code_salt, settings.code_bits)
+    cohorts = Cohorts()
+    hosts = InstallationHosts(settings, directory)
+    rewriter = Rewriter(
+        database,
+        ids,
+        codes,
+        cohorts,
+        clock,
+        hosts,
+        RewriteLimits(max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days)),
+        foundation.cache,
+    )
+    return MessageParts(
+        codes=codes,
+        cohorts=cohorts,
+        link_hosts=hosts,
+        rewriter=rewriter,
+        delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
+        conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
+        refused_conversions=RefusedConversions(database, ids, clock),
+        status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
+    )
+
+
+def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExitStack) -> DeliveryParts:
+    settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
+    guard = Guard(settings.allow_private_targets)
+    trackers = Trackers(database, foundation.secret, guard, settings, clock)
+    sender = open_sender(guard, settings, clock)
+    opened.push_async_callback(sender.close)
+    test_sender = open_sender(guard, settings, clock, MAX_TESTS)
+    opened.push_async_callback(test_sender.close)
+    throttle = Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)
+    rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
+    dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
+    fanout = Fanout(
+        database,
+        ids,
+        foundation.click_ids,
+        clock,
+        base_url=settings.base_origin,
+        throttle=throttle,
+        on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
+    )
+    return DeliveryParts(trackers, Deliveries(database), sender, TestSlots(test_sender), fanout, dispatcher)

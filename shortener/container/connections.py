@@ -1,0 +1,69 @@
+"""Functions that open the connections of the service. The command line uses some of them alone."""
+
+# Tested by tests/container/test_build.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shortener import __version__
+from shortener.delivery.guard import Guard
+from shortener.delivery.sender import Sender
+from shortener.jobs import WakeUp
+from shortener.model import Clock
+from shortener.redis.client import RedisServer, open_redis
+from shortener.redis.link_cache import LinkCache, NoLinkCache, RedisLinkCache
+from shortener.secret import Secret
+from shortener.settings import Settings
+from shortener.storage.notifier import PostgresNotifier
+from shortener.storage.postgres import split_url
+
+
+def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None) -> Sender:
+    """Return a sender of `limit` HTTP requests at a time to trackers (default: DELIVERY_SLOTS).
+
+    Requires a running event loop. The caller must close the sender."""
+    return Sender(
+        guard,
+        user_agent=f"sms-shortener/{__version__}",
+        limit=limit or settings.delivery_slots,
+        clock=clock,
+        proxy=settings.delivery_proxy,
+    )
+
+
+def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
+    """Return the Redis client, or None without REDIS_URL, and the link cache on it. The caller must close the client."""
+    if not settings.redis_url:
+        return None, NoLinkCache()
+    redis = open_redis(settings.redis_url, timeout=settings.redis_timeout, connections=settings.redis_connections)
+    return redis, RedisLinkCache(redis, key_prefix(secret), now_ms)
+
+
+def key_prefix(secret: Secret) -> str:
+    """Return the prefix of all Redis keys of this installation, so that several installations can share one Redis."""
+    return f"sms:{secret.fingerprint[:8]}:"
+
+
+def open_notifier(settings: Settings) -> PostgresNotifier | None:
+    """Return a notifier for wake-up events in other processes.
+
+    Return None with SQLite, and behind a connection pooler that does not keep a session on one server connection.
+    """
+    if not settings.is_postgresql:
+        return None
+    dsn, has_session = split_url(settings.database_url)
+    return PostgresNotifier(dsn) if has_session else None
+
+
+def notify_everywhere(notifier: PostgresNotifier | None, name: str, wake_up: WakeUp) -> Callable[[], None]:
+    """Return a function that sets `wake_up` in this process and the wake-up event called `name` in all other processes."""
+    if notifier is None:
+        return wake_up.notify
+    notifier.on(name, wake_up.notify)
+
+    def notify() -> None:
+        wake_up.notify()
+        notifier.notify(name)
+
+    return notify

@@ -1,0 +1,99 @@
+"""The table of all background jobs, with their intervals.
+
+An interval is the pause of a job: it waits this long after a run that found nothing to do.
+"""
+
+# Tested by tests/container/test_service.py
+
+from __future__ import annotations
+
+from shortener.accounts.directory import Directory
+from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation
+from shortener.jobs import Job, Jobs
+from shortener.outbox.expiring_keys import announce, has_expiring
+from shortener.redis.link_cache import RedisLinkCache
+from shortener.reporting import counts
+from shortener.retention.purge import Purge
+from shortener.storage.clock import SharedClock
+from shortener.storage.database import Database
+from shortener.storage.node_lease import RENEW_SECONDS
+
+DIRECTORY_INTERVAL_SECONDS = 0.5  # Pause of the job that reloads applications, keys and domains if their version changed.
+CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
+DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
+SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when it is available again.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up counts that an older version wrote.
+ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
+COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
+LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
+DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
+EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies hits which came before the report that the message was sent.
+EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys which expire soon.
+
+#: Minimum pause between two runs of the fan-out. It sends a single event at once; under load, one run handles 20 ms of events.
+FANOUT_MIN_INTERVAL_SECONDS = 0.02
+
+
+def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
+    """Return the table of all background jobs."""
+    database, clock, settings = foundation.database, foundation.clock, foundation.settings
+    jobs = Jobs(foundation.supervisor)
+    jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
+    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
+    jobs.add(
+        Job(
+            "rollups",
+            ROLLUPS_INTERVAL_SECONDS,
+            lambda: database.write(counts.heal),
+            min_interval=ROLLUPS_MIN_INTERVAL_SECONDS,
+        )
+    )
+    if isinstance(clock, SharedClock):
+        jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
+    if foundation.node_lease is not None:
+        jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
+    jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
+    if foundation.redis is not None:
+        jobs.add(Job("rate_limits", SPOOL_INTERVAL_SECONDS, foundation.rate_limits.share))
+    if isinstance(foundation.cache, RedisLinkCache):
+        jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))
+    if clicks.spool_drainer is not None:
+        jobs.add(Job("spool", SPOOL_INTERVAL_SECONDS, clicks.spool_drainer.step))
+    link_updates = clicks.link_updates
+    jobs.add(Job("link_updates", LINK_UPDATES_INTERVAL_SECONDS, link_updates.step, link_updates.wake_up))
+    jobs.add(Job("devices", DEVICES_INTERVAL_SECONDS, lambda: clicks.devices.step(foundation.now_ms())))
+    jobs.add(Job("expiring_keys", EXPIRING_KEYS_INTERVAL_SECONDS, lambda: _announce_expiring_keys(foundation)))
+    jobs.add(Job("early_hits", EARLY_HITS_INTERVAL_SECONDS, lambda: clicks.early_hits.step(clock())))
+    jobs.add(Job("reclassify", RECLASSIFY_INTERVAL.total_seconds(), lambda: clicks.reclassifier.step(clock())))
+    jobs.add(
+        Job(
+            "fanout",
+            DELIVERY_INTERVAL_SECONDS,
+            delivery.fanout.step,
+            foundation.events_wake_up,
+            min_interval=FANOUT_MIN_INTERVAL_SECONDS,
+        )
+    )
+    jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
+    return jobs
+
+
+async def _refresh(directory: Directory) -> int:
+    await directory.refresh()
+    return 0
+
+
+async def _announce_expiring_keys(foundation: Foundation) -> int:
+    """Announce keys that expire soon. Without such keys, nothing is written."""
+    now = foundation.clock()
+    if not await foundation.database.read(has_expiring, now):
+        return 0
+    await foundation.database.write(announce, foundation.ids, now)
+    return 0
+
+
+async def _fold_counts(database: Database) -> int:
+    """Fold count deltas into the counts. Return 0 after a partial batch, so that each commit folds the deltas of a second."""
+    folded = await database.write(counts.fold)
+    return folded if folded >= counts.MAX_FOLD_ROWS else 0

@@ -1,0 +1,36 @@
+"""The hosts that links and callback URLs of messages may name."""
+
+from __future__ import annotations
+
+from shortener.accounts.directory import Directory, base_url_of
+from shortener.delivery.guard import ForbiddenTarget, Guard
+from shortener.settings import Settings
+from shortener.urls import host_of
+
+
+class InstallationHosts:
+    """The hosts of the installation and the blocked hosts, for the rewriter (`messages.plan.LinkHosts`)."""
+
+    def __init__(self, settings: Settings, directory: Directory) -> None:
+        self._own_host = host_of(settings.base_url)
+        self._directory = directory
+        self._guard = Guard(settings.allow_private_targets)
+        self._allow_http = settings.allow_http_targets
+        self.base_url = base_url_of(settings, directory)
+        self.shared_host, self.shared_path = self._own_host, settings.base_path
+
+    def is_own(self, url: str) -> bool:
+        host = host_of(url)
+        return host == self._own_host or self._directory.domain(host) is not None
+
+    def callback_rejection(self, scheme: str, host: str) -> str | None:
+        if scheme != "https" and not self._allow_http:
+            return "must begin with https://; http:// is disabled (ALLOW_HTTP_TARGETS)"
+        try:
+            self._guard.check_literal(host)
+        except ForbiddenTarget as error:
+            return str(error)
+        return None
+
+    def is_blocked(self, application_id: int, host: str) -> bool:
+        return self._directory.hit_policies.blocks_host(application_id, host)

@@ -1,0 +1,111 @@
+"""The parts of the service, in the groups in which they are built.
+
+Each group depends only on the groups before it: `Foundation`, then `ClickParts`, `MessageParts` and `DeliveryParts`.
+"""
+
+# Tested by tests/container/test_service.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shortener.accounts.directory import Directory
+from shortener.clicks.device_counts import DeviceCounter
+from shortener.clicks.hit_spool import HitSpool
+from shortener.clicks.link_updates import LinkUpdates
+from shortener.clicks.recorder import Recorder
+from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.verdicts.early_hits import EarlyHits
+from shortener.clicks.verdicts.reclassify import Reclassifier
+from shortener.container.link_hosts import InstallationHosts
+from shortener.conversions.refusals import RefusedConversions
+from shortener.conversions.service import Conversions
+from shortener.delivery.deliveries import Deliveries
+from shortener.delivery.dispatcher import Dispatcher
+from shortener.delivery.fanout import Fanout
+from shortener.delivery.sample_delivery import TestSlots
+from shortener.delivery.sender import Sender
+from shortener.delivery.trackers import Trackers
+from shortener.ids import ClickIds, IdGenerator
+from shortener.jobs import TaskSupervisor, WakeUp
+from shortener.messages.codes import Codes
+from shortener.messages.delivery_reports import DeliveryReports
+from shortener.messages.rewriter import Rewriter
+from shortener.model import Clock
+from shortener.outbox.count_deltas import Cohorts
+from shortener.redis.client import RedisServer
+from shortener.redis.link_cache import LinkCache
+from shortener.redis.rate_limit import RateLimits
+from shortener.reporting.status import MessageStatusReader
+from shortener.secret import Secret
+from shortener.settings import Settings
+from shortener.storage.database import Database
+from shortener.storage.node_lease import NodeLease
+from shortener.storage.notifier import PostgresNotifier
+from shortener.storage.types import to_ms
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What every other part depends on: settings, clock, secret, database, Redis, accounts and ids."""
+
+    settings: Settings
+    clock: Clock
+    secret: Secret
+    database: Database
+    redis: RedisServer | None
+    cache: LinkCache
+    notifier: PostgresNotifier | None
+    directory: Directory
+    ids: IdGenerator
+    node_lease: NodeLease | None  # The lease of this process's node number; None with SQLite.
+    click_ids: ClickIds
+    supervisor: TaskSupervisor  # Supervises the tasks that run as long as the process.
+    rate_limits: RateLimits
+    client_key: bytes  # The key that `client_address.hash_client` uses.
+    events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
+    notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
+
+    def now_ms(self) -> int:
+        """Return the current time in milliseconds since 1970, UTC."""
+        return to_ms(self.clock())
+
+
+@dataclass(frozen=True)
+class ClickParts:
+    """The parts that record and classify hits."""
+
+    recorder: Recorder
+    spool: HitSpool | None
+    spool_drainer: SpoolDrainer | None
+    devices: DeviceCounter
+    reclassifier: Reclassifier
+    link_updates: LinkUpdates
+    early_hits: EarlyHits
+
+
+@dataclass(frozen=True)
+class MessageParts:
+    """The parts that rewrite messages, accept reports about them and return their status."""
+
+    codes: Codes
+    cohorts: Cohorts
+    link_hosts: InstallationHosts
+    rewriter: Rewriter
+    delivery_reports: DeliveryReports
+    conversions: Conversions
+    refused_conversions: RefusedConversions
+    status_reader: MessageStatusReader
+
+
+@dataclass(frozen=True)
+class DeliveryParts:
+    """The parts that deliver events to trackers."""
+
+    trackers: Trackers
+    deliveries: Deliveries
+    sender: Sender
+    test_slots: TestSlots
+    fanout: Fanout
+    dispatcher: Dispatcher

@@ -1,0 +1,135 @@
+"""The running service: the parts, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+import structlog
+
+from shortener.accounts.credentials import Credentials
+from shortener.clicks.networks import open_networks
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation, MessageParts
+from shortener.jobs import Jobs
+from shortener.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+#: The last seconds of a stop, which are reserved for closing connections.
+CLOSE_SECONDS = 0.5
+
+
+class Service:
+    """All parts of the service, grouped by dependency. The parts that other modules use also have short names here.
+
+    Only the very first start of an installation sets `first_credentials`.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        clicks: ClickParts,
+        messages: MessageParts,
+        delivery: DeliveryParts,
+        jobs: Jobs,
+        metrics: Metrics,
+        first_credentials: Credentials | None,
+    ) -> None:
+        self.settings = foundation.settings
+        self.clock = foundation.clock
+        self.now_ms = foundation.now_ms
+        self.secret = foundation.secret
+        self.database = foundation.database
+        self.redis = foundation.redis
+        self.notifier = foundation.notifier
+        self.cache = foundation.cache
+        self.directory = foundation.directory
+        self.ids = foundation.ids
+        self.node_lease = foundation.node_lease
+        self.click_ids = foundation.click_ids
+        self.supervisor = foundation.supervisor
+        self.rate_limits = foundation.rate_limits
+        self.client_key = foundation.client_key
+        self.networks = open_networks(foundation.settings.network_files)
+        self.events_wake_up = foundation.events_wake_up
+        self.recorder = clicks.recorder
+        self.devices = clicks.devices
+        self.reclassifier = clicks.reclassifier
+        self.link_updates = clicks.link_updates
+        self.link_hosts = messages.link_hosts
+        self.early_hits = clicks.early_hits
+        self.codes = messages.codes
+        self.cohorts = messages.cohorts
+        self.rewriter = messages.rewriter
+        self.delivery_reports = messages.delivery_reports
+        self.conversions = messages.conversions
+        self.refused_conversions = messages.refused_conversions
+        self.status_reader = messages.status_reader
+        self.trackers = delivery.trackers
+        self.deliveries = delivery.deliveries
+        self.sender = delivery.sender
+        self.test_slots = delivery.test_slots
+        self.fanout = delivery.fanout
+        self.dispatcher = delivery.dispatcher
+        self.jobs = jobs
+        self.metrics = metrics
+        self.first_credentials = first_credentials
+        self.ready = False
+        self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
+        self._dispatcher_stop: asyncio.Task[None] | None = None
+
+    def start(self, *, web: bool = True, deliver: bool = True) -> None:
+        """Start the background work. Requires a running event loop."""
+        if web:
+            self.recorder.start()
+        self.jobs.start(without=() if deliver else ("fanout", "dispatcher"))
+        if self.notifier is not None:
+            self.notifier.start(self.supervisor)
+        self.ready = True
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `begin_stop` was called."""
+        return self._dispatcher_stop is not None
+
+    def begin_stop(self, within: float) -> None:
+        """Report "not ready" on /readyz and start no more deliveries. Requests and clicks still get responses.
+
+        `close` must finish within `within` seconds from now. Deliveries in flight finish, or are handed back, while requests are
+        still being answered. A second call has no effect.
+        """
+        if self._dispatcher_stop is None:
+            self.ready = False
+            loop = asyncio.get_running_loop()
+            self._stop_deadline = loop.time() + within
+            self._dispatcher_stop = loop.create_task(self.dispatcher.stop(max(within - CLOSE_SECONDS, 0.1)))
+
+    async def close(self, grace: float = 8.0) -> None:
+        """Write the waiting hits, stop the background work and close all connections.
+
+        This takes at most `grace` seconds, or the time that an earlier `begin_stop` allowed.
+        """
+        self.begin_stop(grace)
+        assert self._dispatcher_stop is not None
+        remaining = self._stop_deadline - CLOSE_SECONDS - asyncio.get_running_loop().time()
+        await asyncio.gather(self.recorder.stop(max(remaining, 0.1)), self._dispatcher_stop)
+        await self._close_part("jobs", self.jobs.stop())
+        if self.notifier is not None:
+            await self._close_part("notifier", self.notifier.stop())
+        if self.redis is not None:
+            await self._close_part("redis", self.redis.close())
+        await self._close_part("sender", self.sender.close())
+        await self._close_part("test_sender", self.test_slots.sender.close())
+        if self.node_lease is not None:
+            await self._close_part("node_lease", self.node_lease.release())
+        await self._close_part("database", self.database.close())
+
+    async def _close_part(self, name: str, closing: Awaitable[None]) -> None:
+        """Close one part within a time limit.
+
+        A server that does not respond must not delay the stop. All data is already written."""
+        remaining = self._stop_deadline - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait_for(closing, max(remaining, CLOSE_SECONDS / 5))
+        except TimeoutError:
+            log.error("not_closed_in_time", part=name)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortener.container import open_service
+from shortener.container.connections import open_sender
+from shortener.delivery.sender import Sender
+from shortener.settings import Settings
+from shortener.storage.open import open_database
+
+
+async def test_a_failure_while_the_service_is_built_closes_everything_that_was_opened(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    senders: list[Sender] = []
+
+    def open_and_remember(*args: Any) -> Sender:
+        senders.append(open_sender(*args))
+        return senders[-1]
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise RuntimeError("this part cannot be built")
+
+    monkeypatch.setattr("shortener.container.build.open_sender", open_and_remember)
+    monkeypatch.setattr("shortener.container.build.Dispatcher", fail)
+    with pytest.raises(RuntimeError, match="cannot be built"):
+        await open_service(Settings(data_dir=tmp_path, database_url=store_url))
+    assert [sender._session.closed for sender in senders] == [True, True]
+    # Only one process may own a SQLite database. This call raises an error if the first service still owns it.
+    await (await open_database(store_url, owner=True)).close()
