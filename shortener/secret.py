@@ -23,6 +23,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from pydantic import SecretStr
 
 from shortener.settings import MIN_SECRET_LENGTH, MIN_SECRET_VARIETY
+from shortener.signatures import SIGNING_PREFIX
 
 
 class SecretError(Exception):
@@ -63,10 +64,6 @@ class Secret:
             return self._fernet.decrypt(token.encode()).decode()
         except InvalidToken:
             raise SecretError("a stored value was encrypted with another SECRET") from None
-
-
-#: The prefix of signing secrets in the notation of Standard Webhooks. The secret in base64 follows it.
-SIGNING_PREFIX = "whsec_"
 
 
 def new_signing_secret() -> str:

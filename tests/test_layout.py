@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +83,9 @@ def test_the_modules_of_the_lowest_layer_import_no_module_of_the_project() -> No
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not [one for one in names if one.split(".")[0] == "shortener"], name
+
+
+def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[\[<>=~! ]", line)[0] for line in project["dependencies"]}
+    assert names == {"httpx", "idna"}, "pip install sms-shortener[client] would install this: move it to the extra `server`"

@@ -161,7 +161,7 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     import uvicorn
 
     from shortener.cli.receiver import Receiver
-    from shortener.delivery.signatures import parse_secret
+    from shortener.signatures import parse_secret
 
     receiver = Receiver(secrets=[parse_secret(_SECRET)])
     listener = bind("127.0.0.1", 0)

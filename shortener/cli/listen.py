@@ -29,7 +29,7 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
     import uvicorn
 
     from shortener.cli.receiver import Receiver
-    from shortener.delivery.signatures import parse_secret
+    from shortener.signatures import parse_secret
 
     try:
         secrets = [parse_secret(text) for text in secret]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from shortener.delivery.signatures import SignatureError, SigningSecret, verify
 from shortener.model import Clock, utcnow
+from shortener.signatures import SignatureError, SigningSecret, verify
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

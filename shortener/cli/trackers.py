@@ -268,7 +268,7 @@ async def update_tracker(
 
 def _warn(secret: str | None) -> None:
     """Print a warning about a signing secret that the caller chose, if there is one."""
-    from shortener.delivery.signatures import secret_warning
+    from shortener.signatures import secret_warning
 
     if secret and (warning := secret_warning(secret)):
         click.echo(f"Warning: {warning}", err=True)

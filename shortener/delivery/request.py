@@ -16,9 +16,9 @@ from shortener.delivery.formats import render
 from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import METADATA, Template, placeholder_values
 from shortener.delivery.sender import OutgoingRequest
-from shortener.delivery.signatures import SigningSecret, sign
 from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
+from shortener.signatures import SigningSecret, sign
 from shortener.urls import UrlError, parse_destination
 
 #: The success criteria for callbacks of messages. Xoxzo: "Callback URL must return http status 200".

@@ -33,11 +33,11 @@ from shortener.delivery.outcomes import parse_success
 from shortener.delivery.pace import TrackerPace
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget, Secrets
-from shortener.delivery.signatures import parse_secret
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic
 from shortener.secret import Secret, new_signing_secret
 from shortener.settings import Settings
+from shortener.signatures import parse_secret
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms

@@ -15,9 +15,9 @@ from shortener.delivery.client_certificate import MAX_CERTIFICATE_LENGTH
 from shortener.delivery.client_certificate import check as check_certificate
 from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
-from shortener.delivery.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
 from shortener.model import EventName
+from shortener.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
 
 MAX_HEADERS = 20
 MAX_HEADER_VALUE_LENGTH = 2000

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shortener.delivery.sample_delivery import send_test
-from shortener.delivery.signatures import secret_warning
 from shortener.delivery.tracker_presenter import health_fields, sample_delivery_fields, tracker_fields
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
+from shortener.signatures import secret_warning
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 

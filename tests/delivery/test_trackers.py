@@ -12,10 +12,10 @@ from shortener.container import Service
 from shortener.delivery import trackers
 from shortener.delivery.guard import Guard
 from shortener.delivery.pace import TrackerPace
-from shortener.delivery.signatures import parse_secret
 from shortener.delivery.trackers import NewTracker, Trackers, write_conversion_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
+from shortener.signatures import parse_secret
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, changes

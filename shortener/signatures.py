@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shortener.secret import SIGNING_PREFIX
-
+#: The prefix of signing secrets in the notation of Standard Webhooks. The secret in base64 follows it.
+SIGNING_PREFIX = "whsec_"
 MAX_SECRET_LENGTH = 512
 #: A base64 secret without prefix gets a second signature if its decoded size is in this range, which Standard Webhooks permits.
 MIN_DECODED_BYTES, MAX_DECODED_BYTES = 24, 64

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 from svix.webhooks import Webhook as Svix
 
-from shortener.delivery.signatures import SignatureError, SigningSecret, parse_secret, secret_warning, sign, verify
 from shortener.secret import new_signing_secret
+from shortener.signatures import SignatureError, SigningSecret, parse_secret, secret_warning, sign, verify
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 250_000, tzinfo=UTC)
 OLD_KEY, NEW_KEY = b"o" * 32, b"n" * 32

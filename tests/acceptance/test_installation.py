@@ -1,0 +1,60 @@
+"""The built wheel in an empty virtual environment: the client is installed without the parts of the server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*command: str | Path, code: int = 0) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The interpreter of a virtual environment with the wheel and the extra `client`. Skip without a package registry."""
+    folder = tmp_path_factory.mktemp("installation")
+    source = folder / "source"
+    shutil.copytree(ROOT / "shortener", source / "shortener", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f"sms-shortener[client] @ file://{wheel}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0 and "No matching distribution" in done.stderr:
+        pytest.skip(f"SKIPPED: no package registry has httpx: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    yield python
+    shutil.rmtree(folder)
+
+
+def test_the_extra_client_installs_no_part_of_the_server(client_python: Path) -> None:
+    listed = json.loads(run(client_python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"))
+    names = {package["name"].lower().replace("_", "-") for package in listed} - {"pip", "setuptools"}
+    assert {"sms-shortener", "httpx", "idna"} <= names
+    assert names <= {"sms-shortener", "httpx", "httpcore", "h11", "anyio", "certifi", "idna", "sniffio", "typing-extensions"}
+    run(client_python, "-m", "pip", "check")
+
+
+def test_the_command_of_an_installation_without_the_server_names_the_missing_extra(client_python: Path) -> None:
+    text = run(client_python.parent / "shortener", "serve", code=1)
+    assert "pip install 'sms-shortener[server]'" in text
+    assert "Traceback" not in text
