@@ -21,7 +21,7 @@ async def test_the_host_of_base_url_and_the_domains_of_applications_are_own_host
         ({}, "https", "shop.example", None),
         ({}, "http", "shop.example", None),
         ({"allow_http_targets": False}, "http", "shop.example", "must begin with https://"),
-        ({"allow_private_targets": False}, "https", "10.0.0.1", "10.0.0.1"),
+        ({"allow_private_targets": False}, "https", "10.0.0.1", "must have a public address"),
     ],
 )
 async def test_a_callback_url_is_rejected_if_its_scheme_or_its_address_is_not_allowed(
