@@ -47,7 +47,7 @@ config: setup
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 lock: setup-dev
-	@echo "setuptools>=80" | $(LOCK) --output-file requirements.lock pyproject.toml -
+	@echo "setuptools>=80" | $(LOCK) --extra server --output-file requirements.lock pyproject.toml -
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 # Measures speed as ratios to a bare ASGI application in the same run. Needs wrk. A short run: OPTIONS="--quick".
