@@ -26,7 +26,7 @@ from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
 from shortener.delivery.processes import ProcessShare
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
-from shortener.ids import encode
+from shortener.ids import IdGenerator, encode
 from shortener.settings import Settings
 from shortener.storage import schema
 
@@ -62,8 +62,9 @@ class ClaimResult:
 class ClaimWriter:
     """A writer of claims. It caches the target of each tracker until the revision of the tracker changes."""
 
-    def __init__(self, trackers: Trackers, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, trackers: Trackers, settings: Settings, rng: random.Random, ids: IdGenerator) -> None:
         self._trackers = trackers
+        self._ids = ids
         self._settings = settings
         self._rng = rng
         self._targets: dict[int, DeliveryTarget] = {}
@@ -166,23 +167,23 @@ class ClaimWriter:
             application = _application_of(queue.name)
             if application is not None and application in disabled:
                 error, since = "application_disabled", disabled[application]
-                result.expired += expire_overdue(connection, queue, error, now, retention, since)
+                result.expired += expire_overdue(connection, self._ids, queue, error, now, retention, since)
                 return None
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
-            result.expired += expire_queue(connection, queue.name, "tracker_deleted", now)
+            result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None
         if not state.enabled:
-            result.expired += expire_overdue(connection, queue, "tracker_disabled", now, retention, state.updated_at)
+            result.expired += expire_overdue(connection, self._ids, queue, "tracker_disabled", now, retention, state.updated_at)
             return None
         if state.application_id in disabled:
             since = disabled[state.application_id]
-            result.expired += expire_overdue(connection, queue, "application_disabled", now, retention, since)
+            result.expired += expire_overdue(connection, self._ids, queue, "application_disabled", now, retention, since)
             return None
         if state.health.breaker(now) == "open":
             since = state.health.opened_at or 0
-            result.expired += expire_overdue(connection, queue, "breaker_open", now, MAX_HOLD, since)
+            result.expired += expire_overdue(connection, self._ids, queue, "breaker_open", now, MAX_HOLD, since)
             return None
         target = targets.get(tracker)
         if target is None:  # the stored tracker is unusable, so the attempt will be a local failure

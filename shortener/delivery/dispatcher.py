@@ -103,7 +103,7 @@ class Dispatcher:
         self._clock = clock
         self._throttle = throttle
         self._runner = AttemptRunner(sender, ids, clock, rng, allow_http=settings.allow_http_targets)
-        self._claims = ClaimWriter(trackers, settings, rng)
+        self._claims = ClaimWriter(trackers, settings, rng, ids)
         self._outcomes = OutcomeWriter(ids)
         self._processes = DeliveryProcesses(rng, settings.delivery_processes or None)
         self._lease_ms = round(settings.delivery_timeout * 1000) + LEASE_MARGIN_MS

@@ -1,7 +1,7 @@
 """This module makes deliveries dead that have waited too long or whose tracker was deleted. Dead deliveries can be replayed.
 
 Each function runs in the dispatcher's transaction and changes at most `MAX_EXPIRED_ROWS` deliveries of each kind (first attempts
-and retries). Times are milliseconds since 1970-01-01 UTC.
+and retries). It appends an operations event `delivery_dead` for them. Times are milliseconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Connection, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, DeliveryQueue
-from shortener.model import DeliveryStatus
+from shortener.ids import IdGenerator, encode
+from shortener.model import DeliveryStatus, Topic
+from shortener.outbox import operations
 from shortener.storage import schema
 from shortener.storage.types import from_ms
 
@@ -23,7 +25,9 @@ MAX_EXPIRED_ROWS = 500
 _IS_PENDING = schema.deliveries.c.status == literal_column("0")
 
 
-def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int) -> int:
+def expire_overdue(
+    connection: Connection, ids: IdGenerator, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int
+) -> int:
     """Make the deliveries of a queue dead that have been blocked for longer than `max_hold`. Return their number.
 
     `held_since` is the time at which the queue was blocked, for example because its tracker was disabled. The time of a delivery
@@ -33,13 +37,15 @@ def expire_overdue(connection: Connection, queue: DeliveryQueue, error: str, now
         return 0
     columns = schema.deliveries.c
     return sum(
-        expire_queue(connection, queue.name, error, now, columns.queue == part, columns.next_at < from_ms(before))
+        expire_queue(connection, ids, queue.name, error, now, columns.queue == part, columns.next_at < from_ms(before))
         for part, due in ((FIRST_ATTEMPTS, queue.first_due), (RETRIES, queue.retry_due))
         if due is not None and due < before
     )
 
 
-def expire_queue(connection: Connection, queue: str, error: str, now: int, *conditions: ColumnElement[bool]) -> int:
+def expire_queue(
+    connection: Connection, ids: IdGenerator, queue: str, error: str, now: int, *conditions: ColumnElement[bool]
+) -> int:
     """Make the deliveries of a queue dead that match the conditions and have no attempt in flight. Return their number.
 
     `error` becomes the last error of the deliveries."""
@@ -54,4 +60,18 @@ def expire_queue(connection: Connection, queue: str, error: str, now: int, *cond
         "last_error": error,
     }
     # The UPDATE repeats the conditions, because on PostgreSQL another process may claim a delivery after the subquery ran.
-    return connection.execute(update(table).where(columns.id.in_(some), _IS_PENDING, idle).values(values)).rowcount
+    returned = (columns.id, columns.topic, columns.application_id, columns.tracker_id)
+    statement = update(table).where(columns.id.in_(some), _IS_PENDING, idle).values(values).returning(*returned)
+    expired = connection.execute(statement).all()
+    reported = [row for row in expired if row.tracker_id is not None and row.topic != Topic.OPERATIONS]
+    if reported:
+        last = max(reported, key=lambda row: row.id)
+        fields = {
+            "tracker_id": last.tracker_id,
+            "delivery_id": encode(last.id),
+            "delivery_event": Topic(last.topic).api_name,
+            "count": len(reported),
+            "reason": error,
+        }
+        operations.append(connection, ids, from_ms(now), [(last.application_id, operations.DELIVERY_DEAD, fields)])
+    return len(expired)

@@ -166,6 +166,7 @@ class PlannedMessage:
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
     """A checked rewrite request. `content_hash` is the hash of its content, and `now` is its time in ms since 1970.
+    `earlier_hash` is the hash of the content in the form of the previous release.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
     messages. With an `error`, the messages were not checked."""
@@ -177,6 +178,7 @@ class PlannedRequest:
     problems: tuple[Problem, ...]
     idempotency_key: str | None
     content_hash: str
+    earlier_hash: str
     now: int
     error: ApiError | None = None
 
@@ -215,26 +217,30 @@ def plan_request(
     *,
     idempotency_key: str | None,
     content: bytes,
+    earlier_content: bytes = b"",
     now: datetime,
     limits: RewriteLimits,
     hosts: LinkHosts,
 ) -> PlannedRequest:
     """Check a rewrite request, and return its plan with all problems.
 
-    `content` is the content that a repeat with the same Idempotency-Key must have."""
-    content_hash = hashlib.sha256(content).hexdigest()
+    `content` is the content that a repeat with the same Idempotency-Key must have. `earlier_content` is the same in the form of the
+    previous release."""
+    content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
     recipients = sum(len(item.to) for item in items)
     if recipients > limits.max_recipients:
         description = f"The request has {recipients} recipients; at most {limits.max_recipients} are permitted."
         error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
-        return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, to_ms(now), error)
+        return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, earlier_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []
     problems: list[Problem] = []
     used_ids: set[str] = set()
     plans = [_plan_item(application, item, index, now, limits, hosts) for index, item in enumerate(items)]
     for index, item in enumerate(items):
         messages += _identify(application, item, index, plans[index], used_ids, problems)
-    return PlannedRequest(application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, to_ms(now))
+    return PlannedRequest(
+        application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, earlier_hash, to_ms(now)
+    )
 
 
 def _identify(

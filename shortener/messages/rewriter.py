@@ -65,11 +65,18 @@ class Rewriter:
         )
 
     async def rewrite(
-        self, application: Application, items: Sequence[RewriteItem], *, idempotency_key: str | None = None, content: bytes = b""
+        self,
+        application: Application,
+        items: Sequence[RewriteItem],
+        *,
+        idempotency_key: str | None = None,
+        content: bytes = b"",
+        earlier_content: bytes = b"",
     ) -> Response:
         """Rewrite messages. Return the response, one entry per recipient in request order, after the commit.
 
-        `content` is the content that a repeat with the same `idempotency_key` must have. Raise ApiError with a detail for each
+        `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same in the form
+        of the previous release. Raise ApiError with a detail for each
         problem, or StoreUnavailable. In both cases nothing was stored."""
         plan = partial(
             plan_request,
@@ -77,6 +84,7 @@ class Rewriter:
             items,
             idempotency_key=idempotency_key,
             content=content,
+            earlier_content=earlier_content,
             now=self._clock(),
             limits=self._limits,
             hosts=self._hosts,

@@ -105,7 +105,7 @@ class _Batch:
         application_id, key = request.application.id, request.idempotency_key
         stored = None if key is None else self._responses.get((application_id, key))
         if stored is not None:
-            if stored.content_hash != request.content_hash:
+            if stored.content_hash not in (request.content_hash, request.earlier_hash):
                 raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
             return stored.messages
         repeats, conflicts, new = self._classify(request)

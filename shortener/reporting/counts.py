@@ -40,7 +40,8 @@ from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS
 from shortener.conversions.parsing import END_ACTION
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting import rollups
-from shortener.reporting.rollups import EXACT, CountedEvent
+from shortener.reporting.rollup_data import EXACT
+from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages

@@ -41,8 +41,8 @@ from shortener.ids import first_id_at
 from shortener.outbox.count_deltas import TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollups
 from shortener.reporting.counts import IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
+from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import (
-    EXACT,
     Basis,
     CountedEvent,
     Expansion,

@@ -12,7 +12,7 @@ of an older version are being rolled up.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -25,8 +25,8 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, ti
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import read_events, time_slots
 from shortener.reporting.queries import fetch_packed
+from shortener.reporting.rollup_data import EXACT, PeriodSums
 from shortener.reporting.rollups import (
-    EXACT,
     Basis,
     CohortName,
     Kind,
@@ -147,6 +147,19 @@ class Figures:
         else:
             self.counted[metric] = self.counted.get(metric, 0) + int(amount)
 
+    def add_sums(self, sums: PeriodSums) -> None:
+        """Add the sums of rolled-up counts."""
+        plain = self.counted
+        for metric, count in sums.counts.items():
+            if ":" in metric:
+                self.add(metric, Decimal(count))
+            else:
+                plain[metric] = plain.get(metric, 0) + count
+        for metric, amount in sums.money.items():
+            self.add(metric, amount)
+        for bucket, count in sums.histogram().items():
+            self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + count
+
     def merge(self, other: Figures) -> None:
         """Add the counts of another group."""
         for name in ("counted", "times_to_click", "devices", "browsers"):
@@ -235,8 +248,8 @@ def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[
 
     Run each report in one read transaction, so that counts and deltas match."""
     figures = Figures()
-    for _, metric, amount in _sum_groups(connection, scope, _find_groups(connection, scope, scope.kind)):
-        figures.add(metric, amount)
+    for sums in _sum_groups(connection, scope, [group.id for group in _find_groups(connection, scope, scope.kind)]).values():
+        figures.add_sums(sums)
     return _with_pending(connection, scope, {None: figures}, lambda event: (None,))
 
 
@@ -244,18 +257,13 @@ def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsRep
     """Return groups by ISO 3166 code of the recipient's country, "" if unknown. Countries without counts are left out."""
     groups: dict[str, Figures] = {}
     if scope.campaign is not None and scope.basis is Basis.EVENT:
-        rows = fetch_packed(connection, _cohort_sums(scope, cohorts.c.country))
-        sums: Iterable[tuple[str, str, Decimal]] = (
-            (country, metric, _amount(value, amount)) for country, metric, value, amount in rows
-        )
+        for country, metric, value, amount in fetch_packed(connection, _cohort_sums(scope, cohorts.c.country)):
+            groups.setdefault(country, Figures()).add(metric, _amount(value, amount))
         in_rollups = False
     else:
         chosen = _find_groups(connection, scope, Kind.COUNTRY if scope.campaign is None else Kind.COHORT)
-        countries = {group.id: group.country for group in chosen}
-        sums = ((countries[group], metric, amount) for group, metric, amount in _sum_groups(connection, scope, chosen))
+        _add_groups(connection, scope, groups, {group.id: group.country for group in chosen})
         in_rollups = True
-    for country, metric, amount in sums:
-        groups.setdefault(country, Figures()).add(metric, amount)
     return _with_pending(connection, scope, groups, lambda event: (event.cohort.country,), in_rollups=in_rollups)
 
 
@@ -263,9 +271,7 @@ def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Coll
     """Return groups by campaign, for these campaigns ("": messages without one). Campaigns without counts are left out."""
     groups: dict[str, Figures] = {}
     chosen = [group for group in _find_groups(connection, scope, Kind.CAMPAIGN, campaigns) if group.campaign in campaigns]
-    names = {group.id: group.campaign for group in chosen}
-    for group, metric, amount in _sum_groups(connection, scope, chosen):
-        groups.setdefault(names[group], Figures()).add(metric, amount)
+    _add_groups(connection, scope, groups, {group.id: group.campaign for group in chosen})
 
     def campaign_of(event: _Pending) -> tuple[str, ...]:
         return (event.cohort.campaign,) if event.cohort.campaign in campaigns else ()
@@ -288,9 +294,7 @@ def by_label(connection: Connection, scope: StatisticsFilter) -> StatisticsRepor
 def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> StatisticsReport[str]:
     groups: dict[str, Figures] = {}
     chosen = _find_groups(connection, scope, kind)
-    names = {group.id: group.name for group in chosen}
-    for group, metric, amount in _sum_groups(connection, scope, chosen):
-        groups.setdefault(names[group], Figures()).add(metric, amount)
+    _add_groups(connection, scope, groups, {group.id: group.name for group in chosen})
     report = _with_pending(
         connection, scope, groups, lambda event: event.destinations if kind is Kind.DESTINATION else event.labels
     )
@@ -306,16 +310,16 @@ def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> Sta
 def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
     """Return one group of figures for each day in the time zone `zone`, in order. The first and the last day may be incomplete."""
     groups: dict[date, Figures] = {day: Figures() for day, _ in _days(scope, zone)}
-    for days, metric, amount in _sum_local_time(connection, scope, zone, 86400, None):
-        groups[_FIRST_DAY + timedelta(days=days)].add(metric, amount)
+    for days, sums in _sum_local_time(connection, scope, zone, 86400, None).items():
+        groups[_FIRST_DAY + timedelta(days=days)].add_sums(sums)
     return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).date(),))
 
 
 def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:
     """Return one group of figures for each hour of the day, 0 to 23, in the time zone `zone`."""
     groups = {hour: Figures() for hour in range(24)}
-    for hour, metric, amount in _sum_local_time(connection, scope, zone, 3600, 24):
-        groups[hour].add(metric, amount)
+    for hour, sums in _sum_local_time(connection, scope, zone, 3600, 24).items():
+        groups[hour].add_sums(sums)
     return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).hour,))
 
 
@@ -414,16 +418,18 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
-) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield sums as (local time, metric, amount). The local time is divided by `seconds`, then reduced modulo `modulo`."""
-    groups = _find_groups(connection, scope, scope.kind)
+) -> dict[int, PeriodSums]:
+    """Return the sums by local time. The local time is divided by `seconds`, then reduced modulo `modulo`."""
+    sums: dict[int, PeriodSums] = {}
+    groups = [group.id for group in _find_groups(connection, scope, scope.kind)]
     if not groups:
-        return
+        return sums
     for within, offset in _constant_offsets(scope.within, zone):
         longest = next(level for level in reversed(Level) if (level is not Level.DAY or seconds == 86400) and _fits(level, offset))
         for piece in split(within, longest):
             length = piece.level.slots * _SLOT_SECONDS
-            yield from _sum_piece(connection, scope, groups, piece, _local_time(length, offset, seconds, modulo))
+            _sum_piece(connection, scope, sums, groups, piece, _local_time(length, offset, seconds, modulo))
+    return sums
 
 
 def _local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
@@ -465,22 +471,31 @@ def _find_groups(
     return [_Group(*row) for row in fetch_packed(connection, statement)]
 
 
-def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group]) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield sums as (group, metric, amount) for the period of the report."""
+def _add_groups(connection: Connection, scope: StatisticsFilter, figures: dict[str, Figures], names: Mapping[int, str]) -> None:
+    """Add the sums of groups of rolled-up counts to the figures by name. `names` are the names by the id of the group."""
+    for group, sums in _sum_groups(connection, scope, names).items():
+        figures.setdefault(names[group], Figures()).add_sums(sums)
+
+
+def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Collection[int]) -> dict[int, PeriodSums]:
+    """Return the sums by group for the period of the report."""
+    sums: dict[int, PeriodSums] = {}
     if groups:
         for piece in split(scope.within):
-            yield from _sum_piece(connection, scope, groups, piece, lambda group, period: group)
+            _sum_piece(connection, scope, sums, groups, piece, lambda group, period: group)
+    return sums
 
 
 def _sum_piece(
-    connection: Connection, scope: StatisticsFilter, groups: Sequence[_Group], piece: Piece, key_of: Callable[[int, int], int]
-) -> Iterator[tuple[int, str, Decimal]]:
-    """Yield sums as (key, metric, amount) for periods of one length."""
-    number = series(scope.basis, piece.level)
-    sums = sum_periods(connection, [group.id for group in groups], number, piece.start, piece.stop, key_of)
-    for key, amounts in sums.items():
-        for metric, amount in amounts.items():
-            yield key, metric, amount
+    connection: Connection,
+    scope: StatisticsFilter,
+    sums: dict[int, PeriodSums],
+    groups: Collection[int],
+    piece: Piece,
+    key_of: Callable[[int, int], int],
+) -> None:
+    """Add periods of one length to the sums by key."""
+    sum_periods(connection, sums, list(groups), series(scope.basis, piece.level), piece.start, piece.stop, key_of)
 
 
 _is_value = counts.c.metric.startswith(_VALUE)

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import Call
+from shortener.web.request_content import content_of_0_2, sent_content
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
 
@@ -34,10 +33,12 @@ REWRITE_ERRORS = (
 async def rewrite_items(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
     """Rewrite the messages in `items` for the caller's application. Return one rewritten message per recipient, in order."""
     key = call.request.headers.get("idempotency-key")
-    content = b""
+    content = earlier_content = b""
     if key is not None:
         if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable():
             reason = f"must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("Idempotency-Key", reason)])
-        content = orjson.dumps(call.body.model_dump(mode="json", by_alias=True), option=orjson.OPT_SORT_KEYS)
-    return await call.service.rewriter.rewrite(call.principal.application, items, idempotency_key=key, content=content)
+        content, earlier_content = sent_content(call.body), content_of_0_2(call.body)
+    return await call.service.rewriter.rewrite(
+        call.principal.application, items, idempotency_key=key, content=content, earlier_content=earlier_content
+    )

@@ -56,3 +56,35 @@ async def test_deliveries_become_dead_if_the_circuit_breaker_is_open_for_too_lon
         clock.forward(hours=12)
     await service.dispatcher.flush()
     assert "breaker_open" in {row.last_error for row in await deliveries(service) if row.status == DEAD}
+
+
+async def test_an_operations_event_informs_the_customer_of_deliveries_that_became_dead_because_they_waited_too_long(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 200
+    await make_tracker(receiver.url("/operations"), "operations")
+    disabled = await make_tracker(receiver.url("/disabled"), enabled=False)
+    deleted = await make_tracker(receiver.url("/deleted"))
+    disabled_operations = await make_tracker(receiver.url("/none"), "operations", enabled=False)
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    await service.trackers.delete(deleted)
+    await deliver(service)
+    clock.forward(days=service.settings.event_retention_days + 1)
+    await deliver(service)
+    await deliver(service)
+    sent = [request.json for request in receiver.requests if request.target == "/operations"]
+    found = sorted((one["event"], one["tracker_id"], one["count"], one["delivery_event"], one["reason"]) for one in sent)
+    assert found == [
+        ("delivery_dead", disabled, 3, "click", "tracker_disabled"),
+        ("delivery_dead", deleted, 3, "click", "tracker_deleted"),
+    ]
+    dead = [row for row in await deliveries(service) if row.status == DEAD]
+    assert {row.tracker_id for row in dead} >= {disabled, deleted}
+    clock.forward(days=service.settings.event_retention_days + 1)
+    before = len(receiver.requests)
+    await deliver(service)
+    await deliver(service)
+    expired = [row for row in await deliveries(service) if row.status == DEAD and row.tracker_id == disabled_operations]
+    assert (len(expired) > 0, len(receiver.requests)) == (True, before), "an expired operations event raises no event"

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
-from shortener.reporting import counts, rollups
+from shortener.reporting import counts
 from shortener.reporting.counts import CountDifference, fold, read_unfolded, time_slots, verifiable_since, verify
+from shortener.reporting.rollup_data import EXACT
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -184,7 +185,7 @@ async def test_the_counts_do_not_depend_on_how_many_count_deltas_each_fold_proce
             append_delta(connection, row, *amounts)
             for cohort, at, metric, amount in amounts:
                 key = (cohort, to_ms(at) // TIME_SLOT_MS, metric)
-                expected[key] = rollups.EXACT.add(expected.get(key, Decimal()), amount)
+                expected[key] = EXACT.add(expected.get(key, Decimal()), amount)
 
     await sqlite.write(write_deltas)
     while await sqlite.write(fold, limit):

@@ -15,6 +15,7 @@ from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting import counts, rollups
 from shortener.reporting.rollup_check import COUNTED_SINCE, repair_rollups, verify_rollups
+from shortener.reporting.rollup_data import HISTOGRAM
 from shortener.reporting.rollups import Basis, Level, split
 from shortener.reporting.statistics import (
     StatisticsFilter,
@@ -26,6 +27,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.storage.types import to_ms
 from tests.conftest import Clock
+from tests.factory import rows
 from tests.web.calls import PHONE, convert, report, rewrite
 
 DAY = timedelta(days=1)
@@ -184,3 +186,26 @@ def test_the_rolled_up_periods_of_a_report_cover_each_time_slot_once(start: int,
         for slot in range(piece.start * piece.level.slots, piece.stop * piece.level.slots)
     ]
     assert covered == list(range(start, start + length))
+
+
+async def test_many_buckets_of_the_time_to_click_are_summed_and_verified_as_a_histogram(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    messages = [await rewrite(client, f"m{number}", campaign="spring") for number in range(40)]
+    scope = StatisticsFilter(1, clock() - DAY, clock() + 9 * DAY, "spring")
+    for number, message in enumerate(messages):
+        clock.forward(seconds=60 + 10 * number)
+        await hit(client, message)
+        if number % 3 == 0:
+            await service.fanout.flush()
+            await fold_all(service.database)
+    await service.fanout.flush()
+    pending = (await service.database.read(totals, scope)).groups[None]
+    await fold_all(service.database)
+
+    rolled_up = await rows(service.database, schema.rollups)
+    assert any(HISTOGRAM in row.data for row in rolled_up), "at least one row contains a histogram"
+    folded = (await service.database.read(totals, scope)).groups[None]
+    assert (folded.times_to_click, folded.seconds_to_click(50)) == (pending.times_to_click, pending.seconds_to_click(50))
+    assert sum(folded.times_to_click.values()) == 40
+    assert await differences(service) == []

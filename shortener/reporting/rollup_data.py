@@ -1,0 +1,148 @@
+"""The format of the amounts in a row of rolled-up counts: one JSON object of all metrics, and the sums of many such objects.
+
+Amounts are integers, and decimal strings for amounts of money. A row can have some hundred buckets of the time to click (`ttc:45`).
+If there are MIN_PACKED_BUCKETS or more, they are one text: the histogram. A report adds histograms as large integers, one addition
+for all buckets, because to add each bucket of each row takes most of the time of a report over many groups and days.
+
+A histogram is `WIDTH.FIRST.BASE64`: the bytes of each count, the first bucket, and the counts of this bucket and of those after
+it, little-endian. Other amounts of buckets (few, negative or huge) stay single entries. Both forms may be in one row.
+"""
+
+from __future__ import annotations
+
+import struct
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Mapping
+from decimal import Context, Decimal
+
+import orjson
+
+#: The number of digits of decimal arithmetic. No sum has more digits, so no sum is rounded.
+EXACT = Context(prec=100)
+VALUE = "value:"  # The prefix of metrics that are amounts of money.
+TIME_TO_CLICK = "ttc:"  # The prefix of the buckets of the time to click.
+HISTOGRAM = "ttc"  # The key of the histogram in a row.
+
+#: With fewer buckets, single entries are shorter, and adding them is as fast.
+MIN_PACKED_BUCKETS = 24
+_MAX_WIDTH = 4
+#: The bytes of one bucket in a sum of histograms. A sum of 10**12 clicks in one bucket does not overflow.
+_SUM_BYTES = 5
+
+#: The amounts of a row by metric.
+Amounts = dict[str, int | str]
+
+
+def loads(data: str | Amounts) -> Amounts:
+    """Return the amounts of a row, with the histogram as it is stored.
+
+    The amounts from SQLite are already parsed, because SQLite returns all rows as one JSON text."""
+    amounts: Amounts = orjson.loads(data) if isinstance(data, str) else data
+    return amounts
+
+
+def dumps(amounts: Amounts) -> str:
+    """Return the text of a row. Many buckets of the time to click become one histogram."""
+    buckets = [metric for metric in amounts if metric.startswith(TIME_TO_CLICK)]
+    if len(buckets) >= MIN_PACKED_BUCKETS or (buckets and HISTOGRAM in amounts):
+        amounts = unpack(amounts)
+        counts = {int(metric[4:]): amount for metric, amount in amounts.items() if metric.startswith(TIME_TO_CLICK)}
+        packed = _pack({bucket: int(amount) for bucket, amount in counts.items() if amount})
+        if packed is not None:
+            amounts = {metric: amount for metric, amount in amounts.items() if not metric.startswith(TIME_TO_CLICK)}
+            amounts[HISTOGRAM] = packed
+    return orjson.dumps(amounts).decode()
+
+
+def amount_of(metric: str, amount: Decimal) -> int | str:
+    """Return an amount as a row contains it."""
+    return format(amount, "f") if metric.startswith(VALUE) else int(amount)
+
+
+def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:
+    """Return the amounts of a row plus other amounts."""
+    if HISTOGRAM in stored and any(metric.startswith(TIME_TO_CLICK) for metric in more):
+        stored = unpack(stored)
+    for metric, amount in more.items():
+        stored[metric] = amount_of(metric, EXACT.add(Decimal(stored.get(metric, 0)), Decimal(amount)))
+    return stored
+
+
+def unpack(amounts: Amounts) -> Amounts:
+    """Return the amounts of a row with one entry for each bucket of the time to click."""
+    if HISTOGRAM not in amounts:
+        return amounts
+    single = {metric: amount for metric, amount in amounts.items() if metric != HISTOGRAM}
+    for bucket, count in _buckets(_widen(str(amounts[HISTOGRAM]))).items():
+        metric = f"{TIME_TO_CLICK}{bucket}"
+        single[metric] = int(single.get(metric, 0)) + count
+    return single
+
+
+class PeriodSums:
+    """The sums of the amounts of many rows: `counts` and `money` by metric, and the buckets of the time to click."""
+
+    __slots__ = ("_histogram", "counts", "money")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.money: dict[str, Decimal] = {}
+        self._histogram = 0
+
+    def add(self, data: Amounts) -> None:
+        """Add the amounts of a row."""
+        counts = self.counts
+        get = counts.get
+        for metric, amount in data.items():
+            if isinstance(amount, int):
+                counts[metric] = get(metric, 0) + amount
+            elif metric == HISTOGRAM:
+                self._histogram += _widen(amount)
+            else:
+                self.money[metric] = EXACT.add(self.money.get(metric, Decimal()), Decimal(amount))
+
+    def histogram(self) -> dict[int, int]:
+        """Return the counts of the added histograms by bucket. Single entries of buckets are in `counts`."""
+        return _buckets(self._histogram)
+
+
+def _pack(counts: Mapping[int, int]) -> str | None:
+    """Return the histogram of these counts by bucket; None if they do not fit."""
+    if len(counts) < MIN_PACKED_BUCKETS or min(counts.values()) < 0:
+        return None
+    width = -(-max(counts.values()).bit_length() // 8)
+    if width > _MAX_WIDTH:
+        return None
+    first = min(counts)
+    packed = bytearray(width * (max(counts) - first + 1))
+    for bucket, count in counts.items():
+        start = width * (bucket - first)
+        packed[start : start + width] = count.to_bytes(width, "little")
+    return f"{width}.{first}.{b2a_base64(packed, newline=False).decode()}"
+
+
+def _widen(histogram: str) -> int:
+    """Return a histogram as one integer with _SUM_BYTES for each bucket, so that sums of such integers do not overflow."""
+    width, first, packed = histogram.split(".")
+    counts = a2b_base64(packed)
+    if width == "1":
+        wide = bytearray(_SUM_BYTES * len(counts))
+        wide[::_SUM_BYTES] = counts
+    else:
+        size = int(width)
+        wide = bytearray(_SUM_BYTES * (len(counts) // size))
+        for offset in range(size):
+            wide[offset::_SUM_BYTES] = counts[offset::size]
+    return int.from_bytes(wide, "little") << 8 * _SUM_BYTES * int(first)
+
+
+def _buckets(total: int) -> dict[int, int]:
+    """Return the counts above 0 of a sum of widened histograms by bucket."""
+    if not total:
+        return {}
+    number = -(-total.bit_length() // (8 * _SUM_BYTES))
+    sums = total.to_bytes(_SUM_BYTES * number, "little")
+    eights = bytearray(8 * number)
+    for offset in range(_SUM_BYTES):
+        eights[offset::8] = sums[offset::_SUM_BYTES]
+    return {bucket: count for bucket, count in enumerate(struct.unpack(f"<{number}Q", eights)) if count}

@@ -1,0 +1,52 @@
+"""The content of a rewrite request by which a repeated Idempotency-Key is compared with the first request.
+
+The content has only the fields that the caller sent, in a fixed order. So a new release with new fields, or with another default,
+still recognizes a request that an earlier release stored.
+
+Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns that form, so that a request is recognized after an
+upgrade from 0.2. Stored contents are deleted after 24 hours, so the next release no longer needs the function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+_NAMES = """
+body bulkId callbackData campaign customDomain deliveryTimeWindow destinations expires_at expires_in external_message_request_id
+fallback_url flash from intermediateReport language lt_callbackurl message messageId message_id message_request_id messages metadata
+mt_price notifyContentType notifyUrl recipient regional removeProtocol sendAt sender sender_id_alias sender_id_id shortenUrl source
+text to track trackClicks track_link tracking transliteration type urlOptions validityPeriod
+"""
+_FIELDS_OF_0_2 = frozenset(_NAMES.split())
+
+
+def sent_content(body: BaseModel) -> bytes:
+    """Return the fields of a request that the caller sent."""
+    return _dumps(body.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
+
+def content_of_0_2(body: BaseModel) -> bytes:
+    """Return the content of a request as release 0.2 stored it."""
+    complete = body.model_dump(mode="json", by_alias=True)
+    return _dumps(_reduce(complete, body.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+
+
+def _reduce(complete: Any, sent: Any) -> Any:
+    """Remove the fields that release 0.2 did not have, unless the caller sent them."""
+    if isinstance(complete, dict) and isinstance(sent, dict):
+        fields = {
+            name: _reduce(value, sent.get(name)) for name, value in complete.items() if name in _FIELDS_OF_0_2 or name in sent
+        }
+        if fields.get("track", "") is None:  # The default of release 0.2.
+            fields["track"] = "directives"
+        return fields
+    if isinstance(complete, list) and isinstance(sent, list) and len(complete) == len(sent):
+        return [_reduce(one, other) for one, other in zip(complete, sent, strict=True)]
+    return complete
+
+
+def _dumps(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
