@@ -19,7 +19,8 @@ from shortener.delivery.outcomes import (
     parse_retry_after,
     parse_success,
 )
-from shortener.delivery.sender import ERRORS, SendResult
+from shortener.delivery.send_failures import ERRORS
+from shortener.delivery.sender import SendResult
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ANY_2XX = SuccessCriteria()

@@ -11,7 +11,9 @@ import pytest
 import uvloop
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import ERRORS, EXCERPT_BYTES, MAX_BODY_BYTES, OutgoingRequest, Sender
+from shortener.delivery.receiver_connection import MAX_BODY_BYTES
+from shortener.delivery.send_failures import ERRORS
+from shortener.delivery.sender import EXCERPT_BYTES, OutgoingRequest, Sender
 from tests.delivery.receiver import Behaviour, drip, flood, hang, hang_up, receiver, reset, respond, send_bytes, then
 from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, post
 

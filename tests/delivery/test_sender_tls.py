@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from shortener.delivery.guard import Guard
+from shortener.delivery.receiver_connection import default_tls_context
 from shortener.delivery.sender import Sender, SendResult
 from tests.delivery.receiver import Behaviour, hang, hang_up, receiver, reset, respond, send_bytes
 from tests.delivery.sending import DEADLINE, GRACE, post
@@ -158,3 +159,12 @@ def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
         thread.join(GRACE)
     assert (result.status, result.is_local) == (None, False)
     assert result.error in ("tls_error", "timeout")  # uvloop sometimes reports no error at all
+
+
+def test_all_senders_share_one_tls_context_until_the_place_of_the_authorities_changes(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = default_tls_context()
+    assert default_tls_context() is context
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert default_tls_context() is not context
