@@ -26,6 +26,8 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 def configure(settings: Settings) -> None:
     """Configure structlog, and write the log lines of the standard library's loggers (uvicorn, asyncio) in the same format."""
+    global _stream
+    stream = _stream = _LogStream(sys.stderr)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -39,10 +41,10 @@ def configure(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _StreamWithoutErrors(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stream)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast(TextIO, stream))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail], foreign_pre_chain=shared
@@ -52,6 +54,21 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(_LEVELS[settings.log_level], logging.WARNING))
+
+
+def hold() -> None:
+    """Keep log lines in memory until `release`, so that a command can print its greeting first."""
+    if _stream is not None:
+        _stream.held = []
+
+
+def release() -> None:
+    """Write the log lines that `hold` kept, and write later lines at once."""
+    if _stream is not None and _stream.held is not None:
+        lines, _stream.held = _stream.held, None
+        for line in lines:
+            _stream.write(line)
+        _stream.flush()
 
 
 def _describe_cancellation(record: logging.LogRecord) -> bool:
@@ -72,13 +89,19 @@ def _format_exception(exc_info: ExcInfo) -> str:
     return _DETAIL_LINE.sub("DETAIL: withheld", text.getvalue()).rstrip()
 
 
-class _StreamWithoutErrors(io.TextIOBase):
-    """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail."""
+class _LogStream(io.TextIOBase):
+    """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail.
+
+    `held`: the lines since `hold`; None: lines are written at once."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self.held: list[str] | None = None
 
     def write(self, text: str) -> int:
+        if self.held is not None:
+            self.held.append(text)
+            return len(text)
         with contextlib.suppress(OSError):
             self._file.write(text)
         return len(text)
@@ -86,6 +109,10 @@ class _StreamWithoutErrors(io.TextIOBase):
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             self._file.flush()
+
+
+#: The stream of log lines since `configure`.
+_stream: _LogStream | None = None
 
 
 def _dumps(event: dict[str, Any], **_: Any) -> str:

@@ -2,8 +2,8 @@
 
 The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary
 if several machines share a database. Every keyed function derives its own key from the secret: the salt of codes, the check in
-click ids and the encryption of tracker secrets. If the secret is lost, encrypted values are not readable any more, but existing
-short links still work.
+click ids and the encryption of tracker secrets. The database stores the fingerprint of its secret, and no process starts with
+another one. If the secret is lost, `shortener secret adopt` sets a new one: short links still work, encrypted values are gone.
 
 `SecretError` is raised if the secret file is empty, weak, or writable by other users.
 """
@@ -30,6 +30,13 @@ class SecretError(Exception):
     """Raised if the secret is not valid, or cannot be read or stored. The text states the reason."""
 
 
+#: The reason of a SecretError if a database exists and its secret does not.
+MISSING_SECRET = (
+    "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
+    "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links go on working"
+)
+
+
 class Secret:
     """A master secret. Each purpose has its own derived key."""
 
@@ -43,6 +50,11 @@ class Secret:
     def key(self, purpose: str) -> bytes:
         """Return the 32-byte key of this installation for one purpose."""
         return hmac.digest(self._value, purpose.encode(), hashlib.sha256)
+
+    @property
+    def text(self) -> str:
+        """The plain text of the secret, as the secret file contains it."""
+        return self._value.decode()
 
     @property
     def code_salt(self) -> str:
@@ -71,17 +83,20 @@ def new_signing_secret() -> str:
     return SIGNING_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def open_secret(setting: SecretStr, data_dir: Path) -> Secret:
-    """Return the secret of this installation: the setting SECRET, else the secret file, else a new secret in that file.
+def open_secret(setting: SecretStr, data_dir: Path, *, create: bool = False) -> Secret:
+    """Return the secret of this installation: the setting SECRET, else the content of the secret file.
 
-    Raise SecretError."""
+    `create`: if neither exists, create a secret in the file. Otherwise raise SecretError, because a new secret does not fit a
+    database that already exists. Raise SecretError also for a secret that is weak, not readable or writable by other users."""
     if text := setting.get_secret_value():
         return Secret(text)
-    path = data_dir / "secret"
+    path = secret_file(data_dir)
     try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            _create(path)
+            if not create:
+                raise SecretError(MISSING_SECRET)
+            data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_secret(path, secrets.token_urlsafe(48))
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise SecretError("other users can change the secret; run chmod 600 on the file")
         return Secret(path.read_text().strip())
@@ -91,12 +106,17 @@ def open_secret(setting: SecretStr, data_dir: Path) -> Secret:
         raise SecretError(f"{path}: {error}") from None
 
 
-def _create(path: Path) -> None:
+def secret_file(data_dir: Path) -> Path:
+    """Return the path of the secret file of an installation."""
+    return data_dir / "secret"
+
+
+def write_secret(path: Path, value: str) -> None:
     """Create the secret file atomically. If another process has created the file in the meantime, keep that file."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(48) + "\n")
+            file.write(value + "\n")
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

@@ -2,7 +2,8 @@
 
 `load` reads TOML first: the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or
 `config/shortener.toml` if it exists. An environment variable `SHORTENER_<NAME>`, or the content of the file that
-`SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error.
+`SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error, unless
+Kubernetes made it for a Service whose name begins with "shortener" (`service_link_variables`).
 `make config` writes `config/shortener.toml` and docs/reference/settings.md from this table, and a test compares them.
 
 Every function raises `SettingsError` with one line for each setting that is not usable.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -79,6 +81,17 @@ class Settings(BaseModel):
         SecretStr(""),
         description="Master secret: at least 32 random characters. Empty: the first start creates a secret in the file "
         "DATA_DIR/secret.",
+    )
+
+    initial_api_key: SecretStr = Field(
+        SecretStr(""),
+        description="API key of the default application, which the first start creates: at least 32 random characters. Then the "
+        "first start prints no credentials. Empty: it creates and prints them.",
+    )
+    initial_tracker_token: SecretStr = Field(
+        SecretStr(""),
+        description="Tracker token of the default application, like INITIAL_API_KEY. Empty: the first start creates a token; if "
+        "INITIAL_API_KEY is set, get one with `shortener tokens rotate 1`.",
     )
 
     host: str = Field("127.0.0.1", description="IP address or host name that the command `serve` listens on.")
@@ -264,12 +277,19 @@ class Settings(BaseModel):
         except UrlError as error:
             raise ValueError(error.reason) from None
 
-    @field_validator("secret")
+    @field_validator("secret", "initial_api_key", "initial_tracker_token")
     @classmethod
     def _check_secret(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
         if text and (len(text) < MIN_SECRET_LENGTH or len(set(text)) < MIN_SECRET_VARIETY):
             raise ValueError("is too weak: must be at least 32 random characters, or empty to create one at the first start")
+        return value
+
+    @field_validator("initial_api_key", "initial_tracker_token")
+    @classmethod
+    def _check_header_value(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("must contain only ASCII characters without spaces, because it is sent in a header")
         return value
 
     @field_validator("database_url")
@@ -307,9 +327,56 @@ class Settings(BaseModel):
         return parse_base_url(self.base_url).path
 
     @property
+    def unreachable_links(self) -> str | None:
+        """The reason why links would not work, or None: other machines can reach the service, but BASE_URL has its default."""
+        if self.base_url not in (DEFAULT_BASE_URL, f"http://127.0.0.1:{self.port}"):
+            return None
+        if not is_loopback(self.host):
+            reason = f"HOST={self.host} accepts requests from other machines"
+        elif self.trusted_proxies:
+            reason = "TRUSTED_PROXIES is set, so a reverse proxy forwards requests from other machines"
+        else:
+            return None
+        return (
+            f"BASE_URL is not set. {reason}, but short links would begin with {self.base_url}, which no phone can open. Set "
+            "SHORTENER_BASE_URL to the address that phones use, for example https://go.example (to try the service in a container "
+            "on this machine: http://localhost:8000)"
+        )
+
+    @property
     def store_url(self) -> str:
         """The setting `database_url`, or by default the URL of the SQLite database in `data_dir`."""
         return self.database_url or f"sqlite:///{self.data_dir / 'shortener.db'}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address can only be reached from this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+#: Names of the variables that Kubernetes and Docker links set for a service called, for example, `shortener` or `shortener-web`.
+_SERVICE_LINK = re.compile(
+    r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+#: The value of the variable `..._PORT` of such a service, for example tcp://10.3.0.1:80.
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of variables that Kubernetes made for a Service. They are not settings, although SHORTENER_PORT looks so.
+
+    `enableServiceLinks: false` in the specification of the pod removes them."""
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith(PREFIX)
+        and (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)))
+    )
 
 
 def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
@@ -356,6 +423,8 @@ def _read_toml(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    links = service_link_variables(environ)
+    environ = {name: value for name, value in environ.items() if name not in links}
     variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
     known = {*variables, *(variable + "_FILE" for variable in variables), PREFIX + "CONFIG"}
     if unknown := sorted(variable for variable in environ if variable.startswith(PREFIX) and variable not in known):
@@ -391,7 +460,8 @@ def as_markdown() -> str:
         "For operators. `make config` writes this page from `shortener/settings.py`. The service reads a setting from TOML:",
         "the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or `config/shortener.toml`",
         "if it exists. The environment variable `SHORTENER_<NAME>`, or the content of the file that `SHORTENER_<NAME>_FILE` names",
-        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting.",
+        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting. Variables",
+        "that Kubernetes makes for a Service called `shortener` are ignored; `enableServiceLinks: false` in the pod removes them.",
         "",
         "| setting | default | meaning |",
         "|---|---|---|",

@@ -36,11 +36,14 @@ def create_application(
     domain: str | None = None,
     company_id: int | None = None,
     secret: Secret | None = None,
+    api_key: str = "",
+    tracker_token: str = "",
 ) -> Credentials:
     """Create an application with an API key that has all permissions and a tracker token. Return the credentials.
 
     `domain` is the base URL of its own domain. With the `secret` of the installation, the application gets a callback secret, which
-    is stored encrypted. Raise ApiError CONFLICT, INVALID_REQUEST."""
+    is stored encrypted. `api_key` and `tracker_token` are used if they are not empty; otherwise random ones are created. Raise
+    ApiError CONFLICT, INVALID_REQUEST."""
     table = schema.applications
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
@@ -50,8 +53,8 @@ def create_application(
     application_id: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
     if domain:
         add_domain(connection, application_id, domain, now)
-    key = create_key(connection, application_id, "default", PERMISSIONS, now)
-    token = new_token(connection, application_id, now)
+    key = create_key(connection, application_id, "default", PERMISSIONS, now, key=api_key)
+    token = new_token(connection, application_id, now, token=tracker_token)
     increment_version(connection)
     return Credentials(application_id, key, token, callback_secret)
 
@@ -326,8 +329,12 @@ def _check_name(connection: Connection, name: str, application_id: int | None = 
         raise ApiError(ErrorCode.CONFLICT, f"An application with the name {name!r} already exists.")
 
 
-def ensure_default(connection: Connection, now: datetime, secret: Secret | None = None) -> Credentials | None:
-    """Create the application `default` if there is no application yet. Return its credentials, or None."""
+def ensure_default(
+    connection: Connection, now: datetime, secret: Secret | None = None, *, api_key: str = "", tracker_token: str = ""
+) -> Credentials | None:
+    """Create the application `default` if there is no application yet. Return its credentials, or None.
+
+    `api_key` and `tracker_token`: see `create_application`."""
     if connection.execute(select(schema.applications.c.id).limit(1)).first():
         return None
-    return create_application(connection, "default", now, secret=secret)
+    return create_application(connection, "default", now, secret=secret, api_key=api_key, tracker_token=tracker_token)

@@ -40,16 +40,18 @@ def create_key(
     permissions: Sequence[str],
     now: datetime,
     rate_limit: int | None = None,
+    *,
+    key: str = "",
 ) -> str:
     """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST, NOT_FOUND.
 
-    `rate_limit`: requests per minute; None: no limit."""
+    `rate_limit`: requests per minute; None: no limit. `key`: the plain text; empty: a random key."""
     unknown = sorted(set(permissions) - set(PERMISSIONS))
     if unknown or not permissions:
         reason = f"must contain at least one of {', '.join(PERMISSIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("permissions", reason)])
     require_application(connection, application_id)
-    key = "sk_" + secrets.token_urlsafe(32)
+    key = key or "sk_" + secrets.token_urlsafe(32)
     connection.execute(
         insert(schema.api_keys).values(
             application_id=application_id,
@@ -108,9 +110,11 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
     return token, until
 
 
-def new_token(connection: Connection, application_id: int, now: datetime) -> str:
-    """Create a tracker token and return its plain text. It does not change the other tokens of the application."""
-    token = "tt_" + secrets.token_urlsafe(32)
+def new_token(connection: Connection, application_id: int, now: datetime, *, token: str = "") -> str:
+    """Create a tracker token and return its plain text. It does not change the other tokens of the application.
+
+    `token`: the plain text; empty: a random token."""
+    token = token or "tt_" + secrets.token_urlsafe(32)
     connection.execute(
         insert(schema.tracker_tokens).values(application_id=application_id, hash=hash_credential(token), created_at=now)
     )

@@ -32,6 +32,9 @@ COMMANDS = {
     "links": ("links", "List, show, change, disable and enable short links."),
     "hosts": ("links", "Block, unblock and list destination hosts."),
     "domains": ("domains", "Add, list, update, remove, disable and enable domains of applications."),
+    "backup": ("recovery", "Write the SQLite database and its secret to one file, while the server runs."),
+    "restore": ("recovery", "Restore a backup into DATA_DIR."),
+    "secret": ("recovery", "Take over an installation whose secret was lost."),
     "purge": ("data", "Delete data that is older than its retention period."),
     "export": ("data", "Export the messages of an application as CSV or JSON."),
     "verify": ("data", "Recount all statistics and report differences."),
@@ -74,8 +77,10 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit. Every error becomes a message on stderr and an exit code, never a traceback.
 
-    With SHORTENER_LOG_LEVEL=debug an unexpected error keeps its traceback.
+    With SHORTENER_LOG_LEVEL=debug an unexpected error keeps its traceback. Other users cannot read the files that a command
+    creates: an installation, an export and a backup contain personal data.
     """
+    os.umask(0o077)
     try:
         # Outside of standalone mode click returns the exit code and raises errors instead of exiting.
         sys.exit(cli(standalone_mode=False))

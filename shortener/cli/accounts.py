@@ -34,11 +34,10 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     """
     from shortener.accounts import administration
     from shortener.model import utcnow
-    from shortener.secret import open_secret
+    from shortener.storage.installation import open_installation_secret
 
-    settings = load_settings()
     async with open_store() as database:
-        secret = open_secret(settings.secret, settings.data_dir)
+        secret = await open_installation_secret(database, load_settings())
         created = await database.write(
             administration.create_application, name, utcnow(), domain=domain, company_id=company_id, secret=secret
         )

@@ -48,8 +48,8 @@ async def list_all(
     from shortener.secret import open_secret
 
     settings = load_settings()
-    click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode
     async with open_store() as database:
+        click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode
         owner = await find_application(database, application)
         chosen = Verdict[verdict.upper()] if verdict else None
         filters = HitFilter(owner, since, until, verdict=chosen, rule=rule, campaign=campaign, message=message_id)

@@ -30,6 +30,20 @@ T = TypeVar("T")
 UNLIMITED_WIDTH = 1_000_000  # characters
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
+yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")
+
+
+def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
+    """Print what a command is about to do, and ask a person at a terminal to confirm it. Raise Abort if the person declines.
+
+    `yes`: do not ask. Without a terminal a script goes on, unless `is_required`: then raise ClickException."""
+    if yes:
+        return
+    click.echo(what, err=True)
+    if sys.stdin.isatty():
+        click.confirm("Continue?", abort=True, err=True)
+    elif is_required:
+        raise click.ClickException("nothing was changed: stdin is not a terminal, so add --yes to confirm")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -63,6 +77,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError
+        from shortener.storage.backup import BackupError
+        from shortener.storage.installation import NoInstallation
         from shortener.storage.integrity import DatabaseLost
         from shortener.storage.migrate import SchemaMismatch
 
@@ -76,7 +92,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
-        except (SchemaMismatch, SecretError, DatabaseLost, NetworkFileError) as error:
+        except (SchemaMismatch, SecretError, DatabaseLost, NoInstallation, BackupError, NetworkFileError) as error:
             raise click.ClickException(str(error)) from None
 
     return run
@@ -84,12 +100,14 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 @asynccontextmanager
 async def open_store() -> AsyncIterator[Any]:
-    """Open the configured database and check its schema. A running server may use the database at the same time."""
-    from shortener.storage.migrate import prepare
+    """Open the database of an installation and check its schema. A running server may use the database at the same time.
+
+    Raise NoInstallation if there is none, so that a command in the wrong folder creates nothing."""
+    from shortener.storage.installation import require_installation
     from shortener.storage.open import open_database
 
     settings = load_settings()
-    await prepare(settings.store_url)
+    await require_installation(settings)
     database = await open_database(settings.store_url, owner=False)
     try:
         yield database
@@ -102,10 +120,14 @@ async def open_cache() -> AsyncIterator[LinkCache]:
     """Open the configured link cache, for commands that change links."""
     from shortener.container.connections import open_link_cache
     from shortener.model import utcnow
+    from shortener.redis.link_cache import NoLinkCache
     from shortener.secret import open_secret
     from shortener.storage.types import to_ms
 
     settings = load_settings()
+    if not settings.redis_url:
+        yield NoLinkCache()
+        return
     redis, cache = open_link_cache(settings, open_secret(settings.secret, settings.data_dir), lambda: to_ms(utcnow()))
     try:
         yield cache

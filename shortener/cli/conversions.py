@@ -69,8 +69,8 @@ async def list_conversions(
         disposition=disposition,
         message_id=message_id,
     )
-    click_ids = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids"))
     async with open_store() as database:
+        click_ids = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids"))
         await _require_application(database, application)
         page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, "cnv_", "conversion"))
     rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode) for row in page.rows]

@@ -10,7 +10,17 @@ from typing import Any, TextIO
 
 import click
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    yes_option,
+)
 from shortener.cli.parameters import ID
 
 
@@ -135,25 +145,43 @@ async def update_domain(host: str, path: str | None, disable: bool | None, as_js
 
 @domains.command("remove")
 @click.argument("host")
+@yes_option
 @json_option
 @async_command
-async def remove_domain(host: str, as_json: bool) -> None:
+async def remove_domain(host: str, yes: bool, as_json: bool) -> None:
     """Remove a domain: no new links use it. Links that were sent work until they expire."""
     from shortener.accounts import administration
     from shortener.model import utcnow
 
     async with open_store() as database:
+        await _confirm_change(database, host, "no new links use it", yes)
         await database.write(administration.remove_domain, host.lower(), utcnow())
     print_result({"host": host.lower(), "removed": True}, as_json, lambda: click.echo(f"{host.lower()} is removed"))
 
 
 @domains.command("disable")
 @click.argument("host")
+@yes_option
 @json_option
 @async_command
-async def disable_domain(host: str, as_json: bool) -> None:
+async def disable_domain(host: str, yes: bool, as_json: bool) -> None:
     """Disable a domain: its links respond with 410, and new links are created on another domain."""
+    async with open_store() as database:
+        await _confirm_change(database, host, "its links respond with 410, also those that were sent", yes)
     await _change_domain(host, {"disabled": True}, as_json)
+
+
+async def _confirm_change(database: Any, host: str, effect: str, yes: bool) -> None:
+    """Print which application a change of a domain affects, and ask for confirmation."""
+    from shortener.accounts.directory import Directory
+
+    directory = Directory(database)
+    await directory.refresh()
+    domain = directory.domain(host.lower())
+    if domain is not None:
+        owner = directory.application(domain.application_id)
+        name = owner.name if owner else "-"
+        confirm(f"Domain {domain.host} of application {domain.application_id} ({name}): {effect}.", yes)
 
 
 @domains.command("enable")

@@ -15,6 +15,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    confirm,
     json_option,
     load_settings,
     open_cache,
@@ -22,6 +23,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    yes_option,
 )
 from shortener.cli.parameters import ID, TIME, since_option, until_option
 
@@ -95,6 +97,7 @@ async def show_link(code: str, as_json: bool) -> None:
     "--fallback-url", help="URL to which expired links redirect. Empty: the fallback URL of the domain or the application."
 )
 @click.option("--disable/--enable", default=None, help="Disable or enable the links.")
+@yes_option
 @json_option
 @async_command
 async def update_links(
@@ -104,6 +107,7 @@ async def update_links(
     destination: str | None,
     label: str | None,
     disable: bool | None,
+    yes: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -124,6 +128,10 @@ async def update_links(
         return
     if application is None:
         raise click.UsageError("--application is required to change many links")
+    chosen = ", ".join(
+        f"{name} {value!r}" for name, value in (("campaign", campaign), ("destination", destination), ("label", label)) if value
+    )
+    confirm(f"All links with {chosen} of application {application} are changed. Links that were sent change too.", yes)
     await _change_links(application, (campaign, destination, label), requested, as_json)
 
 
@@ -273,19 +281,25 @@ _application_option = click.option(
 @hosts.command("block")
 @click.argument("host")
 @_application_option
+@yes_option
 @json_option
 @async_command
-async def block_host(host: str, application: int | None, as_json: bool) -> None:
+async def block_host(host: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Block a host: links to it respond with 410, and new ones are rejected.
 
     HOST is for example shop.example, or *.shop.example for every host below it.
     """
     from shortener.accounts import administration
-    from shortener.accounts.directory import ALL_APPLICATIONS
+    from shortener.accounts.directory import ALL_APPLICATIONS, Directory
     from shortener.model import utcnow
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:
+        if application is None:
+            directory = Directory(database)
+            await directory.refresh()
+            names = ", ".join(one.name for one in directory.applications()) or "none"
+            confirm(f"Links to {host} of ALL applications respond with 410 until it is unblocked: {names}.", yes)
         blocked = await database.write(administration.block_host, owner, host, utcnow())
     fields = {"host": blocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{blocked} is blocked"))

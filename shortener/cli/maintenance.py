@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from functools import partial
 from typing import Any
@@ -13,10 +14,17 @@ from shortener.cli.common import async_command, json_option, load_settings, prin
 
 
 @click.command()
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 3600),
+    default=0,
+    show_default=True,
+    help="Seconds to wait for a database that does not respond yet, for example while its container starts.",
+)
 @json_option
 @async_command
-async def migrate(as_json: bool) -> None:
-    """Upgrade the database schema to this version. A downgrade is not possible."""
+async def migrate(wait: float, as_json: bool) -> None:
+    """Create the database schema, or upgrade it to this version. A downgrade is not possible."""
     import sys
 
     from shortener.storage.integrity import require_database
@@ -38,9 +46,27 @@ async def migrate(as_json: bool) -> None:
 
     settings = load_settings()
     require_database(sqlite_path(settings.store_url), settings.data_dir)
+    await _wait_for_database(settings.store_url, wait)
     before, after = await run_migrations(settings.store_url, progress)
     summary = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     print_result({"from": before, "to": after}, as_json, lambda: click.echo(summary))
+
+
+async def _wait_for_database(url: str, seconds: float) -> None:
+    """Wait until the database responds, at most for `seconds`. Then raise StoreUnavailable."""
+    from shortener.errors import StoreUnavailable
+    from shortener.storage.migrate import current_version
+
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            await current_version(url)
+            return
+        except StoreUnavailable:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(min(1.0, max(deadline - loop.time(), 0.0)))
 
 
 @click.command()

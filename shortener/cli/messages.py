@@ -10,7 +10,17 @@ from typing import Any
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option, load_settings, open_cache, open_store, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_cache,
+    open_store,
+    print_result,
+    print_table,
+    yes_option,
+)
 from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
 from shortener.cli.parameters import ID, since_option, until_option
@@ -82,8 +92,8 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
     from shortener.secret import open_secret
 
     settings = load_settings()
-    secret = open_secret(settings.secret, settings.data_dir)
     async with open_store() as database:
+        secret = open_secret(settings.secret, settings.data_dir)
         directory = Directory(database)
         await directory.refresh()
         owners = [application] if application is not None else [owner.id for owner in directory.applications()]
@@ -117,10 +127,10 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
 @click.option("--phone", help="Erase the personal data of all messages to this phone number, such as +14085550100.")
 @click.option("--message", "message_id", help="Erase the personal data of the message with this id.")
 @click.option("--application", type=ID, help="Erase only in this application. Default: in ALL applications.")
-@click.confirmation_option(prompt="This permanently removes personal data. Continue?", help="Do not ask for confirmation.")
+@yes_option
 @json_option
 @async_command
-async def erase_messages(phone: str | None, message_id: str | None, application: int | None, as_json: bool) -> None:
+async def erase_messages(phone: str | None, message_id: str | None, application: int | None, yes: bool, as_json: bool) -> None:
     """Erase the personal data of one phone number or one message.
 
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
@@ -128,12 +138,15 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     """
     from shortener.messages.phone_numbers import normalise_number
     from shortener.model import utcnow
-    from shortener.retention.erasure import erase, erase_message, find_codes
+    from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
     phone = phone and normalise_number(phone)
     async with open_store() as database, open_cache() as cache:
+        counts = await database.read(count_messages, application, phone=phone or "", message_id=message_id or "")
+        where = ", ".join(f"{count:,} of application {name}" for name, count in counts.items()) or "none"
+        confirm(f"This permanently removes the personal data of messages: {where}.", yes, is_required=True)
         codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
         if not await cache.invalidate(codes):
             raise click.ClickException(

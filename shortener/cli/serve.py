@@ -22,10 +22,12 @@ import structlog
 
 from shortener.cli.common import async_command, json_option, load_settings, print_json
 from shortener.cli.sockets import bind, port_of
+from shortener.settings import service_link_variables
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from shortener.accounts.credentials import Credentials
     from shortener.container import Service
     from shortener.server.application import HttpApplication
     from shortener.settings import Settings
@@ -56,6 +58,9 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port)
+    if problem := settings.unreachable_links:
+        listener.close()
+        raise click.ClickException(problem)
     if settings.port == 0:  # load the settings again with the selected port, because the default of BASE_URL contains it
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
@@ -73,24 +78,35 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         from shortener.container import open_service
 
         logs.configure(settings)
-        _raise_open_files_limit()
-        service = await open_service(settings)
-        server = _new_server(service, as_json)
+        logs.hold()  # the address and the credentials are printed before the first log line
+        try:
+            limit = _raise_open_files_limit()
+            service = await open_service(settings)
+            server = _new_server(service, as_json, limit)
+        except BaseException:
+            logs.release()
+            raise
     try:
         await server.serve([listener])
     except OSError as error:  # another process began to listen on the port since `bind`
         raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
-def _new_server(service: Service, as_json: bool) -> uvicorn.Server:
+def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Server:
     import uvicorn
 
     from shortener.server.application import HttpApplication
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
+            from shortener import logs
+
+            try:
+                await super().startup(sockets)
+                _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
+            finally:
+                logs.release()
+            _log_start(open_files)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -125,10 +141,18 @@ def _stop_within(service: Service, seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)  # SIGALRM has no handler, so it ends the process
 
 
-def _raise_open_files_limit() -> None:
+def _raise_open_files_limit() -> int:
     from shortener.server.connection_limits import raise_open_files_limit
 
-    structlog.get_logger(__name__).info("open_files_limit", limit=raise_open_files_limit())
+    return raise_open_files_limit()
+
+
+def _log_start(open_files: int) -> None:
+    """Log facts about the start that an operator may need later."""
+    log = structlog.get_logger(__name__)
+    log.info("open_files_limit", limit=open_files)
+    if ignored := service_link_variables():
+        log.warning("service_links_ignored", variables=ignored, remedy="set enableServiceLinks: false in the pod")
 
 
 @contextlib.contextmanager
@@ -182,9 +206,14 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     from shortener.container import open_service
 
     logs.configure(settings)
-    _raise_open_files_limit()  # the workers inherit the limit
-    service = await open_service(settings)
-    _print_start(service, as_json)
+    logs.hold()
+    limit = _raise_open_files_limit()  # the workers inherit the limit
+    try:
+        service = await open_service(settings)
+        _print_start(service, as_json)
+    finally:
+        logs.release()
+    _log_start(limit)
     await service.close()
 
 
@@ -242,15 +271,12 @@ def _print_start(service: Service, as_json: bool) -> None:
     base_url, port, origin = service.settings.base_url, service.settings.port, service.settings.base_origin
     first = service.first_credentials
     if as_json:
-        credentials = first and {
-            "application_id": first.application_id,
-            "api_key": first.api_key,
-            "tracker_token": first.tracker_token,
-            "callback_secret": first.callback_secret,
-        }
+        credentials = first and {"application_id": first.application_id, **_printed_credentials(service, first)}
         click.echo(orjson.dumps({"base_url": base_url, "port": port, "first_start": credentials}).decode())
         return
-    if first is not None:
+    if first is not None and service.settings.initial_api_key.get_secret_value():
+        click.echo("The default application is created. Its API key is INITIAL_API_KEY; no credentials are printed.")
+    elif first is not None:
         click.echo(
             f"The default application is created. Store these credentials now; they are not shown again.\n\n"
             f"  application_id   {first.application_id}\n"
@@ -262,6 +288,12 @@ def _print_start(service: Service, as_json: bool) -> None:
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
         )
     click.echo(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
+
+
+def _printed_credentials(service: Service, first: Credentials) -> dict[str, str | None]:
+    """Return the credentials that the first start prints: none if the operator has set INITIAL_API_KEY."""
+    values = {"api_key": first.api_key, "tracker_token": first.tracker_token, "callback_secret": first.callback_secret}
+    return dict.fromkeys(values) if service.settings.initial_api_key.get_secret_value() else values
 
 
 @click.command()
@@ -277,8 +309,13 @@ async def deliver(as_json: bool) -> None:
         from shortener.container import open_service
 
         logs.configure(settings)
-        _raise_open_files_limit()
-        service = await open_service(settings)
+        logs.hold()
+        limit = _raise_open_files_limit()
+        try:
+            service = await open_service(settings)
+        except BaseException:
+            logs.release()
+            raise
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
@@ -288,6 +325,8 @@ async def deliver(as_json: bool) -> None:
         print_json({"delivering": True})
     else:
         click.echo("Delivering.")
+    logs.release()
+    _log_start(limit)
     await stop.wait()
     _stop_within(service, STOP_SECONDS)
     await service.close()

@@ -23,6 +23,7 @@ from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 LEASE_MS = 5000  # if the lease ends while its process still writes, hits may be written out of order; no hit is lost
+MAX_MOVED = 500  # the number of entries that `HitSpool.move_from` moves at a time
 MAX_DEAD_LETTERS = 100_000  # maximum number in Redis, which removes the oldest ones above it
 _FIELD, _REASON = b"h", b"r"
 _NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
@@ -128,6 +129,25 @@ class HitSpool:
         self.depth = depth
         self.oldest_at = _parse_id(first[0][0])[0] if first else None
         return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
+
+    async def move_from(self, prefix: str) -> int:
+        """Move the hits and dead letters of the spool whose keys begin with `prefix` to this one. Return their number.
+
+        No process may use either spool. Raise RedisUnavailable; a second call continues."""
+
+        async def command(client: Client) -> int:
+            moved = 0
+            for name, own in (("spool:hits", self._stream), ("spool:dead", self._dead)):
+                while entries := await client.xrange(prefix + name, count=MAX_MOVED):
+                    pipe = client.pipeline(transaction=False)
+                    for _, fields in entries:
+                        pipe.xadd(own, fields)
+                    await pipe.execute()
+                    await client.xdel(prefix + name, *(entry for entry, _ in entries))
+                    moved += len(entries)
+            return moved
+
+        return await self._redis.run(command, force=True)
 
     async def take_lease(self) -> bool:
         """Take or renew the lease on draining the spool, for LEASE_MS milliseconds.

@@ -51,12 +51,12 @@ from shortener.redis.link_cache import RedisLinkCache
 from shortener.redis.rate_limit import RateLimits
 from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
-from shortener.secret import Secret, SecretError, open_secret
+from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage.clock import SharedClock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
-from shortener.storage.installation import get_or_set
+from shortener.storage.installation import open_installation_secret
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.node_lease import NodeLease
@@ -74,9 +74,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost.
     """
     require_database(sqlite_path(settings.store_url), settings.data_dir)
-    # Open the database first: if a first start is killed at this point, it leaves no secret without a database.
     await prepare(settings.store_url)
-    secret = open_secret(settings.secret, settings.data_dir)
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
@@ -84,14 +82,11 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         opened.push_async_callback(database.close)
         if await database.read(is_unfinished):
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
-        stored_fingerprint = await database.write(get_or_set, "secret", secret.fingerprint)
-        if stored_fingerprint != secret.fingerprint:
-            raise SecretError(
-                "this database belongs to an installation with another SECRET: its links and encrypted secrets would not work"
-            )
+        # The database is open: if a first start is killed before this point, it leaves no secret without a database.
+        secret = await open_installation_secret(database, settings)
         if clock is None:
             clock = await _open_clock(database)
-        first_credentials = await _ensure_default_application(database, clock, secret)
+        first_credentials = await _ensure_default_application(database, clock, secret, settings)
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
@@ -105,11 +100,17 @@ async def _open_clock(database: Database) -> Clock:
     return clock
 
 
-async def _ensure_default_application(database: Database, clock: Clock, secret: Secret) -> Credentials | None:
+async def _ensure_default_application(
+    database: Database, clock: Clock, secret: Secret, settings: Settings
+) -> Credentials | None:
+    initial = {
+        "api_key": settings.initial_api_key.get_secret_value(),
+        "tracker_token": settings.initial_tracker_token.get_secret_value(),
+    }
     try:
-        return await database.write(ensure_default, clock(), secret)
+        return await database.write(ensure_default, clock(), secret, **initial)
     except (IntegrityError, ApiError):  # Another node has created the default application at the same time.
-        return await database.write(ensure_default, clock(), secret)
+        return await database.write(ensure_default, clock(), secret, **initial)
 
 
 async def _build_service(

@@ -42,7 +42,12 @@ def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int
 
 def key_prefix(secret: Secret) -> str:
     """Return the prefix of all Redis keys of this installation, so that several installations can share one Redis."""
-    return f"sms:{secret.fingerprint[:8]}:"
+    return key_prefix_of(secret.fingerprint)
+
+
+def key_prefix_of(fingerprint: str) -> str:
+    """Return the prefix of all Redis keys of the installation whose secret has this fingerprint."""
+    return f"sms:{fingerprint[:8]}:"
 
 
 def open_notifier(settings: Settings) -> PostgresNotifier | None:

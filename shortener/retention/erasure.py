@@ -128,6 +128,15 @@ def erase_message(connection: Connection, application_id: int | None, message_id
     return _erase(connection, ids, now)
 
 
+def count_messages(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> dict[str, int]:
+    """Return how many messages to this phone number, or with this message id, each application has, by the application's name."""
+    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
+    owners = [application_id] if application_id is not None else select(applications.c.id)
+    counted = select(applications.c.name, func.count()).join(messages, messages.c.application_id == applications.c.id)
+    counted = counted.where(selected, messages.c.application_id.in_(owners)).group_by(applications.c.name)
+    return {name: count for name, count in connection.execute(counted.order_by(applications.c.name))}
+
+
 def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
     """Return the codes of all links of messages to this phone number, or of this message.
 

@@ -1,13 +1,78 @@
-"""Values that the database stores about its installation, such as the fingerprint of the secret."""
+"""Values that the database stores about its installation, such as the fingerprint of the secret.
 
+<<<<<<< HEAD
 # Tested by tests/container/test_build.py
+=======
+An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is one, so
+that a command in the wrong folder fails instead of creating an empty installation.
+"""
+>>>>>>> ccdb7c9 (cli: backup, restore, secret adopt (in work))
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from sqlalchemy import Connection, select
 
-from shortener.storage.database import upsert
+from shortener.secret import Secret, SecretError, open_secret
+from shortener.settings import Settings
+from shortener.storage.database import Database, upsert
+from shortener.storage.migrate import check, current_version
+from shortener.storage.open import sqlite_path
 from shortener.storage.schema import installation
+
+#: The name of the value that contains the fingerprint of the secret.
+FINGERPRINT = "secret"
+
+
+class NoInstallation(Exception):
+    """Raised if there is no installation where a command searched for it. The text names the place and says what to do."""
+
+
+async def require_installation(settings: Settings) -> None:
+    """Raise NoInstallation if the configured database does not exist or is empty, SchemaMismatch if its schema is not current."""
+    file = sqlite_path(settings.store_url)
+    version = None if file is not None and not file.exists() else await current_version(settings.store_url)
+    if version is None:
+        raise NoInstallation(f"there is no installation in {place_of(settings)}. {_REMEDY}")
+    check(version)
+
+
+_REMEDY = (
+    "Set SHORTENER_DATA_DIR or SHORTENER_DATABASE_URL, or change to the folder of the service. To create a new installation, run "
+    "`shortener serve` or `shortener migrate`"
+)
+
+
+def place_of(settings: Settings) -> str:
+    """Return where the database of an installation is, for people: a folder, a file, or a PostgreSQL database without password."""
+    file = sqlite_path(settings.store_url)
+    if file is None:
+        parts = urlsplit(settings.store_url)
+        return f"the PostgreSQL database {parts.path.removeprefix('/') or 'of the user'} on {parts.netloc.rpartition('@')[2] or 'localhost'}"
+    return str(settings.data_dir.absolute()) if not settings.database_url else str(file.absolute())
+
+
+async def open_installation_secret(database: Database, settings: Settings) -> Secret:
+    """Return the secret of the installation in `database`. Only for a database without a fingerprint, create a new secret.
+
+    Raise SecretError if the secret does not exist or is not the secret of this database."""
+    stored = await database.read(get, FINGERPRINT)
+    secret = open_secret(settings.secret, settings.data_dir, create=stored is None)
+    if stored is None:
+        stored = await database.write(get_or_set, FINGERPRINT, secret.fingerprint)
+    if stored != secret.fingerprint:
+        raise SecretError(
+            "this database belongs to an installation with another SECRET, with which its stored secrets are encrypted. Set "
+            "SHORTENER_SECRET to that secret or restore its file. If it is lost, run `shortener secret adopt`: links go on working"
+        )
+    return secret
+
+
+def get(connection: Connection, name: str) -> str | None:
+    """Return the value of the installation that is stored under `name`, or None."""
+    value: str | None = connection.execute(select(installation.c.value).where(installation.c.name == name)).scalar()
+    return value
 
 
 def get_or_set(connection: Connection, name: str, value: str) -> str:

@@ -176,7 +176,7 @@ def _config() -> Config:
 async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
     with store_errors():
         if path := sqlite_path(url):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return await asyncio.to_thread(_run_on_sqlite, path, function)
         engine = async_engine(url, pool_size=1)
         try:

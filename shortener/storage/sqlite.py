@@ -63,7 +63,7 @@ class SqliteDatabase:
         """Open the SQLite file. Create the file and its folder if they do not exist.
 
         `owner`: this process serves from the file, as the only one. Raise StoreUnavailable if another process does."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
         self.node = 0 if owner else 1 + secrets.randbelow(MAX_NODES - 1)

@@ -28,8 +28,8 @@ applications = Table(
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
     # The encrypted secret that signs requests to lt_callbackurl and conversion_url. NULL: these requests are not signed.
-    Column("callback_secret", Text),
-    Column("previous_callback_secret", Text),
+    Column("callback_secret", Text, info={"encrypted": "callback secret"}),
+    Column("previous_callback_secret", Text, info={"encrypted": "previous callback secret"}),
     Column("previous_callback_secret_until", Instant),
 )
 

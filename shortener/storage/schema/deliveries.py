@@ -25,9 +25,10 @@ trackers = Table(
     Column("method", Text, nullable=False),
     Column("format", Text, nullable=False),
     Column("fields", Json),
-    Column("headers", Text),  # The HTTP headers of requests to the tracker, as encrypted JSON, because headers contain credentials.
-    Column("secret", Text),  # The encrypted secret that signs deliveries.
-    Column("previous_secret", Text),  # The encrypted previous secret that signs deliveries.
+    # The HTTP headers of requests to the tracker, as encrypted JSON, because headers contain credentials.
+    Column("headers", Text, info={"encrypted": "headers"}),
+    Column("secret", Text, info={"encrypted": "signing secret"}),  # The encrypted secret that signs deliveries.
+    Column("previous_secret", Text, info={"encrypted": "previous signing secret"}),
     Column("previous_secret_until", Instant),
     Column("success", Json, nullable=False),
     # NULL in the next four columns means the value of the setting of the installation.
@@ -48,7 +49,8 @@ trackers = Table(
     Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
-    Column("client_certificate", Text),  # A client certificate: the encrypted PEM text of a certificate chain and its key.
+    # A client certificate: the encrypted PEM text of a certificate chain and its key.
+    Column("client_certificate", Text, info={"encrypted": "client certificate"}),
     # The rate of deliveries per second (delivery/pace.py). The customer sets `max_per_second`; responses with status 429 set the
     # others.
     Column("max_per_second", Float),

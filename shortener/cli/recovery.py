@@ -1,0 +1,225 @@
+"""`shortener backup`, `restore` and `secret adopt`: copy an installation, restore it, and replace a lost secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from shortener.settings import Settings
+    from shortener.storage.secret_change import LostValue
+
+_GUIDE = "docs/guides/backup-and-restore.md"
+
+
+def _print_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done:,} of {total:,} pages\033[K", nl=False, err=True)
+        if done == total:
+            click.echo(err=True)
+
+
+def _require_sqlite(settings: Settings, command: str) -> Path:
+    from shortener.storage.open import sqlite_path
+
+    file = sqlite_path(settings.store_url)
+    if file is None:
+        raise click.ClickException(f"`shortener {command}` copies a SQLite database. For PostgreSQL use pg_dump, see {_GUIDE}")
+    return file
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+@async_command
+async def backup(file: Path, as_json: bool) -> None:
+    """Write a backup of the SQLite database and its secret to FILE. A running server continues.
+
+    The backup is one file that only you can read (mode 0600): a SQLite database with the secret inside. The command reads it again
+    and checks every page before it gives the file its name. An existing FILE is not replaced.
+    """
+    from shortener.model import utcnow
+    from shortener.secret import open_secret
+    from shortener.storage.backup import backup as write_backup
+
+    settings = load_settings()
+    database = _require_sqlite(settings, "backup")
+    async with open_store():
+        secret = open_secret(settings.secret, settings.data_dir)
+    info = write_backup(database, file, secret, utcnow(), _print_progress)
+    fields = dataclasses.asdict(info)
+
+    def print_text() -> None:
+        print_fields(fields)
+        click.echo(f"The backup is complete and verified. Keep {file} secret: it contains personal data and the master secret.")
+
+    print_result(fields, as_json, print_text)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Move an existing database and secret away first. They are renamed, not deleted.")
+@yes_option
+@json_option
+@async_command
+async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
+    """Restore the backup FILE, or a plain copy of a SQLite database, into DATA_DIR. No server may run.
+
+    The secret of the backup is written to DATA_DIR/secret, unless SECRET is set. Afterwards run `shortener verify`. If the backup
+    is of an older version, run `shortener migrate` first.
+    """
+    from shortener.secret import Secret, secret_file
+    from shortener.storage.backup import inspect
+    from shortener.storage.backup import restore as restore_backup
+    from shortener.storage.migrations import HEAD
+
+    settings = load_settings()
+    database = _require_sqlite(settings, "restore")
+    place = secret_file(settings.data_dir)
+    moved: list[str] = []
+    if replace and (database.exists() or place.exists()):
+        inspect(file)  # a file that is not usable must not cause the old database to be moved
+        await _check_that_nothing_serves(settings)
+        confirm(f"{database.absolute()} and its secret are renamed and replaced by {file}.", yes, is_required=True)
+        moved = _move_away(database, place)
+    text = settings.secret.get_secret_value()
+    info = restore_backup(file, database, place, Secret(text) if text else None, _print_progress)
+    fields = dataclasses.asdict(info) | {"database": str(database.absolute()), "moved": moved}
+
+    def print_text() -> None:
+        print_fields(fields)
+        if not text and not place.exists():
+            click.echo("The file contains no secret. Restore the secret file, or run `shortener secret adopt`.")
+        step = "shortener migrate, then shortener verify" if info.schema != HEAD else "shortener verify"
+        click.echo(f"The database is restored. Next: {step}, then shortener serve.")
+
+    print_result(fields, as_json, print_text)
+
+
+async def _check_that_nothing_serves(settings: Settings) -> None:
+    """Raise StoreUnavailable if a server uses the SQLite database."""
+    from shortener.storage.open import open_database, sqlite_path
+
+    file = sqlite_path(settings.store_url)
+    if file is not None and file.exists():
+        await (await open_database(settings.store_url, owner=True)).close()
+
+
+def _move_away(database: Path, secret: Path) -> list[str]:
+    """Rename the database with its WAL, and the secret. Return the new names."""
+    stamp = datetime.now(UTC).strftime("replaced-%Y%m%dT%H%M%SZ")
+    moved = []
+    for file in (*(database.with_name(database.name + suffix) for suffix in ("-wal", "-shm", "")), secret):
+        if file.exists():
+            base, suffix = (database, file.name.removeprefix(database.name)) if file != secret else (secret, "")
+            new = base.with_name(f"{base.name}.{stamp}{suffix}")
+            os.rename(file, new)
+            moved.append(str(new))
+    return moved
+
+
+@click.group()
+def secret() -> None:
+    """Take over an installation whose secret was lost."""
+
+
+@secret.command("adopt")
+@yes_option
+@json_option
+@async_command
+async def adopt_secret(yes: bool, as_json: bool) -> None:
+    """Make the current secret the secret of this database. Use this only if the old secret is lost.
+
+    The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links go on
+    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
+    trackers, and callback secrets. A tracker that loses a value is disabled, and its deliveries wait until you set the value again
+    and enable it. Click ids that destinations already received are no longer recognised; message ids are.
+    """
+    from shortener.redis.client import RedisUnavailable
+    from shortener.secret import open_secret
+    from shortener.storage import secret_change
+    from shortener.storage.installation import require_installation
+    from shortener.storage.open import open_database
+
+    settings = load_settings()
+    await require_installation(settings)
+    database = await open_database(settings.store_url, owner=True)  # raises StoreUnavailable while a server uses SQLite
+    try:
+        old = await database.read(secret_change.fingerprint_of)
+        new = open_secret(settings.secret, settings.data_dir, create=True)
+        if old == new.fingerprint:
+            print_result({"adopted": False, "lost": []}, as_json, lambda: click.echo("The secret already belongs to this database."))
+            return
+        lost = await database.read(secret_change.find_lost, new)
+        if not as_json:
+            _print_lost(lost)
+        confirm(
+            f"All applications get a new secret. {len(lost)} encrypted values are removed. Stop every other process first.",
+            yes,
+            is_required=True,
+        )
+        try:
+            hits = await _move_spool(settings, old, new)
+        except RedisUnavailable as error:
+            raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
+        lost = await database.write(secret_change.adopt, new)
+    finally:
+        await database.close()
+    fields = {"adopted": True, "lost": [dataclasses.asdict(value) for value in lost], "hits_moved": hits}
+
+    def print_text() -> None:
+        click.echo("The secret is adopted. Links go on working.")
+        for value in lost:
+            click.echo(f"  {_remedy(value)}")
+
+    print_result(fields, as_json, print_text)
+
+
+async def _move_spool(settings: Settings, old: str | None, new: Any) -> int:
+    """Move the hits that wait in Redis to the keys of the new secret. Return their number. Raise RedisUnavailable."""
+    if not settings.redis_url or old is None:
+        return 0
+    from shortener.clicks.hit_spool import HitSpool
+    from shortener.container.connections import key_prefix, key_prefix_of
+    from shortener.redis.client import open_redis
+
+    redis = open_redis(settings.redis_url, timeout=1.0, connections=2)
+    try:
+        spool = HitSpool(redis, key_prefix(new), limit=settings.spool_limit, now_ms=lambda: 0)
+        return await spool.move_from(key_prefix_of(old))
+    finally:
+        await redis.close()
+
+
+def _print_lost(lost: list[LostValue]) -> None:
+    if lost:
+        click.echo("These values were encrypted with the lost secret and are removed:", err=True)
+        for value in lost:
+            click.echo(f"  {value.owner} {value.id} ({value.name}): {value.value}", err=True)
+
+
+def _remedy(value: LostValue) -> str:
+    """Return what to do to replace a lost value."""
+    commands = {
+        "trackers": f"shortener trackers update {value.id} --secret ... --header ... --enable",
+        "applications": f"shortener applications rotate-callback-secret {value.id}",
+    }
+    command = commands.get(value.owner, "set it again")
+    return f"{value.owner} {value.id} ({value.name}) lost its {value.value}: {command}"

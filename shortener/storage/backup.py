@@ -1,0 +1,216 @@
+"""Backup of a SQLite database while a server uses it, and restore of such a backup.
+
+A backup is one file: a complete SQLite database, which also contains the secret of the installation and the time of the backup as
+rows of the table `installation`. It is a snapshot of one moment: the read transaction of the copy ignores later writes, and the
+server goes on. The file gets its name only when it is complete, verified and on disk. Only its owner can read it.
+
+`restore` accepts a backup, and also a plain copy of a database, such as one that Litestream restored. It removes the secret from
+the database and writes it to the secret file. Both functions block and raise `BackupError`; then no file with the target name was
+created or changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from shortener.secret import Secret, SecretError, write_secret
+from shortener.storage.installation import FINGERPRINT
+from shortener.storage.migrations import HEAD
+from shortener.storage.types import to_iso
+
+PAGES_PER_STEP = 4096  # The number of pages that are copied between two calls of `progress`.
+BUSY_TIMEOUT_SECONDS = 10.0
+#: The names of the rows of `installation` that only a backup has.
+_SECRET, _CREATED_AT = "backup_secret", "backup_created_at"
+
+#: Called with the number of copied pages and the number of all pages.
+BackupProgress = Callable[[int, int], None]
+
+
+class BackupError(Exception):
+    """Raised if a backup or a restore is not possible or not correct. The text states the reason and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupInfo:
+    """What a backup contains. `created_at` is None, and `has_secret` is false, for a plain copy of a database."""
+
+    file: str
+    bytes: int
+    schema: str
+    created_at: str | None
+    has_secret: bool
+    applications: int
+    messages: int
+    links: int
+    hits: int
+
+
+def backup(database: Path, target: Path, secret: Secret, now: datetime, progress: BackupProgress) -> BackupInfo:
+    """Write a backup of the SQLite file `database` to `target`, verify it, and return what it contains. Raise BackupError."""
+    if target.exists():
+        raise BackupError(f"{target} already exists. Choose another name, or remove the file first")
+    with _new_file(target) as temporary:
+        _copy(database, temporary, progress)
+        with _opened(temporary) as connection:
+            values = [(_SECRET, secret.text), (_CREATED_AT, to_iso(now))]
+            connection.executemany("INSERT OR REPLACE INTO installation (name, value) VALUES (?, ?)", values)
+        info = inspect(temporary)
+        with _opened(temporary) as connection:
+            if _value(connection, FINGERPRINT) not in (None, secret.fingerprint):
+                raise BackupError("the secret does not belong to this database. Set SHORTENER_SECRET to its secret")
+        _check_pages(temporary)
+        _flush(temporary)
+        _put_in_place(temporary, target)
+    return BackupInfo(**{**_fields(info), "file": str(target)})
+
+
+def restore(source: Path, database: Path, secret_file: Path, secret: Secret | None, progress: BackupProgress) -> BackupInfo:
+    """Restore the backup `source` to the SQLite file `database`, verify it, and return what it contains. Raise BackupError.
+
+    `database` must not exist. `secret` is the setting SECRET, which must then be the secret of the backup; None: the secret of
+    the backup is written to `secret_file`, unless that file already contains it."""
+    if database.exists():
+        raise BackupError(f"{database} already exists. Move it away first, or use --replace")
+    if not source.is_file():
+        raise BackupError(f"there is no file {source}")
+    info = inspect(source)
+    database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _new_file(database) as temporary:
+        _copy(source, temporary, progress)
+        with _opened(temporary) as connection:
+            stored, fingerprint = _value(connection, _SECRET), _value(connection, FINGERPRINT)
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("DELETE FROM installation WHERE name IN (?, ?)", (_SECRET, _CREATED_AT))
+        _check_pages(temporary)
+        _flush(temporary)
+        _restore_secret(stored, fingerprint, secret_file, secret)
+        _put_in_place(temporary, database)
+    return info
+
+
+def inspect(file: Path) -> BackupInfo:
+    """Return what a backup or a plain copy contains. Raise BackupError if this version cannot use the file."""
+    with _opened(file, "ro") as connection:
+        schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if schema is None or schema[0] > HEAD:
+            found = schema[0] if schema else "none"
+            raise BackupError(f"{file} has the schema {found}, which this version, of schema {HEAD}, does not know. Use a newer version")
+        counts = [connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in _COUNTED]
+        return BackupInfo(
+            str(file),
+            file.stat().st_size,
+            schema[0],
+            _value(connection, _CREATED_AT),
+            _value(connection, _SECRET) is not None,
+            *counts,
+        )
+
+
+_COUNTED = ("applications", "messages", "links", "hits")
+
+
+def _restore_secret(stored: str | None, fingerprint: str | None, secret_file: Path, setting: Secret | None) -> None:
+    """Write the secret of a backup to the secret file, or check that the existing secret is the right one. Raise BackupError."""
+    existing = setting
+    try:
+        if existing is None and secret_file.exists():
+            existing = Secret(secret_file.read_text().strip())
+        if existing is not None:
+            if fingerprint not in (None, existing.fingerprint):
+                place = "SHORTENER_SECRET" if setting is not None else str(secret_file)
+                remedy = "unset it" if setting is not None else "move the file away"
+                raise BackupError(f"{place} is not the secret of this backup. To use the secret of the backup, {remedy}")
+        elif stored is not None:
+            secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_secret(secret_file, stored)
+    except (OSError, SecretError, UnicodeDecodeError) as error:
+        raise BackupError(f"{secret_file}: {error}") from None
+
+
+def _copy(source: Path, target: Path, progress: BackupProgress) -> None:
+    """Copy the database `source` to the empty file `target`, as a snapshot. The copy has no WAL, so it is one file."""
+    with _opened(source, "ro") as reader, _opened(target) as writer:
+        # The read transaction keeps the snapshot: without it, SQLite starts the copy again after each commit of the server.
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+        def report(status: int, remaining: int, total: int) -> None:
+            progress(total - remaining, total)
+
+        reader.backup(writer, pages=PAGES_PER_STEP, progress=report)
+        reader.execute("ROLLBACK")
+        writer.execute("PRAGMA journal_mode=DELETE")
+
+
+def _check_pages(file: Path) -> None:
+    """Raise BackupError if SQLite finds a damaged page or index in the file. This reads the whole file."""
+    with _opened(file, "ro") as connection:
+        found = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+    if found != ["ok"]:
+        raise BackupError(f"the copy is damaged: {'; '.join(found)}. The file was removed; run `shortener doctor` to check the source")
+
+
+@contextlib.contextmanager
+def _opened(file: Path, mode: str = "rw") -> Iterator[sqlite3.Connection]:
+    """Open a SQLite file that exists and commit at the end. Raise BackupError for each error of SQLite."""
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS)
+        yield connection
+        connection.commit()
+    except sqlite3.Error as error:
+        reason = "is not a database of this service" if "no such table" in str(error) or "not a database" in str(error) else error
+        raise BackupError(f"{file}: {reason}") from None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _value(connection: sqlite3.Connection, name: str) -> str | None:
+    row = connection.execute("SELECT value FROM installation WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+@contextlib.contextmanager
+def _new_file(target: Path) -> Iterator[Path]:
+    """Create an empty file with mode 0600 next to `target`. At the end remove it, unless it was moved, and its journal."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield temporary
+    except OSError as error:
+        raise BackupError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Give the file its name, unless a file of this name was created in the meantime."""
+    try:
+        os.link(temporary, target)  # Unlike a rename, a hard link never replaces an existing file.
+    except FileExistsError:
+        raise BackupError(f"{target} was created by another process in the meantime. Choose another name") from None
+    except OSError:  # The file system has no hard links.
+        os.rename(temporary, target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fields(info: BackupInfo) -> dict[str, object]:
+    return {name: getattr(info, name) for name in BackupInfo.__dataclass_fields__}

@@ -1,0 +1,69 @@
+"""The adoption of a new secret by a database whose secret was lost.
+
+Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
+new secret cannot decrypt. A tracker that loses a value is disabled: its deliveries wait until an operator sets the values again and
+enables it, so no receiver gets a request without its signature or credentials. Codes of links do not depend on the secret, so links
+go on working.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Column, Connection, Table, select, update
+
+from shortener.secret import Secret, SecretError
+from shortener.storage.installation import FINGERPRINT, get, set_value
+from shortener.storage.schema import metadata
+
+#: The reason that a disabled tracker shows.
+DISABLED_REASON = "the secret of the installation was lost; set the signing secret, headers and certificate again"
+
+
+@dataclass(frozen=True, slots=True)
+class LostValue:
+    """A value that was encrypted with the lost secret. `owner` is the table and `id` the id of its row."""
+
+    owner: str
+    id: int
+    name: str
+    value: str
+
+
+def encrypted_columns() -> list[tuple[Table, Column[str]]]:
+    """Return all columns that contain encrypted values, with their tables."""
+    return [(table, column) for table in metadata.sorted_tables for column in table.columns if column.info.get("encrypted")]
+
+
+def find_lost(connection: Connection, secret: Secret) -> list[LostValue]:
+    """Return the stored values that `secret` cannot decrypt."""
+    found = []
+    for table, column in encrypted_columns():
+        label = table.c.get("name", table.c.get("host", table.c.id))
+        for row in connection.execute(select(table.c.id, label, column).where(column.is_not(None)).order_by(table.c.id)):
+            try:
+                secret.decrypt(row[2])
+            except SecretError:
+                found.append(LostValue(str(table.name), row[0], str(row[1]), column.info["encrypted"]))
+    return found
+
+
+def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
+    """Make `secret` the secret of this database. Remove and return the values that it cannot decrypt."""
+    lost = find_lost(connection, secret)
+    for table, column in encrypted_columns():
+        ids = [value.id for value in lost if value.owner == table.name and value.value == column.info["encrypted"]]
+        for id_ in ids:
+            values: dict[str, object] = {column.name: None}
+            if "disabled_reason" in table.c:
+                values |= {"enabled": False, "disabled_reason": DISABLED_REASON}
+            if "revision" in table.c:
+                values["revision"] = table.c.revision + 1
+            connection.execute(update(table).where(table.c.id == id_).values(values))
+    set_value(connection, FINGERPRINT, secret.fingerprint)
+    return lost
+
+
+def fingerprint_of(connection: Connection) -> str | None:
+    """Return the fingerprint of the secret to which this database belongs; None before the first start."""
+    return get(connection, FINGERPRINT)
