@@ -31,7 +31,7 @@ class SecretError(Exception):
 
 
 #: The reason of a SecretError if a database exists and its secret does not.
-MISSING_SECRET = (
+_MISSING = (
     "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
     "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links go on working"
 )
@@ -94,7 +94,7 @@ def open_secret(setting: SecretStr, data_dir: Path, *, create: bool = False) -> 
     try:
         if not path.exists():
             if not create:
-                raise SecretError(MISSING_SECRET)
+                raise SecretError(_MISSING)
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_secret(path, secrets.token_urlsafe(48))
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -374,8 +374,7 @@ def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]
     return sorted(
         name
         for name, value in environ.items()
-        if name.startswith(PREFIX)
-        and (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)))
+        if name.startswith(PREFIX) and (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)))
     )
 
 
@@ -460,8 +459,9 @@ def as_markdown() -> str:
         "For operators. `make config` writes this page from `shortener/settings.py`. The service reads a setting from TOML:",
         "the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or `config/shortener.toml`",
         "if it exists. The environment variable `SHORTENER_<NAME>`, or the content of the file that `SHORTENER_<NAME>_FILE` names",
-        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting. Variables",
-        "that Kubernetes makes for a Service called `shortener` are ignored; `enableServiceLinks: false` in the pod removes them.",
+        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting.",
+        "Variables that Kubernetes makes for a Service called `shortener` are ignored. `enableServiceLinks: false` in the pod",
+        "removes them.",
         "",
         "| setting | default | meaning |",
         "|---|---|---|",

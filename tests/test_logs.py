@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import orjson
 import pytest
 import structlog
 
@@ -70,6 +71,17 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     logged = capsys.readouterr().err
     assert "hit_not_recordable" in logged
     assert ADDRESS not in logged
+
+
+def test_held_log_lines_are_written_in_order_when_they_are_released(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Settings())
+    logs.hold()
+    structlog.get_logger().warning("first")
+    logging.getLogger("uvicorn.error").warning("second")
+    assert capsys.readouterr().err == ""
+    logs.release()
+    structlog.get_logger().warning("third")
+    assert [orjson.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["first", "second", "third"]
 
 
 def test_a_request_that_a_server_stop_cancels_is_logged_as_one_warning_without_a_traceback(

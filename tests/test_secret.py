@@ -9,18 +9,18 @@ from shortener.secret import Secret, SecretError, open_secret
 
 
 def test_the_first_start_creates_a_secret_that_only_its_owner_can_read(tmp_path: Path) -> None:
-    first = open_secret(SecretStr(""), tmp_path / "data")
+    first = open_secret(SecretStr(""), tmp_path / "data", create=True)
     path = tmp_path / "data" / "secret"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert open_secret(SecretStr(""), tmp_path / "data").key("x") == first.key("x")
-    assert open_secret(SecretStr(""), tmp_path / "other").key("x") != first.key("x")
+    assert open_secret(SecretStr(""), tmp_path / "data", create=True).key("x") == first.key("x")
+    assert open_secret(SecretStr(""), tmp_path / "other", create=True).key("x") != first.key("x")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "secret", "change-me", "a" * 64, "abcabcabc" * 8])
 def test_an_empty_or_weak_secret_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "secret").write_text(text)
     with pytest.raises(SecretError, match=r"empty or too weak"):
-        open_secret(SecretStr(""), tmp_path)
+        open_secret(SecretStr(""), tmp_path, create=True)
     if text.strip():
         with pytest.raises(SecretError):
             open_secret(SecretStr(text), tmp_path)
@@ -35,10 +35,10 @@ def test_each_purpose_has_its_own_key_and_encrypted_values_are_decrypted() -> No
 
 
 def test_a_secret_file_that_others_can_write_is_rejected(tmp_path: Path) -> None:
-    open_secret(SecretStr(""), tmp_path)
+    open_secret(SecretStr(""), tmp_path, create=True)
     (tmp_path / "secret").chmod(0o620)
     with pytest.raises(SecretError, match="chmod 600"):
-        open_secret(SecretStr(""), tmp_path)
+        open_secret(SecretStr(""), tmp_path, create=True)
 
 
 def test_a_start_that_is_interrupted_while_it_writes_leaves_no_secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +48,13 @@ def test_a_start_that_is_interrupted_while_it_writes_leaves_no_secret_file(tmp_p
     with monkeypatch.context() as patched:
         patched.setattr("shortener.secret.os.fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            open_secret(SecretStr(""), tmp_path)
+            open_secret(SecretStr(""), tmp_path, create=True)
     assert list(tmp_path.iterdir()) == []
-    assert open_secret(SecretStr(""), tmp_path).code_salt
+    assert open_secret(SecretStr(""), tmp_path, create=True).code_salt
 
 
 def test_two_first_starts_at_once_use_the_same_secret(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: open_secret(SecretStr(""), tmp_path).fingerprint, range(32)))
+        found = set(pool.map(lambda _: open_secret(SecretStr(""), tmp_path, create=True).fingerprint, range(32)))
     assert len(found) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]

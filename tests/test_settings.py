@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shortener.settings import Settings, SettingsError, as_markdown, as_toml, load
+from shortener.settings import Settings, SettingsError, as_markdown, as_toml, load, service_link_variables
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,6 +93,55 @@ def test_an_unknown_environment_variable_is_rejected_and_the_nearest_setting_is_
 
 def test_environment_variables_without_the_prefix_shortener_are_ignored() -> None:
     assert load({"PATH": "/bin", "SHORTENERX": "1"}) == Settings()
+
+
+def test_variables_that_kubernetes_makes_for_a_service_called_shortener_are_ignored_and_can_be_listed() -> None:
+    links = {
+        "SHORTENER_PORT": "tcp://10.3.0.1:80",
+        "SHORTENER_PORT_80_TCP": "tcp://10.3.0.1:80",
+        "SHORTENER_PORT_80_TCP_ADDR": "10.3.0.1",
+        "SHORTENER_PORT_80_TCP_PORT": "80",
+        "SHORTENER_PORT_80_TCP_PROTO": "tcp",
+        "SHORTENER_SERVICE_HOST": "10.3.0.1",
+        "SHORTENER_SERVICE_PORT": "80",
+        "SHORTENER_SERVICE_PORT_HTTP": "80",
+        "SHORTENER_WEB_SERVICE_HOST": "10.3.0.1",
+        "SHORTENER_WEB_PORT": "tcp://10.3.0.1:80",
+    }
+    assert load(links | {"SHORTENER_BATCH_LIMIT": "7"}) == Settings(batch_limit=7)
+    assert service_link_variables(links | {"SHORTENER_HOST": "0.0.0.0", "OTHER_PORT": "tcp://x:1"}) == sorted(links)
+    assert load({"SHORTENER_PORT": "9000"}).port == 9000
+    with pytest.raises(SettingsError, match="SHORTENER_SERVICE_HSOT"):
+        load({"SHORTENER_SERVICE_HSOT": "10.3.0.1"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_refused"),
+    [
+        ({}, False),
+        ({"HOST": "0.0.0.0"}, True),
+        ({"HOST": "::", "PORT": "9000"}, True),
+        ({"HOST": "192.0.2.7"}, True),
+        ({"TRUSTED_PROXIES": "127.0.0.1"}, True),
+        ({"HOST": "localhost"}, False),
+        ({"HOST": "::1"}, False),
+        ({"HOST": "127.0.0.2"}, False),
+        ({"HOST": "0.0.0.0", "BASE_URL": "https://go.example"}, False),
+        ({"HOST": "0.0.0.0", "BASE_URL": "http://localhost:8000"}, False),
+    ],
+)
+def test_links_to_this_machine_are_refused_if_other_machines_can_reach_the_service(
+    variables: dict[str, str], is_refused: bool
+) -> None:
+    problem = load({f"SHORTENER_{name}": value for name, value in variables.items()}).unreachable_links
+    assert (problem is not None) is is_refused
+    assert problem is None or "Set SHORTENER_BASE_URL" in problem
+
+
+@pytest.mark.parametrize("value", ["short", "a" * 40, "0123456789abcdefghijklmnop qrstuv", "0123456789abcdefghijklmnopqrstuvä"])
+def test_an_initial_api_key_must_be_random_and_usable_in_a_header(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"initial_api_key: (is too weak|must contain only ASCII)"):
+        load({"SHORTENER_INITIAL_API_KEY": value})
 
 
 def test_the_text_form_of_the_settings_contains_no_secret() -> None:

@@ -131,12 +131,16 @@ async def copy(source: str, target: str, as_json: bool) -> None:
 async def doctor(as_json: bool) -> None:
     """Check the settings, the secret and the database, and report problems. The exit code is 1 if there is an error."""
     from shortener.errors import StoreUnavailable
-    from shortener.secret import SecretError, open_secret
+    from shortener.secret import SecretError, open_secret, secret_file
+    from shortener.storage.installation import require_installation
     from shortener.storage.integrity import DatabaseLost, find_damage, require_database
     from shortener.storage.migrate import SchemaMismatch, check, current_version
     from shortener.storage.open import open_database, sqlite_path
 
     settings = load_settings()
+    database_file = sqlite_path(settings.store_url)
+    if database_file is not None and not database_file.exists() and not secret_file(settings.data_dir).exists():
+        await require_installation(settings)
     findings: list[dict[str, Any]] = []
 
     def report(name: str, level: str, text: str) -> None:

@@ -153,7 +153,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     and enable it. Click ids that destinations already received are no longer recognised; message ids are.
     """
     from shortener.redis.client import RedisUnavailable
-    from shortener.secret import open_secret
+    from shortener.secret import open_secret, secret_file
     from shortener.storage import secret_change
     from shortener.storage.installation import require_installation
     from shortener.storage.open import open_database
@@ -161,11 +161,16 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     settings = load_settings()
     await require_installation(settings)
     database = await open_database(settings.store_url, owner=True)  # raises StoreUnavailable while a server uses SQLite
+    place = secret_file(settings.data_dir)
+    is_new = not settings.secret.get_secret_value() and not place.exists()
+    is_adopted = False
     try:
         old = await database.read(secret_change.fingerprint_of)
         new = open_secret(settings.secret, settings.data_dir, create=True)
         if old == new.fingerprint:
-            print_result({"adopted": False, "lost": []}, as_json, lambda: click.echo("The secret already belongs to this database."))
+            print_result(
+                {"adopted": False, "lost": []}, as_json, lambda: click.echo("The secret already belongs to this database.")
+            )
             return
         lost = await database.read(secret_change.find_lost, new)
         if not as_json:
@@ -180,7 +185,10 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
         except RedisUnavailable as error:
             raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
         lost = await database.write(secret_change.adopt, new)
+        is_adopted = True
     finally:
+        if is_new and not is_adopted:
+            place.unlink(missing_ok=True)
         await database.close()
     fields = {"adopted": True, "lost": [dataclasses.asdict(value) for value in lost], "hits_moved": hits}
 

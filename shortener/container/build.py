@@ -100,9 +100,7 @@ async def _open_clock(database: Database) -> Clock:
     return clock
 
 
-async def _ensure_default_application(
-    database: Database, clock: Clock, secret: Secret, settings: Settings
-) -> Credentials | None:
+async def _ensure_default_application(database: Database, clock: Clock, secret: Secret, settings: Settings) -> Credentials | None:
     initial = {
         "api_key": settings.initial_api_key.get_secret_value(),
         "tracker_token": settings.initial_tracker_token.get_secret_value(),

@@ -134,7 +134,7 @@ def count_messages(connection: Connection, application_id: int | None, *, phone:
     owners = [application_id] if application_id is not None else select(applications.c.id)
     counted = select(applications.c.name, func.count()).join(messages, messages.c.application_id == applications.c.id)
     counted = counted.where(selected, messages.c.application_id.in_(owners)).group_by(applications.c.name)
-    return {name: count for name, count in connection.execute(counted.order_by(applications.c.name))}
+    return {row[0]: row[1] for row in connection.execute(counted.order_by(applications.c.name))}
 
 
 def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:

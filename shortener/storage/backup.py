@@ -12,6 +12,7 @@ created or changed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import sqlite3
@@ -69,7 +70,7 @@ def backup(database: Path, target: Path, secret: Secret, now: datetime, progress
         _check_pages(temporary)
         _flush(temporary)
         _put_in_place(temporary, target)
-    return BackupInfo(**{**_fields(info), "file": str(target)})
+    return dataclasses.replace(info, file=str(target))
 
 
 def restore(source: Path, database: Path, secret_file: Path, secret: Secret | None, progress: BackupProgress) -> BackupInfo:
@@ -102,7 +103,9 @@ def inspect(file: Path) -> BackupInfo:
         schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         if schema is None or schema[0] > HEAD:
             found = schema[0] if schema else "none"
-            raise BackupError(f"{file} has the schema {found}, which this version, of schema {HEAD}, does not know. Use a newer version")
+            raise BackupError(
+                f"{file} has the schema {found}, which this version, of schema {HEAD}, does not know. Use a newer version"
+            )
         counts = [connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in _COUNTED]
         return BackupInfo(
             str(file),
@@ -155,7 +158,9 @@ def _check_pages(file: Path) -> None:
     with _opened(file, "ro") as connection:
         found = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
     if found != ["ok"]:
-        raise BackupError(f"the copy is damaged: {'; '.join(found)}. The file was removed; run `shortener doctor` to check the source")
+        raise BackupError(
+            f"the copy is damaged: {'; '.join(found)}. The file was removed; run `shortener doctor` to check the source"
+        )
 
 
 @contextlib.contextmanager
@@ -210,7 +215,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _fields(info: BackupInfo) -> dict[str, object]:
-    return {name: getattr(info, name) for name in BackupInfo.__dataclass_fields__}

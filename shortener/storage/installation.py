@@ -1,12 +1,8 @@
 """Values that the database stores about its installation, such as the fingerprint of the secret.
 
-<<<<<<< HEAD
-# Tested by tests/container/test_build.py
-=======
 An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is one, so
 that a command in the wrong folder fails instead of creating an empty installation.
 """
->>>>>>> ccdb7c9 (cli: backup, restore, secret adopt (in work))
 
 from __future__ import annotations
 
@@ -49,7 +45,8 @@ def place_of(settings: Settings) -> str:
     file = sqlite_path(settings.store_url)
     if file is None:
         parts = urlsplit(settings.store_url)
-        return f"the PostgreSQL database {parts.path.removeprefix('/') or 'of the user'} on {parts.netloc.rpartition('@')[2] or 'localhost'}"
+        name = parts.path.removeprefix("/") or "of the user"
+        return f"the PostgreSQL database {name} on {parts.netloc.rpartition('@')[2] or 'localhost'}"
     return str(settings.data_dir.absolute()) if not settings.database_url else str(file.absolute())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ def environment_of(folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a command on the installation in `folder`, without the settings of the test run."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     return environment | {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"} | more
+
+
+def create_installation(folder: Path, sqlite_template: Path) -> None:
+    """Create an installation without applications in `folder`, from the fixture `sqlite_template`."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    shutil.copyfile(sqlite_template, folder / "shortener.db")
 
 
 class InProcessShell:

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, insert, select
 
 from shortener.model import State, Topic
 from shortener.storage import schema
-from tests.cli.shell import InProcessShell
+from tests.cli.shell import InProcessShell, create_installation
 from tests.rows import Rows, messages_now
 
 PHONE = (
@@ -18,7 +18,8 @@ PHONE = (
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> InProcessShell:
+def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
+    create_installation(tmp_path / "data", sqlite_template)
     return InProcessShell(tmp_path / "data")
 
 

@@ -17,14 +17,22 @@ import pytest
 from click.testing import CliRunner
 
 from tests.acceptance.process import Server
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, create_installation
 
 pytestmark = pytest.mark.acceptance
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
+def empty(tmp_path: Path) -> Shell:
+    """Commands in a folder without an installation."""
     return Shell(tmp_path / "data")
+
+
+@pytest.fixture
+def shell(empty: Shell, sqlite_template: Path) -> Shell:
+    """Commands on an installation without applications."""
+    create_installation(empty.folder, sqlite_template)
+    return empty
 
 
 def test_the_help_text_lists_every_command(shell: Shell) -> None:
@@ -83,9 +91,11 @@ def test_keys_are_created_and_revoked_and_tokens_are_rotated(shell: Shell) -> No
     assert "not a duration" in shell("tokens", "rotate", number, "--overlap", "soon", code=2).stderr
 
 
-def test_migrate_creates_the_schema_and_doctor_reports_problems(shell: Shell) -> None:
+def test_migrate_creates_the_schema_and_doctor_reports_problems(empty: Shell) -> None:
+    shell = empty
     assert shell.json("migrate")["from"] is None
     assert "nothing to do" in shell("migrate").stdout
+    shell("applications", "create", "Brand")
     checks = {one["check"]: one["level"] for one in shell.json("doctor")}
     assert (checks["secret"], checks["schema"]) == ("ok", "ok")
     secret = shell.folder / "secret"
@@ -190,7 +200,7 @@ def test_no_failing_command_prints_a_traceback(shell: Shell, words: tuple[str, .
 
 
 def test_a_secret_file_that_is_not_text_is_reported_in_one_line(shell: Shell) -> None:
-    shell.folder.mkdir()
+
     (shell.folder / "secret").write_bytes(b"\xff\xfe\x00" * 20)
     (shell.folder / "secret").chmod(0o600)
     for words in (("serve", "--port", "0"), ("doctor",), ("messages", "show", "m-1")):

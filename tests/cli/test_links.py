@@ -8,12 +8,13 @@ import httpx
 import pytest
 
 from tests.acceptance.process import PHONE, Server
-from tests.cli.shell import InProcessShell
+from tests.cli.shell import InProcessShell, create_installation
 from tests.servers import SOON_SECONDS
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> InProcessShell:
+def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
+    create_installation(tmp_path / "data", sqlite_template)
     return InProcessShell(tmp_path / "data")
 
 

@@ -61,6 +61,44 @@ def test_if_the_port_is_in_use_serve_prints_one_line_exits_with_1_and_creates_no
         assert "already in use" in shell("listen", "--port", port, code=1).stderr
 
 
+def test_serve_refuses_to_make_links_to_this_machine_if_other_machines_can_reach_it(shell: Shell) -> None:
+    result = shell("serve", "--host", "0.0.0.0", "--port", "0", code=1)
+    assert "Set SHORTENER_BASE_URL" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not shell.folder.exists()
+
+
+def test_the_greeting_comes_before_the_first_log_line_and_initial_credentials_are_not_printed(tmp_path: Path) -> None:
+    key, token = "initial-key-0123456789-abcdefghijkl", "initial-token-0123456789-abcdefghijkl"
+    (tmp_path / "key").write_text(key + "\n")
+    shell = Shell(
+        tmp_path / "data",
+        SHORTENER_INITIAL_API_KEY_FILE=str(tmp_path / "key"),
+        SHORTENER_INITIAL_TRACKER_TOKEN=token,
+        SHORTENER_SERVICE_HOST="10.0.0.1",  # as Kubernetes sets it for a Service called shortener
+    )
+    command = [sys.executable, "-m", "shortener", "serve", "--port", "0"]
+    server = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert server.stdout is not None
+        lines = [server.stdout.readline() for _ in range(4)]
+        assert lines[0] == "The default application is created. Its API key is INITIAL_API_KEY; no credentials are printed.\n"
+        assert lines[1].startswith("Serving on http://127.0.0.1:")
+        assert orjson.loads(lines[2])["event"] == "open_files_limit"
+        assert orjson.loads(lines[3])["variables"] == ["SHORTENER_SERVICE_HOST"]
+        assert not any(secret in "".join(lines) for secret in (key, token, "whsec_"))
+        base = lines[1].rpartition(" ")[2].strip()
+        with httpx.Client(base_url=base, timeout=PATIENCE, trust_env=False) as client:
+            assert client.get("/api/v1/application", headers={"X-API-Key": key}).status_code == 200
+            report = client.get("/api/v1/track?message_id=none&action=sale", headers={"X-Api-Token": token})
+            assert report.json()["error_code"] == "MESSAGE_NOT_FOUND"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+        if server.stdout is not None:
+            server.stdout.close()
+
+
 def test_if_the_address_belongs_to_another_machine_serve_prints_one_line_and_exits_with_1(shell: Shell) -> None:
     result = shell("serve", "--host", "192.0.2.1", "--port", "0", code=1)
     assert result.stderr.startswith("Error: cannot listen on 192.0.2.1")

@@ -112,7 +112,7 @@ async def test_a_first_start_that_was_killed_before_the_secret_was_created_can_b
 
     settings = Settings(data_dir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("shortener.container.build.open_secret", die)
+        patch.setattr("shortener.container.build.open_installation_secret", die)
         with pytest.raises(asyncio.CancelledError):
             await open_service(settings)
     await (await open_service(settings)).close(grace=1)

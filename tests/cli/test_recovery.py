@@ -1,0 +1,146 @@
+"""`shortener backup`, `restore` and `secret adopt`, and commands in a folder without an installation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.process import PHONE, Server
+from tests.cli.shell import InProcessShell, Shell, create_installation
+from tests.servers import PATIENCE
+
+
+@pytest.fixture
+def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
+    """Commands on an installation with one application."""
+    create_installation(tmp_path / "data", sqlite_template)
+    shell = InProcessShell(tmp_path / "data")
+    shell("applications", "create", "Brand")
+    return shell
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("applications", "list"),
+        ("applications", "create", "Brand"),
+        ("keys", "create", "1"),
+        ("verify",),
+        ("purge",),
+        ("stats",),
+        ("messages", "erase", "--phone", "+14085550100", "--yes"),
+        ("links", "show", "abc"),
+        ("clicks", "list"),
+        ("backup", "file"),
+        ("secret", "adopt", "--yes"),
+        ("doctor",),
+    ],
+    ids=" ".join,
+)
+def test_a_command_outside_an_installation_fails_names_the_folder_and_creates_nothing(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    result = InProcessShell(tmp_path / "data")(*words, code=1)
+    assert str(tmp_path / "data") in result.stderr + result.stdout
+    assert "there is no installation in" in result.stderr + result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secret_adopt_needs_a_confirmation_and_leaves_no_secret_behind_without_it(shell: InProcessShell) -> None:
+    secret = shell.folder / "secret"
+    assert shell.json("secret", "adopt") == {"adopted": False, "lost": []}
+    secret.unlink()
+    assert "add --yes" in shell("secret", "adopt", code=1).stderr
+    assert not secret.exists()
+    adopted = shell.json("secret", "adopt", "--yes")
+    assert [value["value"] for value in adopted["lost"]] == ["callback secret"]
+    assert "already belongs" in shell("secret", "adopt").stdout
+    assert shell.json("applications", "rotate-callback-secret", "1")["callback_secret"].startswith("whsec_")
+
+
+def test_backup_of_a_postgresql_database_names_the_right_tool(shell: InProcessShell, tmp_path: Path) -> None:
+    other = InProcessShell(shell.folder, SHORTENER_DATABASE_URL="postgresql://localhost/x")
+    for command in ("backup", "restore"):
+        assert "use pg_dump" in other(command, str(tmp_path / "file"), code=1).stderr
+
+
+def test_restore_replaces_an_installation_only_with_a_confirmation_and_keeps_the_old_files(
+    shell: InProcessShell, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "backup")
+    assert shell.json("backup", file)["applications"] == 1
+    assert "already exists" in shell("backup", file, code=1).stderr
+    shell("applications", "create", "Later")
+    assert "--replace" in shell("restore", file, code=1).stderr
+    assert "add --yes" in shell("restore", file, "--replace", code=1).stderr
+    assert len(shell.json("applications", "list")) == 2
+    restored = shell.json("restore", file, "--replace", "--yes")
+    assert len(restored["moved"]) == 2
+    assert all(Path(name).is_file() for name in restored["moved"])
+    assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
+    assert shell.json("verify")["drift"] == []
+
+
+def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(server: Server, tmp_path: Path) -> None:
+    shell = Shell(server.folder / "data")
+    with server.api() as client:
+        tracker = {
+            "name": "t",
+            "url": "http://127.0.0.1:9/",
+            "events": ["state"],
+            "format": "scg",
+            "secret": "whsec_" + "QUJD" * 11,
+        }
+        assert client.post("/api/v1/trackers", json=tracker).status_code == 201
+        body = {"to": "+14085550100", "body": '#track("https://x.example/")'}
+        code = client.post("/api/v1/rewrite", json=body).json()["messages"][0]["links"][0]["code"]
+    shell("backup", str(tmp_path / "backup"))
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o600
+    assert "another process serves" in shell("restore", str(tmp_path / "backup"), "--replace", "--yes", code=1).stderr
+    assert "another process serves" in shell("secret", "adopt", "--yes", code=1).stderr
+    server.kill()
+    (server.folder / "data").rename(server.folder / "lost")
+
+    shell("restore", str(tmp_path / "backup"))
+    assert shell.json("verify")["drift"] == []
+    server.start()
+    with server.client(**{"User-Agent": PHONE}) as client:
+        assert client.get(f"/{code}").status_code == 302
+    assert server.stop() == 0
+
+    (server.folder / "data" / "secret").unlink()
+    assert "secret adopt" in shell("serve", "--port", "0", code=1).stderr
+    assert not (server.folder / "data" / "secret").exists()
+    adopted = shell.json("secret", "adopt", "--yes")
+    assert ("trackers", "signing secret") in {(value["owner"], value["value"]) for value in adopted["lost"]}
+    server.start()
+    with server.client(**{"User-Agent": PHONE}) as client:
+        assert client.get(f"/{code}").status_code == 302
+    with server.api() as client:
+        (tracker,) = client.get("/api/v1/trackers").json()["trackers"]
+        assert tracker["enabled"] is False
+        changed = client.patch(
+            f"/api/v1/trackers/{tracker['tracker_id']}", json={"enabled": True, "secret": "whsec_" + "QUJE" * 11}
+        )
+        assert changed.status_code == 200, changed.text
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")], ids=" ".join)
+def test_the_folder_and_the_files_are_private_whichever_command_creates_them(tmp_path: Path, words: tuple[str, ...]) -> None:
+    shell = Shell(tmp_path / "data")
+    command = [sys.executable, "-m", "shortener", *words, "--json"]
+    process = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, umask=0o022)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    if words[0] == "serve":
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    process.stdout.close()
+    assert stat.S_IMODE(shell.folder.stat().st_mode) == 0o700
+    assert {name for name in os.listdir(shell.folder) if stat.S_IMODE((shell.folder / name).stat().st_mode) != 0o600} == set()

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from shortener.container import open_service
+from shortener.secret import Secret, open_secret, secret_file
+from shortener.settings import Settings
+from shortener.storage.backup import BackupError, backup, inspect, restore
+from shortener.storage.installation import FINGERPRINT
+from tests.clicks.helpers import create_codes
+from tests.conftest import client_of
+
+NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+OTHER = Secret("0123456789abcdefghijklmnopqrstuv")
+
+
+def ignore(done: int, total: int) -> None:
+    """Ignore the progress of a copy."""
+
+
+def query(file: Path, statement: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> Path:
+    """The folder of an installation with one link, which no server uses."""
+    service = await open_service(Settings(data_dir=tmp_path / "data"))
+    service.recorder.start()
+    await create_codes(service)
+    await service.close(grace=1)
+    return tmp_path / "data"
+
+
+def installation_secret(folder: Path) -> Secret:
+    return open_secret(Settings(data_dir=folder).secret, folder)
+
+
+async def test_a_backup_of_a_running_service_is_one_private_file_and_a_restored_copy_serves_its_links(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    service = await open_service(settings)
+    service.recorder.start()
+    (code,) = await create_codes(service)
+    database = tmp_path / "data" / "shortener.db"
+    assert database.with_name("shortener.db-wal").stat().st_size > 0, "the last commits are only in the WAL"
+    file = tmp_path / "backup"
+    info = backup(database, file, service.secret, NOW, ignore)
+    assert (info.applications, info.messages, info.links, info.has_secret) == (1, 1, 1, True)
+    assert info.created_at == "2026-11-28T12:00:00Z"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    await create_codes(service)  # The service still writes after the backup.
+    await service.close(grace=1)
+
+    restored = tmp_path / "restored"
+    restore(file, restored / "shortener.db", restored / "secret", None, ignore)
+    assert sorted(path.name for path in restored.iterdir()) == ["secret", "shortener.db"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in restored.iterdir()} == {0o600}
+    assert (restored / "secret").read_bytes() == (tmp_path / "data" / "secret").read_bytes()
+    assert b"backup_secret" not in (restored / "shortener.db").read_bytes()
+    assert service.secret.text.encode() not in (restored / "shortener.db").read_bytes()
+    again = await open_service(Settings(data_dir=restored))
+    again.recorder.start()
+    async with client_of(again) as client:
+        assert (await client.get(f"/{code}")).status_code == 302
+    await again.close(grace=1)
+
+
+def test_a_backup_is_a_consistent_snapshot_while_another_connection_writes_all_the_time(folder: Path, tmp_path: Path) -> None:
+    """Each transaction of the writer inserts two rows, so a snapshot has an even number of them."""
+    database, stop = folder / "shortener.db", threading.Event()
+
+    def write() -> None:
+        with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+            number = 0
+            while not stop.is_set():
+                with connection:
+                    for _ in range(2):
+                        number += 1
+                        connection.execute("INSERT INTO installation VALUES (?, ?)", (f"row{number}", "x" * 4000))
+
+    steps: list[int] = []
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for attempt in range(5):
+            file = tmp_path / f"backup{attempt}"
+            backup(database, file, installation_secret(folder), NOW, lambda done, total: steps.append(done))
+            ((rows,),) = query(file, "SELECT count(*) FROM installation WHERE name LIKE 'row%'")
+            assert isinstance(rows, int)
+            assert rows % 2 == 0
+    finally:
+        stop.set()
+        writer.join()
+    assert len(steps) >= 5
+
+
+def test_a_backup_never_replaces_a_file_and_a_failed_backup_leaves_no_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, secret = folder / "shortener.db", installation_secret(folder)
+    (tmp_path / "old").write_text("precious")
+    with pytest.raises(BackupError, match="already exists"):
+        backup(database, tmp_path / "old", secret, NOW, ignore)
+    assert (tmp_path / "old").read_text() == "precious"
+    with pytest.raises(BackupError, match="cannot write"):
+        backup(database, tmp_path / "no folder" / "new", secret, NOW, ignore)
+    with pytest.raises(BackupError, match="does not belong to this database"):
+        backup(database, tmp_path / "new", OTHER, NOW, ignore)
+
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shortener.storage.backup._flush", fail)
+    with pytest.raises(BackupError, match="No space left"):
+        backup(database, tmp_path / "new", secret, NOW, ignore)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "old"]
+
+
+def test_a_damaged_database_is_detected_and_no_backup_is_written(folder: Path, tmp_path: Path) -> None:
+    database = folder / "shortener.db"
+    query(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    ((page_size,),) = query(database, "PRAGMA page_size")
+    ((root,),) = query(database, "SELECT rootpage FROM sqlite_master WHERE name = 'events'")
+    assert isinstance(page_size, int)
+    assert isinstance(root, int)
+    with database.open("r+b") as file:
+        file.seek((root - 1) * page_size)
+        file.write(os.urandom(page_size))
+    with pytest.raises(BackupError):
+        backup(database, tmp_path / "new", installation_secret(folder), NOW, ignore)
+    assert not (tmp_path / "new").exists()
+
+
+def test_restore_rejects_an_existing_database_other_files_and_backups_of_newer_versions(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "backup"
+    backup(folder / "shortener.db", file, installation_secret(folder), NOW, ignore)
+    target = tmp_path / "new" / "shortener.db"
+    with pytest.raises(BackupError, match="already exists"):
+        restore(file, folder / "shortener.db", secret_file(folder), None, ignore)
+    (tmp_path / "text").write_text("no database " * 1000)
+    query(tmp_path / "empty", "CREATE TABLE other (x)")
+    for name in ("text", "empty"):
+        with pytest.raises(BackupError, match="is not a database of this service"):
+            restore(tmp_path / name, target, target.with_name("secret"), None, ignore)
+    with pytest.raises(BackupError, match="there is no file"):
+        restore(tmp_path / "missing", target, target.with_name("secret"), None, ignore)
+    query(file, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(BackupError, match="Use a newer version"):
+        restore(file, target, target.with_name("secret"), None, ignore)
+    assert not target.exists()
+    assert not target.with_name("secret").exists()
+
+
+def test_restore_rejects_another_secret_and_accepts_the_right_one(folder: Path, tmp_path: Path) -> None:
+    file, secret = tmp_path / "backup", installation_secret(folder)
+    backup(folder / "shortener.db", file, secret, NOW, ignore)
+    one, two = tmp_path / "one", tmp_path / "two"
+    with pytest.raises(BackupError, match="SHORTENER_SECRET is not the secret of this backup"):
+        restore(file, one / "shortener.db", one / "secret", OTHER, ignore)
+    assert not (one / "shortener.db").exists()
+    restore(file, one / "shortener.db", one / "secret", secret, ignore)
+    assert not (one / "secret").exists(), "the setting SECRET contains it"
+    two.mkdir()
+    (two / "secret").write_text(OTHER.text)
+    with pytest.raises(BackupError, match="move the file away"):
+        restore(file, two / "shortener.db", two / "secret", None, ignore)
+    (two / "secret").write_text(secret.text)
+    restore(file, two / "shortener.db", two / "secret", None, ignore)
+
+
+def test_a_plain_copy_of_a_database_can_be_restored_without_a_secret(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    query(folder / "shortener.db", f"VACUUM INTO '{copy}'")
+    assert not inspect(copy).has_secret
+    new = tmp_path / "new"
+    info = restore(copy, new / "shortener.db", new / "secret", None, ignore)
+    assert (info.links, info.created_at) == (1, None)
+    assert not (new / "secret").exists()
+    ((name,),) = query(new / "shortener.db", f"SELECT name FROM installation WHERE name = '{FINGERPRINT}'")
+    assert name == FINGERPRINT

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from shortener.container import open_service
+from shortener.secret import SecretError
+from shortener.settings import Settings
+from shortener.storage.installation import NoInstallation, open_installation_secret, place_of, require_installation
+from shortener.storage.open import open_database
+from tests.conftest import new_postgresql_database
+
+OTHER = SecretStr("0123456789abcdefghijklmnopqrstuv")
+
+
+async def test_a_folder_without_a_database_is_no_installation_and_nothing_is_created(tmp_path: Path) -> None:
+    with pytest.raises(NoInstallation, match=str(tmp_path / "data")):
+        await require_installation(Settings(data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+async def test_an_empty_postgresql_database_is_no_installation(postgresql: str, tmp_path: Path) -> None:
+    url = await new_postgresql_database(postgresql, None)
+    with pytest.raises(NoInstallation, match="there is no installation in the PostgreSQL database test_"):
+        await require_installation(Settings(data_dir=tmp_path, database_url=url))
+
+
+def test_the_place_of_an_installation_contains_no_password() -> None:
+    assert place_of(Settings(database_url="postgresql://me:hunter2@db/x")) == "the PostgreSQL database x on db"
+
+
+async def test_a_start_without_the_secret_of_an_existing_database_creates_no_secret(store_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=store_url)
+    await (await open_service(settings)).close(grace=1)
+    (tmp_path / "secret").unlink()
+    with pytest.raises(SecretError, match="secret adopt"):
+        await open_service(settings)
+    assert not (tmp_path / "secret").exists()
+    with pytest.raises(SecretError, match=r"another SECRET.*secret adopt"):
+        await open_service(settings.model_copy(update={"secret": OTHER}))
+
+
+async def test_the_first_secret_of_a_database_is_stored_with_its_fingerprint(store_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=store_url)
+    database = await open_database(store_url, owner=False)
+    try:
+        first = await open_installation_secret(database, settings)
+        assert (tmp_path / "secret").read_text().strip() == first.text
+        assert (await open_installation_secret(database, settings)).fingerprint == first.fingerprint
+    finally:
+        await database.close()
