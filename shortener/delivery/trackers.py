@@ -8,9 +8,7 @@ and the client certificate are removed, so that they do not reach another receiv
 If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, its pending deliveries become dead with
 this reason and stay listed.
 
-The application's `conversion_url` and `conversion_fields` (23 Telecom) are stored as a tracker with the role `conversion_url`.
-
-The functions raise ApiError with INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND or
+The methods raise ApiError with INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND or
 CONFLICT.
 """
 
@@ -20,12 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
-from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, select
 
-from shortener.accounts.directory import increment_version
+from shortener.delivery import conversion_url
 from shortener.delivery.client_certificate import tls_context
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
@@ -33,6 +30,17 @@ from shortener.delivery.outcomes import parse_success
 from shortener.delivery.pace import TrackerPace
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget, Secrets
+from shortener.delivery.tracker_queries import (
+    TRACKER,
+    delete_tracker,
+    insert_tracker,
+    list_trackers,
+    refuse,
+    require_tracker,
+    success_fields,
+    topics_of,
+    update_tracker,
+)
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic
 from shortener.secret import Secret, new_signing_secret
@@ -42,10 +50,6 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-TRACKER = "tracker"
-CONVERSION_URL = "conversion_url"
-#: An application can have at most this many trackers, because each event can create one delivery for each of them.
-MAX_TRACKERS = 100
 DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 
 
@@ -183,13 +187,13 @@ class Trackers:
             "enabled": new.enabled,
             "disabled_reason": None if new.enabled else "created disabled",
             "url": new.url,
-            "topics": _topics(new.events),
+            "topics": topics_of(new.events),
             "method": new.method,
             "format": new.format,
             "fields": new.fields,
             "headers": self._encrypt_headers(new.headers),
             "secret": self._secret.encrypt(secret) if secret else None,
-            "success": _success_fields(new.success),
+            "success": success_fields(new.success),
             "max_attempts": new.max_attempts,
             "timeout": new.timeout,
             "concurrency": new.concurrency,
@@ -200,15 +204,15 @@ class Trackers:
             "created_at": now,
             "updated_at": now,
         }
-        return TrackerSaveResult(await self._database.write(_insert, values), generated)
+        return TrackerSaveResult(_tracker_from_row(await self._database.write(insert_tracker, values)), generated)
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
         """Return the tracker with the given id. Raise ApiError NOT_FOUND if it does not exist."""
-        return await self._database.read(_get, tracker_id, application_id)
+        return _tracker_from_row(await self._database.read(require_tracker, tracker_id, application_id))
 
     async def all(self, application_id: int | None = None) -> list[Tracker]:
         """Return all trackers of an application (None: of all applications), oldest first."""
-        return await self._database.read(_all, application_id)
+        return [_tracker_from_row(row) for row in await self._database.read(list_trackers, application_id)]
 
     async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
         """Change the given values of a tracker.
@@ -223,7 +227,7 @@ class Trackers:
             await self.check_url(changes["url"])
         if values.pop("rotate_secret", False):
             if "secret" in values:
-                raise _refuse("rotate_secret", "must not be combined with secret")
+                raise refuse("rotate_secret", "must not be combined with secret")
             values["secret"] = generated = new_signing_secret()
         if "secret" in values:
             values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
@@ -231,16 +235,17 @@ class Trackers:
             values["client_certificate"] = self._secret.encrypt(values["client_certificate"])
         if "headers" in values:
             values["headers"] = self._encrypt_headers(values["headers"])
-        tracker = await self._database.write(_update, tracker_id, application_id, values, overlap, self._clock())
-        return TrackerSaveResult(tracker, generated)
+        row = await self._database.write(update_tracker, tracker_id, application_id, values, overlap, self._clock())
+        return TrackerSaveResult(_tracker_from_row(row), generated)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
         """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if it is unknown."""
-        await self._database.write(_delete, tracker_id, application_id)
+        await self._database.write(delete_tracker, tracker_id, application_id)
 
     async def conversion_url(self, application_id: int) -> Tracker | None:
         """Return the tracker that stores the application's `conversion_url`, or None."""
-        return await self._database.read(_conversion_url, application_id)
+        row = await self._database.read(conversion_url.find_conversion_tracker, application_id)
+        return None if row is None else _tracker_from_row(row)
 
     def target(self, row: Row[Any]) -> DeliveryTarget:
         """Convert a row of the table `trackers` to a delivery target for the dispatcher.
@@ -276,7 +281,7 @@ class Trackers:
 
     async def callback_secret_state(self, application_id: int) -> tuple[bool, datetime | None]:
         """Return whether an application has a callback secret, and the time until which the previous secret is also used."""
-        return await self._database.read(_callback_secret_state, application_id)
+        return await self._database.read(conversion_url.callback_secret_state, application_id)
 
     async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
         """Create a new callback secret for an application. Return it, and the time until which the previous secret is also used.
@@ -284,8 +289,10 @@ class Trackers:
         Requests to `lt_callbackurl` are signed with it. Requests to `conversion_url` are too, unless that tracker has its own
         secret. Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
-        encrypted = self._secret.encrypt(plain)
-        return plain, await self._database.write(_rotate_callback_secret, application_id, encrypted, self._clock(), overlap)
+        until = await self._database.write(
+            conversion_url.rotate_callback_secret, application_id, self._secret.encrypt(plain), self._clock(), overlap
+        )
+        return plain, until
 
     def _secrets(self, *stored: tuple[str | None, datetime | None]) -> Secrets:
         """Decrypt stored secrets and return their keys. A stored secret that is None is skipped."""
@@ -293,7 +300,7 @@ class Trackers:
 
     async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
         """Return a tracker and its delivery target. Raise ApiError NOT_FOUND if the tracker does not exist."""
-        row = await self._database.read(_require, tracker_id, application_id)
+        row = await self._database.read(require_tracker, tracker_id, application_id)
         return _tracker_from_row(row), self.target(row)
 
     async def check_url(self, url: str, field: str = "url") -> Template:
@@ -333,30 +340,14 @@ def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def _topics(events: Iterable[str]) -> int:
-    return sum({Topic[name.upper()].value for name in events})
-
-
-def _success_fields(success: Mapping[str, Any] | None) -> dict[str, Any]:
-    criteria = parse_success(success)
-    return {"statuses": criteria.statuses, "body_contains": criteria.body_contains}
-
-
-def _refuse(field: str, reason: str) -> ApiError:
-    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
-
-
-# The functions below run inside a database transaction.
-
-_table = schema.trackers
-
-
-def health_of(row: Row[Any]) -> TrackerHealth:
+def _health_of(row: Row[Any]) -> TrackerHealth:
+    """Return the health in a row of the table `trackers`."""
     times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
     return TrackerHealth(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
 
 
-def pace_of(row: Row[Any]) -> TrackerPace:
+def _pace_of(row: Row[Any]) -> TrackerPace:
+    """Return the pace in a row of the table `trackers`."""
     times = (row.rate_lowered_at, row.paced_until)
     return TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, *(None if at is None else to_ms(at) for at in times))
 
@@ -379,8 +370,8 @@ def _tracker_from_row(row: Row[Any]) -> Tracker:
         secret_set=row.secret is not None,
         previous_secret_until=row.previous_secret_until,
         success=row.success,
-        health=health_of(row),
-        pace=pace_of(row),
+        health=_health_of(row),
+        pace=_pace_of(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
         max_attempts=row.max_attempts,
@@ -389,211 +380,4 @@ def _tracker_from_row(row: Row[Any]) -> Tracker:
         max_per_second=row.max_per_second,
         schedule=row.schedule,
         with_suspected=row.with_suspected,
-    )
-
-
-def _require(connection: Connection, tracker_id: int, application_id: int | None, lock: bool = False) -> Row[Any]:
-    statement = select(_table).where(_table.c.id == tracker_id)
-    if application_id is not None:
-        statement = statement.where(_table.c.application_id == application_id)
-    if lock:
-        statement = statement.with_for_update()
-    row = connection.execute(statement).first() if tracker_id < 1 << 31 else None
-    if row is None:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no tracker {tracker_id}.")
-    return row
-
-
-def _get(connection: Connection, tracker_id: int, application_id: int | None) -> Tracker:
-    return _tracker_from_row(_require(connection, tracker_id, application_id))
-
-
-def _all(connection: Connection, application_id: int | None) -> list[Tracker]:
-    statement = select(_table).order_by(_table.c.id)
-    if application_id is not None:
-        statement = statement.where(_table.c.application_id == application_id)
-    return [_tracker_from_row(row) for row in connection.execute(statement)]
-
-
-def _insert(connection: Connection, values: dict[str, Any]) -> Tracker:
-    application_id = values["application_id"]
-    applications = schema.applications
-    # The lock on the application keeps the number of trackers correct if several processes create trackers at the same time.
-    known = select(applications.c.id).where(applications.c.id == application_id).with_for_update()
-    if connection.execute(known).first() is None:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
-    count = select(func.count()).where(_table.c.application_id == application_id)
-    if connection.execute(count).scalar_one() >= MAX_TRACKERS:
-        raise ApiError(ErrorCode.CONFLICT, f"The application already has {MAX_TRACKERS} trackers, which is the maximum.")
-    if values.get("with_suspected"):
-        increment_version(connection)
-    return _tracker_from_row(connection.execute(insert(_table).values(values).returning(_table)).one())
-
-
-def _update(
-    connection: Connection, tracker_id: int, application_id: int | None, changes: dict[str, Any], overlap: int, now: datetime
-) -> Tracker:
-    row = _require(connection, tracker_id, application_id, lock=True)
-    if row.role == CONVERSION_URL and (fixed := {"events", "format"} & changes.keys()):
-        raise _refuse(min(fixed), "must not be changed: this tracker stores the application's conversion_url")
-    values: dict[str, Any] = {
-        name: value for name, value in changes.items() if name not in ("events", "success", "secret", "enabled")
-    }
-    if "events" in changes:
-        values["topics"] = _topics(changes["events"])
-    if "success" in changes:
-        values["success"] = _success_fields(changes["success"])
-    if "secret" in changes:
-        keeps_old = row.secret is not None and changes["secret"] is not None and overlap > 0
-        values["secret"] = changes["secret"]
-        values["previous_secret"] = row.secret if keeps_old else None
-        values["previous_secret_until"] = now + timedelta(seconds=overlap) if keeps_old else None
-    if "enabled" in changes:
-        values["enabled"] = changes["enabled"]
-        if changes["enabled"]:
-            values["disabled_reason"] = None
-        elif row.enabled:
-            values["disabled_reason"] = "switched off"
-    if changes.get("enabled") or values.get("url", row.url) != row.url:
-        values |= _fresh_start(now)
-    if "url" in values:
-        values = _values_of_another_origin(row.url, values["url"]) | values
-    values |= {"updated_at": now, "revision": row.revision + 1}
-    after = connection.execute(update(_table).where(_table.c.id == row.id).values(values).returning(_table)).one()
-    if row.with_suspected or after.with_suspected:
-        increment_version(connection)  # every process caches which applications send events for suspected hits
-    return _tracker_from_row(after)
-
-
-def _fresh_start(now: datetime) -> dict[str, Any]:
-    """Return new column values of a tracker that close its circuit breaker and remove its learned rate.
-
-    The waiting deliveries of the tracker are then sent at the recovery rate."""
-    return {
-        "failures_in_row": 0,
-        "open_until": None,
-        "opened_at": None,
-        "recovering_at": now,
-        "rate": None,
-        "rate_ceiling": None,
-        "rate_lowered_at": None,
-        "paced_until": None,
-    }
-
-
-#: The columns with credentials, which must not be sent to another scheme, host or port than that for which they were stored.
-_COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
-
-
-def _values_of_another_origin(old: str, new: str) -> dict[str, None]:
-    """Return the credential columns with the value None if the two URLs differ in scheme, host or port, otherwise nothing."""
-    try:
-        known, wanted = parse_template(old), parse_template(new)
-        is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)
-    except TemplateError:  # an older release accepted this URL
-        is_same = False
-    return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
-
-
-def _delete(connection: Connection, tracker_id: int, application_id: int | None) -> None:
-    row = _require(connection, tracker_id, application_id, lock=True)
-    connection.execute(delete(_table).where(_table.c.id == row.id))
-    if row.with_suspected:
-        increment_version(connection)
-
-
-def _conversion_row(connection: Connection, application_id: int) -> Row[Any] | None:
-    return connection.execute(
-        select(_table).where(_table.c.application_id == application_id, _table.c.role == CONVERSION_URL)
-    ).first()
-
-
-def _conversion_url(connection: Connection, application_id: int) -> Tracker | None:
-    row = _conversion_row(connection, application_id)
-    return None if row is None else _tracker_from_row(row)
-
-
-def read_conversion_url(connection: Connection, application_id: int) -> tuple[str | None, list[str] | None]:
-    """Return `conversion_url` and `conversion_fields` of an application. Both are None if it has no `conversion_url`."""
-    row = _conversion_row(connection, application_id)
-    return (None, None) if row is None else (row.url, row.fields)
-
-
-def _callback_secret_state(connection: Connection, application_id: int) -> tuple[bool, datetime | None]:
-    a = schema.applications.c
-    columns = (a.callback_secret, a.previous_callback_secret_until)
-    row = connection.execute(select(*columns).where(a.id == application_id)).first()
-    return (False, None) if row is None else (row[0] is not None, row[1])
-
-
-def _rotate_callback_secret(
-    connection: Connection, application_id: int, encrypted: str, now: datetime, overlap: timedelta
-) -> datetime | None:
-    applications = schema.applications
-    row = connection.execute(select(applications).where(applications.c.id == application_id).with_for_update()).first()
-    if row is None:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
-    keeps_old = row.callback_secret is not None and overlap > timedelta()
-    until = now + overlap if keeps_old else None
-    connection.execute(
-        update(applications)
-        .where(applications.c.id == application_id)
-        .values(
-            callback_secret=encrypted,
-            previous_callback_secret=row.callback_secret if keeps_old else None,
-            previous_callback_secret_until=until,
-        )
-    )
-    tracker = _conversion_row(connection, application_id)
-    if tracker is not None and tracker.secret in (None, row.callback_secret):
-        values = {
-            "secret": encrypted,
-            "previous_secret": tracker.secret if keeps_old else None,
-            "previous_secret_until": until if tracker.secret else None,
-            "updated_at": now,
-            "revision": tracker.revision + 1,
-        }
-        connection.execute(update(_table).where(_table.c.id == tracker.id).values(values))
-    return until
-
-
-def write_conversion_url(
-    connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
-) -> None:
-    """Create or change the tracker for the `conversion_url` of an application, or delete it if `url` is None.
-
-    The caller has checked the URL and runs the function in a transaction. If `fields` is None, the tracker gets the default fields
-    of the format `json`. Requests to a new tracker are signed with the callback secret of the application.
-    """
-    applications = schema.applications
-    statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
-    callback_secret = connection.execute(statement).scalar()
-    row = _conversion_row(connection, application_id)
-    if url is None:
-        if row is not None:
-            connection.execute(delete(_table).where(_table.c.id == row.id))
-        return
-    if row is not None:
-        values = {"url": url, "fields": fields, "updated_at": now, "revision": row.revision + 1}
-        if url != row.url:
-            values |= _fresh_start(now) | _values_of_another_origin(row.url, url)
-        connection.execute(update(_table).where(_table.c.id == row.id).values(values))
-        return
-    _insert(
-        connection,
-        {
-            "application_id": application_id,
-            "role": CONVERSION_URL,
-            "name": urlsplit(url).hostname or CONVERSION_URL,
-            "enabled": True,
-            "url": url,
-            "topics": Topic.CONVERSION.value,
-            "method": "POST",
-            "format": "json",
-            "fields": fields,
-            "secret": callback_secret,
-            "success": _success_fields(None),
-            "created_at": now,
-            "updated_at": now,
-        },
     )

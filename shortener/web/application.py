@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 
 from shortener.accounts.administration import lock_application, update_application
 from shortener.accounts.settings import ApplicationSettings
-from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, read_conversion_url, write_conversion_url
+from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel

@@ -9,10 +9,11 @@ from sqlalchemy import Connection, select, update
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
-from shortener.delivery import trackers
+from shortener.delivery import tracker_queries
+from shortener.delivery.conversion_url import write_conversion_url
 from shortener.delivery.guard import Guard
 from shortener.delivery.pace import TrackerPace
-from shortener.delivery.trackers import NewTracker, Trackers, write_conversion_url
+from shortener.delivery.trackers import NewTracker, Trackers, effective_limits
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.signatures import parse_secret
@@ -67,7 +68,7 @@ async def test_the_settings_provide_the_limits_that_a_tracker_does_not_have(make
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, new_tracker())
     assert saved.tracker.name == "tracker.example"
-    assert trackers.effective_limits(service.settings, saved.tracker) == {
+    assert effective_limits(service.settings, saved.tracker) == {
         "max_attempts": 7,
         "timeout": 2.5,
         "concurrency": 3,
@@ -145,7 +146,7 @@ async def test_a_tracker_with_an_http_url_is_rejected_if_the_settings_forbid_htt
 
 
 async def test_the_number_of_trackers_of_an_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "MAX_TRACKERS", 2)
+    monkeypatch.setattr(tracker_queries, "MAX_TRACKERS", 2)
     for _ in range(2):
         await service.trackers.create(1, new_tracker())
     with pytest.raises(ApiError) as caught:
@@ -220,7 +221,7 @@ async def test_every_update_of_a_tracker_increments_its_revision(service: Servic
 
 async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Service, clock: Clock) -> None:
     async def put(url: str | None, fields: list[str] | None = None) -> None:
-        await service.database.write(trackers.write_conversion_url, 1, url, fields, clock())
+        await service.database.write(write_conversion_url, 1, url, fields, clock())
 
     await put("https://c.example/?v={value}", ["phone", "value"])
     tracker = await service.trackers.conversion_url(1)
@@ -320,7 +321,7 @@ async def test_static_headers_that_are_set_together_with_a_new_tracker_url_are_k
 
 async def test_static_headers_of_the_conversion_url_are_removed_if_its_host_changes(service: Service) -> None:
     def save(connection: Connection, url: str) -> None:
-        trackers.write_conversion_url(connection, 1, url, None, NOON)
+        write_conversion_url(connection, 1, url, None, NOON)
 
     await service.database.write(save, "https://tracker.example/in")
     saved = await service.trackers.conversion_url(1)
