@@ -163,6 +163,10 @@ class Rows:
         return self.insert(schema.events, at, values, columns)
 
     def tracker(self, tracker_id: int, *, enabled: bool) -> None:
+        application = {"id": 1, "name": "application of the tracker", "settings": {}, "created_at": self.at}
+        known = self.connection.scalar(select(schema.applications.c.id).where(schema.applications.c.id == 1))
+        if known is None:
+            self.connection.execute(insert(schema.applications).values(application))
         values = {
             "id": tracker_id,
             "application_id": 1,

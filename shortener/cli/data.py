@@ -64,7 +64,7 @@ async def purge(as_json: bool) -> None:
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
     """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
 
-    Also checks that no page and no index of an SQLite database is damaged.
+    Also checks that no page and no index of an SQLite database is damaged, and that no row refers to a row that does not exist.
 
     --repair also creates the counts by the time of sending, by destination and by label for messages of an older version.
     """
@@ -72,6 +72,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     from shortener.reporting import counts
     from shortener.reporting.rollup_check import repair_rollups, verify_rollups
     from shortener.storage.integrity import find_damage
+    from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
 
     settings = load_settings()
@@ -84,6 +85,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         repaired = await database.write(repair_rollups, begin, end) if repair else 0
         drifts = await database.read(counts.verify, begin, end)
         rolled_up = await database.read(verify_rollups, begin, end)
+        orphans = await find_orphans(database)
     rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at), "counts": "counts"} for drift in drifts]
     for drift in rolled_up:
         group = drift.group
@@ -106,13 +108,16 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
             click.echo(f"{repaired:,} rolled-up counts corrected.")
         for line in damage:
             click.echo(f"The database is damaged: {line}")
+        for orphan in orphans:
+            click.echo(f"The row {orphan.id} refers to a row that does not exist: {orphan.reference}")
         if not rows:
             click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
             return
         print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
 
-    print_result({"since": to_iso(begin), "repaired": repaired, "drift": rows, "damage": damage}, as_json, print_text)
-    if rows or damage:
+    result = {"since": to_iso(begin), "repaired": repaired, "drift": rows, "damage": damage}
+    print_result(result | {"orphans": [orphan._asdict() for orphan in orphans]}, as_json, print_text)
+    if rows or damage or orphans:
         raise click.exceptions.Exit(1)
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.types import BigInteger, Float, Integer, SmallInteger, Text, Typ
 
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
+from shortener.storage.references import ENFORCED
 from shortener.storage.schema import installation, metadata
 
 BATCH_ROWS = 2000  # The number of rows that one transaction copies.
@@ -61,8 +62,9 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
     if await source.read(is_unfinished):
         raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
-    # Copy `installation` first, because its rows mark the target as used.
-    tables = sorted(metadata.sorted_tables, key=lambda table: table is not installation)
+    # Copy `installation` first, because its rows mark the target as used, and then the tables to which others refer.
+    parents = {reference.parent for reference in ENFORCED}
+    tables = sorted(metadata.sorted_tables, key=lambda table: (table is not installation, table not in parents))
     totals = {str(table.name): await source.read(_count, table) for table in tables}
     for table in tables:
         await _copy_table(source, target, table, totals[table.name], progress)

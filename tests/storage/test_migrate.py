@@ -68,9 +68,9 @@ async def old_url(empty_url: str) -> str:
 
 
 def difference(connection: Connection) -> list[object]:
-    """Return the differences between the schema of the database and the tables of `storage/schema`."""
+    """Return the differences between the schema of the database and that of the code, without foreign keys."""
     context = MigrationContext.configure(connection, opts={"compare_type": False})
-    return list(compare_metadata(context, metadata))
+    return [found for found in compare_metadata(context, metadata) if found[0] != "remove_fk"]
 
 
 def conditions(connection: Connection) -> dict[str, str]:

@@ -170,3 +170,12 @@ link_updates = Table(
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
 )
+
+#: Messages whose erasure is repeated, because a transaction or an attempt may have been running (retention/erasure_repeats.py).
+erasure_repeats = Table(
+    "erasure_repeats",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
+    Column("due_at", Instant, nullable=False, index=True),
+    Column("repeats", SmallInteger, nullable=False),  # The number of repeats that are done.
+)
