@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -44,22 +45,22 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def add(connection: Connection, table: Table, application_id: int, **more: Any) -> None:
-    connection.execute(insert(table).values(application_id=application_id, **(ROWS[table.name] | more)))
+def add(connection: Connection, table: Table, application_id: int, more: Mapping[str, Any]) -> None:
+    connection.execute(insert(table).values(application_id=application_id, **{**ROWS[table.name], **more}))
 
 
 @pytest.mark.parametrize("table", [reference.column.table for reference in ENFORCED], ids=lambda table: table.name)
 async def test_the_database_rejects_a_row_of_an_unknown_application(service: Service, table: Table) -> None:
     with pytest.raises(IntegrityError):
-        await service.database.write(add, table, 999)
-    await service.database.write(add, table, 1)
+        await service.database.write(add, table, 999, {})
+    await service.database.write(add, table, 1, {})
 
 
 @pytest.mark.parametrize("column", ["max_attempts", "concurrency", "max_per_second"])
 async def test_the_database_rejects_a_tracker_with_a_limit_that_is_not_positive(service: Service, column: str) -> None:
     with pytest.raises(IntegrityError):
-        await service.database.write(add, schema.trackers, 1, **{column: 0})
-    await service.database.write(add, schema.trackers, 1, **{column: 1})
+        await service.database.write(add, schema.trackers, 1, {column: 0})
+    await service.database.write(add, schema.trackers, 1, {column: 1})
 
     def change(connection: Connection) -> None:
         connection.execute(update(schema.trackers).values({column: -1}))
@@ -70,7 +71,7 @@ async def test_the_database_rejects_a_tracker_with_a_limit_that_is_not_positive(
 
 async def test_the_database_rejects_an_api_key_with_a_rate_limit_that_is_not_positive(service: Service) -> None:
     with pytest.raises(IntegrityError):
-        await service.database.write(add, schema.api_keys, 1, rate_limit=0)
+        await service.database.write(add, schema.api_keys, 1, {"rate_limit": 0})
 
 
 async def test_the_enforced_references_are_those_of_the_schema(database: Database) -> None:
