@@ -1,0 +1,105 @@
+"""A client of the HTTP API of the shortener: `Client`, and `AsyncClient` for asyncio and trio.
+
+    from shortener.client import Client
+
+    client = Client("https://sms.example", api_key="KEY", timeout=5)
+    text = client.rewrite(to="+14085550100", body='Look: #track("https://shop.example/a")')
+    print(text.body, text.segments)
+
+Every call has a deadline (`timeout`) that includes all its attempts. A call that got no complete response, or a response that asks
+to try later, is repeated with jitter before the deadline, and `Retry-After` is honoured. Requests that create something have an
+`Idempotency-Key`, so a repeat creates nothing twice. Every error is a `ClientError`.
+
+The package needs only httpx and idna: `pip install sms-shortener[client]`.
+"""
+
+from shortener.client.async_client import AsyncClient
+from shortener.client.bulk import BulkMessage, Progress
+from shortener.client.calls import RewriteOptions
+from shortener.client.exceptions import (
+    AuthenticationError,
+    BadRequestError,
+    BulkError,
+    ClientError,
+    ConflictError,
+    ConnectionFailedError,
+    DeadlineError,
+    ErrorDetail,
+    InsufficientBalanceError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ResponseError,
+    ServerFailureError,
+    UnexpectedResponseError,
+)
+from shortener.client.long_text import resolve_directives
+from shortener.client.models import (
+    ConversionInfo,
+    ConversionReceipt,
+    FigureTotals,
+    LinkInfo,
+    MessageInfo,
+    ReportSummary,
+    RewrittenText,
+    SendSummary,
+    SentRecipient,
+    ShortLink,
+    SkippedRecipient,
+)
+from shortener.client.receivers import (
+    EventMemory,
+    EventReceiver,
+    Receipt,
+    RecentEvents,
+    flask_view,
+    starlette_endpoint,
+)
+from shortener.client.retry import RetryPolicy
+from shortener.client.sync_client import Client
+from shortener.client.webhooks import InvalidSignatureError, WebhookEvent, verify_webhook
+
+__all__ = [
+    "AsyncClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "BulkError",
+    "BulkMessage",
+    "Client",
+    "ClientError",
+    "ConflictError",
+    "ConnectionFailedError",
+    "ConversionInfo",
+    "ConversionReceipt",
+    "DeadlineError",
+    "ErrorDetail",
+    "EventMemory",
+    "EventReceiver",
+    "FigureTotals",
+    "InsufficientBalanceError",
+    "InvalidSignatureError",
+    "LinkInfo",
+    "MessageInfo",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "Progress",
+    "RateLimitError",
+    "Receipt",
+    "RecentEvents",
+    "ReportSummary",
+    "ResponseError",
+    "RetryPolicy",
+    "RewriteOptions",
+    "RewrittenText",
+    "SendSummary",
+    "SentRecipient",
+    "ServerFailureError",
+    "ShortLink",
+    "SkippedRecipient",
+    "UnexpectedResponseError",
+    "WebhookEvent",
+    "flask_view",
+    "resolve_directives",
+    "starlette_endpoint",
+    "verify_webhook",
+]

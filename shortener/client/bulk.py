@@ -1,0 +1,242 @@
+"""Bulk rewrites: any number of messages as chunks of requests, without I/O. Both clients drive `BulkRewrite`.
+
+A chunk has at most `batch_limit` recipients. A message with more recipients is divided. If the service rejects a chunk as too
+large, because its limits are lower, the chunk is divided in two. Each chunk has its own `Idempotency-Key`, derived from that of the
+call and the range of its recipients, so a repeated call with the same key gets the same texts.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from shortener.client import calls
+from shortener.client.calls import ApiCall, RewriteOptions
+from shortener.client.exceptions import (
+    BulkError,
+    ClientError,
+    ConnectionFailedError,
+    DeadlineError,
+    ErrorDetail,
+    RateLimitError,
+    ResponseError,
+    ServerFailureError,
+    UnexpectedResponseError,
+)
+from shortener.client.long_text import long_text
+from shortener.client.models import RewrittenText, SkippedRecipient
+
+Progress = Callable[[int, int], None]
+OnFailure = Literal["raise", "send_long"]
+OnInvalid = Literal["fail", "skip"]
+Results = list[RewrittenText | SkippedRecipient]
+
+_TOO_LARGE = ("BATCH_TOO_LARGE", "BODY_TOO_LARGE")
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+class BulkMessage(RewriteOptions, total=False):
+    """A message of a bulk call. `to` and `body` are required. For several recipients, `message_id` is a list as long as `to`."""
+
+    to: str | Sequence[str]
+    body: str
+    from_: str
+    message_id: str | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One message of a chunk: some recipients of the message with the index `message`, from the recipient `first` on."""
+
+    message: int
+    first: int
+    fields: Mapping[str, Any]
+    to: Sequence[str]
+    ids: Sequence[str] | None
+
+    def halves(self) -> tuple[_Part, _Part]:
+        middle = len(self.to) // 2
+        return self._slice(0, middle), self._slice(middle, len(self.to))
+
+    def _slice(self, start: int, end: int) -> _Part:
+        ids = None if self.ids is None else self.ids[start:end]
+        return replace(self, first=self.first + start, to=self.to[start:end], ids=ids)
+
+    def body(self) -> dict[str, Any]:
+        fields = {**self.fields, "to": list(self.to)}
+        return fields if self.ids is None else {**fields, "message_id": list(self.ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The messages of one request. `start` is the index of its first recipient, counted over all messages."""
+
+    parts: tuple[_Part, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        return sum(len(part.to) for part in self.parts)
+
+    def halves(self) -> tuple[Chunk, Chunk]:
+        if len(self.parts) == 1:
+            first, second = self.parts[0].halves()
+            return Chunk((first,), self.start), Chunk((second,), self.start + len(first.to))
+        middle = len(self.parts) // 2
+        left = Chunk(self.parts[:middle], self.start)
+        return left, Chunk(self.parts[middle:], self.start + left.size)
+
+
+class BulkRewrite:
+    """The state of one bulk call: `next_call`, then `succeeded` or `failed` with its outcome, until `next_call` returns None."""
+
+    def __init__(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        batch_limit: int,
+        on_failure: OnFailure,
+        on_invalid: OnInvalid,
+        key: str | None,
+        extra_schemes: Container[str],
+        is_single: bool = False,
+    ) -> None:
+        """`is_single`: the call has one message for one recipient, so errors name its fields without `messages.0`."""
+        if on_failure not in ("raise", "send_long"):
+            raise ValueError("on_failure must be raise or send_long")
+        if on_invalid not in ("fail", "skip"):
+            raise ValueError("on_invalid must be fail or skip")
+        self.results: Results = []
+        self._on_failure = on_failure
+        self._on_invalid = on_invalid
+        self._key = key or new_key()
+        self._extra_schemes = extra_schemes
+        self._is_single = is_single
+        parts = [_part_of(index, message, needs_ids=on_failure == "send_long") for index, message in enumerate(messages)]
+        self.total = sum(len(part.to) for part in parts)
+        self._chunks = _chunks_of(parts, batch_limit)
+        self._chunks.reverse()
+
+    def next_call(self) -> ApiCall[Results] | None:
+        """Return the call of the next chunk; None if all recipients have a result."""
+        if not self._chunks:
+            return None
+        chunk = self._chunks[-1]
+        if self._is_single:
+            (part,) = chunk.parts
+            body = {**part.body(), "to": part.to[0]}
+            if part.ids is not None:
+                body["message_id"] = part.ids[0]
+            return calls.rewrite(calls.encode(body), self._key, 1)
+        body = {"on_invalid": self._on_invalid, "messages": [part.body() for part in chunk.parts]}
+        key = f"{self._key}-{chunk.start}-{chunk.start + chunk.size}"
+        return calls.rewrite(calls.encode(body), key, chunk.size)
+
+    def succeeded(self, results: Results) -> None:
+        """Add the results of the current chunk."""
+        self._chunks.pop()
+        self.results += results
+
+    def failed(self, error: ClientError) -> None:
+        """Handle the failure of the current chunk: divide it, make its texts locally, or raise the error."""
+        chunk = self._chunks[-1]
+        if isinstance(error, ResponseError) and error.error_code in _TOO_LARGE and chunk.size > 1:
+            self._chunks[-1:] = reversed(chunk.halves())
+            return
+        if self._on_failure == "send_long" and is_service_failure(error):
+            try:
+                self.succeeded(self._long_texts(chunk, error))
+                return
+            except ResponseError as invalid:
+                error = invalid
+        elif isinstance(error, ResponseError):
+            _relocate(error, chunk)
+        if self._is_single or (not self.results and not self._has_more):
+            raise error
+        raise BulkError(self.results, self.total, error) from error
+
+    @property
+    def _has_more(self) -> bool:
+        return len(self._chunks) > 1
+
+    def _long_texts(self, chunk: Chunk, error: ClientError) -> Results:
+        reason = str(error)
+        return [
+            long_text(part.fields, to, message_id, reason, self._extra_schemes)
+            for part in chunk.parts
+            for to, message_id in zip(part.to, part.ids or (), strict=True)
+        ]
+
+
+def is_service_failure(error: ClientError) -> bool:
+    """Return whether an error says that the service did not respond in time, rather than that the request is wrong."""
+    kinds = (ConnectionFailedError, DeadlineError, UnexpectedResponseError, ServerFailureError, RateLimitError)
+    return isinstance(error, kinds) or (isinstance(error, ResponseError) and error.status_code in (408, 425))
+
+
+def new_key() -> str:
+    """Return a random id with 131 bits, for an `Idempotency-Key` or a message."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Part:
+    fields = dict(message)
+    if "from_" in fields:
+        fields["from"] = fields.pop("from_")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if "to" not in fields or not isinstance(fields.get("body"), str):
+        raise ValueError(f"message {index} requires `to` and the text `body`")
+    to, ids = fields.pop("to"), fields.pop("message_id", None)
+    recipients = [to] if isinstance(to, str) else list(to)
+    if not recipients or not all(isinstance(one, str) for one in recipients):
+        raise ValueError(f"`to` of message {index} must be a phone number, or a list of at least one")
+    listed = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
+    if listed is not None and len(listed) != len(recipients):
+        raise ValueError(f"`message_id` of message {index} must have one id for each of its {len(recipients)} recipients")
+    # With ids of its own a text with long URLs has the same message_id as the message that the service may have stored.
+    if listed is None and needs_ids:
+        listed = [new_key() for _ in recipients]
+    return _Part(index, 0, fields, recipients, listed)
+
+
+def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
+    if limit < 1:
+        raise ValueError("batch_limit must be at least 1")
+    chunks: list[Chunk] = []
+    current: list[_Part] = []
+    size = start = 0
+    for part in parts:
+        if len(part.to) > limit - size and "message_request_id" not in part.fields:
+            part = replace(part, fields={**part.fields, "message_request_id": new_key()})  # one id for all its chunks
+        position = 0
+        while position < len(part.to):
+            taken = part._slice(position, min(len(part.to), position + limit - size))
+            position += len(taken.to)
+            current.append(taken)
+            size += len(taken.to)
+            if size == limit:
+                chunks.append(Chunk(tuple(current), start))
+                start, size, current = start + size, 0, []
+    if current:
+        chunks.append(Chunk(tuple(current), start))
+    return chunks
+
+
+def _relocate(error: ResponseError, chunk: Chunk) -> None:
+    """Change the details of an error from places in the chunk to places in the call."""
+    error.details = tuple(_relocated(detail, chunk) for detail in error.details)
+
+
+def _relocated(detail: ErrorDetail, chunk: Chunk) -> ErrorDetail:
+    if detail.index is None or not 0 <= detail.index < len(chunk.parts):
+        return detail
+    part = chunk.parts[detail.index]
+    path = detail.field.split(".")
+    if len(path) > 1 and path[0] == "messages":
+        path[1] = str(part.message)
+        if detail.recipient is not None and path[-1] == str(detail.recipient):
+            path[-1] = str(detail.recipient + part.first)
+    recipient = None if detail.recipient is None else detail.recipient + part.first
+    return replace(detail, field=".".join(path), index=part.message, recipient=recipient)

@@ -1,0 +1,75 @@
+"""A text with long URLs in place of its directives, made without the service.
+
+The parser of directives and the check of destinations are those of the server. So a text that the server rejects because of a
+directive or its URL is rejected here too, with the same error code, position and reason: a raw directive never reaches a handset.
+Rules that depend on the installation are not known here: blocked hosts, hosts of the service itself and `strict_destinations`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Mapping
+from typing import Any
+
+from shortener.client.exceptions import BadRequestError, ErrorDetail
+from shortener.client.models import RewrittenText
+from shortener.messages.directives import parse_directives
+from shortener.messages.segments import count_segments
+from shortener.urls import UrlError, fill_placeholders, parse_destination
+
+_INVALID_DIRECTIVE, _INVALID_URL = "INVALID_TRACK_DIRECTIVE", "INVALID_TRACK_URL"
+
+
+def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values: Mapping[str, str] | None = None) -> str:
+    """Return a text in which the long URL replaces each directive. Raise BadRequestError if the server would reject a directive.
+
+    `extra_schemes` are the schemes of links into apps that the application permits, in lower case. `values` replace the
+    placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link can
+    fill it."""
+    directives, errors = parse_directives(body)
+    if errors:
+        raise _invalid(_INVALID_DIRECTIVE, [(error.position, error.reason) for error in errors])
+    invalid: list[tuple[int, str]] = []
+    parts: list[str] = []
+    end = 0
+    for directive in directives:
+        parts.append(body[end : directive.start])
+        end = directive.end
+        try:
+            destination = parse_destination(directive.url, extra_schemes)
+        except UrlError as error:
+            invalid.append((directive.start, f"{directive.url!r} {error.reason}"))
+            continue
+        known = dict.fromkeys(destination.placeholders, "") | dict(values or {})
+        parts.append(fill_placeholders(destination.location, known).decode() if destination.placeholders else destination.url)
+    if invalid:
+        raise _invalid(_INVALID_URL, invalid)
+    return "".join([*parts, body[end:]])
+
+
+def long_text(message: Mapping[str, Any], to: str, message_id: str, reason: str, extra_schemes: Container[str]) -> RewrittenText:
+    """Return the text of one recipient with long URLs. `message` is a message of a request, and `reason` why it is not tracked."""
+    values = {
+        "message_id": message_id,
+        "campaign": str(message.get("campaign", "")),
+        "phone_sha256": hashlib.sha256(to.encode()).hexdigest(),
+    }
+    body = resolve_directives(str(message["body"]), extra_schemes=extra_schemes, values=values)
+    counted = count_segments(body)
+    return RewrittenText(
+        to=to,
+        body=body,
+        message_id=message_id,
+        message_request_id=str(message.get("message_request_id", "")),
+        links=(),
+        encoding=counted.encoding,
+        segments=counted.segments,
+        segments_without_rewriting=counted.segments,
+        warnings=(f"not tracked: {reason}",),
+        is_tracked=False,
+    )
+
+
+def _invalid(code: str, problems: list[tuple[int, str]]) -> BadRequestError:
+    details = [ErrorDetail("body", f"position {position}: {reason}", code, position, 0) for position, reason in problems]
+    return BadRequestError(400, code, "The text cannot be rewritten; the client checked it without the service.", details)

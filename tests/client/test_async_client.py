@@ -1,0 +1,236 @@
+"""Both clients against a server that fails in every way that a network has. Each test runs with Client and with AsyncClient."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shortener.client import (
+    AsyncClient,
+    AuthenticationError,
+    BadRequestError,
+    Client,
+    ClientError,
+    ConflictError,
+    ConnectionFailedError,
+    DeadlineError,
+    InsufficientBalanceError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RetryPolicy,
+    RewrittenText,
+    ServerFailureError,
+    UnexpectedResponseError,
+)
+from tests.client.scripted import (
+    Answer,
+    accepted,
+    cut_off,
+    drip,
+    hang,
+    no_response,
+    refused,
+    reply,
+    rewritten,
+    scripted,
+)
+from tests.servers import free_port
+
+FAST = RetryPolicy(first_delay=0.001, max_delay=0.01)
+TEXT = '#track("https://shop.example/a") now'
+Call = Callable[..., Any]
+
+
+@pytest.fixture(params=["Client", "AsyncClient"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """Return a function that creates a client, calls one of its methods and closes it."""
+
+    def run_blocking(base: str, method: str = "rewrite", *, client: dict[str, Any] | None = None, **arguments: Any) -> Any:
+        with Client(base, **{"api_key": "KEY", "timeout": 10, "retry": FAST, **(client or {})}) as one:
+            return getattr(one, method)(**arguments)
+
+    def run_async(base: str, method: str = "rewrite", *, client: dict[str, Any] | None = None, **arguments: Any) -> Any:
+        async def run() -> Any:
+            async with AsyncClient(base, **{"api_key": "KEY", "timeout": 10, "retry": FAST, **(client or {})}) as one:
+                return await getattr(one, method)(**arguments)
+
+        return asyncio.run(run())
+
+    return run_blocking if request.param == "Client" else run_async
+
+
+def rewrite(call: Call, base: str, **arguments: Any) -> Any:
+    return call(base, **{"to": "+14085550100", "body": TEXT, **arguments})
+
+
+def test_a_rewrite_returns_the_text_and_its_links(call: Call) -> None:
+    with scripted(accepted()) as server:
+        text = rewrite(call, server.base, from_="Shop", campaign="autumn")
+    assert isinstance(text, RewrittenText)
+    assert (text.body, text.message_id, text.segments, text.warnings) == ("see http://127.0.0.1:8000/8kVnq2LmRd", "m-1", 1, ())
+    assert text.links[0].url == "https://shop.example/a"
+    (request,) = server.requests
+    assert (request.method, request.target) == ("POST", "/api/v1/rewrite")
+    assert request.json == {"to": "+14085550100", "body": TEXT, "from": "Shop", "campaign": "autumn"}
+    assert request.headers["x-api-key"] == "KEY"
+    assert len(request.headers["idempotency-key"]) == 22
+
+
+def test_a_list_of_recipients_returns_a_list_of_texts(call: Call) -> None:
+    with scripted(accepted(rewritten("+1"), rewritten("+2"))) as server:
+        texts = rewrite(call, server.base, to=["+1", "+2"])
+    assert [text.to for text in texts] == ["+1", "+2"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [no_response, cut_off, refused(503, "UNAVAILABLE"), refused(500, "INTERNAL_ERROR"), reply(502, b"<html>Bad gateway</html>")],
+    ids=["closed", "cut off", "503", "500", "502 of a proxy"],
+)
+def test_a_failed_call_is_repeated_with_the_same_idempotency_key(call: Call, failure: Answer) -> None:
+    with scripted(failure, failure, accepted()) as server:
+        assert rewrite(call, server.base).message_id == "m-1"
+    first, second, third = server.requests
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == third.headers["idempotency-key"]
+    assert first.body == third.body
+
+
+@pytest.mark.slow
+def test_retry_after_is_honoured(call: Call) -> None:
+    with scripted(refused(503, "UNAVAILABLE", Retry_After="1"), accepted()) as server:
+        start = time.monotonic()
+        rewrite(call, server.base)
+        assert time.monotonic() - start >= 1
+
+
+@pytest.mark.parametrize("failure", [hang, drip], ids=["no response", "one byte at a time"])
+def test_the_deadline_holds_although_the_connection_is_open(call: Call, failure: Answer) -> None:
+    with scripted(failure) as server:
+        start = time.monotonic()
+        with pytest.raises(DeadlineError):
+            rewrite(call, server.base, timeout=0.3)
+        assert 0.2 < time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        hang,
+        drip,
+        no_response,
+        cut_off,
+        refused(503, "UNAVAILABLE", Retry_After="60"),
+        refused(429, "RATE_LIMITED"),
+        reply(200, b"<html>Sign in to the hotel network</html>"),
+    ],
+    ids=["hang", "drip", "closed", "cut off", "503", "429", "another server"],
+)
+def test_a_text_gets_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
+    with scripted(failure) as server:
+        text = rewrite(call, server.base, timeout=0.3, on_failure="send_long")
+    assert (text.body, text.is_tracked, text.links) == ("https://shop.example/a now", False, ())
+    assert text.warnings[0].startswith("not tracked: ")
+    assert {request.json["message_id"] for request in server.requests} == {text.message_id}
+
+
+def test_a_text_gets_long_urls_if_nothing_listens(call: Call) -> None:
+    base = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ConnectionFailedError):
+        rewrite(call, base)
+    assert rewrite(call, base, on_failure="send_long", message_id="mine").message_id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (400, "INVALID_RECIPIENT", BadRequestError),
+        (401, "UNAUTHORIZED", AuthenticationError),
+        (402, "INSUFFICIENT_BALANCE", InsufficientBalanceError),
+        (403, "FORBIDDEN", PermissionDeniedError),
+        (404, "MESSAGE_NOT_FOUND", NotFoundError),
+        (409, "MESSAGE_ID_CONFLICT", ConflictError),
+        (413, "BODY_TOO_LARGE", BadRequestError),
+    ],
+)
+def test_a_rejected_request_raises_its_error_at_once_also_with_send_long(
+    call: Call, status: int, code: str, error: type[ClientError]
+) -> None:
+    with scripted(refused(status, code, X_Request_Id="req-1")) as server:
+        for on_failure in ("raise", "send_long"):
+            with pytest.raises(error) as raised:
+                rewrite(call, server.base, on_failure=on_failure)
+            assert (raised.value.status_code, raised.value.error_code, raised.value.request_id) == (status, code, "req-1")  # type: ignore[attr-defined]
+    assert len(server.requests) == 2
+
+
+def test_a_call_ends_after_the_permitted_attempts(call: Call) -> None:
+    with scripted(refused(429, "RATE_LIMITED")) as server:
+        with pytest.raises(RateLimitError):
+            rewrite(call, server.base)
+        assert len(server.requests) == FAST.max_attempts
+    with scripted(refused(503, "UNAVAILABLE")) as server, pytest.raises(ServerFailureError):
+        call(server.base, "status", message_id="m-1")
+
+
+def test_a_redirect_or_a_page_instead_of_json_is_an_unexpected_response(call: Call) -> None:
+    for answer in (reply(200, b"<html>"), reply(302, b"", Location="/portal"), reply(200, {"status": True})):
+        with scripted(answer) as server, pytest.raises(UnexpectedResponseError):
+            rewrite(call, server.base)
+
+
+def test_bulk_rewrites_report_their_progress_and_keep_the_order(call: Call) -> None:
+    progress: list[tuple[int, int]] = []
+    chunks = [accepted(rewritten("+1"), rewritten("+2")), accepted(rewritten("+3"))]
+    with scripted(*chunks) as server:
+        texts = call(
+            server.base,
+            "rewrite_many",
+            client={"batch_limit": 2},
+            messages=[{"to": to, "body": TEXT} for to in ("+1", "+2", "+3")],
+            progress=lambda done, total: progress.append((done, total)),
+            idempotency_key="job-7",
+        )
+    assert [text.to for text in texts] == ["+1", "+2", "+3"]
+    assert progress == [(2, 3), (3, 3)]
+    assert [request.headers["idempotency-key"] for request in server.requests] == ["job-7-0-2", "job-7-2-3"]
+
+
+def test_after_the_deadline_of_a_bulk_call_the_remaining_texts_get_long_urls_without_a_request(call: Call) -> None:
+    with scripted(hang) as server:
+        texts = call(
+            server.base,
+            "rewrite_many",
+            client={"batch_limit": 1},
+            messages=[{"to": to, "body": TEXT} for to in ("+1", "+2", "+3")],
+            on_failure="send_long",
+            deadline=0.3,
+        )
+    assert [text.is_tracked for text in texts] == [False] * 3
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "parameters"),
+    [
+        ("sms.example", {}),
+        ("ftp://sms.example", {}),
+        ("https://sms.example/?a=1", {}),
+        ("https://sms.example", {"api_key": "a b"}),
+        ("https://sms.example", {"api_key": "ключ"}),
+        ("https://sms.example", {"timeout": 0}),
+    ],
+)
+def test_a_wrong_parameter_is_rejected_when_the_client_is_created(base: str, parameters: dict[str, Any]) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="must"):
+            kind(base, **parameters)
+
+
+def test_a_call_without_the_credential_that_it_requires_is_rejected_before_a_request(call: Call) -> None:
+    with pytest.raises(ValueError, match="tracker_token"):
+        call("http://127.0.0.1:9", "report_conversion", message_id="m-1")

@@ -1,0 +1,183 @@
+"""The receivers for Starlette and Flask: each verified event reaches the handler once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from shortener.client import EventReceiver, RecentEvents, WebhookEvent, flask_view, starlette_endpoint
+from shortener.client.receivers import Claim
+from tests.client.signing import SECRET, signed_now
+
+Post = Callable[[Mapping[str, str], bytes], tuple[int, dict[str, str]]]
+
+
+def post_to_starlette(receiver: EventReceiver) -> Post:
+    app = Starlette(routes=[Route("/events", starlette_endpoint(receiver), methods=["POST"])])
+
+    def post(headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str]]:
+        async def run() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://receiver.example") as client:
+                return await client.post("/events", headers=headers, content=body)
+
+        response = asyncio.run(run())
+        return response.status_code, dict(response.headers)
+
+    return post
+
+
+def post_to_flask(receiver: EventReceiver) -> Post:
+    app = Flask("receiver")
+    app.add_url_rule("/events", view_func=flask_view(receiver), methods=["POST"])
+
+    def post(headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str]]:
+        response = app.test_client().post("/events", headers=dict(headers), data=body)
+        return response.status_code, {name.lower(): value for name, value in response.headers}
+
+    return post
+
+
+@pytest.fixture(params=[post_to_starlette, post_to_flask], ids=["Starlette", "Flask"])
+def posting(request: pytest.FixtureRequest) -> Callable[[EventReceiver], Post]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_a_repeated_event_is_handled_once_and_accepted_each_time(posting: Callable[[EventReceiver], Post]) -> None:
+    events: list[WebhookEvent] = []
+    post = posting(EventReceiver(SECRET, events.append))
+    for attempt in (1, 2, 3):
+        assert post(*signed_now({"event": "click", "event_id": "evt_1", "attempt": attempt}))[0] == 200
+    assert post(*signed_now({"event": "click"}, event_id="evt_2"))[0] == 200
+    assert [event.event_id for event in events] == ["evt_1", "evt_2"]
+
+
+def test_a_request_without_a_valid_signature_gets_401_and_is_not_handled(posting: Callable[[EventReceiver], Post]) -> None:
+    events: list[WebhookEvent] = []
+    post = posting(EventReceiver(SECRET, events.append))
+    headers, body = signed_now({"event": "click"})
+    assert post(headers, body + b" ")[0] == 401
+    assert post({}, body)[0] == 401
+    assert events == []
+
+
+def test_an_event_whose_handler_fails_gets_500_and_is_handled_again(
+    posting: Callable[[EventReceiver], Post], caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[str] = []
+
+    def handle(event: WebhookEvent) -> None:
+        attempts.append(event.event_id)
+        if len(attempts) == 1:
+            raise RuntimeError("the database of the receiver is locked")
+
+    post = posting(EventReceiver(SECRET, handle))
+    request = signed_now({"event": "click"})
+    assert [post(*request)[0] for _ in range(3)] == [500, 200, 200]
+    assert attempts == ["evt_1", "evt_1"]
+    assert "evt_1" in caplog.text
+
+
+def test_a_repeat_during_the_handling_of_an_event_gets_503_with_retry_after(posting: Callable[[EventReceiver], Post]) -> None:
+    memory = RecentEvents()
+    post = posting(EventReceiver(SECRET, lambda event: None, memory=memory))
+    assert memory.claim("evt_1") == "new"
+    status, headers = post(*signed_now({"event": "click"}))
+    assert (status, headers["retry-after"]) == (503, "5")
+    memory.release("evt_1")
+    assert post(*signed_now({"event": "click"}))[0] == 200
+
+
+def test_a_body_that_is_too_large_gets_413(posting: Callable[[EventReceiver], Post]) -> None:
+    post = posting(EventReceiver(SECRET, lambda event: None, max_body_bytes=1000))
+    assert post(*signed_now({"text": "x" * 1000}))[0] == 413
+
+
+def test_a_coroutine_function_handles_events_with_starlette() -> None:
+    handled: list[str] = []
+
+    async def handle(event: WebhookEvent) -> None:
+        await asyncio.sleep(0)
+        handled.append(event.event_id)
+
+    assert post_to_starlette(EventReceiver(SECRET, handle))(*signed_now({"event": "click"}))[0] == 200
+    assert handled == ["evt_1"]
+    assert post_to_flask(EventReceiver(SECRET, handle))(*signed_now({"event": "click"}))[0] == 500
+
+
+@pytest.mark.parametrize("moment", ["during the claim", "during the handler"])
+def test_a_cancelled_request_gives_up_its_claim(moment: str) -> None:
+    reached = threading.Event()
+
+    class SlowMemory(RecentEvents):
+        def claim(self, event_id: str) -> Claim:
+            claim = super().claim(event_id)
+            if moment == "during the claim":
+                reached.set()
+                threading.Event().wait(0.1)
+            return claim
+
+    async def handle(event: WebhookEvent) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    memory = SlowMemory()
+
+    async def run() -> None:
+        request = signed_now({"event": "click"})
+        task = asyncio.ensure_future(EventReceiver(SECRET, handle, memory=memory).handle_async(*request))
+        while not reached.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+
+    asyncio.run(run())
+    assert memory.claim("evt_1") == "new"
+
+
+def test_of_many_threads_with_the_same_event_one_handles_it() -> None:
+    handled: list[str] = []
+    gate = threading.Barrier(8)
+    receiver = EventReceiver(SECRET, lambda event: handled.append(event.event_id))
+    statuses: list[int] = []
+
+    def deliver() -> None:
+        request = signed_now({"event": "click"})
+        gate.wait()
+        statuses.append(receiver.handle(*request).status_code)
+
+    threads = [threading.Thread(target=deliver) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert handled == ["evt_1"]
+    assert set(statuses) <= {200, 503}
+
+
+def test_the_memory_forgets_the_oldest_events() -> None:
+    memory = RecentEvents(size=2)
+    for event_id in ("a", "b", "c"):
+        assert memory.claim(event_id) == "new"
+        memory.finish(event_id)
+    assert [memory.claim(event_id) for event_id in ("c", "b", "a")] == ["done", "done", "new"]
+
+
+@pytest.mark.parametrize("secrets", ["", [], [""]])
+def test_a_receiver_without_a_secret_is_rejected(secrets: Any) -> None:
+    with pytest.raises(ValueError, match="secret"):
+        EventReceiver(secrets, lambda event: None)
+
+
+def test_a_receipt_states_the_time_of_the_request() -> None:
+    receipt = EventReceiver(SECRET, lambda event: None).handle(*signed_now({"event": "click"}))
+    assert receipt.event is not None
+    assert abs((datetime.now(UTC) - receipt.event.sent_at).total_seconds()) < 60
