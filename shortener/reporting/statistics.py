@@ -11,19 +11,18 @@ of an older version are being rolled up.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
-from shortener.conversions.status_words import CATEGORIES
-from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import read_events, time_slots
+from shortener.reporting.figures import VALUE, Figures
+from shortener.reporting.local_time import FIRST_DAY, SLOT_SECONDS, constant_offsets, days, local, local_time
 from shortener.reporting.queries import fetch_packed
 from shortener.reporting.rollup_data import EXACT, PeriodSums
 from shortener.reporting.rollups import (
@@ -40,18 +39,11 @@ from shortener.reporting.rollups import (
     sum_periods,
 )
 from shortener.storage.schema import cohorts, count_groups, counts
-from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
 MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older version that one report adds to the rolled-up counts.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
-
-_TTC = "ttc:"
-_VALUE = "value:"
-_CONVERSIONS = "conversions:"
-_DEVICE = "device:"
-_BROWSER = "browser:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,145 +83,6 @@ class StatisticsFilter:
         if self.source is not None:
             conditions.append(cohorts.c.source == self.source)
         return conditions
-
-
-@dataclass(slots=True)
-class ConversionFigures:
-    """The number of conversions of one action and category, and the sum of their values by currency."""
-
-    conversions: int = 0
-    value: dict[str, Decimal] = field(default_factory=dict)
-
-    def add_value(self, currency: str, amount: Decimal) -> None:
-        """Add an amount of money to the sum of its currency."""
-        self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
-
-    def add(self, other: ConversionFigures) -> None:
-        """Add the figures of other conversions to these figures."""
-        self.conversions += other.conversions
-        for currency, amount in other.value.items():
-            self.add_value(currency, amount)
-
-
-@dataclass(slots=True)
-class Figures:
-    """The counts of one group, 0 for a metric without counts.
-
-    `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
-    `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
-    bucket. `devices` and `browsers`: clicks; those of the last minutes are not included yet. Rates are None if the divisor is
-    0.
-    """
-
-    counted: dict[str, int] = field(default_factory=dict)
-    value: dict[str, Decimal] = field(default_factory=dict)
-    by_action: dict[tuple[str, str], ConversionFigures] = field(default_factory=dict)
-    times_to_click: dict[int, int] = field(default_factory=dict)
-    devices: dict[str, int] = field(default_factory=dict)
-    browsers: dict[str, int] = field(default_factory=dict)
-
-    def add(self, metric: str, amount: Decimal) -> None:
-        """Add an amount to the count of a metric."""
-        if metric.startswith(_VALUE):
-            self._add_value(metric.removeprefix(_VALUE), amount)
-        elif metric.startswith(_CONVERSIONS):
-            category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
-            self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)
-        elif metric.startswith(_TTC):
-            bucket = int(metric.removeprefix(_TTC))
-            self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + int(amount)
-        elif metric.startswith(_DEVICE):
-            kind = metric.removeprefix(_DEVICE)
-            self.devices[kind] = self.devices.get(kind, 0) + int(amount)
-        elif metric.startswith(_BROWSER):
-            name = metric.removeprefix(_BROWSER)
-            self.browsers[name] = self.browsers.get(name, 0) + int(amount)
-        else:
-            self.counted[metric] = self.counted.get(metric, 0) + int(amount)
-
-    def add_sums(self, sums: PeriodSums) -> None:
-        """Add the sums of rolled-up counts."""
-        plain = self.counted
-        for metric, count in sums.counts.items():
-            if ":" in metric:
-                self.add(metric, Decimal(count))
-            else:
-                plain[metric] = plain.get(metric, 0) + count
-        for metric, amount in sums.money.items():
-            self.add(metric, amount)
-        for bucket, count in sums.histogram().items():
-            self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + count
-
-    def merge(self, other: Figures) -> None:
-        """Add the counts of another group."""
-        for name in ("counted", "times_to_click", "devices", "browsers"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            for key, number in theirs.items():
-                mine[key] = mine.get(key, 0) + number
-        for currency, amount in other.value.items():
-            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
-        for kind, counted in other.by_action.items():
-            self.by_action.setdefault(kind, ConversionFigures()).add(counted)
-
-    def _add_value(self, name: str, amount: Decimal) -> None:
-        """Add an amount of money. `name`: the currency, or currency, category and action, separated by colons."""
-        currency, *kind = name.split(":", 2)
-        if kind:
-            self.by_action.setdefault((kind[0], kind[1]), ConversionFigures()).add_value(currency, amount)
-        else:
-            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
-
-    def by_category(self) -> dict[str, ConversionFigures]:
-        """Return the conversions of all actions, by category."""
-        found: dict[str, ConversionFigures] = {category: ConversionFigures() for category in CATEGORIES}
-        for (category, _), figures in self.by_action.items():
-            found.setdefault(category, ConversionFigures()).add(figures)
-        return found
-
-    def __getitem__(self, metric: str) -> int:
-        return self.counted.get(metric, 0)
-
-    @property
-    def delivery_rate(self) -> float | None:
-        """Delivered messages divided by all messages."""
-        return self._rate("delivered", "messages")
-
-    @property
-    def click_rate(self) -> float | None:
-        """Messages that a person clicked, divided by all messages. Not only delivered ones: not every carrier reports delivery."""
-        return self._rate("clicked_messages", "messages")
-
-    @property
-    def conversion_rate(self) -> float | None:
-        """Conversions divided by messages (Infobip: endCount / startCount)."""
-        return self._rate("conversions", "messages")
-
-    def _rate(self, part: str, whole: str) -> float | None:
-        return round(self[part] / self[whole], 6) if self[whole] else None
-
-    def clicked_within(self, seconds: Sequence[int]) -> list[int]:
-        """Return the number of clicked messages whose time to click is at most each limit but above the limit before it.
-
-        The last number counts the times above all limits. A time that is up to 5 % above a limit may count as within it."""
-        bounds = [time_to_click_bucket(bound) for bound in seconds]
-        within = [0] * (len(seconds) + 1)
-        for bucket, amount in self.times_to_click.items():
-            within[bisect.bisect_left(bounds, bucket)] += amount
-        return within
-
-    def seconds_to_click(self, percent: int) -> float | None:
-        """Return the time in seconds within which `percent` of the clicked messages were clicked; None without clicks.
-
-        The time starts at sending, or at the rewrite if the time of sending is unknown. It is exact to 2.5 % or half a second."""
-        total = sum(self.times_to_click.values())
-        if total <= 0:
-            return None
-        cumulated = 0
-        for bucket, amount in sorted(self.times_to_click.items()):
-            cumulated += amount
-            if cumulated * 100 >= percent * total:
-                return round(time_to_click_seconds(bucket), 1)
-        return None
 
 
 Group = TypeVar("Group", bound=Hashable)
@@ -309,10 +162,10 @@ def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> Sta
 
 def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
     """Return one group of figures for each day in the time zone `zone`, in order. The first and the last day may be incomplete."""
-    groups: dict[date, Figures] = {day: Figures() for day, _ in _days(scope, zone)}
-    for days, sums in _sum_local_time(connection, scope, zone, 86400, None).items():
-        groups[_FIRST_DAY + timedelta(days=days)].add_sums(sums)
-    return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).date(),))
+    groups: dict[date, Figures] = {day: Figures() for day, _ in days(scope.since, scope.within, zone)}
+    for number, sums in _sum_local_time(connection, scope, zone, 86400, None).items():
+        groups[FIRST_DAY + timedelta(days=number)].add_sums(sums)
+    return _with_pending(connection, scope, groups, lambda event: (local(event.slot, zone).date(),))
 
 
 def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:
@@ -320,7 +173,7 @@ def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> St
     groups = {hour: Figures() for hour in range(24)}
     for hour, sums in _sum_local_time(connection, scope, zone, 3600, 24).items():
         groups[hour].add_sums(sums)
-    return _with_pending(connection, scope, groups, lambda event: (_local(event.slot, zone).hour,))
+    return _with_pending(connection, scope, groups, lambda event: (local(event.slot, zone).hour,))
 
 
 def list_campaigns(connection: Connection, application_id: int, limit: int, below: int | None = None) -> list[tuple[int, str]]:
@@ -361,61 +214,6 @@ def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, b
             return CampaignPage(found, None, complete)
 
 
-_FIRST_DAY = date(1970, 1, 1)
-_SLOT_SECONDS = TIME_SLOT_MS // 1000
-
-
-def _local(slot: int, zone: tzinfo) -> datetime:
-    return from_ms(slot * TIME_SLOT_MS).astimezone(zone)
-
-
-def _days(scope: StatisticsFilter, zone: tzinfo) -> list[tuple[date, range]]:
-    within = scope.within
-    day = scope.since.astimezone(zone).date()
-    days = []
-    start = within.start
-    while start < within.stop:
-        after = day + timedelta(days=1)
-        midnight = datetime(after.year, after.month, after.day, tzinfo=zone)
-        stop = min(time_slots(midnight, midnight).start, within.stop)
-        days.append((day, range(start, stop)))
-        day, start = after, stop
-    return days
-
-
-def _constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]:
-    """Yield ranges of time slots with the same UTC offset, and this offset in seconds."""
-    start = within.start
-    while start < within.stop:
-        offset = _offset(start, zone)
-        # A UTC offset changes at most a few times a year. A week that begins and ends with one offset has no other.
-        stop = start
-        while stop < within.stop:
-            after = min(stop + 7 * 96, within.stop)
-            if _offset(after - 1, zone) != offset:
-                stop = _first_change(stop, after - 1, offset, zone)
-                break
-            stop = after
-        yield range(start, stop), offset
-        start = stop
-
-
-def _first_change(same: int, different: int, offset: int, zone: tzinfo) -> int:
-    while different - same > 1:
-        middle = (same + different) // 2
-        if _offset(middle, zone) == offset:
-            same = middle
-        else:
-            different = middle
-    return different
-
-
-def _offset(slot: int, zone: tzinfo) -> int:
-    offset = _local(slot, zone).utcoffset()
-    assert offset is not None
-    return int(offset.total_seconds())
-
-
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
 ) -> dict[int, PeriodSums]:
@@ -424,27 +222,16 @@ def _sum_local_time(
     groups = [group.id for group in _find_groups(connection, scope, scope.kind)]
     if not groups:
         return sums
-    for within, offset in _constant_offsets(scope.within, zone):
+    for within, offset in constant_offsets(scope.within, zone):
         longest = next(level for level in reversed(Level) if (level is not Level.DAY or seconds == 86400) and _fits(level, offset))
         for piece in split(within, longest):
-            length = piece.level.slots * _SLOT_SECONDS
-            _sum_piece(connection, scope, sums, groups, piece, _local_time(length, offset, seconds, modulo))
+            length = piece.level.slots * SLOT_SECONDS
+            _sum_piece(connection, scope, sums, groups, piece, local_time(length, offset, seconds, modulo))
     return sums
 
 
-def _local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function of a group and a period (`length` seconds) that returns the local time divided by `seconds`, or the
-    remainder of `modulo`."""
-
-    def local_time(group: int, period: int) -> int:
-        local = (period * length + offset) // seconds
-        return local if modulo is None else local % modulo
-
-    return local_time
-
-
 def _fits(level: Level, offset: int) -> bool:
-    return offset % (level.slots * _SLOT_SECONDS) == 0
+    return offset % (level.slots * SLOT_SECONDS) == 0
 
 
 class _Group(NamedTuple):
@@ -498,7 +285,7 @@ def _sum_piece(
     sum_periods(connection, sums, list(groups), series(scope.basis, piece.level), piece.start, piece.stop, key_of)
 
 
-_is_value = counts.c.metric.startswith(_VALUE)
+_is_value = counts.c.metric.startswith(VALUE)
 
 
 def _cohort_sums(scope: StatisticsFilter, *group: ColumnElement[Any]) -> Select[Any]:

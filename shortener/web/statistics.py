@@ -12,11 +12,10 @@ from pydantic import Field, field_validator
 from shortener.conversions.status_words import CATEGORIES
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.outbox.link_sets import MAX_NAMES
+from shortener.reporting.figures import ConversionFigures, Figures
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
     MAX_DAYS,
-    ConversionFigures,
-    Figures,
     StatisticsFilter,
     by_country,
     by_destination,

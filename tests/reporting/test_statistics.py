@@ -17,9 +17,9 @@ from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click_bucket
 from shortener.reporting import statistics
 from shortener.reporting.counts import fold
+from shortener.reporting.figures import Figures
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
-    Figures,
     StatisticsFilter,
     by_country,
     by_destination,

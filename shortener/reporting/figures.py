@@ -1,0 +1,160 @@
+"""The figures of one group of a statistics report, built from counts by metric."""
+
+# Tested by tests/reporting/test_statistics.py
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from shortener.conversions.status_words import CATEGORIES
+from shortener.outbox.count_deltas import time_to_click_bucket, time_to_click_seconds
+from shortener.reporting.rollup_data import EXACT, PeriodSums
+
+# The prefixes of metrics with a parameter, such as "value:EUR" or "conversions:positive:sale".
+_TTC = "ttc:"  # The time to click.
+VALUE = "value:"
+_CONVERSIONS = "conversions:"
+_DEVICE = "device:"
+_BROWSER = "browser:"
+
+
+@dataclass(slots=True)
+class ConversionFigures:
+    """The number of conversions of one action and category, and the sum of their values by currency."""
+
+    conversions: int = 0
+    value: dict[str, Decimal] = field(default_factory=dict)
+
+    def add_value(self, currency: str, amount: Decimal) -> None:
+        """Add an amount of money to the sum of its currency."""
+        self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+
+    def add(self, other: ConversionFigures) -> None:
+        """Add the figures of other conversions to these figures."""
+        self.conversions += other.conversions
+        for currency, amount in other.value.items():
+            self.add_value(currency, amount)
+
+
+@dataclass(slots=True)
+class Figures:
+    """The counts of one group, 0 for a metric without counts.
+
+    `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
+    `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
+    bucket. `devices` and `browsers`: clicks; those of the last minutes are not included yet. Rates are None if the divisor is
+    0.
+    """
+
+    counted: dict[str, int] = field(default_factory=dict)
+    value: dict[str, Decimal] = field(default_factory=dict)
+    by_action: dict[tuple[str, str], ConversionFigures] = field(default_factory=dict)
+    times_to_click: dict[int, int] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)
+    browsers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, metric: str, amount: Decimal) -> None:
+        """Add an amount to the count of a metric."""
+        if metric.startswith(VALUE):
+            self._add_value(metric.removeprefix(VALUE), amount)
+        elif metric.startswith(_CONVERSIONS):
+            category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
+            self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)
+        elif metric.startswith(_TTC):
+            bucket = int(metric.removeprefix(_TTC))
+            self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + int(amount)
+        elif metric.startswith(_DEVICE):
+            kind = metric.removeprefix(_DEVICE)
+            self.devices[kind] = self.devices.get(kind, 0) + int(amount)
+        elif metric.startswith(_BROWSER):
+            name = metric.removeprefix(_BROWSER)
+            self.browsers[name] = self.browsers.get(name, 0) + int(amount)
+        else:
+            self.counted[metric] = self.counted.get(metric, 0) + int(amount)
+
+    def add_sums(self, sums: PeriodSums) -> None:
+        """Add the sums of rolled-up counts."""
+        plain = self.counted
+        for metric, count in sums.counts.items():
+            if ":" in metric:
+                self.add(metric, Decimal(count))
+            else:
+                plain[metric] = plain.get(metric, 0) + count
+        for metric, amount in sums.money.items():
+            self.add(metric, amount)
+        for bucket, count in sums.histogram().items():
+            self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + count
+
+    def merge(self, other: Figures) -> None:
+        """Add the counts of another group."""
+        for name in ("counted", "times_to_click", "devices", "browsers"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            for key, number in theirs.items():
+                mine[key] = mine.get(key, 0) + number
+        for currency, amount in other.value.items():
+            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+        for kind, counted in other.by_action.items():
+            self.by_action.setdefault(kind, ConversionFigures()).add(counted)
+
+    def _add_value(self, name: str, amount: Decimal) -> None:
+        """Add an amount of money. `name`: the currency, or currency, category and action, separated by colons."""
+        currency, *kind = name.split(":", 2)
+        if kind:
+            self.by_action.setdefault((kind[0], kind[1]), ConversionFigures()).add_value(currency, amount)
+        else:
+            self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
+
+    def by_category(self) -> dict[str, ConversionFigures]:
+        """Return the conversions of all actions, by category."""
+        found: dict[str, ConversionFigures] = {category: ConversionFigures() for category in CATEGORIES}
+        for (category, _), figures in self.by_action.items():
+            found.setdefault(category, ConversionFigures()).add(figures)
+        return found
+
+    def __getitem__(self, metric: str) -> int:
+        return self.counted.get(metric, 0)
+
+    @property
+    def delivery_rate(self) -> float | None:
+        """Delivered messages divided by all messages."""
+        return self._rate("delivered", "messages")
+
+    @property
+    def click_rate(self) -> float | None:
+        """Messages that a person clicked, divided by all messages. Not only delivered ones: not every carrier reports delivery."""
+        return self._rate("clicked_messages", "messages")
+
+    @property
+    def conversion_rate(self) -> float | None:
+        """Conversions divided by messages (Infobip: endCount / startCount)."""
+        return self._rate("conversions", "messages")
+
+    def _rate(self, part: str, whole: str) -> float | None:
+        return round(self[part] / self[whole], 6) if self[whole] else None
+
+    def clicked_within(self, seconds: Sequence[int]) -> list[int]:
+        """Return the number of clicked messages whose time to click is at most each limit but above the limit before it.
+
+        The last number counts the times above all limits. A time that is up to 5 % above a limit may count as within it."""
+        bounds = [time_to_click_bucket(bound) for bound in seconds]
+        within = [0] * (len(seconds) + 1)
+        for bucket, amount in self.times_to_click.items():
+            within[bisect.bisect_left(bounds, bucket)] += amount
+        return within
+
+    def seconds_to_click(self, percent: int) -> float | None:
+        """Return the time in seconds within which `percent` of the clicked messages were clicked; None without clicks.
+
+        The time starts at sending, or at the rewrite if the time of sending is unknown. It is exact to 2.5 % or half a second."""
+        total = sum(self.times_to_click.values())
+        if total <= 0:
+            return None
+        cumulated = 0
+        for bucket, amount in sorted(self.times_to_click.items()):
+            cumulated += amount
+            if cumulated * 100 >= percent * total:
+                return round(time_to_click_seconds(bucket), 1)
+        return None

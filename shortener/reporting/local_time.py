@@ -1,0 +1,81 @@
+"""Time slots and periods in the local time of a time zone.
+
+Counts are stored by UTC. A range of time slots is split where the UTC offset of the zone changes.
+"""
+
+# Tested by tests/reporting/test_statistics.py
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta, tzinfo
+
+from shortener.outbox.count_deltas import TIME_SLOT_MS
+from shortener.reporting.counts import time_slots
+from shortener.storage.types import from_ms
+
+FIRST_DAY = date(1970, 1, 1)  # The day with the number 0.
+SLOT_SECONDS = TIME_SLOT_MS // 1000
+
+
+def local(slot: int, zone: tzinfo) -> datetime:
+    """Return the start of a time slot in local time."""
+    return from_ms(slot * TIME_SLOT_MS).astimezone(zone)
+
+
+def days(since: datetime, within: range, zone: tzinfo) -> list[tuple[date, range]]:
+    """Return each local day with its time slots. `within` are the time slots of all days, and `since` is a time in the first."""
+    day = since.astimezone(zone).date()
+    found = []
+    start = within.start
+    while start < within.stop:
+        after = day + timedelta(days=1)
+        midnight = datetime(after.year, after.month, after.day, tzinfo=zone)
+        stop = min(time_slots(midnight, midnight).start, within.stop)
+        found.append((day, range(start, stop)))
+        day, start = after, stop
+    return found
+
+
+def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]:
+    """Yield ranges of time slots with the same UTC offset, and this offset in seconds."""
+    start = within.start
+    while start < within.stop:
+        offset = _offset(start, zone)
+        # A UTC offset changes at most a few times a year. A week that begins and ends with one offset has no other.
+        stop = start
+        while stop < within.stop:
+            after = min(stop + 7 * 96, within.stop)
+            if _offset(after - 1, zone) != offset:
+                stop = _first_change(stop, after - 1, offset, zone)
+                break
+            stop = after
+        yield range(start, stop), offset
+        start = stop
+
+
+def _first_change(same: int, different: int, offset: int, zone: tzinfo) -> int:
+    while different - same > 1:
+        middle = (same + different) // 2
+        if _offset(middle, zone) == offset:
+            same = middle
+        else:
+            different = middle
+    return different
+
+
+def _offset(slot: int, zone: tzinfo) -> int:
+    offset = local(slot, zone).utcoffset()
+    assert offset is not None
+    return int(offset.total_seconds())
+
+
+def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
+    """Return a function of a group and a period (`length` seconds) that returns the local time divided by `seconds`, or the
+    remainder of `modulo`."""
+
+    def convert(group: int, period: int) -> int:
+        number = (period * length + offset) // seconds
+        return number if modulo is None else number % modulo
+
+    return convert
