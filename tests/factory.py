@@ -59,8 +59,8 @@ def add_hit(connection: Connection, /, ids: IdGenerator, link: int, **columns: A
 
 
 async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
-    """Return all rows of a table in the order of their ids."""
-    return list(await database.read(lambda connection: connection.execute(select(table).order_by(table.c.id)).all()))
+    """Return all rows of a table in the order of their primary keys."""
+    return list(await database.read(lambda connection: connection.execute(select(table).order_by(*table.primary_key)).all()))
 
 
 async def count_delta_sums(database: Database) -> dict[str, str]:
