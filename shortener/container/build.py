@@ -250,7 +250,7 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         rewriter=rewriter,
         delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
         conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
-        refused_conversions=RefusedConversions(database, ids, clock),
+        refused_conversions=RefusedConversions(database, ids, clock, foundation.rate_limits.refused),
         status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
     )
 

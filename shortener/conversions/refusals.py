@@ -1,8 +1,9 @@
 """Storage of rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
-Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above MAX_ROWS_PER_MINUTE
-are counted but not stored, so that a sender in a loop does not fill the database. A report that cannot be stored because of a fault
-is counted too, and the response to its sender does not change. Credentials are removed from the stored parameters.
+Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above the rate limit of an
+application are counted but not stored, so that a sender in a loop does not fill the database. With Redis, all processes share this
+limit. A report that cannot be stored because of a fault is counted too, and the response to its sender does not change. Credentials
+are removed from the stored parameters.
 """
 # Tested by tests/conversions/test_refusals.py
 
@@ -32,7 +33,6 @@ from shortener.storage.types import to_ms
 
 MAX_ROWS = 10_000  # rejected reports of one application; slightly more are possible until `trim` runs again
 TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
-MAX_ROWS_PER_MINUTE = 1000  # rejected reports that one process stores for one application
 MAX_DESCRIPTION_CHARACTERS = 500
 
 log = structlog.get_logger(__name__)
@@ -63,11 +63,11 @@ class _Refusal:
 class RefusedConversions:
     """Stores and counts rejected conversion reports."""
 
-    def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
+    def __init__(self, database: Database, ids: IdGenerator, clock: Clock, limiter: RateLimiter) -> None:
         self._ids = ids
         self._clock = clock
         self._group: GroupCommit[_Refusal, None, None] = GroupCommit(database, self._store)
-        self._limiter = RateLimiter("refused", MAX_ROWS_PER_MINUTE, lambda: to_ms(clock()))
+        self._limiter = limiter
         self._since_trim = TRIM_INTERVAL_ROWS  # the first report runs `trim`, so a process that restarts often runs it too
         self.counted: Counter[str] = Counter()
         self.not_stored = 0

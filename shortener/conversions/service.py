@@ -5,7 +5,8 @@ index decides which of several concurrent reports is the first, also if several 
 conversion is a repeat, an update or a conflict:
 
 - A repeat contains only what is already stored. Its sender gets the first result, and no event is created. A report that equals an
-  *earlier* revision is also a repeat, unless it has a newer timestamp, or arrives more than REPEAT_WINDOW after the latest change.
+  *earlier* revision is also a repeat if it arrives within REPEAT_WINDOW after the latest change, unless it has a newer timestamp.
+  It may have been sent before that change, so the result has a warning (docs/decisions/0018).
 - An update has another status, disposition, value or currency. The previous revision is stored, the counts are corrected, and an
   event is created. A field that is absent from the report keeps its value.
 - A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
@@ -16,6 +17,7 @@ was stored. A caller that did not receive the response may safely repeat the req
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,9 +41,9 @@ from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: networks send a postback
-#: again if they did not receive the response.
-REPEAT_WINDOW = timedelta(hours=1)
+#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: it may have been sent before
+#: the change, or again because the network did not receive the response.
+REPEAT_WINDOW = timedelta(minutes=1)
 #: The maximum number of revisions of one conversion, so that a sender in a loop does not fill the database.
 MAX_REVISIONS = 1000
 #: The name under which all actions beyond queries.MAX_COUNTED_ACTIONS are counted together.
@@ -182,12 +184,12 @@ class Conversions:
                 new_events.append(self._event(state, item, target, None))
                 _count(delta, state, report.ends_process)
                 continue
-            outcome = _apply(state, item, target, now)
-            if outcome is None:
+            effect = _apply(state, item, target, now)
+            if effect is _Effect.CONFLICT:
                 results.append(_conflict(encode_conversion_id(state.id)))
                 continue
             before = None
-            if outcome:
+            if effect is _Effect.UPDATE:
                 before = state.earlier[-1]
                 _count(delta, state, report.ends_process, before, sign=-1)
                 state.counted_as = counted_as(item.application_id, key[1].casefold(), state.latest)
@@ -198,10 +200,10 @@ class Conversions:
                 ConversionResult(
                     encode_conversion_id(state.id),
                     target.message_id,
-                    duplicate=not outcome,
-                    updated=outcome,
+                    duplicate=effect is not _Effect.UPDATE,
+                    updated=effect is _Effect.UPDATE,
                     revision=state.latest.revision,
-                    warnings=report.warnings,
+                    warnings=(*report.warnings, *_WARNINGS.get(effect, ())),
                 )
             )
         if changed:
@@ -316,20 +318,41 @@ def _existing_state(stored: StoredConversion, target: ConversionTarget, earlier:
     return _State(stored.id, target, stored.hit_id, stored.at, stored.counted_as, stored.latest, earlier, len(earlier))
 
 
-def _apply(state: _State, item: _Submission, target: ConversionTarget, now: datetime) -> bool | None:
-    """Apply a report to a conversion. Return True for an update, False for a repeat, and None for a conflict."""
+class _Effect(enum.Enum):
+    """The effect of a report on a conversion that exists already."""
+
+    UPDATE = "update"
+    REPEAT = "repeat"
+    REPEAT_OF_EARLIER = "repeat of an earlier revision"
+    TOO_MANY_REVISIONS = "too many revisions"
+    CONFLICT = "conflict"
+
+
+#: The warnings for reports that change nothing although they differ from the latest revision.
+_WARNINGS = {
+    _Effect.REPEAT_OF_EARLIER: (
+        "the report was not applied: it equals an earlier revision and arrived within "
+        f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "
+        "send a timestamp, or send the report again later",
+    ),
+    _Effect.TOO_MANY_REVISIONS: (f"the report was not applied: the conversion has {MAX_REVISIONS} revisions",),
+}
+
+
+def _apply(state: _State, item: _Submission, target: ConversionTarget, now: datetime) -> _Effect:
+    """Apply a report to a conversion. Return its effect."""
     report, latest = item.report, state.latest
     changed = _merge(latest, report)
     if _is_same(changed, latest):
-        return False
+        return _Effect.REPEAT
     if not report.transaction_id and _is_other_value(latest, report):
-        return None
+        return _Effect.CONFLICT
     is_late_repeat = any(_is_same(_merge(one, report), one) for one in state.earlier)
     is_newer = report.has_timestamp and all(report.at > one.at for one in (latest, *state.earlier))
     if is_late_repeat and not is_newer and now - latest.received_at <= REPEAT_WINDOW:
-        return False
+        return _Effect.REPEAT_OF_EARLIER
     if latest.revision >= MAX_REVISIONS:
-        return False
+        return _Effect.TOO_MANY_REVISIONS
     state.earlier.append(latest)
     state.latest = changed._replace(
         revision=latest.revision + 1,
@@ -339,7 +362,7 @@ def _apply(state: _State, item: _Submission, target: ConversionTarget, now: date
         warnings=report.warnings or None,
     )
     state.hit_id = state.hit_id if state.hit_id is not None else target.hit_id
-    return True
+    return _Effect.UPDATE
 
 
 def _merge(revision: StoredRevision, report: ConversionReport) -> StoredRevision:

@@ -1,5 +1,5 @@
-"""Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), and of an API key and a
-postback key for all requests.
+"""Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), of an API key and a postback
+key for all requests, and of an application for rejected conversion reports that are stored.
 
 Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no
 token, so people who share an address with a misbehaving client can open their links. For a limit of keys, each key is a client.
@@ -22,6 +22,7 @@ from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
+MAX_REFUSED_PER_MINUTE = 1000  # The rejected conversion reports of one application that are stored per minute.
 MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counters one run of `share` exchanges.
 _WINDOW_MS = 60_000
 _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
@@ -136,16 +137,18 @@ class RateLimits:
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
         # The default is no limit, because each API key has its own limit or none.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
-        self._all = (self.unknown_codes, self.rejected_credentials, self.postbacks, self.api_keys)
+        # The clients of this limit are applications. It causes no response with status 429.
+        self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
+        self._of_requests = (self.unknown_codes, self.rejected_credentials, self.postbacks, self.api_keys)
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter(
             "shortener_rate_limited",
             "Responses with status 429, by the kind of request: codes, credentials, postbacks or keys.",
-            lambda: {(limiter.name,): limiter.limited for limiter in self._all},
+            lambda: {(limiter.name,): limiter.limited for limiter in self._of_requests},
             "kind",
         )
 
     async def share(self) -> int:
         """Exchange the counts of all limiters with the other processes (see `RateLimiter.share`)."""
-        return sum([await limiter.share() for limiter in self._all])
+        return sum([await limiter.share() for limiter in (*self._of_requests, self.refused)])

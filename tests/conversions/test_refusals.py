@@ -7,12 +7,17 @@ import asyncio
 import pytest
 
 from shortener.container import Service
+from shortener.container.connections import key_prefix
 from shortener.conversions import refusals
-from shortener.conversions.refusals import MAX_ROWS_PER_MINUTE, RefusedConversions
+from shortener.conversions.refusals import RefusedConversions
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
+from shortener.redis import rate_limit
+from shortener.redis.rate_limit import RateLimiter, RateLimits
 from shortener.storage import schema
-from tests.conftest import NOON, Clock
+from shortener.storage.types import to_ms
+from tests.conftest import NOON, Clock, MakeService
 from tests.factory import rows
+from tests.servers import RedisProcess
 
 ERROR = ApiError(ErrorCode.MESSAGE_NOT_FOUND, details=[Detail("message_id", "does not belong to a message")])
 
@@ -41,11 +46,33 @@ async def test_an_application_has_a_maximum_number_of_stored_rejected_reports(
 
 
 async def test_rejected_reports_above_the_rate_limit_are_counted_but_not_stored(service: Service, clock: Clock) -> None:
-    refused = RefusedConversions(service.database, service.ids, clock)
-    await asyncio.gather(*(refused.record(1, "", ERROR, {}) for _ in range(MAX_ROWS_PER_MINUTE + 50)))
-    assert refused.counted["MESSAGE_NOT_FOUND"] == MAX_ROWS_PER_MINUTE + 50
-    assert refused.not_stored == 50
-    assert len(await rows(service.database, schema.refused_conversions)) == MAX_ROWS_PER_MINUTE
+    limiter = RateLimiter("refused", 20, lambda: to_ms(clock()))
+    refused = RefusedConversions(service.database, service.ids, clock, limiter)
+    await asyncio.gather(*(refused.record(1, "", ERROR, {}) for _ in range(30)))
+    assert (refused.counted["MESSAGE_NOT_FOUND"], refused.not_stored) == (30, 10)
+    assert len(await rows(service.database, schema.refused_conversions)) == 20
+
+
+async def test_processes_share_the_rate_limit_of_stored_rejected_reports_through_redis(
+    make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit, "MAX_REFUSED_PER_MINUTE", 50)
+    service = await make_service(redis_url=redis_server.url)
+    other = RateLimits(
+        unknown_codes=0,
+        rejected_credentials=0,
+        now_ms=lambda: to_ms(NOON),
+        redis=service.redis,
+        prefix=key_prefix(service.secret),
+    )
+    assert not any(other.refused.take(1) for _ in range(40))
+    await service.refused_conversions.record(1, "", ERROR, {})
+    await other.share()
+    await service.rate_limits.share()
+    await asyncio.gather(*(service.refused_conversions.record(1, "", ERROR, {}) for _ in range(30)))
+    assert len(await rows(service.database, schema.refused_conversions)) == 10
+    text, _ = service.metrics.text("text/plain")
+    assert b'kind="refused"' not in text, "these reports do not cause responses with status 429"
 
 
 async def test_a_rejected_report_that_cannot_be_stored_is_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

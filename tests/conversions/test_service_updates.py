@@ -13,8 +13,9 @@ import pytest
 
 from shortener.container import Service
 from shortener.conversions import queries
+from shortener.conversions import service as conversions_service
 from shortener.conversions.parsing import ConversionReport, parse_conversion
-from shortener.conversions.service import OTHER_ACTIONS, REPEAT_WINDOW, Conversions
+from shortener.conversions.service import _WARNINGS, OTHER_ACTIONS, REPEAT_WINDOW, Conversions, _Effect
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds, IdGenerator
 from shortener.outbox import count_deltas
@@ -138,9 +139,28 @@ async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_windo
     newer = report(at=clock(), timestamp=(NOON + timedelta(seconds=1)).isoformat(), **APPROVED)
     assert (await service.conversions.ingest(1, newer)).revision == 3
     clock.now += REPEAT_WINDOW
-    assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).duplicate
+    repeat = await service.conversions.ingest(1, report(at=clock(), **REJECTED))
+    assert (repeat.duplicate, repeat.warnings) == (True, _WARNINGS[_Effect.REPEAT_OF_EARLIER])
     clock.forward(milliseconds=1)
     assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
+
+
+async def test_approved_rejected_and_approved_again_within_an_hour_is_an_update(service: Service, clock: Clock) -> None:
+    for parameters in (APPROVED, REJECTED, APPROVED):
+        result = await service.conversions.ingest(1, report(at=clock(), **parameters))
+        clock.forward(minutes=5)
+    assert (result.updated, result.revision, result.warnings) == (True, 3, ())
+    await assert_counts_agree(service.database)
+
+
+async def test_a_report_beyond_the_maximum_number_of_revisions_gets_a_warning(
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversions_service, "MAX_REVISIONS", 2)
+    for parameters in (APPROVED, REJECTED):
+        await service.conversions.ingest(1, report(**parameters))
+    beyond = await service.conversions.ingest(1, report(status="refunded"))
+    assert (beyond.duplicate, beyond.revision, len(beyond.warnings)) == (True, 2, 1)
 
 
 async def test_a_second_value_without_a_transaction_id_is_rejected_as_a_conflict(service: Service) -> None:
