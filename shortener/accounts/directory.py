@@ -24,7 +24,7 @@ from shortener.model import Topic
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
-from shortener.urls import matches_link_path
+from shortener.urls import host_of, matches_link_path
 
 ALL_APPLICATIONS = 0  # This application id in a row means that the row applies to all applications.
 _VERSION = "directory"
@@ -160,10 +160,11 @@ class _Snapshot:
 
 
 class Directory:
-    """All accounts in memory, as they were at the last `refresh`."""
+    """All accounts in memory, as they were at the last `refresh`. `shared_host` is the host of BASE_URL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, shared_host: str = "") -> None:
         self._database = database
+        self._shared_host = shared_host
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
         self._applied = 0  # The number of the refresh that read the current snapshot.
@@ -213,11 +214,18 @@ class Directory:
         return of_domain or (application.settings.fallback_url if application else None)
 
     def unknown_code_url(self, domain_id: int) -> str | None:
-        """Return the destination for an unknown code: the fallback URL of an enabled domain, unless its host is blocked."""
+        """Return the destination for an unknown code: the fallback URL of an enabled domain, unless its host is blocked or is a
+        host of the installation."""
         domain = self.domain_by_id(domain_id)
         if domain is None or domain.disabled or domain.fallback_url is None:
             return None
-        return None if self.hit_policies.blocks(domain.application_id, domain.fallback_url) else domain.fallback_url
+        url = domain.fallback_url
+        return None if self.hit_policies.blocks(domain.application_id, url) or self.is_own(url) else url
+
+    def is_own(self, url: str) -> bool:
+        """Return whether a URL leads to a host of the installation: the host of BASE_URL or of a domain of any application."""
+        host = host_of(url)
+        return bool(host) and (host == self._shared_host or self.domain(host) is not None)
 
     def click_id_param(self, application_id: int) -> str | None:
         """Return the name of the query parameter for click ids in destinations of the application; None if it has none."""

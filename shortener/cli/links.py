@@ -153,25 +153,34 @@ async def enable_link(code: str, as_json: bool) -> None:
     await _change_link(code, {"enabled": True}, as_json)
 
 
-async def _load_hosts(database: Any) -> Any:
+async def _parse_changes(database: Any, application_id: int, requested: dict[str, Any]) -> dict[str, Any]:
+    """Check the changes by the rules of the application, and print their warnings to stderr."""
     from shortener.accounts.directory import Directory
+    from shortener.clicks.link_changes import change_warnings, parse_changes
     from shortener.container.link_hosts import InstallationHosts
+    from shortener.model import utcnow
 
     directory = Directory(database)
     await directory.refresh()
-    return InstallationHosts(load_settings(), directory)
+    application = directory.application(application_id)
+    if application is None:
+        raise click.ClickException(f"there is no application {application_id}")
+    changes = parse_changes(requested, application, InstallationHosts(load_settings(), directory), utcnow())
+    for warning in change_warnings(requested):
+        click.echo(f"warning: {warning}", err=True)
+    return changes
 
 
 async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> None:
     from shortener.clicks.link_admin import find_link
-    from shortener.clicks.link_changes import COMMAND_LINE, find_changeable, parse_changes, refresh_cache, write_changes
+    from shortener.clicks.link_changes import COMMAND_LINE, find_changeable, refresh_cache, write_changes
     from shortener.errors import ApiError, ErrorCode
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
 
     async with open_store() as database, open_cache() as cache:
         link = await database.read(find_link, code)
-        changes = parse_changes(requested, link.application_id, await _load_hosts(database), utcnow())
+        changes = await _parse_changes(database, link.application_id, requested)
         new_id = IdGenerator(database.node)
 
         def write(connection: Any) -> None:
@@ -193,8 +202,7 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> N
 async def _change_links(
     application: int, selected: tuple[str | None, str | None, str | None], requested: dict[str, Any], as_json: bool
 ) -> None:
-    from shortener.accounts.directory import require_application
-    from shortener.clicks.link_changes import COMMAND_LINE, parse_changes
+    from shortener.clicks.link_changes import COMMAND_LINE
     from shortener.clicks.link_updates import (
         DONE,
         STOPPED,
@@ -213,8 +221,7 @@ async def _change_links(
         with contextlib.suppress(UrlError):
             destination = parse_destination(destination).url
     async with open_store() as database, open_cache() as cache:
-        await database.read(require_application, application)
-        changes = parse_changes(requested, application, await _load_hosts(database), utcnow())
+        changes = await _parse_changes(database, application, requested)
         new_id = IdGenerator(database.node)
         update_id = await database.write(
             lambda connection: create_update(

@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from shortener.accounts.directory import Application
+from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import LinkFlag
 from shortener.redis.link_cache import CachedLink, LinkCache
@@ -52,19 +54,12 @@ CHANGE_COLUMNS = (
 )
 
 
-class TargetHosts(Protocol):
-    """The hosts of the installation, and the blocked hosts. A link must not redirect to any of them."""
-
-    def is_own(self, url: str) -> bool: ...
-    def is_blocked(self, application_id: int, host: str) -> bool: ...
-
-
 def key_actor(key_id: int) -> str:
     """Return the actor that the history shows for changes with an API key."""
     return f"key {key_id}"
 
 
-def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
+def parse_changes(requested: Mapping[str, Any], application: Application, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
     """Validate requested changes. Return them in their stored form: JSON values by field, as `write_changes` requires.
 
     `requested` contains one or more of url, expires_at (aware datetime), fallback_url (None removes it) and enabled. Raise
@@ -79,7 +74,7 @@ def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: Targ
             changes[name] = None
             continue
         try:
-            target = _parse_target(value or "", application_id, hosts)
+            target = check_link_target(application, value or "", hosts)
             changes[name] = target.url if name == "url" else target.location.decode()
         except UrlError as error:
             details.append(Detail(name, error.reason))
@@ -102,6 +97,16 @@ def parse_changes(requested: Mapping[str, Any], application_id: int, hosts: Targ
         reason = "must be present, or another of url, expires_at, fallback_url and enabled"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("url", reason)])
     return changes
+
+
+def change_warnings(requested: Mapping[str, Any]) -> list[str]:
+    """Return the warnings about macros in a new destination or fallback URL that will not be filled in."""
+    return [
+        f"{name} {problem}"
+        for name in ("url", "fallback_url")
+        if requested.get(name)
+        for problem in target_problems(requested[name])
+    ]
 
 
 def find_changeable(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
@@ -138,7 +143,7 @@ def write_changes(
     """Change links and add the changes to their history. Return the number of links whose values have changed.
 
     `changes`: the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled."""
-    target = parse_destination(changes["url"]) if "url" in changes else None
+    target = _parse_stored(changes["url"]) if "url" in changes else None
     updates: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     for row in rows:
@@ -188,12 +193,18 @@ def _compute(
         flags = row.flags & ~int(LinkFlag.FILL_CLICK_ID)
         if "click_id" in target.placeholders:
             flags |= int(LinkFlag.FILL_CLICK_ID)
+        if not target.url.startswith(("http://", "https://")):
+            flags &= ~int(LinkFlag.APPEND_CLICK_ID)  # a link with an app scheme, such as tel:, has no query
         text = location.decode()
         values |= {"url": target.url, "location": None if text == target.url else text, "flags": flags}
         differences["url"] = [row.url, target.url]
-    if "fallback_url" in changes and changes["fallback_url"] != row.fallback_url:
-        values["fallback_url"] = changes["fallback_url"]
-        differences["fallback_url"] = [row.fallback_url, changes["fallback_url"]]
+    if "fallback_url" in changes:
+        fallback = changes["fallback_url"]
+        if fallback is not None and "{" in fallback:
+            fallback = fill_placeholders(fallback.encode(), placeholder_values(row)).decode()
+        if fallback != row.fallback_url:
+            values["fallback_url"] = fallback
+            differences["fallback_url"] = [row.fallback_url, fallback]
     if "expires_at" in changes:
         expires_at = to_utc(parse_iso(changes["expires_at"]))
         if to_ms(expires_at) != to_ms(row.expires_at):
@@ -203,6 +214,11 @@ def _compute(
         values["disabled_at"] = None if changes["enabled"] else now
         differences["enabled"] = [row.disabled_at is None, changes["enabled"]]
     return values, differences
+
+
+def _parse_stored(url: str) -> Destination:
+    """Parse a destination that `parse_changes` has accepted. Its scheme may be an extra scheme of the application."""
+    return parse_destination(url, (url.partition(":")[0].lower(),))
 
 
 def placeholder_values(row: AnyRow) -> dict[str, str]:
@@ -240,15 +256,6 @@ def read_original(connection: Connection, link_ids: Sequence[int]) -> dict[int, 
         if "expires_at" in row.changes:
             values.setdefault("expires_at", to_ms(to_utc(parse_iso(row.changes["expires_at"][0]))))
     return original
-
-
-def _parse_target(url: str, application_id: int, hosts: TargetHosts) -> Destination:
-    destination = parse_destination(url)
-    if hosts.is_own(destination.url):
-        raise UrlError("leads to a host of this service, so the redirect would loop")
-    if hosts.is_blocked(application_id, destination.host):
-        raise UrlError("leads to a blocked host")
-    return destination
 
 
 async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:

@@ -3,7 +3,8 @@ none.
 
 A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache. A code
 is unknown if no link has it, or if it was requested on the domain of another application. An unknown code redirects to the
-fallback URL of the domain if the domain has one. A link is switched off if the link itself, its domain, its application or the
+fallback URL of the domain if the domain has one. A fallback URL that leads to a host of the installation is not used, because the
+redirects could loop. A link is switched off if the link itself, its domain, its application or the
 host of its destination is switched off. Such a link has no destination, even if it has a fallback URL.
 
 This module does no I/O and raises no errors. All data that a resolution needs is in memory.
@@ -91,6 +92,7 @@ class LinkDirectory(Protocol):
     def hit_policies(self) -> HitPolicies: ...
     def fallback_url(self, application_id: int, domain_id: int) -> str | None: ...
     def unknown_code_url(self, domain_id: int) -> str | None: ...
+    def is_own(self, url: str) -> bool: ...
     def click_id_param(self, application_id: int) -> str | None: ...
 
 
@@ -107,7 +109,7 @@ class LinkResolver:
         `link`: the link with the code of the hit; None if no link has it. `policies`: the current `hit_policies` of the directory,
         which the caller reads once per batch."""
         if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
-            return self._resolve_unknown(hit.domain_id)
+            return self._resolve_unknown(hit)
         application_id = link.application_id
         if (
             link.disabled_at is not None
@@ -118,7 +120,8 @@ class LinkResolver:
             return Resolution(None, application_id, gone=True, off=True)
         if hit.at >= link.expires_at:
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
-            if fallback and policies.blocks(application_id, fallback):
+            # The host of a fallback URL may have become a host of the installation since it was checked.
+            if fallback and (policies.blocks(application_id, fallback) or self._directory.is_own(fallback)):
                 fallback = None
             return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)
         if policies.confirm_clicks:
@@ -138,9 +141,13 @@ class LinkResolver:
                 location = append_param(location, name, self._click_ids.encode(hit.id))
         return Resolution(location, application_id)
 
-    def _resolve_unknown(self, domain_id: int | None) -> Resolution:
-        url = None if domain_id is None else self._directory.unknown_code_url(domain_id)
-        return UNKNOWN_LINK if url is None else Resolution(url.encode(), unknown=True)
+    def _resolve_unknown(self, hit: Hit) -> Resolution:
+        url = None if hit.domain_id is None else self._directory.unknown_code_url(hit.domain_id)
+        if url is None:
+            return UNKNOWN_LINK
+        # A hit with an unknown code is not stored, so it has no click id.
+        location = fill_placeholders(url.encode(), {"click_id": "", "code": hit.code}) if "{" in url else url.encode()
+        return Resolution(location, unknown=True)
 
     def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
         """Return a fallback URL in which the placeholders that depend on the hit are replaced. The rewriter has replaced the

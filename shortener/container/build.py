@@ -63,6 +63,7 @@ from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
 from shortener.storage.types import to_ms
+from shortener.urls import host_of
 
 
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
@@ -151,7 +152,7 @@ async def _build_service(
 async def _build_foundation(
     settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack, *, owner: bool
 ) -> Foundation:
-    directory = Directory(database)
+    directory = Directory(database, host_of(settings.base_url))
     await directory.refresh()
 
     def now_ms() -> int:

@@ -12,16 +12,14 @@ class InstallationHosts:
     """The hosts of the installation and the blocked hosts, for the rewriter (`messages.plan.LinkHosts`)."""
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
-        self._own_host = host_of(settings.base_url)
         self._directory = directory
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets
         self.base_url = base_url_of(settings, directory)
-        self.shared_host, self.shared_path = self._own_host, settings.base_path
+        self.shared_host, self.shared_path = host_of(settings.base_url), settings.base_path
 
     def is_own(self, url: str) -> bool:
-        host = host_of(url)
-        return host == self._own_host or self._directory.domain(host) is not None
+        return self._directory.is_own(url) or host_of(url) == self.shared_host
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
         if scheme != "https" and not self._allow_http:

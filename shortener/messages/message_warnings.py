@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from shortener.macros import macro_problems
+from shortener.accounts.link_targets import target_problems
 from shortener.messages.phone_numbers import check_sender
 from shortener.messages.scripts import mixed_scripts
 from shortener.messages.spans import Span, TrackMode, find_untracked
-from shortener.urls import DESTINATION_PLACEHOLDERS
 
 MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link
 _MAX_URL_CHARACTERS = 80  # a warning quotes at most this many characters of a URL
@@ -30,11 +29,7 @@ def find_warnings(
         *_untracked(body, spans, track),
         *_attached_text(body, spans),
         *_suspicious_destinations(links),
-        *(
-            [f"fallback_url {problem}" for problem in macro_problems(fallback_url, DESTINATION_PLACEHOLDERS)]
-            if fallback_url
-            else []
-        ),
+        *([f"fallback_url {problem}" for problem in target_problems(fallback_url)] if fallback_url else []),
         *_unusual_sender(sender),
     )
 
@@ -74,8 +69,7 @@ def _suspicious_destinations(links: Sequence[tuple[Span, str]]) -> list[str]:
             warnings.append(f"position {span.start}: the destination contains &amp;, which browsers send unchanged; write &")
         if "’" in span.url:
             warnings.append(f"position {span.start}: the destination contains the apostrophe ’; web addresses usually have '")
-        problems = macro_problems(span.url, DESTINATION_PLACEHOLDERS)
-        warnings += [f"position {span.start}: the destination {problem}" for problem in problems]
+        warnings += [f"position {span.start}: the destination {problem}" for problem in target_problems(span.url)]
     return warnings
 
 

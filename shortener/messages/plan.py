@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from shortener.accounts.directory import Application, Domain
+from shortener.accounts.link_targets import TargetHosts, check_link_target
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
-from shortener.macros import macro_problems
 from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
@@ -28,7 +28,7 @@ from shortener.messages.segments import count_segments
 from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.storage.types import to_iso, to_ms
-from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, fill_link_path, parse_destination
+from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
 
 #: The maximum number of links in one message, because the column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
@@ -76,16 +76,8 @@ class RewriteLimits:
     link_ttl: timedelta
 
 
-class LinkHosts(Protocol):
+class LinkHosts(TargetHosts, Protocol):
     """The hosts of the installation, and the hosts that links must not lead to."""
-
-    def is_own(self, url: str) -> bool:
-        """Return whether a URL leads to a host of the installation. A link to it would redirect in a loop."""
-        ...
-
-    def is_blocked(self, application_id: int, host: str) -> bool:
-        """Return whether a host (lower case, punycode) is blocked for the application."""
-        ...
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
         """Return why no callback may be sent to a host (without port); None if the host is permitted. Makes no DNS look-up."""
@@ -313,7 +305,7 @@ def _plan_item(
     fallback_location = None
     if item.fallback_url:
         try:
-            fallback_location = _check_destination(application, item.fallback_url, hosts).location.decode()
+            fallback_location = check_link_target(application, item.fallback_url, hosts).location.decode()
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "fallback_url", error.reason)
     if item.callback_url:
@@ -421,24 +413,12 @@ def _plan_links(
     links = []
     for span in spans:
         try:
-            destination = _check_destination(application, span.url, hosts)
+            destination = check_link_target(application, span.url, hosts)
         except UrlError as error:
             reject(ErrorCode.INVALID_TRACK_URL, "body", f"{span.url!r} {error.reason}", span.start)
             continue
         links.append(PlannedLink(span, destination, span.is_trackurl or always))
     return tuple(links)
-
-
-def _check_destination(application: Application, url: str, hosts: LinkHosts) -> Destination:
-    """Return the parsed destination or fallback URL of a link. Raise UrlError if it is not permitted."""
-    destination = parse_destination(url, application.settings.extra_schemes)
-    if hosts.is_own(destination.url):
-        raise UrlError("leads to a host of this service, so the redirect would loop")
-    if hosts.is_blocked(application.id, destination.host):
-        raise UrlError("leads to a blocked host")
-    if application.settings.strict_destinations and (problems := macro_problems(url, DESTINATION_PLACEHOLDERS)):
-        raise UrlError(problems[0])
-    return destination
 
 
 def _content_of(item: RewriteItem) -> bytes:

@@ -10,7 +10,15 @@ from starlette.responses import Response, StreamingResponse
 
 from shortener.accounts.directory import base_url_of
 from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link
-from shortener.clicks.link_changes import find_changeable, key_actor, parse_changes, read_history, refresh_cache, write_changes
+from shortener.clicks.link_changes import (
+    change_warnings,
+    find_changeable,
+    key_actor,
+    parse_changes,
+    read_history,
+    refresh_cache,
+    write_changes,
+)
 from shortener.clicks.link_updates import (
     LinkSelection,
     create_update,
@@ -25,7 +33,7 @@ from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, coun
 from shortener.times import end_of, start_of
 from shortener.urls import UrlError, host_of, parse_destination
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text, Time
+from shortener.web.fields import EndTime, Text
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
 from shortener.web.period import Period
 
@@ -76,6 +84,12 @@ class LinkResponse(ResponseModel):
     link: LinkWithHistory
 
 
+class ChangedLinkResponse(LinkResponse):
+    """A short link after a change."""
+
+    warnings: list[str] = Field(description="Macros in the new destination or fallback that will not be filled in.")
+
+
 class LinksResponse(ResponseModel):
     """One page of links, newest message first."""
 
@@ -118,8 +132,10 @@ class LinkUpdateRequest(RequestModel):
         max_length=2048,
         description="New destination URL of the link. It may contain the same placeholders as a URL in a text.",
     )
-    expires_at: Time | None = Field(
-        None, description="New time of expiry of the link, in ISO 8601 (UTC without a zone). It may be in the past."
+    expires_at: EndTime | None = Field(
+        None,
+        description="New time of expiry of the link, in ISO 8601 (UTC without a zone). A date includes the whole day. It may be in "
+        "the past.",
     )
     fallback_url: Text | None = Field(
         None,
@@ -162,6 +178,12 @@ class LinksUpdateResponse(ResponseModel):
 
     status: Literal[True] = True
     update: LinksUpdateFields
+
+
+class NewLinksUpdateResponse(LinksUpdateResponse):
+    """An update of many links that was just created."""
+
+    warnings: list[str] = Field(description="Macros in the new destination or fallback that will not be filled in.")
 
 
 class LinksUpdatesResponse(ResponseModel):
@@ -217,7 +239,8 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     """Change one link."""
     service, code = call.service, call.path["code"]
-    changes = parse_changes(_requested(call.body), call.application_id, service.link_hosts, service.clock())
+    requested = _requested(call.body)
+    changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
 
     def write(connection: Any) -> None:
         row = find_changeable(connection, code, call.application_id)
@@ -229,13 +252,14 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     await service.cache.invalidate([code])  # if Redis is unavailable, the cache repeats this later
     await service.database.write(write)
     await refresh_cache(service.database, service.cache, [code])
-    return await _link(call)
+    return {**await _link(call), "warnings": change_warnings(requested)}
 
 
 async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     """Create a background update of many links."""
     service, request = call.service, call.body
-    changes = parse_changes(_requested(request), call.application_id, service.link_hosts, service.clock())
+    requested = _requested(request)
+    changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
     if request.campaign is None and request.destination is None and request.label is None:
         reason = "must be present, or destination or label, because they select the links"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
@@ -253,7 +277,8 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     )
     await service.link_updates.perform(update_id, seconds=COUNT_SECONDS, until_counted=True)
     service.link_updates.wake_up.notify()
-    return _update(await service.database.read(find_update, encode(update_id), call.application_id))
+    created = await service.database.read(find_update, encode(update_id), call.application_id)
+    return {**_update(created), "warnings": change_warnings(requested)}
 
 
 async def index_updates(call: Call[None, None]) -> dict[str, Any]:
@@ -372,7 +397,7 @@ ENDPOINTS = [
         _TAG,
         permission="links.write",
         body=LinksUpdateRequest,
-        response=LinksUpdateResponse,
+        response=NewLinksUpdateResponse,
         status=202,
         description="Changes the links of a campaign, with a destination or with a label, in the background. The response has the "
         "exact number of links, or null if they are still being counted. Links that are created later are not changed.",
@@ -415,7 +440,7 @@ ENDPOINTS = [
         _TAG,
         permission="links.write",
         body=LinkUpdateRequest,
-        response=LinkResponse,
+        response=ChangedLinkResponse,
         errors=(ErrorCode.CONFLICT,),
         description="Changes a link at once on every node. The history stores who changed what and when. Hits on a disabled link "
         "are stored but are not clicks. A link whose message was erased cannot be changed.",

@@ -29,6 +29,9 @@ class FakeDirectory:
     def unknown_code_url(self, domain_id: int) -> str | None:
         return f"https://x.example/unknown/{domain_id}" if domain_id == 6 else None
 
+    def is_own(self, url: str) -> bool:
+        return url.startswith("https://own.example/")
+
     def click_id_param(self, application_id: int) -> str | None:
         return "cid" if application_id == 3 else None
 
@@ -50,6 +53,10 @@ def test_a_link_redirects_to_its_destination_until_it_expires() -> None:
 def test_a_fallback_url_contains_the_click_id_and_the_code_of_the_hit() -> None:
     fallback = resolve(expires_at=1_000, fallback_url="https://x.example/{code}?c={click_id}&m={message_id}")
     assert fallback.location == f"https://x.example/code?c={CLICK_IDS.encode(HIT.id)}&m={{message_id}}".encode()
+
+
+def test_an_expired_link_does_not_redirect_to_a_fallback_url_on_a_host_of_the_installation() -> None:
+    assert resolve(expires_at=1_000, fallback_url="https://own.example/code") == Resolution(None, 3, gone=True)
 
 
 def test_a_link_into_an_app_resolves_even_if_hosts_are_blocked() -> None:

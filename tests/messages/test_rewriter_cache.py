@@ -83,7 +83,9 @@ async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_l
 
 async def change(service: Service, code: str, requested: dict[str, Any]) -> None:
     """Change a link as the API does."""
-    changes = parse_changes(requested, 1, service.link_hosts, service.clock())
+    application = service.directory.application(1)
+    assert application
+    changes = parse_changes(requested, application, service.link_hosts, service.clock())
 
     def write(connection: Connection) -> None:
         rows = [find_changeable(connection, code)]

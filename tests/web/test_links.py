@@ -301,3 +301,79 @@ async def test_lists_of_links_message_statuses_and_csv_contain_the_clicks_of_eac
     assert ",'=two," in lines[2]
     assert lines[2].split(",")[-2] == "3"
     assert (await client.get("/api/v1/links.csv", params={"bom": "true"})).content == b"\xef\xbb\xbf" + csv.content
+
+
+async def test_a_change_may_use_the_extra_schemes_of_the_application(client: httpx.AsyncClient, clock: Clock) -> None:
+    path = await link(client, expires_in=60)
+    refused = await client.patch(f"/api/v1/links{path}", json={"url": "myapp://open/5", "fallback_url": "myapp://over"})
+    assert (refused.status_code, [one["field"] for one in refused.json()["details"]]) == (400, ["url", "fallback_url"])
+    await client.patch("/api/v1/application", json={"extra_schemes": ["myapp"], "click_id_param": "cid"})
+    path = await link(client, expires_in=60)
+    changed = await client.patch(f"/api/v1/links{path}", json={"url": "myapp://open/{code}", "fallback_url": "myapp://over"})
+    assert (changed.status_code, changed.json()["warnings"]) == (200, [])
+    assert (await client.get(path, headers=PHONE)).headers["location"] == f"myapp://open{path}"
+    clock.forward(minutes=2)
+    assert (await client.get(path, headers=PHONE)).headers["location"] == "myapp://over"
+    for scheme in ("javascript:alert(1)", "data:text/html,x", "other://x"):
+        assert (await client.patch(f"/api/v1/links{path}", json={"url": scheme})).status_code == 400
+
+
+async def test_many_links_are_changed_to_a_destination_with_an_extra_scheme(client: httpx.AsyncClient, service: Service) -> None:
+    await client.patch("/api/v1/application", json={"extra_schemes": ["myapp"]})
+    path = await link(client, campaign="spring")
+    created = await client.post("/api/v1/links/update", json={"campaign": "spring", "url": "myapp://open/{message-id}"})
+    assert created.status_code == 202, created.text
+    assert [warning.partition(" ")[0] for warning in created.json()["warnings"]] == ["url"]
+    while await service.link_updates.step():
+        pass
+    assert (await client.get(path, headers=PHONE)).headers["location"].startswith("myapp://open/")
+
+
+async def test_macros_of_a_new_fallback_are_filled_in_and_unknown_ones_cause_a_warning_or_an_error(
+    client: httpx.AsyncClient, clock: Clock
+) -> None:
+    path = await link(client, expires_in=60, message_id="m-1", campaign="spring sale")
+    fallback = "https://x.example/over?m={message_id}&c={campaign}&code={code}&click={click_id}&x={{phone}}"
+    changed = await client.patch(f"/api/v1/links{path}", json={"fallback_url": fallback})
+    assert changed.status_code == 200
+    assert [warning for warning in changed.json()["warnings"] if "{phone_sha256}" in warning]
+    again = await client.patch(f"/api/v1/links{path}", json={"fallback_url": fallback})
+    assert len(again.json()["link"]["history"]) == 1, "the same change is not a second change"
+    clock.forward(minutes=2)
+    location = (await client.get(path, headers=PHONE)).headers["location"]
+    assert location.startswith(f"https://x.example/over?m=m-1&c=spring%20sale&code={path[1:]}&click=")
+    assert "click_id" not in location
+    await client.patch("/api/v1/application", json={"strict_destinations": True})
+    refused = await client.patch(f"/api/v1/links{path}", json={"url": "https://x.example/{{message_id}}"})
+    assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "url")
+
+
+async def test_a_date_as_the_new_expiry_includes_the_whole_day(client: httpx.AsyncClient) -> None:
+    path = await link(client)
+    changed = await client.patch(f"/api/v1/links{path}", json={"expires_at": "2026-12-24"})
+    assert changed.json()["link"]["expires_at"] == "2026-12-25T00:00:00Z"
+
+
+async def test_an_expired_link_does_not_redirect_to_a_host_that_became_an_own_domain(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    path = await link(client, expires_in=60, fallback_url="https://later.example/{code}")
+    await client.patch("/api/v1/application", json={"fallback_url": "https://later.example/over"})
+    await service.database.write(add_domain, 1, "https://go.brand.example", clock())
+    await service.database.write(
+        update_domain,
+        "go.brand.example",
+        {"fallback_url": "https://later.example/{code}?c={click_id}"},
+        clock(),
+        own_url="http://127.0.0.1:8000",
+    )
+    await service.directory.refresh()
+    clock.forward(minutes=2)
+    unknown = {**PHONE, "Host": "go.brand.example"}
+    assert (await client.get(path, headers=PHONE)).headers["location"] == f"https://later.example{path}"
+    assert (await client.get("/AAAAAAAAAA", headers=unknown)).headers["location"] == "https://later.example/AAAAAAAAAA?c="
+    made = await service.database.write(create_application, "other", clock(), domain="https://later.example")
+    assert made
+    await service.directory.refresh()
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    assert (await client.get("/AAAAAAAAAA", headers=unknown)).status_code == 404

@@ -1,0 +1,43 @@
+"""The rules for the URLs to which a short link redirects: its destination and its fallback URL.
+
+A rewrite and a later change of a link use the same rules. The application permits schemes besides http and https (`extra_schemes`).
+A macro that is not filled in is an error with `strict_destinations`, and a warning otherwise.
+"""
+# Tested by tests/web/test_links.py and tests/messages/test_plan.py
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shortener.accounts.directory import Application
+from shortener.macros import macro_problems
+from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
+
+
+class TargetHosts(Protocol):
+    """The hosts of the installation, and the blocked hosts. A link must not redirect to any of them."""
+
+    def is_own(self, url: str) -> bool:
+        """Return whether a URL leads to a host of the installation. A link to it would redirect in a loop."""
+        ...
+
+    def is_blocked(self, application_id: int, host: str) -> bool:
+        """Return whether a host (lower case, punycode) is blocked for the application."""
+        ...
+
+
+def check_link_target(application: Application, url: str, hosts: TargetHosts) -> Destination:
+    """Return the parsed destination or fallback URL of a link. Raise UrlError if it is not permitted."""
+    destination = parse_destination(url, application.settings.extra_schemes)
+    if hosts.is_own(destination.url):
+        raise UrlError("leads to a host of this service, so the redirect would loop")
+    if hosts.is_blocked(application.id, destination.host):
+        raise UrlError("leads to a blocked host")
+    if application.settings.strict_destinations and (problems := target_problems(url)):
+        raise UrlError(problems[0])
+    return destination
+
+
+def target_problems(url: str) -> list[str]:
+    """Return why macros in a destination or fallback URL will not be filled in."""
+    return macro_problems(url, DESTINATION_PLACEHOLDERS)
