@@ -14,6 +14,7 @@ from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.link_cache import RedisLinkCache
 from shortener.reporting import counts
+from shortener.retention.erasure_repeats import ErasureRepeats
 from shortener.retention.purge import Purge
 from shortener.storage.clock import SharedClock
 from shortener.storage.database import Database
@@ -29,6 +30,7 @@ COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the 
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies hits which came before the report that the message was sent.
+ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys which expire soon.
 
 #: Minimum pause between two runs of the fan-out. It sends a single event at once; under load, one run handles 20 ms of events.
@@ -53,6 +55,8 @@ def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPar
         jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
     if foundation.node_lease is not None:
         jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
+    repeats = ErasureRepeats(database, foundation.cache)
+    jobs.add(Job("erasure_repeats", ERASURE_REPEATS_INTERVAL_SECONDS, lambda: repeats.step(clock())))
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
     if foundation.redis is not None:
         jobs.add(Job("rate_limits", SPOOL_INTERVAL_SECONDS, foundation.rate_limits.share))

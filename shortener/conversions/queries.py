@@ -28,6 +28,7 @@ class ConversionTarget(NamedTuple):
     link_id: int | None = None
     hit_id: int | None = None
     link_set: int | None = None  # the id of the set of links in the message
+    is_erased: bool = False  # whether the personal data of the message was erased
 
 
 #: The identity of a conversion: row id of the message, case-folded action, and case-folded transaction_id.
@@ -103,7 +104,7 @@ def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[
     requested = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
     h, li, m = schema.hits.c, schema.links.c, schema.messages.c
     statement = (
-        select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id, m.link_set_id)
+        select(m.application_id, m.id, m.message_id, m.cohort_id, li.id, h.id, m.link_set_id, m.to_address == "")
         .select_from(requested)
         .join(schema.hits, h.id == requested.c.id)
         .join(schema.links, li.id == h.link_id)
@@ -112,7 +113,7 @@ def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[
     return {row[5]: ConversionTarget(*row) for row in connection.execute(statement)}
 
 
-_TARGETS = "m.application_id, m.id, m.message_id, m.cohort_id, m.link_set_id"
+_TARGETS = "m.application_id, m.id, m.message_id, m.cohort_id, m.link_set_id, m.to_address = ''"
 _BY_MESSAGE_ID = {
     "sqlite": f"SELECT json_group_array(json_array({_TARGETS})) FROM json_each(?) AS j CROSS JOIN messages AS m "
     "ON m.application_id = j.value ->> 0 AND m.message_id = j.value ->> 1",
@@ -128,7 +129,7 @@ def find_targets_by_message_id(
     requested = list(ids)
     values = [requested] if connection.dialect.name == "sqlite" else [list(column) for column in zip(*requested, strict=True)]
     return {
-        (row[0], row[2]): ConversionTarget(row[0], row[1], row[2], row[3], link_set=row[4])
+        (row[0], row[2]): ConversionTarget(row[0], row[1], row[2], row[3], link_set=row[4], is_erased=bool(row[5]))
         for row in raw_sql.rows(connection, _BY_MESSAGE_ID, *values)
     }
 

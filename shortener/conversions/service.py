@@ -302,13 +302,17 @@ def _first_revision(item: _Submission, target: ConversionTarget, now: datetime) 
         report.at,
         now,
         _metadata(item, target),
-        report.warnings or None,
+        None if target.is_erased else report.warnings or None,
     )
 
 
 def _metadata(item: _Submission, target: ConversionTarget) -> Mapping[str, Any] | None:
-    """Return the metadata of a report. A click_id that does not identify a click on the message is added to it."""
+    """Return the metadata of a report. A click_id that does not identify a click on the message is added to it.
+
+    Metadata may be personal data, so none is stored for a message that was erased."""
     report = item.report
+    if target.is_erased:
+        return None
     if report.click_id is None or target.hit_id is not None:
         return report.metadata
     return {**(report.metadata or {}), "click_id": report.click_id}
@@ -359,7 +363,7 @@ def _apply(state: _State, item: _Submission, target: ConversionTarget, now: date
         at=report.at,
         received_at=now,
         metadata=_metadata(item, target) or latest.metadata,
-        warnings=report.warnings or None,
+        warnings=None if target.is_erased else report.warnings or None,
     )
     state.hit_id = state.hit_id if state.hit_id is not None else target.hit_id
     return _Effect.UPDATE

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -105,6 +105,7 @@ class _ReportedMessage:
     fragments_count: int | None
     is_clicked: bool = False
     link_set: int = 0
+    is_erased: bool = False  # The personal data of the message was erased.
 
     @property
     def state(self) -> State:
@@ -118,6 +119,8 @@ class _ReportedMessage:
 
     def apply(self, report: DeliveryReport) -> bool:
         """Apply a delivery report. Return whether it changed the message."""
+        if self.is_erased:
+            report = replace(report, reason_description=None, telecom_message_id=None)
         newest = self.newest_report
         is_newer = report.state is not None and report.state.may_follow(newest)
         is_late = newest.may_follow(report.state or State.SENT)
@@ -154,7 +157,7 @@ class _ReportedMessage:
 _COLUMNS = tuple(
     field.name
     for field in fields(_ReportedMessage)
-    if field.name not in ("id", "cohort_id", "reported_state", "is_clicked", "link_set")
+    if field.name not in ("id", "cohort_id", "reported_state", "is_clicked", "link_set", "is_erased")
 )
 _update_message = (
     update(schema.messages)
@@ -248,7 +251,7 @@ class DeliveryReports:
             "state": (report.state if report.state is not None else message.state).name,
             "status": report.report_status,
             "reason_code": report.reason_code,
-            "reason_description": report.reason_description,
+            "reason_description": None if message.is_erased else report.reason_description,
         }
         if message.state is not before:
             topics |= Topic.STATE
@@ -261,7 +264,9 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
     m = schema.messages.c
     requested = values_table(connection, ids, application_id=Integer, message_id=Text)
     statement = (
-        select(m.application_id, m.message_id, m.link_set_id, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS))
+        select(
+            m.application_id, m.message_id, m.link_set_id, m.to_address, m.id, m.cohort_id, m.state, *(m[name] for name in _COLUMNS)
+        )
         .join_from(
             requested, schema.messages, and_(m.application_id == requested.c.application_id, m.message_id == requested.c.message_id)
         )
@@ -271,8 +276,9 @@ def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, 
     rows = connection.execute(statement).all()
     clicks = first_clicks.lock(connection, [row.id for row in rows])
     messages = {}
-    for application, message_id, link_set, row, cohort, state, *columns in rows:
+    for application, message_id, link_set, to_address, row, cohort, state, *columns in rows:
         messages[application, message_id] = message = _ReportedMessage(row, cohort, State(state), *columns)
         message.link_set = link_set or 0
+        message.is_erased = not to_address
         message.is_clicked = clicks[row].at is not None
     return messages

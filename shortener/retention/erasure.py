@@ -17,30 +17,35 @@ from the link cache (`find_codes`). Pending events are delivered without the era
 is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to trackers, nor
 backups and logs of others.
 
+Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
+Therefore the erasure is repeated a few times within the next hour (`erasure_repeats`).
+
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
 again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, literal, select, update
+from sqlalchemy import Connection, bindparam, delete, func, literal, select, text, update
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
-from shortener.storage.database import Database
+from shortener.storage.database import Database, upsert
 from shortener.storage.schema import (
     applications,
     attempts,
     conversion_revisions,
     conversions,
     deliveries,
+    erasure_repeats,
     events,
     events_of,
     first_clicks,
@@ -55,7 +60,13 @@ from shortener.storage.schema import (
 )
 
 MAX_MESSAGES_PER_BATCH = 100
+#: The times at which an erasure is repeated, in seconds after it (retention/erasure_repeats.py).
+REPEAT_AFTER_SECONDS = (5, 120, 3600)
 ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
+
+MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
+_CHECK_SECONDS = 0.02
+_SNAPSHOT = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 #: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
 PERSONAL_FIELDS = frozenset(
@@ -97,9 +108,32 @@ async def erase(database: Database, application_id: int | None, phone: str, now:
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
-    while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
-        total.add(batch)
+    for is_last in (False, True):
+        while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
+            total.add(batch)
+        if not is_last:
+            await _wait_for_running_transactions(database)  # One of them may store another message to this number.
     return total
+
+
+async def _wait_for_running_transactions(database: Database) -> None:
+    """Wait until each transaction that runs now has ended, for at most MAX_WAIT_SECONDS.
+
+    SQLite runs one transaction after the other, so there is nothing to wait for."""
+    if database.dialect == "sqlite":
+        return
+
+    def snapshot(connection: Connection) -> tuple[int, int]:
+        """Return the oldest transaction that runs, and the next transaction that will begin."""
+        row = connection.execute(text(_SNAPSHOT)).one()
+        return row[0], row[1]
+
+    _, end = await database.read(snapshot)
+    for _ in range(round(MAX_WAIT_SECONDS / _CHECK_SECONDS)):
+        oldest, _ = await database.read(snapshot)
+        if oldest >= end:
+            return
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def erase_phone_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
@@ -147,7 +181,23 @@ def find_codes(connection: Connection, application_id: int | None, *, phone: str
     return list(connection.execute(found.where(messages.c.application_id.in_(owners))).scalars())
 
 
+def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
+    """Erase messages that were erased before (row ids), because data of them may have been stored since."""
+    _scrub_messages(connection, ids, now)
+
+
 def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResult:
+    erased = _scrub_messages(connection, ids, now)
+    if ids:
+        due_at = now + timedelta(seconds=REPEAT_AFTER_SECONDS[0])
+        repeats = [{"id": row, "due_at": due_at, "repeats": 0} for row in ids]
+        statement = upsert(connection, erasure_repeats)
+        first = {"due_at": statement.excluded.due_at, "repeats": 0}
+        connection.execute(statement.on_conflict_do_update(index_elements=[erasure_repeats.c.id], set_=first), repeats)
+    return erased
+
+
+def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> ErasureResult:
     if not ids:
         return ErasureResult()
 
@@ -235,10 +285,10 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
     """Remove addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete those that cannot be read."""
     dead = hits_dead_letter.c
     found = connection.execute(select(dead.id, dead.hit).where(dead.code.in_(codes))).all()
-    for row_id, text in found:
+    for row_id, stored in found:
         own = dead.id == row_id
         try:
-            fields: dict[str, Any] = {**json.loads(text), "address": "", "user_agent": ""}
+            fields: dict[str, Any] = {**json.loads(stored), "address": "", "user_agent": ""}
         except (ValueError, TypeError):  # The stored hit is cut off or is not a JSON object, so it cannot be read.
             connection.execute(delete(hits_dead_letter).where(own))
         else:

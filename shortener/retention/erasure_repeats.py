@@ -1,0 +1,90 @@
+"""Repeats of erasures: personal data that was in flight during an erasure is erased too.
+
+On PostgreSQL, a click, a conversion or a fan-out may have read the message before its erasure and commit after it. On both engines,
+an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache. Therefore
+each erasure lists its messages in the table `erasure_repeats`, and this job erases them again, `REPEAT_AFTER_SECONDS` later: soon,
+after the longest attempt, and after an hour, for outcomes that waited in memory during an outage. Each repeat also removes the
+links from the link cache, and deletes stored responses under an Idempotency-Key that repeated the message.
+"""
+
+# Tested by tests/retention/test_erasure_repeats.py
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime, timedelta
+
+import orjson
+from sqlalchemy import Connection, Text, delete, or_, select, type_coerce, update
+
+from shortener.redis.link_cache import LinkCache
+from shortener.retention.erasure import REPEAT_AFTER_SECONDS, erase_again
+from shortener.storage.database import Database
+from shortener.storage.schema import erasure_repeats, idempotency, links, messages
+
+MAX_MESSAGES_PER_RUN = 50  # The maximum number of messages that one run erases again.
+
+_Response = tuple[int, str]  # application_id and Idempotency-Key of a stored response
+
+
+class ErasureRepeats:
+    """The job that repeats erasures. `step` does one run."""
+
+    def __init__(self, database: Database, cache: LinkCache) -> None:
+        self._database = database
+        self._cache = cache
+
+    async def step(self, now: datetime) -> int:
+        """Erase the messages again whose time has come. Return their number. Raise StoreUnavailable."""
+        due = await self._database.read(_find_due, now)
+        if not due:
+            return 0
+        if not await self._cache.invalidate(await self._database.read(_find_codes, due)):
+            return 0  # The link cache may still contain destinations, so the messages stay due.
+        responses = await self._database.read(_find_responses, due)
+        await self._database.write(_repeat, due, responses, now)
+        return len(due)
+
+
+def _find_due(connection: Connection, now: datetime) -> list[int]:
+    table = erasure_repeats.c
+    return list(connection.scalars(select(table.id).where(table.due_at <= now).order_by(table.due_at).limit(MAX_MESSAGES_PER_RUN)))
+
+
+def _find_codes(connection: Connection, ids: list[int]) -> list[str]:
+    return list(connection.scalars(select(links.c.code).where(links.c.message_id.in_(ids))))
+
+
+def _find_responses(connection: Connection, ids: list[int]) -> list[_Response]:
+    """Return the stored responses that contain one of the messages. This reads all responses since the oldest of the messages, so
+    it must not run in the thread that writes."""
+    m, stored = messages.c, idempotency.c
+    named = connection.execute(select(m.application_id, m.message_id, m.created_at).where(m.id.in_(ids))).all()
+    by_application: dict[int, list[str]] = defaultdict(list)
+    for row in named:
+        by_application[row.application_id].append(row.message_id)
+    found: list[_Response] = []
+    for application_id, message_ids in by_application.items():
+        text = type_coerce(stored.answer, Text)
+        contains = [text.contains(f'"message_id":{orjson.dumps(name).decode()}', autoescape=True) for name in message_ids]
+        since = min(row.created_at for row in named if row.application_id == application_id)
+        statement = select(stored.key).where(stored.application_id == application_id, stored.created_at >= since, or_(*contains))
+        found += [(application_id, key) for key in connection.scalars(statement)]
+    return found
+
+
+def _repeat(connection: Connection, due: list[int], responses: list[_Response], now: datetime) -> None:
+    table, stored = erasure_repeats.c, idempotency.c
+    rows = connection.execute(
+        select(table.id, table.repeats).where(table.id.in_(due), table.due_at <= now).order_by(table.id).with_for_update()
+    ).all()
+    erase_again(connection, [row.id for row in rows], now)
+    for application_id, key in responses:
+        connection.execute(delete(idempotency).where(stored.application_id == application_id, stored.key == key))
+    for row in rows:
+        done = row.repeats + 1
+        if done == len(REPEAT_AFTER_SECONDS):
+            connection.execute(delete(erasure_repeats).where(table.id == row.id))
+        else:
+            wait = timedelta(seconds=REPEAT_AFTER_SECONDS[done] - REPEAT_AFTER_SECONDS[done - 1])
+            connection.execute(update(erasure_repeats).where(table.id == row.id).values(repeats=done, due_at=now + wait))
