@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, select
 
 from shortener.accounts.credentials import Credentials
 from shortener.clicks.batch import HitBatchWriter
@@ -27,6 +27,10 @@ from tests.rows import Rows
 
 PHONE = "+14085550100"  # the recipient of `create_codes`
 NAME = "Kola Adeyemi"
+
+
+def read_all(connection: Connection, table: Table) -> list[Any]:
+    return list(connection.execute(select(table)).all())
 
 
 class RecordingCache(NoLinkCache):
@@ -122,7 +126,7 @@ async def test_what_was_stored_shortly_after_an_erasure_is_erased_by_its_repeats
         assert await repeats.step(clock()) == 1
         stored: list[Any] = []
         for table in (schema.events, schema.attempts, schema.conversions, schema.idempotency):
-            stored += await service.database.read(lambda connection, table=table: connection.execute(select(table)).all())
+            stored += await service.database.read(read_all, table)
         assert not [row for row in stored if NAME in str(row) or PHONE in str(row)]
         assert [row.key for row in stored if hasattr(row, "key")] == ["another message"]
 
