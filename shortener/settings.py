@@ -94,6 +94,19 @@ class Settings(BaseModel):
         "INITIAL_API_KEY is set, get one with `shortener tokens rotate 1`.",
     )
 
+    portal: bool = Field(True, description="Serve the portal, the pages for operators, under /portal: on or off.")
+    portal_url: str = Field(
+        "",
+        description="Scheme and host of the portal, such as https://portal.example. The portal is then served on that host only. "
+        "Empty: the portal is served on the host of BASE_URL, on localhost and on IP addresses.",
+    )
+    portal_session_idle_hours: float = Field(
+        8.0, gt=0, le=720, description="Hours without a request after which the session of an operator ends."
+    )
+    portal_session_days: float = Field(
+        7.0, gt=0, le=90, description="Days after the sign-in after which the session of an operator ends."
+    )
+
     host: str = Field("127.0.0.1", description="IP address or host name that the command `serve` listens on.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port that the command `serve` listens on. 0: a free port is selected.")
     workers: int = Field(
@@ -277,6 +290,19 @@ class Settings(BaseModel):
         except UrlError as error:
             raise ValueError(error.reason) from None
 
+    @field_validator("portal_url")
+    @classmethod
+    def _check_portal_url(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            parsed = parse_base_url(value)
+        except UrlError as error:
+            raise ValueError(error.reason) from None
+        if parsed.path:
+            raise ValueError("must have no path; the portal is at /portal")
+        return parsed.origin
+
     @field_validator("secret", "initial_api_key", "initial_tracker_token")
     @classmethod
     def _check_secret(cls, value: SecretStr) -> SecretStr:
@@ -320,6 +346,11 @@ class Settings(BaseModel):
     def base_origin(self) -> str:
         """The scheme, the host and the port of the setting BASE_URL."""
         return parse_base_url(self.base_url).origin
+
+    @property
+    def portal_origin(self) -> str:
+        """The scheme, the host and the port of the portal: PORTAL_URL, or by default those of BASE_URL."""
+        return self.portal_url or self.base_origin
 
     @property
     def base_path(self) -> str:

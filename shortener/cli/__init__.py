@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": ("serve", "Run the web server and the delivery workers in one process."),
     "deliver": ("serve", "Run delivery workers only, in addition to servers on PostgreSQL."),
     "applications": ("accounts", "Create, list, show and update applications."),
+    "operators": ("operators", "Invite, list, change, disable and reset the people who may use the portal."),
     "keys": ("accounts", "Create, list and revoke API keys."),
     "tokens": ("accounts", "Rotate tracker tokens."),
     "trackers": ("trackers", "Add, list, show, update, remove and test trackers (the endpoints that receive events)."),

@@ -103,7 +103,7 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
             try:
                 await super().startup(sockets)
-                _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
+                await _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
             finally:
                 logs.release()
             _log_start(open_files)
@@ -210,7 +210,7 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     limit = _raise_open_files_limit()  # the workers inherit the limit
     try:
         service = await open_service(settings)
-        _print_start(service, as_json)
+        await _print_start(service, as_json)
     finally:
         logs.release()
     _log_start(limit)
@@ -266,13 +266,43 @@ class Worker:
         return app
 
 
-def _print_start(service: Service, as_json: bool) -> None:
-    """Print the address, and at the very first start the credentials of the default application."""
+async def _invite_first_operator(service: Service) -> str | None:
+    """Return the link by which the first admin of the portal sets a password, or None if there is an operator or no portal.
+
+    The link is also written to a file of DATA_DIR that only this user can read, for containers whose output nobody sees."""
+    if not service.settings.portal:
+        return None
+    from sqlalchemy.exc import IntegrityError
+
+    from shortener.errors import StoreUnavailable
+    from shortener.portal.operators import invite_first
+    from shortener.portal.welcome import invitation_file, link
+
+    try:
+        invitation = await service.database.write(invite_first, service.clock())
+    except (IntegrityError, StoreUnavailable):  # Another node has created the operator at the same time and prints its link.
+        return None
+    file = invitation_file(service.settings.data_dir)
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+    if invitation is None:
+        return None
+    url = link(service.settings.portal_origin, invitation.token)
+    with contextlib.suppress(OSError), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
+        written.write(url + "\n")
+    # With INITIAL_API_KEY nothing secret is printed, because the output of a container is a log. The file has the link.
+    return None if service.settings.initial_api_key.get_secret_value() else url
+
+
+async def _print_start(service: Service, as_json: bool) -> None:
+    """Print the address, at the very first start the credentials of the default application, and the first invitation."""
+    invitation = await _invite_first_operator(service)
     base_url, port, origin = service.settings.base_url, service.settings.port, service.settings.base_origin
     first = service.first_credentials
     if as_json:
         credentials = first and {"application_id": first.application_id, **_printed_credentials(service, first)}
-        click.echo(orjson.dumps({"base_url": base_url, "port": port, "first_start": credentials}).decode())
+        fields = {"base_url": base_url, "port": port, "first_start": credentials, "portal_invitation": invitation}
+        click.echo(orjson.dumps(fields).decode())
         return
     if first is not None and service.settings.initial_api_key.get_secret_value():
         click.echo("The default application is created. Its API key is INITIAL_API_KEY; no credentials are printed.")
@@ -286,6 +316,11 @@ def _print_start(service: Service, as_json: bool) -> None:
             f"A first rewrite:\n\n"
             f"  curl -s {origin}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
+        )
+    if invitation is not None:
+        click.echo(
+            f"The portal has no operator yet. Set the password of the first admin at this address, within 15 minutes:\n\n"
+            f"  {invitation}\n"
         )
     click.echo(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
 

@@ -2,8 +2,8 @@
 
 Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404, or 400 for
 several Host headers. Second, if the path is a code, `clicks.redirect` responds, before routing and middleware. Third,
-`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, and Starlette routes all other requests
-to the API. The API does not exist on an application's own domain.
+`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, the portal responds to /portal, and
+Starlette routes all other requests to the API. Neither the portal nor the API exists on an application's own domain.
 
 Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -35,12 +35,16 @@ from shortener.urls import RESERVED_SEGMENTS, matches_link_path
 from shortener.web.endpoint import error_response
 from shortener.web.routes import ENDPOINTS, routes
 
+if TYPE_CHECKING:
+    from shortener.portal.router import Portal
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: The path that accepts any Host header except an own domain, because a reverse proxy requests it with an internal host name.
 DOMAIN_CHECK = "/internal/domain-check"
+PORTAL_PREFIX = "/portal"
 
 
 class HttpApplication:
@@ -51,6 +55,8 @@ class HttpApplication:
         #: The first path segments of all API paths.
         self._api_segments = frozenset(path.split("/")[1] for endpoint in ENDPOINTS if (path := endpoint.path) != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
+        self._portal_host = urlsplit(service.settings.portal_url).hostname
+        self._portal: Portal | None = None  # It is built for the first request for it.
         self._base_path = service.settings.base_path
         self.redirect = Redirect(
             service.recorder,
@@ -109,6 +115,9 @@ class HttpApplication:
             if code is not None and self._has_codes(domain, prefix, code):
                 await self.redirect(scope, send, code, domain.id if domain else None)
                 return
+        if path.startswith(PORTAL_PREFIX) and self._serves_portal(path, host, domain):
+            await self._get_portal()(scope, receive, send)
+            return
         page = pages.page_of(path, domain) if method in ("GET", "HEAD") else None
         if page is None and domain is not None:
             if self._is_api(path):
@@ -119,6 +128,19 @@ class HttpApplication:
             await self._starlette(scope, receive, send)
         else:
             await pages.send_page(send, page, is_head=method == "HEAD")
+
+    def _serves_portal(self, path: str, host: bytes, domain: Domain | None) -> bool:
+        """Return whether the portal responds to a path on a host. With PORTAL_URL, it exists on that host only."""
+        if domain is not None or not self.service.settings.portal or path[len(PORTAL_PREFIX) :][:1] not in ("", "/"):
+            return False
+        return self._portal_host is None or split_host(host)[0] == self._portal_host
+
+    def _get_portal(self) -> Portal:
+        if self._portal is None:
+            from shortener.portal.router import Portal  # imported here, because most processes never serve the portal
+
+            self._portal = Portal(self.service)
+        return self._portal
 
     def _is_api(self, path: str) -> bool:
         return path.partition("/")[2].partition("/")[0] in self._api_segments
@@ -161,7 +183,7 @@ class HttpApplication:
         if len(host) > MAX_HOST_BYTES:
             return False, None
         name, name_with_port = split_host(host)
-        if name == self._base_host or is_local(name):
+        if name in (self._base_host, self._portal_host) or is_local(name):
             return True, None
         domain = self.service.directory.domain(name_with_port) or self.service.directory.domain(name)
         return domain is not None, domain

@@ -42,6 +42,15 @@ from shortener.storage.schema.messages import (
     messages,
     previous_state,
 )
+from shortener.storage.schema.operators import (
+    audit_log,
+    operator_invitations,
+    operator_recovery_codes,
+    operator_roles,
+    operator_sessions,
+    operators,
+    sign_in_failures,
+)
 
 __all__ = [
     "NOT_ROLLED_UP",
@@ -52,6 +61,7 @@ __all__ = [
     "api_keys",
     "applications",
     "attempts",
+    "audit_log",
     "blocked_hosts",
     "cohorts",
     "conversion_actions",
@@ -84,12 +94,18 @@ __all__ = [
     "messages",
     "metadata",
     "node_leases",
+    "operator_invitations",
+    "operator_recovery_codes",
+    "operator_roles",
+    "operator_sessions",
+    "operators",
     "other_hits",
     "postback_keys",
     "previous_state",
     "processes",
     "refused_conversions",
     "rollups",
+    "sign_in_failures",
     "tracker_tokens",
     "trackers",
 ]

@@ -1,0 +1,232 @@
+"""Three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and conversions.
+
+The traffic is made by real requests to the application in this process, with a clock that moves through the three weeks. So every
+row is one that the service itself wrote. The same `seed` gives the same traffic. Nothing is sent to other machines.
+"""
+# Tested by tests/portal/test_overview.py
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+
+    from shortener.container import Service
+
+DAYS = 21
+
+
+class DemoClock:
+    """A clock that moves through the traffic. A service is opened with it."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+#: Country: the beginning of a mobile number, the number of digits that follow, and its share of the messages.
+_COUNTRIES = {
+    "DE": ("+491512", 7, 34),
+    "FR": ("+33612", 6, 21),
+    "GB": ("+447400", 6, 16),
+    "ES": ("+34612", 6, 11),
+    "US": ("+1408555", 4, 9),
+    "NL": ("+31612", 6, 6),
+    "BR": ("+5511987", 6, 3),
+}
+_PHONES = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 "
+    "Safari/604.1",
+    "Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Mobile Safari/537.36",
+    "Mozilla/5.0 (Linux; Android 14; SM-S921B) AppleWebKit/537.36 (KHTML, like Gecko) SamsungBrowser/27.0 Chrome/125.0.0.0 Mobile "
+    "Safari/537.36",
+    "Mozilla/5.0 (iPad; CPU OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Mobile/15E148 "
+    "Safari/604.1",
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36",
+)
+_PHONE_SHARES = (46, 29, 14, 5, 6)
+_PREVIEW = (
+    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_11_1) AppleWebKit/601.2.4 (KHTML, like Gecko) Version/9.0.1 Safari/601.2.4 "
+    "facebookexternalhit/1.1 Facebot Twitterbot/1.0"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoCampaign:
+    """A campaign of the demo. `day` and `hour`: when it was sent; `day` None: every day, at working hours.
+
+    `share` is the part of all messages, `click_share` the part of the delivered messages that people click."""
+
+    name: str
+    body: str
+    day: int | None
+    hour: int
+    share: float
+    click_share: float
+    conversion_share: float
+    value: float
+    source: str = "campaign"
+
+
+CAMPAIGNS = (
+    DemoCampaign(
+        "order-updates",
+        'Your order is on its way. Follow it here: #trackurl("https://shop.example/orders/track?o={n}","tracking")',
+        None,
+        9,
+        0.34,
+        0.52,
+        0.0,
+        0,
+        "api",
+    ),
+    DemoCampaign(
+        "autumn-sale",
+        'Autumn sale: 20 % off jackets until Sunday. #trackurl("https://shop.example/sale/jackets?c=autumn","jackets")',
+        3,
+        10,
+        0.26,
+        0.19,
+        0.16,
+        79,
+    ),
+    DemoCampaign(
+        "win-back",
+        'We miss you! 10 EUR for your next order: #track("https://shop.example/welcome-back")',
+        11,
+        17,
+        0.14,
+        0.09,
+        0.11,
+        42,
+    ),
+    DemoCampaign(
+        "black-friday",
+        'Black Friday starts now. #trackurl("https://shop.example/black-friday","shop") or '
+        '#trackurl("https://shop.example/black-friday/vip","vip")',
+        19,
+        8,
+        0.26,
+        0.27,
+        0.22,
+        112,
+    ),
+)
+
+
+@dataclass(order=True, slots=True)
+class _Step:
+    at: datetime
+    number: int
+    action: str = field(compare=False)
+    values: dict[str, Any] = field(compare=False, default_factory=dict)
+
+
+async def fill(service: Service, clock: DemoClock, api_key: str, tracker_token: str, *, messages: int = 900, seed: int = 7) -> None:
+    """Make the traffic of the last DAYS days before the clock's present time. The service must be opened with `clock`."""
+    import httpx
+
+    from shortener.reporting.counts import fold
+    from shortener.server.application import HttpApplication
+    from shortener.storage.types import to_ms
+
+    end = clock.now
+    transport = httpx.ASGITransport(HttpApplication(service))
+    links: dict[str, list[str]] = {}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for step in sorted(_steps(end, messages, random.Random(seed))):  # noqa: S311 - the traffic of a demo
+            if step.at >= end:
+                break
+            clock.now = max(clock.now if clock.now < end else step.at, step.at)
+            await _perform(client, step, links, api_key, tracker_token)
+    clock.now = end
+    while await service.database.write(fold):
+        pass
+    while await service.devices.step(to_ms(end)):
+        pass
+
+
+async def _perform(client: httpx.AsyncClient, step: _Step, links: dict[str, list[str]], api_key: str, token: str) -> None:
+    values = step.values
+    message_id = values["message_id"]
+    if step.action == "rewrite":
+        response = await client.post("/api/v1/rewrite", json=values, headers={"X-API-Key": api_key})
+        response.raise_for_status()
+        links[message_id] = [link["code"] for link in response.json()["messages"][0]["links"]]
+    elif step.action == "report":
+        response = await client.post("/api/v1/sms/status", json=values, headers={"X-API-Key": api_key})
+        response.raise_for_status()
+    elif step.action == "hit":
+        codes = links[message_id]
+        code = codes[values["link"] % len(codes)]
+        await client.request(values["method"], f"/{code}", headers={"User-Agent": values["agent"]})
+    else:
+        await client.post("/api/v1/track", json=values, headers={"X-Api-Token": token})
+
+
+def _steps(end: datetime, messages: int, rng: random.Random) -> Iterator[_Step]:
+    start = (end - timedelta(days=DAYS)).replace(minute=0, second=0, microsecond=0)
+    number = 0
+    for campaign in CAMPAIGNS:
+        for index in range(round(messages * campaign.share)):
+            number += 1
+            if campaign.day is None:
+                at = start + timedelta(days=rng.random() * DAYS)
+                at = at.replace(hour=min(max(int(rng.gauss(14, 3.5)), 6), 21))
+            else:
+                at = start.replace(hour=campaign.hour) + timedelta(days=campaign.day, seconds=index * 2)
+            yield from _life(campaign, f"demo-{number:05d}", number, at, rng)
+
+
+def _life(campaign: DemoCampaign, message_id: str, number: int, at: datetime, rng: random.Random) -> Iterator[_Step]:
+    """Yield everything that happens to one message."""
+    country = rng.choices(list(_COUNTRIES), [share for _, _, share in _COUNTRIES.values()])[0]
+    begin, digits, _ = _COUNTRIES[country]
+    to = begin + "".join(rng.choice("0123456789") for _ in range(digits))
+    body = campaign.body.replace("{n}", str(10_000 + number))
+    fields = {
+        "to": to,
+        "message_id": message_id,
+        "body": body,
+        "campaign": campaign.name,
+        "source": campaign.source,
+        "from": "Shop",
+    }
+    yield _Step(at, number, "rewrite", fields)
+    yield _Step(at + timedelta(seconds=2), number, "report", {"message_id": message_id, "state": "SENT"})
+    fate = rng.random()
+    arrival = at + timedelta(seconds=2 + rng.lognormvariate(2, 0.8))
+    if fate < 0.035:
+        reason = {"state": "FAILED", "reason_code": "103", "reason_description": "Absent subscriber"}
+        yield _Step(arrival, number, "report", {"message_id": message_id, **reason})
+        return
+    if fate < 0.97:
+        yield _Step(arrival, number, "report", {"message_id": message_id, "state": "DELIVERED"})
+    if rng.random() < 0.07:
+        scan = {"message_id": message_id, "link": 0, "method": "GET", "agent": _PREVIEW}
+        yield _Step(arrival + timedelta(seconds=rng.random() * 3), number, "hit", scan)
+    if rng.random() < 0.03:
+        scan = {"message_id": message_id, "link": 0, "method": "HEAD", "agent": _PHONES[1]}
+        yield _Step(arrival + timedelta(seconds=rng.random() * 2), number, "hit", scan)
+    if rng.random() >= campaign.click_share:
+        return
+    agent = rng.choices(_PHONES, _PHONE_SHARES)[0]
+    click = arrival + timedelta(seconds=15 + rng.lognormvariate(6.2, 1.9))
+    link = 0 if rng.random() < 0.7 else 1
+    yield _Step(click, number, "hit", {"message_id": message_id, "link": link, "method": "GET", "agent": agent})
+    while rng.random() < 0.22:
+        click += timedelta(seconds=20 + rng.lognormvariate(5, 2))
+        yield _Step(click, number, "hit", {"message_id": message_id, "link": link, "method": "GET", "agent": agent})
+    if rng.random() < campaign.conversion_share:
+        value = f"{campaign.value * rng.uniform(0.4, 1.9):.2f}"
+        report = {"message_id": message_id, "action": "sale", "transaction_id": f"T-{number}", "value": value, "currency": "EUR"}
+        yield _Step(click + timedelta(seconds=60 + rng.lognormvariate(6, 1)), number, "conversion", report)
+    elif rng.random() < 0.02:
+        yield _Step(click + timedelta(minutes=5), number, "conversion", {"message_id": "{message_id}", "action": "sale"})

@@ -1,0 +1,193 @@
+"""The commands `shortener operators`: the people who may use the portal."""
+# Tested by tests/cli/test_operators.py
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.parameters import ID
+
+ROLES = ("viewer", "support", "manager", "admin")
+
+
+@click.group()
+def operators() -> None:
+    """Invite, list, change, disable and reset the people who may use the portal."""
+
+
+_ROLE = click.option(
+    "--role",
+    type=click.Choice(ROLES),
+    default="viewer",
+    show_default=True,
+    help="viewer: figures and lists with masked numbers. support: may also reveal numbers and replay deliveries. manager: may also "
+    "change trackers, links, keys and settings. admin: manages the whole installation.",
+)
+_APPLICATION = click.option("--application", type=ID, help="Id of the application to which the role applies. Default: all.")
+
+
+@operators.command("invite")
+@click.argument("name")
+@_ROLE
+@_APPLICATION
+@json_option
+@async_command
+async def invite(name: str, role: str, application: int | None, as_json: bool) -> None:
+    """Create an operator and print the link of an invitation, which is valid once and for 72 hours.
+
+    An operator who has not accepted an earlier invitation gets a new link, and the earlier link becomes invalid.
+    """
+    from shortener.portal import operators as module
+
+    application_id = application or 0
+    parsed = module.parse_role(role, application_id)
+    await _invite(lambda connection, now: module.invite(connection, name, parsed, application_id, now), as_json, "operator_invited")
+
+
+@operators.command("reset")
+@click.argument("name")
+@json_option
+@async_command
+async def reset(name: str, as_json: bool) -> None:
+    """Remove the password, the second factor and all sessions of an operator, and print a new invitation."""
+    from shortener.portal import operators as module
+
+    await _invite(lambda connection, now: module.reset(connection, name, now), as_json, "operator_reset")
+
+
+async def _invite(create: Any, as_json: bool, action: str) -> None:
+    from shortener.ids import IdGenerator
+    from shortener.model import utcnow
+    from shortener.portal.audit import COMMAND_LINE, record
+    from shortener.portal.welcome import link
+    from shortener.storage.types import to_iso
+
+    settings = load_settings()
+    now = utcnow()
+    async with open_store() as database:
+        ids = IdGenerator(database.node)
+
+        def write(connection: Any) -> Any:
+            created = create(connection, now)
+            record(connection, ids(), now, COMMAND_LINE, action, created.name, after={"role": created.role.label})
+            return created
+
+        invitation = await database.write(write)
+    fields = {
+        "operator": invitation.name,
+        "role": invitation.role.label,
+        "url": link(settings.portal_origin, invitation.token),
+        "expires_at": to_iso(invitation.expires_at),
+    }
+
+    def print_text() -> None:
+        click.echo(
+            f"{fields['operator']} ({fields['role']}) sets a password at this address, once, until {fields['expires_at']}:\n"
+        )
+        click.echo(f"  {fields['url']}\n")
+        if not settings.portal:
+            click.echo("The portal is off (PORTAL=off), so nobody can open this address now.", err=True)
+
+    print_result(fields, as_json, print_text)
+
+
+@operators.command("list")
+@json_option
+@async_command
+async def list_operators(as_json: bool) -> None:
+    """List all operators with their roles. Application 0 means all applications."""
+    from shortener.portal import operators as module
+    from shortener.storage.types import to_iso
+
+    async with open_store() as database:
+        found = await database.read(module.list_operators)
+    rows = [
+        {
+            "operator": one.name,
+            "roles": [{"application_id": application, "role": role.label} for application, role in one.roles.items()],
+            "state": "disabled" if one.is_disabled else "active" if one.has_password else "invited",
+            "second_factor": one.has_second_factor,
+            "last_sign_in_at": to_iso(one.last_sign_in_at),
+        }
+        for one in found
+    ]
+
+    def print_text() -> None:
+        shown = [{**row, "roles": [_role_text(one) for one in row["roles"]]} for row in rows]
+        print_table(shown, "operator", "roles", "state", "second_factor", "last_sign_in_at")
+
+    print_result(rows, as_json, print_text)
+
+
+def _role_text(role: Any) -> str:
+    application = role["application_id"]
+    return f"{role['role']} of {'all' if application == 0 else application}"
+
+
+@operators.command("grant")
+@click.argument("name")
+@_ROLE
+@_APPLICATION
+@click.option("--remove", is_flag=True, help="Remove the role of the operator in the application instead.")
+@json_option
+@async_command
+async def grant(name: str, role: str, application: int | None, remove: bool, as_json: bool) -> None:
+    """Set or remove the role of an operator in one application or in all applications."""
+    from shortener.accounts.directory import require_application
+    from shortener.portal import operators as module
+
+    application_id = application or 0
+    parsed = module.parse_role(role, application_id)
+
+    def write(connection: Any) -> dict[str, Any]:
+        operator = module.find_operator(connection, name)
+        if application_id:
+            require_application(connection, application_id)
+        if remove:
+            module.revoke(connection, operator.id, application_id)
+        else:
+            module.grant(connection, operator.id, parsed, application_id)
+        return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
+
+    fields = await _write_audited(write, "role_removed" if remove else "role_granted")
+    print_result(
+        fields, as_json, lambda: click.echo(f"{fields['operator']}: " + (_role_text(fields) if not remove else "role removed"))
+    )
+
+
+@operators.command("disable")
+@click.argument("name")
+@click.option("--enable", is_flag=True, help="Enable a disabled operator instead.")
+@json_option
+@async_command
+async def disable(name: str, enable: bool, as_json: bool) -> None:
+    """Disable an operator and end all sessions at once. --enable reverses this."""
+    from shortener.model import utcnow
+    from shortener.portal import operators as module
+
+    def write(connection: Any) -> dict[str, Any]:
+        operator = module.disable(connection, name, utcnow(), is_disabled=not enable)
+        return {"operator": operator.name, "disabled": not enable}
+
+    fields = await _write_audited(write, "operator_enabled" if enable else "operator_disabled")
+    print_result(fields, as_json, lambda: click.echo(f"{fields['operator']} is {'enabled' if enable else 'disabled'}"))
+
+
+async def _write_audited(change: Any, action: str) -> dict[str, Any]:
+    """Run a change and add a row to the audit log in the same transaction."""
+    from shortener.ids import IdGenerator
+    from shortener.model import utcnow
+    from shortener.portal.audit import COMMAND_LINE, record
+
+    async with open_store() as database:
+        ids = IdGenerator(database.node)
+
+        def write(connection: Any) -> dict[str, Any]:
+            fields: dict[str, Any] = change(connection)
+            record(connection, ids(), utcnow(), COMMAND_LINE, action, fields["operator"], after=fields)
+            return fields
+
+        return dict(await database.write(write))

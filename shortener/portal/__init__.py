@@ -1,0 +1,4 @@
+"""The portal: the pages for operators under /portal, rendered on the server.
+
+Files to read first: `page.py` (what a page is), `pages.py` (the list of all pages) and `router.py` (how a request becomes a page).
+"""

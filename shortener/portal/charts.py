@@ -1,0 +1,143 @@
+"""Bar charts as SVG, rendered on the server. Each bar is a link to the rows that it counts.
+
+Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
+keeps its size. A chart repeats what the table beneath it says, so screen readers skip it (`aria-hidden`), and its links cannot be
+reached with the tab key; the links of the table can.
+
+A value of None is a gap: nothing is known about this time. Gaps are hatched, and never drawn as zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from shortener.portal.formats import number, short_number
+
+MAX_BARS = 400
+_HEIGHT = 176  # Height of the area of the bars in pixels.
+_TOP = 18  # Space above the bars for the label of the highest grid line.
+_BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
+_MAX_LABELS = 7
+_MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
+_GAP_SHARE = 0.22  # The share of a slot that is left free between two bars.
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar. `label` is under the axis, `title` is the complete description, `href` leads to the rows.
+
+    `value` None: a gap. `before` is the value of the period before, which is drawn as a mark. `is_partial`: the time of the bar
+    has not ended."""
+
+    label: str
+    title: str
+    value: int | float | None
+    href: str | None = None
+    before: int | float | None = None
+    is_partial: bool = False
+
+
+def bar_chart(bars: Sequence[Bar], *, height: int = _HEIGHT) -> Markup:
+    """Return the SVG of a bar chart. Raise ValueError for more than MAX_BARS bars."""
+    if len(bars) > MAX_BARS:
+        raise ValueError(f"a chart has at most {MAX_BARS} bars")
+    highest = max((value for bar in bars for value in (bar.value, bar.before) if value is not None), default=0)
+    top, step = _scale(highest)
+    parts = [_pattern()]
+    parts += _grid(top, step, height)
+    slot = 100 / max(len(bars), 1)
+    width = slot * (1 - (_GAP_SHARE if len(bars) <= 120 else 0.1))
+    for index, bar in enumerate(bars):
+        left = index * slot + (slot - width) / 2
+        parts.append(_bar(bar, left, width, index * slot, slot, top, height))
+    parts += _labels(bars, slot, height)
+    body = Markup("").join(parts)
+    template = Markup(
+        '<svg class="chart" width="100%" height="{}" aria-hidden="true" focusable="false" xmlns="http://www.w3.org/2000/svg">{}</svg>'
+    )
+    return template.format(height + _TOP + _BOTTOM, body)
+
+
+def _pattern() -> Markup:
+    return Markup(
+        '<defs><pattern id="gap" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>'
+    )
+
+
+def _scale(highest: float) -> tuple[float, float]:
+    """Return the value at the top of the chart, and the distance of grid lines: 1, 2 or 5 times a power of ten."""
+    if highest <= 0:
+        return 1, 1
+    step = 10 ** math.floor(math.log10(highest))
+    for factor in (0.2, 0.5, 1, 2, 5):
+        if highest / (step * factor) <= 4.0001:
+            step *= factor
+            break
+    step = max(step, 1) if highest >= 1 else step
+    return math.ceil(highest / step - 1e-9) * step, step
+
+
+def _grid(top: float, step: float, height: int) -> list[Markup]:
+    lines = []
+    for index in range(round(top / step) + 1):
+        value = index * step
+        y = _y(value, top, height)
+        name = "axis" if index == 0 else "grid"
+        lines.append(Markup('<line class="{}" x1="0" x2="100%" y1="{}" y2="{}"/>').format(name, y, y))
+        if index:
+            text = short_number(int(value) if value == int(value) else value)
+            lines.append(Markup('<text class="scale" x="0" y="{}">{}</text>').format(y - 4, text))
+    return lines
+
+
+def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top: float, height: int) -> Markup:
+    if bar.value is None:
+        rect = Markup('<rect class="gap" x="{}%" width="{}%" y="{}" height="{}" fill="url(#gap)"><title>{}</title></rect>')
+        return rect.format(_p(slot_left), _p(slot), _TOP, height, bar.title)
+    y = _y(bar.value, top, height)
+    if bar.value > 0:
+        y = min(y, _TOP + height - _MIN_BAR)
+    name = "bar partial" if bar.is_partial else "bar"
+    shapes = Markup('<rect class="{}" x="{}%" width="{}%" y="{}" height="{}" rx="1.5"/>').format(
+        name, _p(left), _p(width), y, round(_TOP + height - y, 1)
+    )
+    if bar.before is not None:
+        line = _y(bar.before, top, height)
+        shapes += Markup('<line class="before" x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(_p(left), _p(left + width), line, line)
+    # The whole height of the slot reacts to the pointer, because a bar may be very low.
+    target = Markup('<rect class="target" x="{}%" width="{}%" y="{}" height="{}"/>').format(_p(slot_left), _p(slot), _TOP, height)
+    title = Markup("<title>{}: {}</title>").format(bar.title, number(bar.value))
+    if bar.href is None:
+        return Markup("<g>{}{}{}</g>").format(title, target, shapes)
+    return Markup('<a class="slot" href="{}" tabindex="-1">{}{}{}</a>').format(bar.href, title, target, shapes)
+
+
+def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
+    """Return the labels of the horizontal axis, at most _MAX_LABELS, evenly spaced."""
+    if not bars:
+        return []
+    every = math.ceil(len(bars) / _MAX_LABELS)
+    labels = []
+    for index in range(0, len(bars), every):
+        anchor, x = "middle", (index + 0.5) * slot
+        if index == 0 and slot < 14:
+            anchor, x = "start", index * slot
+        elif x > 94:
+            anchor, x = "end", 100
+        text = Markup('<text class="{}" x="{}%" y="{}" text-anchor="{}">{}</text>')
+        name = "label" if (index // every) % 2 == 0 else "label extra"  # Phones show every second label.
+        labels.append(text.format(name, _p(x), _TOP + height + 16, anchor, bars[index].label))
+    return labels
+
+
+def _y(value: float, top: float, height: int) -> float:
+    return round(_TOP + height * (1 - value / top), 1)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")

@@ -1,0 +1,110 @@
+"""How pages show numbers, shares, times, durations, countries and phone numbers.
+
+A number is never abbreviated without the complete number beside it. A share of nothing is a dash. A time is shown in the time zone
+of the page, and its `<time>` element has the UTC time.
+"""
+# Tested by tests/portal/test_charts.py
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, tzinfo
+from decimal import Decimal
+from functools import cache
+
+from shortener.storage.types import to_iso
+
+DASH = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: int | float | Decimal | None) -> str:
+    """Return a number with separators of thousands: 12,410. None is a dash."""
+    if value is None:
+        return DASH
+    text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    return text.replace("-", _MINUS)
+
+
+def short_number(value: int | float) -> str:
+    """Return an abbreviated number for the axis of a chart: 950, 1.2k, 34k, 1.5M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            scaled = value / limit
+            return f"{scaled:.1f}".removesuffix(".0") + unit if scaled < 10 else f"{scaled:.0f}{unit}"
+    return f"{value:g}"
+
+
+def percent(part: float | None, whole: float | None = 1) -> str:
+    """Return a share as a percentage: 12.3 %. A share of nothing is a dash, and a small share keeps two digits."""
+    if part is None or not whole:
+        return DASH
+    share = 100 * part / whole
+    digits = 0 if share in (0, 100) else 2 if abs(share) < 1 else 1
+    return f"{share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def change(now: float | None, before: float | None) -> str:
+    """Return how much a figure has changed, as +12 % or -3 %. Without a figure before, it is a dash."""
+    if now is None or not before:
+        return DASH
+    ratio = 100 * (now - before) / before
+    if abs(ratio) >= 1000:
+        return f"{'+' if ratio > 0 else _MINUS}{abs(now / before):.0f}\N{MULTIPLICATION SIGN}"
+    text = f"{abs(ratio):.0f}" if abs(ratio) >= 10 else f"{abs(ratio):.1f}".removesuffix(".0")
+    sign = "" if text == "0" else "+" if ratio > 0 else _MINUS
+    return f"{sign}{text}\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration in one or two units: 12 s, 4 min 5 s, 3 h 20 min, 2 d 4 h. None is a dash."""
+    if seconds is None:
+        return DASH
+    if seconds < 10 and seconds != int(seconds):
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        amount, rest = divmod(rest, length)
+        if amount or (unit == "s" and not parts):
+            parts.append(f"{amount}\N{NO-BREAK SPACE}{unit}")
+        elif parts:
+            break
+        if len(parts) == 2:
+            break
+    return " ".join(parts)
+
+
+def clock(at: datetime, zone: tzinfo, precision: str = "minute") -> str:
+    """Return a time in a time zone. `precision`: day, minute, second, millisecond or time."""
+    local = at.astimezone(zone)
+    patterns = {"day": "%-d %b %Y", "minute": "%-d %b %Y, %H:%M", "second": "%-d %b %Y, %H:%M:%S", "time": "%H:%M"}
+    if precision == "millisecond":
+        return f"{local:%-d %b %Y, %H:%M:%S}.{local.microsecond // 1000:03d}"
+    return f"{local:{patterns[precision]}}"
+
+
+def iso(at: datetime | None) -> str:
+    """Return a time in UTC as ISO 8601."""
+    return to_iso(at) or ""
+
+
+@cache
+def _country_names() -> dict[str, str]:
+    from babel import Locale  # imported here, because it is large and only pages with countries need it
+
+    return dict(Locale("en").territories)
+
+
+def country_name(code: str | None) -> str:
+    """Return the English name of a country with this ISO 3166 code; the code itself if it has no name."""
+    if not code:
+        return "Unknown"
+    return _country_names().get(code, code)
+
+
+def ago(at: datetime, now: datetime) -> str:
+    """Return how long ago a time was, in one unit."""
+    passed = now - at
+    if passed < timedelta(minutes=1):
+        return "now"
+    return duration(passed.total_seconds()).split("  ")[0] + " ago"

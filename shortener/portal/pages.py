@@ -1,0 +1,31 @@
+"""The list of all pages. A new page is a module in this package with a list `PAGES`, and one line here.
+
+The modules are imported when the portal receives its first request, so that a process that never serves the portal does not load
+its libraries.
+"""
+# Tested by tests/portal/test_router.py
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from shortener.portal.page import PortalPage
+
+#: The modules of pages, in alphabetical order.
+MODULES = (
+    "home",
+    "me",
+    "overview",
+    "signin",
+    "welcome",
+)
+
+
+@cache
+def all_pages() -> tuple[PortalPage, ...]:
+    """Return the pages of all modules."""
+    found: list[PortalPage] = []
+    for name in MODULES:
+        found += importlib.import_module(f"shortener.portal.{name}").PAGES
+    return tuple(found)

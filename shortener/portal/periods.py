@@ -1,0 +1,175 @@
+"""The period, the time zone and the basis of a page, which are in the query of its URL.
+
+`period` is the name of a relative period, or `custom` with `since` and `until` (a date, or a time in ISO 8601, in the time zone
+`tz`). A relative period of days begins at midnight in the time zone and includes today. No period extends beyond now, so a chart
+has no empty bars for time that has not passed. "today" and "24h" differ on purpose.
+
+The statistics count complete time slots of 15 minutes, and so do lists with the same period.
+"""
+
+from __future__ import annotations
+
+import calendar
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.reporting.rollups import Basis
+from shortener.times import end_of, parse_iso, start_of
+from shortener.web.period import time_zone
+
+DEFAULT_PERIOD = "28d"
+MAX_DAYS = 3660  # The maximum length of a period.
+
+#: The names of the relative periods, and their labels.
+PERIODS = {
+    "today": "Today",
+    "yesterday": "Yesterday",
+    "24h": "Last 24 hours",
+    "7d": "Last 7 days",
+    "28d": "Last 28 days",
+    "90d": "Last 90 days",
+    "month": "This month",
+    "365d": "Last 365 days",
+}
+CUSTOM = "custom"
+BASES = {"event": Basis.EVENT, "sent": Basis.SENT}
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodChoice:
+    """A period with its time zone and basis. `since` is included, `until` is excluded; both are UTC."""
+
+    name: str
+    since: datetime
+    until: datetime
+    zone: tzinfo
+    zone_name: str
+    basis: Basis
+
+    @property
+    def label(self) -> str:
+        """The period in words."""
+        if self.name in PERIODS:
+            return PERIODS[self.name]
+        first, last = self.since.astimezone(self.zone), (self.until - timedelta(microseconds=1)).astimezone(self.zone)
+        pattern = "%-d %b %Y" if self.is_whole_days else "%-d %b %Y %H:%M"
+        return (
+            f"{first:{pattern}} to {last:{pattern}}"
+            if first.date() != last.date() or not self.is_whole_days
+            else f"{first:%-d %b %Y}"
+        )
+
+    @property
+    def is_whole_days(self) -> bool:
+        """Whether both ends are midnights in the time zone."""
+        ends = (self.since.astimezone(self.zone), self.until.astimezone(self.zone))
+        return all((end.hour, end.minute) == (0, 0) for end in ends)
+
+    @property
+    def previous(self) -> tuple[datetime, datetime]:
+        """The period of the same length before this one. Days are shifted by whole days, also when clocks change."""
+        days = _days_of(self)
+        if days is None:
+            length = self.until - self.since
+            return self.since - length, self.since
+        return _shift(self.since, -days, self.zone), _shift(self.until, -days, self.zone)
+
+    def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
+        """Return the query parameters of this period, or of a part of it, for a link."""
+        fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
+        if since is not None or until is not None or self.name == CUSTOM:
+            fields |= {"period": CUSTOM, "since": self.spell(since or self.since), "until": self.spell(until or self.until)}
+        return fields
+
+    def spell(self, at: datetime) -> str:
+        """Return a time as the query contains it: without seconds, in the time zone of the period, with its UTC offset."""
+        return at.astimezone(self.zone).isoformat(timespec="minutes")
+
+
+def parse_period(
+    now: datetime,
+    *,
+    period: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    zone_name: str = "UTC",
+    basis: str = "event",
+    default: str = DEFAULT_PERIOD,
+) -> PeriodChoice:
+    """Return the period that a query names. Raise ApiError INVALID_REQUEST."""
+    try:
+        zone = time_zone(zone_name)
+    except ValueError as error:
+        raise _invalid("tz", str(error)) from None
+    if basis not in BASES:
+        raise _invalid("basis", "must be event or sent")
+    name = period or (CUSTOM if since or until else default)
+    if name == CUSTOM:
+        begin, end = _custom(since, until, now, zone)
+    elif name in PERIODS:
+        begin, end = _relative(name, now, zone)
+    else:
+        raise _invalid("period", f"must be one of {', '.join(PERIODS)}, {CUSTOM}")
+    return PeriodChoice(name, begin, end, zone, zone_name, BASES[basis])
+
+
+def _custom(since: str | None, until: str | None, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
+    try:
+        begin = start_of(parse_iso(since), zone) if since else None
+    except ValueError as error:
+        raise _invalid("since", str(error)) from None
+    try:
+        end = end_of(parse_iso(until), zone) if until else now
+    except ValueError as error:
+        raise _invalid("until", str(error)) from None
+    if begin is None:
+        begin = _shift(end, -28, zone)
+    if begin >= end:
+        raise _invalid("until", "must be after since")
+    if end - begin > timedelta(days=MAX_DAYS):
+        raise _invalid("since", f"must be at most {MAX_DAYS} days before until")
+    return begin, end
+
+
+def _relative(name: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
+    today = now.astimezone(zone).date()
+    if name == "24h":
+        return now - timedelta(hours=24), now
+    if name == "yesterday":
+        return start_of(today - timedelta(days=1), zone), start_of(today, zone)
+    if name == "month":
+        return start_of(today.replace(day=1), zone), now
+    days = 1 if name == "today" else int(name.removesuffix("d"))
+    return start_of(today - timedelta(days=days - 1), zone), now
+
+
+def _days_of(choice: PeriodChoice) -> int | None:
+    """Return the number of days by which the period before a period is earlier, or None if it has no whole number of days."""
+    if choice.name in ("today", "yesterday", "24h"):
+        return 1
+    if choice.name == "month":
+        first = choice.since.astimezone(choice.zone).date()
+        before = first - timedelta(days=1)
+        return calendar.monthrange(before.year, before.month)[1]
+    if choice.name in PERIODS:
+        return int(choice.name.removesuffix("d"))
+    if choice.is_whole_days:
+        return (choice.until.astimezone(choice.zone).date() - choice.since.astimezone(choice.zone).date()).days
+    return None
+
+
+def _shift(at: datetime, days: int, zone: tzinfo) -> datetime:
+    """Return the same time of day, `days` days later, in a time zone."""
+    local = at.astimezone(zone)
+    return (local.replace(tzinfo=None) + timedelta(days=days)).replace(tzinfo=zone).astimezone(UTC)
+
+
+def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:
+    """Return every day of a period in a time zone."""
+    first, last = since.astimezone(zone).date(), (until - timedelta(microseconds=1)).astimezone(zone).date()
+    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+
+
+def _invalid(field: str, reason: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])

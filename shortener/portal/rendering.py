@@ -1,0 +1,139 @@
+"""Rendering of templates: the Jinja environment, its filters and functions, and the compression of pages.
+
+Templates escape every value. A name that a handler did not pass is an error and never an empty text. Templates contain no scripts
+and no style attributes, which the Content-Security-Policy would block (a test checks them).
+
+A page is compressed unless it shows a secret, because the size of a compressed page depends on its content.
+"""
+# Tested by tests/portal/test_router.py
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import Response
+
+from shortener import __version__
+from shortener.logs import mask
+from shortener.portal import formats
+from shortener.portal.charts import bar_chart
+from shortener.portal.icons import ICONS
+from shortener.portal.operators import THEMES, Role
+from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
+from shortener.portal.periods import CUSTOM, PERIODS
+from shortener.portal.static_files import static_files
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+MIN_COMPRESSED_BYTES = 1000
+_GROUPS = ("data", "delivery", "tools", "setup", "installation")
+
+
+class NavigationEntry(NamedTuple):
+    """A link of the navigation, as the template shows it."""
+
+    label: str
+    icon: str
+    url: str
+    is_current: bool
+
+
+class Renderer:
+    """Renders pages. `pages` are all pages, from which the navigation is made."""
+
+    def __init__(self, pages: Sequence[PortalPage]) -> None:
+        self._environment = new_environment()
+        self._navigation = sorted(
+            (page for page in pages if page.navigation is not None),
+            key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]
+        )
+
+    def template(self, name: str) -> Template:
+        return self._environment.get_template(name)
+
+    def response(self, visit: Visit, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response:
+        """Render a template as the response to a visit."""
+        known = visit.portal.known_applications(visit)
+        text = self.template(name).render(
+            visit=visit,
+            operator=visit.session.operator if visit.session is not None and not visit.session.needs_code else None,
+            known_applications=known,
+            navigation=self._groups(visit, known),
+            is_encrypted=visit.portal.is_https or _is_loopback(visit),
+            now=visit.now,
+            **context,
+        )
+        content = text.encode()
+        headers = {"Vary": "Accept-Encoding, HX-Request"}
+        if compress and len(content) >= MIN_COMPRESSED_BYTES and "gzip" in visit.request.headers.get("accept-encoding", ""):
+            content = gzip.compress(content, 5, mtime=0)
+            headers["Content-Encoding"] = "gzip"
+        return Response(content, status, headers, "text/html; charset=utf-8")
+
+    def _groups(self, visit: Visit, known: Sequence[Any]) -> list[list[NavigationEntry]]:
+        """Return the entries of the navigation that this operator may open, by group."""
+        if visit.session is None or visit.session.needs_code:
+            return []
+        operator = visit.session.operator
+        app = visit.app_name if "{app}" in visit.page.path else (str(known[0].id) if known else None)
+        groups: dict[str, list[NavigationEntry]] = {}
+        for page in self._navigation:
+            assert page.navigation is not None
+            if "{app}" in page.path:
+                if app is None or (app == ALL and not page.all_applications):
+                    continue
+                role = operator.role_in(ALL_APPLICATIONS if app == ALL else int(app))
+            else:
+                role = operator.roles.get(ALL_APPLICATIONS)
+            if page.role is not None and (role is None or role < page.role):
+                continue
+            path = page.path.replace("{app}", app or "")
+            is_below = not path.endswith("/") and visit.request.url.path.startswith(path + "/")
+            target = url(path, visit.period_query if "{app}" in page.path else None)
+            entry = NavigationEntry(page.navigation.label, page.navigation.icon, target, visit.page is page or is_below)
+            groups.setdefault(page.navigation.group, []).append(entry)
+        return list(groups.values())
+
+
+def new_environment() -> Environment:
+    """Return the environment in which all templates of the portal are rendered."""
+    environment = Environment(
+        loader=PackageLoader("shortener.portal", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+    )
+    environment.globals.update(
+        static=lambda name: static_files()[name],
+        url=url,
+        bar_chart=bar_chart,
+        periods=PERIODS,
+        custom_period=CUSTOM,
+        themes=THEMES,
+        Role=Role,
+        version=__version__,
+        country_name=formats.country_name,
+        icons=ICONS,
+    )
+    environment.filters.update(
+        number=formats.number,
+        short_number=formats.short_number,
+        percent=formats.percent,
+        change=formats.change,
+        duration=formats.duration,
+        clock=formats.clock,
+        iso=formats.iso,
+        masked=mask,
+    )
+    return environment
+
+
+def _is_loopback(visit: Visit) -> bool:
+    host = visit.request.url.hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,285 @@
+"""The portal as an ASGI application: it turns a request into a page.
+
+The order is fixed: static files; the origin of requests that change something (403); the page of the path (404, 405); the session
+(redirect to the sign-in page); the role in the application (404 for an application that the operator must not know, 403 for a role
+that is too low); a recent password where the page requires it; the form (400, 413); then the handler.
+
+An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
+other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
+`Cache-Control: no-store`, so that the back button shows nothing after signing out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
+
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.clicks.client_address import client_address, shorten_address
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.portal.operators import Role
+from shortener.portal.page import ALL, PortalPage, Visit, url
+from shortener.portal.pages import all_pages
+from shortener.portal.passwords import Passwords
+from shortener.portal.rendering import Renderer
+from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_headers
+from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_session, mark_seen, session_limits
+from shortener.portal.sign_in_delays import SignInDelays
+from shortener.portal.static_files import serve_static
+
+if TYPE_CHECKING:
+    from shortener.container import Service
+
+log = structlog.get_logger(__name__)
+
+MAX_FORM_BYTES = 256 * 1024
+MAX_FORM_FIELDS = 200
+SIGN_IN_PATH = "/portal/signin"
+CODE_PATH = "/portal/signin/code"
+CONFIRM_PATH = "/portal/confirm"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Portal:
+    """The portal of one process. It has no state that another process would need."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.origin = service.settings.portal_origin
+        self.is_https = self.origin.startswith("https://")
+        # The prefix makes browsers accept the cookie from https only, and from this host only.
+        self.cookie_name = "__Host-session" if self.is_https else "session"
+        self.limits = session_limits(service.settings)
+        self.passwords = Passwords()
+        self.delays = SignInDelays(service.secret.key("sign-in failures"))
+        self.renderer = Renderer(all_pages())
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in security_headers(self.origin).items()]
+        self._router = Router([route for page in all_pages() for route in self._routes(page)], redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_secured(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *self._headers]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
+                message["headers"] = headers
+            await send(message)
+
+        request = Request(scope, receive)
+        response = serve_static(request) if request.method in ("GET", "HEAD") else None
+        if response is None:
+            response = await self._respond(request, scope)
+        await response(scope, receive, send_secured)
+
+    async def _respond(self, request: Request, scope: Scope) -> Response:
+        """Return the response to a request, also if it fails."""
+        visit = Visit(self, request, _NO_PAGE, self.service.clock(), self.network_of(request))
+        try:
+            if request.method not in SAFE_METHODS and not comes_from_portal(request, self.origin):
+                raise ApiError(ErrorCode.FORBIDDEN, "This form was not sent by a page of the portal. Open the page again.")
+            page, is_csv = self._find_page(scope)
+            visit.page, visit.is_csv = page, is_csv
+            early = await self._authorize(visit)
+            if early is not None:
+                return early
+            if request.method not in SAFE_METHODS:
+                await _read_form(visit)
+            handler = page.get if request.method in SAFE_METHODS else page.post
+            assert handler is not None
+            return await handler(visit)
+        except ApiError as error:
+            return self._error(visit, error)
+        except StoreUnavailable:
+            return self._error(visit, ApiError(ErrorCode.UNAVAILABLE, retry_after=2))
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception:
+            log.exception("request_failed", method=request.method, path=visit.page.path)
+            return self._error(visit, ApiError(ErrorCode.INTERNAL_ERROR))
+
+    def _routes(self, page: PortalPage) -> list[Route]:
+        methods = [*(["GET"] if page.get else []), *(["POST"] if page.post else [])]
+        routes = [Route(page.path, _PageEndpoint(page, is_csv=False), methods=methods)]
+        if page.csv:
+            routes.insert(0, Route(page.path + ".csv", _PageEndpoint(page, is_csv=True), methods=["GET"]))
+        return routes
+
+    def _find_page(self, scope: Scope) -> tuple[PortalPage, bool]:
+        """Return the page of the request, and whether the request is for its CSV. Raise ApiError NOT_FOUND, METHOD_NOT_ALLOWED."""
+        if "\0" in scope["path"]:
+            raise ApiError(ErrorCode.NOT_FOUND)
+        found = None
+        for route in self._router.routes:
+            match, child = route.matches(scope)
+            if match.value == 2:  # path and method
+                scope.update(child)
+                endpoint: _PageEndpoint = child["endpoint"]
+                return endpoint.page, endpoint.is_csv
+            if match.value == 1:
+                found = route
+        raise ApiError(ErrorCode.NOT_FOUND if found is None else ErrorCode.METHOD_NOT_ALLOWED)
+
+    async def _authorize(self, visit: Visit) -> Response | None:
+        """Fill in who the operator is and what the page shows. Return a redirect if the operator must sign in first."""
+        page, request = visit.page, visit.request
+        token = request.cookies.get(self.cookie_name)
+        if token:
+            visit.session = await self.service.database.read(find_session, token, visit.now, self.limits)
+        session = visit.session
+        if page.is_public:
+            return None
+        if session is None:
+            return visit.redirect(url(SIGN_IN_PATH, {"next": _next_of(request)}))
+        if session.needs_code:
+            return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": _next_of(request)}))
+        await self._mark_seen(session, visit)
+        needed = page.role if request.method in SAFE_METHODS else page.post_role or page.role
+        if "{app}" in page.path:
+            self._choose_application(visit)
+        else:
+            visit.role = session.operator.roles.get(ALL_APPLICATIONS)
+            visit.applications = self._known_applications(session)
+        if needed is not None and not visit.may(needed):
+            if needed is Role.ADMIN and "{app}" not in page.path:
+                raise ApiError(ErrorCode.NOT_FOUND)  # The pages of the installation do not exist for others.
+            raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
+        if page.needs_recent_password and request.method not in SAFE_METHODS and not session.has_recent_password(visit.now):
+            return visit.redirect(url(CONFIRM_PATH, {"next": _next_of(request)}))
+        return None
+
+    async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
+        if visit.now - session.seen_at >= SEEN_INTERVAL:
+            await self.service.database.write(mark_seen, session.id, visit.now)
+
+    def _known_applications(self, session: OperatorSession) -> tuple[Any, ...]:
+        known = (one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
+        return tuple(known)
+
+    def known_applications(self, visit: Visit) -> tuple[Any, ...]:
+        """Return the applications that the operator may see, for the switch between applications."""
+        return () if visit.session is None or visit.session.needs_code else self._known_applications(visit.session)
+
+    def _choose_application(self, visit: Visit) -> None:
+        """Set the application of the path. Raise ApiError NOT_FOUND if it does not exist for this operator."""
+        assert visit.session is not None
+        operator, name = visit.session.operator, visit.path["app"]
+        if name == ALL:
+            visit.role = operator.role_in(ALL_APPLICATIONS)
+            visit.applications = self._known_applications(visit.session)
+            if visit.role is None or not visit.page.all_applications:
+                raise ApiError(ErrorCode.NOT_FOUND)
+            return
+        is_number = name.isascii() and name.isdecimal() and len(name) <= 10
+        application = self.service.directory.application(int(name)) if is_number else None
+        role = None if application is None else operator.role_in(application.id)
+        if application is None or role is None:
+            raise ApiError(ErrorCode.NOT_FOUND)
+        visit.application, visit.applications, visit.role = application, (application,), role
+
+    def network_of(self, request: Request) -> str:
+        """Return the network of the client (/24 or /48), for sessions, delays and the audit log."""
+        forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
+        peer = request.client.host if request.client else None
+        return shorten_address(client_address(peer, forwarded, self.service.settings.trusted_proxies), "short")
+
+    def set_cookie(self, response: Response, token: str) -> Response:
+        """Give the browser the token of a session."""
+        response.set_cookie(self.cookie_name, token, path="/", secure=self.is_https, httponly=True, samesite="lax")
+        return response
+
+    def delete_cookie(self, response: Response) -> Response:
+        """Remove the token of a session from the browser."""
+        response.delete_cookie(self.cookie_name, path="/", secure=self.is_https, httponly=True, samesite="lax")
+        return response
+
+    def _error(self, visit: Visit, error: ApiError) -> Response:
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        response = visit.render("error.html", error.code.http_status, error=error, title=_TITLES.get(error.code, "Not possible"))
+        response.headers.update(headers)
+        return response
+
+
+class _PageEndpoint:
+    """The endpoint of a route, which carries the page. The router calls the handler itself."""
+
+    def __init__(self, page: PortalPage, *, is_csv: bool) -> None:
+        self.page = page
+        self.is_csv = is_csv
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(500)  # `Portal` never calls endpoints.
+
+
+_NO_PAGE = PortalPage("", None)
+
+_TITLES = {
+    ErrorCode.NOT_FOUND: "This page does not exist",
+    ErrorCode.FORBIDDEN: "You may not do this",
+    ErrorCode.METHOD_NOT_ALLOWED: "This page does not exist",
+    ErrorCode.INVALID_REQUEST: "Something in this request is not valid",
+    ErrorCode.RATE_LIMITED: "Too many attempts",
+    ErrorCode.INTERNAL_ERROR: "Something failed",
+    ErrorCode.UNAVAILABLE: "The database is not available",
+}
+
+
+def _next_of(request: Request) -> str | None:
+    """Return where to continue after signing in: the page of a GET request, or the page whose form was sent."""
+    path = request.url.path
+    query = request.url.query
+    if path in ("/portal", "/portal/"):
+        return None
+    return path + ("?" + query if query and request.method in SAFE_METHODS else "")
+
+
+def safe_next(location: str | None, default: str = "/portal/") -> str:
+    """Return a page to continue with. Only pages of the portal are accepted, so that no link leads elsewhere after a sign-in."""
+    if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
+        return default
+    return location
+
+
+async def _read_form(visit: Visit) -> None:
+    """Read the fields of a form. Raise ApiError BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST."""
+    request = visit.request
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("application/x-www-form-urlencoded", ""):
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise ApiError(ErrorCode.BODY_TOO_LARGE, f"The form is larger than {MAX_FORM_BYTES} bytes.")
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS, errors="strict")
+    except ValueError:
+        raise ApiError(ErrorCode.INVALID_REQUEST, "The form is not valid UTF-8, or it has too many fields.") from None
+    if any("\0" in name or "\0" in value for name, value in pairs):
+        raise ApiError(ErrorCode.INVALID_REQUEST, "The form contains the character NUL.")
+    visit.form = dict(pairs)
+    lists: dict[str, list[str]] = {}
+    for name, value in pairs:
+        lists.setdefault(name, []).append(value)
+    visit.form_lists = lists
+
+
+def csv_download(visit: Visit, lines: Any, noun: str) -> Response:
+    """Return CSV lines as a file whose name has the application, the noun and the day."""
+    name = f"{visit.app_name}-{noun}-{visit.now.astimezone(visit.period.zone):%Y-%m-%d}.csv"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def redirect_to(location: str) -> Response:
+    """Return a redirect that is followed with GET."""
+    return RedirectResponse(location, 303)

@@ -1,0 +1,56 @@
+"""Security headers of every portal response, and the check that a form was sent by a page of the portal itself.
+
+A request that changes something must come from the portal. Browsers state this in the header `Sec-Fetch-Site`, or, on plain
+http:// without it, in `Origin`. A request with neither header is rejected, and so is one from a sibling host (`same-site`), because
+short links are often served there. Forms therefore contain no tokens. `Referrer-Policy: no-referrer` must never be sent, because
+browsers then send `Origin: null`.
+"""
+# Tested by tests/portal/test_router.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+
+_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-DNS-Prefetch-Control": "off",
+    "X-Robots-Tag": "noindex",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+HSTS_SECONDS = 365 * 86400
+
+
+def security_headers(origin: str) -> dict[str, str]:
+    """Return the headers of every portal response. `origin`: the scheme and host of the portal from the settings."""
+    headers = dict(_HEADERS)
+    if origin.startswith("https://"):
+        headers["Strict-Transport-Security"] = f"max-age={HSTS_SECONDS}"
+    return headers
+
+
+def comes_from_portal(request: Request, origin: str) -> bool:
+    """Return whether a request was sent by a page of the portal. Only such a request may change anything."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    sender = request.headers.get("origin", "")
+    if sender == origin:
+        return True
+    # The portal also answers on localhost and on IP addresses. The Host header was already checked.
+    parts = urlsplit(sender)
+    own = urlsplit(origin)
+    return bool(parts.netloc) and parts.netloc == request.headers.get("host") != own.netloc and parts.scheme in ("http", "https")

@@ -1,0 +1,171 @@
+"""Sessions of operators: rows of a table, found by the hash of a random token of 256 bits in a cookie.
+
+A session ends after PORTAL_SESSION_IDLE_HOURS without a request, PORTAL_SESSION_DAYS after the sign-in, when its operator signs
+out, is disabled or is reset, and when the operator or an admin ends it. A session that ended has no row, so its token is
+worthless from then on in every process.
+
+After a correct password of an operator with a second factor, the session `needs_code`: it allows only the page for the code. A
+new session with a new token replaces it after the code. So a token that existed before a sign-in is never the token after it.
+"""
+# Tested by tests/portal/test_signin.py
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from shortener.accounts.directory import hash_credential
+from shortener.portal.operators import Operator, load_operator
+from shortener.settings import Settings
+from shortener.storage.schema import operator_sessions, operators
+
+#: Time for the code of the second factor after the password.
+CODE_LIFETIME = timedelta(minutes=10)
+#: Actions on keys, secrets, operators and factors require that the password was entered within this time.
+RECENT_PASSWORD = timedelta(minutes=10)
+#: The time of the latest request is stored at most once in this interval, so that most requests write nothing.
+SEEN_INTERVAL = timedelta(minutes=1)
+MAX_USER_AGENT_CHARACTERS = 200
+
+_t = operator_sessions.c
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSession:
+    """A session that has not ended, with its operator."""
+
+    id: int
+    operator: Operator
+    needs_code: bool
+    created_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+    password_at: datetime
+    network: str
+    user_agent: str
+
+    def has_recent_password(self, now: datetime) -> bool:
+        """Return whether the password was entered within RECENT_PASSWORD."""
+        return now - self.password_at <= RECENT_PASSWORD
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """After which time a session ends."""
+
+    idle: timedelta
+    absolute: timedelta
+
+
+def session_limits(settings: Settings) -> SessionLimits:
+    """Return the limits that the settings define."""
+    return SessionLimits(timedelta(hours=settings.portal_session_idle_hours), timedelta(days=settings.portal_session_days))
+
+
+def begin_session(
+    connection: Connection,
+    operator_id: int,
+    now: datetime,
+    limits: SessionLimits,
+    *,
+    network: str,
+    user_agent: str,
+    needs_code: bool = False,
+    replaces: int | None = None,
+) -> str:
+    """Create a session and return its token. `replaces` is the id of a session that ends now. Expired sessions are deleted."""
+    token = secrets.token_urlsafe(32)
+    connection.execute(delete(operator_sessions).where(_t.expires_at <= now))
+    if replaces is not None:
+        connection.execute(delete(operator_sessions).where(_t.id == replaces))
+    connection.execute(
+        insert(operator_sessions).values(
+            operator_id=operator_id,
+            hash=hash_credential(token),
+            needs_code=needs_code,
+            created_at=now,
+            seen_at=now,
+            expires_at=now + (CODE_LIFETIME if needs_code else limits.absolute),
+            password_at=now,
+            network=network,
+            user_agent=user_agent[:MAX_USER_AGENT_CHARACTERS],
+        )
+    )
+    if not needs_code:
+        connection.execute(update(operators).where(operators.c.id == operator_id).values(last_sign_in_at=now))
+    return token
+
+
+def find_session(connection: Connection, token: str, now: datetime, limits: SessionLimits) -> OperatorSession | None:
+    """Return the session with this token, or None if it ended or its operator is disabled."""
+    row = connection.execute(select(operator_sessions).where(_t.hash == hash_credential(token))).first()
+    if row is None or row.expires_at <= now or row.seen_at + limits.idle <= now:
+        return None
+    operator = load_operator(connection, row.operator_id)
+    if operator is None or operator.is_disabled:
+        return None
+    return OperatorSession(
+        row.id,
+        operator,
+        row.needs_code,
+        row.created_at,
+        row.seen_at,
+        row.expires_at,
+        row.password_at,
+        row.network,
+        row.user_agent,
+    )
+
+
+def mark_seen(connection: Connection, session_id: int, now: datetime) -> None:
+    """Store the time of the latest request of a session."""
+    connection.execute(update(operator_sessions).where(_t.id == session_id).values(seen_at=now))
+
+
+def mark_password(connection: Connection, session_id: int, now: datetime) -> None:
+    """Store that the operator has entered the password again."""
+    connection.execute(update(operator_sessions).where(_t.id == session_id).values(password_at=now))
+
+
+def list_sessions(connection: Connection, operator_id: int, now: datetime, limits: SessionLimits) -> Sequence[OperatorSession]:
+    """Return the sessions of an operator that have not ended, the latest used first."""
+    operator = load_operator(connection, operator_id)
+    if operator is None:
+        return []
+    rows = connection.execute(
+        select(operator_sessions)
+        .where(_t.operator_id == operator_id, _t.expires_at > now, _t.seen_at > now - limits.idle, _t.needs_code.is_(False))
+        .order_by(_t.seen_at.desc(), _t.id.desc())
+    )
+    return [
+        OperatorSession(
+            row.id,
+            operator,
+            row.needs_code,
+            row.created_at,
+            row.seen_at,
+            row.expires_at,
+            row.password_at,
+            row.network,
+            row.user_agent,
+        )
+        for row in rows
+    ]
+
+
+def end_session(connection: Connection, session_id: int, operator_id: int) -> bool:
+    """End a session of an operator. Return whether it existed."""
+    statement = delete(operator_sessions).where(_t.id == session_id, _t.operator_id == operator_id)
+    return bool(connection.execute(statement).rowcount)
+
+
+def end_sessions(connection: Connection, operator_id: int, except_id: int | None = None) -> int:
+    """End all sessions of an operator, or all except one. Return their number."""
+    statement = delete(operator_sessions).where(_t.operator_id == operator_id)
+    if except_id is not None:
+        statement = statement.where(_t.id != except_id)
+    return connection.execute(statement).rowcount

@@ -1,0 +1,202 @@
+"""Signing in and out: the password, the second factor, and the password again before sensitive actions.
+
+A failed attempt gets the same words and takes the same time for known and unknown names. After several failures the next attempt
+is rejected for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+from starlette.responses import Response
+
+from shortener.portal import second_factor, sessions
+from shortener.portal.audit import Actor
+from shortener.portal.operators import MAX_NAME_CHARACTERS
+from shortener.portal.page import PortalPage, Visit
+from shortener.portal.router import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next
+from shortener.storage.schema import operators
+
+_REJECTED = "The name or the password is not correct."
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    id: int
+    name: str
+    password_hash: str
+    has_second_factor: bool
+
+
+def _find_account(connection: Connection, name: str) -> _Account | None:
+    """Return an operator who can sign in."""
+    row = connection.execute(
+        select(operators).where(
+            operators.c.name_key == name.strip().casefold(),
+            operators.c.password_hash.is_not(None),
+            operators.c.disabled_at.is_(None),
+        )
+    ).first()
+    return None if row is None else _Account(row.id, row.name, row.password_hash, row.totp_secret is not None)
+
+
+async def sign_in_form(visit: Visit) -> Response:
+    """Show the form, or continue if the operator is signed in."""
+    if visit.session is not None and not visit.session.needs_code:
+        return visit.redirect(safe_next(visit.get("next")))
+    return _sign_in_page(visit)
+
+
+def _sign_in_page(visit: Visit, status: int = 200, *, error: str | None = None) -> Response:
+    return visit.render(
+        "signin.html",
+        status,
+        title="Sign in",
+        error=error,
+        name=visit.form.get("name", ""),
+        next=safe_next(visit.get("next")),
+        is_signed_out=visit.get("signed-out") is not None,
+    )
+
+
+async def sign_in(visit: Visit) -> Response:
+    """Check the password and begin a session."""
+    database, delays = visit.service.database, visit.portal.delays
+    name, password = visit.form.get("name", "")[: 4 * MAX_NAME_CHARACTERS].strip(), visit.form.get("password", "")
+    wait = await database.read(delays.seconds_to_wait, name, visit.network, visit.now)
+    if wait:
+        return _too_many(visit, wait)
+    account = await database.read(_find_account, name)
+    if not await visit.portal.passwords.verify(account.password_hash if account else None, password) or account is None:
+        await database.write(_fail, visit, name, "sign_in_failed")
+        return _sign_in_page(visit, 422, error=_REJECTED)
+    token = await database.write(_begin, visit, account, needs_code=account.has_second_factor)
+    if account.has_second_factor:
+        target = visit.redirect(f"{CODE_PATH}?{visit.request.url.query}" if visit.request.url.query else CODE_PATH)
+    else:
+        target = visit.redirect(safe_next(visit.get("next")))
+    return visit.portal.set_cookie(target, token)
+
+
+def _too_many(visit: Visit, wait: int) -> Response:
+    error = f"There were too many failed attempts. Try again in {wait} seconds."
+    response = _sign_in_page(visit, 429, error=error)
+    response.headers["Retry-After"] = str(wait)
+    return response
+
+
+def _fail(connection: Connection, visit: Visit, name: str, action: str) -> None:
+    visit.portal.delays.count_failure(connection, name, visit.network, visit.now)
+    # An unknown name may be a password that was typed into the wrong field, so only known names are stored.
+    known = connection.execute(select(operators.c.name).where(operators.c.name_key == name.casefold())).scalar()
+    visit.audit(connection, action, known or "unknown name", actor=Actor(network=visit.network))
+
+
+def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_code: bool) -> str:
+    """Begin a session in place of the session that the browser had."""
+    replaced = None if visit.session is None else visit.session.id
+    token = sessions.begin_session(
+        connection,
+        account.id,
+        visit.now,
+        visit.portal.limits,
+        network=visit.network,
+        user_agent=visit.request.headers.get("user-agent", ""),
+        needs_code=needs_code,
+        replaces=replaced,
+    )
+    if not needs_code:
+        visit.portal.delays.forget_name(connection, account.name)
+        visit.audit(connection, "signed_in", account.name, actor=Actor(account.id, account.name, network=visit.network))
+    return token
+
+
+async def code_form(visit: Visit) -> Response:
+    """Show the form for the code of the second factor."""
+    if visit.session is None or not visit.session.needs_code:
+        return visit.redirect(SIGN_IN_PATH)
+    return _code_page(visit)
+
+
+def _code_page(visit: Visit, status: int = 200, *, error: str | None = None) -> Response:
+    return visit.render("code.html", status, title="Second factor", error=error, next=safe_next(visit.get("next")))
+
+
+async def check_code(visit: Visit) -> Response:
+    """Check a code and replace the session by one with a new token."""
+    session, database, delays = visit.session, visit.service.database, visit.portal.delays
+    if session is None or not session.needs_code:
+        return visit.redirect(SIGN_IN_PATH)
+    operator = session.operator
+    wait = await database.read(delays.seconds_to_wait, operator.name, visit.network, visit.now)
+    if wait:
+        response = _code_page(visit, 429, error=f"There were too many failed attempts. Try again in {wait} seconds.")
+        response.headers["Retry-After"] = str(wait)
+        return response
+    code = visit.form.get("code", "").strip()[:40]
+
+    def complete(connection: Connection) -> str | None:
+        used = second_factor.use_code(connection, operator.id, code, visit.now, visit.service.secret)
+        if used is None:
+            _fail(connection, visit, operator.name, "code_failed")
+            return None
+        if used == "recovery":
+            visit.audit(connection, "recovery_code_used", operator.name)
+        return _begin(connection, visit, _Account(operator.id, operator.name, "", True), needs_code=False)
+
+    token = await database.write(complete)
+    if token is None:
+        return _code_page(visit, 422, error="The code is not correct, or it was used before. Wait for the next code.")
+    return visit.portal.set_cookie(visit.redirect(safe_next(visit.get("next"))), token)
+
+
+async def sign_out(visit: Visit) -> Response:
+    """End the session in the database, so that its token is worthless, and delete the cookie."""
+    session = visit.session
+    if session is not None:
+
+        def end(connection: Connection) -> None:
+            if sessions.end_session(connection, session.id, session.operator.id):
+                visit.audit(connection, "signed_out", session.operator.name)
+
+        await visit.service.database.write(end)
+    return visit.portal.delete_cookie(visit.redirect(f"{SIGN_IN_PATH}?signed-out=1"))
+
+
+async def confirm_form(visit: Visit) -> Response:
+    """Ask for the password again before a sensitive action."""
+    return visit.render("confirm.html", title="Confirm your password", error=None, next=safe_next(visit.get("next")))
+
+
+async def confirm(visit: Visit) -> Response:
+    """Check the password again. Its form is not repeated: the operator returns to the page."""
+    database, delays, operator = visit.service.database, visit.portal.delays, visit.operator
+    wait = await database.read(delays.seconds_to_wait, operator.name, visit.network, visit.now)
+    error = f"There were too many failed attempts. Try again in {wait} seconds." if wait else None
+    if error is None and not await check_password(visit, visit.form.get("password", "")):
+        error = "The password is not correct."
+    if error is not None:
+        status = 429 if wait else 422
+        return visit.render("confirm.html", status, title="Confirm your password", error=error, next=safe_next(visit.get("next")))
+    return visit.redirect(safe_next(visit.get("next")))
+
+
+async def check_password(visit: Visit, password: str) -> bool:
+    """Check the password of the operator who is signed in, and store the result. Raise StoreUnavailable."""
+    database, session = visit.service.database, visit.session
+    assert session is not None
+    account = await database.read(_find_account, session.operator.name)
+    if account is None or not await visit.portal.passwords.verify(account.password_hash, password):
+        await database.write(_fail, visit, session.operator.name, "password_check_failed")
+        return False
+    await database.write(sessions.mark_password, session.id, visit.now)
+    return True
+
+
+PAGES = [
+    PortalPage(SIGN_IN_PATH, sign_in_form, sign_in, is_public=True),
+    PortalPage(CODE_PATH, code_form, check_code, is_public=True),
+    PortalPage("/portal/signout", None, sign_out, is_public=True),
+    PortalPage(CONFIRM_PATH, confirm_form, confirm, role=None),
+]

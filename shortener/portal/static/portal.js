@@ -1,0 +1,54 @@
+// The script of the portal. Every page works without it: it saves clicks, and it never fetches or counts anything.
+const root = document.documentElement;
+root.classList.add("js");
+
+// The token of an invitation is in the fragment of the address. Put it into the form, and remove it from the address bar.
+const token = document.querySelector("[data-token]");
+if (token && location.hash.length > 1) {
+  token.value = location.hash.slice(1);
+  history.replaceState(null, "", location.pathname + location.search);
+  token.form.requestSubmit();
+}
+
+// The time zone of the browser, for the first sign-in.
+for (const field of document.querySelectorAll("[data-time-zone]")) {
+  field.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "";
+}
+
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form[data-submit-on-change]");
+  if (form && !event.target.hasAttribute("data-wait")) form.requestSubmit();
+});
+
+// A form in the query of the page: leave out empty fields, so that addresses stay short.
+document.addEventListener("formdata", (event) => {
+  if (event.target.method !== "get") return;
+  for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
+});
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    const status = document.getElementById("status");
+    if (status) status.textContent = "Copied";
+    button.classList.add("good");
+    setTimeout(() => button.classList.remove("good"), 1500);
+  }
+  // An open menu closes when something else is clicked.
+  for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+
+// Keyboard shortcuts, outside of fields: / search, g and a letter to go to a page, [ and ] for the period before and after, ? help.
+let prefix = false;
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) { menu.open = false; menu.firstElementChild.focus(); }
+  if (root.dataset.shortcuts !== "on" || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  const follow = (name) => document.querySelector(`[data-key="${CSS.escape(name)}"]`);
+  const found = follow(prefix ? `g ${event.key}` : event.key);
+  prefix = !prefix && event.key === "g";
+  if (!found) return;
+  event.preventDefault();
+  if (found.matches("input")) found.focus(); else found.click();
+});

@@ -1,0 +1,127 @@
+"""The welcome page: an operator opens an invitation, and chooses a password.
+
+The token is in the fragment of the link, which browsers do not send. A script puts it into the form and removes it from the
+address bar; without a script, the operator pastes the link into a field. Only the form uses up the invitation: opening the link,
+for example by the preview of a messenger, changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal import sessions
+from shortener.portal.audit import Actor
+from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
+from shortener.portal.page import PortalPage, Visit
+from shortener.portal.passwords import check_new_password
+from shortener.web.period import time_zone
+
+PATH = "/portal/welcome"
+INVITATION_FILE = "portal-invitation"
+_NOT_VALID = (
+    "This invitation is not valid: it was used, replaced or has expired. Ask an admin for a new one, or run "
+    "`shortener operators invite NAME --role admin` on the server."
+)
+
+
+def link(origin: str, token: str) -> str:
+    """Return the link of an invitation."""
+    return f"{origin}{PATH}#{token}"
+
+
+async def welcome(visit: Visit) -> Response:
+    """Show the form in which the token is entered. It never sees the token itself."""
+    return _page(visit)
+
+
+def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, found: OpenInvitation | None = None) -> Response:
+    """Return the form for the token, or, with an open invitation `found`, the form for the password."""
+    return visit.render(
+        "welcome.html",
+        status,
+        compress=False,
+        title="Welcome" if found is None else f"Welcome, {found.operator.name}",
+        error=error,
+        found=found,
+        token=_token(visit) if found is not None else "",
+        name=visit.form.get("name", found.operator.name if found is not None else ""),
+    )
+
+
+def _token(visit: Visit) -> str:
+    """Return the token of the form: the token itself, or the complete link."""
+    return visit.form.get("token", "").strip().rpartition("#")[2][:200]
+
+
+async def submit(visit: Visit) -> Response:
+    """Look up the invitation; with a password, accept it and begin a session."""
+    database, delays = visit.service.database, visit.portal.delays
+    wait = await database.read(delays.seconds_to_wait, "invitation", visit.network, visit.now)
+    if wait:
+        error = ApiError(ErrorCode.RATE_LIMITED, f"There were too many failed attempts. Try again in {wait} seconds.")
+        return _page(visit, 429, error=error)
+    found = await database.read(find_invitation, _token(visit), visit.now)
+    if found is None:
+        await database.write(delays.count_failure, f"invitation {visit.network}", visit.network, visit.now)
+        return _page(visit, 422, error=ApiError(ErrorCode.INVALID_REQUEST, _NOT_VALID))
+    if "password" not in visit.form:
+        return _page(visit, found=found)
+    name, password = visit.form.get("name", ""), visit.form["password"]
+    try:
+        if found.may_rename:
+            name = check_name(name)
+        check_new_password(password, name)
+        if password != visit.form.get("again", password):
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("again", "must be the same password")])
+        hashed = await visit.portal.passwords.hash(password)
+        accepted = await database.write(_accept, visit, name, hashed)
+    except ApiError as error:
+        return _page(visit, 422, error=error, found=found)
+    if accepted is None:
+        return _page(visit, 422, error=ApiError(ErrorCode.INVALID_REQUEST, _NOT_VALID))
+    operator, token = accepted
+    with contextlib.suppress(OSError):
+        invitation_file(visit.service.settings.data_dir).unlink(missing_ok=True)
+    target = "/portal/me?welcome=1#second-factor" if operator.roles.get(ALL_APPLICATIONS) else "/portal/"
+    return visit.portal.set_cookie(visit.redirect(target), token)
+
+
+def _accept(connection: Connection, visit: Visit, name: str, hashed: str) -> tuple[Operator, str] | None:
+    operator = accept(connection, _token(visit), name, hashed, _time_zone(visit), visit.now)
+    if operator is None:
+        return None
+    token = sessions.begin_session(
+        connection,
+        operator.id,
+        visit.now,
+        visit.portal.limits,
+        network=visit.network,
+        user_agent=visit.request.headers.get("user-agent", ""),
+        replaces=None if visit.session is None else visit.session.id,
+    )
+    visit.audit(connection, "invitation_accepted", operator.name, actor=Actor(operator.id, operator.name, network=visit.network))
+    return operator, token
+
+
+def _time_zone(visit: Visit) -> str | None:
+    """Return the time zone of the browser if the form has a valid one."""
+    name = visit.form.get("time_zone", "")[:64]
+    try:
+        time_zone(name)
+    except ValueError:
+        return None
+    return name
+
+
+def invitation_file(data_dir: Path) -> Path:
+    """Return the file with the link of the first invitation, for containers whose output nobody sees. Its mode is 0600."""
+    return data_dir / INVITATION_FILE
+
+
+PAGES = [PortalPage(PATH, welcome, submit, is_public=True)]

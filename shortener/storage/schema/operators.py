@@ -1,0 +1,107 @@
+"""The tables of the portal: operators, their roles and sessions, and the audit log."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, false, true
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Json
+
+#: People who may use the portal (portal/operators.py).
+operators = Table(
+    "operators",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("name_key", Text, nullable=False, unique=True),  # The name by which an operator is found: without differences of case.
+    Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
+    Column("password_changed_at", Instant),
+    Column("totp_secret", Text),  # The encrypted secret of the second factor; NULL: there is none.
+    Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
+    Column("theme", Text, nullable=False, server_default="system"),
+    Column("time_zone", Text),
+    Column("shortcuts", Boolean, nullable=False, server_default=true()),  # Whether the portal has keyboard shortcuts.
+    Column("created_at", Instant, nullable=False),
+    Column("disabled_at", Instant),
+    Column("last_sign_in_at", Instant),
+    sqlite_autoincrement=True,  # The audit log names operators by their ids.
+)
+
+#: The role of each operator in each application. The application id 0 means all applications.
+operator_roles = Table(
+    "operator_roles",
+    metadata,
+    Column("operator_id", Integer, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("role", Text, nullable=False),
+)
+
+#: One-time links by which an operator sets a password.
+operator_invitations = Table(
+    "operator_invitations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("operator_id", Integer, nullable=False, index=True),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("may_rename", Boolean, nullable=False, server_default=false()),  # Whether the operator chooses the name.
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("used_at", Instant),
+)
+
+#: Recovery codes, each of which replaces one code of the second factor.
+operator_recovery_codes = Table(
+    "operator_recovery_codes",
+    metadata,
+    Column("operator_id", Integer, primary_key=True, autoincrement=False),
+    Column("hash", Text, primary_key=True),
+    Column("used_at", Instant),
+)
+
+#: The sessions of operators in the portal. A session that ended has no row.
+operator_sessions = Table(
+    "operator_sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("operator_id", Integer, nullable=False, index=True),
+    Column("hash", Text, nullable=False, unique=True),  # A hash of the token in the cookie.
+    Column(
+        "needs_code", Boolean, nullable=False, server_default=false()
+    ),  # The password was correct; the second factor is missing.
+    Column("created_at", Instant, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False, index=True),
+    Column("password_at", Instant, nullable=False),  # The time when the operator last entered the password.
+    Column("network", Text, nullable=False),  # The network of the client: /24 or /48.
+    Column("user_agent", Text, nullable=False),
+    sqlite_autoincrement=True,  # The audit log names sessions by their ids.
+)
+
+#: Failed sign-ins by name and by network, from which the delay of the next attempt follows (portal/sign_in_delays.py).
+sign_in_failures = Table(
+    "sign_in_failures",
+    metadata,
+    Column("key", Text, primary_key=True),  # A keyed hash of the name or of the network.
+    Column("failures", Integer, nullable=False),
+    Column("first_at", Instant, nullable=False),
+    Column("last_at", Instant, nullable=False, index=True),
+)
+
+#: The audit log: what operators did. Rows are only added, and deleted after their retention time.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("at", Instant, nullable=False),
+    Column("operator_id", Integer),  # NULL: nobody was signed in, or the command line acted.
+    Column("operator", Text, nullable=False),  # The name at that time.
+    Column("session_id", Integer),
+    Column("network", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("application_id", Integer),
+    Column("object", Text, nullable=False),
+    Column("before", Json),  # The changed values before and after the action, without secrets.
+    Column("after", Json),
+)

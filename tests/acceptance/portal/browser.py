@@ -1,0 +1,115 @@
+"""Chromium for tests of the portal: pages that record every error, blocked content and request to another host.
+
+The browser is the one of the distribution (`apt-get install chromium`), never one that a package downloads. Without it, the tests
+of this folder are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.acceptance.process import Server
+
+PASSWORD = "seven quiet harbour lamps"
+WIDTHS = (320, 390, 768, 1280)
+
+# Reports violations of the Content-Security-Policy to the console, where `Visitor` collects them.
+_WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"
+
+
+@dataclass
+class Visitor:
+    """A page of the browser. `problems` collects errors of the console, blocked content and requests to other hosts."""
+
+    page: Any
+    problems: list[str] = field(default_factory=list)
+
+    def open(self, url: str) -> None:
+        self.page.goto(url, wait_until="networkidle")
+
+    def overflow(self) -> int:
+        """Return by how many pixels the page is wider than the window."""
+        width: int = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        return width
+
+    def figures(self) -> list[tuple[str, int, str]]:
+        """Return (name, value, address) of every figure of the page."""
+        script = "[...document.querySelectorAll('a[data-figure]')].map(a => [a.dataset.figure, +a.dataset.value, a.href])"
+        return [(name, value, href) for name, value, href in self.page.evaluate(script)]
+
+
+@dataclass
+class Chromium:
+    """A running browser."""
+
+    browser: Any
+
+    @contextlib.contextmanager
+    def page(self, *, state: Any = None, width: int = 1280, theme: str = "light", scripts: bool = True) -> Iterator[Visitor]:
+        """Open a page in a fresh profile. `state`: the cookies that `Visitor.page.context.storage_state()` returned."""
+        context = self.browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=theme,
+            storage_state=state,
+            java_script_enabled=scripts,
+            timezone_id="Europe/Berlin",
+            locale="en-GB",
+        )
+        context.set_default_timeout(15_000)
+        page = context.new_page()
+        visitor = Visitor(page)
+        if scripts:
+            page.add_init_script(_WATCH)
+        page.on("console", lambda message: _check_console(visitor, message))
+        page.on("pageerror", lambda error: visitor.problems.append(str(error)))
+        page.on("request", lambda request: _check_host(visitor, request.url))
+        try:
+            yield visitor
+        finally:
+            context.close()
+
+
+def _check_console(visitor: Visitor, message: Any) -> None:
+    if message.type in ("error", "warning"):
+        visitor.problems.append(message.text)
+
+
+def _check_host(visitor: Visitor, url: str) -> None:
+    if urlsplit(url).hostname not in ("127.0.0.1", None):
+        visitor.problems.append(f"request to another host: {url}")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Chromium]:
+    """Start Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path is not None
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield Chromium(browser)
+        finally:
+            browser.close()
+
+
+def accept_invitation(browser: Chromium, server: Server, name: str, role: str = "admin", application: int | None = None) -> Any:
+    """Invite an operator on the command line, accept the invitation in the browser, and return the cookies."""
+    existing = {row["operator"] for row in server.command("operators", "list")}
+    options = ["--role", role] + (["--application", str(application)] if application else [])
+    command = ["operators", "reset", name] if name in existing else ["operators", "invite", name, *options]
+    invitation = server.command(*command)
+    url = invitation["url"].replace(invitation["url"].split("/portal")[0], server.base)
+    with browser.page() as visit:
+        visit.open(url)
+        visit.page.fill("[name=password]", PASSWORD)
+        visit.page.fill("[name=again]", PASSWORD)
+        visit.page.click("button.main")
+        visit.page.wait_for_selector("nav")
+        return visit.page.context.storage_state()

@@ -1,0 +1,55 @@
+"""Tests of `shortener operators` as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from shortener.cli import cli
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_template: Path) -> CliRunner:
+    (tmp_path / "shortener.db").write_bytes(sqlite_template.read_bytes())
+    monkeypatch.setenv("SHORTENER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SHORTENER_PORTAL_URL", "https://portal.example")
+    return CliRunner()
+
+
+def test_invite_prints_the_link_of_the_operator(run: CliRunner) -> None:
+    done = run.invoke(cli, ["operators", "invite", "Ada", "--role", "admin", "--json"])
+    assert done.exit_code == 0, done.output
+    printed = orjson.loads(done.stdout)
+    assert set(printed) == {"operator", "role", "url", "expires_at"}
+    assert (printed["operator"], printed["role"]) == ("Ada", "admin")
+    assert printed["url"].startswith("https://portal.example/portal/welcome#")
+    listed = orjson.loads(run.invoke(cli, ["operators", "list", "--json"]).stdout)
+    assert [(row["operator"], row["state"], row["roles"]) for row in listed] == [
+        ("Ada", "invited", [{"application_id": 0, "role": "admin"}])
+    ]
+
+
+def test_wrong_roles_names_and_applications_fail_with_a_reason(run: CliRunner) -> None:
+    for arguments, code in (
+        (["invite", "Ada", "--role", "admin", "--application", "1"], 2),
+        (["invite", "Ada", "--role", "owner"], 2),
+        (["invite", " "], 2),
+        (["invite", "Ada", "--application", "7"], 1),
+        (["reset", "Nobody"], 1),
+        (["disable", "Nobody"], 1),
+    ):
+        done = run.invoke(cli, ["operators", *arguments], standalone_mode=True)
+        assert done.exit_code == code, (arguments, done.output)
+    assert orjson.loads(run.invoke(cli, ["operators", "list", "--json"]).stdout) == []
+
+
+def test_grant_reset_and_disable_change_an_operator(run: CliRunner) -> None:
+    run.invoke(cli, ["operators", "invite", "Ada"])
+    assert run.invoke(cli, ["operators", "grant", "Ada", "--role", "manager"]).exit_code == 0
+    assert run.invoke(cli, ["operators", "reset", "Ada", "--json"]).exit_code == 0
+    assert run.invoke(cli, ["operators", "disable", "Ada"]).exit_code == 0
+    row = orjson.loads(run.invoke(cli, ["operators", "list", "--json"]).stdout)[0]
+    assert (row["state"], row["roles"]) == ("disabled", [{"application_id": 0, "role": "manager"}])

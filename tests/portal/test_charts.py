@@ -1,0 +1,56 @@
+"""Tests of the charts, and of how pages show numbers and times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from xml.etree import ElementTree
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from shortener.portal import formats
+from shortener.portal.charts import MAX_BARS, Bar, bar_chart
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_each_bar_is_a_link_and_a_gap_is_hatched() -> None:
+    bars = [Bar("1 Nov", "<Sunday>", 10, "/a?x=1&y=2"), Bar("2 Nov", "Monday", None), Bar("3 Nov", "Tuesday", 0, "/b")]
+    tree = ElementTree.fromstring(bar_chart(bars))
+    assert [link.get("href") for link in tree.iter(f"{_SVG}a")] == ["/a?x=1&y=2", "/b"]
+    assert [shape.get("class") for shape in tree.iter(f"{_SVG}rect")].count("gap") == 1
+    assert "<Sunday>: 10" in [title.text for title in tree.iter(f"{_SVG}title")]
+    assert "style" not in {name for element in tree.iter() for name in element.attrib}
+
+
+@pytest.mark.parametrize(("highest", "labels"), [(95, ["50", "100"]), (7, ["2", "4", "6", "8"]), (12_000, ["5k", "10k", "15k"])])
+def test_the_grid_has_round_numbers(highest: int, labels: list[str]) -> None:
+    tree = ElementTree.fromstring(bar_chart([Bar("x", "x", highest)]))
+    assert [text.text for text in tree.iter(f"{_SVG}text") if text.get("class") == "scale"] == labels
+
+
+def test_an_empty_chart_and_a_chart_of_zeros_are_valid() -> None:
+    for bars in ([], [Bar("x", "x", 0)]):
+        ElementTree.fromstring(bar_chart(bars))
+    with pytest.raises(ValueError, match="at most"):
+        bar_chart([Bar("x", "x", 1)] * (MAX_BARS + 1))
+
+
+def test_numbers_shares_and_durations_are_readable() -> None:
+    assert [formats.number(value) for value in (None, 0, -5, 1_234_567)] == ["–", "0", "−5", "1,234,567"]
+    assert [formats.short_number(value) for value in (950, 1200, 34_000, 1_500_000)] == ["950", "1.2k", "34k", "1.5M"]
+    assert [formats.percent(*pair) for pair in ((1, 3), (0, 0), (1, 1), (0.004, 1))] == ["33.3\xa0%", "–", "100\xa0%", "0.40\xa0%"]
+    assert [formats.change(*pair) for pair in ((12, 10), (9, 10), (5, 0), (200, 10))] == ["+20\xa0%", "−10\xa0%", "–", "+20×"]
+    assert [formats.duration(value) for value in (0.5, 12, 245, 12_000, 187_200)] == [
+        "0.5\xa0s",
+        "12\xa0s",
+        "4\xa0min 5\xa0s",
+        "3\xa0h 20\xa0min",
+        "2\xa0d 4\xa0h",
+    ]
+
+
+def test_a_time_is_shown_in_the_time_zone_of_the_page() -> None:
+    at = datetime(2026, 11, 20, 23, 30, tzinfo=UTC)
+    assert formats.clock(at, ZoneInfo("Europe/Berlin")) == "21 Nov 2026, 00:30"
+    assert (formats.country_name("DE"), formats.country_name(None), formats.country_name("ZZ1")) == ("Germany", "Unknown", "ZZ1")

@@ -1,0 +1,87 @@
+"""Tests of operators, roles and invitations, on both engines."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from shortener.container import Service
+from shortener.errors import ApiError
+from shortener.ids import IdGenerator
+from shortener.portal import audit, operators
+from shortener.portal.operators import Role
+from shortener.storage.database import Database
+from tests.conftest import NOON
+
+
+async def test_an_invitation_is_valid_once_and_until_it_expires(database: Database) -> None:
+    created = await database.write(operators.invite, "Ada", Role.ADMIN, 0, NOON)
+    later = created.expires_at + timedelta(seconds=1)
+    assert await database.read(operators.find_invitation, created.token, NOON) is not None
+    assert await database.read(operators.find_invitation, created.token, later) is None
+    assert await database.read(operators.find_invitation, "wrong", NOON) is None
+    attempts = [database.write(operators.accept, created.token, "", "hash", None, NOON) for _ in range(4)]
+    accepted = await asyncio.gather(*attempts)
+    assert sum(one is not None for one in accepted) == 1
+
+
+async def test_a_second_invitation_replaces_the_first_and_an_active_operator_is_a_conflict(database: Database) -> None:
+    first = await database.write(operators.invite, "Ada", Role.VIEWER, 0, NOON)
+    second = await database.write(operators.invite, "ADA", Role.MANAGER, 0, NOON)
+    assert await database.read(operators.find_invitation, first.token, NOON) is None
+    operator = await database.write(operators.accept, second.token, "", "hash", "Europe/Berlin", NOON)
+    assert operator is not None
+    assert (operator.name, operator.role_in(5), operator.time_zone) == ("Ada", Role.MANAGER, "Europe/Berlin")
+    with pytest.raises(ApiError):
+        await database.write(operators.invite, "ada", Role.VIEWER, 0, NOON)
+
+
+async def test_a_role_in_one_application_hides_the_others(service: Service) -> None:
+    await service.database.write(operators.invite, "Vera", Role.SUPPORT, 1, NOON)
+    vera = await service.database.read(operators.find_operator, "vera")
+    assert [vera.role_in(number) for number in (0, 1, 2)] == [None, Role.SUPPORT, None]
+    with pytest.raises(ApiError):
+        await service.database.write(operators.invite, "Max", Role.VIEWER, 77, NOON)
+    with pytest.raises(ApiError):
+        operators.parse_role("admin", 1)
+
+
+async def test_the_only_admin_cannot_be_disabled(database: Database) -> None:
+    created = await database.write(operators.invite, "Ada", Role.ADMIN, 0, NOON)
+    await database.write(operators.accept, created.token, "", "hash", None, NOON)
+    with pytest.raises(ApiError):
+        await database.write(operators.disable, "Ada", NOON)
+    with pytest.raises(ApiError):
+        await database.write(operators.revoke, created.operator_id, 0)
+    other = await database.write(operators.invite, "Bo", Role.ADMIN, 0, NOON)
+    await database.write(operators.accept, other.token, "", "hash", None, NOON)
+    await database.write(operators.disable, "Ada", NOON)
+    assert (await database.read(operators.find_operator, "Ada")).is_disabled
+
+
+async def test_the_first_invitation_exists_until_an_operator_has_a_password(database: Database) -> None:
+    first = await database.write(operators.invite_first, NOON)
+    again = await database.write(operators.invite_first, NOON)
+    assert first is not None
+    assert again is not None
+    operator = await database.write(operators.accept, first.token, "Ada", "hash", None, NOON)
+    assert operator is not None
+    assert operator.is_admin
+    assert await database.read(operators.find_invitation, again.token, NOON) is None
+    assert await database.write(operators.invite_first, NOON) is None
+
+
+async def test_the_audit_log_is_paged_filtered_and_purged(database: Database) -> None:
+    ids = IdGenerator(0, lambda: round(NOON.timestamp() * 1000))
+    actor = audit.Actor(1, "Ada", 1, "192.0.2.0")
+
+    for number in range(5):
+        await database.write(audit.record, ids(), NOON, actor, "exported" if number % 2 else "revealed", f"m-{number}")
+    page = await database.read(audit.list_audit, audit.AuditFilter(), 2)
+    assert [row.object for row in page.rows] == ["m-4", "m-3"]
+    rest = await database.read(audit.list_audit, audit.AuditFilter(action="revealed"), 9, page.next)
+    assert [row.object for row in rest.rows] == ["m-2", "m-0"]
+    assert await database.write(audit.delete_expired, NOON + timedelta(days=399)) == 0
+    assert await database.write(audit.delete_expired, NOON + timedelta(days=401)) == 5

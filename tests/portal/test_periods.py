@@ -1,0 +1,54 @@
+"""Tests of the period of a page, in several time zones."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from shortener.errors import ApiError
+from shortener.portal.periods import PERIODS, PeriodChoice, parse_period
+from shortener.reporting.rollups import Basis
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+BERLIN = "Europe/Berlin"
+
+
+def choose(now: datetime = NOW, zone: str = BERLIN, **query: str) -> PeriodChoice:
+    return parse_period(now, zone_name=zone, **query)
+
+
+def test_a_period_of_days_begins_at_midnight_of_the_time_zone_and_ends_now() -> None:
+    chosen = choose(period="7d")
+    assert (chosen.since, chosen.until) == (datetime(2026, 11, 13, 23, tzinfo=UTC), NOW)
+    assert choose(period="today").since == datetime(2026, 11, 19, 23, tzinfo=UTC)
+    assert choose(period="24h").since == NOW - timedelta(hours=24)
+    assert choose(period="yesterday").until == datetime(2026, 11, 19, 23, tzinfo=UTC)
+    assert choose().name == "28d"
+
+
+@pytest.mark.parametrize("name", PERIODS)
+def test_the_period_before_has_the_same_wall_clock_also_when_clocks_change(name: str) -> None:
+    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of summer time
+    chosen = choose(now, period=name)
+    since, until = chosen.previous
+    assert since.astimezone(chosen.zone).time() == chosen.since.astimezone(chosen.zone).time()
+    assert until.astimezone(chosen.zone).time() == chosen.until.astimezone(chosen.zone).time()
+    assert until <= chosen.until
+
+
+def test_a_custom_period_is_in_the_time_zone_and_its_last_day_is_included() -> None:
+    chosen = choose(since="2026-11-01", until="2026-11-03")
+    assert chosen.until - chosen.since == timedelta(days=3)
+    assert chosen.is_whole_days
+    assert chosen.label == "1 Nov 2026 to 3 Nov 2026"
+    assert chosen.query()["since"] == "2026-11-01T00:00+01:00"
+    query = chosen.query()
+    assert choose(since=query["since"], until=query["until"]).since == chosen.since
+
+
+def test_the_basis_is_read_and_unknown_values_are_rejected() -> None:
+    assert choose(basis="sent").basis is Basis.SENT
+    for query in ({"basis": "x"}, {"period": "x"}, {"since": "x"}, {"zone": "Nowhere"}, {"since": "1900-01-01"}):
+        with pytest.raises(ApiError):
+            choose(**query)  # type: ignore[arg-type]

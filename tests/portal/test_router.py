@@ -1,0 +1,122 @@
+"""Tests of the rules that hold for every page: hosts, headers, origin of forms, roles, and templates without scripts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shortener.accounts import administration
+from shortener.container import Service
+from shortener.portal.operators import Role
+from shortener.portal.pages import MODULES, all_pages
+from shortener.portal.security import CONTENT_SECURITY_POLICY
+from tests.conftest import MakeService, client_of
+from tests.portal.conftest import SAME_ORIGIN, NewBrowser, SignIn
+
+TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
+
+
+async def test_every_response_has_the_security_headers(new_browser: NewBrowser) -> None:
+    browser = await new_browser()
+    for path in ("/portal/signin", "/portal/", "/portal/unknown", "/portal/1/"):
+        response = await browser.get(path)
+        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert response.headers["referrer-policy"] == "same-origin"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "strict-transport-security" not in response.headers  # the installation has no https
+
+
+async def test_the_portal_does_not_exist_on_the_domain_of_an_application(service: Service) -> None:
+    now = service.clock()
+    await service.database.write(administration.add_domain, 1, "https://go.brand.example", now)
+    await service.directory.refresh()
+    async with client_of(service) as client:
+        for path in ("/portal", "/portal/", "/portal/signin"):
+            response = await client.get(path, headers={"Host": "go.brand.example"})
+            assert response.status_code == 404
+            assert "content-security-policy" not in response.headers
+
+
+async def test_portal_off_removes_the_portal(make_service: MakeService) -> None:
+    service = await make_service(portal=False)
+    async with client_of(service) as client:
+        assert (await client.get("/portal/signin")).status_code == 404
+
+
+async def test_portal_url_serves_the_portal_on_that_host_only(make_service: MakeService) -> None:
+    service = await make_service(portal_url="https://portal.example", base_url="https://go.example")
+    async with client_of(service) as client:
+        found = await client.get("/portal/signin", headers={"Host": "portal.example"})
+        assert found.status_code == 200
+        assert found.headers["strict-transport-security"].startswith("max-age=")
+        for host in ("go.example", "localhost", "127.0.0.1"):
+            assert (await client.get("/portal/signin", headers={"Host": host})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {},
+    ],
+)
+async def test_a_form_of_another_site_is_rejected_before_it_is_read(service: Service, headers: dict[str, str]) -> None:
+    async with client_of(service, headers) as client:
+        response = await client.post("/portal/signin", data={"name": "Ada", "password": "x"})
+        assert response.status_code == 403
+
+
+@pytest.mark.parametrize("headers", [SAME_ORIGIN, {"Origin": "http://127.0.0.1:8000"}])
+async def test_a_form_of_the_portal_itself_is_accepted(service: Service, headers: dict[str, str]) -> None:
+    async with client_of(service, headers) as client:
+        response = await client.post("/portal/signin", data={"name": "Ada", "password": "x"})
+        assert response.status_code == 422
+
+
+async def test_a_page_without_a_session_redirects_to_the_sign_in_page_and_back(new_browser: NewBrowser) -> None:
+    browser = await new_browser()
+    response = await browser.get("/portal/1/?period=7d")
+    assert response.status_code == 303
+    assert response.headers["location"] == "/portal/signin?next=%2Fportal%2F1%2F%3Fperiod%3D7d"
+
+
+async def test_an_application_of_another_operator_does_not_exist(service: Service, sign_in: SignIn) -> None:
+    other = await service.database.write(administration.create_application, "other", service.clock(), secret=service.secret)
+    await service.directory.refresh()
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    assert (await viewer.get("/portal/1/")).status_code == 200
+    for path in (f"/portal/{other.application_id}/", "/portal/99/", "/portal/all/", "/portal/x/"):
+        assert (await viewer.get(path)).status_code == 404
+    admin = await sign_in("Ada")
+    assert (await admin.get("/portal/all/")).status_code == 200
+    assert (await admin.get(f"/portal/{other.application_id}/")).status_code == 200
+
+
+async def test_an_invalid_query_gets_an_error_page_with_the_code(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    for query in ("period=sometimes", "tz=Mars", "basis=luck", "since=yesterday", "since=2026-02-01&until=2026-01-01"):
+        response = await browser.get(f"/portal/1/?{query}")
+        assert response.status_code == 400
+        assert "INVALID_REQUEST" in response.text
+
+
+def test_templates_contain_no_scripts_no_styles_and_no_attributes_that_run_code() -> None:
+    for template in TEMPLATES.rglob("*.html"):
+        text = template.read_text()
+        assert not re.search(r"\sstyle=|<style|hx-on|\bjs:|\son[a-z]+=|javascript:", text), template
+        assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", text)), template
+        assert "|safe" not in text.replace(" ", ""), template
+
+
+def test_every_module_of_pages_has_its_own_paths() -> None:
+    paths = [page.path for page in all_pages()]
+    assert len(paths) == len(set(paths))
+    assert list(MODULES) == sorted(MODULES)
+    assert all(path == "/portal" or path.startswith("/portal/") for path in paths)

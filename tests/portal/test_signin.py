@@ -1,0 +1,151 @@
+"""Tests of signing in and out, sessions, delays after failures, and passwords. Numbers of ASVS 5.0 are in the comments."""
+
+from __future__ import annotations
+
+import pyotp
+import pytest
+
+from shortener.container import Service
+from shortener.errors import ApiError
+from shortener.portal import second_factor
+from shortener.portal.operators import find_operator
+from shortener.portal.passwords import check_new_password
+from tests.conftest import Clock
+from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log
+
+
+async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    await sign_in("Ada")
+    browser = await new_browser()
+    response = await browser.post("/portal/signin?next=/portal/me", data={"name": "ada ", "password": PASSWORD})
+    assert (response.status_code, response.headers["location"]) == (303, "/portal/me")
+    cookie = response.headers["set-cookie"]
+    assert {"httponly", "samesite=lax", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}  # 3.3
+    assert (await browser.get("/portal/me")).status_code == 200
+    stolen = await new_browser(Cookie=cookie.partition(";")[0])
+    assert (await stolen.get("/portal/me")).status_code == 200
+    assert (await browser.post("/portal/signout")).status_code == 303
+    assert (await stolen.get("/portal/me")).status_code == 303  # 7.4.1: the session ended in the database
+    assert [row.action for row in await log(service)] == ["invitation_accepted", "signed_in", "signed_out"]
+
+
+async def test_the_cookie_is_secure_and_has_the_host_prefix_with_https(make_service: object, clock: Clock) -> None:
+    from shortener.portal.router import Portal
+
+    service: Service = await make_service(base_url="https://go.example")  # type: ignore[operator]
+    portal = Portal(service)
+    assert (portal.cookie_name, portal.is_https) == ("__Host-session", True)
+
+
+async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(sign_in: SignIn, new_browser: NewBrowser) -> None:
+    await sign_in("Ada")
+    browser = await new_browser()
+    texts = []
+    for name in ("Ada", "Eve"):
+        response = await browser.post("/portal/signin", data={"name": name, "password": "not the password"})
+        assert response.status_code == 422
+        texts.append(response.text.replace(name, "NAME"))
+    assert texts[0] == texts[1]  # 6.3.8
+
+
+async def test_failures_delay_the_next_attempt_and_never_lock_an_account(
+    sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    signed_in = await sign_in("Ada")
+    browser = await new_browser()
+    for _ in range(5):
+        assert (await browser.post("/portal/signin", data={"name": "Ada", "password": "wrong"})).status_code == 422
+    rejected = await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
+    assert (await signed_in.get("/portal/me")).status_code == 200  # an existing session continues
+    clock.forward(seconds=1)
+    assert (await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})).status_code == 303
+
+
+async def test_a_network_that_fails_often_must_wait(new_browser: NewBrowser, clock: Clock) -> None:
+    browser = await new_browser()
+    statuses = [
+        (await browser.post("/portal/signin", data={"name": f"name {number}", "password": "wrong"})).status_code
+        for number in range(21)
+    ]
+    assert statuses == [422] * 20 + [429]
+    clock.forward(minutes=10)
+    assert (await browser.post("/portal/signin", data={"name": "Eve", "password": "wrong"})).status_code == 422
+
+
+async def test_a_session_ends_after_idle_hours_and_after_absolute_days(sign_in: SignIn, clock: Clock) -> None:
+    idle = await sign_in("Ida")
+    clock.forward(hours=8, seconds=1)
+    assert (await idle.get("/portal/me")).status_code == 303
+    busy = await sign_in("Ben")
+    for _ in range(24):
+        assert (await busy.get("/portal/me")).status_code == 200
+        clock.forward(hours=7)
+    assert (await busy.get("/portal/me")).status_code == 303
+
+
+async def test_the_second_factor_is_required_and_each_code_works_once(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    await sign_in("Ada")
+    operator = await service.database.read(find_operator, "Ada")
+    secret = second_factor.new_totp_secret()
+    recovery = await service.database.write(second_factor.enable, operator.id, secret, 0, service.secret)
+    code = pyotp.TOTP(secret).at(clock.now)
+
+    async def enter(value: str) -> int:
+        browser = await new_browser()
+        first = await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})
+        assert first.headers["location"] == "/portal/signin/code"
+        assert (await browser.get("/portal/me")).headers["location"].startswith("/portal/signin/code")
+        before = browser.cookies["session"]
+        status = (await browser.post("/portal/signin/code", data={"code": value})).status_code
+        if status == 303:
+            assert browser.cookies["session"] != before  # 7.2.4: a new token
+            assert (await browser.get("/portal/me")).status_code == 200
+        return status
+
+    assert await enter("000000") == 422
+    assert await enter(code) == 303
+    assert await enter(code) == 422  # 6.5.1
+    assert await enter(recovery[0]) == 303
+    assert await enter(recovery[0]) == 422
+    stored = await service.database.read(second_factor.count_recovery_codes, operator.id)
+    assert (len(recovery), stored) == (10, 9)
+
+
+@pytest.mark.parametrize("password", ["short", "password1234", "a" * 20, "x" * 129, "123456789012"])
+def test_short_common_and_repeated_passwords_are_rejected(password: str) -> None:
+    with pytest.raises(ApiError):
+        check_new_password(password, "Ada")
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "пароль из слов и чисел", "x1" + "abcdefgh" * 15 + "y" * 6])
+def test_long_passwords_of_any_characters_are_accepted(password: str) -> None:
+    check_new_password(password, "Ada")
+
+
+async def test_a_redirect_after_signing_in_leads_only_to_the_portal(sign_in: SignIn, new_browser: NewBrowser) -> None:
+    await sign_in("Ada")
+    for target in ("https://evil.example/", "//evil.example/", "/portal\\evil", "/other", "/portal/\r\nx: y"):
+        browser = await new_browser()
+        form = {"name": "Ada", "password": PASSWORD}
+        response = await browser.post("/portal/signin", params={"next": target}, data=form)
+        assert response.headers["location"] == "/portal/"
+
+
+async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_in: SignIn, new_browser: NewBrowser) -> None:
+    first = await sign_in("Ada")
+    second = await new_browser()
+    await second.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})
+    saved = await first.post("/portal/me/preferences", data={"theme": "dark", "time_zone": "Asia/Tokyo"})
+    assert saved.status_code == 303
+    page = await second.get("/portal/me")
+    assert 'data-theme="dark"' in page.text
+    assert "Asia/Tokyo" in page.text
+    assert (await first.post("/portal/me/preferences", data={"theme": "pink"})).status_code == 400
+    assert (await first.post("/portal/me/sessions", data={"session": "others"})).status_code == 303
+    assert (await second.get("/portal/me")).status_code == 303
+    assert (await first.get("/portal/me")).status_code == 200
