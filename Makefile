@@ -21,7 +21,7 @@ test: setup-dev
 # Unit tests and tests of one process on SQLite: no PostgreSQL, no `shortener` processes.
 test-fast: setup-dev
 	@$(PYTEST) -m "not postgresql and not acceptance and not slow" \
-		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py $(OPTIONS)
+		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py --hypothesis-profile fast $(OPTIONS)
 
 # Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute, 2,000 hostile connections.
 prove: setup-dev

@@ -24,6 +24,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from hypothesis import settings
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service, open_service
@@ -44,6 +45,10 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 POSTGRESQL_FIXTURES = {"postgresql", "postgresql_template", "postgres_server"}
 #: Fixtures of tests/acceptance/conftest.py that start `shortener` processes.
 PROCESS_FIXTURES = {"server", "nodes"}
+
+
+#: `make test-fast` runs property tests with this number of generated examples; the whole suite runs them with 100.
+settings.register_profile("fast", max_examples=25)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,17 +6,17 @@ import ast
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the path of each module, relative to the repository, and its syntax tree."""
-    for module in MODULES:
-        yield str(module.relative_to(ROOT)), ast.parse(module.read_text())
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    """Return the path of each module, relative to the repository, and its syntax tree."""
+    return [(str(module.relative_to(ROOT)), ast.parse(module.read_text())) for module in MODULES]
 
 
 def is_private(name: str) -> bool:

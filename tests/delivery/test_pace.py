@@ -1,5 +1,7 @@
 """These tests check the learned rate of a tracker with simulated receivers that limit requests."""
 
+from bisect import bisect_right, insort
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -44,23 +46,24 @@ def simulate(accepts: Limiter, events: int, retry_after_ms: int | None = None, m
 
     Return the number of seconds that it takes and the number of 429 responses."""
     pace = TrackerPace()
-    waiting = [NOW] * events  # the time at which each delivery is due
-    recent: list[int] = []
+    waiting = [NOW] * events  # the times at which the deliveries are due, in order
+    recent: deque[int] = deque()
     now, refused = NOW, 0
     while waiting and now < NOW + max_seconds * 1000:
         allowed = pace.allowance(now)
-        due = sorted(at for at in waiting if at <= now)[: min(16, 16 if allowed is None else allowed)]
-        pace = pace.claimed(len(due), now)
+        count = min(bisect_right(waiting, now), 16, 16 if allowed is None else allowed)
+        del waiting[:count]
+        pace = pace.claimed(count, now)
         started, now = now, now + 10
-        for at in due:
-            waiting.remove(at)
-            recent = [one for one in recent if one > now - 1000]
+        while recent and recent[0] <= now - 1000:
+            recent.popleft()
+        for _ in range(count):
             if accepts(started):
                 recent.append(now)
                 pace = pace.succeeded(1)
             else:
                 refused += 1
-                waiting.append(now + (retry_after_ms or 1000))
+                insort(waiting, now + (retry_after_ms or 1000))
                 quiet_until = None if retry_after_ms is None else now + retry_after_ms
                 pace = pace.throttled(now, started=started, successes=len(recent), quiet_until=quiet_until)
     assert not waiting

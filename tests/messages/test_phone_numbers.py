@@ -137,7 +137,7 @@ def variations(draw: st.DrawFn) -> str:
         st.from_regex(r"\+[1-9][0-9]{6,14}", fullmatch=True),
     )
 )
-@settings(max_examples=1000)
+@settings(max_examples=10 * settings().max_examples)
 @example("+448001111")
 @example("+448001112")
 @example("+440146051234")

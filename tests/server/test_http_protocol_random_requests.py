@@ -41,7 +41,7 @@ PATH_SUFFIXES = st.lists(
 OTHER_PATHS = ["/portal", "/Docs.", "/healthz?", "*", "//", "http://s.example/abcd", "/nosuchcode"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples, deadline=None)
 @given(
     path=st.one_of(
         st.tuples(st.sampled_from(["code", "of_brand"]), PATH_SUFFIXES.map("".join)),

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 PATH = "/api/v1/application"
-ROUNDS = 40
+ROUNDS = 12
 
 
 async def patch(client: httpx.AsyncClient, **changes: Any) -> None:
