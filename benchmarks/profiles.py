@@ -1,4 +1,8 @@
-"""Processor time by load, thread and function: python -m benchmarks.profiles [--only LOAD ...] [--seconds N]
+"""Processor time by load, thread and function.
+
+    python -m benchmarks.profiles [--only LOAD ...] [--seconds N] [--checkout DIR]
+
+`--checkout` examines the code in another folder, for example the previous release, with the same loads.
 
 The first run of each load reports the microseconds of processor time per request of each thread of the server, in user and in
 kernel mode. They come from /proc, so that the measurement does not slow the server down.
@@ -107,13 +111,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=loads.WORKS, nargs="+", help="examine only these loads")
     parser.add_argument("--seconds", type=float, default=6.0, help="duration of each run")
+    parser.add_argument("--checkout", type=Path, default=rig.ROOT, help="folder of the code to examine")
     options = parser.parse_args()
     rig.need_wrk()
     py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or "py-spy"
     for name, make in loads.WORKS.items():
         if options.only is not None and name not in options.only:
             continue
-        with rig.server() as server:
+        with rig.server(options.checkout.resolve()) as server:
             work = make(server)
             work.run(1)
             print(f"\n== {name}: {costs(server, work, options.seconds, py_spy)}", flush=True)
