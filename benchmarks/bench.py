@@ -5,7 +5,8 @@
 `--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million for the rows about many links; this
 takes about ten minutes and 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy (`traffic.py`).
 
-`--compare CHECKOUT` measures this code and the code in another folder, in alternating rounds, with a server of each.
+`--compare CHECKOUT` measures this code and the code in another folder, in alternating rounds, with a server of each
+(`compare.py`). `--only` may then name clicks, rewrites and conversions.
 """
 
 from __future__ import annotations
@@ -25,12 +26,10 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deliveries, growth, loads, postgresql, rig, traffic
-from benchmarks.loads import Work
+from benchmarks import compare, deliveries, growth, loads, postgresql, rig, traffic
 from benchmarks.rig import Figure, Load, Server
 
 CONVERTED_MESSAGES = 100_000
-ROUNDS = 5  # number of measurements of each load and each checkout with --compare
 
 
 class Run:
@@ -293,42 +292,6 @@ WORKS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def compare(run: Run, other: Path) -> None:
-    """Measure the loads with this code and with the code in `other`, in alternating rounds, each round with the baseline."""
-    with contextlib.ExitStack() as stack:
-        base, script = stack.enter_context(rig.baseline_server())
-        servers = {checkout: stack.enter_context(rig.server(checkout)) for checkout in (other, rig.ROOT)}
-        codes = {checkout: server.links(run.many) for checkout, server in servers.items()}
-        works: dict[str, Callable[[Server, list[str], int], Work]] = {
-            "first clicks, distinct links": _some_first_clicks,
-            "repeat clicks, one hot link": lambda server, codes, _: loads.repeat_clicks(server, codes[0]),
-            "unknown codes": lambda server, _, __: loads.unknown_codes(server),
-            "rewrite, one message a request": lambda server, _, __: loads.rewrites(server, 1, 64),
-            "conversions received": lambda server, _, __: loads.conversions(server, CONVERTED_MESSAGES),
-        }
-        for name, work in works.items():
-            print(f"{name} ...", file=sys.stderr)
-            baseline: list[float] = []
-            results: dict[Path, list[Load]] = {checkout: [] for checkout in servers}
-            for number in range(ROUNDS):
-                baseline.append(rig.wrk(base, script, seconds=run.seconds / 2).per_second)
-                for checkout in sorted(servers, reverse=bool(number % 2)):
-                    server = servers[checkout]
-                    results[checkout].append(work(server, codes[checkout], number).run(run.seconds))
-            rates = {checkout: rig.median([load.per_second for load in loads]) for checkout, loads in results.items()}
-            for checkout, label in ((other, "other"), (rig.ROOT, "this")):
-                p99 = rig.median([load.p99 for load in results[checkout]])
-                ratio = rates[checkout] / rig.median(baseline)
-                run.figures.append(Figure(f"{name} ({label})", rates[checkout], "/s", ratio=ratio, note=f"p99 {p99:.1f} ms"))
-            run.figures[-1].note += f", {rates[rig.ROOT] / rates[other]:.2f} x the other; medians of {ROUNDS} rounds"
-
-
-def _some_first_clicks(server: Server, codes: list[str], number: int) -> Work:
-    """Return clicks on the links of one round. No link belongs to two rounds."""
-    random.Random(1).shuffle(part := codes[number::ROUNDS])
-    return Work(server.base, traffic.script(server.folder, f"distinct{number}", [f"/{code}" for code in part]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="use 200,000 links and short runs")
@@ -345,7 +308,7 @@ def main() -> None:
     run.folder = options.folder
     before = run.baseline = rig.measure_baseline(run.seconds / 2).per_second
     if options.compare:
-        compare(run, options.compare.resolve())
+        run.figures += compare.figures(options.compare.resolve(), run.seconds, run.many, options.only)
     for name, work in WORKS.items():
         if not options.compare and (options.only is None or name in options.only):
             print(f"{name} ...", file=sys.stderr)

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import loads, rig
@@ -28,28 +26,7 @@ from benchmarks.loads import Work
 from benchmarks.rig import Server
 
 MIN_SHARE = 0.02  # functions with a smaller share of a thread's samples are not printed
-_TICK = os.sysconf("SC_CLK_TCK")
 _NAMES = {"MainThread": "event loop", "sqlite-writer": "writer", "sqlite-checkpoint": "checkpoints"}
-
-
-@dataclass(frozen=True)
-class ProcessorTime:
-    """Processor time in seconds."""
-
-    user: float
-    kernel: float
-
-    def __sub__(self, other: ProcessorTime) -> ProcessorTime:
-        return ProcessorTime(self.user - other.user, self.kernel - other.kernel)
-
-
-def processor_time(server: Server) -> dict[int, ProcessorTime]:
-    """Return the processor time used so far, by thread of the server."""
-    found = {}
-    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        found[int(task.name)] = ProcessorTime(int(fields[11]) / _TICK, int(fields[12]) / _TICK)
-    return found
 
 
 def names(server: Server, py_spy: str) -> dict[int, str]:
@@ -60,17 +37,17 @@ def names(server: Server, py_spy: str) -> dict[int, str]:
 
 def costs(server: Server, work: Work, seconds: float, py_spy: str) -> str:
     """Run the load. Return a line with the processor time per request of each thread."""
-    before = processor_time(server)
+    before = rig.processor_time(server.process.pid)
     load = work.run(seconds)
-    after = processor_time(server)
+    after = rig.processor_time(server.process.pid)
     thread_names = names(server, py_spy)
-    others = ProcessorTime(0, 0)
+    others = rig.ProcessorTime(0, 0)
     parts = []
     for thread, total in after.items():
-        used = total - before.get(thread, ProcessorTime(0, 0))
+        used = total - before.get(thread, rig.ProcessorTime(0, 0))
         name = _NAMES.get(thread_names.get(thread, ""))
         if name is None:
-            others = ProcessorTime(others.user + used.user, others.kernel + used.kernel)
+            others = rig.ProcessorTime(others.user + used.user, others.kernel + used.kernel)
         else:
             parts.append((name, used))
     each = [

@@ -30,6 +30,7 @@ import httpx
 from benchmarks import traffic
 
 ROOT = Path(__file__).parent.parent
+_TICK = os.sysconf("SC_CLK_TCK")
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
     "Version/18.6 Mobile/15E148 Safari/604.1"
@@ -73,6 +74,36 @@ class Figure:
     met: bool | None = None
     note: str = ""
     more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProcessorTime:
+    """Processor time in seconds."""
+
+    user: float
+    kernel: float
+
+    @property
+    def total(self) -> float:
+        return self.user + self.kernel
+
+    def __sub__(self, other: ProcessorTime) -> ProcessorTime:
+        return ProcessorTime(self.user - other.user, self.kernel - other.kernel)
+
+
+def processor_time(pid: int) -> dict[int, ProcessorTime]:
+    """Return the processor time used so far, by thread of a process."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        found[int(task.name)] = ProcessorTime(int(fields[11]) / _TICK, int(fields[12]) / _TICK)
+    return found
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has used so far, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def phone(number: int) -> str:
