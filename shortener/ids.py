@@ -94,37 +94,50 @@ def decode(text: str) -> int | None:
     return number if number < 1 << 63 else None
 
 
-def new_message_id() -> str:
-    """Return a random message id of 22 base-62 characters, in the form of Syniverse."""
-    return encode(randbits(131), 22)
+_MESSAGE_ID_LENGTH = 22
+# Each byte below 248, which is 4 x 62, becomes one of the 62 characters, so that all are equally probable.
+_TO_BASE62 = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))
+_BEYOND_BASE62 = bytes(range(248, 256))
 
 
-class _Randomness:
-    """A source of random bits of the operating system.
+class _RandomBytes:
+    """A source of random bytes of the operating system. `convert` is applied to each block of bytes that it reads.
 
     It reads 4,096 bytes at a time, because a system call for each id is slow."""
 
-    def __init__(self) -> None:
+    def __init__(self, convert: Callable[[bytes], bytes] = bytes) -> None:
+        self._convert = convert
         self._bytes = b""
         self._used = 0
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._discard)
 
-    def __call__(self, bits: int) -> int:
-        """Return a number of `bits` random bits, from 1 to 8,000. No byte is used twice."""
-        size = (bits + 7) // 8
+    def take(self, size: int) -> bytes:
+        """Return `size` random bytes, at most 1,000. No byte is returned twice."""
         with self._lock:
             if self._used + size > len(self._bytes):
-                self._bytes, self._used = os.urandom(4096), 0
+                self._bytes, self._used = self._convert(os.urandom(4096)), 0
             taken = self._bytes[self._used : self._used + size]
             self._used += size
-        return int.from_bytes(taken) >> (size * 8 - bits)
+        return taken
 
     def _discard(self) -> None:
         self._bytes, self._lock = b"", threading.Lock()
 
 
-randbits = _Randomness()
+_bytes = _RandomBytes()
+_base62 = _RandomBytes(lambda block: block.translate(_TO_BASE62, _BEYOND_BASE62))
+
+
+def randbits(bits: int) -> int:
+    """Return a number of `bits` random bits, from 1 to 8,000."""
+    size = (bits + 7) // 8
+    return int.from_bytes(_bytes.take(size)) >> (size * 8 - bits)
+
+
+def new_message_id() -> str:
+    """Return a random message id of 22 base-62 characters, in the form of Syniverse."""
+    return _base62.take(_MESSAGE_ID_LENGTH).decode()
 
 
 class ClickIds:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, select
 
 from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
 from shortener.errors import ApiError, ErrorCode
-from shortener.model import Topic
+from shortener.model import Topic, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
@@ -83,7 +83,7 @@ class Application:
         return not self.had_domains or self.settings.allow_shared_host
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Principal:
     """An authenticated caller: its application and the permissions of its key."""
 

@@ -16,7 +16,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ from shortener.conversions import status_words
 from shortener.conversions.amounts import parse_amount, parse_currency
 from shortener.conversions.macros import is_unexpanded
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.times import EARLIEST, parse_time
 
 DEFAULT_ACTION = "conversion"
@@ -99,7 +99,7 @@ _IDENTITY = ("message_id", "click_id", "action", "transaction_id")
 _STRICT = (*_IDENTITY, "status")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConversionReport:
     """A valid report of a conversion that happened at `at`. At least one of `message_id` and `click_id` is set.
 

@@ -33,7 +33,7 @@ from shortener.conversions.queries import ConversionKey, ConversionTarget, Count
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import ClickIds, IdGenerator, encode
 from shortener.metrics import Metrics
-from shortener.model import Clock, Topic
+from shortener.model import Clock, Topic, record
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
@@ -50,7 +50,7 @@ MAX_REVISIONS = 1000
 OTHER_ACTIONS = "(other)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConversionResult:
     """The result of a conversion report. `duplicate`: the report was a repeat. `updated`: it changed a stored conversion."""
 
@@ -62,7 +62,7 @@ class ConversionResult:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Submission:
     """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies."""
 

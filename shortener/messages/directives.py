@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from shortener.messages.near_directives import find_near_directive
 
@@ -78,8 +77,7 @@ class DirectiveError(Exception):
         super().__init__(f"{reason} (position {position})")
 
 
-@dataclass(frozen=True, slots=True)
-class Directive:
+class Directive(NamedTuple):
     """A parsed directive, whose text is `body[start:end]` (in characters). `label` is None for `#track`."""
 
     start: int

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 
 import phonenumbers
+
+from shortener.model import record
 
 MAX_LENGTH = 64  # the maximum number of characters of a recipient's number in a request
 
@@ -39,7 +40,7 @@ class PhoneNumberError(Exception):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PhoneNumber:
     """A valid E.164 number. `country` is an ISO 3166 code of two letters, or None if the number belongs to no country.
 

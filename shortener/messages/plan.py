@@ -27,6 +27,7 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, chec
 from shortener.messages.segments import count_segments
 from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
+from shortener.model import record
 from shortener.storage.types import to_iso, to_ms
 from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
 
@@ -36,7 +37,7 @@ MAX_LINKS = 30
 MAX_LIFETIME = timedelta(days=3650)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RewriteItem:
     """One message of a rewrite request, for one recipient or several.
 
@@ -115,7 +116,7 @@ class Problem:
         return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlannedLink:
     """A short link that will replace a span of the body."""
 
@@ -124,7 +125,7 @@ class PlannedLink:
     every_click: bool  # every click creates an event, not only the first one
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ItemPlan:
     """The checked content that all recipients of a message share. No message may be created from a plan with `problems`."""
 
@@ -140,7 +141,7 @@ class ItemPlan:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlannedMessage:
     """The planned message for one recipient. `recipient` is the index of the recipient in the `RewriteItem`."""
 
@@ -155,10 +156,12 @@ class PlannedMessage:
     plan: ItemPlan
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlannedRequest:
-    """A checked rewrite request. `content_hash` is the hash of its content, and `now` is its time in ms since 1970.
-    `earlier_hash` is the hash of the content in the form of the previous release.
+    """A checked rewrite request. `now` is its time in ms since 1970.
+
+    `content_hash` is the hash of its content, and `earlier_hash` that of its content in the form of the previous release. Both are
+    "" without an `idempotency_key`.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
     messages. With an `error`, the messages were not checked."""
@@ -198,6 +201,8 @@ class PlannedRequest:
 
     def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
         """Return the problems of all recipients, and the problems of each item with a new message or an invalid recipient."""
+        if not self.problems and not any(plan.problems for plan in self.plans):
+            return []
         items = {message.item_index for message in new_messages} | {problem.item for problem in self.problems}
         problems = [*self.problems, *(problem for item in sorted(items) for problem in self.plans[item].problems)]
         return sorted(problems, key=lambda problem: problem.item)
@@ -218,7 +223,9 @@ def plan_request(
 
     `content` is the content that a repeat with the same Idempotency-Key must have. `earlier_content` is the same in the form of the
     previous release."""
-    content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
+    content_hash = earlier_hash = ""
+    if idempotency_key is not None:
+        content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
     recipients = sum(len(item.to) for item in items)
     if recipients > limits.max_recipients:
         description = f"The request has {recipients} recipients; at most {limits.max_recipients} are permitted."
@@ -399,12 +406,12 @@ def _sender_of(item: RewriteItem) -> str:
 def _plan_links(
     application: Application, item: RewriteItem, track: TrackMode, hosts: LinkHosts, reject: Callable[..., None]
 ) -> tuple[PlannedLink, ...]:
-    _, errors = parse_directives(item.body)
+    directives, errors = parse_directives(item.body)
     for error in errors:
         reject(ErrorCode.INVALID_TRACK_DIRECTIVE, "body", error.reason, error.position)
     if errors:
         return ()
-    spans = find_spans(item.body, track)
+    spans = find_spans(item.body, track, directives)
     if len(spans) > MAX_LINKS:
         reason = f"has more than {MAX_LINKS} URLs to track"
         reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)

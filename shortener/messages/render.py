@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,10 +15,11 @@ from shortener.messages.queries import StoredLink
 from shortener.messages.segments import count_segments
 from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
+from shortener.model import record
 from shortener.storage.types import from_ms, to_iso
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RewrittenMessage:
     """A message with short links in its body. `base_url` is the scheme, host and port of all these links."""
 

@@ -96,7 +96,7 @@ class Rewriter:
         if not request.may_be_repeat:
             request.check(request.messages)
         response = await self._commits.submit(request)
-        if self._caching is not None:
+        if self._caching is not None and not self._caching.done():
             # The task stores the links of this commit, and of commits before it, in the link cache.
             await asyncio.wait([self._caching])
         return response

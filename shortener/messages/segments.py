@@ -8,8 +8,7 @@ UCS-2 unit.
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
@@ -30,8 +29,7 @@ _GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
 _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
+class Segments(NamedTuple):
     """The size of an SMS text. `units` are septets for GSM-7 (two for an extension character), or UTF-16 units for UCS-2."""
 
     encoding: Literal["GSM-7", "UCS-2"]

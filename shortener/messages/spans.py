@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-from shortener.messages.directives import find_directives
+from shortener.messages.directives import Directive, find_directives
 from shortener.messages.url_detection import detect_urls, find_urls
 from shortener.urls import UrlError, parse_destination
 
@@ -27,12 +27,14 @@ class Span(NamedTuple):
     is_trackurl: bool = False  # every click on such a link creates an event
 
 
-def find_spans(body: str, track: TrackMode) -> list[Span]:
+def find_spans(body: str, track: TrackMode, directives: Sequence[Directive] | None = None) -> list[Span]:
     """Return the spans to replace, in text order and without overlaps. Raise DirectiveError for a malformed directive.
 
+    `directives` are those of the body, if the caller has parsed them already.
+
     `first_url` adds the first detected URL to a body without directives, and `all_urls` adds all detected URLs to any body."""
-    directives, urls = _find_candidates(body, track)
-    return sorted(directives + (urls[:1] if track == "first_url" else urls))
+    tracked, urls = _find_candidates(body, track, find_directives(body) if directives is None else directives)
+    return sorted(tracked + (urls[:1] if track == "first_url" else urls))
 
 
 class UntrackedUrl(NamedTuple):
@@ -77,7 +79,7 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
 
     The rules of URL detection may have changed since the links were created from this body. So a link is not matched by its index:
     it matches the next span with its URL and label, or else the next occurrence of its URL in the text."""
-    directives, urls = _find_candidates(body, track)
+    directives, urls = _find_candidates(body, track, find_directives(body))
     candidates = iter(sorted(directives + urls))
     located: list[Span] = []
     for url, label in links:
@@ -92,9 +94,9 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
     return located
 
 
-def _find_candidates(body: str, track: TrackMode) -> tuple[list[Span], list[Span]]:
-    """Return the spans of all directives, and of all URLs outside of directives that this track mode may replace."""
-    directives = [Span(one.start, one.end, one.url, one.label, one.kind == "trackurl") for one in find_directives(body)]
+def _find_candidates(body: str, track: TrackMode, found: Sequence[Directive]) -> tuple[list[Span], list[Span]]:
+    """Return the spans of the directives that were found, and of all URLs outside of them that this track mode may replace."""
+    directives = [Span(one.start, one.end, one.url, one.label, one.kind == "trackurl") for one in found]
     if track == "directives" or (track == "first_url" and directives):
         return directives, []
     urls = [

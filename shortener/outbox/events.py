@@ -8,7 +8,7 @@ everything else once, from the rows that the event refers to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ import orjson
 from sqlalchemy import Connection
 
 from shortener.ids import ALPHABET, encode
-from shortener.model import Topic
+from shortener.model import Topic, record
 from shortener.outbox import count_deltas
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert, insert_all
@@ -30,7 +30,7 @@ def encode_event_id(row: int, topic: Topic) -> str:
     return f"evt_{encode(row)}{ALPHABET[_TOPICS.index(topic)]}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """A row of the event log. `message_id`, `link_id`, `hit_id` and `conversion_id` are row ids; `at` is the time of the event."""
 

@@ -21,6 +21,7 @@ import structlog
 from redis.asyncio import RedisCluster
 
 from shortener.metrics import Metrics
+from shortener.model import record
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 log = structlog.get_logger(__name__)
@@ -30,7 +31,7 @@ _INVALIDATED_MS = 3_600_000  # The time for which an invalidated entry cannot be
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CachedLink:
     """The fields of a link that a redirect needs. Times are milliseconds since 1970."""
 

@@ -1,9 +1,9 @@
-"""The ASGI application: it responds to redirect requests first, and passes all other requests to Starlette.
+"""The ASGI application: it responds to redirect requests first, and passes all other requests to the API.
 
 Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404, or 400 for
-several Host headers. Second, if the path is a code, `clicks.redirect` responds, before routing and middleware. Third,
-`server.pages` responds to the paths that exist on every host, such as / and /robots.txt, the portal responds to /portal, and
-Starlette routes all other requests to the API. Neither the portal nor the API exists on an application's own domain.
+several Host headers. Second, if the path is a code, `clicks.redirect` responds. Third, `server.pages` responds to the paths that
+exist on every host, such as / and /robots.txt, the portal responds to /portal, and the router of the API (`web.routes`) to all
+other requests. Neither the portal nor the API exists on an application's own domain.
 
 Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 
 from shortener.accounts.directory import Domain
 from shortener.clicks.path import code_behind_prefix, code_of
@@ -33,7 +30,7 @@ from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
 from shortener.web.endpoint import error_response
-from shortener.web.routes import ENDPOINTS, routes
+from shortener.web.routes import ENDPOINTS, ApiRouter
 
 if TYPE_CHECKING:
     from shortener.portal.router import Portal
@@ -48,7 +45,7 @@ PORTAL_PREFIX = "/portal"
 
 
 class HttpApplication:
-    """The ASGI application of one process. It responds to redirects and passes other requests to Starlette."""
+    """The ASGI application of one process. It responds to redirects and passes other requests to the API."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -69,11 +66,7 @@ class HttpApplication:
             ip_privacy=service.settings.ip_privacy,
             networks=service.networks,
         )
-        self._starlette = Starlette(
-            routes=routes(service), exception_handlers={HTTPException: _http_error, Exception: _server_error}
-        )
-        # Starlette would redirect /code/ to a URL made from the Host header, which would be an open redirect.
-        self._starlette.router.redirect_slashes = False
+        self._api = ApiRouter(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,7 +118,8 @@ class HttpApplication:
                 return
             page = pages.NOT_FOUND
         if page is None:
-            await self._starlette(scope, receive, send)
+            response = await self._api.respond(Request(scope, receive))
+            await response(scope, receive, send)
         else:
             await pages.send_page(send, page, is_head=method == "HEAD")
 
@@ -195,19 +189,6 @@ class HttpApplication:
         await receive()
         await self.service.close()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Return the error body of the API for a request that Starlette's routing rejects."""
-    assert isinstance(error, HTTPException)
-    code = ErrorCode.METHOD_NOT_ALLOWED if error.status_code == 405 else ErrorCode.NOT_FOUND
-    response = error_response(ApiError(code))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _server_error(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(ErrorCode.INTERNAL_ERROR))
 
 
 @contextlib.asynccontextmanager

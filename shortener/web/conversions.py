@@ -2,7 +2,7 @@
 
 The four endpoints of 23 Telecom require a tracker token in the X-Api-Token header. A network that can store only a URL uses a
 postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
-(`report_input.py`). HEAD, which Starlette routes to the GET handler, is rejected.
+(`report_input.py`). HEAD, which the router passes to the GET handler, is rejected.
 
 A report that is rejected is stored with the reason (`conversions/refusals.py`).
 """

@@ -24,7 +24,6 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
@@ -94,9 +93,10 @@ class Call(Generic[Query, Body]):
 class Endpoint:
     """One method of one path, with everything that validation and the OpenAPI document need.
 
-    `path` has Starlette's syntax. `response` is the model of the body; None means that the handler returns a `Response`.
-    `other_responses` are further successful statuses with their models. `errors` lists the codes that the handler raises, in
-    addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its meaning.
+    `path` has Starlette's syntax, for example `/messages/{id:int}`. `response` is the model of the body; None means that the
+    handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes
+    that the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads
+    to its meaning.
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
     query and body itself, and their models only describe them.
     `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
@@ -128,14 +128,6 @@ class Endpoint:
     async def respond(self, request: Request, service: Service) -> Response:
         """Run the endpoint. Every failure becomes an error response; this method raises nothing."""
         return await _run(self, service, request)
-
-    def route(self, service: Service) -> Route:
-        """Return the endpoint as a route of Starlette."""
-
-        async def run(request: Request) -> Response:
-            return await self.respond(request, service)
-
-        return Route(self.path, run, methods=[self.method], name=f"{self.method} {self.path}")
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.web.validation import validate
 
 LARGE_BODY_BYTES = 64 * 1024  # larger JSON bodies are parsed in a separate thread
@@ -38,7 +38,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BodyLimits:
     """Limits of one endpoint. `max_batch`: items of the list that is the body or its field `messages`, if it has such a list."""
 
@@ -76,16 +76,21 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)"
     if is_form and max_bytes > MAX_FORM_BYTES:
         max_bytes, setting = MAX_FORM_BYTES, " as a form; send JSON instead"
-    too_large = ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {max_bytes} bytes{setting}.")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise too_large
+    size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    size = values = 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    received = values = 0
+    has_more = True
+    while has_more and size <= max_bytes:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        has_more = message.get("more_body", False)
+        received += len(chunk)
+        size = max(size, received)
         if size > max_bytes:
-            raise too_large
+            break
         if not is_form:
             values += chunk.count(b",") + chunk.count(b"{") + chunk.count(b"[")
             if values > limits.max_values:
@@ -94,6 +99,8 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
                     f"of a batch; BATCH_LIMIT is {limits.max_batch})."
                 )
         chunks.append(chunk)
+    if size > max_bytes:
+        raise ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {max_bytes} bytes{setting}.")
     return b"".join(chunks)
 
 
@@ -109,8 +116,15 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {str(error)[:200]}") from None
-    check_sizes(data, limits)
+    if _may_exceed(content, limits):
+        check_sizes(data, limits)
     return validate(model, data)
+
+
+def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
+    """Return whether a JSON text may exceed a limit of `check_sizes`: whether it has as many bytes, commas or brackets."""
+    commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
+    return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.max_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 
 
 def check_sizes(data: Any, limits: BodyLimits) -> None:

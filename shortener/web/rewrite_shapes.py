@@ -7,7 +7,6 @@ Most names are Syniverse's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
@@ -197,15 +196,15 @@ def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid 
         parts = [path, name, str(recipient) if isinstance(value, list) and recipient is not None else ""]
         return ".".join(part for part in parts if part)
 
-    item = with_options(
+    return with_options(
         message,
         to=tuple(to) if isinstance(to, list) else (to,),
         body=message.body,
         sender=message.from_,
         message_ids=None if ids is None else (ids,) if isinstance(ids, str) else tuple(ids),
         field_path=field_path,
+        skip_invalid=(message.on_invalid or on_invalid) == "skip",
     )
-    return replace(item, skip_invalid=(message.on_invalid or on_invalid) == "skip")
 
 
 def with_options(
@@ -216,6 +215,7 @@ def with_options(
     sender: str,
     message_ids: tuple[str | None, ...] | None,
     field_path: Callable[[str, int | None], str],
+    skip_invalid: bool = False,
 ) -> RewriteItem:
     """Return a message with its options for the rewriter. `field_path` maps a field and a recipient to a path in the request."""
     track = options.track
@@ -244,5 +244,6 @@ def with_options(
         callback_url=options.lt_callbackurl,
         metadata=options.metadata,
         opt_out=tuple(options.opt_out),
+        skip_invalid=skip_invalid,
         tracking=(options.tracking.track, options.tracking.type) if options.tracking else ("", ""),
     )

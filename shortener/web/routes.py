@@ -1,13 +1,21 @@
-"""The table of all endpoints of the HTTP API, in the order of a message's life."""
-# Tested by tests/web/test_openapi.py
+"""The table of all endpoints of the HTTP API, in the order of a message's life, and the router that finds the one of a request.
+
+The router finds a path without parameters in a dictionary. Starlette's router would compare each request with one path after
+another, and pass it through three layers that handle errors; an endpoint handles its errors itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from starlette.routing import BaseRoute
+from starlette.convertors import Convertor
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import compile_path
 
+from shortener.errors import ApiError, ErrorCode
 from shortener.web import (
     application,
     blocked_hosts,
@@ -27,7 +35,7 @@ from shortener.web import (
     trackers,
 )
 from shortener.web.docs import with_documentation
-from shortener.web.endpoint import Endpoint
+from shortener.web.endpoint import Endpoint, error_response
 from shortener.web.vendors import infobip, infobip_conversions, xoxzo
 
 if TYPE_CHECKING:
@@ -58,6 +66,50 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
 )
 
 
-def routes(service: Service) -> list[BaseRoute]:
-    """Return all endpoints as routes of Starlette."""
-    return [endpoint.route(service) for endpoint in ENDPOINTS]
+Methods = dict[str, Endpoint]  # The endpoints of one path by HTTP method.
+
+
+class ApiRouter:
+    """Finds the endpoint of a request and runs it. HEAD is passed to the endpoint of GET, if the path has no other one."""
+
+    def __init__(self, service: Service, endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
+        self._service = service
+        self._by_path: dict[str, Methods] = {}
+        self._patterns: list[tuple[re.Pattern[str], Mapping[str, Convertor[Any]], Methods]] = []
+        by_pattern: dict[str, Methods] = {}
+        for endpoint in endpoints:
+            if "{" not in endpoint.path:
+                methods = self._by_path.setdefault(endpoint.path, {})
+            elif endpoint.path in by_pattern:
+                methods = by_pattern[endpoint.path]
+            else:
+                methods = by_pattern[endpoint.path] = {}
+                pattern, _, convertors = compile_path(endpoint.path)
+                self._patterns.append((pattern, convertors, methods))
+            methods[endpoint.method] = endpoint
+            if endpoint.method == "GET":
+                methods.setdefault("HEAD", endpoint)
+
+    async def respond(self, request: Request) -> Response:
+        """Return the response of the endpoint. It is 404 for an unknown path, and 405 for a method that the path does not have."""
+        path, method = request.scope["path"], request.scope["method"]
+        methods = self._by_path.get(path)
+        if methods is not None and method in methods:
+            return await methods[method].respond(request, self._service)
+        allowed = set(methods or ())
+        for pattern, convertors, methods in self._patterns:
+            match = pattern.match(path)
+            if match is None:
+                continue
+            try:
+                parameters = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
+            except ValueError:  # for example a number of more digits than Python converts
+                continue
+            if method in methods:
+                request.scope["path_params"] = parameters
+                return await methods[method].respond(request, self._service)
+            allowed.update(methods)
+        response = error_response(ApiError(ErrorCode.METHOD_NOT_ALLOWED if allowed else ErrorCode.NOT_FOUND))
+        if allowed:
+            response.headers["Allow"] = ", ".join(sorted(allowed))
+        return response

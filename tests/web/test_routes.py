@@ -1,0 +1,86 @@
+"""Tests of the router: it finds the endpoint of a request by path and method."""
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.routes import ApiRouter
+
+
+async def show(call: Call[None, None]) -> dict[str, str]:
+    return {"method": call.request.method} | {name: repr(value) for name, value in call.path.items()}
+
+
+async def rename(call: Call[None, None]) -> dict[str, str]:
+    return {"renamed": call.path["name"]}
+
+
+def endpoint(method: str, path: str, handler: object = show) -> Endpoint:
+    return Endpoint(method, path, handler, "A summary", "A tag", Caller.ANYONE)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.AsyncClient:
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    router = ApiRouter(
+        service,
+        [
+            endpoint("GET", "/items"),
+            endpoint("POST", "/items/import"),
+            endpoint("GET", "/items/{name}"),
+            endpoint("PATCH", "/items/{name}", rename),
+            endpoint("GET", "/items/{name}/parts/{number:int}"),
+            endpoint("GET", "/files/{path:path}/"),
+            endpoint("GET", "/files/{path:path}"),
+        ],
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await router.respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/items", {"method": "GET"}),
+        ("POST", "/items/import", {"method": "POST"}),
+        ("GET", "/items/import", {"method": "GET", "name": "'import'"}),
+        ("PATCH", "/items/import", {"renamed": "import"}),
+        ("GET", "/items/a/parts/7", {"method": "GET", "name": "'a'", "number": "7"}),
+        ("GET", "/files/a/b", {"method": "GET", "path": "'a/b'"}),
+        ("GET", "/files/a/b/", {"method": "GET", "path": "'a/b'"}),
+    ],
+)
+async def test_a_request_runs_the_endpoint_of_its_path_and_method(
+    client: httpx.AsyncClient, method: str, path: str, body: dict[str, str]
+) -> None:
+    response = await client.request(method, path)
+    assert (response.status_code, response.json()) == (200, body)
+
+
+@pytest.mark.parametrize("path", ["/items", "/items/a"])
+async def test_head_runs_the_endpoint_of_get(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.head(path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/item", "/items/", "/items/a/parts/x", "/items/a/parts/7/"])
+async def test_an_unknown_path_gets_404(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert (response.status_code, response.json()["error_code"]) == (404, "NOT_FOUND")
+
+
+async def test_a_parameter_that_its_converter_rejects_gets_404(client: httpx.AsyncClient) -> None:
+    response = await client.get(f"/items/a/parts/{'9' * 5000}")
+    assert (response.status_code, response.json()["error_code"]) == (404, "NOT_FOUND")
+
+
+async def test_a_method_that_the_path_does_not_have_gets_405_with_all_methods_of_the_path(client: httpx.AsyncClient) -> None:
+    response = await client.delete("/items/import")
+    assert (response.status_code, response.json()["error_code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert response.headers["allow"] == "GET, HEAD, PATCH, POST"
