@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 .PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean
 
 run: setup
-	@$(BIN)/shortener serve
+	@SHORTENER_LOG_FORMAT=$${SHORTENER_LOG_FORMAT:-text} $(BIN)/shortener serve
 
 # The files of the suite are distributed over the test processes. Options of pytest: OPTIONS="-k redirect".
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

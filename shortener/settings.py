@@ -263,6 +263,11 @@ class Settings(BaseModel):
     log_format: Literal["json", "text"] = Field(
         "json", description="Format of log lines: json (one object per line) or text (for reading in a terminal)."
     )
+    access_log: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="One log line for each click, with its verdict, and for each request of the API: on, off, or auto (on with "
+        "LOG_FORMAT=text). The lines contain no addresses, phone numbers and credentials.",
+    )
 
     @field_validator("delivery_schedule", mode="before")
     @classmethod
@@ -341,6 +346,11 @@ class Settings(BaseModel):
     @property
     def is_postgresql(self) -> bool:
         return self.database_url.startswith("postgres")
+
+    @property
+    def logs_access(self) -> bool:
+        """Whether each click and each request of the API is logged."""
+        return self.access_log == "on" or (self.access_log == "auto" and self.log_format == "text")
 
     @property
     def base_origin(self) -> str:

@@ -55,7 +55,8 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
-    used = {Path(source).name for source in mounted} | {"shortener.toml"}  # The Dockerfile copies shortener.toml into the image.
+    monitoring = {"grafana-dashboard.json", "prometheus.yml", "prometheus-rules.yml"}  # tests/test_observability.py checks these
+    used = {Path(source).name for source in mounted} | monitoring | {"shortener.toml"}  # the Dockerfile copies shortener.toml
     assert {file.name for file in CONFIG.iterdir()} == used
     commands = " ".join(str(service.get("command", "")) for service in compose["services"].values())
     for place in mounted.values():

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
 from tests.conftest import MakeService, client_of
 
+PHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/18.6 Mobile/15E148 Safari/604.1"
+)
 ADDRESS = "198.51.100.77"
 
 
@@ -71,6 +76,48 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     logged = capsys.readouterr().err
     assert "hit_not_recordable" in logged
     assert ADDRESS not in logged
+
+
+async def test_the_access_log_has_one_line_for_each_click_and_each_request_without_personal_data(
+    make_service: MakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = await make_service(log_format="text", trusted_proxies="127.0.0.0/8")
+    configure("text")
+    assert service.first_credentials is not None
+    (code,) = await send(service)
+    headers = {"X-Forwarded-For": ADDRESS, "X-API-Key": service.first_credentials.api_key}
+    async with client_of(service, headers) as client:
+        await client.get(f"/{code}", headers={"User-Agent": PHONE})
+        await client.get(f"/{code}", headers={"User-Agent": "curl/8"})
+        await client.get("/nosuchcode")
+        await client.get("/api/v1/sms/status/none")
+    lines = [line.split("  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert [re.sub(r"[\d.]+ ms", "N ms", line) for line in lines] == [
+        f"click    302  /{code}  human (browser)  N ms",
+        f"click    302  /{code}  suspected (crawler)  N ms",
+        "click    404  /nosuchcode  none (unknown_code)  N ms",
+        "request  404  GET /api/v1/sms/status/{message_id}  N ms  MESSAGE_NOT_FOUND",
+    ]
+
+
+async def test_there_is_no_access_log_by_default(make_service: MakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    service = await make_service()
+    configure("json")
+    (code,) = await send(service)
+    async with client_of(service) as client:
+        await client.get(f"/{code}")
+        await client.get("/healthz")
+    assert capsys.readouterr().err == ""
+    assert [Settings(access_log="on").logs_access, Settings(access_log="off", log_format="text").logs_access] == [True, False]
+
+
+def test_a_text_log_line_begins_with_the_time_and_names_its_level(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("text")
+    structlog.get_logger().warning("redis_down", error="x")
+    structlog.get_logger().info("redis_up")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  WARNING redis_down  error=x", first)
+    assert second.endswith("  redis_up")
 
 
 def test_held_log_lines_are_written_in_order_when_they_are_released(capsys: pytest.CaptureFixture[str]) -> None:

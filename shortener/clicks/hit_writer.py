@@ -11,6 +11,7 @@ writes test rows and rolls back (`HitBatchWriter.probe`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,9 @@ class _WrittenHits:
 class HitWriter:
     """Writes batches of hits to the database.
 
-    `ids`: generates new ids for hits whose id is used by another row. `on_stored`: called after each batch. `on_unavailable`:
-    receives the hits that the database could not store. `on_rejected`: receives each rejected hit with its error, and stores it as
-    a dead letter. `on_events`: called after a commit that wrote events."""
+    `ids`: generates new ids for hits whose id is used by another row. `deadline`: see `Recorder`. `on_stored`: called after each
+    batch. `on_unavailable`: receives the hits that the database could not store. `on_rejected`: receives each rejected hit with its
+    error, and stores it as a dead letter. `on_events`: called after a commit that wrote events."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class HitWriter:
         totals: RecorderTotals,
         ids: IdGenerator,
         *,
+        deadline: float,
         on_stored: Callable[[], None],
         on_unavailable: Callable[[Sequence[WaitingHit]], None],
         on_rejected: Callable[[Sequence[tuple[WaitingHit, Exception]]], Awaitable[None]],
@@ -63,6 +65,7 @@ class HitWriter:
         on_links: Callable[[Mapping[str, LinkRow]], None] | None = None,
     ) -> None:
         self._database = database
+        self._deadline = deadline
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
@@ -101,9 +104,11 @@ class HitWriter:
         totals.not_stored += outcome.not_stored
         totals.first_clicks += outcome.first_clicks
         totals.unknown += outcome.unknown
+        observe, now = totals.seconds.observe, asyncio.get_running_loop().time() + self._deadline
         for waiting, resolution in zip(result.hits, outcome.resolutions, strict=True):
             if not waiting.response.done():
                 waiting.response.set_result(resolution)
+                observe(now - waiting.overdue_at)
         self._on_stored()
         if outcome.events:
             self._on_events()

@@ -88,6 +88,7 @@ class Recorder:
             HitBatchWriter(ids, resolver, directory, ignored_limit),
             self.totals,
             ids,
+            deadline=deadline,
             on_stored=self._overdue.discard_done,
             on_unavailable=self._begin_outage,
             on_rejected=self._store_rejected,
@@ -98,7 +99,7 @@ class Recorder:
         self._batcher.pause()
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
-            self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, keep=self._keep, spawn=self._spawn)
+            self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
         self._overflow: list[WaitingHit] = []  # hits above the limit of hits in memory
         self._refused = 0  # number of refused hits that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
@@ -266,7 +267,9 @@ class Recorder:
             await self._resolver.from_cache(open_hits, _CACHE_SECONDS)
             await self._resolver.from_database(open_hits, _READ_SECONDS)
         finally:
+            now = asyncio.get_running_loop().time() + self._deadline
             for waiting in open_hits:
+                self.totals.seconds.observe(now - waiting.overdue_at)
                 if waiting.resolution is not None:
                     self.totals.late_responses += waiting.respond(waiting.resolution)
                 else:

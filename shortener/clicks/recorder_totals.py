@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES as REQUEST_RULES
-from shortener.metrics import Metrics
+from shortener.metrics import Histogram, Metrics
 from shortener.model import Verdict
 
 
@@ -31,6 +31,7 @@ class RecorderTotals:
     verdicts: dict[tuple[Verdict, str], int] = field(  # number of hits that got a response, by verdict and rule
         default_factory=lambda: dict.fromkeys((*REQUEST_RULES, *((Verdict.SUSPECTED, name) for name in CONTEXTUAL_RULES)), 0)
     )
+    seconds: Histogram = field(default_factory=Histogram)  # time from the request for a code to its response
     answers: dict[int, int] = field(default_factory=dict)  # number of responses to requests for a code, by HTTP status
 
     def register_metrics(self, metrics: Metrics, unrecorded: Callable[[], int], is_outage: Callable[[], bool]) -> None:
@@ -40,6 +41,11 @@ class RecorderTotals:
             "Responses to requests for a code, by status.",
             lambda: {(str(status),): count for status, count in self.answers.items()},
             "status",
+        )
+        metrics.histogram(
+            "shortener_redirect_seconds",
+            "Time from a request for a code to its response, which usually includes the commit of the hit.",
+            lambda: self.seconds,
         )
         metrics.counter(
             "shortener_hits",

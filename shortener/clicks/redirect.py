@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+import structlog
+
 from shortener.accounts.directory import Directory
 from shortener.clicks.client_address import client_address, hash_client, shorten_address
 from shortener.clicks.networks import Networks
@@ -34,6 +36,8 @@ from shortener.ids import IdGenerator
 from shortener.model import Verdict
 from shortener.redis.rate_limit import RateLimiter
 from shortener.settings import Network
+
+log = structlog.get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -145,6 +149,7 @@ class Redirect:
         trusted_proxies: tuple[Network, ...],
         ip_privacy: Literal["full", "short", "none"],
         networks: Networks | None = None,
+        logs_access: bool = False,
     ) -> None:
         self.recorder = recorder
         self._directory = directory
@@ -156,6 +161,8 @@ class Redirect:
         self._ip_privacy = ip_privacy
         self._networks = networks
         self._totals = recorder.totals
+        #: Returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a log line.
+        self.respond: Callable[[Hit, Resolution], RawResponse] = self._respond_and_log if logs_access else self._respond
         self._cached_address = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._read_address)
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
@@ -194,8 +201,23 @@ class Redirect:
         address = client_address(peer, forwarded, self._trusted_proxies)
         return shorten_address(address, self._ip_privacy), hash_client(address, self._client_key)
 
-    def respond(self, hit: Hit, resolution: Resolution) -> RawResponse:
-        """Return the response to a hit, and count its verdict and its status."""
+    def _respond_and_log(self, hit: Hit, resolution: Resolution) -> RawResponse:
+        response = self._respond(hit, resolution)
+        milliseconds = max(self._now_ms() - hit.at, 0)
+        if resolution.unknown:
+            log.info("click", code=hit.code, status=response[0], verdict="none", rule="unknown_code", milliseconds=milliseconds)
+        else:
+            log.info(
+                "click",
+                code=hit.code,
+                status=response[0],
+                verdict=hit.verdict.api_name,
+                rule=hit.rule,
+                milliseconds=milliseconds,
+            )
+        return response
+
+    def _respond(self, hit: Hit, resolution: Resolution) -> RawResponse:
         totals = self._totals
         if not resolution.unknown:
             key = (hit.verdict, hit.rule)

@@ -27,7 +27,7 @@ WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same 
 
 
 class SpoolWriter:
-    """Adds hits to the spool and sends their responses.
+    """Adds hits to the spool and sends their responses. `deadline`: see `Recorder`.
 
     `keep`: receives the hits that the spool did not store and that no batch contains. `spawn`: runs a coroutine in the background.
     """
@@ -37,6 +37,7 @@ class SpoolWriter:
         spool: HitSpool,
         resolver: EarlyResolver,
         totals: RecorderTotals,
+        deadline: float,
         *,
         keep: Callable[[Sequence[WaitingHit]], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
@@ -44,6 +45,7 @@ class SpoolWriter:
         self._spool = spool
         self._resolver = resolver
         self._totals = totals
+        self._deadline = deadline
         self._keep = keep
         self._spawn = spawn
         self._waiting: deque[WaitingHit] = deque()
@@ -119,9 +121,12 @@ class SpoolWriter:
         """Add resolved hits to the spool and send their responses."""
         to_spool = [waiting for waiting in hits if not waiting.is_obsolete]
         is_spooled = bool(to_spool) and await self.add_to_spool(to_spool)
+        now = asyncio.get_running_loop().time() + self._deadline
         for waiting in hits:
             assert waiting.resolution is not None
-            self._totals.late_responses += waiting.respond(waiting.resolution)
+            if waiting.respond(waiting.resolution):
+                self._totals.late_responses += 1
+                self._totals.seconds.observe(now - waiting.overdue_at)
         if to_spool and not is_spooled:
             self._keep_in_memory(to_spool)
 

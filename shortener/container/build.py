@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
 
+from shortener import __version__
 from shortener.accounts.administration import ensure_default
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import Directory, base_url_of
@@ -43,12 +44,13 @@ from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
 from shortener.messages.plan import RewriteLimits
 from shortener.messages.rewriter import Rewriter
-from shortener.metrics import Metrics
+from shortener.metrics import Metrics, RequestTotals
 from shortener.model import Clock, utcnow
 from shortener.outbox.count_deltas import Cohorts
 from shortener.redis.client import RedisServer
 from shortener.redis.link_cache import RedisLinkCache
 from shortener.redis.rate_limit import RateLimits
+from shortener.reporting.queues import QueueMonitor
 from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
 from shortener.secret import Secret
@@ -59,6 +61,7 @@ from shortener.storage.database import Database
 from shortener.storage.installation import open_installation_secret
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
+from shortener.storage.migrations import HEAD
 from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
@@ -128,10 +131,16 @@ async def _build_service(
     messages = _build_messages(foundation)
     delivery = _build_delivery(foundation, clicks.recorder, opened)
     purge = Purge(database, settings)
-    jobs = build_jobs(foundation, clicks, delivery, purge)
+    queues = QueueMonitor(database, settings, clock)
+    jobs = build_jobs(foundation, clicks, delivery, purge, queues)
     metrics = Metrics()
+    info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
+    metrics.gauge("shortener_info", "1. The labels are the version and its schema.", lambda: info, "version", "schema")
     for part in (
         foundation.supervisor,
+        foundation.requests,
+        messages.rewriter,
+        queues,
         foundation.rate_limits,
         clicks.recorder,
         clicks.reclassifier,
@@ -191,6 +200,7 @@ async def _build_foundation(
             prefix=key_prefix(secret),
         ),
         client_key=secret.key("client addresses"),
+        requests=RequestTotals(),
         events_wake_up=events_wake_up,
         notify_events=notify_everywhere(notifier, "events", events_wake_up),
     )

@@ -14,6 +14,8 @@ from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.link_cache import RedisLinkCache
 from shortener.reporting import counts
+from shortener.reporting.queues import INTERVAL_SECONDS as QUEUES_INTERVAL_SECONDS
+from shortener.reporting.queues import QueueMonitor
 from shortener.retention.erasure_repeats import ErasureRepeats
 from shortener.retention.purge import Purge
 from shortener.storage.clock import SharedClock
@@ -37,7 +39,7 @@ EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys wh
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
 
 
-def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge) -> Jobs:
+def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge, queues: QueueMonitor) -> Jobs:
     """Return the table of all background jobs."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
@@ -57,6 +59,7 @@ def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPar
         jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
     repeats = ErasureRepeats(database, foundation.cache)
     jobs.add(Job("erasure_repeats", ERASURE_REPEATS_INTERVAL_SECONDS, lambda: repeats.step(clock())))
+    jobs.add(Job("queues", QUEUES_INTERVAL_SECONDS, queues.step))
     jobs.add(Job("purge", settings.purge_interval, lambda: purge.step(clock())))
     if foundation.redis is not None:
         jobs.add(Job("rate_limits", SPOOL_INTERVAL_SECONDS, foundation.rate_limits.share))

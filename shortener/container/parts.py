@@ -32,6 +32,7 @@ from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
 from shortener.messages.rewriter import Rewriter
+from shortener.metrics import RequestTotals
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
 from shortener.redis.client import RedisServer
@@ -64,6 +65,7 @@ class Foundation:
     supervisor: TaskSupervisor  # Supervises the tasks that run as long as the process.
     rate_limits: RateLimits
     client_key: bytes  # The key that `client_address.hash_client` uses.
+    requests: RequestTotals  # Counts the requests of the API.
     events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
     notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
 

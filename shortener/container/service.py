@@ -50,6 +50,7 @@ class Service:
         self.supervisor = foundation.supervisor
         self.rate_limits = foundation.rate_limits
         self.client_key = foundation.client_key
+        self.requests = foundation.requests
         self.networks = open_networks(foundation.settings.network_files)
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder

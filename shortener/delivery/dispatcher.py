@@ -46,7 +46,7 @@ from shortener.delivery.trackers import Trackers
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator, encode
 from shortener.jobs import WakeUp
-from shortener.metrics import Metrics
+from shortener.metrics import Histogram, Metrics
 from shortener.model import Clock, DeliveryStatus
 from shortener.settings import Settings
 from shortener.storage.database import Database
@@ -72,6 +72,7 @@ class DispatcherTotals:
     `reasons` is the number of attempts by name of the row in `outcomes.OUTCOME_TABLE`."""
 
     reasons: Counter[str] = field(default_factory=Counter)
+    seconds: Histogram = field(default_factory=Histogram)  # durations of attempts that a receiver answered or that failed
     delivered: int = 0
     retried: int = 0
     dead: int = 0
@@ -126,6 +127,11 @@ class Dispatcher:
             "Attempts to send a delivery, by outcome.",
             lambda: {(reason,): count for reason, count in totals.reasons.items()},
             "outcome",
+        )
+        metrics.histogram(
+            "shortener_delivery_attempt_seconds",
+            "Duration of attempts to send a delivery, without attempts that failed because of this host.",
+            lambda: totals.seconds,
         )
         metrics.gauge(
             "shortener_deliveries_in_flight",
@@ -304,6 +310,8 @@ class Dispatcher:
                 totals.claims_returned += 1
                 continue
             totals.reasons[one.outcome.reason] += 1
+            if not one.is_local_failure:
+                totals.seconds.observe((one.at - one.started) / 1000)
             totals.local_failures += one.is_local_failure
             if one.delivery.status == DeliveryStatus.DELIVERED:
                 totals.delivered += 1

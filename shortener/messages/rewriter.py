@@ -21,6 +21,7 @@ from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
 from shortener.messages.plan import LinkHosts, PlannedRequest, Problem, RewriteItem, RewriteLimits, plan_request
 from shortener.messages.write import NewRows, Response, RewriteWriter
+from shortener.metrics import Metrics
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
 from shortener.outbox.link_sets import LinkSets
@@ -56,6 +57,7 @@ class Rewriter:
         self._hosts = hosts
         self._limits = limits
         self._cache = cache or NoLinkCache()
+        self.messages = self.links = 0  # numbers of stored messages and links since the process started
         self._caching: asyncio.Task[None] | None = None
         self._planners = ThreadPoolExecutor(MAX_PLANNERS, thread_name_prefix="rewrite-plan")
         self._processes = KeyTable(schema.processes, ("application_id", "track", "type"), self._new_process)
@@ -63,6 +65,11 @@ class Rewriter:
         self._commits: GroupCommit[PlannedRequest, Response, NewRows] = GroupCommit(
             database, writer.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
         )
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the counters of stored messages and links."""
+        metrics.counter("shortener_messages_created", "Messages that were rewritten and stored.", lambda: self.messages)
+        metrics.counter("shortener_links_created", "Short links that were created.", lambda: self.links)
 
     async def rewrite(
         self,
@@ -119,5 +126,7 @@ class Rewriter:
         self._cohorts.remember(new.cohorts)
         self._link_sets.remember(new.link_sets)
         self._processes.remember(new.processes)
+        self.messages += new.messages
+        self.links += len(new.links)
         if new.links:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))

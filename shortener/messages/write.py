@@ -50,6 +50,7 @@ class NewRows:
     link_sets: dict[LinkSetKey, int]
     processes: dict[ProcessKey, int]
     links: list[CachedLink]
+    messages: int  # the number of messages that it inserted
 
 
 class RewriteWriter:
@@ -80,7 +81,7 @@ class RewriteWriter:
             except ApiError as error:
                 results.append(error)
         rows.insert(connection)
-        return results, NewRows(cohorts, link_sets, processes, rows.cached_links)
+        return results, NewRows(cohorts, link_sets, processes, rows.cached_links, rows.message_count)
 
 
 class _Batch:
@@ -203,6 +204,11 @@ class _Rows:
         self._responses: list[tuple[object, ...]] = []
         self._counted = CountDelta()
         self.cached_links: list[CachedLink] = []
+
+    @property
+    def message_count(self) -> int:
+        """The number of messages that were added."""
+        return len(self._messages)
 
     def mint(self, link: PlannedLink, plan: ItemPlan) -> StoredLink:
         """Return a new link with a random code."""

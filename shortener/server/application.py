@@ -65,6 +65,7 @@ class HttpApplication:
             trusted_proxies=service.settings.trusted_proxies,
             ip_privacy=service.settings.ip_privacy,
             networks=service.networks,
+            logs_access=service.settings.logs_access,
         )
         self._api = ApiRouter(service)
 

@@ -15,6 +15,7 @@ import asyncio
 import base64
 import binascii
 import enum
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -126,8 +127,23 @@ class Endpoint:
     deprecated: bool = False
 
     async def respond(self, request: Request, service: Service) -> Response:
-        """Run the endpoint. Every failure becomes an error response; this method raises nothing."""
-        return await _run(self, service, request)
+        """Run the endpoint and count its response. Every failure becomes an error response; this method raises nothing."""
+        began = time.perf_counter()
+        response, error_code = await _run(self, service, request)
+        seconds = time.perf_counter() - began
+        path = self.path.replace(":path}", "}")
+        service.requests.add(self.method, path, response.status_code, error_code, seconds)
+        if service.settings.logs_access:
+            error = {"error_code": error_code} if error_code else {}
+            log.info(
+                "request",
+                method=self.method,
+                path=path,
+                status=response.status_code,
+                milliseconds=round(seconds * 1000, 1),
+                **error,
+            )
+        return response
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -153,7 +169,8 @@ def error_response(error: ApiError) -> Response:
     return Response(content, error.code.http_status, headers, "application/json")
 
 
-async def _run(endpoint: Endpoint, service: Service, request: Request) -> Response:
+async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[Response, str]:
+    """Run an endpoint. Return its response and the error code, "" without an error."""
     try:
         principal = _authenticate(endpoint, service, request)
         if "\0" in request.scope["path"]:  # PostgreSQL rejects the character NUL in a query, and no id contains it
@@ -167,18 +184,16 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> Respon
                 raise (endpoint.complete_error(service, principal, error) if endpoint.complete_error else error) from None
         call = Call(service, request, request.path_params, query, body, principal)
         result = await endpoint.handler(call)
-        if isinstance(result, Response):
-            return result
-        return json_response(result, endpoint.status)
+        return result if isinstance(result, Response) else json_response(result, endpoint.status), ""
     except ApiError as error:
-        return error_response(error)
+        return error_response(error), error.code.name
     except StoreUnavailable:
-        return error_response(ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS))
+        return error_response(ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)), ErrorCode.UNAVAILABLE.name
     except ClientDisconnect:
-        return Response(status_code=400)
+        return Response(status_code=400), "CLIENT_DISCONNECTED"
     except Exception:
         log.exception("request_failed", method=request.method, path=endpoint.path)
-        return error_response(ApiError(ErrorCode.INTERNAL_ERROR))
+        return error_response(ApiError(ErrorCode.INTERNAL_ERROR)), ErrorCode.INTERNAL_ERROR.name
 
 
 def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:

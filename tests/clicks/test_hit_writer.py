@@ -105,6 +105,7 @@ async def test_a_hit_that_gets_503_during_its_transaction_rolls_the_batch_back(s
         transaction,
         totals,
         service.ids,
+        deadline=2.0,
         on_stored=lambda: None,
         on_unavailable=lambda hits: None,
         on_rejected=no_dead_letters,
