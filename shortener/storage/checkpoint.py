@@ -37,6 +37,11 @@ LONG_WAL_FRAMES = 50_000  # A WAL with this number of frames should restart from
 #: the thread repeats its checkpoint, at most MAX_REPEATS times. Without this limit, a WAL that grows as fast as the disk can
 #: write would never restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
+#: From this number of frames, the writer copies the rest even if that delays its commits, so that the WAL stays bounded.
+MAX_WAL_FRAMES = 150_000
+#: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
+REPORTED_WAL_FRAMES = 500_000
+REPORT_INTERVAL_SECONDS = 60.0
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -57,6 +62,7 @@ class Checkpointer:
         self._writer_must_finish = False
         self._writer_finished = threading.Event()
         self._stopping = threading.Event()
+        self._next_report_at = 0.0  # On the monotonic clock.
         self._thread = threading.Thread(target=self._run, name="sqlite-checkpoint", daemon=True)
         self._thread.start()
 
@@ -97,7 +103,8 @@ class Checkpointer:
                             break
                         began = time.monotonic()
                         frames = self._copy(connection)
-                        if time.monotonic() - began <= SHORT_SECONDS * frames / LONG_WAL_FRAMES:
+                        is_short = time.monotonic() - began <= SHORT_SECONDS * frames / LONG_WAL_FRAMES
+                        if is_short or frames >= MAX_WAL_FRAMES:
                             self._let_writer_finish()
                             break
                 except Exception as error:  # After an error, for example a full disk, the WAL still contains everything.
@@ -119,13 +126,23 @@ class Checkpointer:
             return 0
         changed, self._checkpointed_changes = self._checkpointed_changes, self._changes
         began = time.monotonic()
-        _, frames, _ = connection.execute(_CHECKPOINT).fetchone()
+        _, frames, copied = connection.execute(_CHECKPOINT).fetchone()
         os.fdatasync(self._file)  # SQLite does not make a partial checkpoint durable, so call fdatasync here.
         seconds = time.monotonic() - began
         if seconds > TARGET_SECONDS or self._checkpointed_changes - changed >= self._rows_per_checkpoint:
             factor = min(max(TARGET_SECONDS / seconds, 0.5), 1.5)
             self._rows_per_checkpoint = round(min(max(self._rows_per_checkpoint * factor, MIN_ROWS), MAX_ROWS))
+        self._report(int(frames), int(copied))
         return int(frames)
+
+    def _report(self, frames: int, copied: int) -> None:
+        """Log that the WAL is long, at most once in REPORT_INTERVAL_SECONDS. `copied`: the frames that are in the database file."""
+        now = time.monotonic()
+        if frames < REPORTED_WAL_FRAMES or now < self._next_report_at:
+            return
+        self._next_report_at = now + REPORT_INTERVAL_SECONDS
+        size = self._path.with_name(self._path.name + "-wal").stat().st_size
+        log.warning("wal_is_long", bytes=size, frames=frames, copied=copied, cause="a reader, such as a backup, is open for long")
 
     def _wait_for_rows(self) -> bool:
         """Wait until enough rows have changed or enough time has passed. Return False if the checkpoint thread must end."""

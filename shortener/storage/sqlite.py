@@ -5,6 +5,10 @@ transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads befor
 without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only the process that serves
 makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start. If the
 database file is deleted or replaced while it is open, every write raises StoreUnavailable.
+
+The WAL cannot restart while a reader uses an old snapshot, so it grows with every commit. Therefore a read of the process that
+serves ends after MAX_READ_SECONDS with StoreUnavailable. Readers of other processes, such as a backup, cannot be ended; the
+checkpoint thread logs `wal_is_long` if the WAL grows because of them.
 """
 
 # Tested by tests/storage/test_database.py
@@ -13,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -24,7 +30,7 @@ from urllib.parse import quote
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import Executable
 
@@ -41,6 +47,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
+#: The longest duration of one read in the process that serves.
+MAX_READ_SECONDS = 60.0
+#: SQLite compares the duration of a read with its limit after this number of steps of its virtual machine, about 10 ms.
+STEPS_PER_CHECK = 1_000_000
 _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -89,6 +99,8 @@ class SqliteDatabase:
             hide_parameters=True,
         )
         _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
+        self._max_read_seconds = MAX_READ_SECONDS if owner else None
+        _limit_reads(self._readers.sync_engine)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
@@ -159,14 +171,21 @@ class SqliteDatabase:
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
             async with self._readers.connect() as connection:
+                self._begin_read(connection)
                 return await connection.run_sync(query, *args, **kwargs)
 
     async def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
         with store_errors():
             async with self._readers.connect() as connection:
+                self._begin_read(connection)
                 result = await connection.stream(statement)
                 async for rows in result.partitions(size):
                     yield rows
+
+    def _begin_read(self, connection: AsyncConnection) -> None:
+        assert connection.sync_connection is not None
+        limit: _ReadLimit = connection.sync_connection.info[_LIMIT]
+        limit.ends_at = math.inf if self._max_read_seconds is None else time.monotonic() + self._max_read_seconds
 
     async def close(self) -> None:
         if self._closed:
@@ -219,6 +238,27 @@ def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             connection.exec_driver_sql(begin)
+
+
+_LIMIT = "read limit"  # The key of the limit in the information of a connection of the pool.
+
+
+class _ReadLimit:
+    """The end of the current read of a connection, on the monotonic clock. SQLite calls the object while it runs a statement."""
+
+    def __init__(self) -> None:
+        self.ends_at = math.inf
+
+    def __call__(self) -> bool:
+        """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
+        return time.monotonic() > self.ends_at
+
+
+def _limit_reads(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: Any) -> None:
+        limit = record.info[_LIMIT] = _ReadLimit()
+        connection.run_async(lambda driver: driver.set_progress_handler(limit, STEPS_PER_CHECK))
 
 
 def _take_ownership(path: Path) -> IO[str]:

@@ -110,6 +110,21 @@ async def test_a_long_sqlite_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeyp
         await commit_until(database, restarted, rows=20)
 
 
+async def test_the_writer_restarts_a_wal_above_the_limit_even_if_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)
+    monkeypatch.setattr(checkpoint, "MAX_WAL_FRAMES", 200)
+    monkeypatch.setattr(checkpoint, "SHORT_SECONDS", 0.0)  # no checkpoint is short
+    monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
+    finished: list[int] = []
+    async with serving(tmp_path / "shortener.db") as database:
+        assert database._checkpointer is not None
+        let_writer_finish = database._checkpointer._let_writer_finish
+        monkeypatch.setattr(database._checkpointer, "_let_writer_finish", lambda: (finished.append(1), let_writer_finish()))
+        await commit_until(database, lambda: len(finished) >= 2, rows=20)
+
+
 #: A program that tries to lock the file exclusively. Every open SQLite connection holds a shared lock that prevents this.
 _TAKE_LOCK = """
 import fcntl, sys

@@ -1,0 +1,92 @@
+"""Tests of reads of a SQLite database that last too long: they end, and the WAL restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+from structlog.testing import capture_logs
+
+from shortener.errors import StoreUnavailable
+from shortener.storage import checkpoint
+from shortener.storage import sqlite as module
+from shortener.storage.sqlite import SqliteDatabase
+from tests.storage.test_checkpoint import add, commit_until, serving
+
+
+def count_for_ever(connection: Connection) -> None:
+    connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()  # Now the transaction uses a snapshot of this moment.
+    connection.exec_driver_sql(
+        "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c",
+    ).fetchall()
+
+
+def count_rows(connection: Connection) -> int:
+    number: int = connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one()
+    return number
+
+
+async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_the_connection_is_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.2)
+    async with serving(tmp_path / "shortener.db") as database:
+        for _ in range(5):  # more reads than the pool has connections
+            with pytest.raises(StoreUnavailable, match="interrupted"):
+                await database.read(count_for_ever)
+        assert await database.read(count_rows) == 0
+
+
+async def test_a_long_read_of_a_command_is_not_ended(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db"):
+        command = SqliteDatabase(tmp_path / "shortener.db", owner=False)
+        assert command._max_read_seconds is None
+        assert await command.read(count_rows) == 0
+        await command.close()
+
+
+async def test_the_wal_restarts_after_a_read_that_lasted_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.5)
+    monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)
+    monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
+    wal = tmp_path / "shortener.db-wal"
+    async with serving(tmp_path / "shortener.db") as database:
+
+        def salt() -> bytes:
+            with wal.open("rb") as file:
+                return file.read(24)[16:]  # The salt of the WAL changes each time when it restarts.
+
+        await commit_until(database, lambda: wal.stat().st_size > 0)
+        reading = asyncio.create_task(database.read(count_for_ever))
+        await commit_until(database, reading.done, rows=20)
+        with pytest.raises(StoreUnavailable):
+            await reading
+        at_end = salt()
+        await commit_until(database, lambda: salt() != at_end, rows=20)
+
+
+async def test_a_wal_that_grows_because_of_a_reader_of_another_process_is_logged_once_per_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
+    monkeypatch.setattr(checkpoint, "REPORTED_WAL_FRAMES", 300)
+    file = tmp_path / "shortener.db"
+    async with serving(file) as database:
+        await database.write(add, 10)
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as reader, capture_logs() as logs:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchall()
+            size = file.with_name(file.name + "-wal")
+
+            def is_long() -> bool:
+                return size.stat().st_size > 2_000_000
+
+            await commit_until(database, is_long, rows=50)
+            await commit_until(database, lambda: any(line["event"] == "wal_is_long" for line in logs), rows=50)
+    (line,) = [line for line in logs if line["event"] == "wal_is_long"]
+    assert line["bytes"] > 1_000_000
+    assert line["copied"] < line["frames"]
