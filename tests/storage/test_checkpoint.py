@@ -121,7 +121,12 @@ async def test_the_writer_restarts_a_wal_above_the_limit_even_if_that_takes_long
     async with serving(tmp_path / "shortener.db") as database:
         assert database._checkpointer is not None
         let_writer_finish = database._checkpointer._let_writer_finish
-        monkeypatch.setattr(database._checkpointer, "_let_writer_finish", lambda: (finished.append(1), let_writer_finish()))
+
+        def count_and_finish() -> None:
+            finished.append(1)
+            let_writer_finish()
+
+        monkeypatch.setattr(database._checkpointer, "_let_writer_finish", count_and_finish)
         await commit_until(database, lambda: len(finished) >= 2, rows=20)
 
 
