@@ -58,7 +58,7 @@ def parse_time(text: str, now: datetime) -> datetime:
     """Return a reported time in UTC, cut to milliseconds. A time without a zone is in UTC.
 
     Raise ValueError with a reason for the caller if `text` is no time, or if it is not between the year 2000 and 24 hours after
-    `now`. These limits also reject a zero, a compact date that reads as seconds and microseconds that read as milliseconds."""
+    `now`. The limits also reject numbers with another meaning: 0, the date 20261120, and a time in microseconds."""
     try:
         at = _from_number(text) if _NUMBER.fullmatch(text) else _from_iso(text)
     except (ValueError, OverflowError):

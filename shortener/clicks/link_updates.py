@@ -1,12 +1,12 @@
 """Link updates: changes of many links at once. A selection by campaign, destination, label or several of these determines the
 links.
 
-An update is a row in the database. Any process performs it in pieces, under a lease. Therefore it continues after a restart or a
+An update is a row in the database. Any process performs it in batches, under a lease. Therefore it continues after a restart or a
 crash. It first counts its links exactly, and then changes them; `done` of `total` shows the progress. It can be stopped between
-two pieces, and the changed links stay changed. Links of messages that are rewritten after the update was created are not changed.
+two batches, and the changed links stay changed. Links of messages that are rewritten after the update was created are not changed.
 
-For each piece, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
-stores the new position of the update. Then the new values are stored in the cache. A piece that is repeated after a crash changes
+For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
+stores the new position of the update. Then the new values are stored in the cache. A batch that is repeated after a crash changes
 no link twice.
 """
 # Tested by tests/web/test_link_updates.py
@@ -34,9 +34,9 @@ from shortener.storage.types import to_iso
 
 AnyRow = Row[*tuple[Any, ...]]
 
-PIECE_MESSAGES = 500
+BATCH_MESSAGES = 500
 LEASE = timedelta(seconds=30)
-STEP_SECONDS = 1.0  # maximum time for which one step performs pieces
+STEP_SECONDS = 1.0  # maximum time for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 
@@ -61,7 +61,7 @@ class LinkSelection:
 
 @dataclass(frozen=True, slots=True)
 class _UpdatePosition:
-    """The messages of a piece: the next ones after `cursor` in a range of an index. `ids` is empty at the end of the range."""
+    """The messages of a batch: the next ones after `cursor` in a range of an index. `ids` is empty at the end of the range."""
 
     range_index: int
     ids: list[int]
@@ -149,25 +149,24 @@ class LinkUpdates:
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
-        """Perform pieces of one link update. Return the number of pieces."""
+        """Perform batches of one link update. Return the number of batches."""
         update_id = await self._database.read(self._find_free)
         return 0 if update_id is None else await self.perform(update_id)
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
-        """Perform pieces of a link update for a time in seconds. Return the number of pieces, or 0 if another process performs the
-        update."""
+        """Perform batches of a link update for a time in seconds. Return their number: 0 if another process performs it."""
         loop = asyncio.get_running_loop()
-        end, pieces = loop.time() + seconds, 0
+        end, batches = loop.time() + seconds, 0
         while loop.time() < end:
             row = await self._database.write(self._claim, update_id)
             if row is None or (until_counted and row.state == RUNNING):
                 break
-            await self._perform_piece(row)
-            pieces += 1
+            await self._perform_batch(row)
+            batches += 1
         await self._database.write(self._release, update_id)
-        return pieces
+        return batches
 
-    async def _perform_piece(self, row: AnyRow) -> None:
+    async def _perform_batch(self, row: AnyRow) -> None:
         position = await self._database.read(_next_messages, row)
         found = await self._database.read(_find_links, row, position.ids) if position.ids else []
         if row.state == COUNTING:
@@ -202,7 +201,7 @@ class LinkUpdates:
         connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
 
     def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> bool:
-        """Change the links of a piece. Return False if the update was stopped, or if another process performs it now."""
+        """Change the links of a batch. Return False if the update was stopped, or if another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows), 0):
             return False
@@ -232,7 +231,7 @@ class LinkUpdates:
 
 
 def _next_messages(connection: Connection, row: AnyRow) -> _UpdatePosition:
-    """Return the messages of the next piece of an update."""
+    """Return the messages of the next batch of an update."""
     selection = LinkSelection(**row.filter)
     m = messages.c
     if selection.campaign is None:
@@ -244,7 +243,7 @@ def _next_messages(connection: Connection, row: AnyRow) -> _UpdatePosition:
     if row.range_index >= len(ranges):
         return _UpdatePosition(row.range_index, [], is_end=True)
     statement = select(m.id).where(ranges[row.range_index], m.id > row.cursor, m.id < row.last_message_id)
-    found = list(connection.scalars(statement.order_by(m.id).limit(PIECE_MESSAGES)))
+    found = list(connection.scalars(statement.order_by(m.id).limit(BATCH_MESSAGES)))
     return _UpdatePosition(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
 
 

@@ -51,6 +51,6 @@ def _is_ignored(rest: bytes) -> bool:
     """Return whether the text after a code contains no letter and no digit of any script."""
     if b"%" not in rest and _ASCII_IGNORED.fullmatch(rest):
         return True
-    # Invalid UTF-8, such as half an emoji, becomes U+FFFD, which is a symbol.
+    # `decode` replaces bytes that are not valid UTF-8 by U+FFFD. This character is neither a letter nor a digit.
     text = unquote_to_bytes(rest).decode(errors="replace")
     return not any(unicodedata.category(character)[0] in "LN" for character in text)

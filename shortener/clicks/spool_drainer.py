@@ -12,7 +12,6 @@ again. The limit for this is `MAX_CATCH_UP_SECONDS`.
 The same limit applies if Redis does not respond and the stream contained hits when its state was last read. After that time, the
 outage ends, the log contains `outage_ended_before_spool`, and the stream is drained later.
 """
-# Tested by tests/clicks/test_hit_spool.py
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients. Without this module the first kind
 would hide the second one, and a caller would have to correct a large batch twice.
 """
-# Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations
 

@@ -4,109 +4,34 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import orjson
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from shortener.accounts.administration import update_application
 from shortener.clicks import spool_drainer
-from shortener.clicks.dead_letters import from_hit
-from shortener.clicks.hit_spool import HitSpool, SpoolState
+from shortener.clicks.hit_spool import SpoolState
 from shortener.clicks.outage import OutageState
-from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
-from shortener.clicks.resolver import Hit
-from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.model import HitFlag, Topic, Verdict
-from shortener.outbox.count_deltas import CountDelta
 from shortener.storage import schema
-from tests.clicks.helpers import UnreliableDatabase, hits_table_away, unreliable_recorder
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import hits_table_away, unreliable_recorder
 from tests.clicks.helpers import make_hit as hit
+from tests.clicks.spooling import LOCATION, MakeNode, Node
+from tests.clicks.spooling import make_node as make_node
+from tests.clicks.spooling import node as node
+from tests.clicks.spooling import service as service
 from tests.conftest import Clock, MakeService
 from tests.rows import messages_now
 from tests.servers import PATIENCE, RedisProcess
-
-LOCATION = b"https://x.example/a"
-
-
-class HangingDatabase(UnreliableDatabase):
-    """An unreliable database whose writes wait until the event `go` is set."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(service)
-        self.go = asyncio.Event()
-        self.go.set()
-
-    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        await self.go.wait()
-        return await super().write(transact, *args, **kwargs)
-
-
-class Node:
-    """A recorder and its drainer. They share the Redis of the service, and a test can disconnect their database."""
-
-    def __init__(self, service: Service, **more: Any) -> None:
-        assert service.redis is not None
-        self.service = service
-        self.store = HangingDatabase(service)
-        self.spool = HitSpool(service.redis, "sms:test:", limit=more.pop("limit", 1000), now_ms=service.now_ms)
-        self.notifications = 0
-        values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": self._notify, "cache": service.cache} | more
-        self.recorder = Recorder(self.store, service.ids, service.click_ids, service.directory, spool=self.spool, **values)
-        self.drainer = SpoolDrainer(self.spool, self.recorder, self.store)
-        self.recorder.start()
-
-    def _notify(self) -> None:
-        self.notifications += 1
-
-    def disconnect(self) -> None:
-        self.store.refuse_writes = self.store.refuse_reads = True
-
-    def reconnect(self) -> None:
-        self.store.refuse_writes = self.store.refuse_reads = False
-
-    async def click(self, code: str, **more: Any) -> bytes | None:
-        return (await self.recorder.record(hit(self.service, code, **more))).location
-
-    async def drained(self) -> None:
-        """Run the drainer until the outage is over."""
-        async with asyncio.timeout(PATIENCE):
-            while await self.drainer.step() or self.recorder.outage:
-                await asyncio.sleep(0.005)  # the recorder waits between its attempts to write
-
-
-@pytest.fixture
-async def service(make_service: MakeService, redis_server: RedisProcess) -> Service:
-    return await make_service(redis_url=redis_server.url, redis_timeout=0.5)
-
-
-MakeNode = Callable[..., Node]
-
-
-@pytest.fixture
-async def make_node(service: Service) -> AsyncIterator[MakeNode]:
-    nodes: list[Node] = []
-
-    def make(**more: Any) -> Node:
-        nodes.append(Node(service, **more))
-        return nodes[-1]
-
-    yield make
-    for node in nodes:
-        await node.recorder.stop(1)
-
-
-@pytest.fixture
-async def node(make_node: MakeNode) -> Node:
-    return make_node()
 
 
 async def test_hits_during_an_outage_are_redirected_from_the_cache_and_stored_later_with_their_own_times(
@@ -140,106 +65,6 @@ async def test_hits_during_an_outage_are_redirected_from_the_cache_and_stored_la
 
     assert await node.click(code) == LOCATION
     assert len(await rows(service, schema.hits)) == 6, "and hits go to the database again"
-
-
-async def test_the_earliest_click_in_the_spool_is_the_first_click_in_any_order_of_arrival(
-    service: Service, make_node: MakeNode, clock: Clock
-) -> None:
-    (code,) = await send(service)
-    one, two = make_node(), make_node()
-    one.disconnect()
-    two.disconnect()
-    at = service.now_ms()
-    for node, later in ((one, 500), (two, 200), (one, 300), (two, 100), (one, 400)):
-        assert await node.click(code, at=at + later) == LOCATION
-    one.reconnect()
-    two.reconnect()
-    await asyncio.gather(one.drained(), two.drained())
-    firsts = [kept.at for kept in await rows(service, schema.hits) if kept.flags & HitFlag.FIRST_FOR_MESSAGE]
-    assert firsts == [clock.forward(milliseconds=100)]
-    assert sum((await clickthru_events(service)).values()) == 1
-    assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "one drains at a time"
-
-
-async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_first_click(
-    service: Service, node: Node, make_node: MakeNode
-) -> None:
-    (code,) = await send(service)
-    node.disconnect()
-    at = service.now_ms()
-    assert await node.click(code, at=at) == LOCATION
-    other = make_node()  # this node has not noticed the outage
-    live = service.ids()
-    assert await other.click(code, at=at + 1000, id=live) == LOCATION
-    node.reconnect()
-    await node.drained()
-    assert len(await rows(service, schema.hits)) == 2
-    assert (await rows(service, messages_now))[0].click_hit_id == live
-    assert sum((await clickthru_events(service)).values()) == 1
-
-
-async def test_a_database_that_hangs_causes_an_outage_and_hits_of_its_late_commit_count_once(service: Service, node: Node) -> None:
-    codes = [(await send(service))[0] for _ in range(3)]
-    await service.database.write(lambda connection: connection.execute(schema.count_deltas.delete()))
-    node.store.go.clear()
-    began = time.monotonic()
-    resolutions = await asyncio.gather(*(node.click(code) for code in codes))
-    assert resolutions == [LOCATION] * 3
-    assert 0.1 <= time.monotonic() - began < 10
-    seconds = []
-    for _ in range(3):
-        again = time.monotonic()
-        assert await node.click(codes[0]) == LOCATION
-        seconds.append(time.monotonic() - again)
-    assert min(seconds) < 0.1, "later clicks do not wait for the deadline"
-    node.store.go.set()  # the first batch is committed, although its hits are also in the spool
-    await node.recorder.flush()
-    await node.drained()
-    assert len(await rows(service, schema.hits)) == 6
-    assert sorted((await clickthru_events(service)).values()) == [1, 1, 1]
-    added = CountDelta()
-    for tally in await rows(service, schema.count_deltas):
-        added.merge(tally.data)
-    assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 6
-
-
-async def test_a_batch_that_hung_ends_even_if_another_process_has_drained_its_hits(
-    service: Service, node: Node, make_node: MakeNode
-) -> None:
-    codes = [(await send(service))[0] for _ in range(3)]
-    node.store.go.clear()
-    await asyncio.gather(*(node.click(code) for code in codes))
-    await make_node().drained()
-    assert len(await rows(service, schema.hits)) == 3
-    node.store.go.set()
-    await node.recorder.flush()
-    assert len(await rows(service, schema.hits)) == 3
-    assert node.recorder.totals.dropped == 0
-
-
-async def test_spooled_hits_count_once_if_the_result_of_their_commit_was_lost(service: Service, node: Node) -> None:
-    (code,) = await send(service)
-    node.store.lose_results = 1
-    assert await node.click(code) == LOCATION
-    assert (await node.spool.look()).depth == 1
-    await node.drained()
-    assert len(await rows(service, schema.hits)) == 1
-    assert sum((await clickthru_events(service)).values()) == 1
-
-
-async def test_a_drainer_that_is_killed_after_a_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
-    (code,) = await send(service)
-    node.disconnect()
-    for _ in range(3):
-        await node.click(code)
-    node.reconnect()
-    entries = await node.spool.read(10)
-    await node.recorder.write_late(
-        [kept for _, kept in entries if isinstance(kept, Hit)]
-    )  # the drainer is killed before it deletes the entries
-    await node.drained()
-    assert len(await rows(service, schema.hits)) == 3
-    assert len(await rows(service, schema.events)) == 1
 
 
 async def test_spooled_hits_are_stored_with_their_verdict_and_their_time_of_arrival(
@@ -388,95 +213,6 @@ async def test_if_redis_loses_its_data_during_an_outage_only_the_hits_in_redis_a
     (fresh,) = await send(service)
     node.disconnect()
     assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
-
-
-async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
-    service: Service, node: Node, redis_server: RedisProcess
-) -> None:
-    (code,) = await send(service)
-    node.disconnect()
-    await node.click(code)
-    newer = orjson.dumps({**orjson.loads(orjson.dumps(hit(service, code))), "of_a_newer_version": 1})
-    with contextlib.closing(redis_server.client()) as client:
-        for fields in ({"h": "not JSON"}, {"h": '{"id": 1}'}, {"x": "y"}, {"h": newer}):
-            client.xadd("sms:test:spool:hits", fields)
-    node.reconnect()
-    await node.drained()
-    assert len(await rows(service, schema.hits)) == 2
-    assert (node.recorder.totals.dropped, node.recorder.totals.dead_letters) == (0, 3)
-    assert await node.spool.look() == SpoolState(0)
-    letters = await rows(service, schema.hits_dead_letter)
-    assert [(letter.hit, letter.code) for letter in letters] == [
-        ("not JSON", None),
-        ('{"id": 1}', None),
-        ("""{"b'x'":"b'y'"}""", None),
-    ]
-
-
-# The database rejects the first value; the second is too large for the encoder of spool entries
-@pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
-async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_others_are_stored(
-    service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
-) -> None:
-    (code,) = await send(service)
-    node.disconnect()
-    for _ in range(3):
-        await node.click(code)
-    await node.click(code, **fault)
-    node.reconnect()
-    await node.drained()
-    await node.recorder.flush()
-    assert len(await rows(service, schema.hits)) == 3
-    assert (node.recorder.totals.dead_letters, node.recorder.totals.dropped) == (1, 0)
-    assert await node.spool.look() == SpoolState(0)
-    (letter,) = await rows(service, schema.hits_dead_letter)
-    assert (letter.code, json.loads(letter.hit)["code"]) == (code, code)
-    assert letter.reason
-    with contextlib.closing(redis_server.client()) as client:
-        assert client.xlen("sms:test:spool:dead") == 0
-
-
-async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
-    service: Service, node: Node, redis_server: RedisProcess
-) -> None:
-    (code,) = await send(service)
-    with contextlib.closing(redis_server.client()) as client:  # an entry that the previous release wrote, without a reason
-        client.xadd("sms:test:spool:dead", {"h": json.dumps({"code": code, "at": 2**70})})
-    assert await node.spool.add_dead_letters([from_hit(hit(service, code, rule=None), "NotNullViolationError")])
-    await node.drainer.step()
-    letters = await rows(service, schema.hits_dead_letter)
-    assert [(letter.code, letter.reason) for letter in letters] == [(code, "rejected"), (code, "NotNullViolationError")]
-    with contextlib.closing(redis_server.client()) as client:
-        assert client.xlen("sms:test:spool:dead") == 0
-    await node.drainer.step()
-    assert len(await rows(service, schema.hits_dead_letter)) == 2
-
-
-async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rejects_it(
-    service: Service, node: Node, redis_server: RedisProcess
-) -> None:
-    (code,) = await send(service)
-    await service.database.write(lambda c: c.execute(text("ALTER TABLE hits_dead_letter RENAME TO away")))
-    assert await node.click(code, rule=None) == LOCATION
-    await node.recorder.flush()
-    assert (node.recorder.totals.dead_letters, node.recorder.totals.dropped) == (1, 0)
-    await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO hits_dead_letter")))
-    await node.drained()
-    await node.drainer.step()
-    (letter,) = await rows(service, schema.hits_dead_letter)
-    assert letter.code == code
-
-
-async def test_the_lease_of_the_drainer_ends_in_time_even_if_the_clock_of_redis_was_set_back(
-    service: Service, make_node: MakeNode, redis_server: RedisProcess
-) -> None:
-    one, two = make_node(), make_node()
-    assert await one.spool.take_lease()
-    assert not await two.spool.take_lease()
-    with contextlib.closing(redis_server.client()) as client:
-        client.pexpire("sms:test:spool:lease", 5 * 3600 * 1000)  # as if the clock of Redis had been set back by five hours
-    assert await two.spool.take_lease()
-    assert not await one.spool.take_lease()
 
 
 async def test_hits_wait_in_memory_if_the_database_is_unavailable_and_redis_is_not_configured(make_service: MakeService) -> None:

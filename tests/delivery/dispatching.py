@@ -115,3 +115,7 @@ class UnavailableDatabase:
 def now_ms(clock: Clock) -> int:
     """Return the time of the test clock in milliseconds since 1970-01-01 UTC."""
     return int(clock().timestamp() * 1000)
+
+
+async def facts_of_events(service: Service) -> list[Any]:
+    return [row.facts for row in await rows(service.database, schema.events)]

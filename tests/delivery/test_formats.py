@@ -85,13 +85,13 @@ def test_the_bodies_of_two_attempts_differ_only_in_the_attempt_number() -> None:
     assert first == second
 
 
-def test_the_scg_body_contains_the_metadata_after_the_fields_of_syniverse() -> None:
+def test_the_metadata_is_the_last_field_of_the_scg_body() -> None:
     values = body("scg", CLICK | {"metadata": {"order": 7}})["event"]["fld-val-list"]
     assert list(values)[-1] == "metadata"
     assert values["metadata"] == {"order": 7}
 
 
-def test_the_scg_body_of_a_state_change_without_click_has_only_the_fields_of_syniverse() -> None:
+def test_the_scg_body_of_a_state_change_without_a_click_has_no_fields_of_a_click() -> None:
     facts = CLICK | {"new_state": "FAILED", "click_id": None, "reason_code": None}
     values = body("scg", facts)["event"]["fld-val-list"]
     assert list(values)[-1] == "mt_price"

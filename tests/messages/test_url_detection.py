@@ -238,5 +238,5 @@ def test_a_domain_without_a_scheme_is_not_detected_inside_a_word_or_an_address(b
 
 
 @pytest.mark.parametrize("before", ["は", "看", "ดู", "보기", "👉", "ב-", "(", "：", "“"])
-def test_a_domain_without_a_scheme_is_detected_directly_after_signs_and_scripts_without_spaces(before: str) -> None:
+def test_a_domain_without_a_scheme_is_detected_after_punctuation_and_after_scripts_without_spaces(before: str) -> None:
     assert detect(f"{before}shop.com") == ["shop.com"]

@@ -1,17 +1,36 @@
-"""Functions that call the HTTP API in tests. Each function fails the test if the response is an error."""
+"""Functions that call the HTTP API in tests. Except for `request_rewrite`, they fail the test if the response is an error."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import httpx
+from sqlalchemy import Connection, func, select
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.storage import schema
 from tests.conftest import client_of
 
 TO = "+14085550100"
 PHONE = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"}
+
+
+async def request_rewrite(client: httpx.AsyncClient, headers: dict[str, str] | None = None, **message: Any) -> httpx.Response:
+    """Send a rewrite request, by default for the recipient TO. Return the response, which may be an error."""
+    return await client.post("/api/v1/rewrite", json={"to": TO, **message}, headers=headers)
+
+
+async def count_messages_and_links(service: Service) -> tuple[int, int]:
+    """Return the numbers of stored messages and links."""
+
+    def ask(connection: Connection) -> tuple[int, int]:
+        count = [
+            connection.execute(select(func.count()).select_from(table)).scalar_one() for table in (schema.messages, schema.links)
+        ]
+        return (count[0], count[1])
+
+    return await service.database.read(ask)
 
 
 async def rewrite(client: httpx.AsyncClient, message_id: str, **fields: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ async def destinations(service: Service) -> dict[str, str]:
 async def test_an_update_of_many_links_changes_exactly_the_selected_links(
     client: httpx.AsyncClient, service: Service, selection: dict[str, Any], selects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_MESSAGES", 3)
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 3)
     codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
     codes["one"] += await send(
         client, 4, campaign="one", source="campaign"
@@ -80,7 +80,7 @@ async def test_an_update_of_many_links_changes_exactly_the_selected_links(
 async def test_a_stopped_update_of_many_links_does_not_undo_its_changes(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     await send(client, 6, campaign="one")
     created = await create(client, campaign="one", enabled=False)
     assert await service.link_updates.perform(decode(created["update_id"]) or 0, seconds=0.0001) == 1
@@ -94,7 +94,7 @@ async def test_a_stopped_update_of_many_links_does_not_undo_its_changes(
 async def test_another_process_continues_an_update_of_links_after_its_lease_expires(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     await send(client, 6, campaign="one")
     created = await create(client, campaign="one", url="https://new.example/")
     update_id = decode(created["update_id"]) or 0
@@ -108,7 +108,7 @@ async def test_another_process_continues_an_update_of_links_after_its_lease_expi
         raise Lost
 
     await lost.perform(update_id, seconds=0.0001)
-    monkeypatch.setattr(lost, "_perform_piece", crash)
+    monkeypatch.setattr(lost, "_perform_batch", crash)
     with pytest.raises(Lost):
         await lost.perform(update_id)
     assert await service.link_updates.step() == 0, "the lease of the lost process has not ended"
@@ -122,7 +122,7 @@ async def test_another_process_continues_an_update_of_links_after_its_lease_expi
 async def test_two_processes_share_the_work_of_one_update_of_links(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_MESSAGES", 2)
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     await send(client, 20, campaign="one")
     created = await create(client, campaign="one", url="https://new.example/")
     two = LinkUpdates(service.database, service.cache, service.ids, clock)

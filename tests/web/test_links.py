@@ -218,7 +218,7 @@ async def test_an_invalid_change_of_a_link_is_rejected(client: httpx.AsyncClient
     assert (await shown(client, path))["history"] == []
 
 
-async def test_a_repeated_message_gets_its_first_response_after_its_link_was_changed(client: httpx.AsyncClient) -> None:
+async def test_a_repeated_rewrite_request_gets_the_first_response_even_if_its_link_was_changed(client: httpx.AsyncClient) -> None:
     request = {"to": "+14085550100", "message_id": "m-1", "body": 'see #track("https://x.example/a")'}
     first = (await client.post("/api/v1/rewrite", json=request)).json()
     code = first["messages"][0]["links"][0]["code"]

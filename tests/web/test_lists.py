@@ -80,7 +80,7 @@ async def csv_rows(client: httpx.AsyncClient, path: str, **query: Any) -> list[d
 
 
 @pytest.mark.parametrize("basis", ["event", "sent"])
-async def test_for_each_figure_of_the_statistics_the_lists_contain_as_many_rows(
+async def test_the_number_of_listed_rows_equals_each_figure_of_the_statistics(
     history: httpx.AsyncClient, clock: Clock, basis: str
 ) -> None:
     saturday = clock().date()

@@ -207,7 +207,7 @@ class LockedMessage:
 
     @property
     def state_without_click(self) -> State:
-        """Return the state that the message has without its click: the state before the click, or a later reported state.
+        """Return the state of the message if its click is removed: the state before the click, or a state that was reported later.
 
         A failure that was reported after the click gives FAILED, never EXPIRED."""
         reported = (

@@ -29,7 +29,8 @@ NOT_CRAWLERS = frozenset(
     }
 )
 
-# One part of a pattern that matches only a few texts: an escaped character, [wW], (Bot|Audit), (^| ), or a plain character.
+# One element of a pattern that matches only a few different texts. The element is an escaped character, a set of letters ([wW]),
+# alternative words (Bot|Audit), the start or a space (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
 # A user agent contains no line breaks, so line breaks can mark its start and end: `^curl` becomes the word "\ncurl".

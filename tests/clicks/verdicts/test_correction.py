@@ -249,7 +249,7 @@ async def test_after_a_retraction_the_message_has_the_state_of_the_latest_delive
         (State.READ, {"sent_at", "read_at", "delivered_at", "failed_at"}, State.READ),
     ],
 )
-def test_the_state_of_a_message_without_its_click_follows_the_delivery_reports(
+def test_a_message_whose_click_is_retracted_gets_the_state_of_its_delivery_reports(
     previous: State | None, reported: set[str], state: State
 ) -> None:
     times: dict[str, Any] = {name: 1 if name in reported else None for name in ("sent_at", "delivered_at", "read_at", "failed_at")}

@@ -1,0 +1,229 @@
+"""The errors of the rewrite endpoint, and the option `on_invalid`."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from tests.web.calls import TO
+from tests.web.calls import count_messages_and_links as stored
+from tests.web.calls import request_rewrite as rewrite
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "position"),
+    [
+        ('see #track("https://x.example/', "INVALID_TRACK_DIRECTIVE", None),
+        ('see #track("")', "INVALID_TRACK_DIRECTIVE", None),
+        ('see #track("ftp://x.example/")', "INVALID_TRACK_URL", 4),
+        ('see #track("x.example")', "INVALID_TRACK_URL", 4),
+        ('see #track("https://user:pw@x.example/")', "INVALID_TRACK_URL", 4),
+        ('see #track("javascript:alert(1)")', "INVALID_TRACK_URL", 4),
+        ('ok #track("https://x.example/") and #track("https://127.0.0.1:8000/abc")', "INVALID_TRACK_URL", 36),
+    ],
+)
+async def test_a_malformed_directive_is_rejected_with_its_position_and_nothing_is_stored(
+    client: httpx.AsyncClient, service: Service, body: str, code: str, position: int | None
+) -> None:
+    answer = await rewrite(client, body=body)
+    assert answer.status_code == 400
+    told = answer.json()
+    assert (told["status"], told["error_code"]) == (False, code)
+    detail = told["details"][0]
+    assert detail["field"] == "body"
+    assert f"position {detail['position']}" in detail["reason"]
+    if position is not None:
+        assert detail["position"] == position
+    assert await stored(service) == (0, 0)
+
+
+async def test_a_batch_is_stored_completely_or_not_at_all_and_every_invalid_item_is_named(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    batch = [
+        {"to": TO, "body": 'fine #track("https://x.example/")'},
+        {"to": "4085550100", "body": "number without a plus"},
+        {"to": [TO, "+1408555XXXX"], "body": "vanity letters"},
+        {"to": TO, "body": 'bad #track("mailto:a@b.example")'},
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert answer.status_code == 400
+    assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to", "messages.2.to.1", "messages.3.body"]
+    assert answer.json()["error_code"] == "INVALID_RECIPIENT"
+    assert await stored(service) == (0, 0)
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch[:1]})
+    assert answer.status_code == 200
+
+
+async def test_a_rewrite_with_too_many_recipients_is_rejected(make_service: Any) -> None:
+    from tests.conftest import client_of
+
+    service = await make_service(batch_limit=3)
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        batch = [{"to": [TO, TO], "body": "a"}, {"to": [TO, TO], "body": "b"}]
+        answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+    assert await stored(service) == (0, 0)
+
+
+async def test_a_list_of_message_ids_must_be_as_long_as_the_recipients(client: httpx.AsyncClient) -> None:
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["a", "b"], body="x")
+    assert [message["message_id"] for message in answer.json()["messages"]] == ["a", "b"]
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["c"], body="x")
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id")
+    answer = await rewrite(client, to=[TO, "+14085550101"], message_id=["d", "d"], body="x")
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id.1")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"body": None}, "body"),
+        ({"body": 5}, "body"),
+        ({"to": []}, "to"),
+        ({"to": 14085550100}, "to"),
+        ({"metadata": {"a": {"b": 1}}}, "metadata"),
+        ({"metadata": {"a": "x" * 5000}}, "metadata"),
+        ({"mt_price": "a lot"}, "mt_price"),
+        ({"mt_price": "NaN"}, "mt_price"),
+        ({"campaign": "a\x00b"}, "campaign"),
+        ({"unknown_field": 1}, "unknown_field"),
+        ({"source": "elsewhere"}, "source"),
+        ({"lt_callbackurl": "javascript:x"}, "lt_callbackurl"),
+    ],
+)
+async def test_the_error_for_an_invalid_field_of_a_rewrite_contains_the_field_name(
+    client: httpx.AsyncClient, service: Service, change: dict[str, Any], field: str
+) -> None:
+    answer = await rewrite(client, **{"body": "x", **change})
+    assert answer.status_code == 400
+    assert answer.json()["error_code"] in ("INVALID_REQUEST", "INVALID_RECIPIENT")
+    assert answer.json()["details"][0]["field"].startswith(field)
+    assert await stored(service) == (0, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"to": "\\ud800"}', b"[" * 100_000])
+async def test_a_rewrite_body_that_is_not_a_json_object_is_rejected(client: httpx.AsyncClient, content: bytes) -> None:
+    answer = await client.post("/api/v1/rewrite", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error_code"] in ("INVALID_JSON", "INVALID_REQUEST")
+
+
+async def test_a_rewrite_with_another_content_type_or_a_huge_body_is_rejected(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/rewrite", content=b"a=b", headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["error_code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+    answer = await client.post("/api/v1/rewrite", content=b" " * (9 * 1024 * 1024), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error_code"]) == (413, "BODY_TOO_LARGE")
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/x", "https://[fd00:ec2::254]/", "http://0.0.0.0/"])
+async def test_a_callback_url_with_a_forbidden_address_is_rejected(client: httpx.AsyncClient, url: str) -> None:
+    answer = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "lt_callbackurl": url})
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
+    (detail,) = answer.json()["details"]
+    assert detail["reason"] == "the host must have a public address"
+
+
+BAD = "0408"
+
+
+async def test_a_rewrite_with_on_invalid_skip_stores_only_the_valid_recipients(client: httpx.AsyncClient, service: Service) -> None:
+    body = 'see #track("https://x.example/")'
+    answer = await rewrite(client, to=[TO, BAD, "+14085550101"], body=body, message_id=["a", "b", "c"], on_invalid="skip")
+    assert answer.status_code == 200
+    first, refused, last = answer.json()["messages"]
+    assert [message["message_id"] for message in (first, last)] == ["a", "c"]
+    assert refused == {
+        "to": BAD,
+        "message_id": "b",
+        "error_code": "INVALID_RECIPIENT",
+        "field": "to.1",
+        "reason": f"'{BAD}' is not an E.164 number: + and 7 to 15 digits, as in +14155550100",
+        "position": None,
+    }
+    assert await stored(service) == (2, 2)
+    again = await rewrite(client, to=[TO, BAD, "+14085550101"], body=body, message_id=["a", "b", "c"], on_invalid="skip")
+    assert again.json() == answer.json()
+    assert await stored(service) == (2, 2)
+
+
+async def test_a_batch_with_on_invalid_skip_stores_only_the_valid_messages(client: httpx.AsyncClient, service: Service) -> None:
+    await rewrite(client, body="first", message_id="used")
+    messages: list[dict[str, Any]] = [
+        {"to": TO, "body": "x #track("},
+        {"to": TO, "body": 'x #track("https://x.example/")'},
+        {"to": [TO, "+14085550101"], "body": "other", "message_id": ["used", "new"]},
+        {"to": [TO, TO], "body": "x", "message_id": ["twice", "twice"]},
+        {"to": [TO, TO], "body": "x", "message_id": ["one"]},
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages, "on_invalid": "skip"})
+    assert answer.status_code == 200
+    entries = answer.json()["messages"]
+    assert [entry.get("error_code") for entry in entries] == [
+        *[
+            "INVALID_TRACK_DIRECTIVE",
+            None,
+            "MESSAGE_ID_CONFLICT",
+            None,
+            None,
+            "INVALID_REQUEST",
+            "INVALID_REQUEST",
+            "INVALID_REQUEST",
+        ]
+    ]
+    assert (entries[0]["position"], entries[0]["field"]) == (9, "messages.0.body")
+    assert await stored(service) == (4, 1)
+    messages[1]["on_invalid"] = "fail"  # a message may differ from its batch
+    messages[1]["to"] = BAD
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages, "on_invalid": "skip"})
+    assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to"]
+
+
+async def test_a_rewrite_with_on_invalid_skip_succeeds_even_if_all_recipients_are_invalid(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    answer = await rewrite(client, to=BAD, body="x", on_invalid="skip")
+    assert (answer.status_code, [entry["error_code"] for entry in answer.json()["messages"]]) == (200, ["INVALID_RECIPIENT"])
+    assert await stored(service) == (0, 0)
+
+
+async def test_the_response_to_an_invalid_rewrite_lists_every_error_with_its_path_and_code(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    messages: list[Any] = [
+        {"to": TO, "body": 'ok ##track("https://x.example/") #track("ftp://x.example/") #track('},
+        {"to": [TO, BAD], "body": '#track("ftp://x.example/")', "fallback_url": "ftp://x.example/"},
+        {"to": TO, "body": "fine"},
+        {"to": BAD, "body": "#track(", "mt_price": "a lot", "unknown": 1},
+        {"to": TO},
+        5,
+    ]
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages})
+    assert answer.status_code == 400
+    places = [
+        (detail["index"], detail["recipient"], detail["field"], detail["error_code"], detail["position"])
+        for detail in answer.json()["details"]
+    ]
+    assert places == [
+        (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 3),
+        (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 67),
+        (1, 1, "messages.1.to.1", "INVALID_RECIPIENT", None),
+        (1, None, "messages.1.body", "INVALID_TRACK_URL", 0),
+        (1, None, "messages.1.fallback_url", "INVALID_REQUEST", None),
+        (3, None, "messages.3.mt_price", "INVALID_REQUEST", None),
+        (3, None, "messages.3.unknown", "INVALID_REQUEST", None),
+        (3, 0, "messages.3.to", "INVALID_RECIPIENT", None),
+        (3, None, "messages.3.body", "INVALID_TRACK_DIRECTIVE", 7),
+        (4, None, "messages.4.body", "INVALID_REQUEST", None),
+        (5, None, "messages.5", "INVALID_REQUEST", None),
+    ]
+    assert answer.json()["error_code"] == "INVALID_TRACK_DIRECTIVE"
+    assert await stored(service) == (0, 0)
+    single = await client.post("/api/v1/rewrite", json={"to": [TO, BAD, 7], "body": "#track(", "campaign": 5})
+    assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.2"]
+
+
+async def test_the_response_to_an_invalid_rewrite_lists_at_most_a_thousand_errors_and_counts_all(client: httpx.AsyncClient) -> None:
+    answer = await rewrite(client, to=[BAD] * 1000, body="#track( #track( #track(")
+    assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 1003)
