@@ -12,6 +12,22 @@ import click
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
 from shortener.cli.parameters import ID, TIME, since_option, until_option
 
+#: The columns of the table of hits. `--json` prints all fields.
+_COLUMNS = (
+    "at",
+    "verdict",
+    "rule",
+    "counts_as",
+    "message_id",
+    "campaign",
+    "code",
+    "device",
+    "browser",
+    "country",
+    "click_country",
+    "user_agent",
+)
+
 
 @click.group()
 def clicks() -> None:
@@ -61,8 +77,7 @@ async def list_all(
             below = page.next
             if below is None:
                 break
-    columns = ("at", "verdict", "rule", "counts_as", "message_id", "campaign", "code", "device", "browser", "user_agent")
-    print_result(rows, as_json, lambda: print_table(rows, *columns))
+    print_result(rows, as_json, lambda: print_table(rows, *_COLUMNS))
 
 
 @clicks.command("reclassify")

@@ -147,7 +147,7 @@ class HitBatchWriter:
         deltas.add(0, at, CLICKS)
         insert_all(
             connection,
-            (queries.insert_hits, [(hit, link.link_id, at, int(_HUMAN), "", 0, "", "")]),
+            (queries.insert_hits, [(hit, link.link_id, at, int(_HUMAN), "", 0, "", "", None)]),
             (queries.insert_events, [(hit, 0, _CLICK, at, message, link.link_id, hit, False)]),
             (count_deltas.insert, count_deltas.rows(self._ids(), deltas)),
         )
@@ -287,12 +287,12 @@ class _BatchRows:
             if metric is not None:
                 key = (link.cohort_id, at // TIME_SLOT_MS, metric, sent_slot(link.message), link.link_set)
                 counts[key] = counts.get(key, 0) + 1
-            address, user_agent = hit.address, hit.user_agent
+            address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.
-                address = user_agent = ""
+                address, user_agent, country = "", "", None
             elif ip_privacy and (privacy := ip_privacy.get(link.application_id)) is not None:
                 address = shorten_address(address, privacy)
-            hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent))
+            hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent, country))
             if topics:
                 event = hit.id if topics & _STATE else self._ids()  # see schema.OTHER_EVENTS
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
@@ -302,7 +302,7 @@ class _BatchRows:
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click, and the topics of the event that it creates."""
         if self._keep_clicks:
-            self.clicks.append(Click(hit.id, link.cohort_id, hit.at, hit.user_agent, link.message, link.link_set))
+            self.clicks.append(Click(hit.id, link.cohort_id, hit.at, hit.user_agent, link.message, link.link_set, hit.country))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
             bits, is_first = self._won.get(link.message, (0, False))
             if bits & 1 << link.position:

@@ -1,4 +1,4 @@
-"""Device counts: a background job counts clicks by device and browser.
+"""Device counts: a background job counts clicks by device, browser and country of the client.
 
 The job reads hits in the order of their ids, about two minutes after they arrived. It parses the user agents of clicks and writes
 a count delta. Its position is the id of the last hit that it has counted. The position is a row of the table `installation`, and
@@ -36,17 +36,18 @@ _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 
-def device_metrics(user_agent: str) -> tuple[str, str]:
-    """Return the two metrics that count a click with this user agent: one for its device and one for its browser."""
+def device_metrics(user_agent: str, country: str | None) -> tuple[str, ...]:
+    """Return the metrics that count a click: one for its device, one for its browser, and one for its country if it is known."""
     device = parse_device(user_agent)
-    return f"device:{device.kind}", f"browser:{browser_name(device.browser)}"
+    metrics = (f"device:{device.kind}", f"browser:{browser_name(device.browser)}")
+    return metrics if country is None else (*metrics, f"click_country:{country}")
 
 
 def clicks_by_agent() -> Select[Any]:
-    """Return a statement that groups clicks by user agent.
+    """Return a statement that groups clicks by user agent and country.
 
-    Its rows are (cohort, time slot, user agent, time slot of the message, link set, number of clicks). The user agent of an erased
-    message is ""."""
+    Its rows are (cohort, time slot, user agent, country, time slot of the message, link set, number of clicks). The user agent of
+    an erased message is ""."""
     slot = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     sent = sent_slot_of(links.c.message_id)
     link_set = func.coalesce(links.c.link_set_id, 0)
@@ -55,13 +56,14 @@ def clicks_by_agent() -> Select[Any]:
             links.c.cohort_id,
             slot.label("quarter"),
             hits.c.user_agent,
+            hits.c.country,
             sent.label("sent"),
             link_set.label("link_set"),
             func.count(),
         )
         .join_from(hits, links, links.c.id == hits.c.link_id)
         .where(IS_CLICK)
-        .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent, text("sent"), text("link_set"))
+        .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent, hits.c.country, text("sent"), text("link_set"))
     )
 
 
@@ -116,6 +118,7 @@ class Click(NamedTuple):
     user_agent: str
     message: int
     link_set: int
+    country: str | None
 
 
 def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click]) -> None:
@@ -126,12 +129,12 @@ def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
     for click in clicks:
         if click.hit <= position.counted:
-            for metric in device_metrics(click.user_agent):
+            for metric in device_metrics(click.user_agent, click.country):
                 delta.add(click.cohort, click.at, metric, message=click.message, link_set=click.link_set)
 
 
 class DeviceCounter:
-    """The background job that counts clicks by device and browser."""
+    """The background job that counts clicks by device, browser and country."""
 
     def __init__(self, database: Database, ids: IdGenerator) -> None:
         self._database = database
@@ -145,8 +148,8 @@ class DeviceCounter:
         if page.last == page.position.counted:
             return 0
         delta = CountDelta()
-        for number, (cohort, slot, user_agent, sent, link_set, amount) in enumerate(page.clicks):
-            for metric in device_metrics(user_agent):
+        for number, (cohort, slot, user_agent, country, sent, link_set, amount) in enumerate(page.clicks):
+            for metric in device_metrics(user_agent, country):
                 delta.add_slots(cohort, slot, metric, sent, link_set, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)  # lets other tasks run before the next slice of user agents

@@ -50,8 +50,8 @@ class LinkRow(NamedTuple):
 #: earliest click.
 Claim = tuple[int, int, int, int]
 
-#: The columns of a row of `hits`: id, link_id, at, verdict, rule, flags, address, user_agent.
-HitRow = tuple[int, int, int, int, str, int, str, str]
+#: The columns of a row of `hits`: id, link_id, at, verdict, rule, flags, address, user_agent, country.
+HitRow = tuple[int, int, int, int, str, int, str, str, str | None]
 #: The columns of a row of `events`: id, application_id, topics, at, message_id, link_id, hit_id, fanned_out.
 EventRow = tuple[int, int, int, int, int, int, int, bool]
 
@@ -88,7 +88,7 @@ _CLICK_MORE = (
 )
 
 #: The statements that insert rows of the types HitRow and EventRow.
-insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
+insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent", "country")
 insert_events = BulkInsert(schema.events, "id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "fanned_out")
 
 _STORED = {

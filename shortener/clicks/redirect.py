@@ -191,10 +191,13 @@ class Redirect:
         _, user_agent, verdict, rule, forwarded, _ = client_info
         read_address = self._cached_address if len(forwarded) <= _MAX_CACHED_FORWARDED_LENGTH else self._read_address
         address, origin = read_address(peer, forwarded)
-        if self._networks is not None and rule != CONFIRMED:
+        country = None
+        if self._networks is not None:
             full_address = client_address(peer, forwarded, self._trusted_proxies)
-            verdict, rule = self._networks.classify(full_address, verdict, rule)
-        return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin)
+            country = self._networks.find(full_address).country
+            if rule != CONFIRMED:
+                verdict, rule = self._networks.classify(full_address, verdict, rule)
+        return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin, country)
 
     def _read_address(self, peer: str | None, forwarded: str) -> tuple[str, int]:
         """Return the client's address in the form that is stored, and the hash of the client (`Hit.origin`)."""

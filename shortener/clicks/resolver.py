@@ -30,7 +30,8 @@ class Hit:
 
     `domain_id`: the domain of the request; None for the default host, where the codes of all domains are valid. `at`: milliseconds
     since 1970. `address`: the client's address in the form that is stored, shortened by the installation's privacy setting.
-    `origin`: a keyed hash of the client (`client_address.hash_client`), which is never stored; 0 if the address is unknown."""
+    `origin`: a keyed hash of the client (`client_address.hash_client`), which is never stored; 0 if the address is unknown.
+    `country`: the country of the client's address in the network list."""
 
     id: int
     code: str
@@ -41,6 +42,7 @@ class Hit:
     address: str
     user_agent: str
     origin: int = 0
+    country: str | None = None
 
 
 class Resolution(NamedTuple):

@@ -216,6 +216,8 @@ class Fanout:
                 "first_for_message": bool(source.flags & HitFlag.FIRST_FOR_MESSAGE),
                 "click_number": click_number,
             }
+        if source.click_country is not None:
+            facts["click_country"] = source.click_country
         if source.conversion_id is not None:
             facts |= _conversion_facts(source, source.conversion_id)
         if source.topics & Topic.STATE and source.hit_id == source.event:  # the event is the first click of its message

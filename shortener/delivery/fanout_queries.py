@@ -207,6 +207,7 @@ class Sources(NamedTuple):
     rule: str | None
     flags: int
     user_agent: str | None
+    click_country: str | None
     action: str | None
     conversion_status: str | None
     disposition: str | None
@@ -224,7 +225,7 @@ _SOURCE_COLUMNS = (
     "m.state, m.segments, m.fragments_count, m.mt_price, m.report_status, m.reason_code, m.reason_description, "
     f"m.telecom_message_id, m.metadata, m.created_at, m.sent_at, m.delivered_at, {_CLICKED_AT}, c.campaign, c.source, c.country, "
     "p.process_key, l.id, l.code, l.url, l.label, l.path, d.base_url, h.id, h.at, h.verdict, h.rule, h.flags, h.user_agent, "
-    "coalesce(v.action_text, v.action), v.status, v.disposition, v.value, v.currency, "
+    "h.country, coalesce(v.action_text, v.action), v.status, v.disposition, v.value, v.currency, "
     "coalesce(v.transaction_text, v.transaction_id), v.metadata"
 )
 # An event without a link, such as a delivery report, uses the first link of the message (Xoxzo's link_tracking).

@@ -86,6 +86,7 @@ FACTS = (
     "seconds_since_sent",
     "seconds_since_delivered",
     "user_agent",
+    "click_country",
     "sent_at",
     "delivered_at",
     "clicked_at",
@@ -191,6 +192,7 @@ _CLICK = (
     "campaign",
     "source",
     "country",
+    "click_country",
 )
 #: The additional fields of a body in the format `scg`, by topic. They follow the fields of Syniverse. A state change that a click
 #: caused also has the fields of `_LINK`.

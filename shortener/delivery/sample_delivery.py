@@ -143,6 +143,7 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
         "verdict": "human",
         "verdict_reason": "browser",
         "user_agent": "test",
+        "click_country": "US",
         "first_for_message": True,
         "first_for_link": True,
         "click_number": 1,

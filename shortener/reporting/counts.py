@@ -323,7 +323,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
 
 
 def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:
-    """Add the clicks by device and browser to `counted`, up to the position of the device counter.
+    """Add the clicks by device, browser and country to `counted`, up to the position of the device counter.
 
     Return (cohort, time slot) of the clicks whose user agent was erased."""
     last = last_counted_hit(connection)
@@ -331,8 +331,8 @@ def _recount_devices(connection: Connection, within: range, counted: Sums) -> se
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, hits.c.at >= begins, hits.c.at < ends)
     for id_range in id_ranges(connection, hits):
-        for cohort, slot, user_agent, _, _, amount in connection.execute(of_clicks.where(id_range)):
-            add(counted, ((cohort, slot, metric, amount) for metric in device_metrics(user_agent)))
+        for cohort, slot, user_agent, country, _, _, amount in connection.execute(of_clicks.where(id_range)):
+            add(counted, ((cohort, slot, metric, amount) for metric in device_metrics(user_agent, country)))
             if not user_agent:
                 erased.add((cohort, slot))
     return erased

@@ -19,6 +19,7 @@ VALUE = "value:"
 _CONVERSIONS = "conversions:"
 _DEVICE = "device:"
 _BROWSER = "browser:"
+_CLICK_COUNTRY = "click_country:"
 
 
 @dataclass(slots=True)
@@ -45,8 +46,8 @@ class Figures:
 
     `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
     `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
-    bucket. `devices` and `browsers`: clicks; those of the last minutes are not included yet. Rates are None if the divisor is
-    0.
+    bucket. `devices`, `browsers` and `click_countries` (ISO 3166): clicks; those of the last minutes are not included yet. Rates
+    are None if the divisor is 0.
     """
 
     counted: dict[str, int] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Figures:
     times_to_click: dict[int, int] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)
     browsers: dict[str, int] = field(default_factory=dict)
+    click_countries: dict[str, int] = field(default_factory=dict)
 
     def add(self, metric: str, amount: Decimal) -> None:
         """Add an amount to the count of a metric."""
@@ -72,6 +74,9 @@ class Figures:
         elif metric.startswith(_BROWSER):
             name = metric.removeprefix(_BROWSER)
             self.browsers[name] = self.browsers.get(name, 0) + int(amount)
+        elif metric.startswith(_CLICK_COUNTRY):
+            country = metric.removeprefix(_CLICK_COUNTRY)
+            self.click_countries[country] = self.click_countries.get(country, 0) + int(amount)
         else:
             self.counted[metric] = self.counted.get(metric, 0) + int(amount)
 
@@ -90,7 +95,7 @@ class Figures:
 
     def merge(self, other: Figures) -> None:
         """Add the counts of another group."""
-        for name in ("counted", "times_to_click", "devices", "browsers"):
+        for name in ("counted", "times_to_click", "devices", "browsers", "click_countries"):
             mine, theirs = getattr(self, name), getattr(other, name)
             for key, number in theirs.items():
                 mine[key] = mine.get(key, 0) + number

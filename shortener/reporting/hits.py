@@ -76,6 +76,7 @@ HIT_COLUMNS = (
     hits.c.first_rule,
     hits.c.address,
     hits.c.user_agent,
+    hits.c.country.label("click_country"),
     links.c.code,
     links.c.url,
     links.c.label,
@@ -116,7 +117,7 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
     """Return a row of HIT_COLUMNS in the format of the API.
 
-    `networks` is the network list, which gives the country of the click."""
+    `networks` is the network list, which gives the network of the click."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device = parse_device(row.user_agent)
     flags = HitFlag(row.flags)
@@ -144,7 +145,8 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
         "browser": browser_name(device.browser) if row.user_agent else None,
         "user_agent": row.user_agent,
         "address": row.address,
-        "click_country": network.country,
+        # Hits that a version without this column stored have no country.
+        "click_country": row.click_country or network.country,
         "network": network.network,
     }
 

@@ -273,8 +273,8 @@ class _LinkColumns:
 
 
 def _devices(connection: Connection, statement: Select[Any]) -> _Amounts:
-    for cohort, slot, user_agent, sent, link_set, amount in connection.execute(statement):
-        for metric in device_metrics(user_agent):
+    for cohort, slot, user_agent, country, sent, link_set, amount in connection.execute(statement):
+        for metric in device_metrics(user_agent, country):
             yield CountedEvent(cohort, slot, metric, sent, link_set), Decimal(amount)
 
 

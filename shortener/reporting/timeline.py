@@ -39,6 +39,7 @@ def message_timeline(
             "code": hit.code,
             "click_id": click_id(hit.id),
             "user_agent": hit.user_agent,
+            "click_country": hit.click_country,
             "first_of_message": bool(flags & HitFlag.FIRST_FOR_MESSAGE),
             "late": bool(flags & HitFlag.LATE),
             "disabled": bool(flags & HitFlag.DISABLED),

@@ -135,6 +135,7 @@ class EventFields(ResponseModel):
     label: str | None
     verdict: str | None
     rule: str | None
+    click_country: str | None = Field(description="Country of the client's IP address at the click, from NETWORK_FILES.")
     conversion_id: str | None
     action: str | None
     transaction_id: str | None

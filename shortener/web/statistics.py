@@ -124,6 +124,10 @@ class FigureFields(ResponseModel):
     browsers: dict[str, int] = Field(
         description="Number of clicks by browser or by app with a built-in browser. Updated a few minutes after `clicks`."
     )
+    click_countries: dict[str, int] = Field(
+        description="Number of clicks by the country of the client's IP address (ISO 3166), from NETWORK_FILES. Clicks of unknown "
+        "countries are left out. Updated a few minutes after `clicks`."
+    )
 
 
 class _StatisticsResponse(ResponseModel):
@@ -340,6 +344,7 @@ def figures(counted: Figures) -> dict[str, Any]:
         ],
         "devices": _sort_by_amount(counted.devices),
         "browsers": _sort_by_amount(counted.browsers),
+        "click_countries": _sort_by_amount(counted.click_countries),
     }
 
 

@@ -215,8 +215,8 @@ def test_every_field_of_an_event_is_classified_as_personal_or_not_personal() -> 
     harmless = """
         event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
         from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price
-        has_attachment campaign source country click_id code short_url verdict verdict_reason first_for_message first_for_link
-        click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
+        has_attachment campaign source country click_country click_id code short_url verdict verdict_reason first_for_message
+        first_for_link click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
         conversion_status disposition value currency transaction_id revision previous_status previous_value process_key
         tracker_id delivery_id delivery_event count reason key_kind key_id expires_at
     """

@@ -111,7 +111,7 @@ def change_verdicts(
             if metric is not None:
                 delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
             if metric == "clicks" and is_counted:
-                for by_device in device_metrics(hit.user_agent):
+                for by_device in device_metrics(hit.user_agent, hit.country):
                     delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
@@ -233,6 +233,7 @@ class _LockedHit(NamedTuple):
     verdict: int
     flags: int
     user_agent: str
+    country: str | None
     position: int
     link_flags: int
     link_set: int
@@ -245,6 +246,7 @@ _HIT = (
     hits.c.verdict,
     hits.c.flags,
     hits.c.user_agent,
+    hits.c.country,
     links.c.position,
     links.c.flags,
     func.coalesce(links.c.link_set_id, 0).label("link_set"),

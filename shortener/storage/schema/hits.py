@@ -33,6 +33,7 @@ hits = Table(
     # The verdict at the time of recording; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
+    Column("country", Text),  # The ISO 3166 code of the client address; NULL if unknown, or if no network list was set.
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 

@@ -1,6 +1,9 @@
-"""Change nothing; the revision is reserved"""
+"""Add the country of a hit"""
 
 # Tested by tests/storage/test_migrate.py
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0017"
 down_revision = "0016"
@@ -9,4 +12,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("hits", sa.Column("country", sa.Text()))
