@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, RootModel
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -37,7 +37,7 @@ class DeliveryReportItem(RequestModel):
 
     model_config = ConfigDict(extra="allow")
 
-    message_id: Text = Field(max_length=MAX_ID_CHARACTERS)
+    message_id: Text = Field(max_length=MAX_ID_CHARACTERS, description="Id of the message that the report is about.")
     state: Text = Field(
         description="SENT, DELIVERED, READ, FAILED or EXPIRED in any case, or a word of SMPP, Kannel, Jasmin, playSMS, Twilio, "
         "Infobip or Vonage, for example DELIVRD. Default: `status`.",
@@ -56,13 +56,17 @@ class DeliveryReportItem(RequestModel):
     )
 
 
+#: What the document says about the body. Validation is more lenient, because one invalid report must not refuse the others.
+_DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
+
+
 class DeliveryReportRequest(RootModel[Any]):
     """One delivery report, or a list of delivery reports."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        item = handler(DeliveryReportItem.__pydantic_core_schema__)
-        return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}], "description": cls.__doc__}
+        described = handler(_DOCUMENTED_REPORTS.core_schema)
+        return {**handler.resolve_ref_schema(described), "description": cls.__doc__}
 
 
 class DeliveryReportFields(ResponseModel):

@@ -14,6 +14,8 @@ import orjson
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
+from shortener.errors import ErrorCode
+
 _REF = "#/components/schemas/"
 _SHOWN_KEYS = {
     "format": "{}",
@@ -44,7 +46,7 @@ def page(document: Mapping[str, Any]) -> bytes:
         style=_style,
         tags=[(tag["name"], [one for one in operations if tag["name"] in one["tags"]]) for tag in document["tags"]],
         schemas={name: schema for name, schema in schemas.items() if name != "ErrorCode"},
-        error_codes=[(code["const"], *code["description"].split(". ", 1)) for code in schemas["ErrorCode"]["oneOf"]],
+        error_codes=[(code.name, code.http_status, code.meaning) for code in ErrorCode],
         security_schemes=document["components"]["securitySchemes"],
     )
     return rendered.encode()

@@ -18,23 +18,28 @@ from shortener import __version__
 from shortener.errors import MAX_DETAILS, ErrorCode
 from shortener.web.endpoint import Caller, Endpoint
 from shortener.web.examples import example_of, example_of_parameter
+from shortener.web.field_texts import complete
 from shortener.web.openapi_texts import (
     ABOUT,
     ERROR_HEADERS,
+    EVENTS,
     HANDSET,
     PATH_PARAMETERS,
     REDIRECT,
     REF,
     SECURITY,
     SECURITY_SCHEMES,
+    TAGS,
     TEXT,
 )
+from shortener.web.openapi_webhooks import webhooks
+from shortener.web.operation_ids import operation_id
 
 Document = dict[str, Any]
 
 
-def document(endpoints: Sequence[Endpoint]) -> Document:
-    """Return the OpenAPI document of `endpoints` and the redirect."""
+def document(endpoints: Sequence[Endpoint], server: str = "/") -> Document:
+    """Return the OpenAPI document of `endpoints`, the redirect and the webhooks. `server` is the URL that serves the API."""
     schemas = _Schemas(endpoints)
     paths: dict[str, Document] = {}
     for endpoint in endpoints:
@@ -42,6 +47,9 @@ def document(endpoints: Sequence[Endpoint]) -> Document:
         paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path, parameters, schemas)
     first, *others = dict.fromkeys(endpoint.tag for endpoint in endpoints)
     paths["/{code}"] = {"get": REDIRECT}
+    hooks, hook_schemas = webhooks()
+    complete(hook_schemas, of_events=True)
+    schemas.all = dict(sorted({**schemas.all, **hook_schemas}.items()))
     described: Document = {
         "openapi": "3.1.0",
         "info": {
@@ -50,9 +58,10 @@ def document(endpoints: Sequence[Endpoint]) -> Document:
             "description": ABOUT.strip(),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in (first, HANDSET, *others)],
+        "servers": [{"url": server, "description": "This installation"}],
+        "tags": [{"name": tag, "description": TAGS.get(tag, tag)} for tag in (first, HANDSET, *others, EVENTS)],
         "paths": paths,
+        "webhooks": hooks,
         "components": {"securitySchemes": SECURITY_SCHEMES, "schemas": schemas.all},
     }
     described["components"]["schemas"] = _referenced_schemas(described)
@@ -73,6 +82,7 @@ class _Schemas:
         models = list(dict.fromkeys(_models_of(endpoints)))
         self._refs, generated = models_json_schema(models, ref_template=REF + "{model}", schema_generator=_SchemaWithoutTitles)
         self.all: Document = dict(sorted(({**generated.get("$defs", {}), **_error_schemas()}).items()))
+        complete(self.all)
 
     def ref(self, model: type[BaseModel], mode: JsonSchemaMode) -> Document:
         return self._refs[model, mode]
@@ -99,15 +109,16 @@ def _models_of(endpoints: Sequence[Endpoint]) -> Iterator[tuple[type[BaseModel],
 def _error_schemas() -> Document:
     return {
         "ErrorCode": {
-            "description": "Error code. Codes are stable, so that programs can test them.",
+            "description": "Error code. Codes are stable, so that programs can test them.\n\n"
+            + "\n".join(f"- `{code.name}` ({code.http_status}): {code.meaning}" for code in ErrorCode),
             "type": "string",
-            "oneOf": [{"const": code.name, "description": f"{code.http_status}. {code.meaning}"} for code in ErrorCode],
+            "enum": [code.name for code in ErrorCode],
         },
         "Error": {
             "description": "The body of every error.",
             "type": "object",
             "properties": {
-                "status": {"const": False},
+                "status": {"type": "boolean", "const": False},
                 "error_code": {"$ref": REF + "ErrorCode"},
                 "description": {"type": "string", "description": "Explanation for people. The text may change between versions."},
                 "details": {"type": "array", "maxItems": MAX_DETAILS, "items": {"$ref": REF + "ErrorDetail"}},
@@ -136,10 +147,7 @@ def _error_schemas() -> Document:
                     "type": ["integer", "null"],
                     "description": "In rewrites: index of the recipient in `to`, from 0. null: the error concerns the message.",
                 },
-                "error_code": {
-                    "description": "In rewrites: the error code of this detail.",
-                    "allOf": [{"$ref": REF + "ErrorCode"}],
-                },
+                "error_code": {"$ref": REF + "ErrorCode", "description": "In rewrites: the error code of this detail."},
             },
             "required": ["field", "reason"],
         },
@@ -167,7 +175,7 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
     if endpoint.query:
         parameters += _query_parameters(schemas.of(endpoint.query, "validation"))
     operation: Document = {
-        "operationId": "_".join([endpoint.method.lower(), *re.findall(r"\w+", path), *(["slash"] if path.endswith("/") else [])]),
+        "operationId": operation_id(endpoint.method, path),
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
         "security": SECURITY[endpoint.caller],
@@ -266,10 +274,11 @@ def _response(endpoint: Endpoint, model: type[BaseModel] | None, schemas: _Schem
 
 
 def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
-    only = {"properties": {"error_code": {"enum": [code.name for code in codes]}}}
     response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
-        "content": {"application/json": {"schema": {"allOf": [{"$ref": REF + "Error"}, only]}}},
+        "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
+        # Generators need one schema for all errors, so the codes of this response are not part of its schema.
+        "x-error-codes": [code.name for code in codes],
     }
     if status in ERROR_HEADERS:
         response["headers"] = ERROR_HEADERS[status]
@@ -277,10 +286,10 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
 
 
 def _referenced_schemas(described: Document) -> Document:
-    """Return the schemas that the paths refer to. Query models are not among them, because their fields are parameters."""
+    """Return the schemas that paths and webhooks refer to. Query models are not among them: their fields are parameters."""
     schemas: Document = described["components"]["schemas"]
     found: set[str] = set()
-    todo: list[Any] = [described["paths"]]
+    todo: list[Any] = [described["paths"], described["webhooks"]]
     while todo:
         part = todo.pop()
         if isinstance(part, dict):

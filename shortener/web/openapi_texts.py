@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortener.web.endpoint import Caller
+from shortener.web.operation_ids import operation_id
 
 REF = "#/components/schemas/"
 
@@ -79,9 +80,28 @@ TEXT = {"type": "string"}
 _HTML = {"text/html": {"schema": TEXT}}
 
 HANDSET = "Handset"
+EVENTS = "Events"
+#: Descriptions of the groups of operations.
+TAGS: Mapping[str, str] = {
+    "Send pipeline": "The send pipeline rewrites texts, sends them and reports their delivery.",
+    HANDSET: "The phone of a recipient follows a short link.",
+    "Messages": "Messages in the format of a vendor.",
+    "Trackers": "Endpoints that receive events, and the reports of conversions that they send back.",
+    "Deliveries": "Deliveries of events to trackers, with their attempts. Dead deliveries can be replayed.",
+    "Application": "Settings, keys and secrets of the application of the API key.",
+    "Conversions": "Recorded conversions, and reports that were refused.",
+    "Conversion processes": "Conversion rates in the format of Infobip.",
+    "Reading": "Messages, hits and events.",
+    "Links": "Short links and their changes after sending; blocked destination hosts.",
+    "Domains": "Own domains for short links.",
+    "Erasure": "Erasure of personal data.",
+    "Statistics": "Figures of messages, clicks and conversions.",
+    "Operation": "Liveness, readiness, metrics and this document.",
+    EVENTS: "Requests that the service sends to trackers.",
+}
 #: The redirect is no `Endpoint`: clicks/redirect.py responds before routing.
 REDIRECT: Mapping[str, Any] = {
-    "operationId": "get_code",
+    "operationId": operation_id("GET", "/{code}"),
     "summary": "Follow a short link",
     "description": "A handset calls this when a person taps a link. The service stores every hit and redirects it. The first hit "
     "by a person is the click that moves the message to CLICKTHRU. Everything behind the code that is neither a letter nor a digit "

@@ -1,0 +1,293 @@
+"""Descriptions and formats of fields that have the same meaning wherever they occur, for the OpenAPI document.
+
+A model describes a field itself if its meaning is special there. All other fields get their text from here, so that one name has
+one meaning in the whole API. `complete` adds the texts, and the format `date-time` to every time of a response. A test fails if a
+field has no description.
+"""
+# Tested by tests/web/test_openapi.py
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+#: Descriptions by the name of the field, or by `Schema.field` where a schema differs.
+_TEXTS: Mapping[str, str] = {
+    "accepted": "true: the report was accepted.",
+    "accessed": "true: a person opened the link at least once.",
+    "action": "What the person did, for example sale. Stored in lower case.",
+    "actions": "Counts by action.",
+    "apple_app_site_association": "Content of /.well-known/apple-app-site-association on the domain. null: none.",
+    "application_id": "Id of the application.",
+    "assetlinks": "Content of /.well-known/assetlinks.json on the domain. null: none.",
+    "at": "Time of the entry.",
+    "attempt": "Number of the delivery attempt, from 1.",
+    "attempts": "Delivery attempts.",
+    "blocked_hosts": "Blocked hosts of the application.",
+    "browser": "Browser, or app with a built-in browser. null: not known yet.",
+    "bulkId": "Id of the request, as in Infobip's response.",
+    "by": "Who did it: an API key, or the command line.",
+    "callback_secret": "The new signing secret. It is shown only once.",
+    "campaign": "Name of the campaign. Empty: the message has none.",
+    "campaigns": "Counts by campaign.",
+    "changes": "The changed fields with their new values.",
+    "checks": "Result of each check, by the name of the dependency.",
+    "click_id": "Id of the click.",
+    "clicks": "Number of clicks by people.",
+    "ClicksResponse.clicks": "Hits of this page, newest first.",
+    "client_certificate": "Client certificate with its private key in PEM, for receivers that require one. It is stored encrypted.",
+    "code": "Code of the short link, the last part of its URL.",
+    "company_id": "Number of the company, which Syniverse's events contain as `company-id`.",
+    "concurrency": "Number of requests that are sent to the tracker at the same time.",
+    "conversion_fields": "Names of the fields in the JSON that is sent to `conversion_url`. null: a standard set.",
+    "conversion_id": "Id of the conversion.",
+    "conversion_url": "URL that receives each conversion. null: none.",
+    "conversions": "Number of conversions.",
+    "ConversionsResponse.conversions": "Conversions of this page, newest first.",
+    "cost": "Price of the message. null: not reported.",
+    "countries": "Counts by country.",
+    "country": "Country of the recipient's phone number, as ISO 3166 code. null: the number belongs to no country.",
+    "created_at": "Time of creation.",
+    "cumulativeStatistics": "Counts of the whole period.",
+    "currency": "Currency as ISO 4217 code. null: not reported.",
+    "day": "The day, as YYYY-MM-DD in `tz`.",
+    "days": "Counts by day.",
+    "default": "true: the domain of messages that name none.",
+    "delivered": "Number of messages that the carrier reported as delivered.",
+    "delivered_at": "Time of delivery to the phone. null: not reported.",
+    "deliveries": "Deliveries, newest first.",
+    "delivery": "The delivery.",
+    "delivery_id": "Id of the delivery.",
+    "description": "Explanation for people. The text may change between versions.",
+    "destinations": "Counts by destination.",
+    "InfobipText.destinations": "Recipients of the message.",
+    "detail": "Explanation for people of a failed attempt.",
+    "details": "The invalid fields.",
+    "device": "Kind of device: phone, tablet, desktop, bot or other. null: not known yet.",
+    "disabled_at": "Time when the link was disabled. null: it is enabled.",
+    "disposition": "`positive`, `negative`, or null if neither.",
+    "domain": "The domain.",
+    "DomainCheckResponse.domain": "The host that was checked.",
+    "domains": "Own domains of the application.",
+    "ApplicationResponse.domains": "Prefixes of the short links on the enabled own domains.",
+    "enabled": "false: switched off.",
+    "encoding": "Encoding of the text as an SMS: `GSM-7` or `UCS-2`.",
+    "erased": "Number of erased rows by kind.",
+    "error": "Kind of the failure. null: the attempt succeeded.",
+    "error_code": "Error code. It is stable, so that programs can test it.",
+    "event": "Name of the event.",
+    "EventResponse.event": "The event with its deliveries.",
+    "event_id": "Id of the event, the same in all attempts.",
+    "events": "Names of the events to which the tracker subscribes.",
+    "ErasedRows.events": "Events.",
+    "EventsResponse.events": "Events of this page, newest first.",
+    "expires_at": "Time when it expires.",
+    "external_message_request_id": "Id of the request in the caller's system. Empty: none.",
+    "fallback_url": "URL to which an expired link redirects. null: none.",
+    "fields": "Names of the fields in bodies of the format `json`. null: a standard set.",
+    "filter": "The filters that select the links.",
+    "finished_at": "Time when it ended. null: it has not ended.",
+    "first_rule": "Rule that classified the hit first. null: the rule has not changed since.",
+    "format": "Format of the body: `scg` (Syniverse), `json` (23 Telecom), `xoxzo` or `infobip`.",
+    "from": "Sender of the message. Empty: none.",
+    "groupId": "Number of the status group of Infobip.",
+    "groupName": "Name of the status group of Infobip.",
+    "headers": "Headers that each request to the tracker has, by name.",
+    "health": "State of the deliveries to the tracker.",
+    "hits": "Hits on links.",
+    "home_url": "URL to which / of the domain redirects. null: none.",
+    "host": "Host, without scheme and path.",
+    "hours": "Counts by hour of the day.",
+    "http_status": "HTTP status of the response. null: there was no response.",
+    "id": "Id.",
+    "idempotency_key": "Idempotency-Key of the request.",
+    "intervalStart": "Start of the interval.",
+    "key_id": "Id of the key.",
+    "label": "Label of the `#trackurl` directive. null: the link has none.",
+    "labels": "Counts by label.",
+    "last_failure_at": "Time of the latest failed attempt. null: none.",
+    "last_success_at": "Time of the latest successful attempt. null: none.",
+    "last_used_at": "Time of the latest use, accurate to some minutes. null: not used.",
+    "link": "The link.",
+    "LinkTracking.link": "Destination of the link.",
+    "link_tracking": "Tracking of the message's first link. null: the message has no link.",
+    "links": "Links of the message, in the order of the text.",
+    "ErasedRows.links": "Links.",
+    "LinksResponse.links": "Links of this page, newest message first.",
+    "max_attempts": "Maximum number of attempts, including the first.",
+    "max_per_second": "Maximum number of requests per second, of all processes together. null: no limit.",
+    "message": "The message.",
+    "message_id": "Id of the message, unique in the application.",
+    "message_request_id": "Id of the request that the message belongs to.",
+    "messageId": "Id of the message.",
+    "messages": "The messages.",
+    "ErasedRows.messages": "Messages.",
+    "metadata": "Metadata of the message, a flat object. null: none.",
+    "method": "HTTP method of the requests: `POST` or `GET`.",
+    "msgid": "Id of the message.",
+    "name": "Name, for people.",
+    "new_state": "State of the message after the event. null: the event changes no state.",
+    "permissions": "What the key permits.",
+    "position": "Position in the text, counted in characters from 0. null: the error has none.",
+    "postback_key": "The postback key. It is shown only once.",
+    "postback_keys": "Postback keys of the application.",
+    "previous_state": "State of the message before the event. null: the event changes no state.",
+    "previous_valid_until": "Time until which the replaced one stays valid. null: there is none.",
+    "processKey": "Key of the conversion process.",
+    "rate_limit": "Maximum number of requests per minute. null: no limit.",
+    "read": "Number of messages that were reported as read.",
+    "read_at": "Time when the message was read. null: not reported.",
+    "reason": "Explanation for people. The text may change between versions.",
+    "reason_code": "Reason code of the carrier. null: not reported.",
+    "reason_description": "Reason text of the carrier. null: not reported.",
+    "received_at": "Time of receipt.",
+    "recipient": "Phone number of the recipient.",
+    "refused": "Refused reports of this page, newest first.",
+    "refused_id": "Id of the refused report.",
+    "replayed": "Number of deliveries that will be sent again.",
+    "results": "One entry for each item of the request, in order.",
+    "revision": "Number of the revision, from 1.",
+    "revoked_at": "Time when it was revoked. null: it is valid.",
+    "rule": "Rule that classified the hit. null: the event has no hit.",
+    "schedule": "Seconds between the attempts.",
+    "seconds_since_delivered": "Seconds from the delivery of the message to the hit. null: no delivery was reported.",
+    "segments": "Number of SMS segments of the text.",
+    "sender": "Sender of the message.",
+    "sender_id_alias": "Name of the sender for people, which events contain.",
+    "sender_id_id": "Id of the sender, which events contain.",
+    "sent": "Number of messages that were reported as sent.",
+    "sent_at": "Time when the message was sent. null: not reported.",
+    "short_url": "The short link.",
+    "shortlink": "The short link.",
+    "source": "Traffic source of the message: `api` or `campaign`.",
+    "state": "Current state.",
+    "statistics": "Counts by interval.",
+    "status": "Always true in a successful response.",
+    "success": "Which responses of the tracker mean success.",
+    "telecom_message_id": "Message id of the carrier. null: not reported.",
+    "timeout": "Time limit of an attempt in seconds.",
+    "to": "Phone number of the recipient in E.164. Masked in lists without the permission `privacy.reveal`.",
+    "track": "What is tracked: `SMS` (the message) or `URL` (its links).",
+    "tracker_id": "Id of the tracker (the endpoint that receives events).",
+    "trackers": "Trackers of the application.",
+    "tracking": "Conversion tracking of Infobip. It assigns the message to a conversion process.",
+    "transaction_id": "Id of the transaction in the reporting system. null: none.",
+    "tz": "Time zone of the figures.",
+    "update": "The update with its progress.",
+    "update_id": "Id of the update.",
+    "updated_at": "Time of the latest change.",
+    "updates": "Updates of links, newest first.",
+    "url": "Destination of the link.",
+    "SavedTrackerResponse.url": "URL of the tracker. It may contain placeholders.",
+    "TrackerFields.url": "URL of the tracker. It may contain placeholders.",
+    "TrackerResponse.url": "URL of the tracker. It may contain placeholders.",
+    "urlOptions": "Options of Infobip for URLs in the texts.",
+    "user_agent": "User agent of the hit. null: none, or it was removed for privacy.",
+    "value": "Value as a decimal string. null: not reported.",
+    "verdict": "Verdict of the hit: human, suspected or ignored.",
+    "warnings": "What the sender or owner should know, as texts for people.",
+}
+#: Fields of the events that trackers receive. Infobip's names are these in camel case.
+_EVENT_TEXTS: Mapping[str, str] = {
+    "accessed_on": "Time of the first click: YYYY-MM-DD HH:MM:SS in UTC. null: none.",
+    "application_id": "Id of the application.",
+    "bulk_id": "Id of the request that the message belongs to.",
+    "callback_data": "Metadata of the message: its field `callbackData`, or all of it as JSON. null: none.",
+    "city": "Always null.",
+    "click": "The click.",
+    "click_number": "Number of the click on its link, from 1.",
+    "clicked_at": "Time of the click.",
+    "company-id": "Number of the company. null: none.",
+    "conversion": "The conversion.",
+    "conversion_metadata": "Other parameters of the conversion. null: none.",
+    "conversion_status": "Status word of the conversion. null: not reported.",
+    "count": "Number of dead deliveries. null: the event has none.",
+    "country_name": "Always null.",
+    "delivery_event": "Name of the event of the dead delivery. null: the event has none.",
+    "device_name": "Always null.",
+    "device_type": "Always null.",
+    "done_at": "Time of delivery to the phone. null: not reported.",
+    "entity_id": "Number of the company. null: none.",
+    "event": "Name or content of the event.",
+    "evt-tp": "Type of the event, for example message_state_change.",
+    "first_for_link": "true: the first click of the link.",
+    "first_for_message": "true: the first click of the message.",
+    "fld-val-list": "The fields of the event.",
+    "fragments_count": "Number of SMS segments that the carrier billed. null: not reported.",
+    "from_address": "Sender of the message. Empty: none.",
+    "geo_location_info": "Always without content.",
+    "has_attachment": "Always false.",
+    "key_kind": "Kind of the key that expires. null: the event has none.",
+    "mt_price": "Price of the message. null: not reported.",
+    "notification_type": "Kind of the event, for example CLICKED.",
+    "num_parts": "Number of SMS segments. null: not reported.",
+    "operation": "Facts of an event about trackers, deliveries or keys.",
+    "os": "Always null.",
+    "phone": "Phone number of the recipient in E.164.",
+    "previous_status": "Status word before this revision. null: none.",
+    "previous_value": "Value before this revision. null: none.",
+    "price": "Price of the message.",
+    "price_per_message": "Price of the message. null: not reported.",
+    "recipient_info": "Always without content.",
+    "report_status": "Status word of the carrier, for example DELIVRD. null: not reported.",
+    "seconds_since_sent": "Seconds from sending the message to the click. null: not known.",
+    "send_date_time": "Time of the event in milliseconds since 1970.",
+    "sender_id": "Sender that the recipient sees.",
+    "sent_at": "Time when the message was sent. null: not reported.",
+    "sent_time": "Time when the message was sent: YYYY-MM-DD HH:MM:SS in UTC. null: not reported.",
+    "sms_count": "Number of SMS segments that the carrier billed. null: not reported.",
+    "status": "New state of the message, or status word of the report.",
+    "status_code": "Reason code of the carrier. null: not reported.",
+    "timestamp": "Time of the event.",
+    "to_address": "Phone number of the recipient in E.164.",
+    "topic": "Always SCG-Message.",
+    "verdict_reason": "Rule that determined the verdict.",
+}
+#: Statuses that are words, not the flag of the envelope.
+_STATUS_TEXTS: Mapping[str, str] = {
+    "AttemptFields": "HTTP status of the response. null: there was no response.",
+    "ConversionStatus": "Status word of the latest revision. null: none.",
+    "ConversionRevision": "Status word of this revision. null: none.",
+    "ListedConversion": "Status word of the latest revision. null: none.",
+    "InfobipMessageFields": "Status of the message in Infobip's form.",
+    "XoxzoStatusResponse": "State of the message in Xoxzo's words.",
+    "LivenessResponse": "Always `ok`.",
+    "Error": "Always false in an error.",
+}
+_TIME_NAMES = frozenset({"at", "since", "until", "timestamp"})
+
+
+def complete(schemas: Mapping[str, Any], *, of_events: bool = False) -> None:
+    """Add the missing descriptions of the fields of all schemas, and the format of times.
+
+    `of_events`: the schemas are bodies that trackers receive."""
+    for name, schema in schemas.items():
+        for field, definition in schema.get("properties", {}).items():
+            if of_events:
+                snake = re.sub(r"(?<=[a-z])([A-Z])", r"_\1", field).lower()
+                text = _EVENT_TEXTS.get(snake) or _TEXTS.get(field) or _TEXTS.get(snake)
+            else:
+                text = _text_of(name, field)
+            if text and not definition.get("description"):
+                definition["description"] = text
+            if is_time(field):
+                _add_format(definition)
+
+
+def is_time(field: str) -> bool:
+    """Return whether a field contains a time in ISO 8601. The names of all such fields follow one rule."""
+    return field in _TIME_NAMES or field.endswith(("_at", "_until"))
+
+
+def _text_of(schema: str, field: str) -> str | None:
+    if field == "status" and schema in _STATUS_TEXTS:
+        return _STATUS_TEXTS[schema]
+    return _TEXTS.get(f"{schema}.{field}") or _TEXTS.get(field)
+
+
+def _add_format(definition: dict[str, Any]) -> None:
+    """Add the format to a plain text, or to the text of a field that may be null."""
+    plain = [one for one in (definition, *definition.get("anyOf", ())) if one.get("type") == "string"]
+    if len(plain) == 1 and not {"format", "pattern", "enum", "maxLength"} & plain[0].keys():
+        plain[0]["format"] = "date-time"

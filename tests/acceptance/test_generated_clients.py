@@ -1,0 +1,101 @@
+"""Generators make clients from the OpenAPI document that rewrite a text and read an error.
+
+They follow docs/guides/generate-clients.md, whose code blocks run unchanged, except for the address and the key. Node and a
+registry
+of its packages are required for TypeScript; without them the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.process import Server
+from tests.document_blocks import ROOT
+
+GUIDE = (ROOT / "docs" / "guides" / "generate-clients.md").read_text()
+PACKAGES = Path(__file__).parent / "generators"
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def code_block(language: str, text: str, server: Server) -> str:
+    """Return the code block of the guide that contains `text`, with the address of the server."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if text in block]
+    return str(block).replace("http://127.0.0.1:8000", server.base)
+
+
+def check_output(printed: str) -> None:
+    rewritten, error = printed.splitlines()
+    assert re.fullmatch(r"Look: http://\S+/\w{10}", rewritten)
+    assert error == "INVALID_RECIPIENT to"
+
+
+@pytest.fixture(scope="module")
+def node_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the pinned packages of npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("SKIPPED: node with npm is not installed (apt-get install nodejs npm), so no TypeScript client was generated")
+    folder = tmp_path_factory.mktemp("generators")
+    for name in ("package.json", "package-lock.json", "tsconfig.json"):
+        shutil.copy(PACKAGES / name, folder)
+    done = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode != 0:
+        pytest.skip(f"SKIPPED: npm cannot install the generators: {done.stderr[-500:]}")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def document_of(server: Server, folder: Path) -> Path:
+    with server.client() as client:
+        file = folder / "openapi.json"
+        file.write_bytes(client.get("/openapi.json").content)
+        return file
+
+
+def compile_and_run(source: str, server: Server, folder: Path) -> str:
+    """Compile a TypeScript file with all strict checks, run it, and return what it prints."""
+    (folder / "main.ts").write_text(f'const KEY = "{server.first["api_key"]}";\n{source}')
+    run("npx", "tsc", "--project", ".", folder=folder)
+    return run("node", "build/main.js", folder=folder)
+
+
+def test_openapi_python_client_generates_a_client_without_warnings(server: Server, tmp_path: Path) -> None:
+    document = document_of(server, tmp_path)
+    (tmp_path / "options.yaml").write_text("post_hooks: []\n")
+    printed = run(
+        *(sys.executable, "-c", "from openapi_python_client.cli import app; app()", "generate", "--meta", "none"),
+        *("--path", document, "--output-path", tmp_path / "sms", "--config", tmp_path / "options.yaml"),
+        folder=tmp_path,
+    )
+    assert "arning" not in printed, printed
+    script = f"KEY = {server.first['api_key']!r}\n" + code_block("python", "from sms.api", server)
+    (tmp_path / "main.py").write_text(script)
+    check_output(run(sys.executable, "main.py", folder=tmp_path))
+
+
+def test_openapi_typescript_generates_types_that_strict_typescript_accepts(server: Server, node_packages: Path) -> None:
+    document = document_of(server, node_packages)
+    run("npx", "openapi-typescript", document, "--default-non-nullable=false", "--output", "schema.d.ts", folder=node_packages)
+    check_output(compile_and_run(code_block("ts", "openapi-fetch", server), server, node_packages))
+
+
+def test_openapi_ts_generates_a_client_that_strict_typescript_accepts(server: Server, node_packages: Path) -> None:
+    document = document_of(server, node_packages)
+    run("npx", "openapi-ts", "--input", document, "--output", "sms", "--no-log-file", folder=node_packages)
+    check_output(compile_and_run(code_block("ts", "sdk.gen", server), server, node_packages))

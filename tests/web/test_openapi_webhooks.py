@@ -1,0 +1,62 @@
+"""The webhooks of the OpenAPI document describe the requests that trackers receive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+import orjson
+import pytest
+
+from shortener.delivery.formats import FORMATS, render
+from shortener.delivery.sample_delivery import sample_facts
+from shortener.model import EVENT_NAMES
+from shortener.outbox import operations
+from shortener.web.openapi import document
+from shortener.web.routes import ENDPOINTS
+from tests.conftest import NOON
+
+DOCUMENT = document(ENDPOINTS)
+EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
+
+
+def test_there_is_a_webhook_for_every_event() -> None:
+    assert sorted(DOCUMENT["webhooks"]) == EVENTS
+
+
+def body_of(event: str) -> dict[str, Any]:
+    content: dict[str, Any] = DOCUMENT["webhooks"][event]["post"]["requestBody"]["content"]["application/json"]
+    return content
+
+
+def schema_of(format: str) -> jsonschema_rs.Draft202012Validator:
+    reference = {"$ref": f"#/components/schemas/{format.capitalize()}Event"}
+    return jsonschema_rs.Draft202012Validator({**reference, "components": DOCUMENT["components"]}, validate_formats=True)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("event", EVENTS)
+def test_every_example_of_an_event_is_valid_for_the_schema_of_its_format(event: str, format: str) -> None:
+    example = body_of(event)["examples"][format]["value"]
+    assert [error.message for error in schema_of(format).iter_errors(example)] == []
+    assert {"$ref": f"#/components/schemas/{format.capitalize()}Event"} in body_of(event)["schema"]["anyOf"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("event", EVENT_NAMES)
+def test_the_bodies_of_test_deliveries_are_valid_for_the_documented_schemas(event: str, format: str) -> None:
+    facts = sample_facts(1, NOON, event) | {"event_id": "evt_1", "topic": event}
+    body, _ = render(format, facts, attempt=3)
+    assert [error.message for error in schema_of(format).iter_errors(orjson.loads(body))] == []
+
+
+def test_the_signature_headers_of_webhooks_are_documented() -> None:
+    for event in EVENTS:
+        names = {parameter["name"] for parameter in DOCUMENT["webhooks"][event]["post"]["parameters"]}
+        assert names == {
+            "webhook-id",
+            "webhook-timestamp",
+            "webhook-signature",
+            "X-Webhook-Timestamp",
+            "X-Webhook-Signature",
+        }
