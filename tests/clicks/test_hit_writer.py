@@ -183,7 +183,7 @@ async def test_a_hit_gets_503_soon_after_the_deadline_if_reading_its_link_hangs(
         assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # half a second more for a busy machine
 
 
-async def test_a_commit_whose_result_was_lost_counts_as_recorded_and_calls_on_events(service: Service) -> None:
+async def test_hits_of_a_commit_whose_result_was_lost_count_as_recorded_and_wake_the_fan_out(service: Service) -> None:
     (code,) = await create_codes(service)
     notified: list[int] = []
     database, recorder = await unreliable_recorder(service, on_events=lambda: notified.append(1))

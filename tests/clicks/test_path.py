@@ -117,7 +117,7 @@ def test_invisible_and_incomplete_characters_are_ignored_behind_a_code(behind: s
         "/Ab3xK9Qr" + "." * 100_000 + "x",
     ],
 )
-def test_paths_of_any_other_form_have_no_code(path: str) -> None:
+def test_a_path_of_any_other_form_contains_no_code(path: str) -> None:
     assert code_of(path) is None
     assert code_of(path.encode(errors="surrogatepass")) is None
 

@@ -182,7 +182,7 @@ def test_the_currency_in_an_amount_is_used_only_if_the_currency_parameter_is_abs
         ("rejected", "pending", "negative"),
     ],
 )
-def test_the_disposition_comes_from_its_parameter_or_from_the_status_word(
+def test_the_disposition_of_a_conversion_comes_from_its_parameter_or_from_the_status_word(
     status: str | None, disposition: str | None, expected: str | None
 ) -> None:
     assert parse(message_id="m", status=status, disposition=disposition).disposition == expected

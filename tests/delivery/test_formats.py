@@ -115,7 +115,7 @@ def test_the_scg_body_contains_a_reported_reason_code_as_text() -> None:
         ("test", "test", set()),
     ],
 )
-def test_evt_tp_in_the_scg_body_is_the_kind_of_the_event(topic: str, event_type: str, names: set[str]) -> None:
+def test_the_field_evt_tp_of_the_scg_body_contains_the_kind_of_the_event(topic: str, event_type: str, names: set[str]) -> None:
     event = body("scg", CONVERSION | {"topic": topic})["event"]
     assert event["evt-tp"] == event_type
     assert names <= set(event["fld-val-list"])
@@ -194,7 +194,7 @@ def test_a_body_of_every_format_contains_the_message_id_the_external_id_and_the_
     assert all(text in raw for text in ("uFAbXDeSXGMzgK5Qoxw5g2", "x1", "seven"))
 
 
-def test_every_fact_and_every_name_of_23_telecom_is_a_json_field() -> None:
+def test_a_json_body_can_contain_every_fact_under_its_own_name_and_its_name_of_23_telecom() -> None:
     assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event", "attempt"}
     assert len(FIELDS) == len(set(FIELDS))
     assert check_fields(FIELDS) == []

@@ -64,7 +64,7 @@ async def test_a_created_tracker_is_returned_with_its_values(service: Service) -
     assert (stored.headers_set, stored.secret_set, stored.enabled, stored.created_at) == (True, True, True, NOON)
 
 
-async def test_the_settings_provide_the_limits_that_a_tracker_does_not_have(make_service: MakeService) -> None:
+async def test_a_tracker_without_limits_of_its_own_has_the_limits_of_the_settings(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, new_tracker())
     assert saved.tracker.name == "tracker.example"

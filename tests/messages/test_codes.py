@@ -37,7 +37,7 @@ def test_the_same_random_numbers_produce_the_same_codes() -> None:
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 
 
-def test_another_salt_encodes_the_same_number_as_another_code() -> None:
+def test_the_same_number_gets_another_code_with_another_salt() -> None:
     assert Codes(SALT, randbits=lambda _: 12345).mint() != Codes(SALT[::-1], randbits=lambda _: 12345).mint()
 
 

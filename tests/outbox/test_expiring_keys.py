@@ -18,7 +18,7 @@ async def events(service: Service) -> list[Any]:
     return await service.database.read(lambda connection: list(connection.execute(select(schema.events))))
 
 
-async def test_a_replaced_token_is_announced_once_within_a_day_of_its_end(service: Service, clock: Clock) -> None:
+async def test_one_event_announces_the_end_of_a_replaced_token_within_its_last_day(service: Service, clock: Clock) -> None:
     new = NewTracker(url="https://tracker.example/", events=["operations"])
     await service.trackers.create(1, new)
     _, until = await service.database.write(rotate_token, 1, clock(), timedelta(days=3))
@@ -38,7 +38,7 @@ async def test_a_replaced_token_is_announced_once_within_a_day_of_its_end(servic
     assert notices == []
 
 
-async def test_without_a_subscriber_an_expiry_is_not_stored_as_an_event(service: Service, clock: Clock) -> None:
+async def test_the_expiry_of_a_key_creates_no_event_if_no_tracker_subscribes_to_it(service: Service, clock: Clock) -> None:
     await service.database.write(rotate_token, 1, clock(), timedelta(hours=1))
     assert await service.database.write(announce, service.ids, clock()) == 0
     assert await events(service) == []

@@ -83,7 +83,7 @@ async def test_conversion_rates_are_read_from_indexes_without_reading_messages(s
     assert "(cohort_id=? AND quarter>? AND quarter<?)" in found[0]
 
 
-def test_a_conversion_rate_without_starts_is_zero() -> None:
+def test_the_conversion_rate_of_a_process_without_messages_is_zero() -> None:
     assert ProcessCounts().conversion_rate == 0
     assert ProcessCounts(3, 1).conversion_rate == 0.333333
     assert ProcessCounts.total([ProcessCounts(3, 1), ProcessCounts(2, 2)]) == ProcessCounts(5, 3)

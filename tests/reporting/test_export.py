@@ -203,7 +203,7 @@ def fill_clicked(connection: Connection) -> None:
 LINK = ("short_url", "url", "label", "destination", "clicked_url", "clicks", "conversions", "value", "currency")
 
 
-async def test_a_line_has_the_clicked_url_the_clicks_and_the_conversions_of_a_message(database: Database) -> None:
+async def test_a_line_of_the_csv_export_contains_the_clicks_and_conversions_of_a_message(database: Database) -> None:
     await database.write(fill_clicked)
     lines = {line["message_id"]: [line[name] for name in LINK] for line in await exported(database)}
     assert lines["plain"] == ["", "", "", "", "", "0", "0", "", ""]
@@ -211,7 +211,7 @@ async def test_a_line_has_the_clicked_url_the_clicks_and_the_conversions_of_a_me
     assert lines["two"] == [*one, "2", "3", "20.00", "EUR"]
 
 
-async def test_an_export_can_have_a_line_for_each_link(database: Database) -> None:
+async def test_the_csv_export_can_contain_a_line_for_each_link(database: Database) -> None:
     await database.write(fill_clicked)
     lines = [[line[name] for name in ("message_id", *LINK[2:6])] for line in await exported(database, rows="links")]
     assert sorted(lines) == [
@@ -221,7 +221,7 @@ async def test_an_export_can_have_a_line_for_each_link(database: Database) -> No
     ]
 
 
-async def test_a_byte_order_mark_is_the_beginning_of_the_file_and_occurs_once(
+async def test_the_csv_export_begins_with_a_byte_order_mark_and_contains_no_other_one(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 2)
@@ -231,6 +231,6 @@ async def test_a_byte_order_mark_is_the_beginning_of_the_file_and_occurs_once(
     assert content.count(b"\xef\xbb\xbf") == 1
 
 
-async def test_phone_numbers_are_masked_unless_they_are_to_be_revealed(database: Database) -> None:
+async def test_the_csv_export_masks_phone_numbers_unless_the_caller_may_see_them(database: Database) -> None:
     await database.write(fill_clicked)
     assert {line["to"] for line in await exported(database, reveal=False)} == {"'+14…00"}, "it begins like a formula"

@@ -73,7 +73,7 @@ def test_amounts_are_added_to_a_stored_row(changes: list[Amounts]) -> None:
     assert without_zero(unpack(loads(text))) == without_zero(dict(expected))  # type: ignore[arg-type]
 
 
-def test_only_many_buckets_become_a_histogram_and_it_is_shorter() -> None:
+def test_buckets_are_stored_as_a_histogram_only_if_there_are_many_and_the_histogram_is_shorter() -> None:
     few: Amounts = {f"ttc:{bucket}": 1 for bucket in range(MIN_PACKED_BUCKETS - 1)}
     assert loads(dumps(dict(few))) == few
     many: Amounts = {f"ttc:{bucket}": 3 for bucket in range(30, 250)}

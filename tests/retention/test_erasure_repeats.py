@@ -100,7 +100,7 @@ async def test_a_message_whose_rewrite_ran_during_the_erasure_of_its_number_is_e
     assert [row.to_address for row in await fetch_rows(service, schema.messages)] == ["", ""]
 
 
-async def test_what_was_stored_shortly_after_an_erasure_is_erased_by_its_repeats(
+async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_erasure_is_repeated(
     service: Service, story: Story, clock: Clock, repeats: ErasureRepeats
 ) -> None:
     message = await story.first_click()

@@ -303,7 +303,7 @@ async def test_lists_of_links_message_statuses_and_csv_contain_the_clicks_of_eac
     assert (await client.get("/api/v1/links.csv", params={"bom": "true"})).content == b"\xef\xbb\xbf" + csv.content
 
 
-async def test_a_change_may_use_the_extra_schemes_of_the_application(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_a_changed_destination_may_have_a_scheme_of_the_application(client: httpx.AsyncClient, clock: Clock) -> None:
     path = await link(client, expires_in=60)
     refused = await client.patch(f"/api/v1/links{path}", json={"url": "myapp://open/5", "fallback_url": "myapp://over"})
     assert (refused.status_code, [one["field"] for one in refused.json()["details"]]) == (400, ["url", "fallback_url"])
@@ -329,7 +329,7 @@ async def test_many_links_are_changed_to_a_destination_with_an_extra_scheme(clie
     assert (await client.get(path, headers=PHONE)).headers["location"].startswith("myapp://open/")
 
 
-async def test_macros_of_a_new_fallback_are_filled_in_and_unknown_ones_cause_a_warning_or_an_error(
+async def test_macros_in_a_new_fallback_url_are_replaced_and_unknown_macros_cause_a_warning_or_an_error(
     client: httpx.AsyncClient, clock: Clock
 ) -> None:
     path = await link(client, expires_in=60, message_id="m-1", campaign="spring sale")

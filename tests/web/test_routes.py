@@ -65,7 +65,7 @@ async def test_a_request_runs_the_endpoint_of_its_path_and_method(
 
 
 @pytest.mark.parametrize("path", ["/items", "/items/a"])
-async def test_head_runs_the_endpoint_of_get(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_head_request_runs_the_endpoint_of_the_get_request(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.head(path)).status_code == 200
 
 

@@ -83,7 +83,7 @@ async def test_statistics_without_data_are_zero(client: httpx.AsyncClient) -> No
     assert (await ask(client, "/by-country"))["countries"] == []
 
 
-async def test_daily_statistics_use_the_callers_time_zone(
+async def test_daily_statistics_use_the_time_zone_of_the_request(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)

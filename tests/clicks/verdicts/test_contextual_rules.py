@@ -50,7 +50,7 @@ def test_no_hit_is_suspected_if_the_application_sets_no_contextual_rule(context:
     assert classify_by_context(settings_with(), context) is None
 
 
-def test_unknown_values_match_no_contextual_rule() -> None:
+def test_a_hit_whose_times_and_address_are_unknown_matches_no_contextual_rule() -> None:
     assert classify_by_context(EVERYTHING, HitContext(NOON)) is None
 
 
@@ -139,7 +139,7 @@ def test_recent_addresses_drop_the_oldest_pairs_above_their_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 40)), max_size=60))
-def test_recent_addresses_give_the_same_counts_as_a_plain_list(hits: list[tuple[str, int, int]]) -> None:
+def test_the_counts_of_recent_addresses_equal_those_of_a_simple_list(hits: list[tuple[str, int, int]]) -> None:
     recent = RecentAddresses()
     at, seen = NOON, list[tuple[str, int, datetime]]()
     for address, recipient, pause in hits:

@@ -115,7 +115,7 @@ async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click_with_
     await assert_counts_match(service)
 
 
-async def test_without_retract_clicks_sent_clicks_keep_their_verdict_and_other_hits_change(service: Service, clock: Clock) -> None:
+async def test_a_click_whose_event_was_sent_keeps_its_verdict_without_retract_clicks(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     first = await record_click(service, code, SCANNER)
     await record_click(service, code, SCANNER)
@@ -134,7 +134,7 @@ async def test_without_retract_clicks_sent_clicks_keep_their_verdict_and_other_h
     await assert_counts_match(service)
 
 
-async def test_a_sent_click_is_retracted_after_retract_clicks_is_switched_on(service: Service, clock: Clock) -> None:
+async def test_a_click_whose_event_was_sent_is_retracted_with_the_setting_retract_clicks(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)
     assert (await run_reclassifier(service)).corrections.kept == 1
@@ -204,7 +204,7 @@ async def test_a_retraction_does_not_change_the_first_click_of_the_message_on_an
     assert (current.state, current.click_hit_id, current.clicked_links) == (State.CLICKTHRU, person, 0b01)
 
 
-async def test_each_click_on_a_link_that_sends_every_click_is_retracted(retracting: Service, clock: Clock) -> None:
+async def test_each_click_is_retracted_on_a_link_that_creates_an_event_for_every_click(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service, '#trackurl("https://x.example/1","offer")')
     machines = [await record_click(service, code, SCANNER) for _ in range(2)]
