@@ -171,7 +171,7 @@ def test_published_libraries_verify_signatures_of_a_base64_secret_without_prefix
 
 
 @pytest.mark.parametrize("text", ["My-S3cr3t-pass!", base64.b64encode(b"x" * 23).decode(), base64.b64encode(b"x" * 65).decode()])
-def test_a_secret_that_published_libraries_cannot_use_unchanged_has_one_key_and_a_warning(text: str) -> None:
+def test_a_secret_that_published_libraries_do_not_accept_is_its_own_key_and_causes_a_warning(text: str) -> None:
     assert parse_secret(text).keys == (text.encode(),)
     assert "Standard Webhooks" in (secret_warning(text) or "")
 

@@ -34,7 +34,7 @@ _PARTICLES = re.compile(
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
 _SENTENCE = re.compile(r"[.!]+(?=([A-Z][a-z]*)\s)")
-# Match a word after a semicolon, and a dash after a plain word or number. Both are rare in a path without a query.
+# Text that rarely belongs to a URL without a query: a word after a semicolon (/sale;see), and a dash at the end (/sale-).
 _WORD_AFTER_SEMICOLON = re.compile(r";[A-Za-z]{2,}\Z")
 _DASH = re.compile(r"/(?:[a-z]+(?:-[a-z0-9]+)*|[0-9]+)(-+)\Z")
 _EXTENSIONS = frozenset(

@@ -9,42 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
 
 from shortener.storage import checkpoint
-from shortener.storage.sqlite import SqliteDatabase
+from tests.storage.sqlite_load import add, commit_until, serving
 
 MIN_ROW_BYTES = 100
-
-
-@contextlib.asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
-    """A new SQLite database with one table, opened as by a process that serves."""
-    database = SqliteDatabase(path, owner=True)
-    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT)"))
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-def add(connection: Connection, rows: int) -> None:
-    connection.exec_driver_sql(
-        "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c WHERE n < ?) "
-        "INSERT INTO t (v) SELECT hex(randomblob(50)) FROM c",
-        (rows,),
-    )
-
-
-async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], rows: int = 1) -> None:
-    """Commit one transaction after the other, as under load, until `is_done` returns True."""
-    async with asyncio.timeout(20):
-        while not is_done():
-            await database.write(add, rows)
 
 
 async def test_checkpoints_copy_committed_rows_into_the_sqlite_file_while_commits_continue(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from shortener.errors import StoreUnavailable
 from shortener.storage import checkpoint
 from shortener.storage import sqlite as module
 from shortener.storage.sqlite import SqliteDatabase
-from tests.storage.test_checkpoint import add, commit_until, serving
+from tests.storage.sqlite_load import add, commit_until, serving
 
 
 def count_for_ever(connection: Connection) -> None:

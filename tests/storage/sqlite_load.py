@@ -1,0 +1,39 @@
+"""Helpers for tests of a SQLite database under load: a database with one table, and functions that write to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from shortener.storage.sqlite import SqliteDatabase
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
+    """A new SQLite database with one table, opened as by a process that serves."""
+    database = SqliteDatabase(path, owner=True)
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT)"))
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def add(connection: Connection, rows: int) -> None:
+    """Insert rows of at least 100 bytes."""
+    connection.exec_driver_sql(
+        "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c WHERE n < ?) "
+        "INSERT INTO t (v) SELECT hex(randomblob(50)) FROM c",
+        (rows,),
+    )
+
+
+async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], rows: int = 1) -> None:
+    """Commit one transaction after the other, as under load, until `is_done` returns True."""
+    async with asyncio.timeout(20):
+        while not is_done():
+            await database.write(add, rows)
