@@ -25,9 +25,12 @@ from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.conversions.service import encode_conversion_id
 from shortener.conversions.status_words import WORDS, classify
 from shortener.ids import encode, first_id_at
+from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import escape_formula
+from shortener.reporting.hits import find_link_sets
 from shortener.reporting.messages import serialize_decimal
 from shortener.reporting.queries import AnyRow
+from shortener.reporting.rollups import Basis
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, conversions, messages, refused_conversions
 from shortener.storage.types import to_iso, to_ms
@@ -43,6 +46,8 @@ _MAX_ID = (1 << 63) - 1
 class ConversionFilter:
     """Conditions of a list of conversions. `since` is included, `until` is not. `campaign` "" selects messages without one.
 
+    With `is_figure`, the list contains exactly the conversions that the figure `conversions` of the statistics counts. The period
+    then covers complete time slots, and `basis` decides whether it refers to the time of the conversion or of its message.
     `disposition`: positive, negative, pending (no disposition, but a status that means pending) or none (no disposition)."""
 
     application_id: int
@@ -55,6 +60,17 @@ class ConversionFilter:
     message_id: str | None = None
     transaction_id: str | None = None
     with_warnings: bool = False
+    is_figure: bool = False
+    basis: Basis = Basis.EVENT
+    source: str | None = None
+    country: str | None = None
+    destination: str | None = None
+    label: str | None = None
+
+    @property
+    def period(self) -> tuple[datetime | None, datetime | None]:
+        """The start and the end of the period."""
+        return slot_edges(self.since, self.until) if self.is_figure else (self.since, self.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +95,9 @@ def list_conversions(connection: Connection, filters: ConversionFilter, limit: i
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
     # No conversion is received more than MAX_AHEAD before its reported time, so older row ids cannot match.
-    if filters.since is not None:
-        conditions.append(c.id >= first_id_at(to_ms(filters.since - MAX_AHEAD)))
+    begin, _ = filters.period
+    if begin is not None:
+        conditions.append(c.id >= first_id_at(to_ms(begin - MAX_AHEAD)))
     if filters.message_id is not None:
         own = messages.c.application_id == filters.application_id, messages.c.message_id == filters.message_id
         conditions.append(c.message_id == select(messages.c.id).where(*own).scalar_subquery())
@@ -88,7 +105,7 @@ def list_conversions(connection: Connection, filters: ConversionFilter, limit: i
     floor: int | None = connection.scalar(scanned)
     if floor is not None:
         conditions.append(c.id >= floor)
-    rows = connection.execute(_newest([*conditions, *_filter_conditions(filters)], limit + 1)).all()
+    rows = connection.execute(_newest([*conditions, *_filter_conditions(connection, filters)], limit + 1)).all()
     following = floor
     if len(rows) > limit:
         rows, following = rows[:limit], rows[limit - 1].id
@@ -104,15 +121,25 @@ def _newest(conditions: Sequence[ColumnElement[bool]], limit: int) -> Select[Any
     return joined.where(*conditions).order_by(c.id.desc()).limit(limit)
 
 
-def _filter_conditions(filters: ConversionFilter) -> list[ColumnElement[bool]]:
+def _filter_conditions(connection: Connection, filters: ConversionFilter) -> list[ColumnElement[bool]]:
     c = conversions.c
     found: list[ColumnElement[bool]] = []
-    if filters.since is not None:
-        found.append(c.at >= filters.since)
-    if filters.until is not None:
-        found.append(c.at < filters.until)
-    if filters.campaign is not None:
-        found.append(cohorts.c.campaign == filters.campaign)
+    begin, end = filters.period
+    if filters.is_figure and filters.basis is Basis.SENT:  # The row id of a message contains the time of its creation.
+        found += [] if begin is None else [c.message_id + 0 >= first_id_at(to_ms(begin))]
+        found += [] if end is None else [c.message_id + 0 < first_id_at(to_ms(end))]
+    else:
+        found += [] if begin is None else [c.at >= begin]
+        found += [] if end is None else [c.at < end]
+    for column, value in (
+        (cohorts.c.campaign, filters.campaign),
+        (cohorts.c.source, filters.source),
+        (cohorts.c.country, filters.country),
+    ):
+        if value is not None:
+            found.append(column == value)
+    if filters.destination is not None or filters.label is not None:
+        found.append(messages.c.link_set_id.in_(find_link_sets(connection, filters)))
     if filters.action is not None:
         found.append(c.action.in_({filters.action, filters.action.casefold()}))
     if filters.transaction_id is not None:

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text,
 from shortener.accounts.directory import Directory
 from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
 from shortener.model import HitFlag, Verdict
+from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import BYTE_ORDER_MARK, escape_formula, format_csv
 from shortener.reporting.messages import MessageFilter, choose_indexes, id_limits, select_ids
 from shortener.reporting.queries import AnyRow
@@ -63,6 +64,8 @@ class LinkFilter:
     until: datetime | None = None
     enabled: bool | None = None
     expired: bool | None = None
+    source: str | None = None
+    is_figure: bool = False
 
     def of_links(self) -> list[ColumnElement[bool]]:
         """Return the SQL conditions on columns of links."""
@@ -104,14 +107,15 @@ class LinkPage:
 
 def list_links(connection: Connection, filters: LinkFilter, limit: int, after: LinkPosition | None = None) -> LinkPage:
     """Return the links of the newest messages, or the links after a position."""
-    of_messages = MessageFilter(filters.application_id, campaign=filters.campaign, since=filters.since, until=filters.until)
+    since, until = slot_edges(filters.since, filters.until) if filters.is_figure else (filters.since, filters.until)
+    of_messages = MessageFilter(filters.application_id, campaign=filters.campaign, source=filters.source, since=since, until=until)
     index_ranges, unindexed = choose_indexes(connection, of_messages)
     low, high = id_limits(of_messages, None if after is None else after.message + 1)
     conditions = [*unindexed, *filters.of_links()]
-    if filters.since is not None:
-        conditions.append(messages.c.created_at >= filters.since)
-    if filters.until is not None:
-        conditions.append(messages.c.created_at < filters.until)
+    if since is not None:
+        conditions.append(messages.c.created_at >= since)
+    if until is not None:
+        conditions.append(messages.c.created_at < until)
     rows: list[AnyRow] = []
     scanned = 0
     reached: LinkPosition | None = after

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ErrorCode
@@ -20,12 +20,13 @@ from shortener.reporting.conversions import (
     serialize_listed,
     serialize_refused,
 )
+from shortener.reporting.rollups import Basis
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.messages import ConversionStatus
+from shortener.web.messages import ConversionStatus, Source
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period
+from shortener.web.period import Period, time_zone
 
 _TAG = "Conversions"
 _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")
@@ -50,7 +51,29 @@ class ConversionsCsvQuery(Period):
         None, max_length=255, description="Only conversions with this transaction id, compared without case."
     )
     warnings: bool = Field(False, description="true: only conversions with a value, currency or time that could not be parsed.")
+    metric: Literal["conversions"] | None = Field(
+        None,
+        description="Only the conversions that this figure of the statistics counts: the period covers complete time slots of 15 "
+        "minutes, and `basis` applies.",
+    )
+    basis: Literal["event", "sent"] = Field(
+        "event",
+        description="With `metric`: count by the time of the conversion (default), or by the time when its message was created.",
+    )
+    source: Source = Field("all", description="Only conversions of messages of this traffic source. Default: all.")
+    country: Text | None = Field(None, max_length=2, description="Country of the recipient's phone number, as ISO 3166 code.")
+    destination: Text | None = Field(
+        None, max_length=300, description="Host and path of a destination of the message, as in /api/v1/sms/stats/by-destination."
+    )
+    label: Text | None = Field(None, max_length=300, description="Only conversions of messages with a link with this label.")
+    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone, for example Europe/Berlin.")
     bom: bool = _BOM
+
+    @field_validator("tz")
+    @classmethod
+    def _check_time_zone(cls, value: str) -> str:
+        time_zone(value)
+        return value
 
 
 class ConversionsQuery(ConversionsCsvQuery):
@@ -179,11 +202,17 @@ def _period(query: Period) -> tuple[datetime | None, datetime | None]:
 
 
 def _filter(application_id: int, query: ConversionsCsvQuery) -> ConversionFilter:
-    since, until = _period(query)
+    zone = time_zone(query.tz)
     return ConversionFilter(
         application_id,
-        since=since,
-        until=until,
+        since=None if query.since is None else start_of(query.since, zone),
+        until=None if query.until is None else end_of(query.until, zone),
+        is_figure=query.metric is not None,
+        basis=Basis[query.basis.upper()],
+        source=None if query.source == "all" else query.source,
+        country=query.country,
+        destination=query.destination,
+        label=query.label,
         campaign=query.campaign,
         action=query.action,
         status=query.status,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from starlette.responses import Response, StreamingResponse
 
 from shortener.accounts.directory import base_url_of
@@ -34,8 +34,9 @@ from shortener.times import end_of, start_of
 from shortener.urls import UrlError, host_of, parse_destination
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
+from shortener.web.messages import Source
 from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period
+from shortener.web.period import Period, time_zone
 
 _TAG = "Links"
 COUNT_SECONDS = 1.0  # time that a request may spend to count the links of an update
@@ -107,6 +108,22 @@ class LinksExportQuery(Period):
     domain: Text | None = Field(None, max_length=255, description="Only short links on this host.")
     enabled: bool | None = Field(None, description="true: only enabled links. false: only disabled links.")
     expired: bool | None = Field(None, description="true: only expired links. false: only links that have not expired.")
+    source: Source = Field("all", description="Only links of messages of this traffic source. Default: all.")
+    metric: Literal["links"] | None = Field(
+        None,
+        description="Only the links that this figure of the statistics counts: the period covers complete time slots of 15 "
+        "minutes.",
+    )
+    basis: Literal["event", "sent"] = Field(
+        "event", description="Accepted as in the statistics. A link counts when its message was created, with either value."
+    )
+    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone, for example Europe/Berlin.")
+
+    @field_validator("tz")
+    @classmethod
+    def _check_time_zone(cls, value: str) -> str:
+        time_zone(value)
+        return value
 
 
 class LinksCsvQuery(LinksExportQuery):
@@ -329,8 +346,10 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         url=_stored_url(query.url),
         label=query.label,
         domain_id=domain_id,
-        since=None if query.since is None else start_of(query.since),
-        until=None if query.until is None else end_of(query.until),
+        since=None if query.since is None else start_of(query.since, time_zone(query.tz)),
+        until=None if query.until is None else end_of(query.until, time_zone(query.tz)),
+        source=None if query.source == "all" else query.source,
+        is_figure=query.metric is not None,
         enabled=query.enabled,
         expired=query.expired,
     )

@@ -49,6 +49,7 @@ async def history(client: httpx.AsyncClient, service: Service, credentials: Cred
     await client.get(f"/{codes[1][0]}", headers={"User-Agent": "curl/8"})
     await client.head(f"/{codes[4][0]}")
     await convert(service, credentials, message_id="m0", action="sale", value="0.10", currency="EUR")
+    await convert(service, credentials, message_id="m4", action="sale", timestamp=(clock() - timedelta(hours=20)).isoformat())
     await service.fanout.flush()
     return client
 
@@ -101,7 +102,15 @@ async def test_the_number_of_listed_rows_equals_each_figure_of_the_statistics(
                 rows = await all_rows(history, "/api/v1/sms/messages", "messages", metric=of_messages, **query)
                 assert len(rows) == figures[of_messages], (of_messages, query)
                 seen |= {of_messages} if rows else set()
-    assert seen == set(HIT_METRICS) | set(MESSAGE_METRICS), "every figure has rows"
+            rows = await all_rows(history, "/api/v1/conversions", "conversions", metric="conversions", **query)
+            assert len(rows) == figures["conversions"], query
+            assert len(await csv_rows(history, "/api/v1/conversions.csv", metric="conversions", **query)) == figures["conversions"]
+            seen |= {"conversions"} if rows else set()
+            rows = await all_rows(history, "/api/v1/links", "links", metric="links", **query)
+            assert len(rows) == figures["links"], query
+            assert len(await csv_rows(history, "/api/v1/links.csv", metric="links", **query)) == figures["links"]
+            seen |= {"links"} if rows else set()
+    assert seen == {*HIT_METRICS, *MESSAGE_METRICS, "conversions", "links"}, "every figure has rows"
 
 
 async def test_the_lists_filtered_by_destination_label_and_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
@@ -119,6 +128,9 @@ async def test_the_lists_filtered_by_destination_label_and_country_agree_with_th
                     query = {parameter: group[parameter], "metric": metric, "basis": basis}
                     rows = await all_rows(history, "/api/v1/clicks", "clicks", **query)
                     assert len(rows) == group[metric], query
+                query = {parameter: group[parameter], "metric": "conversions", "basis": basis}
+                rows = await all_rows(history, "/api/v1/conversions", "conversions", **query)
+                assert len(rows) == group["conversions"], query
 
 
 async def test_a_listed_hit_contains_its_verdict_rule_device_and_message(history: httpx.AsyncClient) -> None:
