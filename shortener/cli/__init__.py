@@ -43,7 +43,7 @@ COMMANDS = {
     "listen": ("listen", "Run a local receiver that prints and verifies the requests that it receives."),
     "migrate": ("maintenance", "Upgrade the database schema to this version."),
     "copy": ("maintenance", "Copy an installation to another database."),
-    "doctor": ("maintenance", "Check the installation and report problems."),
+    "doctor": ("doctor", "Check what the service needs and what fails in practice, with remedies."),
 }
 
 

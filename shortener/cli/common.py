@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from decimal import Decimal
 from http import HTTPStatus
@@ -83,7 +84,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         from shortener.storage.migrate import SchemaMismatch
 
         try:
-            with asyncio.Runner(loop_factory=_new_fast_loop if command.__name__ in _SERVERS else None) as runner:
+            with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if command.__name__ in _SERVERS else None) as runner:
                 return runner.run(command(*args, **kwargs))
         except ApiError as error:
             lines = [f"{error.code.name}: {error.description}"]
@@ -96,6 +97,24 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise click.ClickException(str(error)) from None
 
     return run
+
+
+@contextmanager
+def _logs_on_stderr() -> Iterator[None]:
+    """Write log lines of level error to stderr, so that stdout has only the result. A server configures its log itself."""
+    import structlog
+
+    if structlog.is_configured():
+        yield
+        return
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
 
 
 @asynccontextmanager

@@ -1,12 +1,9 @@
-"""The commands `shortener migrate`, `copy` and `doctor`: upgrade the schema, copy a database, and check an installation."""
+"""The commands `shortener migrate` and `copy`: upgrade the schema, and copy a database."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from functools import partial
-from typing import Any
 
 import click
 
@@ -123,76 +120,3 @@ async def copy(source: str, target: str, as_json: bool) -> None:
         click.echo(err=True)
     summary = f"{sum(rows.values()):,} rows copied and compared. Serve them with the same SECRET."
     print_result(rows, as_json, lambda: click.echo(summary))
-
-
-@click.command()
-@json_option
-@async_command
-async def doctor(as_json: bool) -> None:
-    """Check the settings, the secret and the database, and report problems. The exit code is 1 if there is an error."""
-    from shortener.errors import StoreUnavailable
-    from shortener.secret import SecretError, open_secret, secret_file
-    from shortener.storage.installation import require_installation
-    from shortener.storage.integrity import DatabaseLost, find_damage, require_database
-    from shortener.storage.migrate import SchemaMismatch, check, current_version
-    from shortener.storage.open import open_database, sqlite_path
-
-    settings = load_settings()
-    database_file = sqlite_path(settings.store_url)
-    if database_file is not None and not database_file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)
-    findings: list[dict[str, Any]] = []
-
-    def report(name: str, level: str, text: str) -> None:
-        findings.append({"check": name, "level": level, "text": text})
-
-    try:
-        require_database(sqlite_path(settings.store_url), settings.data_dir)
-        open_secret(settings.secret, settings.data_dir)
-        mode = (settings.data_dir / "secret").stat().st_mode & 0o777 if not settings.secret else 0o600
-        if mode & 0o077:
-            report("secret", "warning", f"{settings.data_dir / 'secret'} has mode {mode:o}; run chmod 600 on it")
-        else:
-            report("secret", "ok", "exists, and only its owner can read it")
-    except (SecretError, DatabaseLost) as error:
-        report("secret", "error", str(error))
-    try:
-        version = await current_version(settings.store_url)
-        check(version)
-        report("schema", "ok", f"at {version}")
-        database = await open_database(settings.store_url, owner=False)
-        try:
-            damage = await database.read(partial(find_damage, thorough=False))
-        finally:
-            await database.close()
-        if damage:
-            report("integrity", "error", f"the database is damaged, restore a backup: {'; '.join(damage)}")
-        else:
-            report("integrity", "ok", "PostgreSQL checks its own files" if settings.is_postgresql else "no damaged page found")
-    except StoreUnavailable as error:
-        report("store", "error", f"unavailable: {error}")
-    except SchemaMismatch as error:
-        report("schema", "error", str(error))
-    if not settings.is_postgresql and sqlite3.sqlite_version_info < (3, 51, 3):
-        report(
-            "sqlite",
-            "warning",
-            f"SQLite {sqlite3.sqlite_version}: versions before 3.51.3 can corrupt a WAL when two connections checkpoint at once. "
-            "This service checkpoints from one connection only. Do not open the file with another program that writes.",
-        )
-    if settings.base_url.startswith("http://") and not settings.base_url.startswith(("http://127.", "http://localhost")):
-        report(
-            "base_url",
-            "warning",
-            "short links begin with http://: phones show a warning, and each click needs another redirect; use https://",
-        )
-    if settings.allow_private_targets:
-        report("allow_private_targets", "warning", "trackers can reach private addresses; use this for development only")
-
-    def print_text() -> None:
-        for finding in findings:
-            click.echo(f"{finding['level']:8}{finding['check']:24}{finding['text']}")
-
-    print_result(findings, as_json, print_text)
-    if any(finding["level"] == "error" for finding in findings):
-        raise click.exceptions.Exit(1)

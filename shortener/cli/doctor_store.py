@@ -1,0 +1,223 @@
+"""The checks of `shortener doctor` that read the database and Redis."""
+
+# Tested by tests/cli/test_doctor.py
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, func, select, text
+
+from shortener.cli.doctor import Finding
+from shortener.storage import schema
+
+if TYPE_CHECKING:
+    from shortener.settings import Settings
+
+MAX_CLOCK_SECONDS = 1.0
+MAX_QUEUE_SECONDS = 300.0
+MAX_PURGE_LAG = timedelta(days=2)
+RECENT = timedelta(days=1)
+MIN_DAYS_OF_DATA = 1.0  # With less data, its growth cannot be estimated.
+
+
+async def check_database(settings: Settings) -> list[Finding]:
+    """Check the database: that it exists and answers, its schema, secret, pages, clock, queues and growth."""
+    from shortener.errors import StoreUnavailable
+    from shortener.secret import SecretError, open_secret
+    from shortener.storage.copy import is_unfinished
+    from shortener.storage.installation import FINGERPRINT, NoInstallation, get, place_of, require_installation
+    from shortener.storage.integrity import DatabaseLost, find_damage, require_database
+    from shortener.storage.migrate import SchemaMismatch
+    from shortener.storage.migrations import HEAD
+    from shortener.storage.open import open_database, sqlite_path
+
+    try:
+        require_database(sqlite_path(settings.store_url), settings.data_dir)
+        await require_installation(settings)
+    except StoreUnavailable as error:
+        return [Finding("database", "error", f"unavailable: {error}", "start the database, and check DATABASE_URL")]
+    except (DatabaseLost, NoInstallation) as error:
+        return [Finding("database", "error", str(error), "restore a backup: `shortener restore FILE`")]
+    except SchemaMismatch as error:
+        return [Finding("schema", "error", str(error), "run `shortener migrate`, or install the newer version")]
+    found = [Finding("schema", "ok", f"at {HEAD}")]
+    database = await open_database(settings.store_url, owner=False)
+    try:
+        names = await database.read(
+            lambda c: list(c.scalars(select(schema.applications.c.name).order_by(schema.applications.c.id)))
+        )
+        found.append(Finding("installation", "ok", f"{len(names)} applications in {place_of(settings)}"))
+        if await database.read(is_unfinished):
+            found.append(Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again"))
+        stored = await database.read(get, FINGERPRINT)
+        try:
+            if stored is None and not settings.secret.get_secret_value() and not (settings.data_dir / "secret").exists():
+                found.append(Finding("secret", "ok", "none yet; the first start creates it"))
+            elif stored not in (None, open_secret(settings.secret, settings.data_dir).fingerprint):
+                text = "the secret is not the secret of this database"
+                found.append(Finding("secret", "error", text, "set SHORTENER_SECRET to it, or run `shortener secret adopt`"))
+            else:
+                found.append(Finding("secret", "ok", "exists, and belongs to this database"))
+        except SecretError as error:
+            found.append(Finding("secret", "error", str(error), "restore the file, or run `shortener secret adopt`"))
+        if damage := await database.read(partial(find_damage, thorough=False)):
+            found.append(Finding("integrity", "error", f"the database is damaged: {'; '.join(damage)}", "restore a backup"))
+        else:
+            good = "PostgreSQL checks its own files" if settings.is_postgresql else "no damaged page found"
+            found.append(Finding("integrity", "ok", good))
+        found += await database.read(lambda c: [*_check_rows(c, settings)])
+    except StoreUnavailable as error:
+        found.append(Finding("database", "error", f"unavailable: {error}", "check the database and its log"))
+    finally:
+        await database.close()
+    return found
+
+
+def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:
+    """Check what the tables show: the clock, the processes, the queues, the trackers and the growth of the data."""
+    from shortener.model import utcnow
+    from shortener.reporting.queues import read_queue_state
+
+    now = utcnow()
+    yield _check_clock(connection, now)
+    processes = _count_processes(connection, settings, now)
+    yield Finding("processes", "ok", f"{processes} processes serve or deliver" if processes else "no process serves now")
+    if settings.is_postgresql:
+        yield _check_connections(connection, settings, max(processes, 1))
+    state = read_queue_state(connection, settings, now)
+    oldest = max(state.oldest_event_seconds, state.oldest_due_seconds)
+    text = f"{state.events_pending} events and {state.deliveries_due} deliveries wait, the oldest for {oldest:.0f} s"
+    if oldest <= MAX_QUEUE_SECONDS:
+        yield Finding("queues", "ok", text)
+    elif not processes:
+        yield Finding("queues", "warning", text, "start `shortener serve`: no process delivers")
+    else:
+        yield Finding("queues", "warning", text, "look for job_failed in the log, and start more `shortener deliver` processes")
+    if state.hits_dead_letter:
+        text = f"the database rejected {state.hits_dead_letter} hits, which are in the table hits_dead_letter"
+        yield Finding("dead_letters", "warning", text, "look for hit_not_recordable in the log, and report it as a bug")
+    dead = connection.execute(
+        select(func.count()).where(schema.deliveries.c.status == 2, schema.deliveries.c.finished_at > now - RECENT)
+    ).scalar_one()
+    if dead:
+        text = f"{dead} deliveries became dead in the last 24 hours"
+        yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
+    for row in connection.execute(
+        select(schema.trackers.c.id, schema.trackers.c.name, schema.trackers.c.disabled_reason).where(
+            schema.trackers.c.enabled.is_(False), schema.trackers.c.disabled_reason.is_not(None)
+        )
+    ):
+        text = f"tracker {row.id} ({row.name}) is disabled: {row.disabled_reason}"
+        yield Finding("trackers", "warning", text, f"correct the receiver, then `shortener trackers update {row.id} --enable`")
+    if state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
+        text = f"the oldest row is stored {state.purge_lag_seconds / 86400:.0f} days beyond its retention"
+        yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
+    yield from _check_growth(connection, settings, state.database_bytes, now)
+
+
+def _check_clock(connection: Connection, now: datetime) -> Finding:
+    """Compare the clock with the clock of PostgreSQL, or with the newest row of SQLite."""
+    from shortener.storage.types import to_ms
+
+    if connection.dialect.name == "postgresql":
+        theirs = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")).scalar_one()
+        seconds = abs(int(theirs) - to_ms(now)) / 1000
+        if seconds > MAX_CLOCK_SECONDS:
+            said = f"the clocks of this machine and of the database differ by {seconds:.1f} s"
+            return Finding("clock", "warning", said, "start a time service (chrony or systemd-timesyncd) on both machines")
+        return Finding("clock", "ok", "agrees with the clock of the database")
+    newest = connection.execute(select(schema.messages.c.created_at).order_by(schema.messages.c.id.desc()).limit(1)).scalar()
+    if newest is not None and (newest - now).total_seconds() > MAX_CLOCK_SECONDS:
+        said = f"the newest message is of {newest:%Y-%m-%d %H:%M}, which is in the future"
+        return Finding("clock", "warning", said, "set the clock of this machine; a time service keeps it right")
+    return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _count_processes(connection: Connection, settings: Settings, now: datetime) -> int:
+    """Return the number of processes that serve or deliver: with PostgreSQL those with a lease, with SQLite at most 1."""
+    from shortener.storage.open import sqlite_path
+    from shortener.storage.types import to_ms
+
+    file = sqlite_path(settings.store_url)
+    if file is None:
+        leases = schema.node_leases.c
+        counted: int = connection.execute(select(func.count()).where(leases.until_ms > to_ms(now))).scalar_one()
+        return counted
+    lock = file.with_name(file.name + ".lock")
+    if not lock.exists():
+        return 0
+    with lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 1
+    return 0
+
+
+def _check_connections(connection: Connection, settings: Settings, processes: int) -> Finding:
+    allowed = int(connection.execute(text("SHOW max_connections")).scalar_one())
+    needed = processes * (2 * settings.database_pool + 1)
+    said = f"{processes} processes may open {needed} connections, and the database allows {allowed}"
+    if needed > allowed:
+        return Finding("connections", "warning", said, "raise max_connections, lower DATABASE_POOL, or use PgBouncer")
+    return Finding("connections", "ok", said)
+
+
+def _check_growth(connection: Connection, settings: Settings, size: int, now: datetime) -> Iterator[Finding]:
+    """Estimate the size of the database when its oldest rows reach their retention, and compare it with the free disk."""
+    import shutil
+
+    from shortener.storage.open import sqlite_path
+
+    file = sqlite_path(settings.store_url)
+    oldest = connection.execute(select(schema.messages.c.created_at).order_by(schema.messages.c.id).limit(1)).scalar()
+    if file is None or oldest is None:
+        return
+    days = (now - oldest).total_seconds() / 86400
+    if days < MIN_DAYS_OF_DATA or days >= settings.message_retention_days:
+        return
+    expected = size / days * settings.message_retention_days
+    free = shutil.disk_usage(file.parent).free
+    said = f"{size / days / 1e6:.1f} MB a day; {expected / 1e9:.1f} GB after {settings.message_retention_days} days of retention"
+    if expected - size > free:
+        yield Finding(
+            "growth", "warning", said + f", but {free / 1e9:.1f} GB are free", "add disk, or lower MESSAGE_RETENTION_DAYS"
+        )
+    else:
+        yield Finding("growth", "ok", said)
+
+
+async def check_redis(settings: Settings) -> list[Finding]:
+    """Check that Redis answers, keeps hits across its restart, and does not evict them. Without REDIS_URL, check nothing."""
+    if not settings.redis_url:
+        return []
+    from shortener.redis.client import RedisUnavailable, open_redis
+
+    server = open_redis(settings.redis_url, timeout=max(settings.redis_timeout, 1.0), connections=2)
+    facts: dict[str, Any] = {}
+
+    async def read(client: Any) -> None:
+        facts.update(await client.info("persistence"))
+        facts.update(await client.info("memory"))
+
+    try:
+        await server.run(read, force=True)
+    except RedisUnavailable as error:
+        remedy = "start Redis, and check REDIS_URL; until then redirects depend on the database alone"
+        return [Finding("redis", "warning", f"does not respond: {error}", remedy)]
+    finally:
+        await server.close()
+    found = []
+    if not facts.get("aof_enabled"):
+        remedy = "set appendonly yes, as in config/redis.conf"
+        found.append(Finding("redis", "warning", "has no append-only file, so its restart loses hits of an outage", remedy))
+    policy = str(facts.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys"):
+        remedy = "set maxmemory-policy volatile-ttl, as in config/redis.conf"
+        found.append(Finding("redis", "warning", f"evicts hits when its memory is full ({policy})", remedy))
+    return found or [Finding("redis", "ok", "responds, and keeps hits on disk")]

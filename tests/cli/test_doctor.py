@@ -1,0 +1,171 @@
+"""`shortener doctor`: each check with its remedy, and agreement with the start of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, insert
+
+from shortener.cli import doctor
+from shortener.clicks.networks import NetworkFileError
+from shortener.container import open_service
+from shortener.errors import StoreUnavailable
+from shortener.model import utcnow
+from shortener.secret import SecretError
+from shortener.settings import Settings, load
+from shortener.storage import schema
+from shortener.storage.integrity import DatabaseLost
+from shortener.storage.migrate import SchemaMismatch
+from tests.acceptance.process import Server
+from tests.cli.shell import InProcessShell, Shell, create_installation
+from tests.servers import Proxy, RedisProcess, free_port, tls_context
+
+SECRET = "0123456789abcdefghijklmnopqrstuv"
+
+
+@pytest.fixture
+def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
+    """Commands on an installation with one application."""
+    create_installation(tmp_path / "data", sqlite_template)
+    shell = InProcessShell(tmp_path / "data", SHORTENER_ALLOW_PRIVATE_TARGETS="false")
+    shell("applications", "create", "Brand")
+    (tmp_path / "data" / "shortener.db").chmod(0o600)
+    return shell
+
+
+def check(shell: InProcessShell | Shell, code: int = 0) -> dict[str, dict[str, str]]:
+    """Run the doctor. Return its findings by name of the check; the worst one if there are several."""
+    found: dict[str, dict[str, str]] = {}
+    for one in shell.json("doctor", code=code):
+        assert (one["level"] == "ok") is (one["remedy"] == ""), "each line that is not ok has a remedy"
+        if one["check"] not in found or one["level"] != "ok":
+            found[one["check"]] = one
+    return found
+
+
+def test_a_good_installation_has_no_error_and_no_warning_but_those_of_development(shell: InProcessShell) -> None:
+    found = check(shell)
+    assert {name for name, one in found.items() if one["level"] != "ok"} <= {"base_url", "sqlite", "disk"}
+    assert str(shell.folder) in found["installation"]["text"]
+    assert "1 applications" in found["installation"]["text"]
+    assert "0 errors" in shell("doctor").stdout
+
+
+def query(shell: InProcessShell, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection, connection:
+        connection.execute(statement)
+
+
+FAULTS: dict[str, tuple[dict[str, str], Callable[[InProcessShell], Any], str]] = {
+    "nothing": ({}, lambda shell: None, ""),
+    "another secret": ({"SECRET": SECRET}, lambda shell: None, "secret"),
+    "no secret": ({}, lambda shell: (shell.folder / "secret").unlink(), "secret"),
+    "a weak secret": ({}, lambda shell: (shell.folder / "secret").write_text("changeme"), "secret"),
+    "no database": ({}, lambda shell: (shell.folder / "shortener.db").unlink(), "database"),
+    "an old schema": ({}, lambda shell: query(shell, "UPDATE alembic_version SET version_num = '0001'"), "schema"),
+    "a newer schema": ({}, lambda shell: query(shell, "UPDATE alembic_version SET version_num = '9999'"), "schema"),
+    "an incomplete copy": ({}, lambda shell: query(shell, "INSERT INTO installation VALUES ('copy', 'x')"), "copy"),
+    "a database server that is down": ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, lambda shell: None, "database"),
+    "a missing network list": ({"NETWORK_FILES": "/no/such/file.txt"}, lambda shell: None, "network_files"),
+    "links to this machine": ({"HOST": "0.0.0.0"}, lambda shell: None, "links"),
+    "a redis that is down": ({"REDIS_URL": "redis://127.0.0.1:1"}, lambda shell: None, ""),
+    "a folder that others can read": ({}, lambda shell: shell.folder.chmod(0o755), ""),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_doctor_reports_an_error_if_and_only_if_a_server_does_not_start(shell: InProcessShell, name: str) -> None:
+    settings, damage, failing = FAULTS[name]
+    damage(shell)
+    variables = {f"SHORTENER_{key}": value for key, value in settings.items()}
+    other = InProcessShell(shell.folder, **{"SHORTENER_ALLOW_PRIVATE_TARGETS": "false"} | variables)
+    found = check(other, code=1 if failing else 0)
+    assert {check for check, one in found.items() if one["level"] == "error"} == ({failing} if failing else set())
+
+    async def start(values: Settings) -> None:
+        service = await open_service(values)
+        await service.close(grace=1)
+
+    values = load({"SHORTENER_DATA_DIR": str(shell.folder)} | variables)
+    assert bool(values.unreachable_links) is (failing == "links")
+    starts = True
+    try:
+        asyncio.run(start(values))
+    except (StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost, NetworkFileError):
+        starts = False
+    assert starts is (failing in ("", "links"))
+
+
+def test_a_running_server_is_ready_and_the_doctor_finds_its_process(server: Server) -> None:
+    found = check(Shell(server.folder / "data"))
+    assert "1 processes" in found["processes"]["text"]
+    assert {one["level"] for one in found.values()} <= {"ok", "warning"}
+    with server.client() as client:
+        assert client.get("/readyz").status_code == 200
+
+
+def test_permissions_of_the_folder_and_the_files_are_checked(shell: InProcessShell) -> None:
+    (shell.folder / "shortener.db").chmod(0o640)
+    found = check(shell)["permissions"]
+    assert (found["level"], found["remedy"]) == ("warning", f"run: chmod go= {shell.folder / 'shortener.db'}")
+
+
+def test_waiting_work_disabled_trackers_dead_deliveries_and_growth_are_reported(shell: InProcessShell) -> None:
+    now = utcnow()
+    engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
+    tracker = {"application_id": 1, "url": "https://t.example/", "topics": 1, "method": "POST", "format": "json", "success": {}}
+    with engine.begin() as connection:
+        times = {"created_at": now, "updated_at": now}
+        connection.execute(
+            insert(schema.trackers).values(id=7, name="gone", enabled=False, disabled_reason="410", **tracker, **times)
+        )
+        delivery = {"topic": 1, "application_id": 1, "lane": "t1", "attempt": 1, "created_at": now}
+        connection.execute(insert(schema.deliveries).values(id=1, event_id=1, status=2, next_at=now, finished_at=now, **delivery))
+        connection.execute(
+            insert(schema.deliveries).values(id=2, event_id=2, status=0, next_at=now - timedelta(hours=1), **delivery)
+        )
+    engine.dispose()
+    found = check(shell)
+    assert found["queues"]["remedy"] == "start `shortener serve`: no process delivers"
+    assert "shortener trackers update 7 --enable" in found["trackers"]["remedy"]
+    assert "1 deliveries became dead" in found["dead_deliveries"]["text"]
+
+
+def test_kubernetes_variables_and_a_missing_proxy_setting_are_reported(shell: InProcessShell) -> None:
+    other = InProcessShell(shell.folder, SHORTENER_PORT="tcp://10.0.0.1:80", SHORTENER_BASE_URL=f"https://localhost:{free_port()}")
+    found = check(other)
+    assert "enableServiceLinks: false" in found["service_links"]["remedy"]
+    assert "TRUSTED_PROXIES" in found["proxies"]["remedy"]
+    assert found["private_targets"]["level"] == "warning"
+    assert found["certificate"]["level"] == "warning"
+
+
+def test_the_certificate_of_base_url_is_checked(certificate: Path) -> None:
+    with Proxy(free_port(), tls=tls_context(certificate)).in_a_thread() as proxy:
+        found = {one.check: one for one in doctor.check_base_url(Settings(base_url=f"https://localhost:{proxy.port}"))}
+    assert "browsers do not trust the certificate of localhost" in found["certificate"].text
+    found = {one.check: one for one in doctor.check_base_url(Settings(base_url="https://no-such-host.invalid"))}
+    assert (found["dns"].level, found["dns"].remedy) == ("warning", "create an A or AAAA record for this name")
+
+
+def test_a_redis_without_an_append_only_file_or_that_evicts_hits_is_reported(shell: InProcessShell, tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    redis = RedisProcess(tmp_path / "redis", "--maxmemory-policy", "volatile-ttl")
+    redis.start()
+    try:
+        other = InProcessShell(shell.folder, SHORTENER_REDIS_URL=redis.url)
+        assert check(other)["redis"]["level"] == "ok"
+        with contextlib.closing(redis.client()) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            client.config_set("appendonly", "no")
+        redis_lines = [one["text"] for one in other.json("doctor") if one["check"] == "redis"]
+        assert [("append-only" in line, "evicts hits" in line) for line in redis_lines] == [(True, False), (False, True)]
+    finally:
+        redis.kill()
