@@ -24,6 +24,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+import structlog
 from hypothesis import settings
 
 from shortener.accounts.credentials import Credentials
@@ -55,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Put the temporary folders of tests into memory, unless the command line or the environment names a place."""
     if folder := memory_folder():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+    reset_logs()
+
+
+def reset_logs() -> None:
+    """Configure the log lines of tests. The default of structlog needs a second of processor time for each logged exception."""
+    structlog.reset_defaults()
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from shortener import logs
 from shortener.settings import Settings
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
-from tests.conftest import MakeService, client_of
+from tests.conftest import MakeService, client_of, reset_logs
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -28,7 +28,7 @@ ADDRESS = "198.51.100.77"
 @pytest.fixture(autouse=True)
 def _reset_structlog() -> Iterator[None]:
     yield
-    structlog.reset_defaults()
+    reset_logs()
 
 
 def configure(form: Literal["json", "text"]) -> None:

@@ -10,13 +10,13 @@ import structlog
 from shortener import logs
 from shortener.container import Service
 from shortener.server.request_ids import request_id
-from tests.conftest import client_of
+from tests.conftest import client_of, reset_logs
 
 
 @pytest.fixture(autouse=True)
 def _reset_structlog() -> Iterator[None]:
     yield
-    structlog.reset_defaults()
+    reset_logs()
 
 
 @pytest.mark.parametrize("requested", [b"a", b"7f3e-22", b"x" * 128, b"Root=1-67891233-abcdef"])
