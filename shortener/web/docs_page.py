@@ -1,4 +1,8 @@
-"""Renders the OpenAPI document as one HTML page that contains no scripts and loads nothing from other hosts."""
+"""Renders the OpenAPI document as one HTML page that loads nothing from other hosts.
+
+The page is complete without its script, which adds the search and the forms that send a request. The Content-Security-Policy
+permits only this script and this style sheet, by their hashes, and only connections to this service.
+"""
 # Tested by tests/web/test_openapi.py
 
 from __future__ import annotations
@@ -30,10 +34,16 @@ _SHOWN_KEYS = {
 
 _templates = Environment(loader=PackageLoader("shortener.web", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _style = Markup(_templates.get_template("docs.css").render())  # noqa: S704 - a file of this package
-_style_hash = base64.b64encode(hashlib.sha256(_style.encode()).digest()).decode()
+_script = Markup(_templates.get_template("docs.js").render())  # noqa: S704 - a file of this package
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
 
 CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_style_hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; style-src {_hash(_style)}; script-src {_hash(_script)}; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -44,7 +54,9 @@ def page(document: Mapping[str, Any]) -> bytes:
     rendered = _templates.get_template("docs.html").render(
         document=document,
         style=_style,
-        tags=[(tag["name"], [one for one in operations if tag["name"] in one["tags"]]) for tag in document["tags"]],
+        script=_script,
+        webhooks=[(name, methods["post"]) for name, methods in document["webhooks"].items()],
+        tags=[(name, found) for name, found in _by_tag(document, operations) if found],
         schemas={name: schema for name, schema in schemas.items() if name != "ErrorCode"},
         error_codes=[(code.name, code.http_status, code.meaning) for code in ErrorCode],
         security_schemes=document["components"]["securitySchemes"],
@@ -52,24 +64,60 @@ def page(document: Mapping[str, Any]) -> bytes:
     return rendered.encode()
 
 
+def _by_tag(document: Mapping[str, Any], operations: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for tag in document["tags"]:
+        yield tag["name"], [one for one in operations if tag["name"] in one["tags"]]
+
+
 def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             located = {**operation, "method": method.upper(), "path": path}
-            yield {**located, "curl": _curl(located)}
+            words = (
+                method,
+                path,
+                operation["operationId"],
+                operation["summary"],
+                *operation["tags"],
+                operation.get("description", ""),
+            )
+            schemes = [name for choice in operation["security"] for name in choice]
+            credential = "key" if "ApiKey" in schemes else "token" if "TrackerToken" in schemes else ""
+            yield {**located, "curl": _curl(located), "search": " ".join(words), "credential": credential}
+
+
+#: Path parameters that the service generates. The examples contain them as shell variables, because each installation has others.
+GENERATED_PARAMETERS = frozenset(
+    {"tracker_id", "delivery_id", "event_id", "update_id", "key_id", "code", "postback_key", "processKey", "gateway_id"}
+)
+
+
+def variable_of(parameter: str) -> str:
+    """Return the shell variable of a generated path parameter: PROCESS_KEY of processKey."""
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", parameter).upper()
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return an example call of an endpoint as a curl command. It uses the shell variables BASE, KEY and TOKEN."""
+    """Return an example call of an endpoint as a curl command.
+
+    It uses the shell variables BASE, KEY and TOKEN, and one for each generated id in the path."""
     path = operation["path"]
+    query = []
     for parameter in operation.get("parameters", ()):
+        name = parameter["name"]
         if parameter["in"] == "path":
-            path = path.replace(
-                f"{{{parameter['name']}}}", quote(str(parameter.get("example", parameter["name"].upper())), safe="")
-            )
+            is_variable = name in GENERATED_PARAMETERS or "example" not in parameter
+            value = f"${variable_of(name)}" if is_variable else quote(str(parameter["example"]), safe="")
+            path = path.replace(f"{{{name}}}", value)
+        elif parameter["in"] == "query" and (
+            parameter.get("required") or (name in ("message_id", "action") and "/sms/" not in path)
+        ):
+            query.append(f"{name}={quote(str(parameter.get('example', '')), safe='')}")
+    path += "?" + "&".join(query) if query and not operation.get("requestBody") else ""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     method = operation["method"]
-    words = [f"curl -s $BASE{path}" if method == ("POST" if content else "GET") else f"curl -s -X {method} $BASE{path}"]
+    url = f'"$BASE{path}"'
+    words = [f"curl -s {url}" if method == ("POST" if content else "GET") else f"curl -s -X {method} {url}"]
     schemes = [name for choice in operation["security"] for name in choice]
     if "ApiKey" in schemes:
         words.append('-H "X-API-Key: $KEY"')

@@ -196,6 +196,7 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "callback_data": "Metadata of the message: its field `callbackData`, or all of it as JSON. null: none.",
     "city": "Always null.",
     "click": "The click.",
+    "click_country": "Country of the network from which the click came, as ISO 3166 code. null: not known.",
     "click_number": "Number of the click on its link, from 1.",
     "clicked_at": "Time of the click.",
     "company-id": "Number of the company. null: none.",

@@ -25,6 +25,9 @@ credential without the required permission returns 403. Data of another applicat
 
 All errors have the same body. Its `error_code` is stable: test it, not the text. The status 503 means that nothing was stored.
 Repeat such a request after the number of seconds in `Retry-After`.
+
+The examples use shell variables: BASE is the address of the service, KEY an API key and TOKEN the tracker token. Names such as
+TRACKER_ID stand for ids that earlier responses contain.
 """
 
 SECURITY_SCHEMES: Mapping[str, Any] = {
