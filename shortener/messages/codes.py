@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache, partial
 
 from hashids import Hashids
 
@@ -53,7 +54,7 @@ class Codes:
         self.length = code_length(bits)
         self._randbits = randbits
         self._hashids = Hashids(salt, self.length)
-        self._alphabets = _read_alphabets(Hashids(salt))
+        self._alphabet = cache(partial(_read_alphabet, Hashids(salt)))
 
     def mint(self) -> str:
         """Return a new random code. An equal code may exist, with a very small probability."""
@@ -61,7 +62,7 @@ class Codes:
 
     def _encode(self, number: int) -> str:
         """Return the code of a number: the same text as `Hashids(salt, length).encode(number)` returns, in a fifth of the time."""
-        first, alphabet = self._alphabets[number % _ALPHABETS]
+        first, alphabet = self._alphabet(number % _ALPHABETS)
         digits = ""
         remaining = number
         while remaining:
@@ -73,16 +74,19 @@ class Codes:
         return first + digits
 
 
-def _read_alphabets(hashids: Hashids) -> list[tuple[str, str]]:
-    """Return the alphabets of hashids: for each remainder of a number, the first character of its code and the digits in order.
-
-    hashids has no public function for its alphabets, so they are derived from the codes of numbers that contain every digit."""
-    every_digit = 0
+@cache
+def _every_digit() -> int:
+    """Return a number that contains every digit of the base, and two more digits, so that every remainder can be reached."""
+    number = 0
     for digit in reversed(range(_BASE)):
-        every_digit = every_digit * _BASE + digit
-    every_digit *= _BASE**2  # two more digits, so that every remainder can be reached
-    alphabets = []
-    for remainder in range(_ALPHABETS):
-        code: str = hashids.encode(every_digit + (remainder - every_digit) % _ALPHABETS)
-        alphabets.append((code[0], code[_BASE:0:-1]))
-    return alphabets
+        number = number * _BASE + digit
+    return number * _BASE**2
+
+
+def _read_alphabet(hashids: Hashids, remainder: int) -> tuple[str, str]:
+    """Return the alphabet of hashids for a remainder of a number: the first character of the code, and the digits in order.
+
+    hashids has no public function for its alphabets, so this one is derived from the code of a number that contains every digit."""
+    number = _every_digit()
+    code: str = hashids.encode(number + (remainder - number) % _ALPHABETS)
+    return code[0], code[_BASE:0:-1]
