@@ -130,7 +130,9 @@ class _Step:
 
 
 async def fill(service: Service, clock: DemoClock, api_key: str, tracker_token: str, *, messages: int = 900, seed: int = 7) -> None:
-    """Make the traffic of the last DAYS days before the clock's present time. The service must be opened with `clock`."""
+    """Make the traffic of the last DAYS days before the clock's present time. The service must be opened with `clock`.
+
+    The application should be older than the traffic; `start_of_traffic` is when it begins."""
     import httpx
 
     from shortener.reporting.counts import fold
@@ -169,6 +171,11 @@ async def _perform(client: httpx.AsyncClient, step: _Step, links: dict[str, list
         await client.request(values["method"], f"/{code}", headers={"User-Agent": values["agent"]})
     else:
         await client.post("/api/v1/track", json=values, headers={"X-Api-Token": token})
+
+
+def start_of_traffic(end: datetime) -> datetime:
+    """Return the time before which nothing happens."""
+    return (end - timedelta(days=DAYS)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _steps(end: datetime, messages: int, rng: random.Random) -> Iterator[_Step]:

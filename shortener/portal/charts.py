@@ -106,7 +106,7 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
     shapes = Markup('<rect class="{}" x="{}%" width="{}%" y="{}" height="{}" rx="1.5"/>').format(
         name, _p(left), _p(width), y, round(_TOP + height - y, 1)
     )
-    if bar.before is not None:
+    if bar.before:
         line = _y(bar.before, top, height)
         shapes += Markup('<line class="before" x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(_p(left), _p(left + width), line, line)
     # The whole height of the slot reacts to the pointer, because a bar may be very low.

@@ -102,6 +102,16 @@ def country_name(code: str | None) -> str:
     return _country_names().get(code, code)
 
 
+def browser(user_agent: str) -> str:
+    """Return browser and device of a User-Agent header in words: Chrome, desktop."""
+    from shortener.clicks.user_agents import browser_name, parse_device
+
+    if not user_agent:
+        return "Unknown browser"
+    device = parse_device(user_agent)
+    return f"{browser_name(device.browser)}, {device.kind}"
+
+
 def ago(at: datetime, now: datetime) -> str:
     """Return how long ago a time was, in one unit."""
     passed = now - at

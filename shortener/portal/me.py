@@ -1,44 +1,69 @@
-"""GET /portal/me: the operator's own account: theme, time zone, sessions."""
-# Tested by tests/portal/test_signin.py
+"""GET /portal/me: the operator's own account: second factor, password, theme, time zone, sessions."""
+
+# Tested by tests/portal/test_me.py
 
 from __future__ import annotations
 
 from zoneinfo import available_timezones
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.portal import sessions
+from shortener.portal import second_factor, sessions
 from shortener.portal.operators import THEMES
-from shortener.portal.page import PortalPage, Visit
+from shortener.portal.page import PortalPage, Visit, url
+from shortener.portal.passwords import check_new_password
+from shortener.portal.router import CONFIRM_PATH
+from shortener.portal.signin import check_password
+from shortener.secret import SecretError
 from shortener.storage.schema import operators
 from shortener.web.period import time_zone
 
 PATH = "/portal/me"
+FACTOR_PATH = f"{PATH}/second-factor"
+_SAVED = {
+    "preferences": "Your preferences are saved.",
+    "password": "Your password is changed.",
+    "sessions": "The sessions are ended.",
+    "factor-off": "The second factor is off.",
+}
 
 
 async def me(visit: Visit) -> Response:
     """Show the account."""
-    listed = await visit.service.database.read(sessions.list_sessions, visit.operator.id, visit.now, visit.portal.limits)
+    return await _account(visit)
+
+
+async def _account(visit: Visit, status: int = 200, *, error: ApiError | None = None) -> Response:
+    database, operator = visit.service.database, visit.operator
+    listed = await database.read(sessions.list_sessions, operator.id, visit.now, visit.portal.limits)
+    left = await database.read(second_factor.count_recovery_codes, operator.id)
     return visit.render(
         "me.html",
+        status,
         title="Your account",
+        error=error,
         sessions=listed,
+        codes_left=left,
         time_zones=sorted(available_timezones()),
-        saved=visit.get("saved"),
+        saved=_SAVED.get(visit.get("saved") or ""),
+        is_new=visit.get("welcome") is not None,
     )
 
 
 async def save_preferences(visit: Visit) -> Response:
     """Store theme, time zone and shortcuts."""
     theme, zone = visit.form.get("theme", "system"), visit.form.get("time_zone", "").strip()
-    if theme not in THEMES:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("theme", f"must be one of {', '.join(THEMES)}")])
     try:
-        time_zone(zone or "UTC")
-    except ValueError as error:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("time_zone", str(error))]) from None
+        if theme not in THEMES:
+            raise _invalid("theme", f"must be one of {', '.join(THEMES)}")
+        try:
+            time_zone(zone or "UTC")
+        except ValueError as error:
+            raise _invalid("time_zone", str(error)) from None
+    except ApiError as error:
+        return await _account(visit, 422, error=error)
     values = {"theme": theme, "time_zone": zone or None, "shortcuts": "shortcuts" in visit.form}
 
     def write(connection: Connection) -> None:
@@ -46,6 +71,127 @@ async def save_preferences(visit: Visit) -> Response:
 
     await visit.service.database.write(write)
     return visit.redirect(f"{PATH}?saved=preferences")
+
+
+async def change_password(visit: Visit) -> Response:
+    """Check the present password and store a new one. The session gets a new token; the other sessions end if requested."""
+    session, form = visit.session, visit.form
+    assert session is not None
+    database, operator = visit.service.database, session.operator
+    try:
+        wait = await database.read(visit.portal.delays.seconds_to_wait, operator.name, visit.network, visit.now)
+        if wait:
+            raise _invalid("current", f"was wrong too often; try again in {wait} seconds")
+        password = form.get("password", "")
+        check_new_password(password, operator.name)
+        if password != form.get("again", password):
+            raise _invalid("again", "must be the same password")
+        if not await check_password(visit, form.get("current", "")):
+            raise _invalid("current", "is not correct")
+    except ApiError as error:
+        return await _account(visit, 422, error=error)
+    hashed = await visit.portal.passwords.hash(password)
+
+    def write(connection: Connection) -> str:
+        values = {"password_hash": hashed, "password_changed_at": visit.now}
+        connection.execute(update(operators).where(operators.c.id == operator.id).values(values))
+        ended = sessions.end_sessions(connection, operator.id, session.id) if "end_others" in form else 0
+        visit.audit(connection, "password_changed", operator.name, after={"ended_sessions": ended})
+        return _renew(connection, visit)
+
+    token = await database.write(write)
+    return visit.portal.set_cookie(visit.redirect(f"{PATH}?saved=password"), token)
+
+
+def _renew(connection: Connection, visit: Visit) -> str:
+    """Replace the session by one with a new token, because what it may do has changed."""
+    session = visit.session
+    assert session is not None
+    user_agent = visit.request.headers.get("user-agent", "")
+    return sessions.begin_session(
+        connection,
+        session.operator.id,
+        visit.now,
+        visit.portal.limits,
+        network=visit.network,
+        user_agent=user_agent,
+        replaces=session.id,
+    )
+
+
+async def factor_form(visit: Visit) -> Response:
+    """Show a new secret for an authenticator app. It is stored only after its first code was entered."""
+    session = visit.session
+    assert session is not None
+    if not session.has_recent_password(visit.now):
+        return visit.redirect(url(CONFIRM_PATH, {"next": FACTOR_PATH}))
+    return _factor_page(visit, second_factor.new_totp_secret())
+
+
+def _factor_page(visit: Visit, secret: str, status: int = 200, *, error: str | None = None) -> Response:
+    uri = second_factor.provisioning_uri(secret, visit.operator.name)
+    return visit.render(
+        "second_factor.html",
+        status,
+        compress=False,
+        title="Second factor",
+        error=error,
+        secret=secret,
+        setup=visit.service.secret.encrypt(secret),
+        code_image=second_factor.qr_code(uri),
+    )
+
+
+async def enable_factor(visit: Visit) -> Response:
+    """Check the first code and store the secret. The response shows the recovery codes, once."""
+    database, operator = visit.service.database, visit.operator
+    try:
+        secret = visit.service.secret.decrypt(visit.form.get("setup", ""))
+    except SecretError:
+        return visit.redirect(FACTOR_PATH)
+    step = second_factor.matching_step(secret, visit.form.get("code", ""), visit.now)
+    if step is None:
+        error = "The code is not correct. Check that the clock of your phone is right, and enter the present code."
+        return _factor_page(visit, secret, 422, error=error)
+
+    def write(connection: Connection) -> tuple[list[str], str]:
+        codes = second_factor.enable(connection, operator.id, secret, step, visit.service.secret)
+        visit.audit(connection, "second_factor_enabled", operator.name)
+        return codes, _renew(connection, visit)
+
+    codes, token = await database.write(write)
+    return visit.portal.set_cookie(_codes_page(visit, codes), token)
+
+
+def _codes_page(visit: Visit, codes: list[str]) -> Response:
+    return visit.render("recovery_codes.html", compress=False, title="Recovery codes", codes=codes)
+
+
+async def new_codes(visit: Visit) -> Response:
+    """Replace the recovery codes and show the new ones, once."""
+    operator = visit.operator
+
+    def write(connection: Connection) -> list[str] | None:
+        if connection.execute(select(operators.c.totp_secret).where(operators.c.id == operator.id)).scalar() is None:
+            return None
+        visit.audit(connection, "recovery_codes_renewed", operator.name)
+        return second_factor.new_recovery_codes(connection, operator.id)
+
+    codes = await visit.service.database.write(write)
+    return visit.redirect(FACTOR_PATH) if codes is None else _codes_page(visit, codes)
+
+
+async def disable_factor(visit: Visit) -> Response:
+    """Remove the second factor."""
+    operator = visit.operator
+
+    def write(connection: Connection) -> str:
+        second_factor.disable_factor(connection, operator.id)
+        visit.audit(connection, "second_factor_disabled", operator.name)
+        return _renew(connection, visit)
+
+    token = await visit.service.database.write(write)
+    return visit.portal.set_cookie(visit.redirect(f"{PATH}?saved=factor-off"), token)
 
 
 async def end_session(visit: Visit) -> Response:
@@ -67,8 +213,16 @@ async def end_session(visit: Visit) -> Response:
     return visit.redirect(f"{PATH}?saved=sessions#sessions")
 
 
+def _invalid(field: str, reason: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
+
+
 PAGES = [
     PortalPage(PATH, me, role=None),
     PortalPage(f"{PATH}/preferences", None, save_preferences, role=None),
+    PortalPage(f"{PATH}/password", None, change_password, role=None),
+    PortalPage(FACTOR_PATH, factor_form, enable_factor, role=None, needs_recent_password=True),
+    PortalPage(f"{FACTOR_PATH}/off", None, disable_factor, role=None, needs_recent_password=True),
+    PortalPage(f"{FACTOR_PATH}/codes", None, new_codes, role=None, needs_recent_password=True),
     PortalPage(f"{PATH}/sessions", None, end_session, role=None),
 ]

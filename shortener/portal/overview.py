@@ -1,49 +1,125 @@
-"""GET /portal/{app}/: the overview: figures with their change, chart, campaigns, countries, destinations."""
+"""GET /portal/{app}/: the overview: figures with their change, chart, funnel, time to click, and the panels of groups.
+
+Every figure of one application is a link to the rows that it counts. The page for all applications shows sums, and the figures of
+each application; rows belong to one application. A panel that the database cannot fill says so, and the rest of the page is shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
+import structlog
+from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.portal.charts import Bar
+from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
+from shortener.portal.attention import attention
+from shortener.portal.overview_chart import DEFAULT_METRIC, METRICS, bars_of, buckets, href_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.periods import local_days
 from shortener.portal.scopes import report_of, scopes_of
 from shortener.reporting.figures import Figures
-from shortener.reporting.statistics import by_country, daily, totals
-from shortener.times import end_of, start_of
+from shortener.reporting.statistics import StatisticsFilter, by_country, by_destination, campaign_page, totals
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MAX_ROWS = 10  # The maximum number of rows of a panel.
+PANEL_SECONDS = 2.0  # The time limit of a panel.
+#: The upper limits of the groups of times to click in seconds, and their labels. The last group has no limit.
+CLICK_TIMES = {
+    60: "up to 1 min",
+    300: "1 to 5 min",
+    900: "5 to 15 min",
+    3600: "15 min to 1 h",
+    6 * 3600: "1 to 6 h",
+    86400: "6 h to 1 day",
+    3 * 86400: "1 to 3 days",
+}
+LATEST_CLICKS = "later"
 
 
 async def overview(visit: Visit) -> Response:
     """Show the overview of a period."""
-    period = visit.period
+    metric = visit.get("metric") or DEFAULT_METRIC
+    if metric not in METRICS:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("metric", f"must be one of {', '.join(METRICS)}")])
     now = await report_of(visit, totals)
-    before = await report_of(visit, totals, scopes=scopes_of(visit, *period.previous))
-    days = await report_of(visit, daily, period.zone)
-    countries = await report_of(visit, by_country)
+    before = await report_of(visit, totals, scopes=scopes_of(visit, *visit.period.previous))
+    figures, past = now.groups.get(None, Figures()), before.groups.get(None, Figures())
+    parts = await buckets(visit)
     return visit.render(
         "overview.html",
         title="Overview",
-        figures=now.groups.get(None, Figures()),
-        before=before.groups.get(None, Figures()),
+        figures=figures,
+        before=past,
         complete=now.complete,
-        bars=_bars(visit, days.groups),
-        countries=sorted(countries.groups.items(), key=lambda group: (-group[1]["messages"], group[0]))[:12],
+        parts=parts,
+        bars=bars_of(visit, parts, metric),
+        href_of=lambda part: href_of(visit, part, metric),
+        metric=metric,
+        metrics=METRICS,
+        click_times=_click_times(figures),
+        devices=_shares(figures, figures.devices),
+        browsers=_shares(figures, figures.browsers),
+        campaigns=await _panel("campaigns", _campaigns(visit)),
+        destinations=await _panel("destinations", _groups(visit, by_destination)),
+        countries=await _panel("countries", _groups(visit, by_country)),
+        applications=await _panel("applications", _applications(visit)) if visit.application is None else [],
+        attention=await _panel("attention", attention(visit, figures)),
     )
 
 
-def _bars(visit: Visit, days: Mapping[date, Figures]) -> list[Bar]:
-    period = visit.period
-    bars = []
-    for day in local_days(period.since, period.until, period.zone):
-        since, until = max(start_of(day, period.zone), period.since), min(end_of(day, period.zone), period.until)
-        query = period.query(since, until) | {"metric": "clicks"}
-        value = days.get(day, Figures())["clicks"]
-        href = visit.link("clicks", keep=False, **query)
-        bars.append(Bar(f"{day:%-d %b}", f"{day:%a %-d %b %Y}", value, href, is_partial=until >= visit.now))
-    return bars
+async def _panel(name: str, work: Awaitable[T]) -> T | None:
+    """Return the content of a panel, or None if the database does not return it in time."""
+    try:
+        async with asyncio.timeout(PANEL_SECONDS):
+            return await work
+    except (TimeoutError, StoreUnavailable):
+        log.warning("panel_failed", panel=name)
+        return None
+
+
+async def _groups(visit: Visit, report: Any) -> list[tuple[str, Figures]]:
+    """Return the groups with most messages."""
+    groups = (await report_of(visit, report)).groups
+    return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicks"], group[0]))[:MAX_ROWS]
+
+
+async def _campaigns(visit: Visit) -> list[tuple[str, Figures]]:
+    """Return the newest campaigns with counts in the period. Campaigns of different applications are different campaigns."""
+
+    def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[str, Figures]]:
+        return [row for scope in scopes for row in campaign_page(connection, scope, MAX_ROWS).campaigns][:MAX_ROWS]
+
+    return await visit.service.database.read(read, scopes_of(visit))
+
+
+async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
+    """Return the figures of each application."""
+    rows = []
+    for application, scope in zip(visit.applications, scopes_of(visit), strict=True):
+        report = await visit.service.database.read(totals, scope)
+        rows.append((application, report.groups[None]))
+    return rows
+
+
+def _click_times(figures: Figures) -> list[tuple[str, int]]:
+    """Return (label, number of messages) of each group of times to click."""
+    labels = [*CLICK_TIMES.values(), LATEST_CLICKS]
+    return list(zip(labels, figures.clicked_within(list(CLICK_TIMES)), strict=True))
+
+
+def _shares(figures: Figures, amounts: dict[str, int]) -> list[tuple[str, int]]:
+    """Return the groups of devices or browsers, most clicks first, and the clicks whose device is not known yet."""
+    rows = sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
+    shown = rows[:6]
+    if others := sum(number for _, number in rows[6:]):
+        shown.append(("others", others))
+    missing = figures["clicks"] - sum(amounts.values())
+    return [*shown, ("not known yet", missing)] if missing > 0 else shown
 
 
 PAGES = [PortalPage("/portal/{app}/", overview, navigation=NavigationItem("Overview", "layout-dashboard", 10))]

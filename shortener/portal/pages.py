@@ -14,6 +14,8 @@ from shortener.portal.page import PortalPage
 
 #: The modules of pages, in alphabetical order.
 MODULES = (
+    "admin_audit",
+    "admin_operators",
     "home",
     "me",
     "overview",

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import Response
 
 from shortener import __version__
+from shortener.errors import ApiError
 from shortener.logs import mask
 from shortener.portal import formats
 from shortener.portal.charts import bar_chart
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MIN_COMPRESSED_BYTES = 1000
+SEARCH_PATH = "/portal/search"
 _GROUPS = ("data", "delivery", "tools", "setup", "installation")
 
 
@@ -47,6 +49,7 @@ class Renderer:
 
     def __init__(self, pages: Sequence[PortalPage]) -> None:
         self._environment = new_environment()
+        self._has_search = any(page.path == SEARCH_PATH for page in pages)
         self._navigation = sorted(
             (page for page in pages if page.navigation is not None),
             key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]
@@ -63,6 +66,7 @@ class Renderer:
             operator=visit.session.operator if visit.session is not None and not visit.session.needs_code else None,
             known_applications=known,
             navigation=self._groups(visit, known),
+            has_search=self._has_search,
             is_encrypted=visit.portal.is_https or _is_loopback(visit),
             now=visit.now,
             **context,
@@ -107,7 +111,6 @@ def new_environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.do"],
     )
     environment.globals.update(
         static=lambda name: static_files()[name],
@@ -119,6 +122,7 @@ def new_environment() -> Environment:
         Role=Role,
         version=__version__,
         country_name=formats.country_name,
+        search_path=SEARCH_PATH,
         icons=ICONS,
     )
     environment.filters.update(
@@ -130,8 +134,15 @@ def new_environment() -> Environment:
         clock=formats.clock,
         iso=formats.iso,
         masked=mask,
+        by_field=_by_field,
+        browser=formats.browser,
     )
     return environment
+
+
+def _by_field(error: ApiError | None) -> dict[str, str]:
+    """Return the reasons of an error by the names of the fields of the form."""
+    return {detail.field: detail.reason for detail in error.details} if error is not None else {}
 
 
 def _is_loopback(visit: Visit) -> bool:

@@ -11,9 +11,10 @@ other exception is logged and becomes 500 without internals. Every response has 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -44,6 +45,8 @@ MAX_FORM_FIELDS = 200
 SIGN_IN_PATH = "/portal/signin"
 CODE_PATH = "/portal/signin/code"
 CONFIRM_PATH = "/portal/confirm"
+
+_APPLICATION_WITHOUT_SLASH = re.compile(r"/portal/(?:\d{1,10}|all)")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -87,6 +90,8 @@ class Portal:
         try:
             if request.method not in SAFE_METHODS and not comes_from_portal(request, self.origin):
                 raise ApiError(ErrorCode.FORBIDDEN, "This form was not sent by a page of the portal. Open the page again.")
+            if _APPLICATION_WITHOUT_SLASH.fullmatch(request.url.path):
+                return visit.redirect(request.url.path + "/" + ("?" + request.url.query if request.url.query else ""))
             page, is_csv = self._find_page(scope)
             visit.page, visit.is_csv = page, is_csv
             early = await self._authorize(visit)
@@ -154,7 +159,7 @@ class Portal:
                 raise ApiError(ErrorCode.NOT_FOUND)  # The pages of the installation do not exist for others.
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
         if page.needs_recent_password and request.method not in SAFE_METHODS and not session.has_recent_password(visit.now):
-            return visit.redirect(url(CONFIRM_PATH, {"next": _next_of(request)}))
+            return visit.redirect(url(CONFIRM_PATH, {"next": previous_page(request)}))
         return None
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
@@ -240,6 +245,12 @@ def _next_of(request: Request) -> str | None:
     if path in ("/portal", "/portal/"):
         return None
     return path + ("?" + query if query and request.method in SAFE_METHODS else "")
+
+
+def previous_page(request: Request, default: str = "/portal/me") -> str:
+    """Return the page of the portal whose form was sent, from the header Referer."""
+    parts = urlsplit(request.headers.get("referer", ""))
+    return safe_next(parts.path + ("?" + parts.query if parts.query else ""), default)
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:

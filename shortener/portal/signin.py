@@ -183,7 +183,7 @@ async def confirm(visit: Visit) -> Response:
 
 
 async def check_password(visit: Visit, password: str) -> bool:
-    """Check the password of the operator who is signed in, and store the result. Raise StoreUnavailable."""
+    """Check the password of the operator who is signed in. A correct one allows sensitive actions for some minutes."""
     database, session = visit.service.database, visit.session
     assert session is not None
     account = await database.read(_find_account, session.operator.name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -166,6 +166,23 @@ def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> Stat
     for number, sums in _sum_local_time(connection, scope, zone, 86400, None).items():
         groups[FIRST_DAY + timedelta(days=number)].add_sums(sums)
     return _with_pending(connection, scope, groups, lambda event: (local(event.slot, zone).date(),))
+
+
+def hourly(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[datetime]:
+    """Return one group of figures for each hour of the period, in order, by the UTC time at which the hour begins.
+
+    Hours begin with minute 0 in the time zone `zone`, whose UTC offset may have half an hour. Hours without counts are left out."""
+    offset = (scope.since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
+    shifted = timezone(offset)
+    start = datetime(1970, 1, 1, tzinfo=shifted)
+    groups: dict[datetime, Figures] = {}
+    for number, sums in sorted(_sum_local_time(connection, scope, shifted, 3600, None).items()):
+        groups.setdefault((start + timedelta(hours=number)).astimezone(UTC), Figures()).add_sums(sums)
+
+    def hour_of(event: _Pending) -> tuple[datetime, ...]:
+        return (local(event.slot, shifted).replace(minute=0).astimezone(UTC),)
+
+    return _with_pending(connection, scope, groups, hour_of)
 
 
 def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:

@@ -2,42 +2,129 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-from shortener.cli.demo_traffic import DemoClock, fill
+import httpx
+import pytest
+
+from shortener.accounts import administration
+from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
 from shortener.container import Service, open_service
 from shortener.portal.operators import Role
 from shortener.settings import Settings
-from tests.conftest import NOON, client_of
+from tests.conftest import NOON, Clock, client_of
 from tests.portal.conftest import SAME_ORIGIN, SignIn, accept, invite
+
+FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
+
+
+def figures_of(page: httpx.Response) -> list[tuple[str, int, str]]:
+    assert page.status_code == 200, page.text
+    return [(name, int(value), html.unescape(href)) for name, value, href in FIGURE.findall(page.text)]
 
 
 async def test_the_overview_of_an_empty_application_is_shown(sign_in: SignIn) -> None:
     browser = await sign_in()
-    response = await browser.get("/portal/1/")
-    assert response.status_code == 200
-    figures = dict(re.findall(r'data-figure="(\w+)" data-value="(\d+)"', response.text))
-    assert figures["messages"] == "0"
+    for period in ("today", "24h", "7d", "28d", "month", "365d"):
+        page = await browser.get(f"/portal/1/?period={period}")
+        assert {value for _, value, _ in figures_of(page)} == {0}
+    redirected = await browser.get("/portal/1?period=7d")
+    assert redirected.headers["location"] == "/portal/1/?period=7d"
 
 
-async def test_the_overview_has_the_figures_of_the_demo_traffic(tmp_path: Path) -> None:
-    clock = DemoClock(NOON)
-    service: Service = await open_service(Settings(data_dir=tmp_path), clock=clock)
-    try:
-        service.recorder.start()
-        credentials = service.first_credentials
-        assert credentials is not None
-        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
-        async with client_of(service, SAME_ORIGIN) as browser:
-            await accept(browser, await invite(service, "Ada", Role.VIEWER, 1))
-            response = await browser.get("/portal/1/")
-            figures = re.findall(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"', response.text)
-            first = {name: int(value) for name, value, _ in reversed(figures)}
-            stats = await browser.get(
-                "/api/v1/sms/stats", params={"tz": "Europe/Berlin"}, headers={"X-API-Key": credentials.api_key}
-            )
-            for name in ("messages", "delivered", "clicked_messages", "clicks"):
-                assert first[name] == stats.json()[name] > 0, name
-    finally:
-        await service.close(grace=1)
+@pytest.fixture
+async def demo(tmp_path: Path) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+    """A service with demo traffic, and the browser of a viewer."""
+    clock = DemoClock(start_of_traffic(NOON))
+    service = await open_service(Settings(data_dir=tmp_path), clock=clock)
+    service.recorder.start()
+    clock.now = NOON
+    credentials = service.first_credentials
+    assert credentials is not None
+    await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
+    async with client_of(service, {**SAME_ORIGIN}) as browser:
+        await accept(browser, await invite(service, "Ada", Role.VIEWER, 1))
+        browser.headers["X-API-Key"] = credentials.api_key
+        yield service, browser
+    await service.close(grace=1)
+
+
+async def test_each_figure_equals_the_statistics_of_the_api_for_both_bases_and_each_filter(
+    demo: tuple[Service, httpx.AsyncClient],
+) -> None:
+    _, browser = demo
+    for query in (
+        {},
+        {"basis": "sent"},
+        {"campaign": "autumn-sale"},
+        {"campaign": "order-updates", "basis": "sent"},
+        {"source": "api"},
+    ):
+        page = await browser.get("/portal/1/", params={"period": "28d", **query})
+        since = (NOON - timedelta(days=27)).date().isoformat()
+        stats = await browser.get("/api/v1/sms/stats", params={"tz": "Europe/Berlin", "since": since, **query})
+        expected = stats.json()
+        first: dict[str, int] = {}
+        for name, value, _ in figures_of(page):
+            first.setdefault(name, value)
+        for name in ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions"):
+            assert first[name] == expected[name], (query, name)
+
+
+async def test_the_bars_of_the_chart_add_up_to_the_figure(demo: tuple[Service, httpx.AsyncClient]) -> None:
+    _, browser = demo
+    for query in ({"period": "28d"}, {"period": "24h"}, {"period": "365d"}, {"period": "7d", "tz": "Asia/Kolkata"}):
+        page = await browser.get("/portal/1/", params={"metric": "messages", **query})
+        figures = figures_of(page)
+        total = figures[0][1]
+        bars = [value for name, value, href in figures if name == "messages" and "period=custom" in href]
+        assert sum(bars) == total, query
+
+
+async def test_links_of_figures_keep_period_basis_and_filters(demo: tuple[Service, httpx.AsyncClient]) -> None:
+    _, browser = demo
+    page = await browser.get("/portal/1/", params={"period": "7d", "basis": "sent", "campaign": "win-back"})
+    for name, _, href in figures_of(page):
+        parts = urlsplit(href)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        assert parts.path in ("/portal/1/messages", "/portal/1/clicks", "/portal/1/conversions")
+        assert (query["metric"], query["basis"], query["campaign"]) == (name, "sent", "win-back")
+        assert query["period"] in ("7d", "custom")
+
+
+async def test_all_applications_are_summed_and_have_no_links_to_rows(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    await service.database.write(administration.create_application, "other", clock.now, secret=service.secret)
+    await service.directory.refresh()
+    browser = await sign_in("Ada")
+    page = await browser.get("/portal/all/")
+    assert page.status_code == 200
+    assert figures_of(page) == []
+    assert "other" in page.text
+
+
+async def test_a_disabled_tracker_and_an_expiring_token_need_attention(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    from sqlalchemy import update
+
+    from shortener.accounts.credentials import rotate_token
+    from shortener.storage.schema import trackers
+
+    browser = await sign_in("Ada", Role.VIEWER, 1)
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:  # type: ignore[union-attr]
+        body = {"name": "<crm>", "url": "http://127.0.0.1:9/hook", "events": ["click"]}
+        assert (await client.post("/api/v1/trackers", json=body)).status_code < 300
+    change = update(trackers).values(enabled=False, disabled_reason="it failed for 5 days")
+    await service.database.write(lambda connection: connection.execute(change))
+    await service.database.write(rotate_token, 1, clock.now, timedelta(hours=24))
+    page = await browser.get("/portal/1/")
+    assert "tracker &lt;crm&gt; was disabled: it failed for 5 days" in page.text
+    assert "the previous tracker token expires in 24 hours" in page.text
+
+
+async def test_an_unknown_metric_is_rejected(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    assert (await browser.get("/portal/1/?metric=luck")).status_code == 400

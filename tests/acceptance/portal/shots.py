@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shortener.cli.demo_traffic import DemoClock, fill
+from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
 from shortener.container import open_service
 from shortener.settings import Settings
 from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
@@ -52,9 +52,11 @@ def main() -> None:
 
 async def fill_installation(folder: Path, messages: int = 900) -> None:
     """Create a demo installation with three weeks of traffic."""
-    clock = DemoClock(datetime.now(UTC).replace(microsecond=0))
+    end = datetime.now(UTC).replace(microsecond=0)
+    clock = DemoClock(start_of_traffic(end))
     service = await open_service(Settings(data_dir=folder), clock=clock)
     service.recorder.start()
+    clock.now = end
     credentials = service.first_credentials
     assert credentials is not None
     await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=messages)

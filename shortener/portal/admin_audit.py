@@ -1,0 +1,102 @@
+"""GET /portal/admin/audit: the audit log, with filters and CSV. For admins."""
+
+# Tested by tests/portal/test_admin_audit.py
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.portal import formats
+from shortener.portal.audit import AuditFilter, AuditPage, list_audit
+from shortener.portal.operators import Role, list_operators
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.router import csv_download
+from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
+from shortener.web.paging import Cursors
+
+PATH = "/portal/admin/audit"
+LIMIT = 50
+COLUMNS = ("time", "time_utc", "operator", "action", "object", "application_id", "network", "session_id", "before", "after")
+
+#: The actions of the audit log, and how the page names them. An action without an entry is shown with its own words.
+ACTIONS = {
+    "signed_in": "Signed in",
+    "signed_out": "Signed out",
+    "sign_in_failed": "Sign-in failed",
+    "code_failed": "Wrong code of the second factor",
+    "password_check_failed": "Wrong password in a confirmation",
+    "recovery_code_used": "Recovery code used",
+    "recovery_codes_renewed": "New recovery codes",
+    "second_factor_enabled": "Second factor turned on",
+    "second_factor_disabled": "Second factor turned off",
+    "password_changed": "Password changed",
+    "sessions_ended": "Sessions ended",
+    "invitation_accepted": "Invitation accepted",
+    "operator_invited": "Operator invited",
+    "operator_reset": "Operator reset",
+    "operator_disabled": "Operator disabled",
+    "operator_enabled": "Operator enabled",
+    "role_granted": "Role granted",
+    "role_removed": "Role removed",
+    "exported": "List exported as CSV",
+    "number_revealed": "Phone number revealed",
+}
+
+
+async def audit_log(visit: Visit) -> Response:
+    """Show a page of the audit log, or all matching rows as CSV."""
+    period = visit.period
+    until = None if period.until >= visit.now else period.until  # A period until now includes this moment.
+    filters = AuditFilter(period.since, until, visit.get("operator"), visit.get("action"))
+    database = visit.service.database
+    if visit.is_csv:
+        await database.write(_record_export, visit)
+
+        async def read(below: int | None) -> AuditPage:
+            return await database.read(list_audit, filters, PAGE_ROWS, below)
+
+        return csv_download(visit, stream_csv(read, lambda row: _csv_row(visit, row), COLUMNS), "audit")
+    cursors = Cursors(visit.service.secret, "audit")
+    below = cursors.decode(visit.get("cursor"))
+    page = await database.read(list_audit, filters, LIMIT, below)
+    return visit.render(
+        "admin_audit.html",
+        title="Audit log",
+        rows=page.rows,
+        next=cursors.encode(page.next),
+        is_first=below is None,
+        actions=ACTIONS,
+        operators=[one.name for one in await database.read(list_operators)],
+        action=filters.action,
+        operator_filter=filters.operator,
+    )
+
+
+def _record_export(connection: Connection, visit: Visit) -> None:
+    visit.audit(connection, "exported", "audit log", after=dict(visit.request.query_params))
+
+
+def _csv_row(visit: Visit, row: Any) -> dict[str, Any]:
+    return {
+        "time": row.at.astimezone(visit.zone).isoformat(timespec="seconds"),
+        "time_utc": formats.iso(row.at),
+        "operator": row.operator,
+        "action": row.action,
+        "object": row.object,
+        "application_id": row.application_id,
+        "network": row.network,
+        "session_id": row.session_id,
+        "before": orjson.dumps(row.before).decode() if row.before else "",
+        "after": orjson.dumps(row.after).decode() if row.after else "",
+    }
+
+
+PAGES = [
+    PortalPage(
+        PATH, audit_log, role=Role.ADMIN, csv=True, navigation=NavigationItem("Audit log", "scroll-text", 30, "installation")
+    )
+]

@@ -1,0 +1,196 @@
+"""GET /portal/admin/operators: operators, their roles, invitations and sessions. For admins.
+
+Each change requires a recent password and is in the audit log. The link of an invitation is in the response to the form, and
+nowhere else.
+"""
+
+# Tested by tests/portal/test_admin_operators.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts.directory import ALL_APPLICATIONS, require_application
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal import operators, sessions
+from shortener.portal.operators import Invitation, Operator, Role, parse_role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.welcome import link
+
+PATH = "/portal/admin/operators"
+_ONE = f"{PATH}/{{id}}"
+
+
+async def index(visit: Visit) -> Response:
+    """List all operators, with the form for an invitation."""
+    return await _list_page(visit)
+
+
+async def _list_page(
+    visit: Visit, status: int = 200, *, error: ApiError | None = None, invitation: Invitation | None = None
+) -> Response:
+    listed = await visit.service.database.read(operators.list_operators)
+    return visit.render(
+        "admin_operators.html",
+        status,
+        compress=invitation is None,
+        title="Operators",
+        operators=listed,
+        error=error,
+        invitation=invitation,
+        link=None if invitation is None else link(visit.portal.origin, invitation.token),
+        applications=visit.service.directory.applications(),
+        role_names=operators.ROLE_NAMES,
+    )
+
+
+async def invite(visit: Visit) -> Response:
+    """Create an operator and show the link of the invitation, once."""
+    form = visit.form
+    try:
+        application_id = _application_id(visit)
+        role = parse_role(form.get("role", ""), application_id)
+
+        def write(connection: Connection) -> Invitation:
+            created = operators.invite(connection, form.get("name", ""), role, application_id, visit.now)
+            visit.audit(connection, "operator_invited", created.name, after={"role": role.label, "application_id": application_id})
+            return created
+
+        invitation = await visit.service.database.write(write)
+    except ApiError as error:
+        return await _list_page(visit, 422, error=error)
+    return await _list_page(visit, invitation=invitation)
+
+
+def _application_id(visit: Visit) -> int:
+    text = visit.form.get("application", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("application", "must be the number of an application")])
+    return int(text)
+
+
+async def show(visit: Visit) -> Response:
+    """Show one operator with roles and sessions."""
+    return await _operator_page(visit)
+
+
+async def _operator_page(
+    visit: Visit, status: int = 200, *, error: ApiError | None = None, invitation: Invitation | None = None
+) -> Response:
+    operator = await _find(visit)
+    listed = await visit.service.database.read(sessions.list_sessions, operator.id, visit.now, visit.portal.limits)
+    return visit.render(
+        "admin_operator.html",
+        status,
+        compress=invitation is None,
+        title=operator.name,
+        shown=operator,
+        sessions=listed,
+        error=error,
+        invitation=invitation,
+        link=None if invitation is None else link(visit.portal.origin, invitation.token),
+        applications=visit.service.directory.applications(),
+        names={one.id: one.name for one in visit.service.directory.applications()},
+        role_names=operators.ROLE_NAMES,
+        saved=visit.get("saved") is not None,
+    )
+
+
+async def _find(visit: Visit) -> Operator:
+    """Return the operator of the path. Raise ApiError NOT_FOUND."""
+    text = str(visit.path["id"])
+    is_number = text.isascii() and text.isdecimal() and len(text) < 10
+    found = await visit.service.database.read(operators.load_operator, int(text)) if is_number else None
+    if found is None:
+        raise ApiError(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def change(visit: Visit) -> Response:
+    """Change one operator. The field `action` of the form names the change."""
+    operator = await _find(visit)
+    action = _ACTIONS.get(visit.form.get("action", ""))
+    if action is None:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
+    try:
+        result = await visit.service.database.write(action, visit, operator)
+    except ApiError as error:
+        return await _operator_page(visit, 422, error=error)
+    if isinstance(result, Invitation):
+        return await _operator_page(visit, invitation=result)
+    return visit.redirect(f"{PATH}/{operator.id}?saved=1")
+
+
+def _grant(connection: Connection, visit: Visit, operator: Operator) -> None:
+    application_id = _application_id(visit)
+    role = parse_role(visit.form.get("role", ""), application_id)
+    if application_id != ALL_APPLICATIONS:
+        require_application(connection, application_id)
+    if application_id == ALL_APPLICATIONS and operator.is_admin and role is not Role.ADMIN:
+        operators.revoke(connection, operator.id, application_id)  # Raises an error for the only admin.
+    before = operator.roles.get(application_id)
+    operators.grant(connection, operator.id, role, application_id)
+    # A session that was begun with other rights must not go on with the new ones.
+    sessions.end_sessions(connection, operator.id, visit.session.id if visit.session else None)
+    visit.audit(
+        connection,
+        "role_granted",
+        operator.name,
+        before={"role": before.label if before else None, "application_id": application_id},
+        after={"role": role.label, "application_id": application_id},
+    )
+
+
+def _remove_role(connection: Connection, visit: Visit, operator: Operator) -> None:
+    application_id = _application_id(visit)
+    operators.revoke(connection, operator.id, application_id)
+    sessions.end_sessions(connection, operator.id, visit.session.id if visit.session else None)
+    visit.audit(connection, "role_removed", operator.name, before={"application_id": application_id})
+
+
+def _disable(connection: Connection, visit: Visit, operator: Operator) -> None:
+    operators.disable(connection, operator.name, visit.now)
+    visit.audit(connection, "operator_disabled", operator.name)
+
+
+def _enable(connection: Connection, visit: Visit, operator: Operator) -> None:
+    operators.disable(connection, operator.name, visit.now, is_disabled=False)
+    visit.audit(connection, "operator_enabled", operator.name)
+
+
+def _reset(connection: Connection, visit: Visit, operator: Operator) -> Invitation:
+    invitation = operators.reset(connection, operator.name, visit.now)
+    visit.audit(connection, "operator_reset", operator.name)
+    return invitation
+
+
+def _end_sessions(connection: Connection, visit: Visit, operator: Operator) -> None:
+    own = visit.session.id if visit.session else None
+    ended = sessions.end_sessions(connection, operator.id, own)
+    visit.audit(connection, "sessions_ended", operator.name, after={"ended": ended})
+
+
+_ACTIONS: dict[str, Callable[[Connection, Visit, Operator], Any]] = {
+    "grant": _grant,
+    "remove_role": _remove_role,
+    "disable": _disable,
+    "enable": _enable,
+    "reset": _reset,
+    "end_sessions": _end_sessions,
+}
+
+PAGES = [
+    PortalPage(
+        PATH,
+        index,
+        invite,
+        role=Role.ADMIN,
+        needs_recent_password=True,
+        navigation=NavigationItem("Operators", "users", 20, "installation"),
+    ),
+    PortalPage(_ONE, show, change, role=Role.ADMIN, needs_recent_password=True),
+]

@@ -1,0 +1,76 @@
+"""What needs the attention of an operator: disabled or failing trackers, dead deliveries, tokens that expire, late hits."""
+
+# Tested by tests/portal/test_overview.py
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, select
+
+from shortener.portal.page import Visit
+from shortener.reporting.figures import Figures
+from shortener.storage.schema import postback_keys, tracker_tokens
+from shortener.storage.types import to_ms
+
+SOON = timedelta(hours=48)  # A token or a key that expires within this time needs attention.
+MAX_ITEMS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionItem:
+    """One thing that needs attention. `kind` is warn or bad; `href` leads to the page where it can be changed."""
+
+    kind: str
+    text: str
+    href: str | None = None
+
+
+async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
+    """Return what needs attention in the applications of a page, the most urgent first."""
+    found: list[AttentionItem] = []
+    for application in visit.applications:
+        prefix = f"{application.name}: " if visit.application is None else ""
+        base = f"/portal/{application.id}"
+        if application.disabled:
+            found.append(
+                AttentionItem("bad", f"{prefix}the application is disabled; its links do not redirect", f"{base}/settings")
+            )
+        found += await _trackers(visit, application.id, prefix, base)
+        for what, at in await visit.service.database.read(_expiring, application.id, visit.now):
+            left = max(int((at - visit.now).total_seconds() // 3600), 0)
+            found.append(AttentionItem("warn", f"{prefix}{what} expires in {left} hours", f"{base}/keys"))
+    late = figures["late_hits"]
+    if late:
+        href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
+        found.append(AttentionItem("warn", f"{late:,} hits came after their link had expired", href))
+    return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
+
+
+async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -> list[AttentionItem]:
+    found = []
+    for tracker in await visit.service.trackers.all(application_id):
+        name, href = f"{prefix}tracker {tracker.name or tracker.id}", f"{base}/trackers/{tracker.id}"
+        backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
+        if not tracker.enabled and tracker.disabled_reason:
+            found.append(AttentionItem("bad", f"{name} was disabled: {tracker.disabled_reason}", href))
+        elif tracker.enabled and tracker.health.breaker(to_ms(visit.now)) in ("open", "half_open"):
+            found.append(AttentionItem("bad", f"{name} fails; its deliveries wait", href))
+        if backlog.dead:
+            number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
+            link = f"{base}/deliveries?tracker={tracker.id}&status=dead"
+            found.append(AttentionItem("bad", f"{name} has {number} dead deliveries", link))
+    return found
+
+
+def _expiring(connection: Connection, application_id: int, now: datetime) -> list[tuple[str, datetime]]:
+    """Return tracker tokens and postback keys that expire soon."""
+    found = []
+    for table, what in ((tracker_tokens, "the previous tracker token"), (postback_keys, "a postback key")):
+        columns = table.c
+        statement = select(columns.valid_until).where(
+            columns.application_id == application_id, columns.valid_until > now, columns.valid_until <= now + SOON
+        )
+        found += [(what, row.valid_until) for row in connection.execute(statement)]
+    return found

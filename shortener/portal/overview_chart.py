@@ -1,0 +1,123 @@
+"""The chart of the overview: one metric over time, in hours, days or weeks, with the period before as marks."""
+
+# Tested by tests/portal/test_overview.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from shortener.portal.charts import Bar
+from shortener.portal.page import Visit
+from shortener.portal.periods import local_days
+from shortener.portal.scopes import report_of, scopes_of
+from shortener.reporting.figures import Figures
+from shortener.reporting.statistics import daily, hourly
+from shortener.times import start_of
+
+#: The metrics of the chart: the name of the figure, its label, and the list that contains its rows.
+METRICS = {
+    "clicks": ("Clicks", "clicks"),
+    "clicked_messages": ("Clicked messages", "clicks"),
+    "messages": ("Messages", "messages"),
+    "conversions": ("Conversions", "conversions"),
+    "suspected_hits": ("Suspected hits", "clicks"),
+}
+DEFAULT_METRIC = "clicks"
+#: A longer period has days in place of hours, or weeks in place of days.
+MAX_HOURLY = timedelta(days=3, hours=1)
+MAX_DAILY = timedelta(days=120)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A part of the period: its ends, its figures, and those of the same part of the period before."""
+
+    since: datetime
+    until: datetime
+    label: str
+    title: str
+    figures: Figures
+    before: Figures | None
+    is_known: bool  # False: the application did not exist yet.
+
+
+async def buckets(visit: Visit) -> list[Bucket]:
+    """Return the parts of the period, oldest first."""
+    period = visit.period
+    if period.until - period.since <= MAX_HOURLY:
+        return await _hours(visit)
+    now = await report_of(visit, daily, period.zone)
+    before = await report_of(visit, daily, period.zone, scopes=scopes_of(visit, *period.previous))
+    size = 1 if period.until - period.since <= MAX_DAILY else 7
+    return _days(visit, now.groups, before.groups, size)
+
+
+def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figures], size: int) -> list[Bucket]:
+    period = visit.period
+    days = local_days(period.since, period.until, period.zone)
+    earlier = local_days(*period.previous, period.zone)
+    found = []
+    for index in range(0, len(days), size):
+        chunk = days[index : index + size]
+        since = max(start_of(chunk[0], period.zone), period.since)
+        until = min(start_of(chunk[-1] + timedelta(days=1), period.zone), period.until)
+        title = f"{chunk[0]:%a %-d %b %Y}" if size == 1 else f"{chunk[0]:%-d %b} to {chunk[-1]:%-d %b %Y}"
+        figures, past = Figures(), Figures()
+        for day in chunk:
+            figures.merge(now.get(day, Figures()))
+        for day in earlier[index : index + size]:
+            past.merge(before.get(day, Figures()))
+        has_past = index < len(earlier) and _is_known(visit, start_of(earlier[index], period.zone))
+        found.append(
+            Bucket(since, until, f"{chunk[0]:%-d %b}", title, figures, past if has_past else None, _is_known(visit, until))
+        )
+    return found
+
+
+async def _hours(visit: Visit) -> list[Bucket]:
+    period = visit.period
+    now = (await report_of(visit, hourly, period.zone)).groups
+    before = (await report_of(visit, hourly, period.zone, scopes=scopes_of(visit, *period.previous))).groups
+    distance = period.since - period.previous[0]
+    offset = (period.since.astimezone(period.zone).utcoffset() or timedelta()) % timedelta(hours=1)
+    at = (period.since + offset).replace(minute=0, second=0, microsecond=0) - offset
+    found = []
+    while at < period.until:
+        after = at + timedelta(hours=1)
+        local = at.astimezone(period.zone)
+        title = f"{local:%a %-d %b, %H:%M} to {after.astimezone(period.zone):%H:%M}"
+        label = f"{local:%-d %b}" if local.hour == 0 else f"{local:%H:%M}"
+        past = before.get(at - distance, Figures()) if _is_known(visit, at - distance) else None
+        figures = now.get(at, Figures())
+        found.append(Bucket(max(at, period.since), min(after, period.until), label, title, figures, past, _is_known(visit, after)))
+        at = after
+    return found
+
+
+def _is_known(visit: Visit, until: datetime) -> bool:
+    """Return whether any application of the page existed before `until`."""
+    return any(application.created_at < until for application in visit.applications)
+
+
+def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
+    """Return the bars of the chart. A bar leads to its rows, if the page is about one application."""
+    bars = []
+    for part in parts:
+        value = part.figures[metric] if part.is_known or part.figures[metric] else None
+        title = part.title if value is not None else f"{part.title}: the application did not exist yet"
+        before = None if part.before is None else part.before[metric]
+        bars.append(Bar(part.label, title, value, href_of(visit, part, metric), before, is_partial=part.until >= visit.now))
+    return bars
+
+
+def href_of(visit: Visit, part: Bucket, metric: str) -> str | None:
+    """Return the address of the rows of a part of the chart."""
+    if visit.application is None:
+        return None
+    query: dict[str, Any] = visit.period.query(part.since, part.until)
+    return visit.link(
+        METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")
+    )

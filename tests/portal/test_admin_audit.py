@@ -1,0 +1,39 @@
+"""Tests of the audit log as a page and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from shortener.container import Service
+from tests.conftest import Clock
+from tests.portal.conftest import SignIn, log
+
+PATH = "/portal/admin/audit"
+
+
+async def test_the_audit_log_is_filtered_paged_and_exported(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    admin = await sign_in("Ada")
+    for number in range(55):
+        clock.forward(minutes=1)
+        await admin.post("/portal/signin", data={"name": "Ada", "password": "wrong"}) if number % 10 == 0 else None
+
+        def add(connection: object, number: int = number) -> None:
+            from shortener.portal.audit import Actor, record
+
+            record(connection, service.ids(), clock.now, Actor(1, "Ada"), "exported", f"=list {number}")  # type: ignore[arg-type]
+
+        await service.database.write(add)
+    page = await admin.get(PATH)
+    assert page.text.count("<time ") == 50
+    assert 'rel="next"' in page.text
+    filtered = await admin.get(PATH, params={"action": "sign_in_failed"})
+    assert filtered.text.count("<time ") == 6
+    assert "Nothing in this period" in (await admin.get(PATH, params={"period": "yesterday"})).text
+    exported = await admin.get(f"{PATH}.csv", params={"action": "exported", "tz": "Asia/Tokyo"})
+    assert exported.headers["content-disposition"].startswith('attachment; filename="all-audit-')
+    rows = list(csv.DictReader(io.StringIO(exported.text)))
+    assert len(rows) == 56  # with the export itself
+    assert rows[1]["object"] == "'=list 54"
+    assert rows[1]["time"].endswith("+09:00")
+    assert (await log(service))[-1].action == "exported"

@@ -1,0 +1,82 @@
+"""Tests of the pages on which admins manage operators."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.container import Service
+from shortener.portal.operators import Role, find_operator
+from tests.conftest import Clock
+from tests.portal.conftest import NewBrowser, SignIn, accept, log
+
+PATH = "/portal/admin/operators"
+
+
+async def test_only_admins_see_the_pages_of_the_installation(sign_in: SignIn) -> None:
+    for name, role, application in (("Vera", Role.VIEWER, 1), ("Max", Role.MANAGER, 0)):
+        browser = await sign_in(name, role, application)
+        for path in (PATH, f"{PATH}/1", "/portal/admin/audit", "/portal/admin/audit.csv"):
+            assert (await browser.get(path)).status_code == 404
+        assert "/portal/admin" not in (await browser.get("/portal/1/")).text
+
+
+async def test_an_admin_invites_an_operator_and_the_link_is_shown_once(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    admin = await sign_in("Ada")
+    shown = await admin.post(PATH, data={"name": "<b>Eve</b>", "role": "support", "application": "1"})
+    token = re.search(r"/portal/welcome#([\w-]{43})", shown.text)
+    assert token is not None
+    assert "&lt;b&gt;Eve" in shown.text
+    assert "content-encoding" not in shown.headers
+    assert token[1] not in (await admin.get(PATH)).text
+    eve = await new_browser()
+    await accept(eve, token[1])
+    assert (await eve.get("/portal/1/")).status_code == 200
+    assert (await eve.get(PATH)).status_code == 404
+    assert [row.action for row in await log(service)][-2:] == ["operator_invited", "invitation_accepted"]
+
+
+async def test_wrong_input_is_explained_and_changes_nothing(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in("Ada")
+    for fields in (
+        {"name": " ", "role": "viewer"},
+        {"name": "Eve", "role": "owner"},
+        {"name": "Eve", "role": "admin", "application": "1"},
+        {"name": "Eve", "role": "viewer", "application": "77"},
+        {"name": "Ada", "role": "viewer"},
+    ):
+        assert (await admin.post(PATH, data=fields)).status_code == 422, fields
+    assert (await admin.post(f"{PATH}/1", data={"action": "explode"})).status_code == 400
+    assert (await admin.post(f"{PATH}/1", data={"action": "disable"})).status_code == 422  # the only admin
+    assert (await admin.get(f"{PATH}/99")).status_code == 404
+    assert len(await log(service)) == 1
+
+
+async def test_changes_of_an_operator_end_the_sessions(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in("Ada")
+    for action, fields in (
+        ("grant", {"role": "manager", "application": "1"}),
+        ("remove_role", {"application": "0"}),
+        ("end_sessions", {}),
+        ("disable", {}),
+        ("reset", {}),
+    ):
+        name = f"Bo {action}"
+        other = await sign_in(name, Role.VIEWER, 0)
+        assert (await other.get("/portal/me")).status_code == 200
+        operator = await service.database.read(find_operator, name)
+        response = await admin.post(f"{PATH}/{operator.id}", data={"action": action, **fields})
+        assert response.status_code in (200, 303), response.text
+        assert (await other.get("/portal/me")).status_code == 303, action  # 7.2.4, 7.4.2, 7.4.5
+    granted = await service.database.read(find_operator, "Bo grant")
+    assert granted.role_in(1) is Role.MANAGER
+    actions = {row.action for row in await log(service)}
+    assert {"role_granted", "role_removed", "sessions_ended", "operator_disabled", "operator_reset"} <= actions
+
+
+async def test_a_change_requires_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+    admin = await sign_in("Ada")
+    clock.forward(minutes=11)
+    response = await admin.post(PATH, data={"name": "Eve", "role": "viewer"})
+    assert response.headers["location"].startswith("/portal/confirm")

@@ -1,0 +1,118 @@
+"""Tests of the account page: password, second factor, recovery codes and preferences. Numbers of ASVS 5.0 are in the comments."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+from collections.abc import Callable
+
+import httpx
+import pyotp
+import pytest
+
+from shortener.container import Service
+from shortener.portal.operators import find_operator
+from shortener.portal.passwords import Passwords
+from tests.conftest import Clock
+from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log
+
+NEW = "eight loud mountain clocks"
+
+
+async def sign_in_again(new_browser: NewBrowser, password: str = PASSWORD) -> httpx.AsyncClient:
+    browser = await new_browser()
+    await browser.post("/portal/signin", data={"name": "Ada", "password": password})
+    return browser
+
+
+async def test_a_new_password_requires_the_present_one_and_ends_other_sessions(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser = await sign_in("Ada")
+    other = await sign_in_again(new_browser)
+    for fields in (
+        {"current": "wrong password here", "password": NEW, "again": NEW},
+        {"current": PASSWORD, "password": "short", "again": "short"},
+        {"current": PASSWORD, "password": NEW, "again": "different"},
+    ):
+        response = await browser.post("/portal/me/password", data=fields)
+        assert response.status_code == 422
+        assert 'aria-invalid="true"' in response.text
+    before = browser.cookies["session"]
+    form = {"current": PASSWORD, "password": NEW, "again": NEW, "end_others": "on"}
+    assert (await browser.post("/portal/me/password", data=form)).status_code == 303
+    assert browser.cookies["session"] != before
+    assert (await other.get("/portal/me")).status_code == 303  # 7.4.3
+    assert (await browser.get("/portal/me")).status_code == 200
+    assert (await (await sign_in_again(new_browser)).get("/portal/me")).status_code == 303
+    assert (await (await sign_in_again(new_browser, NEW)).get("/portal/me")).status_code == 200
+    assert "password_changed" in [row.action for row in await log(service)]
+
+
+async def test_the_second_factor_is_set_up_with_a_code_and_shows_recovery_codes_once(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in("Ada")
+    page = await browser.get("/portal/me/second-factor")
+    assert "content-encoding" not in page.headers
+    assert "<svg" in page.text
+    secret = re.search(r'class="code">([A-Z2-7]{32})<', page.text)
+    setup = re.search(r'name="setup" value="([^"]+)"', page.text)
+    assert secret is not None
+    assert setup is not None
+    fields = {"setup": html.unescape(setup[1]), "code": "000000"}
+    assert (await browser.post("/portal/me/second-factor", data=fields)).status_code == 422
+    assert not (await service.database.read(find_operator, "Ada")).has_second_factor
+    shown = await browser.post("/portal/me/second-factor", data={**fields, "code": pyotp.TOTP(secret[1]).at(clock.now)})
+    codes = re.findall(r"<li>(\w{5}-\w{5})</li>", shown.text)
+    assert len(codes) == 10
+    assert secret[1] not in (await browser.get("/portal/me")).text
+    assert (await service.database.read(find_operator, "Ada")).has_second_factor
+    renewed = await browser.post("/portal/me/second-factor/codes")
+    assert not set(codes) & set(re.findall(r"<li>(\w{5}-\w{5})</li>", renewed.text))
+    assert (await browser.post("/portal/me/second-factor/off")).status_code == 303
+    assert not (await service.database.read(find_operator, "Ada")).has_second_factor
+
+
+async def test_sensitive_actions_require_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+    browser = await sign_in("Ada")
+    clock.forward(minutes=11)
+    refused = await browser.post("/portal/me/second-factor/off", headers={"Referer": "http://127.0.0.1:8000/portal/me"})
+    assert refused.headers["location"] == "/portal/confirm?next=%2Fportal%2Fme"  # 7.5.1, 7.5.3
+    assert (await browser.get("/portal/me/second-factor")).headers["location"].startswith("/portal/confirm")
+    wrong = await browser.post("/portal/confirm?next=/portal/me", data={"password": "wrong"})
+    assert wrong.status_code == 422
+    right = await browser.post("/portal/confirm?next=/portal/me/second-factor", data={"password": PASSWORD})
+    assert right.headers["location"] == "/portal/me/second-factor"
+    assert (await browser.get("/portal/me/second-factor")).status_code == 200
+
+
+async def test_at_most_two_passwords_are_hashed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+    passwords = Passwords()
+    original = asyncio.to_thread
+
+    async def counted(work: Callable[..., object], *arguments: object) -> object:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await original(work, *arguments)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    hashed = await passwords.hash(PASSWORD)
+    results = await asyncio.gather(*(passwords.verify(hashed, PASSWORD) for _ in range(8)))
+    assert (all(results), most) == (True, 2)
+    assert hashed.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+async def test_a_password_longer_than_the_limit_is_rejected_without_being_cut() -> None:
+    passwords = Passwords()
+    hashed = await passwords.hash("x" * 128)
+    assert await passwords.verify(hashed, "x" * 128)
+    assert not await passwords.verify(hashed, "x" * 129)  # 6.2.8
+    assert not await passwords.verify(None, "x" * 128)
+    assert not await passwords.verify("not a hash", "x")
