@@ -96,16 +96,21 @@ _COMMON = re.compile(
 )
 
 # The model and build of an Android phone. The rules must not examine them, because some models are named Sonic, Fever or CUBOT.
-_MODEL = re.compile(r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)[^;()@]+(?=[;)(])", re.IGNORECASE)
+_MODEL = re.compile(
+    r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)"
+    r"[^;()@]+(?:\([^;()@]*\) (?=Build/)[^;()@]*)?(?=[;)(])",
+    re.IGNORECASE,
+)
 
 # Text that programs send and browsers do not send: an e-mail address, a web site (unless a version follows it, as in apps),
 # "compatible" (except in old browsers), a name inside "(KHTML, like Gecko; ...)", or words such as crawler and monitor. CUBOT is a
-# manufacturer of phones, and CamScanner is an app that contains a browser, so both are exceptions.
+# manufacturer of phones, and CamScanner and TripAdvisor are apps that contain a browser, so they are exceptions.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
-    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;))|like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
+    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;|SonyEricsson))|"
+    r"like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
     r"(?<!cu)bot(?![a-z])|crawl|spider|scraper|headless|preview|monitor|synthetic|fetcher|checker|validator|"
-    r"(?<!cam)scanner|inspector|(?<!user)(?<!user[- ])agent(?![a-z])",
+    r"(?<!cam)scanner|inspector|(?<!trip)advisor|http ?client|(?<!user)(?<!user[- ])agent(?![a-z])",
     re.IGNORECASE,
 )
 
@@ -185,10 +190,33 @@ _TOOLS = (
     "Transcoder",
     "NetworkMeasurement",
     "Prospecting",
-    "Advisor",
     "geckoversion",
+    "Neustar WPM",
+    "Akamai_Site",
+    "Nodemeter",
+    "KimonoLabs",
+    "wkhtmlto",
+    "webkit2png",
+    "Websnapr",
+    "Webthumb",
+    "webscreenie",
+    "web-capture",
+    "screenshot",
+    "imgsizer",
+    "SnapSearch",
+    "mixed-content-scan",
+    "BacklinkHttp",
+    # Programs that contain a browser and fetch pages or previews without a person: Java and Electron, readers of feeds, Outlook.
+    "JavaFX/",
+    "Electron/",
+    "AtomShell/",
+    "NetNewsWire",
+    "QuiteRSS",
+    "Windows-RSS",
+    "Microsoft Outlook",
+    "ms-office",
 )
-_TOOL, _ = compile_list(_TOOLS)
+_TOOL = re.compile(compile_list(_TOOLS)[0].pattern, re.IGNORECASE)
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
 # Matches programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones and proxies of
@@ -199,7 +227,7 @@ _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)
 # Matches the user agents of desktop browsers without additions. A phone's browser that requests the desktop page adds its name
 # or has a new version.
 _DESKTOP = re.compile(
-    r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*HTC)[^()]*\) (?:"
+    r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*(?:HTC|PadFone|MOT-))[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
@@ -210,9 +238,10 @@ _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
 
 # The engines of browsers. Simple phones send parts of their platform instead, or only their manufacturer.
 _BROWSER = re.compile(
-    r"^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
+    r"WebView/|^Safari/[\d.]+ Mobile|^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
     r"UCWEB|UCBrowser|Browser/|UP\.Browser|MIDP|MAUI|Obigo|NetFront|Teleca|Dolfin|Polaris|DoCoMo|"
+    r";FOMA;|SymbianOS/|^Mozilla/\d\.\d+ \(?(?:SonyEricsson|SAMSUNG|Vodafone)|"
     r"^(?:Alcatel|BlackBerry|HTC|Huawei|LGE?[-/ ]|Mot-|Nokia|Samsung|Sec-|Sie-|SonyEricsson|ZTE)",
     re.IGNORECASE,
 )

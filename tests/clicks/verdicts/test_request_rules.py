@@ -380,3 +380,31 @@ def test_a_phone_browser_with_a_word_before_its_user_agent_is_human(agent: str) 
 def test_monitors_and_test_tools_that_control_a_complete_browser_are_suspected(tool: str) -> None:
     for agent in (f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/120.0.0.0 Safari/537.36 {tool}", android("13", f" {tool}")):
         assert classify(RequestTraits("GET", agent)).verdict is Verdict.SUSPECTED
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        f"{IPHONE} TripAdvisor/54.1",
+        "Mozilla/4.0 SonyEricssonC510v/R1DE",
+        "YelpWebView/1.5 Android/6.0.1 YelpApp/9.9.0 (x-screen-scale 1.0;)",
+        "Mozilla/4.0 (compatible; SonyEricssonJ20/R7BA Browser/NetFront/3.5 Profile/MIDP-2.1 Configuration/CLDC-1.1)",
+        "Mozilla/5.0 (F03B;FOMA;like Gecko)",
+        "Mozilla/5.0 (SAMSUNG; SAMSUNG-GT-S5330",
+        "Mozilla/5.0 (SymbianOS/9.4; Series60/5.0 NokiaX6",
+        "Mozilla/5.0 (X11; Linux x86_64; PadFone 2) AppleWebKit/534.24 (KHTML, like Gecko) Chrome/11.0.696.34 Safari/534.24",
+        f"Mozilla/5.0 (Linux; U; Android 4.0.3; en-us; Novo 7 (Store.com) Build/IML74K) {KHTML} Version/4.0 Safari/534.30",
+    ],
+)
+def test_phones_and_tablets_with_an_unusual_user_agent_are_human(agent: str) -> None:
+    assert rule(agent) == "browser"
+
+
+@pytest.mark.parametrize(
+    "addition",
+    ["cloudflareobservatory/1.0", "Neustar WPM", "JavaFX/19", "Cursor/3.0 Electron/39.8.1", "Lush Http Client", "Seo Advisor"],
+)
+def test_a_desktop_user_agent_with_the_name_of_a_tool_in_any_case_is_suspected(addition: str) -> None:
+    for agent in (f"Mozilla/5.0 ({WINDOWS}) {KHTML} {addition} Chrome/120.0.0.0 Safari/537.36",):
+        assert rule(agent) == "program"
+        assert rule(agent.lower()) in ("program", "no_browser")
