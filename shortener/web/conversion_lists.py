@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ErrorCode
@@ -25,12 +25,11 @@ from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import ConversionStatus, Source
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period, time_zone
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
+from shortener.web.period import Period, TimeZoneName, time_zone
 
 _TAG = "Conversions"
 _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")
-_BOM = Field(False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false.")
 
 
 class ConversionsCsvQuery(Period):
@@ -66,21 +65,15 @@ class ConversionsCsvQuery(Period):
         None, max_length=300, description="Host and path of a destination of the message, as in /api/v1/sms/stats/by-destination."
     )
     label: Text | None = Field(None, max_length=300, description="Only conversions of messages with a link with this label.")
-    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone, for example Europe/Berlin.")
-    bom: bool = _BOM
-
-    @field_validator("tz")
-    @classmethod
-    def _check_time_zone(cls, value: str) -> str:
-        time_zone(value)
-        return value
+    tz: TimeZoneName = "UTC"
+    bom: ByteOrderMark = False
 
 
 class ConversionsQuery(ConversionsCsvQuery):
     """Filters of conversions, and the position of the page in the list."""
 
     limit: int = _LIMIT
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class RefusedCsvQuery(Period):
@@ -89,14 +82,14 @@ class RefusedCsvQuery(Period):
     reason: Text | None = Field(
         None, max_length=64, description="Only reports refused with this error code, for example MESSAGE_NOT_FOUND."
     )
-    bom: bool = _BOM
+    bom: ByteOrderMark = False
 
 
 class RefusedQuery(RefusedCsvQuery):
     """Filters of refused reports, and the position of the page in the list."""
 
     limit: int = _LIMIT
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class ListedConversion(ConversionStatus):
@@ -109,7 +102,7 @@ class ConversionsResponse(ResponseModel):
 
     status: Literal[True] = True
     conversions: list[ListedConversion]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class RefusedReport(ResponseModel):
@@ -130,7 +123,7 @@ class RefusedResponse(ResponseModel):
 
     status: Literal[True] = True
     refused: list[RefusedReport]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 async def index(call: Call[ConversionsQuery, None]) -> Mapping[str, Any]:

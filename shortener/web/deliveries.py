@@ -17,7 +17,7 @@ from shortener.ids import decode
 from shortener.model import DeliveryStatus
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.paging import Cursor, Cursors, NextCursor
 from shortener.web.period import Period
 
 _TAG = "Deliveries"
@@ -78,7 +78,7 @@ class DeliveriesResponse(ResponseModel):
 
     status: Literal[True] = True
     deliveries: list[DeliveryFields]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class ReplayDeadResponse(ResponseModel):
@@ -94,7 +94,7 @@ class DeliveriesQuery(Period):
 
     status: StatusName | None = Field(None, description="Only deliveries with this status.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of deliveries in a page.")
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class ReplayRequest(Period):

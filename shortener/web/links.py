@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.accounts.directory import base_url_of
@@ -35,8 +35,8 @@ from shortener.urls import UrlError, host_of, parse_destination
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
 from shortener.web.messages import Source
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period, time_zone
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
+from shortener.web.period import Period, TimeZoneName, time_zone
 
 _TAG = "Links"
 COUNT_SECONDS = 1.0  # time that a request may spend to count the links of an update
@@ -96,7 +96,7 @@ class LinksResponse(ResponseModel):
 
     status: Literal[True] = True
     links: list[LinkFields]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class LinksExportQuery(Period):
@@ -117,28 +117,20 @@ class LinksExportQuery(Period):
     basis: Literal["event", "sent"] = Field(
         "event", description="Accepted as in the statistics. A link counts when its message was created, with either value."
     )
-    tz: str = Field("UTC", max_length=64, description="Time zone of dates and of times without a zone, for example Europe/Berlin.")
-
-    @field_validator("tz")
-    @classmethod
-    def _check_time_zone(cls, value: str) -> str:
-        time_zone(value)
-        return value
+    tz: TimeZoneName = "UTC"
 
 
 class LinksCsvQuery(LinksExportQuery):
     """Filters of links, and options of the CSV."""
 
-    bom: bool = Field(
-        False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."
-    )
+    bom: ByteOrderMark = False
 
 
 class LinksQuery(LinksExportQuery):
     """Filters of links, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of links in a page.")
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class LinkUpdateRequest(RequestModel):

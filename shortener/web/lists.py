@@ -26,12 +26,11 @@ from shortener.storage.types import to_iso
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period
 from shortener.web.statistics import StatisticsQuery, statistics_filter
 
 _TAG = "Reading"
-BOM_DESCRIPTION = "Begin with a byte order mark, so that Excel recognises UTF-8."
 
 
 class ClicksCsvQuery(StatisticsQuery):
@@ -49,14 +48,14 @@ class ClicksCsvQuery(StatisticsQuery):
     label: Text | None = Field(None, max_length=300, description="Only hits on links with this label of `#trackurl`.")
     message_id: Text | None = Field(None, max_length=200, description="Only hits on the links of this message.")
     code: Text | None = Field(None, max_length=100, description="Only hits on this link.")
-    bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
+    bom: ByteOrderMark = False
 
 
 class ClicksQuery(ClicksCsvQuery):
     """Filters of hits, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of hits in a page.")
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class ClickFields(ResponseModel):
@@ -98,7 +97,7 @@ class ClicksResponse(ResponseModel):
 
     status: Literal[True] = True
     clicks: list[ClickFields]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class EventsCsvQuery(Period):
@@ -107,7 +106,7 @@ class EventsCsvQuery(Period):
     event: EventName | None = Field(None, description="Only events of this kind.")
     message_id: Text | None = Field(None, max_length=200, description="Only events of this message.")
     campaign: Text | None = Field(None, max_length=200, description="Only events of messages of the campaign with this name.")
-    bom: bool = Field(False, description=f"For CSV: {BOM_DESCRIPTION}")
+    bom: ByteOrderMark = False
 
 
 class EventsQuery(EventsCsvQuery):
@@ -116,7 +115,7 @@ class EventsQuery(EventsCsvQuery):
     limit: int = Field(
         100, ge=1, le=1000, description="Approximate maximum number of events in a page. A page may contain a few more."
     )
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class EventFields(ResponseModel):
@@ -148,7 +147,7 @@ class EventsResponse(ResponseModel):
 
     status: Literal[True] = True
     events: list[EventFields]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class EventDelivery(ResponseModel):

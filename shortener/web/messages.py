@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
@@ -19,8 +19,8 @@ from shortener.reporting.status import MessageStatus, find_status
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period, time_zone
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
+from shortener.web.period import Period, TimeZoneName, time_zone
 
 _TAG = "Reading"
 
@@ -63,13 +63,7 @@ class ExportQuery(Period):
         "event",
         description="With `metric`: count by the time of each event (default), or by the time when its message was created.",
     )
-    tz: str = Field("UTC", max_length=64, description="Time zone of dates, and of times that contain no zone.")
-
-    @field_validator("tz")
-    @classmethod
-    def _check_zone(cls, value: str) -> str:
-        time_zone(value)
-        return value
+    tz: TimeZoneName = "UTC"
 
 
 class CsvQuery(ExportQuery):
@@ -78,16 +72,14 @@ class CsvQuery(ExportQuery):
     rows: ExportRows = Field(
         "messages", description="Whether the CSV contains one line for each message (default) or for each link."
     )
-    bom: bool = Field(
-        False, description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."
-    )
+    bom: ByteOrderMark = False
 
 
 class MessagesQuery(ExportQuery):
     """Filters of messages, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of messages in a page.")
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class MessageFields(ResponseModel):
@@ -189,7 +181,7 @@ class MessagesResponse(ResponseModel):
 
     status: Literal[True] = True
     messages: list[MessageFields]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Cursors of paged lists.
+"""Cursors of paged lists, and the fields that the queries and responses of lists share.
 
 A cursor contains the id of the last row of a page and a checksum, so that a cursor of another service, or a made-up one, is
 rejected, while a cursor whose row was deleted still works.
@@ -7,12 +7,23 @@ rejected, while a cursor whose row was deleted still works.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds
 from shortener.secret import Secret
 
-NEXT_CURSOR_DESCRIPTION = "Cursor of the next page; null on the last page."
-CURSOR_DESCRIPTION = "`next_cursor` of the previous page. Default: the first page."
+#: The field `next_cursor` of a response.
+NextCursor = Annotated[str | None, Field(description="Cursor of the next page; null on the last page.")]
+#: The query parameter `cursor`.
+Cursor = Annotated[str | None, Field(max_length=100, description="`next_cursor` of the previous page. Default: the first page.")]
+#: The query parameter `bom`.
+ByteOrderMark = Annotated[
+    bool,
+    Field(description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."),
+]
 
 
 class Cursors:

@@ -7,7 +7,7 @@ from datetime import UTC, date, tzinfo
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from shortener.times import end_of, parse_iso, start_of
 from shortener.web.endpoint import RequestModel
@@ -60,3 +60,16 @@ def time_zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise ValueError("must be a time zone such as Europe/Berlin") from None
+
+
+def _check_time_zone(name: str) -> str:
+    time_zone(name)
+    return name
+
+
+#: The query parameter `tz`.
+TimeZoneName = Annotated[
+    str,
+    AfterValidator(_check_time_zone),
+    Field(max_length=64, description="Time zone of days, hours, dates and times without a zone, for example Europe/Berlin."),
+]

@@ -7,7 +7,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from shortener.conversions.status_words import CATEGORIES
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -30,8 +30,8 @@ from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import Source
-from shortener.web.paging import CURSOR_DESCRIPTION, NEXT_CURSOR_DESCRIPTION, Cursors
-from shortener.web.period import Period, time_zone
+from shortener.web.paging import Cursor, Cursors, NextCursor
+from shortener.web.period import Period, TimeZoneName, time_zone
 
 DEFAULT_DAYS = 30  # number of days in the default period, including today
 #: Upper bounds of the groups of times to click, in seconds.
@@ -48,22 +48,14 @@ class StatisticsQuery(Period):
         description="The time that counts. `event`: each event at its own time. `sent`: each event at the time when its message "
         "was created, so a click today on a message of yesterday counts yesterday, and no click or delivery rate exceeds 1.",
     )
-    tz: str = Field(
-        "UTC", max_length=64, description="Time zone of days, hours, dates and times without a zone, for example Europe/Berlin."
-    )
-
-    @field_validator("tz")
-    @classmethod
-    def _checktime_zone(cls, value: str) -> str:
-        time_zone(value)
-        return value
+    tz: TimeZoneName = "UTC"
 
 
 class CampaignsQuery(StatisticsQuery):
     """Filters of the statistics by campaign, and the page."""
 
     limit: int = Field(100, ge=1, le=200, description="Maximum number of campaigns in a page.")
-    cursor: str | None = Field(None, max_length=100, description=CURSOR_DESCRIPTION)
+    cursor: Cursor = None
 
 
 class TimeToClick(ResponseModel):
@@ -164,7 +156,7 @@ class CampaignsResponse(_StatisticsResponse):
     """Campaigns with counts in the period, newest campaign first."""
 
     campaigns: list[CampaignFigures]
-    next_cursor: str | None = Field(description=NEXT_CURSOR_DESCRIPTION)
+    next_cursor: NextCursor
 
 
 class DestinationFigures(FigureFields):
