@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 import click
 
@@ -12,7 +11,7 @@ from shortener.cli.common import async_command, json_option, load_settings, open
 from shortener.cli.parameters import DURATION, ID, TIME
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
-_APPLICATION = click.option("--application", type=ID, required=True, help="Id of the application.")
+_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
 _SINCE = click.option("--since", type=TIME, help="Start of the period, included (UTC).")
 _UNTIL = click.option("--until", type=TIME, help="End of the period, excluded (UTC).")
 
@@ -40,7 +39,7 @@ def conversions() -> None:
 @json_option
 @async_command
 async def list_conversions(
-    application: int,
+    application: int | None,
     since: datetime | None,
     until: datetime | None,
     campaign: str | None,
@@ -53,25 +52,25 @@ async def list_conversions(
     as_json: bool,
 ) -> None:
     """List conversions with their revisions, newest first."""
+    from shortener.cli.stats import find_application
     from shortener.conversions.service import encode_conversion_id
     from shortener.ids import ClickIds
     from shortener.reporting import conversions as report
     from shortener.secret import open_secret
 
     settings = load_settings()
-    filters = report.ConversionFilter(
-        application,
-        since=since,
-        until=until,
-        campaign=campaign,
-        action=action,
-        status=status,
-        disposition=disposition,
-        message_id=message_id,
-    )
     async with open_store() as database:
         click_ids = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids"))
-        await _require_application(database, application)
+        filters = report.ConversionFilter(
+            await find_application(database, application),
+            since=since,
+            until=until,
+            campaign=campaign,
+            action=action,
+            status=status,
+            disposition=disposition,
+            message_id=message_id,
+        )
         page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, "cnv_", "conversion"))
     rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode) for row in page.rows]
     next_page = None if page.next is None else encode_conversion_id(page.next)
@@ -95,7 +94,7 @@ async def list_conversions(
 @json_option
 @async_command
 async def list_refused(
-    application: int,
+    application: int | None,
     since: datetime | None,
     until: datetime | None,
     reason: str | None,
@@ -104,14 +103,14 @@ async def list_refused(
     as_json: bool,
 ) -> None:
     """List refused conversion reports with the reason, newest first. They are stored for 30 days."""
+    from shortener.cli.stats import find_application
     from shortener.ids import encode
     from shortener.reporting import conversions as report
 
     async with open_store() as database:
-        await _require_application(database, application)
         page = await database.read(
             report.list_refused,
-            application,
+            await find_application(database, application),
             limit,
             _parse_row_id(below, "", "refused report"),
             since=since,
@@ -127,12 +126,6 @@ async def list_refused(
             click.echo(f"The next page: --below {next_page}")
 
     print_result({"refused": rows, "next": next_page}, as_json, print_text)
-
-
-async def _require_application(database: Any, application: int) -> None:
-    from shortener.accounts.directory import require_application
-
-    await database.read(require_application, application)
 
 
 def _parse_row_id(text: str | None, prefix: str, what: str) -> int | None:

@@ -148,6 +148,15 @@ def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tup
     return _Parser(parameters, now, warnings).report()
 
 
+#: Names that other systems give to the click id, without underscores. An error about a missing id mentions them.
+_OTHER_CLICK_ID_NAMES = frozenset(
+    (
+        *("clickid", "cid", "subid", "subid1", "sub1", "affsub", "affsub1", "s2", "externalid", "refid", "clid", "cnvid"),
+        *("messageid", "msgid"),
+    )
+)
+
+
 class _Parser:
     """Parser of one conversion report. It collects the invalid parameters, the warnings and the metadata."""
 
@@ -171,7 +180,9 @@ class _Parser:
         if self._unexpanded:
             raise ApiError(ErrorCode.UNEXPANDED_PLACEHOLDER, details=self._unexpanded)
         if message_id is None and click_id is None and not any(one.field in ("message_id", "click_id") for one in self._invalid):
-            self._invalid.insert(0, Detail("message_id", "is required if there is no click_id"))
+            similar = next((name for name in self.metadata if name.replace("_", "").lower() in _OTHER_CLICK_ID_NAMES), None)
+            hint = "" if similar is None else f"; {similar} is not a parameter of this service: write click_id in its place"
+            self._invalid.insert(0, Detail("message_id", f"is required if there is no click_id{hint}"))
         if self._invalid:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=self._invalid)
         value, currency = self._money()

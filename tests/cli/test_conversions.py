@@ -44,7 +44,8 @@ def test_commands_list_conversions_and_refused_conversion_reports(shell: InProce
     (refused,) = shell.json("conversions", "refused", "--application", "1")["refused"]
     assert (refused["reason"], refused["transaction_id"]) == ("UNEXPANDED_PLACEHOLDER", "{tid}")
     assert shell.json("conversions", "refused", "--application", "1", "--reason", "message_not_found")["refused"] == []
-    assert "NOT_FOUND" in shell("conversions", "list", "--application", "9", code=1).stderr
+    assert "no application 9" in shell("conversions", "list", "--application", "9", code=1).stderr
+    assert len(shell.json("conversions", "list")["conversions"]) == len(shell.json("conversions", "refused")["refused"]) == 1
     assert "--below" in shell("conversions", "refused", "--application", "1", "--below", "x!", code=2).stderr
 
 

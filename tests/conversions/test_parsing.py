@@ -61,6 +61,14 @@ def test_all_parameters_of_a_conversion_report_are_parsed() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["subid", "clickid", "cid", "aff_sub", "ref_id", "externalId", "cnv_id"])
+def test_the_error_for_a_missing_id_names_the_parameter_that_another_system_uses_for_it(name: str) -> None:
+    (detail,) = rejection(**{name: "x", "payout": "3"}).details
+    assert (detail.field, name in detail.reason, "write click_id" in detail.reason) == ("message_id", True, True)
+    (plain,) = rejection(payout="3").details
+    assert plain.reason == "is required if there is no click_id"
+
+
 def test_empty_parameters_of_a_conversion_report_count_as_absent() -> None:
     empty = {name: " " for name in NAMES if name != "message_id"}
     assert parse(message_id="m", **empty) == parse(message_id="m") == ConversionReport(at=NOW, message_id="m", action="conversion")
