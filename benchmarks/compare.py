@@ -54,8 +54,13 @@ def _conversions(server: Server, _: list[str], seconds: float, __: int) -> Work:
 
 _ROWS = (
     _Row("clicks", "first clicks, distinct links", _some_first_clicks, each_round=True),
-    _Row("clicks", "repeat clicks, one hot link", lambda server, codes, *_: loads.repeat_clicks(server, codes[0])),
-    _Row("clicks", "unknown codes", lambda server, *_: loads.unknown_codes(server)),
+    _Row(
+        "clicks",
+        "repeat clicks, one hot link",
+        lambda server, codes, _, number: loads.repeat_clicks(server, codes[0], number),
+        each_round=True,
+    ),
+    _Row("clicks", "unknown codes", lambda server, _, __, number: loads.unknown_codes(server, number), each_round=True),
     _Row("rewrites", "rewrite, one message a request", lambda server, *_: loads.rewrites(server, 1, 64)),
     _Row("rewrites", "rewrite, 100 recipients a request", lambda server, *_: loads.rewrites(server, 100, 16)),
     _Row("conversions", "conversions received", _conversions, each_round=True),

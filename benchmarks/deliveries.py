@@ -329,6 +329,7 @@ def server(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
         "PATH": "/usr/bin:/bin",
         "SHORTENER_DATA_DIR": str(folder),
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
+        "SHORTENER_BASE_URL": f"http://localhost:{port}",
         "SHORTENER_TRUSTED_PROXIES": traffic.TRUSTED_PROXIES,
         "SHORTENER_LOG_LEVEL": "error",
         **{f"SHORTENER_{name.upper()}": value for name, value in settings.items()},

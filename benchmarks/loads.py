@@ -34,14 +34,14 @@ def first_clicks(server: Server, codes: list[str]) -> Work:
     return Work(server.base, traffic.script(server.folder, "distinct", [f"/{code}" for code in codes[WARM_UP_LINKS:]]))
 
 
-def repeat_clicks(server: Server, code: str) -> Work:
-    """Return clicks of many people on one link."""
-    return Work(server.base, traffic.script(server.folder, "repeat", [f"/{code}"]))
+def repeat_clicks(server: Server, code: str, number: int = 0) -> Work:
+    """Return clicks of many people on one link. Works with another `number` have other client addresses."""
+    return Work(server.base, traffic.script(server.folder, f"repeat{number}", [f"/{code}"]))
 
 
-def unknown_codes(server: Server) -> Work:
-    """Return requests for codes that do not exist."""
-    return Work(server.base, traffic.script(server.folder, "unknown", rig.random_paths()))
+def unknown_codes(server: Server, number: int = 0) -> Work:
+    """Return requests for codes that do not exist. Works with another `number` have other client addresses."""
+    return Work(server.base, traffic.script(server.folder, f"unknown{number}", rig.random_paths()))
 
 
 def rewrites(server: Server, recipients: int, connections: int) -> Work:

@@ -251,6 +251,7 @@ def server(checkout: Path = ROOT, /, **settings: str) -> Iterator[Server]:
     environment |= {
         "PYTHONPATH": str(checkout),
         "SHORTENER_DATA_DIR": str(folder),
+        "SHORTENER_BASE_URL": f"http://localhost:{port}",
         "SHORTENER_TRUSTED_PROXIES": traffic.TRUSTED_PROXIES,
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
         "SHORTENER_LOG_LEVEL": "warning",

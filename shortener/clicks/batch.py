@@ -27,7 +27,7 @@ from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
-from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKS, hit_metric
+from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
 from shortener.clicks.ignored_hits import IgnoredHitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
@@ -262,7 +262,7 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        counts: dict[tuple[int, int, str, int, int], int] = {}  # number of hits, by the arguments of `CountDelta.add_slots`
+        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}  # by metric, and cohort, time slots and link set
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at
@@ -285,8 +285,14 @@ class _BatchRows:
                 click_flags, topics = self._flags_of_click(hit, link)
                 flags |= click_flags
             if metric is not None:
-                key = (link.cohort_id, at // TIME_SLOT_MS, metric, sent_slot(link.message), link.link_set)
-                counts[key] = counts.get(key, 0) + 1
+                group = (link.cohort_id, at // TIME_SLOT_MS, sent_slot(link.message), link.link_set)
+                counts[metric, group] = counts.get((metric, group), 0) + 1
+                if flags & _FIRST_FOR_LINK and link.link_set:
+                    counts[CLICKED_LINKS, group] = counts.get((CLICKED_LINKS, group), 0) + 1
+                if flags & _FIRST_FOR_MESSAGE:
+                    self.first_clicks += 1
+                    # The fan-out counts the time between the message and its first click.
+                    counts[CLICKED_MESSAGES, group] = counts.get((CLICKED_MESSAGES, group), 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.
                 address, user_agent, country = "", "", None
@@ -296,8 +302,8 @@ class _BatchRows:
             if topics:
                 event = hit.id if topics & _STATE else self._ids()  # see schema.OTHER_EVENTS
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
-        for key, amount in counts.items():
-            self.deltas.add_slots(*key, amount)
+        for (metric, (cohort, slot, sent, link_set)), amount in counts.items():
+            self.deltas.add_slots(cohort, slot, metric, sent, link_set, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click, and the topics of the event that it creates."""
@@ -306,12 +312,7 @@ class _BatchRows:
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
             bits, is_first = self._won.get(link.message, (0, False))
             if bits & 1 << link.position:
-                if link.link_set:
-                    self.deltas.add(link.cohort_id, hit.at, CLICKED_LINKS, message=link.message, link_set=link.link_set)
                 if is_first and self._candidates.claims[link.message][2] == hit.id:
-                    self.first_clicks += 1
-                    # The fan-out counts the time between the message and its first click.
-                    self.deltas.add(link.cohort_id, hit.at, "clicked_messages", message=link.message, link_set=link.link_set)
                     return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
                 return _FIRST_FOR_LINK, _CLICK
         return 0, _CLICK if link.flags & _EVERY_CLICK else 0

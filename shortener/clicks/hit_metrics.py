@@ -16,6 +16,7 @@ from shortener.storage.schema import hits
 
 CLICKS = "clicks"
 CLICKED_LINKS = "clicked_links"  # metric: the number of first clicks on links
+CLICKED_MESSAGES = "clicked_messages"  # metric: the number of first clicks on messages
 
 
 class _Rule(NamedTuple):

@@ -12,13 +12,12 @@ it needs neither a task nor ASGI messages.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import structlog
 
 from shortener.accounts.directory import Directory
-from shortener.clicks.client_address import client_address, hash_client, shorten_address
+from shortener.clicks.client_address import address_ranges, address_text, find_client, hash_packed, stored_address
 from shortener.clicks.networks import Networks
 from shortener.clicks.pages import (
     confirmation_page,
@@ -30,7 +29,7 @@ from shortener.clicks.pages import (
 )
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import CONFIRMED, Hit, Resolution
-from shortener.clicks.verdicts.request_rules import RequestTraits, classify
+from shortener.clicks.verdicts.request_rules import RequestTraits, classify, classify_agent
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.model import Verdict
@@ -43,8 +42,6 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_STORED_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are stored
-_MAX_CACHED_ADDRESSES = 8_192
-_MAX_CACHED_FORWARDED_LENGTH = 128  # maximum number of characters of an X-Forwarded-For value whose result is cached
 
 #: The names of the request headers that this module reads.
 _HEADERS = frozenset(
@@ -118,16 +115,11 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
         else:
             request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
-    classification = classify(
-        RequestTraits(
-            method,
-            user_agent,
-            sec_purpose.decode("latin-1"),
-            purpose.decode("latin-1"),
-            x_purpose.decode("latin-1"),
-            x_moz.decode("latin-1"),
-        )
-    )
+    if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):  # no rule of the request applies
+        classification = classify_agent(user_agent)
+    else:
+        purposes = (one.decode("latin-1") for one in (sec_purpose, purpose, x_purpose, x_moz))
+        classification = classify(RequestTraits(method, user_agent, *purposes))
     return ClientInfo(host or b"", user_agent, classification.verdict, classification.rule, forwarded.decode("latin-1"), request_id)
 
 
@@ -157,13 +149,12 @@ class Redirect:
         self._now_ms = now_ms
         self._limiter = limiter
         self._client_key = client_key
-        self._trusted_proxies = trusted_proxies
+        self._trusted_proxies = address_ranges(trusted_proxies)
         self._ip_privacy = ip_privacy
         self._networks = networks
         self._totals = recorder.totals
         #: Returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a log line.
         self.respond: Callable[[Hit, Resolution], RawResponse] = self._respond_and_log if logs_access else self._respond
-        self._cached_address = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._read_address)
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
         """Respond to a GET, HEAD or OPTIONS request for a code, or to the POST request of a confirmation page.
@@ -189,20 +180,16 @@ class Redirect:
     def make_hit(self, client_info: ClientInfo, peer: str | None, code: str, domain_id: int | None) -> Hit:
         """Return a new hit with a new id and the current time. `peer`: the address of the other end of the connection."""
         _, user_agent, verdict, rule, forwarded, _ = client_info
-        read_address = self._cached_address if len(forwarded) <= _MAX_CACHED_FORWARDED_LENGTH else self._read_address
-        address, origin = read_address(peer, forwarded)
+        client = find_client(peer, forwarded, self._trusted_proxies)
+        address = "" if client is None else stored_address(client, self._ip_privacy)
         country = None
         if self._networks is not None:
-            full_address = client_address(peer, forwarded, self._trusted_proxies)
+            full_address = "" if client is None else address_text(client)
             country = self._networks.find(full_address).country
             if rule != CONFIRMED:
                 verdict, rule = self._networks.classify(full_address, verdict, rule)
+        origin = hash_packed(client, self._client_key)
         return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin, country)
-
-    def _read_address(self, peer: str | None, forwarded: str) -> tuple[str, int]:
-        """Return the client's address in the form that is stored, and the hash of the client (`Hit.origin`)."""
-        address = client_address(peer, forwarded, self._trusted_proxies)
-        return shorten_address(address, self._ip_privacy), hash_client(address, self._client_key)
 
     def _respond_and_log(self, hit: Hit, resolution: Resolution) -> RawResponse:
         response = self._respond(hit, resolution)

@@ -55,7 +55,7 @@ from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
 from shortener.secret import Secret
 from shortener.settings import Settings
-from shortener.storage.clock import SharedClock
+from shortener.storage.clock import SharedClock, ms_clock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
 from shortener.storage.installation import open_installation_secret
@@ -65,7 +65,6 @@ from shortener.storage.migrations import HEAD
 from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
-from shortener.storage.types import to_ms
 from shortener.urls import host_of
 
 
@@ -164,9 +163,7 @@ async def _build_foundation(
     directory = Directory(database, host_of(settings.base_url))
     await directory.refresh()
 
-    def now_ms() -> int:
-        return to_ms(clock())
-
+    now_ms = ms_clock(clock)
     redis, cache = open_link_cache(settings, secret, now_ms)
     if redis is not None:
         opened.push_async_callback(redis.close)
@@ -181,6 +178,7 @@ async def _build_foundation(
     return Foundation(
         settings=settings,
         clock=clock,
+        now_ms=now_ms,
         secret=secret,
         database=database,
         redis=redis,

@@ -44,7 +44,6 @@ from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.node_lease import NodeLease
 from shortener.storage.notifier import PostgresNotifier
-from shortener.storage.types import to_ms
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Foundation:
 
     settings: Settings
     clock: Clock
+    now_ms: Callable[[], int]  # The time of `clock` in milliseconds since 1970.
     secret: Secret
     database: Database
     redis: RedisServer | None
@@ -68,10 +68,6 @@ class Foundation:
     requests: RequestTotals  # Counts the requests of the API.
     events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
     notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
-
-    def now_ms(self) -> int:
-        """Return the current time in milliseconds since 1970, UTC."""
-        return to_ms(self.clock())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ While the database is not available, the last correction stays in use. With SQLi
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
@@ -23,6 +24,7 @@ from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)
 
+_MILLISECOND = timedelta(milliseconds=1)
 MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
@@ -36,6 +38,15 @@ class SharedClock:
 
     def __call__(self) -> datetime:
         return self._own() + self.offset
+
+    @property
+    def follows_system(self) -> bool:
+        """Whether `own` is the clock of the system."""
+        return self._own is utcnow
+
+    def now_ms(self) -> int:
+        """Return the time in milliseconds since 1970, calculated from the clock of the system."""
+        return _system_ms() + self.offset // _MILLISECOND
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.gauge(
@@ -55,6 +66,21 @@ class SharedClock:
             log.warning("clock_corrected", seconds=measured.total_seconds(), before=self.offset.total_seconds())
             self.offset = measured
         return 0
+
+
+def ms_clock(clock: Clock) -> Callable[[], int]:
+    """Return a function that returns the time of `clock` in milliseconds since 1970.
+
+    Every request reads it several times, so it reads the clock of the system without creating a datetime."""
+    if clock is utcnow:
+        return _system_ms
+    if isinstance(clock, SharedClock) and clock.follows_system:
+        return clock.now_ms
+    return lambda: to_ms(clock())
+
+
+def _system_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _read_clock(connection: Connection) -> int:

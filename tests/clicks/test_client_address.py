@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.clicks.client_address import client_address, shorten_address
+from shortener.clicks.client_address import client_address, hash_client, shorten_address
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 
@@ -65,6 +65,46 @@ def test_x_forwarded_for_is_ignored_if_no_proxy_is_trusted() -> None:
 def test_any_x_forwarded_for_and_peer_give_a_valid_address_or_an_empty_string(peer: str, forwarded: str) -> None:
     address = client_address(peer, forwarded, PROXIES)
     assert address == "" or ip_address(address)
+
+
+@given(st.ip_addresses(), st.sampled_from(["{}", "[{}]", "[{}]:443", " {} ", "{}:80"]))
+def test_an_address_is_read_and_written_as_the_module_ipaddress_does(address: IPv4Address | IPv6Address, form: str) -> None:
+    if form == "{}:80" and address.version == 6:
+        form = "{}"
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    assert client_address(form.format(address), "", ()) == str(mapped or address)
+
+
+@pytest.mark.parametrize("text", ["::", "::1", "::1.2.3.4", "::ffff:1.2.3.4", "1::", "1:0:0:2::", "fe80::1%2", "1:2:3:4:5:6:7::"])
+def test_unusual_ipv6_addresses_have_the_canonical_form_of_the_module_ipaddress(text: str) -> None:
+    address = IPv6Address(text.partition("%")[0])
+    assert client_address(text, "", ()) == str(address.ipv4_mapped or address)
+
+
+@pytest.mark.parametrize(
+    "text", ["010.0.0.1", "1.2.3", "1.2.3.4.5", "1.2.3.04", "1:2", "::1::", "1.2.3.4\0", "١.2.3.4", "fe80::1%"]
+)
+def test_text_that_the_module_ipaddress_rejects_is_not_an_address(text: str) -> None:
+    assert client_address(text, "", ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same_client"),
+    [
+        ("203.0.113.7", "203.0.113.7", True),
+        ("203.0.113.7", "::ffff:203.0.113.7", True),
+        ("203.0.113.7", "203.0.113.8", False),
+        ("2001:db8:1:2::3", "2001:db8:1:2:ffff::", True),
+        ("2001:db8:1:2::3", "2001:db8:1:3::3", False),
+    ],
+)
+def test_the_hash_of_a_client_is_equal_in_one_ipv6_network_of_64_bits(one: str, other: str, is_same_client: bool) -> None:
+    assert (hash_client(one, b"key") == hash_client(other, b"key")) is is_same_client
+    assert hash_client(one, b"key") != hash_client(one, b"other key")
+
+
+def test_an_unknown_address_has_the_hash_0() -> None:
+    assert hash_client("", b"key") == 0
 
 
 @pytest.mark.parametrize(

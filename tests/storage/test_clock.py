@@ -12,10 +12,11 @@ from shortener.container import open_service
 from shortener.errors import StoreUnavailable
 from shortener.model import utcnow
 from shortener.settings import Settings
-from shortener.storage.clock import MAX_IGNORED_OFFSET, SharedClock
+from shortener.storage.clock import MAX_IGNORED_OFFSET, SharedClock, ms_clock
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
+from shortener.storage.types import to_ms
 from tests.conftest import Clock, new_postgresql_database
 from tests.servers import PostgresProcess
 
@@ -49,6 +50,13 @@ async def test_a_machine_clock_that_differs_by_milliseconds_from_the_database_is
     clock = SharedClock(database, off_by(milliseconds=20))
     await clock.step()
     assert clock.offset == timedelta()
+
+
+async def test_the_clock_in_milliseconds_is_corrected_too(database: Database) -> None:
+    clock = SharedClock(database)
+    assert abs(ms_clock(clock)() - to_ms(clock())) < 1000
+    clock.offset = timedelta(hours=-2)
+    assert abs(ms_clock(clock)() - to_ms(clock())) < 1000
 
 
 async def test_the_last_clock_correction_stays_in_use_while_the_database_is_down(postgres_server: PostgresProcess) -> None:
