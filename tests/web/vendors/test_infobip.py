@@ -131,6 +131,25 @@ async def test_infobip_a_custom_domain_of_another_application_is_rejected(servic
         assert await refused(client, request) == ("INVALID_REQUEST", ["urlOptions.customDomain"])
 
 
+@pytest.mark.parametrize("repeated", ["messageId", "Idempotency-Key"])
+async def test_a_repeat_gets_its_first_response_after_its_custom_domain_was_removed(
+    client: httpx.AsyncClient, service: Service, repeated: str
+) -> None:
+    await service.database.write(add_domain, 1, "https://go.brand.example", service.clock())
+    await service.database.write(add_domain, 1, "https://two.brand.example", service.clock())
+    await service.directory.refresh()
+    recipient = {"to": "41793026731", **({"messageId": "m-1"} if repeated == "messageId" else {})}
+    headers = {"Idempotency-Key": "k"} if repeated == "Idempotency-Key" else {}
+    request = {"messages": [text("www.x.co.uk", recipient)], "urlOptions": {"customDomain": "two.brand.example"}}
+    first = await client.post(SENDS[1], json=request, headers=headers)
+    assert first.json()["messages"][0]["text"].startswith("https://two.brand.example/")
+    assert (await client.delete("/api/v1/domains/two.brand.example")).status_code == 200
+    again = await client.post(SENDS[1], json=request, headers=headers)
+    assert (again.status_code, again.json()["messages"]) == (200, first.json()["messages"])
+    new = {**request, "messages": [text("www.x.co.uk", {"to": "41793026731"})]}
+    assert (await client.post(SENDS[1], json=new)).status_code in (400, 409)
+
+
 async def test_infobip_fields_for_sending_are_ignored_and_callback_data_is_stored(client: httpx.AsyncClient) -> None:
     more = {"flash": True, "notifyUrl": "https://a.example/", "validityPeriod": 720, "language": {"languageCode": "TR"}}
     message = text("x", {"to": "41793026731", "messageId": "a"}, callbackData="order 7", **more)
