@@ -10,12 +10,12 @@ directory afterwards.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from shortener.accounts.directory import hash_credential, increment_version, require_application
 from shortener.accounts.settings import PERMISSIONS
@@ -93,6 +93,41 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
     if application_id is not None:
         statement = statement.where(table.c.application_id == application_id)
     return [{str(name): value for name, value in row._mapping.items() if name != "hash"} for row in connection.execute(statement)]
+
+
+def find_key(connection: Connection, application_id: int, key_id: int) -> dict[str, Any]:
+    """Return an API key of an application as `list_keys` does. Raise ApiError NOT_FOUND."""
+    found = next((row for row in list_keys(connection, application_id) if row["id"] == key_id), None)
+    if found is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")
+    return found
+
+
+def find_key_of_text(connection: Connection, key: str) -> dict[str, Any]:
+    """Return the API key with this plain text as `list_keys` does. The key must exist."""
+    row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.hash == hash_credential(key))).one()
+    return {str(name): value for name, value in row._mapping.items() if name != "hash"}
+
+
+def update_key(connection: Connection, application_id: int, key_id: int, changes: Mapping[str, Any]) -> None:
+    """Change `name` or `rate_limit` of an API key. Raise ApiError NOT_FOUND if the key does not exist or is revoked."""
+    table = schema.api_keys
+    chosen = table.c.id == key_id, table.c.application_id == application_id, table.c.revoked_at.is_(None)
+    values = dict(changes) or {"rate_limit": table.c.rate_limit}
+    if not connection.execute(update(table).where(*chosen).values(values)).rowcount:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id} that is not revoked.")
+    increment_version(connection)
+
+
+def list_tokens(connection: Connection, application_id: int, now: datetime) -> list[dict[str, Any]]:
+    """Return id, created_at and valid_until of the tracker tokens of an application that are valid."""
+    table = schema.tracker_tokens
+    statement = (
+        select(table.c.id, table.c.created_at, table.c.valid_until)
+        .where(table.c.application_id == application_id, or_(table.c.valid_until.is_(None), table.c.valid_until > now))
+        .order_by(table.c.id)
+    )
+    return [dict(row._mapping) for row in connection.execute(statement)]
 
 
 def rotate_token(connection: Connection, application_id: int, now: datetime, overlap: timedelta) -> tuple[str, datetime]:

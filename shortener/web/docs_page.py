@@ -88,7 +88,18 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 #: Path parameters that the service generates. The examples contain them as shell variables, because each installation has others.
 GENERATED_PARAMETERS = frozenset(
-    {"tracker_id", "delivery_id", "event_id", "update_id", "key_id", "code", "postback_key", "processKey", "gateway_id"}
+    {
+        "tracker_id",
+        "delivery_id",
+        "event_id",
+        "update_id",
+        "key_id",
+        "api_key_id",
+        "code",
+        "postback_key",
+        "processKey",
+        "gateway_id",
+    }
 )
 
 

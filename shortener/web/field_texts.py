@@ -104,6 +104,8 @@ _TEXTS: Mapping[str, str] = {
     "idempotency_key": "Idempotency-Key of the request.",
     "intervalStart": "Start of the interval.",
     "key_id": "Id of the key.",
+    "key": "The API key without its plain text.",
+    "keys": "API keys of the application, oldest first.",
     "label": "Label of the `#trackurl` directive. null: the link has none.",
     "labels": "Counts by label.",
     "last_failure_at": "Time of the latest failed attempt. null: none.",

@@ -26,6 +26,8 @@ _NAMES: Mapping[tuple[str, str], str] = {
     ("GET", "/api/v1/application"): "get_application",
     ("PATCH", "/api/v1/application"): "update_application",
     ("POST", "/api/v1/application/callback-secret"): "rotate_callback_secret",
+    ("POST", "/api/v1/tokens/rotate"): "rotate_token",
+    ("DELETE", "/api/v1/keys/{api_key_id}"): "revoke_key",
     ("POST", "/api/v1/deliveries/replay"): "replay_deliveries",
     ("POST", "/api/v1/trackers/{tracker_id}/replay"): "replay_tracker",
     ("GET", "/api/v1/trackers/{tracker_id}/deliveries"): "list_tracker_deliveries",

@@ -161,6 +161,8 @@ SKIPPED = {
     "/api/v1/links/updates/{update_id}",
     "/api/v1/links/updates/{update_id}/stop",
     "/internal/domain-check",
+    "/api/v1/keys/{api_key_id}",
+    "/api/v1/tokens/rotate",
 }
 
 
@@ -168,7 +170,8 @@ async def test_the_example_requests_of_the_openapi_document_work_unchanged(
     service: Service, client: httpx.AsyncClient, credentials: Credentials
 ) -> None:
     service.start(web=False, deliver=False)
-    in_order = sorted(operations(), key=lambda one: one[1] == "delete")  # a stable sort that moves deletions to the end
+    # A stable sort that moves deletions, and the rotation of the token, to the end.
+    in_order = sorted(operations(), key=lambda one: one[1] == "delete" or one[0] == "/api/v1/tokens")
     for path, method, operation in in_order:
         if path in SKIPPED:
             continue

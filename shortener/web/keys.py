@@ -1,0 +1,292 @@
+"""API keys and tracker tokens over HTTP: create, list, change, revoke and rotate. All require the permission `admin`.
+
+A key can grant only permissions that it has itself, and it cannot revoke itself. So no call gains rights or locks the caller out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+from sqlalchemy import Connection
+
+from shortener.accounts import credentials
+from shortener.accounts.settings import DEFAULT_PERMISSIONS, Permission
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
+
+_TAG = "Application"
+MAX_RATE_LIMIT = 1_000_000  # requests per minute
+DEFAULT_OVERLAP_SECONDS = 24 * 3600
+MAX_OVERLAP_SECONDS = 90 * 24 * 3600
+
+
+def _check_name(value: str) -> str:
+    value = value.strip()
+    if not value or not value.isprintable():
+        raise ValueError("must have at least 1 printable character")
+    return value
+
+
+KeyName = Annotated[Text, Field(max_length=100), AfterValidator(_check_name)]
+
+
+class KeyCreateRequest(RequestModel):
+    """The properties of a new API key."""
+
+    name: KeyName = Field(description="Name of the system that uses the key. It is only shown to people.")
+    permissions: list[Permission] = Field(
+        list(DEFAULT_PERMISSIONS),
+        min_length=1,
+        description="What the key permits. A key can grant only permissions that it has itself.",
+    )
+    rate_limit: int | None = Field(
+        None, ge=1, le=MAX_RATE_LIMIT, description="Maximum number of requests per minute. null: no limit."
+    )
+
+
+class KeyUpdateRequest(RequestModel):
+    """The changes of an API key. A field that is absent keeps its value."""
+
+    name: KeyName | None = Field(None, description="New name of the key. null keeps the name.")
+    rate_limit: int | None = Field(
+        None, ge=1, le=MAX_RATE_LIMIT, description="Maximum number of requests per minute. null: no limit."
+    )
+
+
+class KeyFields(ResponseModel):
+    key_id: int
+    name: str
+    hint: str = Field(description="The first characters of the key, which identify it.")
+    permissions: list[str]
+    rate_limit: int | None
+    created_at: str
+    revoked_at: str | None
+    is_current: bool = Field(description="true: the key of this request.")
+
+
+class KeyResponse(ResponseModel):
+    """An API key without its plain text, which is not stored."""
+
+    status: Literal[True] = True
+    key: KeyFields
+
+
+class NewKeyResponse(KeyResponse):
+    """A new API key. No later response contains its plain text."""
+
+    api_key: str = Field(description="The plain text of the key.")
+    key_id: int
+
+
+class KeysResponse(ResponseModel):
+    """All API keys of the application, oldest first. The complete keys are not stored."""
+
+    status: Literal[True] = True
+    keys: list[KeyFields]
+
+
+class TokenFields(ResponseModel):
+    token_id: int = Field(description="Id of the tracker token.")
+    created_at: str
+    valid_until: str | None = Field(description="Time until which a replaced token is valid. null: the current token.")
+
+
+class TokensResponse(ResponseModel):
+    """The tracker tokens that are valid, oldest first. The tokens themselves are not stored."""
+
+    status: Literal[True] = True
+    tokens: list[TokenFields] = Field(description="Valid tracker tokens of the application.")
+
+
+class TokenRotateRequest(RequestModel):
+    """Options for the rotation of the tracker token."""
+
+    overlap: int = Field(
+        DEFAULT_OVERLAP_SECONDS,
+        ge=0,
+        le=MAX_OVERLAP_SECONDS,
+        description="Seconds for which the previous token stays valid. 0: it becomes invalid at once.",
+    )
+
+
+class NewTokenResponse(ResponseModel):
+    """A new tracker token. No later response contains it."""
+
+    status: Literal[True] = True
+    tracker_token: str = Field(description="The plain text of the token.")
+    previous_valid_until: str | None
+
+
+async def index(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return all API keys of the application."""
+    rows = await call.service.database.read(credentials.list_keys, call.application_id)
+    return {"status": True, "keys": [_key_fields(call, row) for row in rows]}
+
+
+async def show(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return one API key."""
+    row = await call.service.database.read(credentials.find_key, call.application_id, call.path["api_key_id"])
+    return {"status": True, "key": _key_fields(call, row)}
+
+
+async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
+    """Create an API key."""
+    service, request = call.service, call.body
+    missing = sorted(set(request.permissions) - call.principal.permissions)
+    if missing:
+        reason = f"this API key does not have {', '.join(missing)}, so it cannot grant it"
+        raise ApiError(ErrorCode.FORBIDDEN, details=[Detail("permissions", reason)])
+
+    def write(connection: Connection) -> tuple[str, dict[str, Any]]:
+        key = credentials.create_key(
+            connection, call.application_id, request.name, request.permissions, service.clock(), request.rate_limit
+        )
+        return key, credentials.find_key_of_text(connection, key)
+
+    key, row = await service.database.write(write)
+    await service.directory.refresh()
+    return {"status": True, "api_key": key, "key_id": row["id"], "key": _key_fields(call, row)}
+
+
+async def update(call: Call[None, KeyUpdateRequest]) -> Mapping[str, Any]:
+    """Change the name or the rate limit of an API key."""
+    service, request = call.service, call.body
+    changes = {name: getattr(request, name) for name in request.model_fields_set}
+    if changes.get("name", "") is None:
+        del changes["name"]
+
+    def write(connection: Connection) -> dict[str, Any]:
+        key_id = call.path["api_key_id"]
+        credentials.update_key(connection, call.application_id, key_id, changes)
+        return credentials.find_key(connection, call.application_id, key_id)
+
+    row = await service.database.write(write)
+    await service.directory.refresh()
+    return {"status": True, "key": _key_fields(call, row)}
+
+
+async def revoke(call: Call[None, None]) -> Mapping[str, Any]:
+    """Revoke an API key."""
+    service, key_id = call.service, call.path["api_key_id"]
+    if key_id == call.principal.key_id:
+        raise ApiError(ErrorCode.CONFLICT, "A key cannot revoke itself. Use another key, or the command line.")
+
+    def write(connection: Connection) -> dict[str, Any]:
+        credentials.find_key(connection, call.application_id, key_id)
+        credentials.revoke_key(connection, key_id, service.clock())
+        return credentials.find_key(connection, call.application_id, key_id)
+
+    row = await service.database.write(write)
+    await service.directory.refresh()
+    return {"status": True, "key": _key_fields(call, row)}
+
+
+async def list_tokens(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the valid tracker tokens of the application."""
+    rows = await call.service.database.read(credentials.list_tokens, call.application_id, call.service.clock())
+    return {
+        "status": True,
+        "tokens": [
+            {"token_id": row["id"], "created_at": to_iso(row["created_at"]), "valid_until": to_iso(row["valid_until"])}
+            for row in rows
+        ],
+    }
+
+
+async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[str, Any]:
+    """Create a tracker token. The previous one stays valid for the overlap."""
+    service = call.service
+    overlap = timedelta(seconds=DEFAULT_OVERLAP_SECONDS if call.body is None else call.body.overlap)
+    token, until = await service.database.write(credentials.rotate_token, call.application_id, service.clock(), overlap)
+    await service.directory.refresh()
+    return {"status": True, "tracker_token": token, "previous_valid_until": to_iso(until)}
+
+
+def _key_fields(call: Call[Any, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "key_id": row["id"],
+        "name": row["name"],
+        "hint": row["hint"],
+        "permissions": row["permissions"],
+        "rate_limit": row["rate_limit"],
+        "created_at": to_iso(row["created_at"]),
+        "revoked_at": to_iso(row["revoked_at"]),
+        "is_current": row["id"] == call.principal.key_id,
+    }
+
+
+_KEYS, _TOKENS = "/api/v1/keys", "/api/v1/tokens"
+_ROTATION = (
+    "Creates a new tracker token and returns it only in this response. The previous token stays valid for `overlap` seconds, and "
+    "tokens that were replaced earlier become invalid."
+)
+
+ENDPOINTS = [
+    Endpoint("GET", _KEYS, index, "List API keys", _TAG, permission="admin", response=KeysResponse),
+    Endpoint(
+        "POST",
+        _KEYS,
+        create,
+        "Create an API key",
+        _TAG,
+        permission="admin",
+        body=KeyCreateRequest,
+        response=NewKeyResponse,
+        status=201,
+        description="The key works on every node within a second.",
+    ),
+    Endpoint("GET", f"{_KEYS}/{{api_key_id:int}}", show, "Show an API key", _TAG, permission="admin", response=KeyResponse),
+    Endpoint(
+        "PATCH",
+        f"{_KEYS}/{{api_key_id:int}}",
+        update,
+        "Change an API key",
+        _TAG,
+        permission="admin",
+        body=KeyUpdateRequest,
+        response=KeyResponse,
+        description="Changes the name or the rate limit. Permissions cannot be changed: create another key instead.",
+    ),
+    Endpoint(
+        "DELETE",
+        f"{_KEYS}/{{api_key_id:int}}",
+        revoke,
+        "Revoke an API key",
+        _TAG,
+        permission="admin",
+        response=KeyResponse,
+        errors=(ErrorCode.CONFLICT,),
+        description="The key becomes invalid on every node within a second. The key of the request itself cannot be revoked.",
+    ),
+    Endpoint("GET", _TOKENS, list_tokens, "List tracker tokens", _TAG, permission="admin", response=TokensResponse),
+    Endpoint(
+        "POST",
+        _TOKENS,
+        rotate_token,
+        "Create a tracker token",
+        _TAG,
+        permission="admin",
+        body=TokenRotateRequest,
+        body_optional=True,
+        response=NewTokenResponse,
+        status=201,
+        description=_ROTATION,
+    ),
+    Endpoint(
+        "POST",
+        f"{_TOKENS}/rotate",
+        rotate_token,
+        "Rotate the tracker token",
+        _TAG,
+        permission="admin",
+        body=TokenRotateRequest,
+        body_optional=True,
+        response=NewTokenResponse,
+        description=f"The same as creating a token. {_ROTATION}",
+    ),
+]
