@@ -10,7 +10,7 @@ exception and responds with INTERNAL_ERROR, without details.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,14 @@ class ErrorCode(enum.Enum):
         400,
         "Networks do not deliver this sender to the recipient's country, and the application rejects such senders (sender_rules).",
     )
+    INVALID_BODY = (400, "The body of a send call is not a JSON object, or it lacks a required field.")
+    INVALID_TO = (400, "`to` of a send call is not a list of E.164 numbers such as +14155550100.")
+    INVALID_MESSAGE = (400, "`message` of a send call is not a text of 1 to 20,000 characters.")
+    INVALID_SENDER = (
+        400,
+        "`sender_id` of a send call is neither a number nor 3 to 11 letters and digits that start with a letter.",
+    )
+    TOO_MANY_RECIPIENTS = (400, "A send call has more than 100 recipients.")
     BATCH_TOO_LARGE = (400, "The request has more recipients or reports than BATCH_LIMIT allows.")
     UNKNOWN_PLACEHOLDER = (
         400,
@@ -50,6 +58,11 @@ class ErrorCode(enum.Enum):
     )
     INVALID_CURSOR = (400, "The page cursor is not one that this service returned.")
     UNAUTHORIZED = (401, "The credential is missing, unknown, revoked or expired.")
+    INSUFFICIENT_BALANCE = (
+        402,
+        "The balance of the application is lower than the cost of the request. Nothing was stored; `cost` and `balance` have the "
+        "amounts.",
+    )
     FORBIDDEN = (403, "The credential is valid but does not have the permission for this call.")
     NOT_FOUND = (404, "The resource does not exist, or it belongs to another application.")
     UNKNOWN_HOST = (404, "The Host header names no host that serves the API.")
@@ -62,6 +75,8 @@ class ErrorCode(enum.Enum):
         "The action was already reported for the message with another value, and no transaction_id tells whether it is a change.",
     )
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
+    OPTED_OUT = (409, "The recipient refused further messages of this application.")
+    NO_PRICE = (409, "The application is prepaid, and there is no price for the country of the recipient.")
     NO_USABLE_DOMAIN = (
         409,
         "No domain of the application can be used for new links: all are disabled or removed, and allow_shared_host is off.",
@@ -72,6 +87,7 @@ class ErrorCode(enum.Enum):
         "The client sent too many wrong credentials or unknown codes. Try again after `Retry-After` seconds.",
     )
     UNSUPPORTED_MEDIA_TYPE = (415, "This call does not accept the Content-Type of the body.")
+    DB_ERROR = (500, "The database is not available. Nothing was stored or queued, so the send call can be repeated.")
     INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")
     UNAVAILABLE = (
         503,
@@ -127,15 +143,18 @@ class ApiError(Exception):
         *,
         retry_after: int | None = None,
         hidden_details: int = 0,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds.
 
-        `hidden_details` is the number of further errors that were counted but have no detail."""
+        `hidden_details` is the number of further errors that were counted but have no detail. `fields` are further fields of the
+        body that belong to the code."""
         self.code = code
         self.description = description or code.meaning
         self.details = tuple(details)
         self.details_total = len(self.details) + hidden_details
         self.retry_after = retry_after
+        self.fields = fields or {}
         super().__init__(f"{code.name}: {self.description}")
 
     def body(self) -> dict[str, Any]:
@@ -147,6 +166,7 @@ class ApiError(Exception):
             "error_code": self.code.name,
             "description": self.description,
             "details": [detail.body() for detail in self.details[:MAX_DETAILS]],
+            **self.fields,
         }
         if self.details_total > len(body["details"]):
             body["details_total"] = self.details_total

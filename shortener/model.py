@@ -118,6 +118,20 @@ class DeliveryStatus(enum.IntEnum):
         return self.name.lower()
 
 
+class SendStatus(enum.IntEnum):
+    """The status of a message that is handed on to a gateway. The dispatcher of the gateways claims PENDING rows only."""
+
+    PENDING = 0
+    SENT = 1  # The gateway has accepted the message.
+    FAILED = 2  # The gateway has rejected the message, or the attempts or the time are used up.
+    HELD = 3  # The gateway may have accepted the message, its response is missing, and the gateway does not repeat such messages.
+
+    @property
+    def api_name(self) -> str:
+        """The name of this value in the API, in lower case."""
+        return self.name.lower()
+
+
 def utcnow() -> datetime:
     """Return the current time. Functions receive a clock or a time, so that tests can pass their own."""
     return datetime.now(UTC)

@@ -236,6 +236,34 @@ class Settings(BaseModel):
     )
     allow_http_targets: bool = Field(True, description="Allow trackers with http:// URLs in addition to https://: true or false.")
 
+    gateway_slots: int = Field(
+        128, ge=1, le=4096, description="Maximum number of messages that one process hands on to gateways at the same time."
+    )
+    gateway_slots_per_gateway: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Maximum number of messages that all processes together hand on to one gateway at the same time, unless the "
+        "gateway has its own `concurrency`.",
+    )
+    gateway_timeout: float = Field(
+        10.0, gt=0, le=120, description="Maximum duration in seconds of one attempt to hand a message on to a gateway."
+    )
+    gateway_attempts: int = Field(
+        7, ge=1, le=50, description="Maximum number of attempts to hand a message on to a gateway, including the first attempt."
+    )
+    gateway_schedule: tuple[float, ...] = Field(
+        (5, 30, 120, 600, 1800, 3600),
+        description="Seconds between the attempts to hand a message on, separated by commas. Random jitter makes each delay "
+        "longer, never shorter.",
+    )
+    gateway_validity_hours: int = Field(
+        24,
+        ge=1,
+        le=720,
+        description="Hours after which a message that no gateway accepted becomes FAILED. Its text is deleted then.",
+    )
+
     hit_retention_days: int = Field(365, ge=1, description="Days after which a hit on a short link is deleted.")
     message_retention_days: int = Field(
         365, ge=1, description="Days after which a message is deleted with its links and conversions."
@@ -269,12 +297,12 @@ class Settings(BaseModel):
         "LOG_FORMAT=text). The lines contain no addresses, phone numbers and credentials.",
     )
 
-    @field_validator("delivery_schedule", mode="before")
+    @field_validator("delivery_schedule", "gateway_schedule", mode="before")
     @classmethod
     def _split_numbers(cls, value: Any) -> Any:
         return [float(part) for part in value.split(",")] if isinstance(value, str) else value
 
-    @field_validator("delivery_schedule")
+    @field_validator("delivery_schedule", "gateway_schedule")
     @classmethod
     def _check_schedule(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or any(not 0 <= delay <= MAX_DELAY_SECONDS for delay in value):

@@ -26,6 +26,8 @@ KINDS: tuple[Table, ...] = (
     schema.deliveries,
     schema.attempts,
     schema.idempotency,
+    schema.sends,
+    schema.send_attempts,
 )
 
 
@@ -204,6 +206,14 @@ class Rows:
         values = {"delivery_id": delivery, "attempt": 1, "at": self.at, "milliseconds": 12, "status": 200, "answer": "OK"}
         return self.insert(schema.attempts, None, values, columns)
 
+    def send(self, message: int, **columns: Any) -> None:
+        """Insert the row of a message that a gateway accepted, and of its attempt."""
+        values = {"id": message, "application_id": 1, "gateway_id": 1, "status": 1, "attempt": 1}
+        times = {"next_at": self.at, "created_at": self.at, "finished_at": self.at}
+        self.connection.execute(insert(schema.sends).values(values | times | columns))
+        attempt = {"send_id": message, "attempt": 1, "milliseconds": 12, "outcome": "accepted", "status": 200, "detail": "OK"}
+        self.insert(schema.send_attempts, None, {"at": self.at, **attempt}, {})
+
     def idempotent_response(self, at: datetime, key: str, **columns: Any) -> None:
         values = {"application_id": 1, "key": key, "content_hash": "", "answer": [], "created_at": at}
         self.connection.execute(insert(schema.idempotency).values(values | columns))
@@ -215,4 +225,5 @@ class Rows:
         hit = self.first_click(message, link)
         self.revision(self.conversion(message, hit_id=hit, revision=2))
         self.attempt(self.delivery(self.event(message, link_id=link, hit_id=hit)))
+        self.send(message)
         return message

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -57,10 +57,26 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayEntry:
+    """A gateway in the directory. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
+
+    id: int
+    application_id: int
+    name: str
+    kind: str
+    enabled: bool
+
+
+#: The gateway of the installation that sends nothing. Every application may use it.
+SIMULATOR = "simulator"
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """An application (a tenant) with its settings and its domains.
 
-    `domains` are its domains that are not removed. `had_domains`: the application has or had a domain of its own."""
+    `domains` are its domains that are not removed. `had_domains`: the application has or had a domain of its own. `gateway` sends
+    its messages. `gateways` are all gateways that a request may name."""
 
     id: int
     name: str
@@ -70,12 +86,18 @@ class Application:
     disabled: bool
     domains: tuple[Domain, ...] = ()
     had_domains: bool = False
+    gateway: GatewayEntry | None = None
+    gateways: tuple[GatewayEntry, ...] = ()
 
     @property
     def domain(self) -> Domain | None:
         """The domain of new links: the enabled default domain, or else the first enabled domain, or else None."""
         enabled = [domain for domain in self.domains if not domain.disabled]
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
+
+    def find_gateway(self, name: str) -> GatewayEntry | None:
+        """Return the gateway with a name; "" stands for the gateway of the application. Return None if there is none."""
+        return next((one for one in self.gateways if one.name == name), None) if name else self.gateway
 
     @property
     def may_use_shared_host(self) -> bool:
@@ -157,6 +179,8 @@ class _Snapshot:
         default_factory=dict
     )  # The hash of each postback key, with the key id, the application id and the end of its validity.
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
+    gateways: dict[int, GatewayEntry] = field(default_factory=dict)
+    report_keys: dict[str, int] = field(default_factory=dict)  # The hash of each gateway's report key, with the gateway's id.
 
 
 class Directory:
@@ -254,6 +278,16 @@ class Directory:
             return None
         return self._principal(found[1], frozenset(), found[0])
 
+    @property
+    def gateways(self) -> Mapping[int, GatewayEntry]:
+        """All gateways that are not removed, by id."""
+        return self._snapshot.gateways
+
+    def find_by_report_key(self, key: str) -> GatewayEntry | None:
+        """Return the gateway with this key in the path of its reports; None for an unknown key."""
+        gateway_id = self._snapshot.report_keys.get(hash_credential(key))
+        return None if gateway_id is None else self._snapshot.gateways.get(gateway_id)
+
     def _principal(
         self, application_id: int, permissions: frozenset[str], key_id: int, rate_limit: int | None = None
     ) -> Principal | None:
@@ -308,7 +342,13 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
+    g = schema.gateways.c
+    columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
+    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)):
+        fresh.gateways[row.id] = GatewayEntry(row.id, row.application_id, row.name, row.kind, row.enabled)
+        fresh.report_keys[row.report_key_hash] = row.id
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
+        gateway = fresh.gateways.get(row.gateway_id) if row.gateway_id is not None else None
         fresh.applications[row.id] = Application(
             id=row.id,
             name=row.name,
@@ -318,6 +358,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
             disabled=row.disabled_at is not None,
             domains=tuple(domain for domain in domains.get(row.id, ()) if not domain.removed),
             had_domains=row.id in domains,
+            gateway=gateway,
+            gateways=_usable_gateways(row.id, gateway, fresh.gateways.values()),
         )
     t = schema.trackers.c
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
@@ -343,6 +385,17 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     for row in connection.execute(select(postbacks).where(postbacks.c.revoked_at.is_(None))):
         fresh.postback_keys[row.hash] = (row.id, row.application_id, row.valid_until)
     return fresh
+
+
+def _usable_gateways(
+    application_id: int, selected: GatewayEntry | None, gateways: Iterable[GatewayEntry]
+) -> tuple[GatewayEntry, ...]:
+    """Return the gateways that requests of an application may name: its own, the selected one, and the simulator.
+
+    An own gateway comes before a gateway of the installation with the same name."""
+    own = [one for one in gateways if one.application_id == application_id]
+    simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
+    return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))
 
 
 def increment_version(connection: Connection) -> None:

@@ -87,7 +87,7 @@ async def list_applications(as_json: bool) -> None:
     """List all applications."""
     directory = await _load_directory()
     rows = [_application_fields(application) for application in directory.applications()]
-    columns = ("application_id", "name", "company_id", "domains", "disabled", "created_at")
+    columns = ("application_id", "name", "company_id", "domains", "gateway", "disabled", "created_at")
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
@@ -116,6 +116,7 @@ async def show_application(application: int, as_json: bool) -> None:
     metavar="NAME=VALUE",
     help="Change a setting, for example click_events=every; an empty value resets it. Can be repeated.",
 )
+@click.option("--gateway", help="Gateway that sends the messages of the application: its name, simulator or none.")
 @click.option("--disable/--enable", default=None, help="Disable or enable the application with all its links, keys and tokens.")
 @json_option
 @async_command
@@ -125,6 +126,7 @@ async def update_application(
     company_id: int | None,
     add_domain: str | None,
     pairs: tuple[str, ...],
+    gateway: str | None,
     disable: bool | None,
     as_json: bool,
 ) -> None:
@@ -137,7 +139,12 @@ async def update_application(
         if value is not None:
             changes[field] = value
 
+    from shortener.cli.gateways import ensure_simulator
+    from shortener.gateways.store import select_gateway
+
     def write(connection: Any) -> None:
+        if gateway is not None:
+            select_gateway(connection, application, gateway, is_operator=True)
         if changes:
             administration.update_application(connection, application, changes, utcnow(), own_url=load_settings().base_url)
         if add_domain:
@@ -145,6 +152,8 @@ async def update_application(
 
     await _find_application(application)
     async with open_store() as database:
+        if gateway is not None:
+            await ensure_simulator(database)
         await database.write(write)
     found = await _find_application(application)
     print_result(_application_fields(found), as_json, lambda: click.echo(f"application {application} is updated"))
@@ -186,6 +195,7 @@ def _application_fields(application: Any) -> dict[str, Any]:
         "name": application.name,
         "company_id": application.company_id,
         "domains": [domain.base_url + domain.path for domain in application.domains],
+        "gateway": application.gateway and application.gateway.name,
         "disabled": application.disabled,
         "created_at": application.created_at,
     }

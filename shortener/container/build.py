@@ -7,7 +7,7 @@ receives only what it depends on. If a step fails, everything that was opened be
 from __future__ import annotations
 
 import random
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from shortener import __version__
 from shortener.accounts.administration import ensure_default
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import Directory, base_url_of
+from shortener.accounts.directory import SIMULATOR, Directory, base_url_of
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates
@@ -26,7 +26,7 @@ from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.container.connections import key_prefix, notify_everywhere, open_link_cache, open_notifier, open_sender
 from shortener.container.job_table import build_jobs
 from shortener.container.link_hosts import InstallationHosts
-from shortener.container.parts import ClickParts, DeliveryParts, Foundation, MessageParts
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts, MessageParts
 from shortener.container.service import Service
 from shortener.conversions.refusals import RefusedConversions
 from shortener.conversions.service import Conversions
@@ -38,6 +38,11 @@ from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
 from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError
+from shortener.gateways.dispatcher import GatewayDispatcher
+from shortener.gateways.kinds import KINDS
+from shortener.gateways.reports import GatewayReports
+from shortener.gateways.store import GatewayStore
+from shortener.gateways.submission import Connections, GatewayContext
 from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
@@ -129,9 +134,10 @@ async def _build_service(
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
     delivery = _build_delivery(foundation, clicks.recorder, opened)
+    gateways = _build_gateways(foundation, messages, clicks.recorder, opened)
     purge = Purge(database, settings)
     queues = QueueMonitor(database, settings, clock)
-    jobs = build_jobs(foundation, clicks, delivery, purge, queues)
+    jobs = build_jobs(foundation, clicks, delivery, gateways, purge, queues)
     metrics = Metrics()
     info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
     metrics.gauge("shortener_info", "1. The labels are the version and its schema.", lambda: info, "version", "schema")
@@ -147,6 +153,8 @@ async def _build_service(
         purge,
         delivery.fanout,
         delivery.dispatcher,
+        gateways.dispatcher,
+        gateways.reports,
         messages.conversions,
         messages.refused_conversions,
     ):
@@ -154,7 +162,17 @@ async def _build_service(
     for optional in (foundation.redis, foundation.cache, clicks.spool, clock, database):
         if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock | SqliteDatabase):
             optional.register_metrics(metrics)
-    return Service(foundation, clicks, messages, delivery, jobs, metrics, first_credentials)
+    await _ensure_simulator(foundation, gateways.store)
+    return Service(foundation, clicks, messages, delivery, gateways, jobs, metrics, first_credentials)
+
+
+async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None:
+    """Create the gateway `simulator` of the installation unless it exists."""
+    if any(one.kind == SIMULATOR and not one.application_id for one in foundation.directory.gateways.values()):
+        return
+    with suppress(IntegrityError):  # Another node has created it at the same time.
+        await foundation.database.write(store.ensure_simulator)
+    await foundation.directory.refresh()
 
 
 async def _build_foundation(
@@ -174,7 +192,7 @@ async def _build_foundation(
         await node_lease.step()
         opened.push_async_callback(node_lease.release)
     notifier = open_notifier(settings)
-    events_wake_up = WakeUp()
+    events_wake_up, sends_wake_up = WakeUp(), WakeUp()
     return Foundation(
         settings=settings,
         clock=clock,
@@ -199,6 +217,8 @@ async def _build_foundation(
         ),
         client_key=secret.key("client addresses"),
         requests=RequestTotals(),
+        sends_wake_up=sends_wake_up,
+        notify_sends=notify_everywhere(notifier, "sends", sends_wake_up),
         events_wake_up=events_wake_up,
         notify_events=notify_everywhere(notifier, "events", events_wake_up),
     )
@@ -251,6 +271,7 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         hosts,
         RewriteLimits(max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days)),
         foundation.cache,
+        foundation.notify_sends,
     )
     return MessageParts(
         codes=codes,
@@ -272,7 +293,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
     opened.push_async_callback(sender.close)
     test_sender = open_sender(guard, settings, clock, MAX_TESTS)
     opened.push_async_callback(test_sender.close)
-    throttle = Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)
+    throttle = _throttle(recorder)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
     fanout = Fanout(
@@ -285,3 +306,32 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
         on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
     )
     return DeliveryParts(trackers, Deliveries(database), sender, TestSlots(test_sender), fanout, dispatcher)
+
+
+def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Recorder, opened: AsyncExitStack) -> GatewayParts:
+    settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
+    store = GatewayStore(database, foundation.secret, foundation.directory, settings, clock)
+    reports = GatewayReports(database, messages.delivery_reports, clock, wait=settings.report_wait)
+    public = open_sender(Guard(settings.allow_private_targets), settings, clock, settings.gateway_slots)
+    opened.push_async_callback(public.close)
+    # A gateway on a private network is not reached through the proxy for requests to the internet.
+    private = open_sender(Guard(allow_private=True), settings, clock, settings.gateway_slots, uses_proxy=False)
+    opened.push_async_callback(private.close)
+    connections = Connections(GatewayContext(public, private, reports.record, clock), KINDS)
+    dispatcher = GatewayDispatcher(
+        database,
+        store,
+        connections,
+        messages.delivery_reports,
+        ids,
+        clock,
+        settings,
+        random.Random(),  # noqa: S311 - jitter of retries, not a secret
+        _throttle(recorder),
+        foundation.sends_wake_up,
+    )
+    return GatewayParts(store, connections, reports, dispatcher, (public, private))
+
+
+def _throttle(recorder: Recorder) -> Throttle:
+    return Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)

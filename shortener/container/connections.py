@@ -19,8 +19,8 @@ from shortener.storage.notifier import PostgresNotifier
 from shortener.storage.postgres import split_url
 
 
-def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None) -> Sender:
-    """Return a sender of `limit` HTTP requests at a time to trackers (default: DELIVERY_SLOTS).
+def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None, *, uses_proxy: bool = True) -> Sender:
+    """Return a sender of `limit` HTTP requests at a time (default: DELIVERY_SLOTS), through DELIVERY_PROXY if `uses_proxy`.
 
     Requires a running event loop. The caller must close the sender."""
     return Sender(
@@ -28,7 +28,7 @@ def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | Non
         user_agent=f"sms-shortener/{__version__}",
         limit=limit or settings.delivery_slots,
         clock=clock,
-        proxy=settings.delivery_proxy,
+        proxy=settings.delivery_proxy if uses_proxy else "",
     )
 
 

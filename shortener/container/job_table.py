@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
-from shortener.container.parts import ClickParts, DeliveryParts, Foundation
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts
 from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.link_cache import RedisLinkCache
@@ -39,7 +39,14 @@ EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys wh
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
 
 
-def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryParts, purge: Purge, queues: QueueMonitor) -> Jobs:
+def build_jobs(
+    foundation: Foundation,
+    clicks: ClickParts,
+    delivery: DeliveryParts,
+    gateways: GatewayParts,
+    purge: Purge,
+    queues: QueueMonitor,
+) -> Jobs:
     """Return the table of all background jobs."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
@@ -83,6 +90,7 @@ def build_jobs(foundation: Foundation, clicks: ClickParts, delivery: DeliveryPar
         )
     )
     jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
+    jobs.add(Job("gateways", DELIVERY_INTERVAL_SECONDS, gateways.dispatcher.step, gateways.dispatcher.wake_up))
     return jobs
 
 

@@ -1,6 +1,7 @@
 """The parts of the service, in the groups in which they are built.
 
-Each group depends only on the groups before it: `Foundation`, then `ClickParts`, `MessageParts` and `DeliveryParts`.
+Each group depends only on the groups before it: `Foundation`, then `ClickParts`, `MessageParts`, `DeliveryParts` and
+`GatewayParts`.
 """
 
 # Tested by tests/container/test_service.py
@@ -27,6 +28,10 @@ from shortener.delivery.fanout import Fanout
 from shortener.delivery.sample_delivery import TestSlots
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
+from shortener.gateways.dispatcher import GatewayDispatcher
+from shortener.gateways.reports import GatewayReports
+from shortener.gateways.store import GatewayStore
+from shortener.gateways.submission import Connections
 from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
@@ -66,6 +71,8 @@ class Foundation:
     rate_limits: RateLimits
     client_key: bytes  # The key that `client_address.hash_client` uses.
     requests: RequestTotals  # Counts the requests of the API.
+    sends_wake_up: WakeUp  # The gateways' dispatcher waits for this event. It is set when messages were queued for a gateway.
+    notify_sends: Callable[[], None]  # Sets `sends_wake_up` in every process of the installation.
     events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
     notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
 
@@ -107,3 +114,14 @@ class DeliveryParts:
     test_slots: TestSlots
     fanout: Fanout
     dispatcher: Dispatcher
+
+
+@dataclass(frozen=True)
+class GatewayParts:
+    """The parts that hand messages on to gateways. `senders` are the HTTP clients that the gateways use."""
+
+    store: GatewayStore
+    connections: Connections
+    reports: GatewayReports
+    dispatcher: GatewayDispatcher
+    senders: tuple[Sender, Sender]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Any
 
 import structlog
 
 from shortener.accounts.credentials import Credentials
 from shortener.clicks.networks import open_networks
-from shortener.container.parts import ClickParts, DeliveryParts, Foundation, MessageParts
+from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts, MessageParts
 from shortener.jobs import Jobs
 from shortener.metrics import Metrics
 
@@ -31,6 +32,7 @@ class Service:
         clicks: ClickParts,
         messages: MessageParts,
         delivery: DeliveryParts,
+        gateways: GatewayParts,
         jobs: Jobs,
         metrics: Metrics,
         first_credentials: Credentials | None,
@@ -72,18 +74,23 @@ class Service:
         self.test_slots = delivery.test_slots
         self.fanout = delivery.fanout
         self.dispatcher = delivery.dispatcher
+        self.gateways = gateways.store
+        self.gateway_connections = gateways.connections
+        self.gateway_reports = gateways.reports
+        self.gateway_dispatcher = gateways.dispatcher
+        self._gateway_senders = gateways.senders
         self.jobs = jobs
         self.metrics = metrics
         self.first_credentials = first_credentials
         self.ready = False
         self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
-        self._dispatcher_stop: asyncio.Task[None] | None = None
+        self._dispatcher_stop: asyncio.Future[Any] | None = None
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
         """Start the background work. Requires a running event loop."""
         if web:
             self.recorder.start()
-        self.jobs.start(without=() if deliver else ("fanout", "dispatcher"))
+        self.jobs.start(without=() if deliver else ("fanout", "dispatcher", "gateways"))
         if self.notifier is not None:
             self.notifier.start(self.supervisor)
         self.ready = True
@@ -103,7 +110,8 @@ class Service:
             self.ready = False
             loop = asyncio.get_running_loop()
             self._stop_deadline = loop.time() + within
-            self._dispatcher_stop = loop.create_task(self.dispatcher.stop(max(within - CLOSE_SECONDS, 0.1)))
+            grace = max(within - CLOSE_SECONDS, 0.1)
+            self._dispatcher_stop = asyncio.gather(self.dispatcher.stop(grace), self.gateway_dispatcher.stop(grace))
 
     async def close(self, grace: float = 8.0) -> None:
         """Write the waiting hits, stop the background work and close all connections.
@@ -119,6 +127,9 @@ class Service:
             await self._close_part("notifier", self.notifier.stop())
         if self.redis is not None:
             await self._close_part("redis", self.redis.close())
+        await self._close_part("gateways", self.gateway_connections.close())
+        for gateway_sender in self._gateway_senders:
+            await self._close_part("gateway_sender", gateway_sender.close())
         await self._close_part("sender", self.sender.close())
         await self._close_part("test_sender", self.test_slots.sender.close())
         if self.node_lease is not None:

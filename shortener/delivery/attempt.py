@@ -137,7 +137,7 @@ class AttemptRunner:
             status = DeliveryStatus.DELIVERED
         elif is_free or (is_retried(claim, outcome) and counted < target.max_attempts):
             status = DeliveryStatus.PENDING
-            delay = self._pause_after_429(base_attempt) if is_free else next_delay(counted, target.schedule, self._rng) * 1000
+            delay = pause_after_429(base_attempt, self._rng) if is_free else next_delay(counted, target.schedule, self._rng) * 1000
             next_at = now_ms + round(delay)
             if outcome.not_before is not None:
                 next_at = max(next_at, to_ms(outcome.not_before))
@@ -170,13 +170,6 @@ class AttemptRunner:
         )
         return FinishedAttempt(attempt, delivery, row, outcome, to_ms(started), now_ms)
 
-    def _pause_after_429(self, free_attempts: int) -> float:
-        """Return how many milliseconds a delivery waits after a 429 response that did not count as an attempt.
-
-        The time grows with the number of such responses, so that one delivery does not use the whole rate of its tracker."""
-        pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
-        return pause * (1 + self._rng.random() / 10)
-
     def _failed_locally(self, attempt: AttemptInFlight, response: SendResult, now: int) -> FinishedAttempt:
         """Return the result of an attempt that failed because of this host: the claim is given back with the error.
 
@@ -195,6 +188,14 @@ class AttemptRunner:
     def _returned(self, attempt: AttemptInFlight, error: str) -> FinishedAttempt:
         now = to_ms(self._clock())
         return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now)
+
+
+def pause_after_429(free_attempts: int, rng: random.Random) -> float:
+    """Return how many milliseconds a delivery or a message waits after a 429 response that did not count as an attempt.
+
+    The time grows with the number of such responses, so that one delivery does not use the whole rate of its receiver."""
+    pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
+    return pause * (1 + rng.random() / 10)
 
 
 def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:

@@ -26,10 +26,12 @@ MAX_WIRE_BYTES = 2 * MAX_BODY_BYTES
 class SendState:
     """The state of a request and the part of its response that has been received so far.
 
-    `is_reused` is true if the connection was used for another request before. `has_data` is true if the receiver has sent any byte
-    for this request. `is_tunnelled` is true if the first status line on the connection is the response of a proxy to CONNECT."""
+    `is_sent` is true if a connection existed, so that the request was sent at least in part. `is_reused` is true if the connection
+    was used for another request before. `has_data` is true if the receiver has sent any byte for this request. `is_tunnelled` is
+    true if the first status line on the connection is the response of a proxy to CONNECT."""
 
     has_slot: bool = False
+    is_sent: bool = False
     is_reused: bool = False
     has_data: bool = False
     is_tunnelled: bool = False
@@ -86,6 +88,7 @@ class ReceiverConnection(ResponseHandler):
         self._left = MAX_WIRE_BYTES
         self._state = CURRENT_SEND.get()
         self._status_line = _StatusLine()
+        self._state.is_sent = True
         self._state.is_reused = self._requests > 0
         self._requests += 1
         super().set_response_params(**params)

@@ -67,6 +67,7 @@ class OutgoingRequest:
     headers: Mapping[str, str]
     body: bytes | None = None
     tls: ssl.SSLContext | None = None  # a TLS context with a client certificate; None: no client certificate
+    may_repeat: bool = True  # whether the request is sent again if it was sent on an idle connection that was just closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class SendResult:
     milliseconds: int
     retry_after: float | None = None
     is_local: bool = False
+    may_have_arrived: bool = False  # whether the request was sent, at least in part, so that the receiver may have processed it
 
     @property
     def excerpt(self) -> bytes:
@@ -183,6 +185,7 @@ class Sender:
             milliseconds=round((self._loop.time() - began) * 1000),
             retry_after=attempt.retry_after,
             is_local=failure is not None and failure.is_local,
+            may_have_arrived=attempt.is_sent,
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: SendState) -> None:
@@ -193,7 +196,7 @@ class Sender:
             try:
                 return await self._exchange_once(request, attempt)
             except (aiohttp.ClientError, OSError):
-                if not (attempt.is_reused and not attempt.has_data):
+                if not (request.may_repeat and attempt.is_reused and not attempt.has_data):
                     raise
 
     async def _exchange_once(self, request: OutgoingRequest, attempt: SendState) -> None:

@@ -179,7 +179,7 @@ class DeliveryReports:
         self._wait = wait
         self._waiting = 0  # the number of requests that wait for unknown messages
         self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
-            database, self._apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed
+            database, self.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self.committed
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
@@ -202,16 +202,17 @@ class DeliveryReports:
                 results[index] = result
         return results
 
-    def _committed(self, events: int) -> None:
+    def committed(self, events: int) -> None:
+        """Publish the events of `apply`. Call this after the commit with the number that `apply` returned."""
         if events:
             self._on_events()
 
-    # `GroupCommit` calls this in a transaction.
-
-    def _apply(
+    def apply(
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[list[list[DeliveryReportResult | None] | Exception], int]:
-        """Store the delivery reports in the database. Return one result for each request, and the number of new events."""
+        """Store delivery reports, as a part of the caller's transaction.
+
+        Return one result for each request, and the number of new events. Call `committed` after the commit."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
         results: list[list[DeliveryReportResult | None] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}

@@ -25,7 +25,7 @@ from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
 from shortener.messages.segments import count_segments
-from shortener.messages.sender_rules import country_problem
+from shortener.messages.sender_rules import country_problem, visible_sender
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.model import record
 from shortener.storage.types import to_iso, to_ms
@@ -66,7 +66,13 @@ class RewriteItem:
     domain: str = ""  # the host of an own domain of the application; "" stands for its default domain
     opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
     skip_invalid: bool = False
+    skipped_codes: frozenset[ErrorCode] = frozenset()  # a recipient with a problem of these codes is left out too
+    gateway: str | None = None  # None: do not send. "": the gateway of the application. Otherwise: the name of a gateway.
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
+
+    def skips(self, code: ErrorCode) -> bool:
+        """Return whether a recipient with a problem of this code is left out, instead of rejecting the request."""
+        return self.skip_invalid or code in self.skipped_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,7 @@ class ItemPlan:
     domain_id: int = 0  # 0 stands for BASE_URL
     base_url: str = ""  # scheme, host and port of the short links
     link_path: str = ""  # the path before the code in a short link
+    gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     problems: tuple[Problem, ...] = ()
@@ -190,7 +197,7 @@ class PlannedRequest:
         if self.error is not None:
             raise self.error
         problems = [*self._problems_of(new_messages), *other_problems]
-        rejecting = [problem for problem in problems if not self.items[problem.item].skip_invalid]
+        rejecting = [problem for problem in problems if not self.items[problem.item].skips(problem.code)]
         if rejecting:
             raise ApiError(rejecting[0].code, details=[problem.full_detail for problem in rejecting])
         return problems
@@ -309,6 +316,12 @@ def _plan_item(
     expires_at = _plan_expiry(application, item, now, limits, reject)
     links = _plan_links(application, item, track, hosts, reject)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
+    gateway = None
+    if item.gateway is not None:
+        gateway = application.find_gateway(item.gateway)
+        if gateway is None and item.gateway:
+            known = ", ".join(one.name for one in application.gateways) or "none"
+            reject(ErrorCode.INVALID_REQUEST, "gateway", f"must be a gateway that the application may use ({known})")
     fallback_location = None
     if item.fallback_url:
         try:
@@ -334,6 +347,7 @@ def _plan_item(
         domain_id=domain.id if domain else 0,
         base_url=domain.base_url if domain else hosts.base_url(0),
         link_path=link_path,
+        gateway_id=gateway.id if gateway is not None else None,
         warnings=find_warnings(
             item.body,
             [(link.span, link.destination.host) for link in links],
@@ -391,16 +405,10 @@ def _plan_domain(
     path = hosts.shared_path if domain is None else domain.path
     if path and has_links:
         try:
-            path = fill_link_path(path, _sender_of(item))
+            path = fill_link_path(path, visible_sender(item.from_address, item.sender_id_alias))
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "from", error.reason)
     return domain, path
-
-
-def _sender_of(item: RewriteItem) -> str:
-    """Return the sender that recipients see: `from`, or the alias if `from` is absent or is a reference such as `sender_id:ID`."""
-    is_reference = item.from_address.startswith(("channel:", "sender_id:"))
-    return item.sender_id_alias if is_reference or not item.from_address else item.from_address
 
 
 def _plan_links(
@@ -454,5 +462,6 @@ def _content_of(item: RewriteItem) -> bytes:
         item.tracking,
         *([item.domain] if item.domain else []),
         *([item.opt_out] if item.opt_out else []),  # older releases had no such field, and their hashes must stay equal
+        *([("gateway", item.gateway)] if item.gateway is not None else []),
     )
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,9 @@ from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
 from shortener.model import record
 from shortener.storage.types import from_ms, to_iso
+
+#: The warning about a message that the request wanted to send, although the application has no gateway.
+NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send the rewritten text"
 
 
 @record
@@ -33,6 +37,15 @@ class RewrittenMessage:
     segments: int
     segments_without_rewriting: int
     warnings: tuple[str, ...]
+    is_sent: bool | None = None  # whether a gateway sends the message; None: the request did not ask for it
+    cost: Decimal | None = None  # the price of the message; None: there is no price
+
+    @property
+    def sending(self) -> dict[str, Any]:
+        """The fields of the response that only a request to send contains."""
+        if self.is_sent is None:
+            return {}
+        return {"sent": self.is_sent, "cost": None if self.cost is None else format(self.cost, "f")}
 
     def serialize(self) -> dict[str, Any]:
         """Return the entry of the message in the response to the rewrite request."""
@@ -55,6 +68,7 @@ class RewrittenMessage:
             "segments": self.segments,
             "segments_without_rewriting": self.segments_without_rewriting,
             "warnings": list(self.warnings),
+            **self.sending,
         }
 
 
@@ -62,12 +76,16 @@ def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: s
     """Return a new message with the links that were created from its plan."""
     plan = message.plan
     spans = [link.span for link in plan.links]
-    return _render(message, message.request_id, spans, links, base_url, plan.segments_without_rewriting, plan.warnings)
+    is_sent = None if message.item.gateway is None else plan.gateway_id is not None
+    return _render(message, message.request_id, spans, links, base_url, plan.segments_without_rewriting, plan.warnings, is_sent)
 
 
-def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:
+def render_repeat(
+    message: PlannedMessage, request_id: str, links: Sequence[StoredLink], base_url: str, *, was_sent: bool = False
+) -> RewrittenMessage:
     """Return a stored message again, created from its stored links and the body of the repeated request.
 
+    `was_sent`: the message was queued for a gateway.
     Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body, because the text would be wrong."""
     item, track = message.item, message.plan.track
     # The default track mode of the application may have changed since the first request.
@@ -86,7 +104,8 @@ def render_repeat(message: PlannedMessage, request_id: str, links: Sequence[Stor
     hosts = [(span, urlsplit(link.url).hostname or "") for span, link in zip(spans, links, strict=True)]
     warnings = find_warnings(item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url)
     unchanged = count_segments(replace_spans(item.body, spans, [link.url for link in links])).segments
-    return _render(message, request_id, spans, links, base_url, unchanged, warnings)
+    is_sent = None if item.gateway is None else was_sent
+    return _render(message, request_id, spans, links, base_url, unchanged, warnings, is_sent)
 
 
 def _render(
@@ -97,12 +116,15 @@ def _render(
     base_url: str,
     segments_without_rewriting: int,
     warnings: tuple[str, ...],
+    is_sent: bool | None,
 ) -> RewrittenMessage:
     body = replace_spans(message.item.body, spans, [short_url(base_url, link.path, link.code) for link in links])
     counted = count_segments(body)
     sender = message.item.from_address
     if (problem := country_problem(sender, message.number.country)) is not None:
         warnings = (*warnings, f"from {sender!r} {problem}")
+    if is_sent is False:
+        warnings = (*warnings, NOT_SENT)
     return RewrittenMessage(
         message_id=message.message_id,
         request_id=request_id,
@@ -114,4 +136,5 @@ def _render(
         segments=counted.segments,
         segments_without_rewriting=segments_without_rewriting,
         warnings=(*message.number.warnings, *warnings, *more_segments(counted.segments, segments_without_rewriting)),
+        is_sent=is_sent,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -50,7 +50,9 @@ class Rewriter:
         hosts: LinkHosts,
         limits: RewriteLimits,
         cache: LinkCache | None = None,
+        on_sends: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_sends` is called after each commit that queued messages for gateways."""
         self._cohorts = cohorts
         self._link_sets = LinkSets()
         self._clock = clock
@@ -58,6 +60,7 @@ class Rewriter:
         self._limits = limits
         self._cache = cache or NoLinkCache()
         self.messages = self.links = 0  # numbers of stored messages and links since the process started
+        self._on_sends = on_sends
         self._caching: asyncio.Task[None] | None = None
         self._planners = ThreadPoolExecutor(MAX_PLANNERS, thread_name_prefix="rewrite-plan")
         self._processes = KeyTable(schema.processes, ("application_id", "track", "type"), self._new_process)
@@ -128,5 +131,7 @@ class Rewriter:
         self._processes.remember(new.processes)
         self.messages += new.messages
         self.links += len(new.links)
+        if new.sends:
+            self._on_sends()
         if new.links:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))

@@ -27,6 +27,14 @@ _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
 # (two UTF-16 units), of which the first begins with one of these bytes.
 _GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
 _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
+# The septets of each byte of the encoding above. Position 27 of the basic alphabet is the escape character, which _BASIC omits.
+_ESCAPE = 27
+_EXTENSION_CODES = (10, 20, 40, 41, 47, 60, 61, 62, 64, 101)
+_SEPTETS = (
+    b"\0",
+    *(bytes([index if index < _ESCAPE else index + 1]) for index in range(len(_BASIC))),
+    *(bytes([_ESCAPE, code]) for code in _EXTENSION_CODES),
+)
 
 
 class Segments(NamedTuple):
@@ -55,6 +63,17 @@ def count_segments(text: str) -> Segments:
         return Segments("GSM-7", -(-units // _MAX_GSM_MULTI), units)
     pair_starts = encoded.translate(_GSM_PAIR_STARTS).replace(b"\1", b"\1\0")
     return Segments("GSM-7", _count_unsplit(pair_starts, _MAX_GSM_MULTI), units)
+
+
+def encode_text(text: str) -> bytes:
+    """Return a text as its bytes in an SMS without headers: GSM-7 with one septet in each byte, or UCS-2 (big endian)."""
+    try:
+        encoded, _ = codecs.charmap_encode(text, "strict", _MAP)
+    except UnicodeEncodeError:
+        return text.encode("utf-16-be", "surrogatepass")
+    if b"\0" in encoded:
+        return text.encode("utf-16-be", "surrogatepass")
+    return b"".join(_SEPTETS[byte] for byte in encoded)
 
 
 def _count_ucs2(text: str) -> Segments:

@@ -33,6 +33,11 @@ FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
 _REFERENCE = re.compile(r"(?:channel|sender_id):")
 
 
+def visible_sender(from_address: str, alias: str) -> str:
+    """Return the sender that recipients see: `from`, or the alias if `from` is absent or is a reference such as `sender_id:ID`."""
+    return alias if not from_address or _REFERENCE.match(from_address) else from_address
+
+
 def country_problem(sender: str, country: str | None) -> str | None:
     """Return the reason why networks of a country (ISO 3166 code) do not deliver a sender, or None.
 

@@ -5,7 +5,9 @@ Several requests share one transaction. For each request, `RewriteWriter` decide
 1. If the Idempotency-Key is stored, return the stored response, or IDEMPOTENCY_CONFLICT if the content differs.
 2. If a message_id is stored, the message is a repeat, or a MESSAGE_ID_CONFLICT if the content differs.
 3. If a new message has a problem, reject the whole request.
-4. Create the texts of the repeats from their stored rows, and create the new messages.
+4. Create the texts of the repeats from their stored rows, and create the texts of the new messages.
+5. Deduct the cost of the messages that a gateway sends. If the balance is too low, reject the whole request.
+6. Collect the rows of the new messages, and queue those that a gateway sends (send_queue.py).
 
 So a repeat gets its first response even if the request would be invalid now. If a unique index rejects the transaction (equal
 codes, or a race with another process for a message_id), the caller runs it again with new codes.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -28,6 +30,7 @@ from shortener.messages.codes import Codes
 from shortener.messages.plan import ItemPlan, LinkHosts, PlannedLink, PlannedMessage, PlannedRequest, Problem
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
+from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
 from shortener.model import LinkFlag, State
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CohortKey, Cohorts, CountDelta
@@ -44,13 +47,16 @@ ProcessKey = tuple[int, str, str]  # application_id, track, type
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """The links that a transaction inserted, and the ids that it read. The caller may cache them after the commit."""
+    """The links that a transaction inserted, and the ids that it read. The caller may cache them after the commit.
+
+    `sends` is the number of messages that were queued for gateways."""
 
     cohorts: dict[CohortKey, int]
     link_sets: dict[LinkSetKey, int]
     processes: dict[ProcessKey, int]
     links: list[CachedLink]
     messages: int  # the number of messages that it inserted
+    sends: int = 0
 
 
 class RewriteWriter:
@@ -81,7 +87,9 @@ class RewriteWriter:
             except ApiError as error:
                 results.append(error)
         rows.insert(connection)
-        return results, NewRows(cohorts, link_sets, processes, rows.cached_links, rows.message_count)
+        if requests:
+            batch.write_balances(max(request.now for request in requests))
+        return results, NewRows(cohorts, link_sets, processes, rows.cached_links, rows.message_count, rows.queued_sends)
 
 
 class _Batch:
@@ -100,6 +108,9 @@ class _Batch:
         self._responses = queries.find_responses(connection, keys) if keys else {}
         self._messages = queries.find_messages(connection, own_ids) if own_ids else {}
         self._links = queries.find_links(connection, [message.row_id for message in self._messages.values()])
+        self._sends = SendBatch(connection, requests)
+        self._connection = connection
+        self._queued: dict[int, QueuedSend] = {}  # messages of this transaction that were queued, by row id
 
     def respond(self, request: PlannedRequest) -> Response:
         """Return the response to a request and collect its new rows. Raise ApiError, without new rows, if it is rejected."""
@@ -110,9 +121,14 @@ class _Batch:
                 raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
             return stored.messages
         repeats, conflicts, new = self._classify(request)
-        refused = _Refusals(request, request.check(new, conflicts))
-        rendered = {_place(message): self._render_repeat(message, before) for message, before in repeats}
-        rendered |= {_place(message): self._create(request, message) for message in new if refused.find(*_place(message)) is None}
+        problems = [*conflicts, *self._sends.find_problems(request, new)]
+        refused = _Refusals(request, request.check(new, problems))
+        rendered = self._render_repeats(repeats)
+        created = [self._render_new(request, message) for message in new if refused.find(*_place(message)) is None]
+        self._sends.deduct(request, (rewritten.cost for _, rewritten in created))
+        for message, rewritten in created:
+            self._store(request, message, rewritten)
+            rendered[_place(message)] = rewritten
         places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
         response = [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
         if key is not None:
@@ -138,22 +154,39 @@ class _Batch:
                 conflicts.append(problem)
         return repeats, conflicts, new
 
-    def _render_repeat(self, message: PlannedMessage, stored: StoredMessage) -> RewrittenMessage:
+    def _render_repeats(self, repeats: Sequence[tuple[PlannedMessage, StoredMessage]]) -> dict[tuple[int, int], RewrittenMessage]:
+        """Return the stored messages again, by the indexes of message and recipient."""
+        row_ids = [stored.row_id for message, stored in repeats if message.item.gateway is not None]
+        sends = (find_sends(self._connection, row_ids) if row_ids else {}) | self._queued
+        return {_place(message): self._render_repeat(message, stored, sends.get(stored.row_id)) for message, stored in repeats}
+
+    def _render_repeat(self, message: PlannedMessage, stored: StoredMessage, send: QueuedSend | None) -> RewrittenMessage:
         links = self._links.get(stored.row_id, [])
         # Stored codes are valid on the domain for which they were created, even if new links use another domain.
         base_url = self._hosts.base_url(links[0].domain_id if links else 0)
-        return render_repeat(message, stored.request_id, links, base_url)
+        rewritten = render_repeat(message, stored.request_id, links, base_url, was_sent=send is not None)
+        return rewritten if send is None else replace(rewritten, cost=send.cost)
 
-    def _create(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
+    def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> tuple[PlannedMessage, RewrittenMessage]:
         plan = message.plan
-        links = [self._rows.mint(link, plan) for link in plan.links]
-        rewritten = render_new(message, links, plan.base_url)
+        rewritten = render_new(message, [self._rows.mint(link, plan) for link in plan.links], plan.base_url)
+        cost = self._sends.cost_of(request, message, rewritten.segments)
+        return message, rewritten if cost is None else replace(rewritten, cost=cost)
+
+    def _store(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> None:
         row_id = self._rows.add_message(request, message, rewritten)
+        gateway_id = message.plan.gateway_id
+        if gateway_id is not None:
+            self._rows.add_send(self._sends.row(request, message, row_id, rewritten.body, rewritten.cost))
+            self._queued[row_id] = QueuedSend(gateway_id, rewritten.cost)
         if message.has_own_id:
             key = (request.application.id, message.message_id)
             self._messages[key] = StoredMessage(row_id, message.request_id, message.content_hash)
-            self._links[row_id] = links
-        return rewritten
+            self._links[row_id] = list(rewritten.links)
+
+    def write_balances(self, now: int) -> None:
+        """Write the balances from which costs were deducted. `now` is in milliseconds since 1970."""
+        self._sends.write(now)
 
 
 class _Refusals:
@@ -202,6 +235,7 @@ class _Rows:
         self._messages: list[tuple[object, ...]] = []
         self._links: list[tuple[object, ...]] = []
         self._responses: list[tuple[object, ...]] = []
+        self._sends: list[tuple[object, ...]] = []
         self._counted = CountDelta()
         self.cached_links: list[CachedLink] = []
 
@@ -221,6 +255,7 @@ class _Rows:
         row_id = self._ids()
         cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
         item = message.item
+        price = item.mt_price if item.mt_price is not None else rewritten.cost
         links = message.plan.links
         link_set = self._link_sets[_link_set_key(request, message, links)] if links else None
         self._messages.append(
@@ -240,7 +275,7 @@ class _Rows:
                 request.now,
                 rewritten.encoding,
                 rewritten.segments,
-                None if item.mt_price is None else format(item.mt_price, "f"),
+                None if price is None else format(price, "f"),
                 item.callback_url,
                 orjson.dumps(item.metadata).decode() if item.metadata else None,
                 link_set,
@@ -250,6 +285,8 @@ class _Rows:
             self._add_link(request, message, planned, link, position, row_id, cohort_id)
         self._counted.add(cohort_id, request.now, "messages", message=row_id, link_set=link_set or 0)
         self._counted.add(cohort_id, request.now, "segments", rewritten.segments, message=row_id, link_set=link_set or 0)
+        if rewritten.cost is not None:
+            self._counted.add(cohort_id, request.now, "cost", rewritten.cost, message=row_id, link_set=link_set or 0)
         return row_id
 
     def _add_link(
@@ -313,6 +350,15 @@ class _Rows:
         )
         self._counted.add(cohort_id, request.now, "links", message=message_row, link_set=link_set)
 
+    @property
+    def queued_sends(self) -> int:
+        """The number of messages that are queued for gateways."""
+        return len(self._sends)
+
+    def add_send(self, row: tuple[object, ...]) -> None:
+        """Add the row that queues a message for its gateway (the result of `SendBatch.row`)."""
+        self._sends.append(row)
+
     def add_response(self, request: PlannedRequest, key: str, response: Response) -> None:
         """Add the row that stores the response to a request with an Idempotency-Key."""
         self._responses.append((request.application.id, key, request.content_hash, orjson.dumps(response).decode(), request.now))
@@ -324,6 +370,7 @@ class _Rows:
             (queries.insert_messages, self._messages),
             (queries.insert_links, self._links),
             (queries.insert_responses, self._responses),
+            (insert_sends, self._sends),
             (count_deltas.insert, count_deltas.rows(self._ids(), self._counted)),
         )
 

@@ -7,6 +7,7 @@ Erased data:
 - destinations, fallbacks, labels and the history of its links; addresses and user agents of its hits, also of dead letters;
   metadata of its conversions
 - refused reports of conversions that name the message
+- the text of a message that waits for its gateway; it is not sent any more
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
@@ -34,10 +35,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, literal, select, text, update
+from sqlalchemy import Connection, bindparam, case, delete, func, literal, select, text, update
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, SendStatus
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import (
     applications,
@@ -57,6 +58,8 @@ from shortener.storage.schema import (
     messages,
     other_hits,
     refused_conversions,
+    send_attempts,
+    sends,
 )
 
 MAX_MESSAGES_PER_BATCH = 100
@@ -67,6 +70,7 @@ ERASED = "erased"  # The `last_error` of a callback that was given up because it
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
 _CHECK_SECONDS = 0.02
 _SNAPSHOT = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+UNSENT = (int(SendStatus.PENDING), int(SendStatus.HELD))
 
 #: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
 PERSONAL_FIELDS = frozenset(
@@ -204,6 +208,16 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
     def update_rows(statement: Any, **values: Any) -> int:
         return connection.execute(statement.values(**values)).rowcount
 
+    # This must be the first change, because the dispatcher of the gateways locks `sends` before `messages`.
+    update_rows(
+        update(sends).where(sends.c.id.in_(ids)),
+        text=None,
+        gateway_message_id=None,
+        lease_until=None,
+        status=case((sends.c.status.in_(UNSENT), int(SendStatus.FAILED)), else_=sends.c.status),
+        last_error=case((sends.c.status.in_(UNSENT), ERASED), else_=sends.c.last_error),
+    )
+    update_rows(update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
     links_of_messages = links.c.message_id.in_(ids)
     message_events = select(events.c.id).where(events_of(ids))
     message_deliveries = deliveries.c.event_id.in_(message_events)

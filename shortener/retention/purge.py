@@ -2,8 +2,8 @@
 
 What is deleted, and when:
 
-- Messages, with their links, hits, conversions, events, deliveries and attempts: `message_retention_days` after the message was
-  created, but not while one of its links is active.
+- Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the creation
+  of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until then, and its code returns 404 afterwards. The service never
   uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
 - Hits: after `hit_retention_days`. The first click of a message or link only loses its address and user agent, and stays until its
@@ -76,6 +76,8 @@ from shortener.storage.schema import (
     messages,
     other_hits,
     refused_conversions,
+    send_attempts,
+    sends,
     trackers,
 )
 from shortener.storage.types import Instant, to_ms
@@ -109,6 +111,8 @@ class PurgeResult:
     idempotency: int = 0
     hits_dead_letter: int = 0
     early_hits: int = 0
+    sends: int = 0
+    send_attempts: int = 0
 
     @property
     def rows(self) -> int:
@@ -230,6 +234,8 @@ _MESSAGE_DELETIONS = (
     _Deletion(links, _links_of_messages),
     _Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
     _Deletion(early_hits, early_hits.c.id.in_(_IDS)),
+    _Deletion(send_attempts, send_attempts.c.send_id.in_(_IDS)),
+    _Deletion(sends, sends.c.id.in_(_IDS)),
     _Deletion(messages, messages.c.id.in_(_IDS)),
 )
 _EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))

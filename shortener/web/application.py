@@ -18,8 +18,10 @@ from shortener.accounts.settings import ApplicationSettings
 from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.store import select_gateway
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
 from shortener.web.tracker_requests import MAX_SECRET_OVERLAP_SECONDS, BodyFields, TrackerUrl
 
 _TAG = "Application"
@@ -33,6 +35,12 @@ class ApplicationUpdateRequest(ApplicationSettings):
         description="URL that receives each conversion by POST as flat JSON. It may contain placeholders. null or empty removes "
         "it.",
     )
+    gateway: Text | None = Field(
+        None,
+        max_length=64,
+        description="Name of the gateway that sends the messages of the application: one of its own gateways, or simulator. null "
+        "or none: no gateway.",
+    )
     conversion_fields: BodyFields | None = Field(
         None, description="Names of the fields in the JSON that is sent to `conversion_url`. Default: a standard set of fields."
     )
@@ -43,6 +51,7 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
     name: str
     company_id: int | None
     domains: list[str]
+    gateway: str | None = Field(description="Name of the gateway that sends the messages of the application.")
     conversion_url: str | None
     conversion_fields: list[str] | None
     conversion_tracker_id: int | None = Field(
@@ -96,6 +105,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
         "name": application.name,
         "company_id": application.company_id,
         "domains": [domain.base_url + domain.path for domain in application.domains if not domain.disabled],
+        "gateway": application.gateway and application.gateway.name,
         **application.settings.model_dump(mode="json"),
         "conversion_url": tracker and tracker.url,
         "conversion_fields": tracker and tracker.fields,
@@ -123,7 +133,9 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
             await service.trackers.check_url(conversion["url"], "conversion_url")
     if "conversion_fields" in changes.model_fields_set:
         conversion["fields"] = changes.conversion_fields
-    await service.database.write(_write, call.application_id, settings, conversion, service.clock(), service.settings.base_url)
+    gateway = {"name": changes.gateway} if "gateway" in changes.model_fields_set else {}
+    own_url = service.settings.base_url
+    await service.database.write(_write, call.application_id, settings, conversion, gateway, service.clock(), own_url)
     await service.directory.refresh()
     return await show(Call(service, call.request, call.path, None, None, call.principal))
 
@@ -133,6 +145,7 @@ def _write(
     application_id: int,
     settings: dict[str, Any],
     conversion: dict[str, Any],
+    gateway: dict[str, Any],
     now: datetime,
     own_url: str,
 ) -> None:
@@ -140,6 +153,8 @@ def _write(
     lock_application(connection, application_id)
     if settings:
         update_application(connection, application_id, settings, now, own_url=own_url)
+    if gateway:
+        select_gateway(connection, application_id, gateway["name"], is_operator=False)
     if conversion:
         url, fields = read_conversion_url(connection, application_id)
         url, fields = conversion.get("url", url), conversion.get("fields", fields)

@@ -101,7 +101,7 @@ class Endpoint:
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
     query and body itself, and their models only describe them.
     `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
-    another.
+    another. `translate_error` replaces an error by that with the code of a vendor.
     """
 
     method: str
@@ -116,6 +116,7 @@ class Endpoint:
     body_forms: bool = False
     body_optional: bool = False
     reads_request: bool = False
+    translate_error: Callable[[ApiError], ApiError] | None = None
     complete_error: Callable[[Service, Principal | None, InvalidInput], ApiError] | None = None
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
@@ -186,9 +187,12 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         result = await endpoint.handler(call)
         return result if isinstance(result, Response) else json_response(result, endpoint.status), ""
     except ApiError as error:
-        return error_response(error), error.code.name
+        shown = endpoint.translate_error(error) if endpoint.translate_error else error
+        return error_response(shown), shown.code.name
     except StoreUnavailable:
-        return error_response(ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)), ErrorCode.UNAVAILABLE.name
+        unavailable = ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)
+        shown = endpoint.translate_error(unavailable) if endpoint.translate_error else unavailable
+        return error_response(shown), shown.code.name
     except ClientDisconnect:
         return Response(status_code=400), "CLIENT_DISCONNECTED"
     except Exception:

@@ -30,6 +30,7 @@ _VALUES: Mapping[str, Any] = {
     "delivered_at": "2026-11-20T12:00:05Z",
     "fragments_count": 1,
     "from": "18775550100",
+    "gateway_id": 2,
     "host": "shop.example",
     "key_id": 1,
     "link": "https://shop.example/a?b=1",

@@ -1,7 +1,7 @@
 """POST /api/v1/rewrite: the send pipeline sends texts and receives them with short links.
 
-The endpoint accepts four forms of request: one message, a batch, Xoxzo's send call and Infobip's send call. It sends no message
-to anybody; the response contains the text that the pipeline sends.
+The endpoint accepts four forms of request: one message, a batch, Xoxzo's send call and Infobip's send call. The response contains
+the text that the pipeline sends. With the field `gateway` the service sends the message itself.
 """
 
 from __future__ import annotations

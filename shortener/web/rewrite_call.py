@@ -27,6 +27,9 @@ REWRITE_ERRORS = (
     ErrorCode.IDEMPOTENCY_CONFLICT,
     ErrorCode.NO_USABLE_DOMAIN,
     ErrorCode.SENDER_NOT_ALLOWED,
+    ErrorCode.OPTED_OUT,
+    ErrorCode.NO_PRICE,
+    ErrorCode.INSUFFICIENT_BALANCE,
 )
 
 

@@ -58,6 +58,21 @@ TrackLink = Annotated[
 ]
 
 
+def _as_gateway(value: Any) -> Any:
+    """Return "" for true, None for false and "none", and any other value unchanged."""
+    if isinstance(value, bool):
+        return "" if value else None
+    return {"": None, "none": None, "default": ""}.get(value, value) if isinstance(value, str) else value
+
+
+#: The gateway that sends a message. The value "" stands for the gateway of the application.
+GatewayName = Annotated[
+    Annotated[Text, Field(max_length=64)] | None,
+    BeforeValidator(_as_gateway),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 64}, {"type": "boolean"}, {"type": "null"}]}),
+]
+
+
 class Tracking(RequestModel):
     """The `tracking` object of Infobip. It assigns the message to a conversion process."""
 
@@ -87,6 +102,12 @@ class MessageOptions(RequestModel):
         max_length=2048,
         validation_alias=AliasChoices("lt_callbackurl", "lt_callbackur"),
         description="Field of Xoxzo: URL that receives one POST at the first click. The name `lt_callbackur` is accepted too.",
+    )
+    gateway: GatewayName = Field(
+        None,
+        description="Also send the message: true for the gateway of the application, or the name of a gateway that the application "
+        "may use. Without a gateway the message is not sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, "
+        "do not send.",
     )
     tracking: Tracking | None = None
     campaign: Text = Field("", max_length=200, description="Name of the campaign, by which statistics group messages.")
@@ -167,6 +188,13 @@ class RewrittenMessageFields(ResponseModel):
     warnings: list[str] = Field(description="Possible problems with carriers or phones, as texts for people.")
 
 
+class SentMessageFields(RewrittenMessageFields):
+    """The rewritten message of one recipient in a request to send it."""
+
+    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+    cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
+
+
 class RefusedRecipientFields(ResponseModel):
     """A recipient that `on_invalid: skip` left out. Nothing was stored for it."""
 
@@ -182,7 +210,7 @@ class RewriteResponse(ResponseModel):
     """The rewritten messages, one entry per recipient, in the order of the request."""
 
     status: Literal[True] = True
-    messages: list[RewrittenMessageFields | RefusedRecipientFields]
+    messages: list[RewrittenMessageFields | SentMessageFields | RefusedRecipientFields]
 
 
 def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid = "fail") -> RewriteItem:
@@ -245,5 +273,6 @@ def with_options(
         metadata=options.metadata,
         opt_out=tuple(options.opt_out),
         skip_invalid=skip_invalid,
+        gateway=options.gateway,
         tracking=(options.tracking.track, options.tracking.type) if options.tracking else ("", ""),
     )

@@ -25,6 +25,8 @@ from shortener.web import (
     delivery_reports,
     domains,
     erasures,
+    gateway_reports,
+    gateways,
     health,
     keys,
     links,
@@ -32,6 +34,7 @@ from shortener.web import (
     messages,
     postback_keys,
     rewrite,
+    send,
     statistics,
     trackers,
 )
@@ -45,9 +48,12 @@ if TYPE_CHECKING:
 ENDPOINTS: Sequence[Endpoint] = with_documentation(
     [
         *rewrite.ENDPOINTS,
+        *send.ENDPOINTS,
         *xoxzo.ENDPOINTS,
         *infobip.ENDPOINTS,
         *delivery_reports.ENDPOINTS,
+        *gateways.ENDPOINTS,
+        *gateway_reports.ENDPOINTS,
         *trackers.ENDPOINTS,
         *deliveries.ENDPOINTS,
         *application.ENDPOINTS,

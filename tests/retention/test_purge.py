@@ -29,7 +29,7 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-ROWS_OF_COMPLETE_MESSAGE = 9  # The number of rows that `Rows.complete_message` inserts.
+ROWS_OF_COMPLETE_MESSAGE = 11  # The number of rows that `Rows.complete_message` inserts.
 NOW = NOON + 800 * DAY  # Ids start in 2026, so this time allows rows that are two years old.
 LONG_AGO = NOW - 400 * DAY
 #: All retention times differ, so that a test shows which setting applies.
@@ -73,6 +73,8 @@ async def test_a_message_past_its_retention_is_deleted_with_all_its_rows(databas
         events=1,
         deliveries=1,
         attempts=1,
+        sends=1,
+        send_attempts=1,
     )
     assert await database.read(count) == {table.name: 0 if table is schema.idempotency else 1 for table in KINDS}
 
@@ -105,7 +107,7 @@ async def test_the_purge_deletes_many_messages_in_small_batches_oldest_first(dat
 
 
 async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(4)])
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(6)])
     durations: list[float] = []
     pauses: list[float] = []
     write, sleep = database.write, asyncio.sleep

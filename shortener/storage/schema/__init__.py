@@ -18,6 +18,7 @@ from shortener.storage.schema.accounts import (
     tracker_tokens,
 )
 from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.billing import balance_changes, balances, opt_outs, prices
 from shortener.storage.schema.conversions import (
     conversion_actions,
     conversion_revisions,
@@ -28,6 +29,7 @@ from shortener.storage.schema.conversions import (
 from shortener.storage.schema.counts import NOT_ROLLED_UP, count_deltas, count_groups, counts, link_sets, rollups
 from shortener.storage.schema.deliveries import attempts, deliveries, delivery_processes, trackers
 from shortener.storage.schema.events import OTHER_EVENTS, QUARANTINED, events, events_of, is_event_of_message, is_pending_click
+from shortener.storage.schema.gateways import gateways, send_attempts, sends
 from shortener.storage.schema.hits import OTHER_HITS, hits, hits_dead_letter, other_hits
 from shortener.storage.schema.messages import (
     cohorts,
@@ -62,6 +64,8 @@ __all__ = [
     "applications",
     "attempts",
     "audit_log",
+    "balance_changes",
+    "balances",
     "blocked_hosts",
     "cohorts",
     "conversion_actions",
@@ -80,6 +84,7 @@ __all__ = [
     "events_of",
     "expiry_notices",
     "first_clicks",
+    "gateways",
     "hits",
     "hits_dead_letter",
     "idempotency",
@@ -99,12 +104,16 @@ __all__ = [
     "operator_roles",
     "operator_sessions",
     "operators",
+    "opt_outs",
     "other_hits",
     "postback_keys",
     "previous_state",
+    "prices",
     "processes",
     "refused_conversions",
     "rollups",
+    "send_attempts",
+    "sends",
     "sign_in_failures",
     "tracker_tokens",
     "trackers",

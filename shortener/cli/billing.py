@@ -1,0 +1,225 @@
+"""The commands `shortener balance`, `shortener prices` and `shortener opt-outs`."""
+# Tested by tests/cli/test_gateways.py
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import ID
+
+
+class _AmountType(click.ParamType[Decimal]):
+    name = "amount"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Decimal:
+        if isinstance(value, Decimal):
+            return value
+        try:
+            amount = Decimal(value)
+        except InvalidOperation:
+            self.fail(f"{value!r} is not a decimal such as 100.00")
+        exponent = amount.as_tuple().exponent
+        if not amount.is_finite() or not isinstance(exponent, int) or exponent < -8:
+            self.fail("must have at most 8 digits after the decimal point")
+        return amount
+
+
+AMOUNT = _AmountType()
+
+
+@click.group()
+def balance() -> None:
+    """Show, set or add to the balance of a prepaid application."""
+
+
+@balance.command("show")
+@click.argument("application", type=ID)
+@json_option
+@async_command
+async def show_balance(application: int, as_json: bool) -> None:
+    """Show the balance of an application."""
+    from shortener.messages.balances import read_balance
+
+    async with open_store() as database:
+        found = await database.read(read_balance, application)
+    _print_balance(application, found, as_json)
+
+
+@balance.command("set")
+@click.argument("application", type=ID)
+@click.argument("amount", type=AMOUNT)
+@click.option("--currency", help="ISO 4217 code of the currency. Default: the present currency, or USD.")
+@json_option
+@async_command
+async def set_balance(application: int, amount: Decimal, currency: str | None, as_json: bool) -> None:
+    """Set the balance of an application. It becomes prepaid: messages that cost more than the balance are rejected."""
+    await _change(application, as_json, amount=amount, currency=currency)
+
+
+@balance.command("add")
+@click.argument("application", type=ID)
+@click.argument("amount", type=AMOUNT)
+@json_option
+@async_command
+async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> None:
+    """Add an amount to the balance of an application. A negative amount reduces it: write -- before it."""
+    await _change(application, as_json, added=amount)
+
+
+@balance.command("remove")
+@click.argument("application", type=ID)
+@json_option
+@async_command
+async def remove_balance(application: int, as_json: bool) -> None:
+    """Make an application not prepaid: its messages are not limited by a balance."""
+    from shortener.messages import balances
+
+    async with open_store() as database:
+        removed = await database.write(balances.remove_balance, application)
+    fields = {"application_id": application, "removed": removed}
+    text = f"application {application} is not prepaid"
+    print_result(fields, as_json, lambda: click.echo(text))
+
+
+async def _change(application: int, as_json: bool, **change: Any) -> None:
+    from shortener.ids import IdGenerator
+    from shortener.messages.balances import change_balance
+    from shortener.model import utcnow
+
+    async with open_store() as database:
+        ids = IdGenerator(database.node)
+        found = await database.write(change_balance, ids, application, utcnow(), "command line", **change)
+    _print_balance(application, found, as_json)
+
+
+def _print_balance(application: int, found: Any, as_json: bool) -> None:
+    fields = {
+        "application_id": application,
+        "prepaid": found is not None,
+        "balance": None if found is None else format(found.amount, "f"),
+        "currency": None if found is None else found.currency,
+    }
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+@click.group()
+def prices() -> None:
+    """Set, list and remove the prices of messages by the first digits of the recipient's number."""
+
+
+_APPLICATION = click.option(
+    "--application", type=ID, default=0, help="Application that the price is for. Default: all applications."
+)
+
+
+@prices.command("set")
+@click.argument("prefix")
+@click.argument("price", type=AMOUNT)
+@_APPLICATION
+@json_option
+@async_command
+async def set_price(prefix: str, price: Decimal, application: int, as_json: bool) -> None:
+    """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408; `default` for all other numbers."""
+    from shortener.messages import prices as stored
+
+    async with open_store() as database:
+        digits = await database.write(stored.set_price, application, prefix, price)
+    fields = {"application_id": application or None, "prefix": digits, "price": format(price, "f")}
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+@prices.command("list")
+@click.argument("application", type=ID, required=False)
+@json_option
+@async_command
+async def list_prices(application: int | None, as_json: bool) -> None:
+    """List the prices that apply to an application, or all prices."""
+    from shortener.messages import prices as stored
+
+    async with open_store() as database:
+        found = await database.read(stored.list_prices, application)
+    rows = [
+        {"application_id": row["application_id"] or None, "prefix": row["prefix"] or "default", "price": format(row["price"], "f")}
+        for row in found
+    ]
+    print_result(rows, as_json, lambda: print_table(rows, "application_id", "prefix", "price"))
+
+
+@prices.command("remove")
+@click.argument("prefix")
+@_APPLICATION
+@json_option
+@async_command
+async def remove_price(prefix: str, application: int, as_json: bool) -> None:
+    """Remove a price."""
+    from shortener.messages import prices as stored
+
+    async with open_store() as database:
+        digits = await database.write(stored.remove_price, application, prefix)
+    fields = {"application_id": application or None, "prefix": digits, "removed": True}
+    print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
+
+
+@click.group()
+def opt_outs() -> None:
+    """List, add and remove recipients who refused further messages of an application."""
+
+
+@opt_outs.command("list")
+@click.argument("application", type=ID)
+@json_option
+@async_command
+async def list_opt_outs(application: int, as_json: bool) -> None:
+    """List the opt-out list of an application."""
+    from shortener.messages import opt_outs as stored
+
+    async with open_store() as database:
+        rows, after = [], ""
+        while page := await database.read(stored.list_opt_outs, application, after):
+            rows += [{name: row[name] for name in ("phone", "at", "source")} for row in page]
+            after = page[-1]["phone"]
+    print_result(rows, as_json, lambda: print_table(rows, "phone", "at", "source"))
+
+
+@opt_outs.command("add")
+@click.argument("application", type=ID)
+@click.argument("phone")
+@json_option
+@async_command
+async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
+    """Add a number to the opt-out list of an application."""
+    from shortener.messages import opt_outs as stored
+    from shortener.model import utcnow
+
+    number = _parse_phone(phone)
+    async with open_store() as database:
+        added = await database.write(stored.add_opt_out, application, number, utcnow(), "operator")
+    print_result({"phone": number, "added": added}, as_json, lambda: click.echo(f"{number} is on the opt-out list"))
+
+
+@opt_outs.command("remove")
+@click.argument("application", type=ID)
+@click.argument("phone")
+@json_option
+@async_command
+async def remove_opt_out(application: int, phone: str, as_json: bool) -> None:
+    """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
+    from shortener.messages import opt_outs as stored
+
+    number = _parse_phone(phone)
+    async with open_store() as database:
+        removed = await database.write(stored.remove_opt_out, application, number)
+    print_result({"phone": number, "removed": removed}, as_json, lambda: click.echo(f"{number} is not on the opt-out list"))
+
+
+def _parse_phone(phone: str) -> str:
+    from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+
+    try:
+        return parse_number(phone).e164
+    except PhoneNumberError as error:
+        raise click.BadParameter(error.reason) from None

@@ -1,0 +1,321 @@
+"""The commands `shortener gateways` and `shortener send`: manage gateways, and send one message.
+
+The commands change only the database. A running server applies the changes and sends the messages.
+"""
+# Tested by tests/cli/test_gateways.py
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.cli.parameters import ID
+
+if TYPE_CHECKING:
+    from shortener.gateways.store import GatewayStore, StoredGateway
+    from shortener.settings import Settings
+
+_PRESETS = ("kannel", "jasmin", "playsms", "twilio", "infobip", "vonage", "plain")
+
+
+@asynccontextmanager
+async def open_gateways() -> AsyncIterator[tuple[Any, GatewayStore, Settings]]:
+    """Yield the database, the gateways in it, and the settings."""
+    async with open_store() as database:
+        yield database, *_store(database)
+
+
+def _store(database: Any) -> tuple[GatewayStore, Settings]:
+    from shortener.accounts.directory import Directory
+    from shortener.gateways.store import GatewayStore
+    from shortener.model import utcnow
+    from shortener.secret import open_secret
+
+    settings = load_settings()
+    secret = open_secret(settings.secret, settings.data_dir)
+    return GatewayStore(database, secret, Directory(database), settings, utcnow), settings
+
+
+async def ensure_simulator(database: Any) -> None:
+    """Create the simulator of the installation if a server of an earlier version has not created it."""
+    store, _ = _store(database)
+    await database.write(store.ensure_simulator)
+
+
+def _parse_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, sign, text = value.partition("=")
+        if not sign:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
+        pairs[name.strip()] = text
+    return pairs
+
+
+def _parse_schedule(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
+    try:
+        return None if value is None else [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("must be numbers of seconds, separated by commas") from None
+
+
+_LIMIT_OPTIONS = (
+    click.option(
+        "--on-doubt",
+        type=click.Choice(["resend", "hold"]),
+        help="What happens if the response to a message is missing. resend: send it again. hold: wait for a report or a decision. "
+        "Default: resend.",
+    ),
+    click.option("--max-attempts", type=click.IntRange(1, 50), help="Maximum number of attempts. Default: GATEWAY_ATTEMPTS (7)."),
+    click.option(
+        "--timeout", type=click.FloatRange(0.1, 120), help="Time limit of an attempt in seconds. Default: GATEWAY_TIMEOUT (10)."
+    ),
+    click.option(
+        "--concurrency", type=click.IntRange(1, 1024), help="Maximum number of simultaneous attempts of all processes. Default: 16."
+    ),
+    click.option("--max-per-second", type=click.FloatRange(0.01), help="Maximum number of messages per second. Default: no limit."),
+    click.option(
+        "--schedule",
+        callback=_parse_schedule,
+        metavar="SECONDS,...",
+        help="Seconds between attempts, separated by commas. Default: GATEWAY_SCHEDULE.",
+    ),
+    click.option(
+        "--set",
+        "pairs",
+        multiple=True,
+        callback=_parse_pairs,
+        metavar="NAME=VALUE",
+        help="Setting of the kind, for example success_statuses=200. Objects and lists are JSON. Can be repeated.",
+    ),
+)
+_LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_LIMIT_OPTIONS):  # decorators apply from the last to the first
+        command = option(command)
+    return command
+
+
+def _settings_of(pairs: dict[str, str]) -> dict[str, Any]:
+    """Return settings from NAME=VALUE pairs. The value of a setting that is no text is parsed if it is a JSON object or list."""
+    from shortener.gateways.kinds import KINDS
+
+    texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
+    values: dict[str, Any] = {}
+    for name, text in pairs.items():
+        values[name] = text
+        if name not in texts and text[:1] in ("{", "["):
+            try:
+                values[name] = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                raise click.BadParameter(f"{name} must be JSON", param_hint="--set") from None
+    return values
+
+
+@click.group()
+def gateways() -> None:
+    """Add, list, show, update, test and remove gateways, to which the service hands messages on."""
+
+
+@gateways.command("add")
+@click.argument("name")
+@click.option("--application", type=ID, help="Application that owns the gateway. Default: the installation, for all applications.")
+@click.option("--kind", type=click.Choice(["http", "simulator"]), default="http", show_default=True, help="Kind of the gateway.")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Product whose settings are used.")
+@click.option("--url", help="Address of the gateway: the option url of the preset, or the setting url.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    callback=_parse_pairs,
+    metavar="NAME=VALUE",
+    help="Option of the preset, for example username=... Can be repeated.",
+)
+@click.option("--allow-private", is_flag=True, help="Permit a private or loopback address, as Kannel usually has.")
+@_limit_options
+@json_option
+@async_command
+async def add_gateway(
+    name: str,
+    application: int | None,
+    kind: str,
+    preset: str | None,
+    url: str | None,
+    options: dict[str, str],
+    allow_private: bool,
+    pairs: dict[str, str],
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Add a gateway. Select it with `shortener applications update APPLICATION --gateway NAME`."""
+    from shortener.accounts.directory import ALL_APPLICATIONS
+    from shortener.gateways.store import NewGateway
+
+    settings_of_kind = _settings_of(pairs)
+    if url is not None:
+        (options if preset else settings_of_kind)["url"] = url
+    new = NewGateway(
+        name=name,
+        kind=kind,
+        preset=preset or "",
+        options=options,
+        settings=settings_of_kind,
+        allow_private=allow_private,
+        **(limits | {"on_doubt": limits["on_doubt"] or "resend"}),
+    )
+    async with open_gateways() as (_, store, settings):
+        created = await store.create(application if application is not None else ALL_APPLICATIONS, new)
+    _print_gateway(settings, created, as_json)
+
+
+@gateways.command("list")
+@click.argument("application", type=ID, required=False)
+@json_option
+@async_command
+async def list_gateways(application: int | None, as_json: bool) -> None:
+    """List the gateways of one application, or all gateways, with the state of their circuit breakers."""
+    from shortener.gateways.presenter import gateway_fields
+    from shortener.model import utcnow
+
+    async with open_gateways() as (_, store, settings):
+        found = await store.all(application)
+    rows = [gateway_fields(settings, one, utcnow()) for one in found]
+    table = [row | {"breaker": row["health"]["breaker"], "url": row["settings"].get("url")} for row in rows]
+    columns = ("gateway_id", "name", "kind", "preset", "application_id", "url", "enabled", "on_doubt", "breaker")
+    print_result(rows, as_json, lambda: print_table(table, *columns))
+
+
+@gateways.command("show")
+@click.argument("gateway", type=ID)
+@json_option
+@async_command
+async def show_gateway(gateway: int, as_json: bool) -> None:
+    """Show one gateway with its settings and its health. Credentials are not shown."""
+    async with open_gateways() as (_, store, settings):
+        found = await store.get(gateway)
+    _print_gateway(settings, found, as_json)
+
+
+@gateways.command("update")
+@click.argument("gateway", type=ID)
+@click.option("--name", help="New name of the gateway.")
+@click.option("--disable/--enable", default=None, help="Disable: messages wait. Enable: send them, and close the circuit breaker.")
+@click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
+@_limit_options
+@json_option
+@async_command
+async def update_gateway(
+    gateway: int,
+    name: str | None,
+    disable: bool | None,
+    rotate_report_key: bool,
+    pairs: dict[str, str],
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Change a gateway. Properties without an option keep their values."""
+    changes: dict[str, Any] = {field: limits[field] for field in _LIMITS if limits[field] is not None}
+    if name is not None:
+        changes["name"] = name
+    if disable is not None:
+        changes["enabled"] = not disable
+    if pairs:
+        changes["settings"] = _settings_of(pairs)
+    if rotate_report_key:
+        changes["rotate_report_key"] = True
+    async with open_gateways() as (_, store, settings):
+        changed = await store.update(gateway, changes)  # type: ignore[arg-type]
+    _print_gateway(settings, changed, as_json)
+
+
+def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) -> None:
+    from shortener.gateways.presenter import gateway_fields
+    from shortener.model import utcnow
+
+    fields = gateway_fields(settings, gateway, utcnow())
+    print_result(fields, as_json, lambda: print_fields(fields))
+
+
+@gateways.command("remove")
+@click.argument("gateway", type=ID)
+@json_option
+@async_command
+async def remove_gateway(gateway: int, as_json: bool) -> None:
+    """Remove a gateway. Its waiting messages become FAILED."""
+    async with open_gateways() as (_, store, _settings):
+        await store.remove(gateway)
+    print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
+
+
+@gateways.command("test")
+@click.argument("gateway", type=ID)
+@click.argument("phone")
+@click.option("--from", "sender_id", default="", help="Sender of the test message.")
+@click.option("--text", help="Text of the test message.")
+@json_option
+@async_command
+async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
+    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it."""
+    from shortener.container.connections import open_sender
+    from shortener.delivery.guard import Guard
+    from shortener.gateways.presenter import test_fields
+    from shortener.gateways.submission import GatewayContext, GatewayReport
+    from shortener.gateways.testing import TEST_TEXT, send_test_message
+    from shortener.ids import IdGenerator
+    from shortener.messages.phone_numbers import PhoneNumberError
+    from shortener.model import utcnow
+
+    async def ignore(gateway_id: int, report: GatewayReport) -> bool:
+        return True
+
+    async with open_gateways() as (database, store, settings):
+        found = await store.get(gateway)
+        timeout = found.timeout or settings.gateway_timeout
+        async with (
+            open_sender(Guard(settings.allow_private_targets), settings, utcnow) as public,
+            open_sender(Guard(allow_private=True), settings, utcnow, uses_proxy=False) as private,
+        ):
+            context = GatewayContext(public, private, ignore, utcnow)
+            try:
+                result = await send_test_message(
+                    found, context, IdGenerator(database.node), phone, sender_id, text or TEST_TEXT, timeout
+                )
+            except PhoneNumberError as error:
+                raise click.UsageError(error.reason) from None
+    fields = test_fields(result)
+    print_result(fields, as_json, lambda: print_fields(fields))
+    if fields["outcome"] != "accepted":
+        raise click.exceptions.Exit(1)
+
+
+@click.command("send")
+@click.argument("application", type=ID)
+@click.argument("to")
+@click.argument("text")
+@click.option("--from", "sender", default="", help="Sender of the message.")
+@click.option("--gateway", default="", help="Name of the gateway. Default: the gateway of the application.")
+@json_option
+@async_command
+async def send(application: int, to: str, text: str, sender: str, gateway: str, as_json: bool) -> None:
+    """Send TEXT to the number TO through the gateway of an application. A running server hands the message on."""
+    from shortener.container import open_service
+    from shortener.messages.plan import RewriteItem
+
+    service = await open_service(load_settings(), owner=False)
+    try:
+        found = service.directory.application(application)
+        if found is None:
+            raise click.ClickException(f"there is no application {application}")
+        [message] = await service.rewriter.rewrite(found, [RewriteItem((to,), text, from_address=sender, gateway=gateway)])
+    finally:
+        await service.close(grace=2)
+    print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key != "links"}))
+    if not message["sent"]:
+        raise click.exceptions.Exit(1)

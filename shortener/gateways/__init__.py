@@ -1,0 +1,1 @@
+"""Gateways: the systems to which messages are handed on, and the dispatcher that hands them on."""

@@ -1,0 +1,226 @@
+"""This module makes one attempt to hand a claimed message on to its gateway, and computes what the result changes.
+
+The rules, by outcome of the attempt:
+
+- accepted: the message is SENT. It is never handed on again.
+- rejected: the message is FAILED with the code and the text of the gateway.
+- retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last one the
+  message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
+- doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. A gateway with
+  the policy `resend` gets it again on the schedule; with `hold` the message is held until somebody decides.
+- unreadable: a response arrived, but does not say whether the message was accepted. The message is held, whatever the policy,
+  because a message is never repeated after a response was received.
+"""
+# Tested by tests/gateways/test_dispatcher.py
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from shortener.delivery.attempt import FREE_429_MS, LOCAL_FAILURE_PAUSE_MS, pause_after_429, to_storable_text
+from shortener.delivery.claims import MIN_LEASE_LEFT_MS
+from shortener.delivery.outcomes import next_delay
+from shortener.gateways.finishing import SendChange, failure_report
+from shortener.gateways.queries import ClaimedSend, FinishedSend
+from shortener.gateways.submission import Connections, GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
+from shortener.ids import IdGenerator, encode
+from shortener.messages.delivery_reports import DeliveryReport
+from shortener.messages.sender_rules import visible_sender
+from shortener.model import Clock, SendStatus, State
+from shortener.storage.types import from_ms, to_ms
+
+log = structlog.get_logger(__name__)
+
+MAX_DETAIL_LENGTH = 500
+MAX_GATEWAY_ID_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class SendLimits:
+    """How messages are handed on to one gateway: attempts, time limit in seconds, and delays between attempts in seconds."""
+
+    max_attempts: int
+    timeout: float
+    schedule: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendInFlight:
+    """An attempt that may start because the claim of its message is committed. `config` is None if the gateway is unusable.
+
+    `is_probe` is true if the attempt tests whether a gateway with an open circuit breaker works again."""
+
+    claim: ClaimedSend
+    config: GatewayConfig | None
+    limits: SendLimits
+    queue: str
+    application_id: int
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndedSend:
+    """An attempt that has ended and whose outcome is not yet in the database.
+
+    `result` is None if no attempt was made and the claim is given back. Times are milliseconds since 1970."""
+
+    attempt: SendInFlight
+    change: SendChange
+    result: SubmitResult | None
+    started: int
+    at: int
+
+    @property
+    def is_local_failure(self) -> bool:
+        return self.result is not None and self.result.is_local
+
+    @property
+    def is_response(self) -> bool:
+        """Whether the gateway has shown that it works: it accepted or rejected the message."""
+        return self.result is not None and self.result.outcome in (SubmitOutcome.ACCEPTED, SubmitOutcome.REJECTED)
+
+
+class SendRunner:
+    """A runner of attempts. It does not write to the database."""
+
+    def __init__(self, connections: Connections, ids: IdGenerator, clock: Clock, rng: random.Random) -> None:
+        self._connections = connections
+        self._ids = ids
+        self._clock = clock
+        self._rng = rng
+
+    async def run(self, attempt: SendInFlight) -> EndedSend:
+        """Make one attempt and return what it changes. If the task is cancelled, the message becomes doubtful."""
+        claim, config = attempt.claim, attempt.config
+        started = self._clock()
+        if claim.lease_until - to_ms(started) < round(attempt.limits.timeout * 1000) + MIN_LEASE_LEFT_MS:
+            # The lease would end during the attempt, and another process could then hand on the same message.
+            log.warning("lease_too_short", send=encode(claim.id))
+            return self._returned(attempt, started)
+        if config is None:
+            return self._end(attempt, _local("unusable_gateway", "the stored gateway is unusable"), started)
+        try:
+            connection = self._connections.get(config)
+            result = await connection.submit(_outgoing(claim, config), attempt.limits.timeout)
+        except asyncio.CancelledError:
+            result = SubmitResult(SubmitOutcome.DOUBT, "interrupted", "the service was stopped during the attempt", is_local=True)
+        except Exception:
+            log.exception("gateway_failed", gateway=config.name, send=encode(claim.id))
+            result = SubmitResult(SubmitOutcome.DOUBT, "internal_error", "the attempt failed unexpectedly")
+        return self._end(attempt, result, started)
+
+    def _end(self, attempt: SendInFlight, result: SubmitResult, started: datetime) -> EndedSend:
+        claim = attempt.claim
+        now = to_ms(self._clock())
+        row, report = self._decide(attempt, result, now)
+        attempt_row = (
+            self._ids(),
+            claim.id,
+            claim.attempt,
+            to_ms(started),
+            result.milliseconds or max(now - to_ms(started), 0),
+            result.reason,
+            result.status,
+            to_storable_text(result.detail, MAX_DETAIL_LENGTH) or None,
+        )
+        return EndedSend(attempt, SendChange(claim, row, attempt_row, report), result, to_ms(started), now)
+
+    def _decide(self, attempt: SendInFlight, result: SubmitResult, now: int) -> tuple[FinishedSend, DeliveryReport | None]:
+        claim = attempt.claim
+        doubtful = claim.doubtful or result.outcome in (SubmitOutcome.DOUBT, SubmitOutcome.UNREADABLE)
+        base_attempt, status, next_at = claim.base_attempt, SendStatus.PENDING, now
+        if result.outcome is SubmitOutcome.ACCEPTED:
+            status = SendStatus.SENT
+        elif result.outcome is SubmitOutcome.REJECTED:
+            status = SendStatus.FAILED
+        elif result.outcome is SubmitOutcome.UNREADABLE or (result.outcome is SubmitOutcome.DOUBT and _holds(attempt)):
+            status = SendStatus.HELD
+        else:
+            is_free = result.is_local or (result.is_throttled and now - claim.created_at < FREE_429_MS)
+            base_attempt += is_free
+            counted = claim.attempt - base_attempt
+            if not is_free and counted >= attempt.limits.max_attempts:
+                status = SendStatus.FAILED
+            next_at = now + self._pause(attempt, result, counted, base_attempt)
+        error = None if status is SendStatus.SENT else result.reason
+        is_finished = status in (SendStatus.SENT, SendStatus.FAILED)
+        gateway_id = to_storable_text(result.gateway_message_id or "", MAX_GATEWAY_ID_LENGTH) or None
+        row = FinishedSend(
+            id=claim.id,
+            claimed_attempt=claim.attempt,
+            claimed_lease=claim.lease_until,
+            status=int(status),
+            attempt=claim.attempt,
+            base_attempt=base_attempt,
+            part=1,
+            next_at=next_at,
+            doubtful=doubtful,
+            finished_at=now if is_finished else None,
+            gateway_message_id=gateway_id,
+            last_status=result.status,
+            last_error=error,
+            refunded=status is SendStatus.FAILED and claim.cost is not None and not doubtful,
+        )
+        if status is SendStatus.SENT:
+            return row, DeliveryReport(claim.message_id, State.SENT, from_ms(now), telecom_message_id=gateway_id)
+        if status is SendStatus.FAILED:
+            code = to_storable_text(result.error_code or result.reason)
+            return row, failure_report(claim, now, code, to_storable_text(result.detail))
+        return row, None
+
+    def _pause(self, attempt: SendInFlight, result: SubmitResult, counted: int, free: int) -> int:
+        """Return the milliseconds until the next attempt."""
+        if result.is_local:
+            pause = 0.0 if result.reason == "interrupted" else LOCAL_FAILURE_PAUSE_MS
+        elif result.is_throttled:
+            pause = pause_after_429(free, self._rng)
+        else:
+            pause = next_delay(max(counted, 1), attempt.limits.schedule, self._rng) * 1000
+        return round(max(pause, (result.retry_after or 0) * 1000))
+
+    def _returned(self, attempt: SendInFlight, started: datetime) -> EndedSend:
+        """Return an ended attempt that gives the claim back: no attempt was made."""
+        claim, now = attempt.claim, to_ms(self._clock())
+        row = FinishedSend(
+            id=claim.id,
+            claimed_attempt=claim.attempt,
+            claimed_lease=claim.lease_until,
+            status=int(SendStatus.PENDING),
+            attempt=claim.attempt - 1,
+            base_attempt=claim.base_attempt,
+            part=1 if claim.attempt > 1 else 0,
+            next_at=now,
+            doubtful=claim.doubtful,
+            finished_at=None,
+            gateway_message_id=None,
+            last_status=None,
+            last_error="lease_too_short",
+        )
+        return EndedSend(attempt, SendChange(claim, row), None, to_ms(started), now)
+
+
+def _holds(attempt: SendInFlight) -> bool:
+    return attempt.config is not None and not attempt.config.repeats_doubtful
+
+
+def _local(reason: str, detail: str) -> SubmitResult:
+    return SubmitResult(SubmitOutcome.RETRY, reason, detail, is_local=True)
+
+
+def _outgoing(claim: ClaimedSend, config: GatewayConfig) -> OutgoingMessage:
+    reference = encode(claim.id)
+    return OutgoingMessage(
+        reference=reference,
+        message_id=claim.message_id,
+        phone=claim.to_address,
+        text=claim.text or "",
+        sender_id=visible_sender(claim.from_address, claim.sender_id_alias),
+        encoding=claim.encoding,
+        segments=claim.segments,
+        report_url=f"{config.report_url}/{reference}",
+    )

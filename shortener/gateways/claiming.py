@@ -1,0 +1,254 @@
+"""This module claims due messages of gateways, so that only this process hands them on until their leases end.
+
+`delivery/claims.py` decides how many messages of each gateway are claimed. The row of a gateway is locked meanwhile, so its
+concurrency, rate and circuit breaker hold for all processes together. A gateway that another process has locked is left out until
+the next cycle. The messages of a disabled gateway or application wait.
+"""
+# Tested by tests/gateways/test_dispatcher.py
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
+from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
+from shortener.delivery.dispatch_queries import ClaimRequest, health_columns, pace_columns
+from shortener.delivery.health import TrackerHealth
+from shortener.delivery.pace import TrackerPace
+from shortener.gateways import queries
+from shortener.gateways.attempt import EndedSend, SendInFlight, SendLimits
+from shortener.gateways.expiry import fail_removed, finish_reported, hold_lost, postpone
+from shortener.gateways.finishing import SendChange
+from shortener.gateways.queries import GatewayState
+from shortener.gateways.store import GatewayStore, StoredGateway
+from shortener.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: A gateway is not examined again before this time if its rate is used up.
+MIN_RATE_PAUSE_MS = 20
+
+
+@dataclass(slots=True)
+class SendClaimResult:
+    """The result of one transaction that claimed messages.
+
+    `changes` are messages that need no attempt. `gateways` are the gateways that were read from the database, by id. `wake_at` is
+    the time at which the rate of a gateway allows the next message; None if no rate delays a message."""
+
+    attempts: list[SendInFlight] = field(default_factory=list)
+    changes: list[SendChange] = field(default_factory=list)
+    gateways: dict[int, StoredGateway] = field(default_factory=dict)
+    wake_at: int | None = None
+
+
+def find_finished(connection: Connection, states: Sequence[GatewayState], now: int) -> list[SendChange]:
+    """Return the changes of messages that must not be claimed: of removed gateways, and lost ones of gateways that hold them.
+
+    Write them before other messages are claimed."""
+    changes: list[SendChange] = []
+    for state in states:
+        if state.is_removed:
+            changes += fail_removed(connection, state.id, now)
+        elif state.holds_doubtful and state.is_due(now):
+            changes += hold_lost(connection, state.id, now)
+    return changes
+
+
+class SendClaimWriter:
+    """A writer of claims. It caches each gateway until the revision of the gateway changes."""
+
+    def __init__(self, store: GatewayStore, settings: Settings, rng: random.Random) -> None:
+        self._store = store
+        self._settings = settings
+        self._rng = rng
+        self._gateways: dict[int, StoredGateway] = {}
+
+    def committed(self, result: SendClaimResult) -> None:
+        """Update the cached gateways after the transaction was committed."""
+        self._gateways |= result.gateways
+
+    def write(
+        self,
+        connection: Connection,
+        states: Sequence[GatewayState],
+        usage: SlotUsage,
+        limit: int,
+        paused: Mapping[str, int],
+        now: int,
+    ) -> SendClaimResult:
+        """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction.
+
+        `paused` contains the queues to leave out, with the time at which the pause ends."""
+        result = SendClaimResult()
+        by_queue: dict[str, GatewayState] = {}
+        candidates: list[Candidate] = []
+        disabled = self._store.disabled_applications()
+        for state in states:
+            is_usable = state.enabled and not state.is_removed and paused.get(state.queue.name, 0) <= now
+            if not is_usable or not state.is_due(now) or state.health.breaker(now) == "open":
+                continue
+            candidate = self._candidate(state, usage, result, now)
+            if candidate is not None:
+                by_queue[state.queue.name] = state
+                candidates.append(candidate)
+        recovery_rate = self._settings.delivery_recovery_rate
+        requests = plan_claims(candidates, usage, limit, now=now, recovery_rate=recovery_rate, rng=self._rng)
+        claimed = queries.claim(connection, requests, now)
+        counts = Counter(queries.queue_name(one.gateway_id) for one in claimed)
+        probes = {
+            candidate.queue.name
+            for candidate in candidates
+            if self._write_release(connection, by_queue[candidate.queue.name], candidate, requests, counts, now)
+        }
+        gateways = self._load(connection, {by_queue[request.queue].id: by_queue[request.queue] for request in requests}, result)
+        for claim in claimed:
+            reported = finish_reported(claim, now)
+            if reported is not None or claim.application_id in disabled:
+                result.changes.append(reported or postpone(claim, now))
+                continue
+            name = queries.queue_name(claim.gateway_id)
+            gateway = gateways.get(claim.gateway_id)
+            result.attempts.append(
+                SendInFlight(
+                    claim=claim,
+                    config=gateway.config if gateway is not None else None,
+                    limits=self._limits(by_queue[name], gateway),
+                    queue=name,
+                    application_id=by_queue[name].application_id,
+                    is_probe=name in probes,
+                )
+            )
+        return result
+
+    def _candidate(self, state: GatewayState, usage: SlotUsage, result: SendClaimResult, now: int) -> Candidate | None:
+        """Return a candidate for claims from the gateway's queue. Return None if no slot or no rate is left."""
+        settings = self._settings
+        elsewhere = max(state.in_flight - usage.by_queue[state.queue.name], 0)
+        concurrency = max((state.concurrency or settings.gateway_slots_per_gateway) - elsewhere, 0)
+        timeout = state.timeout or settings.gateway_timeout
+        candidate = Candidate(state.queue, state.application_id, concurrency, timeout, state.health, state.pace)
+        if state.pace.limit(now) is not None and not state.pace.allowance(now):
+            wake_at = max(state.pace.next_at(now), now + MIN_RATE_PAUSE_MS)
+            result.wake_at = wake_at if result.wake_at is None else min(result.wake_at, wake_at)
+            return None
+        return candidate if available_slots(candidate, usage, is_only_queue=True) > 0 else None
+
+    def _write_release(
+        self,
+        connection: Connection,
+        state: GatewayState,
+        candidate: Candidate,
+        requests: Sequence[ClaimRequest],
+        counts: Mapping[str, int],
+        now: int,
+    ) -> bool:
+        """Update the circuit breaker and the rate of a gateway after messages were claimed. Return whether a probe was claimed."""
+        requested = sum(request.limit for request in requests if request.queue == state.queue.name)
+        if not requested:
+            return False
+        count = counts[state.queue.name]
+        health = state.health
+        is_probe = health.open_until is not None and count > 0
+        if is_probe:
+            health = health.probing(candidate.lease_until(now))
+        elif health.recovering_at is not None:
+            if count:
+                health = health.released(count, now, self._settings.delivery_recovery_rate)
+            if count < requested:  # the backlog is empty
+                health = health.recovered()
+        values = _changed(state.health, health, state.pace, state.pace.claimed(count, now))
+        if values:
+            queries.update_gateway(connection, state.id, values)
+        return is_probe
+
+    def _load(
+        self, connection: Connection, states: Mapping[int, GatewayState], result: SendClaimResult
+    ) -> dict[int, StoredGateway]:
+        """Return the gateways by id. Read a gateway from the database if its cached copy is outdated."""
+        found = {}
+        for gateway_id, state in states.items():
+            cached = self._gateways.get(gateway_id)
+            if cached is None or cached.config.revision != state.revision:
+                try:
+                    cached = result.gateways[gateway_id] = self._store.load(connection, gateway_id)
+                except Exception:
+                    log.exception("gateway_not_usable", gateway=gateway_id)
+                    continue
+            found[gateway_id] = cached
+        return found
+
+    def _limits(self, state: GatewayState, gateway: StoredGateway | None) -> SendLimits:
+        settings = self._settings
+        timeout = state.timeout or settings.gateway_timeout
+        if gateway is None:
+            return SendLimits(settings.gateway_attempts, timeout, settings.gateway_schedule)
+        return SendLimits(
+            gateway.max_attempts or settings.gateway_attempts, timeout, tuple(gateway.schedule or settings.gateway_schedule)
+        )
+
+
+def write_health(
+    connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, tuple[TrackerHealth, TrackerPace]]
+) -> list[int]:
+    """Write how ended attempts change the circuit breakers and the rates. Return the gateways whose circuit breaker opened.
+
+    `locked` is the result of `queries.lock_health` for the gateways of the attempts."""
+    by_gateway: dict[int, list[EndedSend]] = {}
+    for one in ended:
+        by_gateway.setdefault(one.attempt.claim.gateway_id, []).append(one)
+    opened = []
+    for gateway_id in sorted(by_gateway.keys() & locked.keys()):
+        health, pace = locked[gateway_id]
+        accepted = sum(one.is_response for one in by_gateway[gateway_id])
+        new_health, new_pace = health, pace.succeeded(accepted)
+        for one in by_gateway[gateway_id]:
+            new_health = _health_after(new_health, one)
+            if one.result is not None and one.result.is_throttled:
+                quiet_until = None if one.result.retry_after is None else one.at + round(one.result.retry_after * 1000)
+                new_pace = new_pace.throttled(one.at, started=one.started, successes=accepted, quiet_until=quiet_until)
+        values = _changed(health, new_health, pace, new_pace)
+        if values:
+            queries.update_gateway(connection, gateway_id, values)
+        if new_health.open_until is not None and health.open_until is None:
+            opened.append(gateway_id)
+    return opened
+
+
+def _health_after(health: TrackerHealth, ended: EndedSend) -> TrackerHealth:
+    result, is_probe = ended.result, ended.attempt.is_probe
+    if result is None or result.is_local:
+        # The probe has no result, so another probe may be sent: at once, or after a pause if this host failed.
+        until = ended.at if result is None else ended.at + LOCAL_FAILURE_PAUSE_MS
+        return health.probing(until) if is_probe and health.open_until is not None else health
+    if ended.is_response:
+        return health.succeeded(ended.at)
+    if result.is_throttled:  # this lowers the rate of the gateway and does not open its circuit breaker
+        return health.answered(ended.at) if is_probe else health
+    quiet_until = None if result.retry_after is None else ended.at + round(result.retry_after * 1000)
+    return health.failed(ended.at, probe=is_probe, quiet_until=quiet_until)
+
+
+def _changed(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
+    """Return the column values that differ. The time of the last success alone is written at most once a second."""
+    values: dict[str, Any] = {}
+    is_recent = (
+        health.last_success_at is not None
+        and new_health.last_success_at is not None
+        and 0 <= new_health.last_success_at - health.last_success_at < 1000
+        and health.failures_in_row == new_health.failures_in_row
+        and health.open_until == new_health.open_until
+        and health.recovering_at == new_health.recovering_at
+    )
+    if new_health != health and not is_recent:
+        values |= health_columns(new_health)
+    if new_pace != pace:
+        values |= pace_columns(new_pace)
+    return values

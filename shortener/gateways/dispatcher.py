@@ -1,0 +1,304 @@
+"""The dispatcher hands queued messages on to gateways and records the outcomes.
+
+It works like the dispatcher of deliveries (delivery/dispatcher.py) and shares its rules: the plan of claims and slots (claims.py),
+the circuit breaker (health.py), the rate (pace.py) and the schedule (outcomes.py). In each cycle, one transaction records the
+ended attempts and claims due messages. After the commit the attempts start, so a claim is durable before the message leaves.
+
+Guarantees
+- A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
+- A claim is a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died or lost the
+  database, and the gateway may have the message: it is doubtful. The policy of the gateway decides: it is handed on again
+  (`resend`), or held (`hold`). A doubtful message whose delivery report has arrived is not handed on again.
+- The transaction locks the row of each gateway, so all processes together keep its concurrency, its rate and its circuit breaker.
+- A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
+- `stop` starts no attempts, waits for those in flight and records them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Connection, select
+
+from shortener.delivery.claims import SlotUsage
+from shortener.delivery.throttle import Throttle
+from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
+from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
+from shortener.gateways.expiry import MAX_ROWS, expire
+from shortener.gateways.finishing import SendChange, SendWriter
+from shortener.gateways.queries import IS_PENDING, lock_health, lock_states
+from shortener.gateways.store import GatewayStore
+from shortener.gateways.submission import Connections, SubmitOutcome
+from shortener.ids import IdGenerator, encode
+from shortener.jobs import WakeUp
+from shortener.messages.delivery_reports import DeliveryReports
+from shortener.metrics import Metrics
+from shortener.model import Clock, SendStatus
+from shortener.settings import Settings
+from shortener.storage.database import Database
+from shortener.storage.schema import sends
+from shortener.storage.types import to_ms
+
+log = structlog.get_logger(__name__)
+
+#: One cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
+MAX_OUTCOMES = 256
+#: One cycle starts at most this many attempts while many hits arrive.
+MAX_STARTS = 8
+#: The dispatcher looks for messages that are too old once in this time.
+EXPIRY_INTERVAL_MS = 30_000
+#: A gateway is left out for this time after a local failure.
+LOCAL_PAUSE_MS = 5_000
+
+
+@dataclass(slots=True)
+class SendTotals:
+    """The counters of the dispatcher for /metrics since the process started. `reasons` counts attempts by their reason."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    failed: int = 0
+    held: int = 0
+    doubtful: int = 0
+    leases_lost: int = 0
+    breakers_opened: int = 0
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """The result of the transaction of one cycle.
+
+    `written` are the ids of the ended attempts whose outcome was written. `given_up` are the written changes without an attempt.
+    `opened` are the ids of the gateways whose circuit breaker opened."""
+
+    written: set[int] = field(default_factory=set)
+    events: int = 0
+    given_up: list[SendChange] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+    claims: SendClaimResult = field(default_factory=SendClaimResult)
+
+
+class GatewayDispatcher:
+    """The dispatcher of one process. `wake_up` is set when a cycle has work to do."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: GatewayStore,
+        connections: Connections,
+        reports: DeliveryReports,
+        ids: IdGenerator,
+        clock: Clock,
+        settings: Settings,
+        rng: random.Random,
+        throttle: Throttle,
+        wake_up: WakeUp | None = None,
+    ) -> None:
+        self._database = database
+        self._writer = SendWriter(ids, reports)
+        self._runner = SendRunner(connections, ids, clock, rng)
+        self._clock = clock
+        self._settings = settings
+        self._throttle = throttle
+        self.wake_up = wake_up or WakeUp()
+        self.totals = SendTotals()
+        self._claims = SendClaimWriter(store, settings, rng)
+        self._usage = SlotUsage(settings.gateway_slots)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: list[EndedSend] = []
+        self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
+        self._expired_at = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._cycle_lock = asyncio.Lock()
+        self._stopping = False
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the metrics of the dispatcher."""
+        totals = self.totals
+        metrics.counter(
+            "shortener_gateway_attempts",
+            "Attempts to hand a message on to a gateway, by reason of the outcome.",
+            lambda: {(reason,): count for reason, count in totals.reasons.items()},
+            "reason",
+        )
+        metrics.gauge(
+            "shortener_gateway_attempts_in_flight",
+            "Attempts to hand a message on that are running, or whose outcome is not yet in the database.",
+            lambda: self._usage.busy,
+        )
+        metrics.counter("shortener_gateway_sent", "Messages that gateways accepted.", lambda: totals.sent)
+        metrics.counter("shortener_gateway_failed", "Messages that could not be sent.", lambda: totals.failed)
+        metrics.counter("shortener_gateway_held", "Doubtful messages that were held.", lambda: totals.held)
+        metrics.counter(
+            "shortener_gateway_doubtful",
+            "Attempts whose response is missing, so that the gateway may have accepted the message.",
+            lambda: totals.doubtful,
+        )
+        metrics.counter(
+            "shortener_gateway_leases_lost",
+            "Outcomes that were ignored because another process had claimed the message since.",
+            lambda: totals.leases_lost,
+        )
+        metrics.counter(
+            "shortener_gateway_breakers_opened",
+            "How often a gateway's circuit breaker opened.",
+            lambda: totals.breakers_opened,
+        )
+
+    async def step(self) -> int:
+        """Run one cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
+
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed."""
+        async with self._cycle_lock:
+            ended = self._ended[:MAX_OUTCOMES]
+            now = to_ms(self._clock())
+            if not ended and (self._stopping or not await self._is_due(now)):
+                return 0
+            throttled = self._throttle.is_busy
+            limit = 0 if self._stopping else self._usage.free + len(ended)
+            if throttled:
+                limit = min(limit, MAX_STARTS)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            cycle = await self._database.write(self._write_cycle, ended, limit, now)
+            del self._ended[: len(ended)]
+            self._account(cycle, ended, now)
+            for number, attempt in enumerate(cycle.claims.attempts, 1):
+                self._usage.take(attempt.queue, attempt.application_id)
+                task = loop.create_task(self._run(attempt))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                if number % MAX_STARTS == 0:
+                    await asyncio.sleep(0)  # let the event loop serve hits
+        if throttled and cycle.claims.attempts:
+            await asyncio.sleep(self._throttle.pause_for(loop.time() - began))
+        return len(ended) + len(cycle.claims.attempts) + len(cycle.given_up)
+
+    async def flush(self) -> None:
+        """Run cycles until every due message was attempted and its outcome is recorded."""
+        while await self.step() or self._tasks or self._ended:
+            if self._tasks and not self._ended:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def stop(self, grace: float) -> None:
+        """Stop within `grace` seconds: start no attempts, and record those in flight. Attempts that last longer become doubtful."""
+        self._stopping = True
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(began + grace):
+                async with self._cycle_lock:
+                    pass  # wait for a running cycle, which may start attempts
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=began + grace * 0.8 - loop.time())
+                for task in self._tasks:
+                    task.cancel()
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                while self._ended:
+                    try:
+                        await self.step()
+                    except Exception:
+                        await asyncio.sleep(0.1)  # the database may become available again before `grace` ends
+        if self._ended or self._tasks:
+            log.error("outcomes_lost_at_shutdown", messages=self._usage.busy)
+
+    async def _is_due(self, now: int) -> bool:
+        """Return whether a message is pending, or whether it is time to look for messages that are too old."""
+        return self._is_expiry_due(now) or await self._database.read(_has_pending)
+
+    async def _run(self, attempt: SendInFlight) -> None:
+        self._ended.append(await self._runner.run(attempt))
+        self.wake_up.notify()
+
+    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int, now: int) -> _Cycle:
+        """Record outcomes and claim up to `limit` messages in one transaction.
+
+        The method does not change the dispatcher object, because the database may run the transaction again."""
+        cycle = _Cycle()
+        # The gateways are locked before all other rows: every transaction takes its locks in this order, so none waits in a circle.
+        locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
+        cycle.written, cycle.events = self._writer.write(connection, [one.change for one in ended], now)
+        recorded = [one for one in ended if one.change.row.id in cycle.written]
+        cycle.opened = write_health(connection, recorded, locked)
+        usage, paused = self._usage.copy(), dict(self._paused)
+        for one in ended:
+            usage.release(one.attempt.queue, one.attempt.application_id)
+            if one.is_local_failure:
+                paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
+        if self._is_expiry_due(now):
+            validity = timedelta(hours=self._settings.gateway_validity_hours)
+            cycle.given_up += self._write_changes(connection, cycle, expire(connection, now, validity), now)
+        if limit > 0:
+            states = lock_states(connection)
+            cycle.given_up += self._write_changes(connection, cycle, find_finished(connection, states, now), now)
+            cycle.claims = self._claims.write(connection, states, usage, limit, paused, now)
+            cycle.given_up += self._write_changes(connection, cycle, cycle.claims.changes, now)
+        return cycle
+
+    def _write_changes(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange], now: int) -> list[SendChange]:
+        written, events = self._writer.write(connection, changes, now) if changes else (set(), 0)
+        cycle.events += events
+        return [change for change in changes if change.row.id in written]
+
+    def _is_expiry_due(self, now: int) -> bool:
+        return not 0 <= now - self._expired_at < EXPIRY_INTERVAL_MS
+
+    def _account(self, cycle: _Cycle, ended: Sequence[EndedSend], now: int) -> None:
+        """Update the slots, the pauses and the counters, and write the log, after the transaction was committed."""
+        self._writer.published(cycle.events)
+        if self._is_expiry_due(now) and len(cycle.given_up) < MAX_ROWS:
+            self._expired_at = now
+        self._claims.committed(cycle.claims)
+        self._wake_at(cycle.claims.wake_at, now)
+        totals = self.totals
+        for one in ended:
+            self._usage.release(one.attempt.queue, one.attempt.application_id)
+            if one.is_local_failure:
+                self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
+            if one.change.row.id not in cycle.written:
+                totals.leases_lost += 1
+                log.warning("send_lease_lost", send=encode(one.change.row.id))
+                continue
+            if one.result is not None:
+                totals.reasons[one.result.reason] += 1
+                totals.doubtful += one.result.outcome is SubmitOutcome.DOUBT
+            self._count(one.change)
+        for change in cycle.given_up:
+            self._count(change)
+        self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_PAUSE_MS}
+        totals.breakers_opened += len(cycle.opened)
+        for gateway in cycle.opened:
+            log.warning("gateway_breaker_opened", gateway=gateway)
+
+    def _count(self, change: SendChange) -> None:
+        row, totals = change.row, self.totals
+        if row.status == SendStatus.SENT:
+            totals.sent += 1
+        elif row.status == SendStatus.FAILED:
+            totals.failed += 1
+            log.warning("message_not_sent", send=encode(row.id), error=row.last_error)
+        elif row.status == SendStatus.HELD:
+            totals.held += 1
+            log.warning("message_held", send=encode(row.id), error=row.last_error)
+
+    def _wake_at(self, at: int | None, now: int) -> None:
+        """Set a timer that starts a cycle at this time (milliseconds since 1970). None removes the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None and not self._stopping:
+            self._timer = asyncio.get_running_loop().call_later(min(max(at - now, 0) / 1000, 60.0), self.wake_up.notify)
+
+
+def _has_pending(connection: Connection) -> bool:
+    return connection.execute(select(sends.c.id).where(IS_PENDING).limit(1)).first() is not None

@@ -1,0 +1,124 @@
+"""This module finds messages that no attempt follows: too old, of a removed gateway, lost in a crash, or reported in the meantime.
+
+Each function runs in the dispatcher's transaction, changes nothing itself, and returns at most `MAX_ROWS` changes for `SendWriter`.
+Times are milliseconds since 1970-01-01 UTC.
+"""
+# Tested by tests/gateways/test_dispatcher.py
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, literal_column, or_, select
+
+from shortener.gateways.finishing import SendChange, failed
+from shortener.gateways.queries import IS_PENDING, ClaimedSend, FinishedSend
+from shortener.ids import first_id_at
+from shortener.model import SendStatus, State
+from shortener.storage.schema import messages, sends
+from shortener.storage.types import from_ms, to_ms
+
+MAX_ROWS = 256
+#: A message of a disabled application is examined again after this time.
+PAUSE_MS = 60_000
+
+_IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])
+_SELECT = select(
+    sends.c.id,
+    sends.c.application_id,
+    sends.c.gateway_id,
+    sends.c.text,
+    sends.c.attempt,
+    sends.c.base_attempt,
+    sends.c.lease_until,
+    sends.c.doubtful,
+    sends.c.cost,
+    sends.c.created_at,
+    messages.c.message_id,
+    messages.c.to_address,
+    messages.c.from_address,
+    messages.c.sender_id_alias,
+    messages.c.encoding,
+    messages.c.segments,
+    messages.c.state,
+).join(messages, messages.c.id == sends.c.id)
+
+
+def expire(connection: Connection, now: int, validity: timedelta) -> list[SendChange]:
+    """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight."""
+    hours = validity // timedelta(hours=1)
+    oldest = first_id_at(now - validity // timedelta(milliseconds=1))
+    found = _find(connection, now, _IS_UNFINISHED, sends.c.id < oldest)
+    detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
+    return [failed(one, now, "expired", detail) for one in found]
+
+
+def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
+    """Return changes that give up the pending messages of a removed gateway."""
+    found = _find(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id)
+    detail = "the gateway was removed before it accepted the message"
+    return [failed(one, now, "gateway_removed", detail) for one in found]
+
+
+def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
+    """Return changes that hold the messages of a gateway whose attempt has no outcome: their process died during the attempt."""
+    lost = sends.c.lease_until <= from_ms(now)
+    found = _find(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
+    return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
+
+
+def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
+    """Return the change that finishes a doubtful message whose delivery report has arrived. Return None for any other message.
+
+    The report proves that the gateway has accepted the message, so the message must not be handed on again."""
+    state = State(claim.state)
+    if not claim.doubtful or state is State.CREATED:
+        return None
+    is_failed = state in (State.FAILED, State.EXPIRED)
+    return SendChange(claim, _finished(claim, now, SendStatus.FAILED if is_failed else SendStatus.SENT, None))
+
+
+def postpone(claim: ClaimedSend, now: int) -> SendChange:
+    """Return the change that gives a claim back, so that the message is claimed again after a pause. It does not count."""
+    row = _finished(claim, now, SendStatus.PENDING, "application_disabled")
+    return SendChange(
+        claim, row._replace(attempt=claim.attempt - 1, part=1 if claim.attempt > 1 else 0, next_at=now + PAUSE_MS, finished_at=None)
+    )
+
+
+def _held(claim: ClaimedSend, now: int, error: str) -> SendChange:
+    return SendChange(claim, _finished(claim, now, SendStatus.HELD, error)._replace(finished_at=None))
+
+
+def _finished(claim: ClaimedSend, now: int, status: SendStatus, error: str | None) -> FinishedSend:
+    return FinishedSend(
+        id=claim.id,
+        claimed_attempt=claim.attempt,
+        claimed_lease=claim.lease_until,
+        status=int(status),
+        attempt=claim.attempt,
+        base_attempt=claim.base_attempt,
+        part=1,
+        next_at=now,
+        doubtful=claim.doubtful,
+        finished_at=now,
+        gateway_message_id=None,
+        last_status=None,
+        last_error=error,
+    )
+
+
+def _find(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:
+    """Return messages without an attempt in flight. A message without a lease has the `lease_until` 0."""
+    idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
+    statement = _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=True)
+    return [_claimed(row) for row in connection.execute(statement)]
+
+
+def _claimed(row: Any) -> ClaimedSend:
+    lease = 0 if row.lease_until is None else to_ms(row.lease_until)
+    cost = None if row.cost is None else format(row.cost, "f")
+    values = dict(row._mapping) | {"lease_until": lease, "cost": cost, "created_at": to_ms(row.created_at)}
+    # A lease that has ended belongs to an attempt without an outcome, so the gateway may have accepted the message.
+    return ClaimedSend(**values | {"doubtful": bool(row.doubtful or lease)})

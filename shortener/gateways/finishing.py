@@ -1,0 +1,116 @@
+"""This module writes what an attempt, or the decision to give a message up, changes in the database.
+
+In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
+with its event (messages/delivery_reports.py), and returns the cost of a message that was certainly not sent. A row is skipped if
+another process has claimed it since, so the outcome of an attempt is never written over a newer one.
+"""
+# Tested by tests/gateways/test_dispatcher.py
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sqlalchemy import Connection, select
+
+from shortener.gateways import queries
+from shortener.gateways.queries import ClaimedSend, FinishedSend
+from shortener.ids import IdGenerator
+from shortener.messages.balances import refund
+from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
+from shortener.model import SendStatus, State
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CountDelta
+from shortener.storage.schema import messages
+from shortener.storage.types import from_ms, to_ms
+
+MAX_DETAIL_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class SendChange:
+    """A change of one message: the new values of its row, the row of its attempt, and the report about the message."""
+
+    claim: ClaimedSend
+    row: FinishedSend
+    attempt_row: tuple[object, ...] | None = None
+    report: DeliveryReport | None = None
+
+
+class SendWriter:
+    """A writer of changes of messages that are handed on."""
+
+    def __init__(self, ids: IdGenerator, reports: DeliveryReports) -> None:
+        self._ids = ids
+        self._reports = reports
+
+    def write(self, connection: Connection, changes: Sequence[SendChange], now: int) -> tuple[set[int], int]:
+        """Write changes, as a part of the caller's transaction. `now` is in milliseconds since 1970.
+
+        Return the ids of the changed messages, and the number of new events. After the commit, pass this number to `published`."""
+        written = queries.finish(connection, [change.row for change in changes])
+        recorded = [change for change in changes if change.row.id in written]
+        queries.insert_attempts(connection, [change.attempt_row for change in recorded if change.attempt_row is not None])
+        reports: dict[int, list[DeliveryReport]] = {}
+        for change in recorded:
+            if change.report is not None:
+                reports.setdefault(change.claim.application_id, []).append(change.report)
+        events = 0
+        if reports:
+            _, events = self._reports.apply(connection, sorted(reports.items()))
+        self._refund([change.claim for change in recorded if change.row.refunded], connection, now)
+        return written, events
+
+    def published(self, events: int) -> None:
+        """Start the delivery of the events that `write` created, after the transaction was committed."""
+        self._reports.committed(events)
+
+    def _refund(self, claims: Iterable[ClaimedSend], connection: Connection, now: int) -> None:
+        costs = {claim.id: (claim.application_id, Decimal(claim.cost)) for claim in claims if claim.cost is not None}
+        if not costs:
+            return
+        delta = CountDelta()
+        columns = messages.c.id, messages.c.cohort_id, messages.c.link_set_id, messages.c.created_at
+        for row in connection.execute(select(*columns).where(messages.c.id.in_(sorted(costs)))):
+            cost = costs[row.id][1]
+            delta.add(row.cohort_id, to_ms(row.created_at), "cost", -cost, message=row.id, link_set=row.link_set_id or 0)
+        count_deltas.append(connection, self._ids(), delta)
+        amounts: dict[int, Decimal] = {}
+        for application_id, cost in costs.values():
+            amounts[application_id] = amounts.get(application_id, Decimal()) + cost
+        refund(connection, amounts, from_ms(now))
+
+
+def failed(claim: ClaimedSend, now: int, reason: str, detail: str) -> SendChange:
+    """Return the change that gives a message up. Its cost is returned unless the gateway may have accepted the message.
+
+    `reason` is the short name of the reason, and `detail` is a text for people. A `lease_until` of 0 stands for no lease."""
+    row = FinishedSend(
+        id=claim.id,
+        claimed_attempt=claim.attempt,
+        claimed_lease=claim.lease_until,
+        status=int(SendStatus.FAILED),
+        attempt=claim.attempt,
+        base_attempt=claim.base_attempt,
+        part=1,
+        next_at=now,
+        doubtful=claim.doubtful,
+        finished_at=now,
+        gateway_message_id=None,
+        last_status=None,
+        last_error=reason,
+        refunded=claim.cost is not None and not claim.doubtful,
+    )
+    return SendChange(claim, row, None, failure_report(claim, now, reason, detail))
+
+
+def failure_report(claim: ClaimedSend, now: int, code: str, detail: str) -> DeliveryReport:
+    """Return the report that a message could not be sent."""
+    return DeliveryReport(
+        claim.message_id,
+        State.FAILED,
+        from_ms(now),
+        reason_code=code[:64] or None,
+        reason_description=detail[:MAX_DETAIL_LENGTH] or None,
+    )

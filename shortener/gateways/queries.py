@@ -1,0 +1,270 @@
+"""The SQL statements of the gateways' dispatcher.
+
+A queue contains the messages of one gateway. It has two parts (column `queue`): first attempts and retries. The index `sends_due`
+finds due messages. The statements that run for every message are written separately for SQLite and PostgreSQL and process a whole
+batch. Times are milliseconds since 1970-01-01 UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Connection, Select, func, literal_column, select, update
+
+from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
+from shortener.delivery.health import TrackerHealth
+from shortener.delivery.pace import TrackerPace
+from shortener.storage import raw_sql, schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.schema import gateways, sends
+from shortener.storage.types import to_ms
+
+
+class GatewayState(NamedTuple):
+    """The columns of a gateway that the dispatcher reads in each cycle, and its queue.
+
+    `in_flight` is the number of attempts of all processes that are running."""
+
+    id: int
+    application_id: int
+    revision: int
+    enabled: bool
+    is_removed: bool
+    holds_doubtful: bool
+    timeout: float | None
+    concurrency: int | None
+    health: TrackerHealth
+    pace: TrackerPace
+    queue: DeliveryQueue
+    in_flight: int
+
+    def is_due(self, now: int) -> bool:
+        """Return whether a message of the gateway is due."""
+        return any(at is not None and at <= now for at in (self.queue.first_due, self.queue.retry_due))
+
+
+_HEALTH = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
+_PACE = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
+# A parameter in place of the literal would prevent the use of the partial indexes.
+IS_PENDING = sends.c.status == literal_column("0")
+
+
+def _due(part: int) -> Any:
+    chosen = select(sends.c.next_at).where(
+        sends.c.gateway_id == gateways.c.id, IS_PENDING, sends.c.queue == literal_column(str(part))
+    )
+    return chosen.order_by(sends.c.next_at).limit(1).correlate(gateways).scalar_subquery()
+
+
+def _states() -> Select[Any]:
+    g = gateways.c
+    in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until.is_not(None))
+    columns = [
+        g[name] for name in ("id", "application_id", "revision", "enabled", "removed_at", "on_doubt", "timeout", "concurrency")
+    ]
+    return select(
+        *columns,
+        *(g[name] for name in (*_HEALTH, *_PACE)),
+        _due(0).label("first_due"),
+        _due(1).label("retry_due"),
+        in_flight.correlate(gateways).scalar_subquery().label("in_flight"),
+    ).order_by(g.id)
+
+
+_STATES = _states()
+_LOCKED = _STATES.with_for_update(of=gateways, skip_locked=True)
+
+
+def queue_name(gateway_id: int) -> str:
+    """Return the name of the queue of a gateway, by which claims.py counts slots."""
+    return f"g{gateway_id}"
+
+
+def lock_states(connection: Connection) -> list[GatewayState]:
+    """Lock the gateways that no other process has locked, and return those that have pending messages."""
+    found = []
+    for row in connection.execute(_LOCKED):
+        if row.first_due is None and row.retry_due is None:
+            continue
+        times = [None if at is None else to_ms(at) for at in (row.first_due, row.retry_due)]
+        found.append(
+            GatewayState(
+                id=row.id,
+                application_id=row.application_id,
+                revision=row.revision,
+                enabled=row.enabled,
+                is_removed=row.removed_at is not None,
+                holds_doubtful=row.on_doubt == "hold",
+                timeout=row.timeout,
+                concurrency=row.concurrency,
+                health=TrackerHealth(row.failures_in_row, *(_ms(row, name) for name in _HEALTH[1:])),
+                pace=TrackerPace(
+                    row.max_per_second, row.rate, row.rate_ceiling, _ms(row, "rate_lowered_at"), _ms(row, "paced_until")
+                ),
+                queue=DeliveryQueue(queue_name(row.id), times[0], times[1]),
+                in_flight=row.in_flight,
+            )
+        )
+    return found
+
+
+def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, tuple[TrackerHealth, TrackerPace]]:
+    """Lock gateways, in the order of their ids, and return the health and the rate of each by its id."""
+    if not ids:
+        return {}
+    g = gateways.c
+    statement = select(g.id, *(g[name] for name in (*_HEALTH, *_PACE))).where(g.id.in_(list(ids))).order_by(g.id).with_for_update()
+    return {
+        row.id: (
+            TrackerHealth(row.failures_in_row, *(_ms(row, name) for name in _HEALTH[1:])),
+            TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, _ms(row, "rate_lowered_at"), _ms(row, "paced_until")),
+        )
+        for row in connection.execute(statement)
+    }
+
+
+def _ms(row: Any, name: str) -> int | None:
+    at = getattr(row, name)
+    return None if at is None else to_ms(at)
+
+
+def update_gateway(connection: Connection, gateway_id: int, values: dict[str, Any]) -> None:
+    """Write new column values of one gateway."""
+    connection.execute(update(gateways).where(gateways.c.id == gateway_id).values(values))
+
+
+class ClaimedSend(NamedTuple):
+    """A message that only this process may hand on until `lease_until`. `attempt` is the number of the attempt, from 1.
+
+    `state` is the reported state of the message. `cost` is a decimal text."""
+
+    id: int
+    application_id: int
+    gateway_id: int
+    text: str | None
+    attempt: int
+    base_attempt: int
+    lease_until: int
+    doubtful: bool
+    cost: str | None
+    created_at: int
+    message_id: str
+    to_address: str
+    from_address: str
+    sender_id_alias: str
+    encoding: str
+    segments: int
+    state: int
+
+
+_PICK = (
+    "SELECT json_group_array(id) FROM (SELECT id FROM sends "
+    "WHERE status = 0 AND gateway_id = ? AND queue = ? AND next_at <= ? ORDER BY next_at LIMIT ?)"
+)
+# A lease that has ended belongs to a process that died during the attempt, so the gateway may have accepted the message.
+_CLAIM_SQLITE = (
+    "UPDATE sends SET attempt = attempt + 1, queue = 1, doubtful = doubtful OR lease_until IS NOT NULL, "
+    "lease_until = j.value ->> 1, next_at = j.value ->> 1 FROM json_each(?) AS j WHERE sends.id = j.value ->> 0"
+)
+_CLAIM_POSTGRESQL = (
+    "WITH picked AS MATERIALIZED (SELECT s.id, w.lease_until "
+    "FROM unnest($1::int[], $2::smallint[], $3::int[], $4::bigint[]) AS w(gateway_id, queue, max_rows, lease_until) "
+    "CROSS JOIN LATERAL (SELECT id FROM sends WHERE status = 0 AND gateway_id = w.gateway_id AND queue = w.queue AND next_at <= $5 "
+    "ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS s) "
+    "UPDATE sends SET attempt = attempt + 1, queue = 1, doubtful = doubtful OR sends.lease_until IS NOT NULL, "
+    "lease_until = picked.lease_until, next_at = picked.lease_until FROM picked WHERE sends.id = picked.id RETURNING sends.id"
+)
+_CLAIMED_COLUMNS = (
+    "s.id, s.application_id, s.gateway_id, s.text, s.attempt, s.base_attempt, s.lease_until, s.doubtful, s.cost, s.created_at, "
+    "m.message_id, m.to_address, m.from_address, m.sender_id_alias, m.encoding, m.segments, m.state"
+)
+_CLAIMED = {
+    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
+    "FROM json_each(?) AS j CROSS JOIN sends AS s ON s.id = j.value CROSS JOIN messages AS m ON m.id = s.id",
+    "postgresql": f"SELECT {_CLAIMED_COLUMNS} FROM sends AS s JOIN messages AS m ON m.id = s.id WHERE s.id = ANY($1::bigint[])",
+}
+
+
+def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedSend]:
+    """Claim due messages, increment the attempt number of each, and return them, oldest first.
+
+    The claims are valid after the caller has committed the transaction."""
+    if not requests:
+        return []
+    rows = [(int(request.queue[1:]), request.part, request.limit, request.lease_until) for request in requests]
+    if connection.dialect.name == "sqlite":
+        leases: list[tuple[int, int]] = []
+        for gateway_id, part, limit, lease_until in rows:
+            picked = orjson.loads(raw_sql.value(connection, _PICK, gateway_id, part, now, limit))
+            leases += [(row, lease_until) for row in picked]
+        ids = [row for row, _ in leases]
+        if ids:
+            raw_sql.execute(connection, _CLAIM_SQLITE, orjson.dumps(leases).decode())
+    else:
+        columns = tuple(list(column) for column in zip(*rows, strict=True))
+        ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
+    found = [ClaimedSend._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
+    return sorted(found)
+
+
+class FinishedSend(NamedTuple):
+    """The new column values of a message after an attempt, or after it was given up.
+
+    They are written only if the row still has the attempt number and the lease of `claimed_attempt` and `claimed_lease`. A lease of
+    0 stands for a row that no process has claimed."""
+
+    id: int
+    claimed_attempt: int
+    claimed_lease: int
+    status: int
+    attempt: int
+    base_attempt: int
+    part: int
+    next_at: int
+    doubtful: bool
+    finished_at: int | None
+    gateway_message_id: str | None
+    last_status: int | None
+    last_error: str | None
+    refunded: bool = False
+
+
+# The text is deleted when the message is finished. A held message keeps it, because an operator can have it sent again.
+_FINISH_SQLITE = (
+    "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
+    "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = j.value ->> 8, finished_at = j.value ->> 9, "
+    "gateway_message_id = j.value ->> 10, last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
+    "text = CASE WHEN j.value ->> 3 IN (1, 2) THEN NULL ELSE text END "
+    "FROM json_each(?) AS j WHERE sends.id = j.value ->> 0 AND sends.attempt = j.value ->> 1 "
+    "AND coalesce(sends.lease_until, 0) = j.value ->> 2 RETURNING sends.id"
+)
+_FINISH_POSTGRESQL = (
+    "UPDATE sends SET lease_until = NULL, status = b.status, attempt = b.attempt, base_attempt = b.base_attempt, queue = b.queue, "
+    "next_at = b.next_at, doubtful = b.doubtful, finished_at = b.finished_at, gateway_message_id = b.gateway_message_id, "
+    "last_status = b.last_status, last_error = b.last_error, refunded = b.refunded, "
+    "text = CASE WHEN b.status IN (1, 2) THEN NULL ELSE sends.text END "
+    "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::smallint[], "
+    "$8::bigint[], $9::bool[], $10::bigint[], $11::text[], $12::int[], $13::text[], $14::bool[]) "
+    "AS b(id, claimed_attempt, claimed_lease, status, attempt, base_attempt, queue, next_at, doubtful, finished_at, "
+    "gateway_message_id, last_status, last_error, refunded) "
+    "WHERE sends.id = b.id AND sends.attempt = b.claimed_attempt AND coalesce(sends.lease_until, 0) = b.claimed_lease "
+    "RETURNING sends.id"
+)
+
+
+def finish(connection: Connection, rows: Sequence[FinishedSend]) -> set[int]:
+    """Write new values of messages. Return the ids of the written rows.
+
+    A row is not written if its lease has ended and another process has claimed it since."""
+    if not rows:
+        return set()
+    parameters = raw_sql.bulk_parameters(connection, rows)
+    if connection.dialect.name == "sqlite":
+        return {row[0] for row in raw_sql.execute(connection, _FINISH_SQLITE, *parameters).fetchall()}
+    return {row[0] for row in connection.exec_driver_sql(_FINISH_POSTGRESQL, parameters)}
+
+
+#: Inserts rows into the table `send_attempts`, with these columns in this order.
+insert_attempts = BulkInsert(schema.send_attempts, "id", "send_id", "attempt", "at", "milliseconds", "outcome", "status", "detail")

@@ -1,0 +1,196 @@
+"""Delivery reports of gateways: find the message, translate the gateway's words, and record the report.
+
+A report can arrive before the response to the message is recorded, so a report about an unknown id waits a short time
+(REPORT_WAIT) and is tried again. A report about a doubtful message proves that the gateway has accepted it, so the message is not
+handed on again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, select, update
+
+from shortener.delivery.attempt import to_storable_text
+from shortener.gateways import templates
+from shortener.gateways.http import HttpSettings
+from shortener.gateways.submission import GatewayReport
+from shortener.ids import decode
+from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
+from shortener.messages.report_words import parse_state
+from shortener.metrics import Metrics
+from shortener.model import Clock, SendStatus, State
+from shortener.storage.database import Database
+from shortener.storage.schema import messages, sends
+from shortener.times import parse_report_time
+
+log = structlog.get_logger(__name__)
+
+#: The pauses before a report about an unknown message is tried again, as fractions of REPORT_WAIT.
+_PAUSES = (0.1, 0.3, 0.6)
+MAX_WAITING = 256
+MAX_ITEMS = 1000  # One call has at most this many reports; the others are not read.
+MAX_WORD_LENGTH = 64
+
+
+class ReportedSend(NamedTuple):
+    """The message that a report is about. `status` is the status of its row in `sends`."""
+
+    id: int
+    application_id: int
+    message_id: str
+    status: int
+
+
+class GatewayReports:
+    """Records delivery reports of gateways."""
+
+    def __init__(self, database: Database, reports: DeliveryReports, clock: Clock, *, wait: float = 0) -> None:
+        self._database = database
+        self._reports = reports
+        self._clock = clock
+        self._wait = wait
+        self._waiting = 0
+        self.unknown = 0  # the number of reports that were not recorded: the message or the word is unknown
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the metric of reports that were not recorded."""
+        metrics.counter(
+            "shortener_gateway_reports_unknown",
+            "Delivery reports of gateways about an unknown message, or with an unknown word.",
+            lambda: self.unknown,
+        )
+
+    async def record(self, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
+        """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
+
+        `states` are the gateway's own words. Raise StoreUnavailable."""
+        found = await self._find(gateway_id, report)
+        if found is None:
+            return False
+        try:
+            state = _state_of(report.word, states or {})
+        except ValueError:
+            log.warning("gateway_report_unreadable", gateway=gateway_id, word=report.word[:MAX_WORD_LENGTH])
+            return False
+        delivery_report = DeliveryReport(
+            message_id=found.message_id,
+            state=state,
+            at=report.at or self._clock(),
+            report_status=to_storable_text(report.word, MAX_WORD_LENGTH),
+            reason_code=to_storable_text(report.error_code, MAX_WORD_LENGTH) if report.error_code else None,
+            reason_description=to_storable_text(report.description, 255) if report.description else None,
+            telecom_message_id=to_storable_text(report.gateway_message_id, 255) if report.gateway_message_id else None,
+            mt_price=_price(report.price),
+        )
+        results = await self._reports.record(found.application_id, [delivery_report])
+        if found.status == SendStatus.HELD and state is not None:
+            await self._database.write(_settle, found.id, state, self._clock())
+        return results[0] is not None
+
+    async def _find(self, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
+        found = await self._database.read(find_send, gateway_id, report)
+        for part in _PAUSES if self._wait else ():
+            if found is not None or self._waiting >= MAX_WAITING:
+                break
+            self._waiting += 1
+            try:
+                await asyncio.sleep(self._wait * part)
+            finally:
+                self._waiting -= 1
+            found = await self._database.read(find_send, gateway_id, report)
+        return found
+
+
+def find_send(connection: Connection, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
+    """Return the message of a gateway that a report is about; None if it is unknown."""
+    row_id = decode(report.reference) if report.reference else None
+    if row_id is not None:
+        condition = sends.c.id == row_id
+    elif report.gateway_message_id:
+        condition = sends.c.gateway_message_id == report.gateway_message_id
+    elif report.message_id:
+        condition = messages.c.message_id == report.message_id
+    else:
+        return None
+    statement = (
+        select(sends.c.id, sends.c.application_id, messages.c.message_id, sends.c.status)
+        .join_from(sends, messages, messages.c.id == sends.c.id)
+        .where(condition, sends.c.gateway_id == gateway_id)
+        .order_by(sends.c.id.desc())
+        .limit(1)
+    )
+    row = connection.execute(statement).first()
+    return None if row is None else ReportedSend(*row)
+
+
+def _settle(connection: Connection, send_id: int, state: State, now: datetime) -> None:
+    """Finish a held message whose report has arrived."""
+    is_failed = state in (State.FAILED, State.EXPIRED)
+    values = {"status": int(SendStatus.FAILED if is_failed else SendStatus.SENT), "text": None, "finished_at": now}
+    held = sends.c.status == int(SendStatus.HELD)
+    connection.execute(update(sends).where(sends.c.id == send_id, held).values(values))
+
+
+def _state_of(word: str, states: Mapping[str, str]) -> State | None:
+    """Return the state that a word means; None if it means no state. Raise ValueError for an unknown word."""
+    own = states.get(word)
+    if own is not None:
+        return None if own == "-" else State[own]
+    return parse_state(word)[0]
+
+
+def _price(text: str | None) -> Decimal | None:
+    try:
+        price = Decimal(text) if text else None
+    except InvalidOperation:
+        return None
+    return price if price is not None and price.is_finite() and 0 <= price < 10**6 else None
+
+
+def read_reports(
+    settings: HttpSettings, parameters: Mapping[str, Any], data: Any, reference: str | None, now: datetime
+) -> Sequence[GatewayReport]:
+    """Return the reports of a call. `parameters` are those of the query and of a form, `data` is a JSON body or None.
+
+    `reference` is the reference in the path of the URL. An item without a status is left out."""
+    items: Any = [data] if isinstance(data, dict) else data if isinstance(data, list) else [{}]
+    if settings.report_items and isinstance(data, dict):
+        items = templates.find_member(settings.report_items, data)
+    found = []
+    for item in items[:MAX_ITEMS] if isinstance(items, list) else []:
+        values = {name: _read(path, item, parameters) for name, path in settings.report_fields.items()}
+        if not values.get("status"):
+            continue
+        found.append(
+            GatewayReport(
+                word=values["status"] or "",
+                reference=reference or values.get("reference") or None,
+                gateway_message_id=values.get("id") or None,
+                message_id=values.get("message_id") or None,
+                at=_time(values.get("timestamp"), now),
+                error_code=values.get("error_code") or None,
+                description=values.get("description") or None,
+                price=values.get("price") or None,
+            )
+        )
+    return found
+
+
+def _read(path: str, item: Any, parameters: Mapping[str, Any]) -> str | None:
+    value = templates.read_member(path, item)
+    if value is None and path in parameters:
+        value = str(parameters[path])
+    return value[: templates.MAX_VALUE_CHARACTERS].strip() if value is not None else None
+
+
+def _time(text: str | None, now: datetime) -> datetime | None:
+    try:
+        return parse_report_time(text, now) if text else None
+    except ValueError:
+        return None

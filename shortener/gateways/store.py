@@ -1,0 +1,432 @@
+"""This module creates, reads, changes and removes gateways.
+
+The settings of a gateway contain credentials, so they are encrypted in the database, and no response contains them completely
+(`GatewayKind.describe`). The key in the path of its report URL is stored encrypted and hashed. Only the operator (the command line)
+can permit private addresses and create gateways of the installation, because a customer could otherwise send requests into the
+operator's network, or at the operator's cost.
+
+A removed gateway gets no messages. The dispatcher makes its waiting messages FAILED.
+
+The functions raise ApiError with INVALID_REQUEST, FORBIDDEN_TARGET, NOT_FOUND or CONFLICT.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from shortener.accounts.directory import (
+    ALL_APPLICATIONS,
+    SIMULATOR,
+    Directory,
+    hash_credential,
+    increment_version,
+    require_application,
+)
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
+from shortener.delivery.health import TrackerHealth
+from shortener.delivery.pace import TrackerPace
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.kinds import KINDS
+from shortener.gateways.presets import PresetError, build_settings
+from shortener.gateways.submission import GatewayConfig
+from shortener.model import Clock
+from shortener.secret import Secret, SecretError
+from shortener.settings import Settings
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+
+MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
+MAX_SETTINGS_BYTES = 64 * 1024
+REPORT_PATH = "/api/v1/gateways/reports/{report_key}"
+OnDoubt = Literal["resend", "hold"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+_RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGateway:
+    """The values of a gateway to create. `preset` and `options` build its settings; `settings` replace single values of them."""
+
+    name: str
+    kind: str = "http"
+    preset: str = ""
+    options: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] | None = None
+    enabled: bool = True
+    allow_private: bool = False
+    on_doubt: OnDoubt = "resend"
+    max_attempts: int | None = None
+    timeout: float | None = None
+    concurrency: int | None = None
+    max_per_second: float | None = None
+    schedule: list[float] | None = None
+
+
+class GatewayChanges(TypedDict, total=False):
+    """The new values for an existing gateway. Absent keys keep their values.
+
+    `settings` contains single values that replace those of the gateway; `rotate_report_key` creates another key for its reports."""
+
+    name: str
+    settings: Mapping[str, Any]
+    enabled: bool
+    on_doubt: OnDoubt
+    max_attempts: int | None
+    timeout: float | None
+    concurrency: int | None
+    max_per_second: float | None
+    schedule: list[float] | None
+    rotate_report_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGateway:
+    """A stored gateway. `config` contains its decrypted settings. None in a limit means the setting of the installation."""
+
+    config: GatewayConfig
+    application_id: int
+    preset: str
+    enabled: bool
+    on_doubt: str
+    max_attempts: int | None
+    timeout: float | None
+    concurrency: int | None
+    schedule: list[float] | None
+    max_per_second: float | None
+    health: TrackerHealth
+    pace: TrackerPace
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def id(self) -> int:
+        return self.config.id
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+class LostSettings(BaseModel):
+    """The settings of a gateway that were encrypted with a secret that is lost. A change can set new ones."""
+
+
+class GatewayStore:
+    """An access object for the gateways in the database.
+
+    `application_id` None in a method means the gateways of all applications and of the installation."""
+
+    def __init__(self, database: Database, secret: Secret, directory: Directory, settings: Settings, clock: Clock) -> None:
+        self._database = database
+        self._secret = secret
+        self._directory = directory
+        self._settings = settings
+        self._clock = clock
+
+    def disabled_applications(self) -> Collection[int]:
+        """Return the ids of the disabled applications, whose messages wait."""
+        return self._directory.hit_policies.disabled_applications
+
+    async def create(self, application_id: int, new: NewGateway) -> StoredGateway:
+        """Create a gateway of an application, or of the installation (ALL_APPLICATIONS)."""
+        _check_name(new.name)
+        values = dict(new.settings or {})
+        if new.preset:
+            if new.kind != "http":
+                raise _refuse("preset", "is only for gateways of the kind http")
+            try:
+                values = {**build_settings(new.preset, new.options or {}), **values}
+            except PresetError as error:
+                raise _refuse("options", str(error)) from None
+        elif new.options:
+            raise _refuse("options", "must be combined with a preset")
+        await self._check_target(new.kind, _parse_settings(new.kind, values), new.allow_private)
+        now = self._clock()
+        key = new_report_key()
+        row = {
+            "application_id": application_id,
+            "name": new.name,
+            "kind": new.kind,
+            "preset": new.preset,
+            "settings": self._encrypt(values),
+            "report_key": self._secret.encrypt(key),
+            "report_key_hash": hash_credential(key),
+            "enabled": new.enabled,
+            "allow_private": new.allow_private,
+            "on_doubt": new.on_doubt,
+            "max_attempts": new.max_attempts,
+            "timeout": new.timeout,
+            "concurrency": new.concurrency,
+            "max_per_second": new.max_per_second,
+            "schedule": new.schedule,
+            "created_at": now,
+            "updated_at": now,
+        }
+        gateway_id = await self._database.write(_insert, row)
+        return await self.get(gateway_id)
+
+    async def get(self, gateway_id: int, application_id: int | None = None) -> StoredGateway:
+        """Return a gateway. Raise ApiError NOT_FOUND."""
+        return self._from_row(await self._database.read(_require, gateway_id, application_id))
+
+    async def find(self, name: str, application_id: int) -> StoredGateway:
+        """Return the gateway of an application, or else of the installation, with a name. Raise ApiError NOT_FOUND."""
+        return self._from_row(await self._database.read(_require_name, name, application_id))
+
+    async def all(self, application_id: int | None = None) -> list[StoredGateway]:
+        """Return the gateways of an application and those of the installation, oldest first."""
+        return [self._from_row(row) for row in await self._database.read(_all, application_id)]
+
+    async def update(self, gateway_id: int, changes: GatewayChanges, application_id: int | None = None) -> StoredGateway:
+        """Change a gateway. Open connections to it are closed after their current messages."""
+        stored = await self.get(gateway_id, application_id)
+        values: dict[str, Any] = {**changes}
+        if "name" in changes:
+            _check_name(changes["name"])
+        if (new := values.pop("settings", None)) is not None:
+            merged = self._read_settings(await self._database.read(_require, gateway_id, application_id)) | dict(new)
+            await self._check_target(stored.config.kind, _parse_settings(stored.config.kind, merged), stored.config.allow_private)
+            values["settings"] = self._encrypt(merged)
+        if values.pop("rotate_report_key", False):
+            key = new_report_key()
+            values |= {"report_key": self._secret.encrypt(key), "report_key_hash": hash_credential(key)}
+        await self._database.write(_update, gateway_id, application_id, values, self._clock())
+        return await self.get(gateway_id, application_id)
+
+    async def remove(self, gateway_id: int, application_id: int | None = None) -> None:
+        """Remove a gateway. Applications that have selected it have no gateway afterwards. Raise ApiError NOT_FOUND."""
+        await self._database.write(_remove, gateway_id, application_id, self._clock())
+
+    def load(self, connection: Connection, gateway_id: int) -> StoredGateway:
+        """Return a gateway that may be removed. Raise an exception if its stored settings are unusable."""
+        table = schema.gateways
+        found = self._from_row(connection.execute(select(table).where(table.c.id == gateway_id)).one())
+        if isinstance(found.config.settings, LostSettings):
+            raise SecretError("the settings of the gateway are lost")
+        return found
+
+    def ensure_simulator(self, connection: Connection) -> int:
+        """Create the simulator of the installation unless it exists. Return its id."""
+        table = schema.gateways
+        found = select(table.c.id).where(
+            table.c.application_id == ALL_APPLICATIONS, table.c.name == SIMULATOR, table.c.removed_at.is_(None)
+        )
+        existing: int | None = connection.execute(found).scalar()
+        if existing is not None:
+            return existing
+        now, key = self._clock(), new_report_key()
+        row = {
+            "application_id": ALL_APPLICATIONS,
+            "name": SIMULATOR,
+            "kind": SIMULATOR,
+            "settings": self._encrypt({}),
+            "report_key": self._secret.encrypt(key),
+            "report_key_hash": hash_credential(key),
+            "enabled": True,
+            "created_at": now,
+            "updated_at": now,
+        }
+        created: int = connection.execute(insert(table).values(row).returning(table.c.id)).scalar_one()
+        increment_version(connection)
+        return created
+
+    async def _check_target(self, kind: str, settings: BaseModel, allow_private: bool) -> None:
+        """Raise ApiError FORBIDDEN_TARGET if the gateway connects to an address that is not permitted."""
+        target = KINDS[kind].target(settings)
+        if target is None:
+            return
+        is_http = str(getattr(settings, "url", "")).startswith("http:")
+        if is_http and not (self._settings.allow_http_targets or allow_private):
+            reason = "must begin with https://; http:// is disabled (ALLOW_HTTP_TARGETS)"
+            raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail("url", reason)])
+        try:
+            await Guard(allow_private or self._settings.allow_private_targets).check_host(*target)
+        except ForbiddenTarget as error:
+            raise ApiError(
+                ErrorCode.FORBIDDEN_TARGET, details=[Detail("url", f"{error}, or the gateway needs --allow-private")]
+            ) from None
+        except HostUnresolved:
+            pass  # the host name may get an address later, and the guard checks every connection again
+
+    def _encrypt(self, values: Mapping[str, Any]) -> str:
+        packed = orjson.dumps(values)
+        if len(packed) > MAX_SETTINGS_BYTES:
+            raise _refuse("settings", f"must have at most {MAX_SETTINGS_BYTES} bytes of JSON")
+        return self._secret.encrypt(packed.decode())
+
+    def _read_settings(self, row: Row[Any]) -> dict[str, Any]:
+        """Return the stored settings; none if they were encrypted with a secret that is lost (storage/secret_change.py)."""
+        values: dict[str, Any] = orjson.loads(self._secret.decrypt(row.settings)) if row.settings else {}
+        return values
+
+    def _from_row(self, row: Row[Any]) -> StoredGateway:
+        values = self._read_settings(row)
+        is_lost = row.settings is None and row.kind != SIMULATOR
+        report_key = self._secret.decrypt(row.report_key) if row.report_key else "lost"
+        report_path = REPORT_PATH.format(report_key=report_key)
+        config = GatewayConfig(
+            id=row.id,
+            name=row.name,
+            kind=row.kind,
+            revision=row.revision,
+            settings=LostSettings() if is_lost else KINDS[row.kind].settings_model.model_validate(values),
+            report_url=self._settings.base_url.rstrip("/") + report_path,
+            allow_private=row.allow_private,
+            repeats_doubtful=row.on_doubt != "hold",
+        )
+        times = ("open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
+        return StoredGateway(
+            config=config,
+            application_id=row.application_id,
+            preset=row.preset,
+            enabled=row.enabled,
+            on_doubt=row.on_doubt,
+            max_attempts=row.max_attempts,
+            timeout=row.timeout,
+            concurrency=row.concurrency,
+            schedule=row.schedule,
+            max_per_second=row.max_per_second,
+            health=TrackerHealth(row.failures_in_row, *(_ms(getattr(row, name)) for name in times)),
+            pace=TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, _ms(row.rate_lowered_at), _ms(row.paced_until)),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+def new_report_key() -> str:
+    """Return a random key for the path of report calls."""
+    return f"gr_{secrets.token_urlsafe(24)}"
+
+
+def select_gateway(connection: Connection, application_id: int, name: str | None, *, is_operator: bool) -> None:
+    """Select the gateway that sends the messages of an application. None or "none" selects none.
+
+    A gateway of the installation other than the simulator can be selected only by the operator. Raise ApiError NOT_FOUND or
+    INVALID_REQUEST."""
+    require_application(connection, application_id)
+    gateway_id = None
+    if name and name != "none":
+        try:
+            row = _require_name(connection, name, application_id)
+        except ApiError:
+            raise _refuse("gateway", f"must be none, {SIMULATOR} or the name of a gateway of the application") from None
+        if row.application_id == ALL_APPLICATIONS and row.name != SIMULATOR and not is_operator:
+            raise _refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
+        gateway_id = row.id
+    table = schema.applications
+    connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
+    increment_version(connection)
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else to_ms(at)
+
+
+def _refuse(field: str, reason: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name.lower() in _RESERVED_NAMES:
+        reason = f"must have 1 to 64 letters, digits, spaces and . _ -, and must not be {', '.join(sorted(_RESERVED_NAMES))}"
+        raise _refuse("name", reason)
+
+
+def _parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
+    if kind not in KINDS:
+        raise _refuse("kind", f"must be {' or '.join(KINDS)}")
+    try:
+        return KINDS[kind].settings_model.model_validate(values)
+    except ValidationError as error:
+        details = []
+        for item in error.errors(include_url=False, include_input=False):
+            path = ".".join(["settings", *(str(part) for part in item["loc"])])
+            text = item["msg"].removeprefix("Value error, ").replace("Field required", "is required")
+            details.append(
+                Detail(path, text.replace("Input should be", "must be").replace("Extra inputs are not permitted", "is unknown"))
+            )
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+
+
+def _insert(connection: Connection, row: Mapping[str, Any]) -> int:
+    table = schema.gateways
+    owner = row["application_id"]
+    if owner != ALL_APPLICATIONS:
+        require_application(connection, owner)
+    present = connection.execute(
+        select(func.count()).where(table.c.application_id == owner, table.c.removed_at.is_(None))
+    ).scalar_one()
+    if present >= MAX_GATEWAYS:
+        raise ApiError(ErrorCode.CONFLICT, f"There are already {MAX_GATEWAYS} gateways, which is the maximum.")
+    _check_unused(connection, owner, row["name"])
+    created: int = connection.execute(insert(table).values(row).returning(table.c.id)).scalar_one()
+    increment_version(connection)
+    return created
+
+
+def _check_unused(connection: Connection, owner: int, name: str, gateway_id: int | None = None) -> None:
+    table = schema.gateways
+    same = select(table.c.id).where(table.c.application_id == owner, table.c.name == name, table.c.removed_at.is_(None))
+    if connection.execute(same).scalar() not in (None, gateway_id):
+        raise ApiError(ErrorCode.CONFLICT, f"A gateway with the name {name!r} already exists.")
+
+
+def _require(connection: Connection, gateway_id: int, application_id: int | None) -> Row[Any]:
+    table = schema.gateways
+    statement = select(table).where(table.c.id == gateway_id, table.c.removed_at.is_(None))
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    row = connection.execute(statement).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no gateway {gateway_id}.")
+    return row
+
+
+def _require_name(connection: Connection, name: str, application_id: int) -> Row[Any]:
+    table = schema.gateways
+    owners = [application_id, ALL_APPLICATIONS]
+    statement = select(table).where(table.c.name == name, table.c.application_id.in_(owners), table.c.removed_at.is_(None))
+    row = connection.execute(statement.order_by(table.c.application_id.desc()).limit(1)).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no gateway {name!r}.")
+    return row
+
+
+def _all(connection: Connection, application_id: int | None) -> list[Row[Any]]:
+    table = schema.gateways
+    statement = select(table).where(table.c.removed_at.is_(None)).order_by(table.c.id)
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    return list(connection.execute(statement).all())
+
+
+def _update(connection: Connection, gateway_id: int, application_id: int | None, values: dict[str, Any], now: datetime) -> None:
+    table = schema.gateways
+    row = _require(connection, gateway_id, application_id)
+    if "name" in values:
+        _check_unused(connection, row.application_id, values["name"], gateway_id)
+    if values.get("enabled"):  # an enabled gateway starts without an open circuit breaker
+        values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
+    new = {**values, "revision": table.c.revision + 1, "updated_at": now}
+    connection.execute(update(table).where(table.c.id == gateway_id).values(new))
+    increment_version(connection)
+
+
+def _remove(connection: Connection, gateway_id: int, application_id: int | None, now: datetime) -> None:
+    row = _require(connection, gateway_id, application_id)
+    if row.application_id == ALL_APPLICATIONS and row.name == SIMULATOR:
+        raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
+    table, applications = schema.gateways, schema.applications
+    connection.execute(update(table).where(table.c.id == gateway_id).values(removed_at=now, revision=table.c.revision + 1))
+    connection.execute(update(applications).where(applications.c.gateway_id == gateway_id).values(gateway_id=None))
+    increment_version(connection)

@@ -1,0 +1,182 @@
+"""The interface between the dispatcher of the gateways and the kinds of gateways.
+
+A kind of gateway (http.py, simulator.py) is a module with one `GatewayKind`: a model of its settings, and a function that opens a
+`GatewayConnection`. The dispatcher passes each message to `GatewayConnection.submit` and acts on the outcome of the result. It
+knows nothing about protocols.
+"""
+# Tested by tests/gateways/test_dispatcher.py
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from shortener.delivery.sender import Sender
+from shortener.model import Clock
+
+
+class SubmitOutcome(enum.Enum):
+    """What an attempt to hand on a message means for the message."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"  # The gateway refused this message, and would refuse every repetition. The message becomes FAILED.
+    RETRY = "retry"  # The gateway has certainly not accepted the message. It is attempted again on the schedule.
+    DOUBT = "doubt"  # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides.
+    UNREADABLE = "unreadable"  # A response arrived that does not say whether the message was accepted. The message is held.
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message to hand on. `phone` is in E.164.
+
+    `reference` identifies the message in the whole installation and is the same for all attempts. `report_url` is the URL for the
+    gateway's delivery reports about this message."""
+
+    reference: str
+    message_id: str
+    phone: str
+    text: str
+    sender_id: str
+    encoding: str  # GSM-7 or UCS-2
+    segments: int
+    report_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitResult:
+    """The result of one attempt to hand on a message.
+
+    `reason` is a short name of the result, such as `accepted` or `rate_limited`. `detail` is a text for people: the error text of
+    the gateway, or what failed. `error_code` is the code of the gateway. `status` is the HTTP status or the command status of SMPP.
+    `retry_after` is the pause in seconds that the gateway requests. `is_local`: this host failed, so the attempt does not count.
+    `is_throttled`: the gateway accepts messages too, but not as many."""
+
+    outcome: SubmitOutcome
+    reason: str
+    detail: str = ""
+    gateway_message_id: str | None = None
+    error_code: str = ""
+    status: int | None = None
+    retry_after: float | None = None
+    is_local: bool = False
+    is_throttled: bool = False
+    milliseconds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReport:
+    """A delivery report of a gateway. One of `reference`, `gateway_message_id` and `message_id` identifies the message.
+
+    `word` is the gateway's word for the state, such as DELIVRD. `at` is None if the report has no time."""
+
+    word: str
+    reference: str | None = None
+    gateway_message_id: str | None = None
+    message_id: str | None = None
+    at: datetime | None = None
+    error_code: str | None = None
+    description: str | None = None
+    price: str | None = None
+
+
+#: A function that records a delivery report of a gateway: (id of the gateway, report). It returns whether the message is known.
+ReportSink = Callable[[int, GatewayReport], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """A stored gateway as the dispatcher uses it. `settings` are the validated settings of its kind."""
+
+    id: int
+    name: str
+    kind: str
+    revision: int
+    settings: BaseModel
+    report_url: str  # The URL for delivery reports, with the report key and without a reference.
+    allow_private: bool = False
+    repeats_doubtful: bool = True  # Whether the gateway gets a message again if its response is missing.
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayContext:
+    """What the connections of all gateways share.
+
+    `public_sender` sends requests to public addresses only, `private_sender` also to private ones."""
+
+    public_sender: Sender
+    private_sender: Sender
+    report: ReportSink
+    clock: Clock
+
+
+class GatewayConnection(Protocol):
+    """The connection of this process to one gateway. Several `submit` calls run at the same time."""
+
+    async def submit(self, message: OutgoingMessage, timeout: float) -> SubmitResult:
+        """Hand on a message within `timeout` seconds. Return the result; raise nothing but CancelledError."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection. No `submit` call runs."""
+        ...
+
+
+class GatewayKind(Protocol):
+    """A kind of gateway."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings_model(self) -> type[BaseModel]:
+        """The model that validates the settings of a gateway of this kind."""
+        ...
+
+    def describe(self, settings: BaseModel) -> Mapping[str, Any]:
+        """Return the settings for display, without credentials."""
+        ...
+
+    def target(self, settings: BaseModel) -> tuple[str, int] | None:
+        """Return host and port to which the gateway connects; None if it connects to nothing."""
+        ...
+
+    def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection: ...
+
+
+@dataclass(slots=True)
+class Connections:
+    """The open connections to gateways of this process. A connection is opened again when the gateway was changed."""
+
+    context: GatewayContext
+    kinds: Mapping[str, GatewayKind]
+    _open: dict[int, tuple[int, GatewayConnection]] = field(default_factory=dict)
+    _retired: list[GatewayConnection] = field(default_factory=list)
+
+    def get(self, config: GatewayConfig) -> GatewayConnection:
+        """Return the connection to a gateway, and open it if necessary."""
+        found = self._open.get(config.id)
+        if found is not None and found[0] == config.revision:
+            return found[1]
+        if found is not None:
+            self._retired.append(found[1])
+        connection = self.kinds[config.kind].open(config, self.context)
+        self._open[config.id] = (config.revision, connection)
+        return connection
+
+    async def close_retired(self) -> None:
+        """Close connections of changed gateways. Call this when no attempt is in flight."""
+        retired, self._retired = self._retired, []
+        for connection in retired:
+            await connection.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.close_retired()
+        for _, connection in self._open.values():
+            await connection.close()
+        self._open.clear()

@@ -1,0 +1,45 @@
+"""A test of a gateway: one message that is handed on at once, outside of the queue.
+
+The message goes to the number that the caller names, and its recipient receives it. It is not stored, costs nothing, and changes
+neither the circuit breaker nor the rate of the gateway.
+"""
+# Tested by tests/web/test_gateways.py
+
+from __future__ import annotations
+
+from shortener.gateways.kinds import KINDS
+from shortener.gateways.store import StoredGateway
+from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
+from shortener.ids import IdGenerator, encode
+from shortener.messages.phone_numbers import parse_number
+from shortener.messages.segments import count_segments
+
+#: The time limit of a test is that of the gateway, but at most this number of seconds.
+MAX_TEST_SECONDS = 15.0
+TEST_TEXT = "Test of the gateway. Please ignore this message."
+
+
+async def send_test_message(
+    gateway: StoredGateway, context: GatewayContext, ids: IdGenerator, phone: str, sender_id: str, text: str, timeout: float
+) -> SubmitResult:
+    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the number is not valid."""
+    number = parse_number(phone)
+    segments = count_segments(text)
+    reference = encode(ids())
+    message = OutgoingMessage(
+        reference=reference,
+        message_id=f"test-{reference}",
+        phone=number.e164,
+        text=text,
+        sender_id=sender_id,
+        encoding=segments.encoding,
+        segments=segments.segments,
+        report_url=f"{gateway.config.report_url}/{reference}",
+    )
+    connection = KINDS[gateway.config.kind].open(gateway.config, context)
+    try:
+        return await connection.submit(message, min(timeout, MAX_TEST_SECONDS))
+    except Exception as error:
+        return SubmitResult(SubmitOutcome.RETRY, "internal_error", f"the test failed ({type(error).__name__})")
+    finally:
+        await connection.close()

@@ -1,0 +1,108 @@
+"""Balances of prepaid applications.
+
+The cost of messages is deducted in the transaction that stores them, and returned in the transaction in which a gateway rejects
+them. Each transaction first locks the rows of the balances that it changes, in the order of the application ids, so concurrent
+requests never spend an amount twice. Amounts are exact decimals. An application without a row in `balances` is not prepaid: its
+messages are never rejected because of their cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from sqlalchemy import Connection, insert, select, update
+
+from shortener.accounts.directory import require_application
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import IdGenerator
+from shortener.storage import schema
+from shortener.storage.database import upsert
+
+DEFAULT_CURRENCY = "USD"
+MAX_AMOUNT = Decimal(10) ** 12
+
+
+class Balance(NamedTuple):
+    """The balance of an application, in `currency` (an ISO 4217 code)."""
+
+    amount: Decimal
+    currency: str
+
+
+def lock_balances(connection: Connection, applications: Iterable[int]) -> dict[int, Balance]:
+    """Lock the balances of applications until the transaction ends. Return them by application id."""
+    table = schema.balances
+    ids = sorted(set(applications))
+    if not ids:
+        return {}
+    statement = (
+        select(table.c.application_id, table.c.amount, table.c.currency)
+        .where(table.c.application_id.in_(ids))
+        .order_by(table.c.application_id)
+        .with_for_update()
+    )
+    return {row.application_id: Balance(row.amount, row.currency) for row in connection.execute(statement)}
+
+
+def write_balances(connection: Connection, amounts: Mapping[int, Decimal], now: datetime) -> None:
+    """Write new amounts of balances that this transaction has locked, by application id."""
+    table = schema.balances
+    for application_id, amount in sorted(amounts.items()):
+        connection.execute(update(table).where(table.c.application_id == application_id).values(amount=amount, updated_at=now))
+
+
+def refund(connection: Connection, amounts: Mapping[int, Decimal], now: datetime) -> None:
+    """Add amounts to balances, by application id. Applications that are not prepaid are left out."""
+    stored = lock_balances(connection, amounts)
+    write_balances(connection, {one: balance.amount + amounts[one] for one, balance in stored.items()}, now)
+
+
+def read_balance(connection: Connection, application_id: int) -> Balance | None:
+    """Return the balance of an application. Return None if it is not prepaid."""
+    table = schema.balances
+    row = connection.execute(select(table.c.amount, table.c.currency).where(table.c.application_id == application_id)).first()
+    return None if row is None else Balance(row.amount, row.currency)
+
+
+def change_balance(
+    connection: Connection,
+    ids: IdGenerator,
+    application_id: int,
+    now: datetime,
+    actor: str,
+    *,
+    amount: Decimal | None = None,
+    added: Decimal | None = None,
+    currency: str | None = None,
+) -> Balance:
+    """Set the balance of an application to `amount`, or add `added` to it. Return the new balance.
+
+    An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError NOT_FOUND or
+    INVALID_REQUEST."""
+    require_application(connection, application_id)
+    before = lock_balances(connection, [application_id]).get(application_id)
+    new = added + (before.amount if before else Decimal()) if added is not None else amount
+    if new is None or not -MAX_AMOUNT < new < MAX_AMOUNT:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("amount", f"must be below {MAX_AMOUNT:f}")])
+    code = _check_currency(currency) if currency else before.currency if before else DEFAULT_CURRENCY
+    row = {"application_id": application_id, "amount": new, "currency": code, "updated_at": now}
+    statement = upsert(connection, schema.balances).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["application_id"], set_=row))
+    change = {"amount": new - (before.amount if before else Decimal()), "balance": new, "actor": actor}
+    connection.execute(insert(schema.balance_changes).values(id=ids(), application_id=application_id, at=now, **change))
+    return Balance(new, code)
+
+
+def remove_balance(connection: Connection, application_id: int) -> bool:
+    """Make an application not prepaid. Return whether it was prepaid."""
+    table = schema.balances
+    return connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
+
+
+def _check_currency(currency: str) -> str:
+    if len(currency) != 3 or not (currency.isascii() and currency.isalpha()):
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("currency", "must be an ISO 4217 code such as USD")])
+    return currency.upper()

@@ -1,0 +1,75 @@
+"""The opt-out list of an application: recipients who refused further messages.
+
+A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. Only the whole reply
+counts, without regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the
+handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Integer, Text, and_, delete, select
+
+from shortener.storage import schema
+from shortener.storage.database import upsert
+from shortener.storage.values_table import values_table
+
+STOP_WORDS = frozenset(
+    {
+        *("STOP", "STOPALL", "STOP ALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "OPTOUT", "OPT OUT", "REVOKE", "REMOVE"),
+        *("ARRET", "ARRÊT", "DESABONNER", "DÉSABONNER"),  # French
+        *("BAJA", "ALTO", "PARAR", "DETENER", "SALIR"),  # Spanish and Portuguese
+        *("STOPP", "ABMELDEN", "ABBESTELLEN"),  # German
+        *("FERMA", "DISISCRIVI"),  # Italian
+        *("СТОП", "ОТПИСКА"),  # Russian
+        *("停止", "退订", "配信停止", "중지"),
+        *("توقف", "إلغاء"),
+    }
+)
+START_WORDS = frozenset({"START", "UNSTOP", "SUBSCRIBE", "RESUME", "OPTIN", "OPT IN", "СТАРТ"})
+_MAX_WORD_CHARACTERS = 40
+
+
+def parse_reply(text: str) -> Literal["stop", "start"] | None:
+    """Return what the text of a reply means for the opt-out list; None if it means nothing."""
+    word = unicodedata.normalize("NFC", text.strip())
+    if len(word) > _MAX_WORD_CHARACTERS:
+        return None
+    word = re.sub(r"[\s_-]+", " ", re.sub(r"^[\W_]+|[\W_]+$", "", word)).upper()
+    if word in STOP_WORDS:
+        return "stop"
+    return "start" if word in START_WORDS else None
+
+
+def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
+    """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list."""
+    row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
+    return connection.execute(upsert(connection, schema.opt_outs).values(row).on_conflict_do_nothing()).rowcount > 0
+
+
+def remove_opt_out(connection: Connection, application_id: int, phone: str) -> bool:
+    """Remove a number in E.164 from the opt-out list of an application. Return whether it was on the list."""
+    table = schema.opt_outs
+    return connection.execute(delete(table).where(table.c.application_id == application_id, table.c.phone == phone)).rowcount > 0
+
+
+def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Return those of the recipients (application id, number in E.164) that are on the opt-out list of the application."""
+    table = schema.opt_outs
+    chosen = values_table(connection, sorted(set(recipients)), application_id=Integer, phone=Text)
+    statement = select(table.c.application_id, table.c.phone).join_from(
+        chosen, table, and_(table.c.application_id == chosen.c.application_id, table.c.phone == chosen.c.phone)
+    )
+    return {(row.application_id, row.phone) for row in connection.execute(statement)}
+
+
+def list_opt_outs(connection: Connection, application_id: int, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
+    """Return the opt-out list of an application in the order of the numbers, `limit` rows after the number `after`."""
+    table = schema.opt_outs
+    statement = select(table).where(table.c.application_id == application_id, table.c.phone > after)
+    return [row._asdict() for row in connection.execute(statement.order_by(table.c.phone).limit(limit))]

@@ -1,0 +1,52 @@
+"""The tables of prices, balances and opt-outs."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Index, Integer, Table, Text
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Money
+
+#: Prices of one segment by the first digits of the recipient's number. The application id 0 means the price for all applications.
+prices = Table(
+    "prices",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("prefix", Text, primary_key=True),  # Digits without a plus sign; "" for all other numbers.
+    Column("price", Money, nullable=False),
+)
+
+#: The balances of prepaid applications.
+balances = Table(
+    "balances",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("amount", Money, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+#: Changes of a balance by an operator. The cost of each message is in `sends`.
+balance_changes = Table(
+    "balance_changes",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("amount", Money, nullable=False),
+    Column("balance", Money, nullable=False),  # The balance after the change.
+    Column("actor", Text, nullable=False),
+    Index("balance_changes_by_application", "application_id", "id"),
+)
+
+#: Recipients who refused further messages of an application.
+opt_outs = Table(
+    "opt_outs",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("phone", Text, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("source", Text, nullable=False),  # How the recipient refused: the word of the reply, or "operator".
+)

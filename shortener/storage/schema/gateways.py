@@ -1,0 +1,121 @@
+"""The tables of gateways and of the messages that are handed on to them."""
+
+# Tested by tests/storage/test_migrate.py
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, SmallInteger, Table, Text, false, text
+
+from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.types import Instant, Json, Money
+
+#: Gateways: the systems to which messages are handed on (shortener/gateways).
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # The id 0 means a gateway of the installation, which the operator can select for any application.
+    Column("application_id", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # The kind of the gateway: http, smpp or simulator.
+    Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": none.
+    # The settings of the kind, as encrypted JSON, because they contain credentials.
+    Column("settings", Text, info={"encrypted": "settings"}),
+    # The encrypted key in the path of the URL for delivery reports.
+    Column("report_key", Text, info={"encrypted": "report key"}),
+    Column("report_key_hash", Text, nullable=False, unique=True),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", Text),
+    Column("allow_private", Boolean, nullable=False, server_default=false()),
+    Column("on_doubt", Text, nullable=False, server_default="resend"),  # What happens to doubtful messages: resend or hold.
+    # NULL in the next four columns means the value of the setting of the installation.
+    Column("max_attempts", Integer),
+    Column("timeout", Float),  # The time limit of one attempt in seconds.
+    Column("concurrency", Integer),
+    Column("schedule", Json),  # The delays between attempts in seconds.
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("removed_at", Instant),
+    # The number of changes of the gateway, by which a process detects a stale copy.
+    Column("revision", Integer, nullable=False, server_default="1"),
+    # The health (delivery/health.py) and the rate (delivery/pace.py) of the gateway, with the same columns as those of trackers.
+    Column("failures_in_row", Integer, nullable=False, server_default="0"),
+    Column("open_until", Instant),
+    Column("opened_at", Instant),
+    Column("recovering_at", Instant),
+    Column("last_success_at", Instant),
+    Column("last_failure_at", Instant),
+    Column("max_per_second", Float),
+    Column("rate", Float),
+    Column("rate_ceiling", Float),
+    Column("rate_lowered_at", Instant),
+    Column("paced_until", Instant),
+    Index(
+        "gateways_by_name",
+        "application_id",
+        "name",
+        unique=True,
+        sqlite_where=text("removed_at IS NULL"),
+        postgresql_where=text("removed_at IS NULL"),
+    ),
+    # The id of a gateway must never be reused, because its messages would go to the new gateway.
+    sqlite_autoincrement=True,
+)
+
+#: Messages that are handed on to a gateway: one row for each, with the id of its row in `messages`.
+sends = Table(
+    "sends",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("gateway_id", Integer, nullable=False),
+    Column("status", SmallInteger, nullable=False),  # The value of model.SendStatus.
+    Column("text", Text),  # The text of the message; NULL as soon as the gateway has accepted it or it was given up.
+    Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
+    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that do not count.
+    Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: messages at their first attempt; 1: all others.
+    # The time of the next attempt. During an attempt it is the end of the lease.
+    Column("next_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    # Whether the gateway may have accepted an earlier attempt although its response was not received.
+    Column("doubtful", Boolean, nullable=False, server_default=false()),
+    Column("cost", Money),  # The price of the message; NULL: there is no price.
+    Column("refunded", Boolean, nullable=False, server_default=false()),  # Whether the cost was returned, because it was not sent.
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("gateway_message_id", Text),  # The id by which the gateway reports about the message.
+    Column("last_status", Integer),  # The status of the last response: an HTTP status, or a command status of SMPP.
+    Column("last_error", Text),
+    Index("sends_due", "gateway_id", "queue", "next_at", sqlite_where=text("status = 0"), postgresql_where=text("status = 0")),
+    Index(
+        "sends_in_flight",
+        "gateway_id",
+        "lease_until",
+        sqlite_where=text("lease_until IS NOT NULL"),
+        postgresql_where=text("lease_until IS NOT NULL"),
+    ),
+    Index("sends_held", "application_id", "id", sqlite_where=text("status = 3"), postgresql_where=text("status = 3")),
+    # This index finds the oldest messages whose text is still stored. Ids grow with time.
+    Index("sends_unfinished", "id", sqlite_where=text("status IN (0, 3)"), postgresql_where=text("status IN (0, 3)")),
+    Index(
+        "sends_by_gateway_message_id",
+        "gateway_id",
+        "gateway_message_id",
+        sqlite_where=text("gateway_message_id IS NOT NULL"),
+        postgresql_where=text("gateway_message_id IS NOT NULL"),
+    ),
+)
+
+#: The attempts to hand a message on to its gateway.
+send_attempts = Table(
+    "send_attempts",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("send_id", BigInteger, nullable=False, index=True),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("status", Integer),
+    Column("detail", Text),
+)

@@ -1,0 +1,98 @@
+"""The URL to which gateways report deliveries. Its path contains a key of the gateway, and the reference of the message.
+
+Gateways call it by GET or POST, with the parameters in the query, in a form or in JSON. The settings of the gateway say which
+parameter is what. A call with a wrong key gets 401 before anything is read. Every other call gets 200 as soon as the reports that
+could be understood are stored, because gateways repeat other calls without end; unknown messages and words are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.responses import PlainTextResponse, Response
+
+from shortener.accounts.directory import GatewayEntry
+from shortener.errors import ApiError, ErrorCode
+from shortener.gateways.http import HttpSettings
+from shortener.gateways.reports import read_reports
+from shortener.gateways.store import REPORT_PATH
+from shortener.gateways.templates import parse_json
+from shortener.web.endpoint import Call, Caller, Endpoint, check_rejection_limit
+from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
+
+MAX_BODY_BYTES = 256 * 1024
+
+
+async def report(call: Call[None, None]) -> Response:
+    """Store the delivery reports of a gateway."""
+    service, request = call.service, call.request
+    gateway = _authenticate(call)
+    stored = await service.gateways.get(gateway.id)
+    settings = stored.config.settings
+    if not isinstance(settings, HttpSettings):
+        raise ApiError(ErrorCode.NOT_FOUND, "Gateways of this kind do not report by HTTP.")
+    if request.method == "HEAD":
+        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED)
+    body = b""
+    if request.method == "POST":
+        body = await read_body(request, BodyLimits(min(service.settings.body_limit, MAX_BODY_BYTES), 1, False), is_form=True)
+    data = parse_json(body) if body.lstrip()[:1] in (b"{", b"[") else None
+    parameters: Mapping[str, Any] = dict(request.query_params)
+    if body and data is None:
+        parameters = {**parameters, **_parse_form(body)}
+    reports = read_reports(settings, parameters, data, request.path_params.get("reference"), service.clock())
+    for one in reports:
+        if not await service.gateway_reports.record(gateway.id, one, settings.report_states):
+            service.gateway_reports.unknown += 1
+    return PlainTextResponse(settings.report_response)
+
+
+def _authenticate(call: Call[None, None]) -> GatewayEntry:
+    gateway = call.service.directory.find_by_report_key(call.request.path_params["report_key"].strip())
+    if gateway is None:
+        check_rejection_limit(call.service, call.request)
+        raise ApiError(ErrorCode.UNAUTHORIZED, "The key in the path is not the report key of a gateway.")
+    return gateway
+
+
+def _parse_form(body: bytes) -> dict[str, str]:
+    """Return the parameters of a form; none if the body is not a form."""
+    try:
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
+    except ValueError:
+        return {}
+
+
+def _both(endpoint: Endpoint) -> Iterator[Endpoint]:
+    yield endpoint
+    yield replace(endpoint, method="POST")
+
+
+_ENDPOINT = Endpoint(
+    "GET",
+    f"{REPORT_PATH}/{{reference}}",
+    report,
+    "Receive delivery reports of a gateway",
+    "Gateways",
+    Caller.ANYONE,
+    media_type="text/plain",
+    errors=(ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE, ErrorCode.BODY_TOO_LARGE),
+    description="Gateways call this URL, which the service passes to them with each message. The path contains the report key of "
+    "the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON.",
+)
+
+ENDPOINTS = [
+    *_both(_ENDPOINT),
+    *_both(
+        replace(
+            _ENDPOINT,
+            path=REPORT_PATH,
+            summary="Receive delivery reports of a gateway, without a reference",
+            description="For gateways that can call only one URL. The parameters identify the message by the id that the gateway "
+            "assigned to it.",
+        )
+    ),
+]

@@ -1,0 +1,266 @@
+"""Gateways over HTTP: create, list, show, change, test and remove the gateways of the caller's application.
+
+Gateways of the installation are managed on the command line. Credentials are stored encrypted and are never returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.presenter import gateway_fields, test_fields
+from shortener.gateways.presets import PRESETS
+from shortener.gateways.store import GatewayChanges, NewGateway
+from shortener.gateways.testing import TEST_TEXT, send_test_message
+from shortener.messages.phone_numbers import PhoneNumberError
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
+from shortener.web.fields import Sender, Text
+
+_TAG = "Gateways"
+PresetName = Literal["kannel", "jasmin", "playsms", "twilio", "infobip", "vonage", "plain"]
+_Schedule = Annotated[list[Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]], Field(min_length=1, max_length=50)]
+
+
+class GatewayLimits(RequestModel):
+    """How messages are handed on to a gateway. A value that is absent or null is that of the installation's setting."""
+
+    enabled: bool | None = Field(None, description="false: messages wait until the gateway is enabled again. Default: true.")
+    on_doubt: Literal["resend", "hold"] | None = Field(
+        None,
+        description="What happens if the gateway may have accepted a message but its response is missing. resend (default): send "
+        "the message again, so it may arrive twice. hold: wait for a delivery report or a decision.",
+    )
+    max_attempts: int | None = Field(None, ge=1, le=50, description="Maximum number of attempts. Default: GATEWAY_ATTEMPTS.")
+    timeout: float | None = Field(
+        None, gt=0, le=60, allow_inf_nan=False, description="Time limit of an attempt in seconds. Default: GATEWAY_TIMEOUT."
+    )
+    concurrency: int | None = Field(
+        None, ge=1, le=1024, description="Maximum number of simultaneous attempts. Default: GATEWAY_SLOTS_PER_GATEWAY."
+    )
+    max_per_second: float | None = Field(
+        None, gt=0, le=100_000, allow_inf_nan=False, description="Maximum number of messages per second. Default: no limit."
+    )
+    schedule: _Schedule | None = Field(None, description="Seconds between the attempts. Default: GATEWAY_SCHEDULE.")
+
+
+class GatewayCreateRequest(GatewayLimits):
+    """A new gateway, from a preset with its options, or from complete settings."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "my gateway", "preset": "plain", "options": {"url": "https://gw.example/send", "token": "..."}}]
+        }
+    )
+
+    name: Text = Field(max_length=64, description="Name of the gateway, by which applications and requests select it.")
+    kind: Literal["http", "simulator"] = Field("http", description="Kind of the gateway. The simulator sends nothing.")
+    preset: PresetName | None = Field(None, description="Preset of a product for the kind http. plain: a simple JSON call.")
+    options: dict[str, str] = Field(
+        {}, description="Options of the preset, such as url, username and password. docs/guides/sending.md lists them."
+    )
+    settings: dict[str, Any] = Field({}, description="Settings of the kind. They replace single values of the preset.")
+
+
+class GatewayUpdateRequest(GatewayLimits):
+    """The fields to change. Absent fields keep their values; null in a limit resets it to the setting of the installation."""
+
+    name: Text | None = Field(None, max_length=64, description="New name of the gateway.")
+    settings: dict[str, Any] | None = Field(None, description="Settings of the kind that replace the stored ones.")
+    rotate_report_key: bool = Field(False, description="true: create another key for the report URL. The old URL stops working.")
+
+
+class GatewayHealthFields(ResponseModel):
+    breaker: Literal["closed", "open", "half_open", "recovering"] = Field(description="State of the circuit breaker.")
+    failures_in_row: int
+    open_until: str | None
+    last_success_at: str | None
+    last_failure_at: str | None
+    rate: float | None = Field(description="Messages per second that the gateway gets at most now. null: no limit.")
+
+
+class GatewayFields(ResponseModel):
+    gateway_id: int
+    name: str
+    kind: str
+    preset: str | None
+    application_id: int | None = Field(description="Id of the application that owns the gateway. null: the installation.")
+    enabled: bool
+    allow_private: bool = Field(description="Whether the gateway may have a private address. Only the command line can permit it.")
+    on_doubt: Literal["resend", "hold"]
+    max_attempts: int
+    timeout: float
+    concurrency: int
+    max_per_second: float | None
+    schedule: list[float]
+    settings: dict[str, Any] = Field(description="Settings of the kind without credentials.")
+    report_url: str = Field(description="URL to which the gateway reports. The service adds the reference of each message.")
+    health: GatewayHealthFields
+    created_at: str
+    updated_at: str
+
+
+class GatewayResponse(GatewayFields):
+    """The gateway."""
+
+    status: Literal[True] = True
+
+
+class GatewaysResponse(ResponseModel):
+    """The gateways of the application, oldest first."""
+
+    status: Literal[True] = True
+    gateways: list[GatewayFields]
+
+
+class GatewayTestRequest(RequestModel):
+    """A test message. Its recipient receives it."""
+
+    to: Text = Field(max_length=64, examples=["+14085550100"], description="Phone number that receives the test message, in E.164.")
+    sender_id: Sender = Field("", description="Sender of the test message.")
+    text: Text = Field(TEST_TEXT, min_length=1, max_length=1000, description="Text of the test message.")
+
+
+class GatewayTestResponse(ResponseModel):
+    """The result of the test."""
+
+    status: Literal[True] = True
+    outcome: Literal["accepted", "rejected", "retry", "doubt", "unreadable"]
+    reason: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
+    detail: str = Field(description="Text of the gateway, or what failed, for people.")
+    error_code: str | None
+    gateway_message_id: str | None
+    http_status: int | None
+    milliseconds: int
+
+
+async def index(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the gateways of the application."""
+    service, now = call.service, call.service.clock()
+    found = await service.gateways.all(call.application_id)
+    return {"status": True, "gateways": [gateway_fields(service.settings, one, now) for one in found]}
+
+
+async def create(call: Call[None, GatewayCreateRequest]) -> Mapping[str, Any]:
+    """Create a gateway of the application."""
+    service, body = call.service, call.body
+    new = NewGateway(
+        name=body.name,
+        kind=body.kind,
+        preset=body.preset or "",
+        options=body.options,
+        settings=body.settings,
+        enabled=body.enabled is not False,
+        on_doubt=body.on_doubt or "resend",
+        max_attempts=body.max_attempts,
+        timeout=body.timeout,
+        concurrency=body.concurrency,
+        max_per_second=body.max_per_second,
+        schedule=body.schedule,
+    )
+    created = await service.gateways.create(call.application_id, new)
+    await service.directory.refresh()
+    return {"status": True, **gateway_fields(service.settings, created, service.clock())}
+
+
+async def show(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return one gateway of the application."""
+    service = call.service
+    found = await service.gateways.get(call.path["gateway_id"], call.application_id)
+    return {"status": True, **gateway_fields(service.settings, found, service.clock())}
+
+
+async def update(call: Call[None, GatewayUpdateRequest]) -> Mapping[str, Any]:
+    """Change a gateway of the application."""
+    service = call.service
+    changes = call.body.model_dump(include=call.body.model_fields_set)
+    for name in ("name", "enabled", "on_doubt", "settings"):
+        if name in changes and changes[name] is None:
+            del changes[name]
+    changed = await service.gateways.update(call.path["gateway_id"], cast(GatewayChanges, changes), call.application_id)
+    await service.directory.refresh()
+    return {"status": True, **gateway_fields(service.settings, changed, service.clock())}
+
+
+async def remove(call: Call[None, None]) -> Response:
+    """Remove a gateway of the application."""
+    await call.service.gateways.remove(call.path["gateway_id"], call.application_id)
+    await call.service.directory.refresh()
+    return Response(status_code=204)
+
+
+async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
+    """Hand a test message on to a gateway of the application."""
+    service, body = call.service, call.body
+    gateway = await service.gateways.get(call.path["gateway_id"], call.application_id)
+    context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
+    try:
+        with service.test_slots.take(call.application_id):
+            sending = send_test_message(gateway, context, service.ids, body.to, body.sender_id, body.text, timeout)
+            result = await until_disconnected(call.request, sending)
+    except PhoneNumberError as error:
+        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("to", error.reason)]) from None
+    return {"status": True, **test_fields(result)}
+
+
+assert set(PRESETS) == set(PresetName.__args__)  # type: ignore[attr-defined]
+_PATH = "/api/v1/gateways"
+_ERRORS = (ErrorCode.FORBIDDEN_TARGET, ErrorCode.CONFLICT)
+
+ENDPOINTS = [
+    Endpoint("GET", _PATH, index, "List gateways", _TAG, permission="admin", response=GatewaysResponse),
+    Endpoint(
+        "POST",
+        _PATH,
+        create,
+        "Create a gateway",
+        _TAG,
+        permission="admin",
+        body=GatewayCreateRequest,
+        response=GatewayResponse,
+        status=201,
+        errors=_ERRORS,
+        description="The application uses the gateway after it was selected (`gateway` of `PATCH /api/v1/application`), or for "
+        "requests that name it. Credentials are stored encrypted and never returned.",
+    ),
+    Endpoint("GET", f"{_PATH}/{{gateway_id:int}}", show, "Show a gateway", _TAG, permission="admin", response=GatewayResponse),
+    Endpoint(
+        "PATCH",
+        f"{_PATH}/{{gateway_id:int}}",
+        update,
+        "Change a gateway",
+        _TAG,
+        permission="admin",
+        body=GatewayUpdateRequest,
+        response=GatewayResponse,
+        errors=_ERRORS,
+        description="`enabled: true` also closes an open circuit breaker.",
+    ),
+    Endpoint(
+        "DELETE",
+        f"{_PATH}/{{gateway_id:int}}",
+        remove,
+        "Remove a gateway",
+        _TAG,
+        permission="admin",
+        status=204,
+        description="Messages that wait for the gateway become FAILED. The application has no gateway afterwards if it had "
+        "selected this one.",
+    ),
+    Endpoint(
+        "POST",
+        f"{_PATH}/{{gateway_id:int}}/test",
+        test,
+        "Send a test message",
+        _TAG,
+        permission="admin",
+        body=GatewayTestRequest,
+        response=GatewayTestResponse,
+        errors=(ErrorCode.INVALID_RECIPIENT,),
+        description="Hands one message on in one attempt of at most 15 seconds, and returns what the gateway responded. The "
+        "message really goes to the number. It is not stored and costs no balance.",
+    ),
+]

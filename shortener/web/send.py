@@ -1,0 +1,236 @@
+"""POST /api/v1/sms/send: rewrite a message for up to 100 recipients and send it through a gateway (23 Telecom).
+
+The names of the fields, the statuses and the error codes are those of 23 Telecom. A call is atomic: all recipients are queued or
+none. Recipients that the service must not send to (opted out, no price for the country) are left out, with their status in
+`results`. The body may also contain the options of a rewrite, such as `campaign` and `metadata`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.phone_numbers import check_sender
+from shortener.messages.plan import RewriteItem
+from shortener.messages.render import NOT_SENT
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.fields import Sender
+from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
+
+MAX_RECIPIENTS = 100
+MAX_UNKNOWN_FIELDS = 20
+#: The status of a recipient in `results` for each code that leaves the recipient out.
+_STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
+_SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
+#: The code of an error in a field of the body.
+_CODES = {"to": ErrorCode.INVALID_TO, "message": ErrorCode.INVALID_MESSAGE, "sender_id": ErrorCode.INVALID_SENDER}
+
+
+class SendRequest(MessageOptions):
+    """A message for up to 100 recipients. Unknown fields are ignored, with a warning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    to: str | list[str] = Field(
+        description="List of 1 to 100 phone numbers in E.164, for example +14085550100.", examples=[["+14085550100"]]
+    )
+    message: str = Field(
+        min_length=1,
+        max_length=MAX_BODY_LENGTH,
+        description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
+        examples=['Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'],
+    )
+    sender_id: Sender = Field(
+        min_length=1,
+        description="Sender of the message: 3 to 11 letters and digits that start with a letter, or a number.",
+        examples=["18775550100"],
+    )
+    message_id: MessageId | list[MessageId] | None = Field(
+        None,
+        description="Id of the message, unique in the application; a list if `to` is a list. Default: the service generates an id.",
+        examples=[None],
+    )
+
+
+class AcceptedSend(ResponseModel):
+    """An accepted recipient."""
+
+    dnis: str = Field(description="Phone number of the recipient.")
+    message_id: str
+    segment_num: int = Field(description="Number of SMS segments.")
+
+
+class SendResultFields(ResponseModel):
+    """The result for one recipient."""
+
+    dnis: str = Field(description="Phone number of the recipient.")
+    message_id: str | None = Field(description="Id of the message. null: nothing was stored for this recipient.")
+    segments: int
+    status: Literal["accepted", "blocked_country", "opted_out"]
+    error_code: str | None = Field(description="NO_PRICE or OPTED_OUT for a recipient that was left out. null: accepted.")
+    reason: str | None = Field(description="Why the recipient was left out, as a text for people.")
+    cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
+    body: str | None = Field(description="The rewritten text.")
+    links: list[RewrittenLinkFields]
+    warnings: list[str]
+
+
+class SendSummary(ResponseModel):
+    """Numbers about all recipients of a call."""
+
+    total_recipients: int
+    total_segments: int
+    total_cost: str = Field(description="Cost of all accepted recipients as a decimal string.")
+    encoding: Literal["GSM-7", "UCS-2"]
+    accepted_count: int
+    blocked_count: int
+    queue_error_count: int = Field(description="Always 0, because a call is queued completely or rejected.")
+    config_error_count: int = Field(description="Number of accepted recipients that are not sent, because there is no gateway.")
+    db_error_count: int = Field(description="Always 0, because a call is stored completely or rejected.")
+
+
+class SendResponse(ResponseModel):
+    """The results for all recipients, in the order of the request."""
+
+    status: Literal[True] = True
+    sent: bool = Field(
+        description="Whether the messages are queued for a gateway. false: the caller must send the rewritten texts."
+    )
+    messages: list[AcceptedSend]
+    results: list[SendResultFields]
+    summary: SendSummary
+    warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway one begins with NOT_SENT.")
+
+
+async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
+    """Rewrite and send a message to all its recipients."""
+    request = call.body
+    to = request.to if isinstance(request.to, list) else [request.to]
+    if not to:
+        raise ApiError(ErrorCode.INVALID_TO, details=[Detail("to", "must have at least 1 item")])
+    if len(to) > MAX_RECIPIENTS:
+        reason = f"must have at most {MAX_RECIPIENTS} items, not {len(to)}"
+        raise ApiError(ErrorCode.TOO_MANY_RECIPIENTS, details=[Detail("to", reason)])
+    if (problem := check_sender(request.sender_id)) is not None:
+        raise ApiError(ErrorCode.INVALID_SENDER, details=[Detail("sender_id", problem)])
+    entries = await rewrite_items(call, [_item(request, to)])
+    refused = {entry["error_code"] for entry in entries if "error_code" in entry}
+    if len(refused) == 1 and all("error_code" in entry for entry in entries):
+        details = [Detail(entry["field"], entry["reason"]) for entry in entries]
+        raise ApiError(ErrorCode[refused.pop()], details=details)
+    return _response(entries, [f"{name[:64]} is not a known field; it was ignored" for name in request.model_extra or {}])
+
+
+def _item(request: SendRequest, to: Sequence[str]) -> RewriteItem:
+    ids = request.message_id
+    names = {"to": "to", "body": "message", "from": "sender_id", "message_id": "message_id"}
+
+    def field_path(name: str, recipient: int | None) -> str:
+        is_list = (name == "to" and isinstance(request.to, list)) or (name == "message_id" and isinstance(ids, list))
+        return f"{names.get(name, name)}.{recipient}" if is_list and recipient is not None else names.get(name, name)
+
+    item = with_options(
+        request,
+        to=tuple(to),
+        body=request.message,
+        sender=request.sender_id,
+        message_ids=None if ids is None else (ids,) if isinstance(ids, str) else tuple(ids),
+        field_path=field_path,
+    )
+    gateway = item.gateway if "gateway" in request.model_fields_set else ""
+    return replace(item, gateway=gateway, skipped_codes=_SKIPPED)
+
+
+def _response(entries: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> Mapping[str, Any]:
+    accepted = [entry for entry in entries if "error_code" not in entry]
+    sent = bool(accepted) and all(entry.get("sent") for entry in accepted)
+    costs = [Decimal(entry["cost"]) for entry in accepted if entry.get("cost") is not None]
+    return {
+        "status": True,
+        "sent": sent,
+        "messages": [
+            {"dnis": entry["to"], "message_id": entry["message_id"], "segment_num": entry["segments"]} for entry in accepted
+        ],
+        "results": [_result(entry) for entry in entries],
+        "summary": {
+            "total_recipients": len(entries),
+            "total_segments": sum(entry["segments"] for entry in accepted),
+            "total_cost": format(sum(costs, Decimal()), "f"),
+            "encoding": accepted[0]["encoding"] if accepted else "GSM-7",
+            "accepted_count": len(accepted),
+            "blocked_count": len(entries) - len(accepted),
+            "queue_error_count": 0,
+            "config_error_count": 0 if sent else len(accepted),
+            "db_error_count": 0,
+        },
+        "warnings": [*([] if sent or not accepted else [NOT_SENT]), *unknown[:MAX_UNKNOWN_FIELDS]],
+    }
+
+
+def _result(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    code = entry.get("error_code")
+    return {
+        "dnis": entry["to"],
+        "message_id": entry["message_id"] if code is None else None,
+        "segments": entry["segments"] if code is None else 0,
+        "status": "accepted" if code is None else _STATUSES[code],
+        "error_code": code,
+        "reason": entry.get("reason"),
+        "cost": entry.get("cost"),
+        "body": entry.get("body"),
+        "links": entry.get("links", []),
+        "warnings": entry.get("warnings", []),
+    }
+
+
+def translate_error(error: ApiError) -> ApiError:
+    """Return an error of the call with the code that 23 Telecom uses for it."""
+    code = error.code
+    if code is ErrorCode.INVALID_JSON:
+        code = ErrorCode.INVALID_BODY
+    elif code is ErrorCode.UNAVAILABLE:
+        code = ErrorCode.DB_ERROR
+    elif code is ErrorCode.INVALID_RECIPIENT:
+        code = ErrorCode.INVALID_TO
+    elif code is ErrorCode.INVALID_REQUEST:
+        name = error.details[0].field.partition(".")[0] if error.details else ""
+        code = _CODES.get(name, ErrorCode.INVALID_REQUEST if name else ErrorCode.INVALID_BODY)
+    if code is error.code:
+        return error
+    hidden = error.details_total - len(error.details)
+    details = [replace(detail, code=code) if detail.code is not None else detail for detail in error.details]
+    return ApiError(code, details=details, retry_after=error.retry_after, hidden_details=hidden)
+
+
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/api/v1/sms/send",
+        send,
+        "Send a message to 1 to 100 recipients",
+        "Send pipeline",
+        permission="sms.send",
+        body=SendRequest,
+        translate_error=translate_error,
+        response=SendResponse,
+        headers=REWRITE_HEADERS,
+        errors=(
+            ErrorCode.INVALID_BODY,
+            ErrorCode.INVALID_TO,
+            ErrorCode.INVALID_MESSAGE,
+            ErrorCode.INVALID_SENDER,
+            ErrorCode.TOO_MANY_RECIPIENTS,
+            ErrorCode.DB_ERROR,
+            *REWRITE_ERRORS,
+        ),
+        description="The service rewrites the message, stores it and queues it for the gateway of the application in one "
+        "transaction, so a call is queued completely or not at all. `DB_ERROR` means that nothing was stored; the call can be "
+        "repeated. Without a gateway nothing is sent: `sent` is false, and the caller sends the rewritten texts of `results`.",
+    ),
+]

@@ -1,0 +1,101 @@
+"""Tests of the commands `gateways`, `applications update --gateway`, `send`, `balance`, `prices` and `opt-outs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.shell import InProcessShell
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> InProcessShell:
+    shell = InProcessShell(tmp_path)
+    shell("migrate")
+    shell("applications", "create", "shop")
+    return shell
+
+
+def selected(shell: InProcessShell) -> Any:
+    return shell.json("applications", "show", "1")["gateway"]
+
+
+def test_a_gateway_is_added_selected_changed_and_removed(shell: InProcessShell) -> None:
+    words = ("--preset", "kannel", "--option", "username=user", "--option", "password=S3CRET", "--allow-private")
+    added = shell.json("gateways", "add", "kannel", *words, "--on-doubt", "hold")
+    assert (added["name"], added["preset"], added["on_doubt"], added["application_id"]) == ("kannel", "kannel", "hold", None)
+    for output in (shell("gateways", "list").stdout, shell("gateways", "show", str(added["gateway_id"])).stdout):
+        assert "kannel" in output
+        assert "S3CRET" not in output
+    assert selected(shell) is None
+    shell("applications", "update", "1", "--gateway", "kannel")
+    assert selected(shell) == "kannel"
+    changed = shell.json("gateways", "update", str(added["gateway_id"]), "--timeout", "3", "--disable", "--set", "method=POST")
+    assert (changed["timeout"], changed["enabled"], changed["settings"]["method"]) == (3, False, "POST")
+    shell("gateways", "remove", str(added["gateway_id"]))
+    assert selected(shell) is None
+    assert "kannel" not in shell("gateways", "list").stdout
+
+
+def test_the_simulator_can_be_selected_in_a_new_installation(shell: InProcessShell) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    assert selected(shell) == "simulator"
+    shell("applications", "update", "1", "--gateway", "none")
+    assert selected(shell) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("applications", "update", "1", "--gateway", "nope"), 2, "simulator"),
+        (("gateways", "add", "x"), 2, "url"),
+        (("gateways", "add", "x", "--preset", "twilio"), 2, "account_sid"),
+        (("gateways", "add", "x", "--kind", "simulator", "--set", "fail=7"), 2, "fail"),
+        (("gateways", "add", "x", "--option", "nope"), 2, "NAME=VALUE"),
+        (("gateways", "show", "99"), 1, "no gateway"),
+        (("balance", "set", "1", "many"), 2, "decimal"),
+        (("balance", "set", "99", "1"), 1, "no application"),
+        (("prices", "set", "x", "1"), 2, "prefix"),
+        (("opt-outs", "add", "1", "12"), 2, "E.164"),
+        (("send", "99", "+14085550100", "x"), 1, "no application"),
+    ],
+)
+def test_wrong_values_are_explained(shell: InProcessShell, words: tuple[str, ...], code: int, text: str) -> None:
+    assert text in shell(*words, code=code).stderr
+
+
+def test_a_gateway_can_be_tested(shell: InProcessShell) -> None:
+    added = shell.json("gateways", "add", "sim", "--kind", "simulator", "--set", "reject_numbers=99")
+    assert shell.json("gateways", "test", str(added["gateway_id"]), "+14085550100")["outcome"] == "accepted"
+    assert shell.json("gateways", "test", str(added["gateway_id"]), "+14085550199", code=1)["outcome"] == "rejected"
+
+
+def test_a_message_is_sent_from_the_command_line(shell: InProcessShell) -> None:
+    unsent = shell.json("send", "1", "+14085550100", "hello", code=1)
+    assert unsent["sent"] is False
+    shell("applications", "update", "1", "--gateway", "simulator")
+    assert shell.json("send", "1", "+14085550100", "hello", "--from", "18775550100")["sent"] is True
+
+
+def test_balances_and_prices_are_set_and_shown(shell: InProcessShell) -> None:
+    assert shell.json("balance", "show", "1") == {"application_id": 1, "prepaid": False, "balance": None, "currency": None}
+    shell("balance", "set", "1", "10.50", "--currency", "EUR")
+    assert shell.json("balance", "add", "1", "0.25")["balance"] == "10.75"
+    shell("prices", "set", "49", "0.07")
+    shell("prices", "set", "default", "0.1", "--application", "1")
+    assert shell.json("prices", "list", "1") == [
+        {"application_id": None, "prefix": "49", "price": "0.07"},
+        {"application_id": 1, "prefix": "default", "price": "0.1"},
+    ]
+    shell("prices", "remove", "49")
+    assert len(shell.json("prices", "list")) == 1
+    assert shell.json("balance", "remove", "1")["removed"] is True
+
+
+def test_the_opt_out_list_is_managed(shell: InProcessShell) -> None:
+    shell("opt-outs", "add", "1", "+1 408 555-0100")
+    assert [row["phone"] for row in shell.json("opt-outs", "list", "1")] == ["+14085550100"]
+    assert shell.json("opt-outs", "remove", "1", "+14085550100")["removed"] is True
+    assert shell.json("opt-outs", "list", "1") == []

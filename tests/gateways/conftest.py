@@ -1,0 +1,73 @@
+"""Fixtures for the tests of gateways: a gateway at a local receiver, and messages that are queued for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Row, update
+
+from shortener.container import Service
+from shortener.gateways.store import NewGateway, StoredGateway
+from shortener.messages.plan import RewriteItem
+from shortener.storage import schema
+from tests.factory import rows
+
+MakeGateway = Callable[..., Awaitable[StoredGateway]]
+SendMessages = Callable[..., Awaitable[list[dict[str, Any]]]]
+
+BODY = '{"to":"{phone}","text":"{text}","reference":"{reference}"}'
+
+
+@pytest.fixture
+def make_gateway(service: Service) -> MakeGateway:
+    """Create a gateway of the default application and select it."""
+
+    async def make(url: str = "", name: str = "test", **values: Any) -> StoredGateway:
+        settings = values.pop("settings", {})
+        if url:
+            settings = {
+                "url": url,
+                "body": BODY,
+                "id_path": "$.id",
+                "error_path": "$.error",
+                "error_code_path": "$.code",
+            } | settings
+        new = NewGateway(name=name, kind="http" if url else "simulator", settings=settings, **values)
+        gateway = await service.gateways.create(1, new)
+        statement = update(schema.applications).where(schema.applications.c.id == 1).values(gateway_id=gateway.id)
+        await service.database.write(lambda connection: connection.execute(statement).rowcount)
+        await service.directory.refresh()
+        return gateway
+
+    return make
+
+
+@pytest.fixture
+def send_messages(service: Service) -> SendMessages:
+    """Queue messages for the gateway of the default application. Return the entries of the response."""
+
+    async def send(count: int = 1, text: str = "hello", **fields: Any) -> list[dict[str, Any]]:
+        application = service.directory.application(1)
+        assert application is not None
+        to = tuple(f"+1408555{number:04}" for number in range(count))
+        return await service.rewriter.rewrite(application, [RewriteItem(to, text, gateway="", **fields)])
+
+    return send
+
+
+async def stored_sends(service: Service) -> list[Row[Any]]:
+    """Return the rows of the table `sends`, oldest first."""
+    return sorted(await rows(service.database, schema.sends), key=lambda row: row.id)
+
+
+async def stored_send(service: Service) -> Row[Any]:
+    """Return the only row of the table `sends`."""
+    (row,) = await stored_sends(service)
+    return row
+
+
+async def stored_message(service: Service, message_id: str) -> Row[Any]:
+    """Return the row of a message."""
+    return next(row for row in await rows(service.database, schema.messages) if row.message_id == message_id)

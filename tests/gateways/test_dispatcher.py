@@ -1,0 +1,397 @@
+"""Tests of the dispatcher of gateways: outcomes, retries, doubtful messages, crashes and concurrent processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from shortener.container import Service
+from shortener.gateways.submission import GatewayReport
+from shortener.ids import encode
+from shortener.messages.balances import change_balance, read_balance
+from shortener.messages.prices import set_price
+from shortener.model import State, Topic
+from shortener.storage import schema
+from tests.conftest import NOON, Clock
+from tests.factory import rows
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
+from tests.receiver import Receiver, Reply
+
+ACCEPTED = Reply(200, b'{"id":"gw-1"}')
+
+
+async def test_a_message_that_the_gateway_accepts_becomes_sent_and_its_text_is_deleted(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url())
+    [message] = await send_messages(text='Hello "you" \\ ñ')
+    assert message["sent"] is True
+    assert (await stored_send(service)).text == 'Hello "you" \\ ñ'
+    await service.gateway_dispatcher.flush()
+
+    [request] = receiver.requests
+    send = await stored_send(service)
+    assert request.json == {"to": "+14085550000", "text": 'Hello "you" \\ ñ', "reference": encode(send.id)}
+    assert (send.status, send.text, send.gateway_message_id, send.lease_until) == (SENT, None, "gw-1", None)
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.telecom_message_id, stored.sent_at) == (State.SENT, "gw-1", NOON)
+    [event] = await rows(service.database, schema.events)
+    assert event.topics == Topic.STATE | Topic.DELIVERY
+    assert event.data["new_state"] == "SENT"
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 1
+
+
+async def test_a_message_that_the_gateway_rejects_becomes_failed_with_the_reason_and_its_cost_is_returned(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10))
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    receiver.default_reply = Reply(400, b'{"code":"21211","error":"The number is not valid"}')
+    await make_gateway(receiver.url())
+    [message] = await send_messages()
+    assert await service.database.read(read_balance, 1) == (Decimal("9.75"), "USD")
+    await service.gateway_dispatcher.flush()
+
+    send = await stored_send(service)
+    assert (send.status, send.text, send.last_status, send.refunded) == (FAILED, None, 400, True)
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.reason_code, stored.reason_description) == (State.FAILED, "21211", "The number is not valid")
+    assert await service.database.read(read_balance, 1) == (Decimal("10.00"), "USD")
+    [event] = await rows(service.database, schema.events)
+    assert event.topics & Topic.STATE
+    [attempt] = await rows(service.database, schema.send_attempts)
+    assert (attempt.outcome, attempt.status, attempt.detail) == ("rejected", 400, "The number is not valid")
+
+
+async def test_a_temporary_failure_is_repeated_on_the_schedule_with_the_same_reference(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [500, ACCEPTED]
+    await make_gateway(receiver.url(), schedule=[60.0])
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.attempt, send.doubtful, send.last_error) == (PENDING, 1, False, "gateway_error")
+    clock.forward(seconds=59)
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 1
+    clock.forward(seconds=10)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+    first, second = receiver.requests
+    assert first.json["reference"] == second.json["reference"]
+
+
+async def test_a_message_becomes_failed_after_its_last_attempt(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    await make_gateway(receiver.url(), max_attempts=3, schedule=[1.0])
+    [message] = await send_messages()
+    for _ in range(5):
+        await service.gateway_dispatcher.flush()
+        clock.forward(seconds=10)
+    assert len(receiver.requests) == 3
+    assert (await stored_send(service)).status == FAILED
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_error")
+
+
+async def test_a_429_response_uses_no_attempt_and_lowers_the_rate(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(429, b"", {"retry-after": "30"})] * 3
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url(), max_attempts=1)
+    await send_messages()
+    for _ in range(3):
+        await service.gateway_dispatcher.flush()
+        assert (await stored_send(service)).status == PENDING
+        clock.forward(seconds=40)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+    assert (await service.gateways.get(gateway.id)).pace.rate is not None
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+async def test_a_gateway_that_hangs_makes_the_message_doubtful(
+    policy: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(hang=True)]
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), timeout=0.3, on_doubt=policy, schedule=[1.0])
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.doubtful, send.last_error) == (True, "timeout")
+    assert send.status == (PENDING if policy == "resend" else HELD)
+    clock.forward(seconds=5)
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == (2 if policy == "resend" else 1)
+    send = await stored_send(service)
+    assert send.status == (SENT if policy == "resend" else HELD)
+    assert (send.text is None) == (policy == "resend")
+
+
+async def test_a_gateway_that_refuses_connections_makes_no_message_doubtful(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    await make_gateway("http://127.0.0.1:9/", on_doubt="hold")
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, send.last_error) == (PENDING, False, "connection_refused")
+
+
+async def test_a_response_that_cannot_be_read_holds_the_message_whatever_the_policy(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = Reply(200, b"<html>Welcome to the hotel</html>")
+    await make_gateway(receiver.url(), settings={"success_path": "$.status", "success_values": ["0"]})
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    clock.forward(hours=2)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, send.last_error) == (HELD, True, "unreadable_response")
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+async def test_a_message_is_doubtful_after_its_process_was_killed_during_the_attempt(
+    policy: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(hang=True)]
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), timeout=5, on_doubt=policy)
+    await send_messages()
+    first, second = other_process(service), other_process(service)
+    await start_attempts(first, receiver, 1)
+    kill(first)
+    await second.flush()
+    assert len(receiver.requests) == 1, "the lease of the killed process has not ended"
+    clock.forward(seconds=16)
+    await second.flush()
+    send = await stored_send(service)
+    assert send.doubtful is True
+    assert (send.status, len(receiver.requests)) == ((SENT, 2) if policy == "resend" else (HELD, 1))
+
+
+async def test_a_late_outcome_of_a_process_that_lost_its_lease_is_ignored(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [Reply(hang=True), Reply(200, b'{"id":"second"}')]
+    await make_gateway(receiver.url(), timeout=1)
+    await send_messages()
+    first, second = other_process(service), other_process(service)
+    await start_attempts(first, receiver, 1)
+    clock.forward(seconds=12)
+    await second.flush()
+    await asyncio.wait(first._tasks)
+    await first.flush()
+    assert first.totals.leases_lost == 1
+    send = await stored_send(service)
+    assert (send.status, send.gateway_message_id) == (SENT, "second")
+
+
+@pytest.mark.parametrize(("word", "status", "state"), [("DELIVRD", SENT, State.DELIVERED), ("UNDELIV", FAILED, State.FAILED)])
+async def test_a_doubtful_message_with_a_delivery_report_is_not_sent_again(
+    word: str,
+    status: int,
+    state: State,
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    gateway = await make_gateway(receiver.url(), timeout=0.3, schedule=[1.0])
+    [message] = await send_messages()
+    await service.gateway_dispatcher.flush()
+    reference = encode((await stored_send(service)).id)
+    assert await service.gateway_reports.record(gateway.id, GatewayReport(word, reference=reference))
+    clock.forward(minutes=1)
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 1
+    send = await stored_send(service)
+    assert (send.status, send.text) == (status, None)
+    assert (await stored_message(service, message["message_id"])).state == state
+
+
+async def test_two_processes_hand_each_message_on_once(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), concurrency=32)
+    await send_messages(10)
+    for _ in range(9):
+        await send_messages(10)
+    await asyncio.gather(*(other_process(service).flush() for _ in range(3)))
+    while any(send.status == PENDING for send in await stored_sends(service)):
+        await other_process(service).flush()
+    references = Counter(request.json["reference"] for request in receiver.requests)
+    assert len(references) == 100
+    assert set(references.values()) == {1}
+
+
+async def test_all_processes_together_keep_the_concurrency_of_a_gateway(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), concurrency=3, timeout=5)
+    await send_messages(10)
+    first, second = other_process(service), other_process(service)
+    await start_attempts(first, receiver, 3)
+    assert await second.step() == 0
+    kill(first)
+
+
+async def test_the_rate_of_a_gateway_limits_the_messages_of_a_second(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), max_per_second=2)
+    await send_messages(10)
+    await service.gateway_dispatcher.flush()
+    receiver.take()
+    for _ in range(20):
+        clock.forward(seconds=0.1)
+        await service.gateway_dispatcher.flush()
+    assert len(receiver.take()) == 4
+
+
+async def test_the_circuit_breaker_opens_after_failures_and_a_probe_closes_it(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    gateway = await make_gateway(receiver.url(), max_attempts=50, schedule=[1.0])
+    await send_messages(10)
+    for _ in range(4):
+        await service.gateway_dispatcher.flush()
+        clock.forward(seconds=2)
+    assert service.gateway_dispatcher.totals.breakers_opened == 1
+    assert (await service.gateways.get(gateway.id)).health.open_until is not None
+    receiver.take()
+    receiver.default_reply = ACCEPTED
+    clock.forward(seconds=60)
+    await service.gateway_dispatcher.flush()
+    clock.forward(seconds=1)
+    await service.gateway_dispatcher.flush()
+    assert {send.status for send in await stored_sends(service)} == {SENT}
+    assert (await service.gateways.get(gateway.id)).health.open_until is None
+
+
+async def test_messages_of_a_removed_gateway_become_failed(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway("http://127.0.0.1:9/")
+    [message] = await send_messages()
+    await service.gateways.remove(gateway.id)
+    await service.gateway_dispatcher.flush()
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_removed")
+
+
+async def test_messages_of_a_disabled_gateway_wait(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url())
+    await send_messages()
+    await service.gateways.update(gateway.id, {"enabled": False})
+    await service.gateway_dispatcher.flush()
+    assert receiver.requests == []
+    await service.gateways.update(gateway.id, {"enabled": True})
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_messages_of_a_disabled_application_wait_and_use_no_attempt(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), max_attempts=1)
+    await send_messages()
+
+    async def set_disabled(at: Any) -> None:
+        statement = update(schema.applications).values(disabled_at=at)
+        await service.database.write(lambda connection: connection.execute(statement).rowcount)
+        service.directory._snapshot.version = ""
+        await service.directory.refresh()
+
+    await set_disabled(NOON)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.attempt, receiver.requests) == (PENDING, 0, [])
+    await set_disabled(None)
+    clock.forward(minutes=2)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_a_message_that_no_gateway_accepts_in_time_becomes_failed_and_its_text_is_deleted(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock
+) -> None:
+    gateway = await make_gateway("http://127.0.0.1:9/")
+    [message] = await send_messages()
+    await service.gateways.update(gateway.id, {"enabled": False})
+    clock.forward(hours=23)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).text is not None
+    clock.forward(hours=2)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.text, send.last_error) == (FAILED, None, "expired")
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.reason_code) == (State.FAILED, "expired")
+
+
+async def test_a_held_message_is_given_up_and_not_refunded_after_its_validity(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
+    await service.database.write(set_price, 0, "", Decimal("0.1"))
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    clock.forward(hours=25)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.text, send.refunded) == (FAILED, None, False)
+    assert await service.database.read(read_balance, 1) == (Decimal("0.9"), "USD")
+
+
+async def test_an_attempt_that_a_stop_interrupts_is_recorded_as_doubtful(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), timeout=30)
+    await send_messages()
+    dispatcher = other_process(service)
+    await start_attempts(dispatcher, receiver, 1)
+    await dispatcher.stop(0.5)
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, send.lease_until, send.last_error) == (PENDING, True, None, "interrupted")
+
+
+async def test_a_gateway_with_unusable_settings_is_a_failure_of_this_host(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway("http://127.0.0.1:9/")
+    await send_messages()
+    table = schema.gateways
+    broken = update(table).where(table.c.id == gateway.id).values(settings="not encrypted", revision=99)
+    await service.database.write(lambda connection: connection.execute(broken).rowcount)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.last_error, send.base_attempt) == (PENDING, "unusable_gateway", 1)

@@ -1,0 +1,78 @@
+"""Tests of the statements of the dispatcher: claims and outcomes use the partial indexes, and claims do not overlap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from shortener.container import Service
+from shortener.delivery.dispatch_queries import ClaimRequest
+from shortener.gateways import queries
+from shortener.gateways.queries import FinishedSend
+from shortener.storage.types import to_ms
+from tests.conftest import NOON
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
+from tests.gateways.sending import PENDING, SENT
+
+NOW = to_ms(NOON)
+
+
+async def test_a_claim_takes_due_messages_once_and_counts_the_attempt(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway()
+    await send_messages(5)
+    request = ClaimRequest(queries.queue_name(gateway.id), 0, 3, NOW + 10_000)
+    first = await service.database.write(queries.claim, [request], NOW)
+    second = await service.database.write(queries.claim, [request], NOW)
+    assert (len(first), len(second)) == (3, 2)
+    assert {claim.attempt for claim in first} == {1}
+    assert not any(claim.doubtful for claim in first)
+    again = ClaimRequest(request.queue, 1, 10, NOW + 30_000)
+    third = await service.database.write(queries.claim, [again], NOW + 10_001)
+    assert {claim.doubtful for claim in third} == {True}
+    assert {claim.attempt for claim in third} == {2}
+
+
+async def test_an_outcome_is_written_only_by_the_owner_of_the_claim(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway()
+    await send_messages(1)
+    request = ClaimRequest(queries.queue_name(gateway.id), 0, 1, NOW + 10_000)
+    [claim] = await service.database.write(queries.claim, [request], NOW)
+
+    def finished(attempt: int, lease: int) -> FinishedSend:
+        return FinishedSend(claim.id, attempt, lease, SENT, 1, 0, 1, NOW, False, NOW, "gw", 200, None)
+
+    assert await service.database.write(queries.finish, [finished(2, claim.lease_until)]) == set()
+    assert await service.database.write(queries.finish, [finished(1, claim.lease_until + 1)]) == set()
+    [row] = await stored_sends(service)
+    assert row.status == PENDING
+    assert await service.database.write(queries.finish, [finished(1, claim.lease_until)]) == {claim.id}
+    [row] = await stored_sends(service)
+    assert (row.status, row.text, row.doubtful) == (SENT, None, False)
+
+
+async def test_gateways_without_pending_messages_are_left_out(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway()
+    assert await service.database.write(queries.lock_states) == []
+    await send_messages(1)
+    [state] = await service.database.write(queries.lock_states)
+    assert (state.id, state.is_due(NOW), state.is_due(NOW - 1), state.in_flight) == (gateway.id, True, False, 0)
+
+
+async def test_the_search_for_due_messages_uses_the_partial_index(service: Service) -> None:
+    if service.database.dialect != "sqlite":
+        return
+
+    def plan(connection: Connection) -> list[Any]:
+        statement = (
+            "SELECT id FROM sends WHERE status = 0 AND gateway_id = 1 AND queue = 0 AND next_at <= 5 ORDER BY next_at LIMIT 9"
+        )
+        return [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+
+    assert "sends_due" in str(await service.database.read(plan))

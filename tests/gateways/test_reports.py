@@ -1,0 +1,92 @@
+"""Tests of delivery reports of gateways: how the message is found, and what its state becomes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shortener.container import Service
+from shortener.gateways.submission import GatewayReport
+from shortener.ids import encode
+from shortener.model import State
+from tests.conftest import NOON
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send
+from tests.gateways.sending import HELD, SENT
+from tests.receiver import Receiver, Reply
+
+
+@pytest.fixture
+async def message(service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver) -> str:
+    """The id of a message that the gateway 2 of the default application has accepted with the id gw-1."""
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}')
+    await make_gateway(receiver.url())
+    [sent] = await send_messages(message_ids=("m-1",))
+    await service.gateway_dispatcher.flush()
+    return str(sent["message_id"])
+
+
+async def gateway_id(service: Service) -> int:
+    return (await service.gateways.find("test", 1)).id
+
+
+@pytest.mark.parametrize("by", ["reference", "gateway_message_id", "message_id"])
+async def test_a_report_finds_its_message_by_each_of_its_ids(service: Service, message: str, by: str) -> None:
+    reference = encode((await stored_send(service)).id)
+    ids = {"reference": reference, "gateway_message_id": "gw-1", "message_id": message}
+    report = GatewayReport("DELIVRD", at=NOON, error_code="000", description="ok", price="0.01", **{by: ids[by]})
+    assert await service.gateway_reports.record(await gateway_id(service), report)
+    stored = await stored_message(service, message)
+    assert (stored.state, stored.report_status, stored.reason_code) == (State.DELIVERED, "DELIVRD", "000")
+    assert str(stored.mt_price) == "0.01"
+
+
+async def test_a_gateway_cannot_report_about_a_message_of_another_gateway(
+    service: Service, message: str, make_gateway: MakeGateway
+) -> None:
+    other = await make_gateway("http://127.0.0.1:9/", name="other")
+    service.gateway_reports._wait = 0
+    for ids in ({"reference": encode((await stored_send(service)).id)}, {"gateway_message_id": "gw-1"}, {"message_id": message}):
+        assert not await service.gateway_reports.record(other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
+    assert (await stored_message(service, message)).state == State.SENT
+
+
+async def test_own_words_of_a_gateway_are_translated(service: Service, message: str) -> None:
+    gateway, reference = await gateway_id(service), encode((await stored_send(service)).id)
+    states = {"4": "-", "1": "DELIVERED"}
+    assert await service.gateway_reports.record(gateway, GatewayReport("4", reference=reference), states)
+    assert (await stored_message(service, message)).state == State.SENT
+    assert await service.gateway_reports.record(gateway, GatewayReport("1", reference=reference), states)
+    assert (await stored_message(service, message)).state == State.DELIVERED
+
+
+async def test_an_unknown_word_changes_nothing(service: Service, message: str) -> None:
+    report = GatewayReport("17", reference=encode((await stored_send(service)).id))
+    assert not await service.gateway_reports.record(await gateway_id(service), report)
+    assert (await stored_message(service, message)).state == State.SENT
+
+
+async def test_a_report_that_is_faster_than_the_response_waits_for_it(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}')
+    gateway = await make_gateway(receiver.url())
+    await send_messages()
+    early = asyncio.ensure_future(service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", gateway_message_id="gw-1")))
+    await asyncio.sleep(0.02)
+    await service.gateway_dispatcher.flush()
+    assert await early
+
+
+async def test_a_report_settles_a_held_message(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert send.status == HELD
+    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    send = await stored_send(service)
+    assert (send.status, send.text) == (SENT, None)

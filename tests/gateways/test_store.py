@@ -1,0 +1,124 @@
+"""Tests of the administration of gateways: credentials stay secret, private addresses need permission, names are unique."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.container import Service
+from shortener.errors import ApiError, ErrorCode
+from shortener.gateways.presenter import gateway_fields
+from shortener.gateways.store import NewGateway, select_gateway
+from shortener.storage import schema
+from tests.conftest import NOON, MakeService
+from tests.factory import rows
+
+KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
+
+
+async def test_credentials_are_encrypted_and_never_shown(service: Service) -> None:
+    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    [stored] = [row for row in await rows(service.database, schema.gateways) if row.id == created.id]
+    assert "S3CRET" not in str(stored)
+    assert "S3CRET" not in str(gateway_fields(service.settings, created, NOON))
+    assert created.config.settings.variables["password"] == "S3CRET"  # type: ignore[attr-defined]
+
+
+async def test_a_private_address_needs_the_permission_of_the_operator(make_service: MakeService) -> None:
+    service = await make_service(allow_private_targets=False)
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
+    assert created.config.allow_private
+    metadata = NewGateway(name="x", settings={"url": "http://169.254.169.254/latest"}, allow_private=True)
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.create(1, metadata)
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"name": "simulator", "kind": "simulator"}, "name"),
+        ({"name": "none", "kind": "simulator"}, "name"),
+        ({"name": "", "kind": "simulator"}, "name"),
+        ({"name": "x", "kind": "fax"}, "kind"),
+        ({"name": "x"}, "settings.url"),
+        ({"name": "x", "preset": "twilio", "options": {}}, "options"),
+        ({"name": "x", "kind": "simulator", "preset": "twilio"}, "preset"),
+        ({"name": "x", "kind": "simulator", "settings": {"fail": 2}}, "settings.fail"),
+        ({"name": "x", "options": {"a": "b"}}, "options"),
+    ],
+)
+async def test_an_invalid_gateway_is_rejected_and_leaves_nothing_behind(
+    service: Service, values: dict[str, Any], field: str
+) -> None:
+    before = await rows(service.database, schema.gateways)
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.create(1, NewGateway(**values))
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert caught.value.details[0].field == field
+    assert await rows(service.database, schema.gateways) == before
+
+
+async def test_a_name_can_be_used_again_after_its_gateway_was_removed(service: Service) -> None:
+    first = await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+    assert caught.value.code is ErrorCode.CONFLICT
+    await service.gateways.remove(first.id)
+    second = await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+    assert second.id != first.id
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.get(first.id)
+    assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_a_change_keeps_other_settings_and_credentials(service: Service) -> None:
+    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    changed = await service.gateways.update(
+        created.id, {"settings": {"success_statuses": "200-299"}, "timeout": 3, "rotate_report_key": True}
+    )
+    assert changed.config.settings.variables["password"] == "S3CRET"  # type: ignore[attr-defined]
+    assert changed.config.revision == created.config.revision + 1
+    assert changed.config.report_url != created.config.report_url
+    assert changed.timeout == 3
+
+
+async def test_only_the_operator_selects_a_gateway_of_the_installation(service: Service) -> None:
+    shared = await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
+    with pytest.raises(ApiError) as caught:
+        await service.database.write(select_gateway, 1, "shared", is_operator=False)
+    assert caught.value.details[0].field == "gateway"
+    await service.database.write(select_gateway, 1, "shared", is_operator=True)
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.gateway is not None
+    assert application.gateway.id == shared.id
+    await service.gateways.remove(shared.id)
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.gateway is None
+
+
+async def test_a_request_may_name_the_simulator_and_own_gateways_but_no_other_gateway_of_the_installation(service: Service) -> None:
+    await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
+    await service.gateways.create(1, NewGateway(name="own", kind="simulator"))
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    assert {name for name in ("shared", "own", "simulator", "") if application.find_gateway(name)} == {"own", "simulator"}
+
+
+async def test_the_simulator_exists_once_and_cannot_be_removed(make_service: MakeService) -> None:
+    service = await make_service()
+    simulator = await service.gateways.find("simulator", 1)
+    assert await service.database.write(service.gateways.ensure_simulator) == simulator.id
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.remove(simulator.id)
+    assert caught.value.code is ErrorCode.CONFLICT

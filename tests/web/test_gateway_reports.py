@@ -1,0 +1,77 @@
+"""Tests of the URL to which gateways report deliveries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from tests.receiver import Receiver, Reply
+
+
+@pytest.fixture
+async def sent(service: Service, client: httpx.AsyncClient, receiver: Receiver) -> dict[str, Any]:
+    """A sent message: its message_id, and the path for its reports without the host."""
+    receiver.default_reply = Reply(200, b'{"id":"x1"}')
+    options = {"url": receiver.url(), "token": "t"}
+    settings = {"report_states": {"9": "FAILED"}, "report_response": "ACK"}
+    body = {"name": "gw", "preset": "plain", "options": options, "settings": settings}
+    assert (await client.post("/api/v1/gateways", json=body)).status_code == 201
+    rewritten = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "gateway": "gw"})
+    await service.gateway_dispatcher.flush()
+    url = receiver.requests[0].json["report_url"]
+    assert url.startswith(service.settings.base_url)
+    return {"message_id": rewritten.json()["messages"][0]["message_id"], "path": url.removeprefix(service.settings.base_url)}
+
+
+async def state(client: httpx.AsyncClient, sent: dict[str, Any]) -> str:
+    status = (await client.get(f"/api/v1/sms/status/{sent['message_id']}")).json()
+    return str(status["state"])
+
+
+@pytest.mark.parametrize("form", ["query", "form", "json", "list"])
+async def test_a_report_is_accepted_in_each_form(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any], form: str
+) -> None:
+    parameters = {"status": "DELIVRD", "error_code": "000", "description": "fine", "timestamp": "2026-11-20T12:00:05Z"}
+    path = sent["path"]
+    if form == "query":
+        response = await client.get(path, params=parameters)
+    elif form == "form":
+        response = await client.post(path, data=parameters)
+    else:
+        response = await client.post(path, json=[parameters] if form == "list" else parameters)
+    assert (response.status_code, response.text) == (200, "ACK")
+    assert await state(client, sent) == "DELIVERED"
+
+
+async def test_a_report_without_a_reference_in_the_path_finds_the_message_by_the_id_of_the_gateway(
+    client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    path = sent["path"].rpartition("/")[0]
+    assert (await client.post(path, json={"id": "x1", "status": "9"})).status_code == 200
+    assert await state(client, sent) == "FAILED"
+
+
+async def test_a_wrong_key_is_rejected_before_anything_is_read(client: httpx.AsyncClient, sent: dict[str, Any]) -> None:
+    response = await client.post("/api/v1/gateways/reports/gr_wrong/0", json={"status": "DELIVRD"})
+    assert (response.status_code, response.json()["error_code"]) == (401, "UNAUTHORIZED")
+    assert await state(client, sent) == "SENT"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"status":"GARBAGE"}', b"[]", b"[1]", b'"x"', b"status=" + b"x" * 5000]
+)
+async def test_a_report_that_cannot_be_understood_is_acknowledged_and_changes_nothing(
+    client: httpx.AsyncClient, sent: dict[str, Any], content: bytes
+) -> None:
+    response = await client.post(sent["path"], content=content)
+    assert response.status_code == 200
+    assert await state(client, sent) == "SENT"
+
+
+async def test_head_records_nothing(client: httpx.AsyncClient, sent: dict[str, Any]) -> None:
+    assert (await client.head(sent["path"], params={"status": "DELIVRD"})).status_code == 405
+    assert await state(client, sent) == "SENT"

@@ -1,0 +1,91 @@
+"""Tests of the administration of gateways over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from tests.conftest import NOON, client_of
+from tests.receiver import Receiver, Reply
+
+PATH = "/api/v1/gateways"
+
+
+async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    response = await client.post(PATH, json=fields)
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
+    return created
+
+
+async def test_a_gateway_is_created_shown_changed_and_removed(service: Service, client: httpx.AsyncClient) -> None:
+    options = {"url": "http://127.0.0.1:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
+    created = await create(client, name="kannel", preset="kannel", options=options, on_doubt="hold", timeout=3)
+    assert "S3CRET" not in str(created)
+    assert (created["kind"], created["preset"], created["on_doubt"], created["timeout"]) == ("http", "kannel", "hold", 3)
+    assert created["health"]["breaker"] == "closed"
+    path = f"{PATH}/{created['gateway_id']}"
+    assert (await client.get(path)).json() == created
+    assert [one["name"] for one in (await client.get(PATH)).json()["gateways"]] == ["kannel"]
+    changed = (await client.patch(path, json={"enabled": False, "timeout": None, "settings": {"success_statuses": "200"}})).json()
+    assert (changed["enabled"], changed["timeout"], changed["on_doubt"]) == (False, service.settings.gateway_timeout, "hold")
+    assert changed["settings"]["success_statuses"] == "200"
+    assert (await client.delete(path)).status_code == 204
+    assert (await client.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "x", "preset": "kannel", "options": {}}, "options"),
+        ({"name": "x", "settings": {"url": "not a url"}}, "settings"),
+        ({"name": "none", "kind": "simulator"}, "name"),
+        ({"name": "x", "kind": "fax"}, "kind"),
+        ({"name": "x", "kind": "simulator", "timeout": 0}, "timeout"),
+        ({"name": "x", "kind": "simulator", "allow_private": True}, "allow_private"),
+    ],
+)
+async def test_invalid_gateways_are_rejected(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+    response = await client.post(PATH, json=body)
+    assert response.status_code == 400
+    assert response.json()["details"][0]["field"] == field
+
+
+async def test_another_application_does_not_see_a_gateway(service: Service, client: httpx.AsyncClient) -> None:
+    created = await create(client, name="sim", kind="simulator")
+    other = await service.database.write(create_application, "other", NOON)
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
+        path = f"{PATH}/{created['gateway_id']}"
+        assert (await stranger.get(PATH)).json()["gateways"] == []
+        for response in (
+            await stranger.get(path),
+            await stranger.patch(path, json={"enabled": False}),
+            await stranger.delete(path),
+            await stranger.post(f"{path}/test", json={"to": "+14085550100"}),
+        ):
+            assert response.status_code == 404
+        assert (await stranger.patch("/api/v1/application", json={"gateway": "sim"})).status_code == 400
+
+
+async def test_a_test_message_shows_the_response_of_the_gateway(client: httpx.AsyncClient, receiver: Receiver) -> None:
+    receiver.replies = [Reply(200, b'{"id":"x"}'), Reply(400, b'{"error":"bad number"}')]
+    created = await create(client, name="plain", preset="plain", options={"url": receiver.url()})
+    path = f"{PATH}/{created['gateway_id']}/test"
+    accepted = (await client.post(path, json={"to": "+14085550100", "text": "hi"})).json()
+    assert (accepted["outcome"], accepted["gateway_message_id"], accepted["http_status"]) == ("accepted", "x", 200)
+    assert receiver.requests[0].json["text"] == "hi"
+    rejected = (await client.post(path, json={"to": "+14085550100"})).json()
+    assert (rejected["outcome"], rejected["detail"]) == ("rejected", "bad number")
+    assert (await client.post(path, json={"to": "12"})).json()["error_code"] == "INVALID_RECIPIENT"
+
+
+async def test_a_private_address_needs_the_operator(make_service: Any, clock: Any) -> None:
+    service = await make_service(allow_private_targets=False)
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        response = await client.post(PATH, json={"name": "k", "preset": "plain", "options": {"url": "http://127.0.0.1:1/"}})
+    assert (response.status_code, response.json()["error_code"]) == (400, "FORBIDDEN_TARGET")

@@ -1,0 +1,195 @@
+"""Tests of POST /api/v1/sms/send and of the field `gateway` of a rewrite."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.messages.balances import change_balance, read_balance
+from shortener.messages.opt_outs import add_opt_out
+from shortener.messages.prices import set_price
+from shortener.storage import schema
+from tests.conftest import NOON
+from tests.factory import rows
+
+SEND = "/api/v1/sms/send"
+TO = "+14085550100"
+OTHER = "+447911123456"
+BODY = {"to": [TO, OTHER], "message": 'Hi #track("https://shop.example/a")', "sender_id": "18775550100"}
+
+
+async def select(client: httpx.AsyncClient, gateway: str | None = "simulator") -> None:
+    """Select the gateway of the default application."""
+    response = await client.patch("/api/v1/application", json={"gateway": gateway})
+    assert response.status_code == 200, response.text
+    assert response.json()["gateway"] == (None if gateway in (None, "none") else gateway)
+
+
+async def test_without_a_gateway_the_call_rewrites_and_says_that_nothing_is_sent(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    response = await client.post(SEND, json=BODY)
+    assert response.status_code == 200, response.text
+    found = response.json()
+    assert found["sent"] is False
+    assert found["warnings"][0].startswith("NOT_SENT")
+    assert [message["dnis"] for message in found["messages"]] == [TO, OTHER]
+    for result in found["results"]:
+        assert result["body"] == f"Hi {result['links'][0]['short_url']}"
+        assert any(warning.startswith("NOT_SENT") for warning in result["warnings"])
+    assert await rows(service.database, schema.sends) == []
+
+
+async def test_with_a_gateway_all_recipients_are_queued(service: Service, client: httpx.AsyncClient) -> None:
+    await select(client)
+    found = (await client.post(SEND, json=BODY)).json()
+    assert (found["sent"], found["warnings"]) == (True, [])
+    assert [(one["dnis"], one["segment_num"]) for one in found["messages"]] == [(TO, 1), (OTHER, 1)]
+    assert {result["status"] for result in found["results"]} == {"accepted"}
+    assert found["summary"] == {
+        "total_recipients": 2,
+        "total_segments": 2,
+        "total_cost": "0",
+        "encoding": "GSM-7",
+        "accepted_count": 2,
+        "blocked_count": 0,
+        "queue_error_count": 0,
+        "config_error_count": 0,
+        "db_error_count": 0,
+    }
+    assert len(await rows(service.database, schema.sends)) == 2
+    await select(client, "none")
+    assert (await client.post(SEND, json=BODY)).json()["sent"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"to": None}, "INVALID_TO"),
+        ({"to": []}, "INVALID_TO"),
+        ({"to": ["+1408"]}, "INVALID_TO"),
+        ({"to": [1]}, "INVALID_TO"),
+        ({"to": {"a": 1}}, "INVALID_TO"),
+        ({"to": [f"+1408555{number:04}" for number in range(101)]}, "TOO_MANY_RECIPIENTS"),
+        ({"message": None}, "INVALID_MESSAGE"),
+        ({"message": ""}, "INVALID_MESSAGE"),
+        ({"message": 5}, "INVALID_MESSAGE"),
+        ({"sender_id": None}, "INVALID_SENDER"),
+        ({"sender_id": ""}, "INVALID_SENDER"),
+        ({"sender_id": "1Brand"}, "INVALID_SENDER"),
+        ({"sender_id": "ALongSenderName"}, "INVALID_SENDER"),
+        ({"message": "#track(oops)"}, "INVALID_TRACK_DIRECTIVE"),
+        ({"gateway": "nope"}, "INVALID_REQUEST"),
+        ({"message_id": ["a"]}, "INVALID_REQUEST"),
+    ],
+)
+async def test_an_invalid_call_gets_the_code_of_23_telecom_and_stores_nothing(
+    service: Service, client: httpx.AsyncClient, changes: dict[str, Any], code: str
+) -> None:
+    await select(client)
+    body = {name: value for name, value in {**BODY, **changes}.items() if value is not None}
+    response = await client.post(SEND, json=body)
+    assert response.status_code == 400
+    assert response.json()["error_code"] == code
+    assert response.json()["details"]
+    assert await rows(service.database, schema.messages) == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"text"', b"null"])
+async def test_a_body_that_is_no_object_is_an_invalid_body(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post(SEND, content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_BODY")
+
+
+async def test_an_unavailable_database_is_a_db_error_that_can_be_repeated(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: Any, **kwargs: Any) -> Any:
+        raise StoreUnavailable("down")
+
+    monkeypatch.setattr(service.rewriter, "rewrite", fail)
+    response = await client.post(SEND, json=BODY)
+    assert (response.status_code, response.json()["error_code"]) == (500, "DB_ERROR")
+    assert response.headers["Retry-After"]
+
+
+async def test_a_repeat_gets_the_first_response_and_queues_nothing(service: Service, client: httpx.AsyncClient) -> None:
+    await service.database.write(set_price, 0, "", Decimal("0.01"))
+    await select(client)
+    body = BODY | {"message_id": ["a", "b"]}
+    first, second = [(await client.post(SEND, json=body)).json() for _ in range(2)]
+    assert first == second
+    with_key = [(await client.post(SEND, json=BODY, headers={"Idempotency-Key": "k"})).json() for _ in range(2)]
+    assert with_key[0] == with_key[1]
+    assert len(await rows(service.database, schema.sends)) == 4
+
+
+async def test_a_recipient_who_opted_out_is_left_out(service: Service, client: httpx.AsyncClient) -> None:
+    await select(client)
+    await service.database.write(add_opt_out, 1, OTHER, NOON, "STOP")
+    found = (await client.post(SEND, json=BODY)).json()
+    assert [result["status"] for result in found["results"]] == ["accepted", "opted_out"]
+    assert found["results"][1]["error_code"] == "OPTED_OUT"
+    assert (found["summary"]["accepted_count"], found["summary"]["blocked_count"]) == (1, 1)
+    assert len(found["messages"]) == 1
+    only = await client.post(SEND, json=BODY | {"to": [OTHER]})
+    assert (only.status_code, only.json()["error_code"]) == (409, "OPTED_OUT")
+    rewritten = await client.post("/api/v1/rewrite", json={"to": OTHER, "body": "x", "gateway": True})
+    assert (rewritten.status_code, rewritten.json()["error_code"]) == (409, "OPTED_OUT")
+    assert (await client.post("/api/v1/rewrite", json={"to": OTHER, "body": "x"})).status_code == 200
+
+
+async def test_a_call_that_costs_more_than_the_balance_stores_nothing(service: Service, client: httpx.AsyncClient) -> None:
+    await select(client)
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("0.05"), currency="EUR")
+    await service.database.write(set_price, 0, "1", Decimal("0.02"))
+    await service.database.write(set_price, 0, "44", Decimal("0.04"))
+    response = await client.post(SEND, json=BODY)
+    found = response.json()
+    assert (response.status_code, found["error_code"]) == (402, "INSUFFICIENT_BALANCE")
+    assert (found["cost"], found["balance"], found["currency"]) == ("0.06", "0.05", "EUR")
+    assert {detail["field"] for detail in found["details"]} == {"cost", "balance"}
+    assert await rows(service.database, schema.messages) == []
+    cheaper = (await client.post(SEND, json=BODY | {"to": [OTHER]})).json()
+    assert (cheaper["summary"]["total_cost"], cheaper["results"][0]["cost"]) == ("0.04", "0.04")
+    assert await service.database.read(read_balance, 1) == (Decimal("0.01"), "EUR")
+    status = (await client.get(f"/api/v1/sms/status/{cheaper['messages'][0]['message_id']}")).json()
+    assert status["mt_price"] == "0.04"
+
+
+async def test_a_prepaid_application_sends_to_no_country_without_a_price(service: Service, client: httpx.AsyncClient) -> None:
+    await select(client)
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
+    await service.database.write(set_price, 0, "1", Decimal("0.02"))
+    found = (await client.post(SEND, json=BODY)).json()
+    assert [result["status"] for result in found["results"]] == ["accepted", "blocked_country"]
+    only = await client.post(SEND, json=BODY | {"to": [OTHER]})
+    assert (only.status_code, only.json()["error_code"]) == (409, "NO_PRICE")
+
+
+async def test_unknown_fields_are_ignored_with_a_warning(client: httpx.AsyncClient) -> None:
+    found = (await client.post(SEND, json=BODY | {"priority": 1})).json()
+    assert "priority is not a known field; it was ignored" in found["warnings"]
+
+
+async def test_a_rewrite_can_name_a_gateway(service: Service, client: httpx.AsyncClient) -> None:
+    async def rewritten(**fields: Any) -> dict[str, Any]:
+        response = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", **fields})
+        assert response.status_code == 200, response.text
+        message: dict[str, Any] = response.json()["messages"][0]
+        return message
+
+    assert "sent" not in await rewritten()
+    assert "sent" not in await rewritten(gateway=False)
+    unsent = await rewritten(gateway=True)
+    assert unsent["sent"] is False
+    assert any(warning.startswith("NOT_SENT") for warning in unsent["warnings"])
+    assert (await rewritten(gateway="simulator"))["sent"] is True
+    await select(client)
+    assert (await rewritten(gateway=True))["sent"] is True
+    assert len(await rows(service.database, schema.sends)) == 2
