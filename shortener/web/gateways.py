@@ -75,22 +75,24 @@ class GatewayUpdateRequest(GatewayLimits):
 
 class GatewayHealthFields(ResponseModel):
     breaker: Literal["closed", "open", "half_open", "recovering"] = Field(description="State of the circuit breaker.")
-    failures_in_row: int
-    open_until: str | None
+    failures_in_row: int = Field(description="Number of failed attempts since the last success.")
+    open_until: str | None = Field(description="Time until which the circuit breaker is open. null: it is closed.")
     last_success_at: str | None
     last_failure_at: str | None
     rate: float | None = Field(description="Messages per second that the gateway gets at most now. null: no limit.")
 
 
 class GatewayFields(ResponseModel):
-    gateway_id: int
+    gateway_id: int = Field(description="Id of the gateway.")
     name: str
-    kind: str
-    preset: str | None
+    kind: str = Field(description="Kind of the gateway: http or simulator.")
+    preset: str | None = Field(description="Preset from which the gateway was created. null: none.")
     application_id: int | None = Field(description="Id of the application that owns the gateway. null: the installation.")
     enabled: bool
     allow_private: bool = Field(description="Whether the gateway may have a private address. Only the command line can permit it.")
-    on_doubt: Literal["resend", "hold"]
+    on_doubt: Literal["resend", "hold"] = Field(
+        description="What happens if the response to a message is missing: send it again, or hold it."
+    )
     max_attempts: int
     timeout: float
     concurrency: int
@@ -113,7 +115,7 @@ class GatewaysResponse(ResponseModel):
     """The gateways of the application, oldest first."""
 
     status: Literal[True] = True
-    gateways: list[GatewayFields]
+    gateways: list[GatewayFields] = Field(description="The gateways of the application.")
 
 
 class GatewayTestRequest(RequestModel):
@@ -128,13 +130,16 @@ class GatewayTestResponse(ResponseModel):
     """The result of the test."""
 
     status: Literal[True] = True
-    outcome: Literal["accepted", "rejected", "retry", "doubt", "unreadable"]
+    outcome: Literal["accepted", "rejected", "retry", "doubt", "unreadable"] = Field(
+        description="What the response means. retry: a temporary failure. doubt: the response is missing. unreadable: the response "
+        "does not say whether the message was accepted."
+    )
     reason: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
     detail: str = Field(description="Text of the gateway, or what failed, for people.")
     error_code: str | None
-    gateway_message_id: str | None
+    gateway_message_id: str | None = Field(description="Id of the message that the gateway assigned.")
     http_status: int | None
-    milliseconds: int
+    milliseconds: int = Field(description="Duration of the attempt in milliseconds.")
 
 
 async def index(call: Call[None, None]) -> Mapping[str, Any]:

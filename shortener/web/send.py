@@ -84,12 +84,12 @@ class SendResultFields(ResponseModel):
 class SendSummary(ResponseModel):
     """Numbers about all recipients of a call."""
 
-    total_recipients: int
-    total_segments: int
+    total_recipients: int = Field(description="Number of recipients of the call.")
+    total_segments: int = Field(description="Number of SMS segments of all accepted recipients.")
     total_cost: str = Field(description="Cost of all accepted recipients as a decimal string.")
     encoding: Literal["GSM-7", "UCS-2"]
-    accepted_count: int
-    blocked_count: int
+    accepted_count: int = Field(description="Number of accepted recipients.")
+    blocked_count: int = Field(description="Number of recipients that were left out.")
     queue_error_count: int = Field(description="Always 0, because a call is queued completely or rejected.")
     config_error_count: int = Field(description="Number of accepted recipients that are not sent, because there is no gateway.")
     db_error_count: int = Field(description="Always 0, because a call is stored completely or rejected.")
@@ -104,7 +104,7 @@ class SendResponse(ResponseModel):
     )
     messages: list[AcceptedSend]
     results: list[SendResultFields]
-    summary: SendSummary
+    summary: SendSummary = Field(description="Numbers about all recipients.")
     warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway one begins with NOT_SENT.")
 
 
