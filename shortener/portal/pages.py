@@ -16,8 +16,11 @@ from shortener.portal.page import PortalPage
 MODULES = (
     "admin_audit",
     "admin_operators",
+    "clicks",
     "home",
     "me",
+    "message",
+    "messages",
     "overview",
     "signin",
     "welcome",

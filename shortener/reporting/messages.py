@@ -40,6 +40,7 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
     """Conditions of a list of messages. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
+    `country` is the ISO 3166 code of the recipient's country, "" for an unknown one.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
     complete time slots, and `basis` decides whether it refers to the time of the event or of the message."""
@@ -49,6 +50,7 @@ class MessageFilter:
     to: str | None = None
     campaign: str | None = None
     source: str | None = None
+    country: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     metric: MessageMetric | None = None
@@ -170,6 +172,8 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
         of_cohort.append(cohorts.c.campaign == filters.campaign)
     if filters.source is not None:
         of_cohort.append(cohorts.c.source == filters.source)
+    if filters.country is not None:
+        of_cohort.append(cohorts.c.country == filters.country)
     if filters.campaign is not None and filters.to is None:
         numbers = connection.scalars(select(cohorts.c.id).where(*of_cohort).limit(MAX_COHORTS_PER_PAGE + 1)).all()
         if len(numbers) <= MAX_COHORTS_PER_PAGE:

@@ -1,0 +1,86 @@
+"""GET /portal/{app}/clicks: the hits behind each figure of clicks, with the verdict of each hit in a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.model import Verdict
+from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.verdict_texts import REASONS, RESULTS, explain
+from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitMetric, HitPage, list_hits, serialize_hit
+
+METRICS: dict[HitMetric, str] = {
+    "clicks": "Clicks by people",
+    "clicked_messages": "First click of each message",
+    "clicked_links": "First click of each link",
+    "suspected_hits": "Suspected hits",
+    "ignored_hits": "Ignored hits",
+    "late_hits": "Hits after expiry",
+}
+_METRIC = FilterField("metric", "Show", METRICS, is_common=True)
+_VERDICT = FilterField("verdict", "Verdict", {verdict.api_name: verdict.name.capitalize() for verdict in Verdict})
+_RULE = FilterField("rule", "Rule", {rule: rule for rule in REASONS})
+FIELDS = (
+    _METRIC,
+    FilterField("campaign", "Campaign", is_common=True),
+    FilterField("country", "Country of the number (code)"),
+    FilterField("destination", "Destination (host and path)"),
+    FilterField("label", "Label"),
+    _VERDICT,
+    _RULE,
+    FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
+    FilterField("message", "Message id"),
+    FilterField("code", "Code of the link"),
+)
+
+
+async def clicks(visit: Visit) -> Response:
+    """List hits, newest first."""
+    return await show_list(visit, "clicks.html", _source(visit), FIELDS, title="Clicks", results=RESULTS, metrics=METRICS)
+
+
+def _source(visit: Visit) -> ListSource:
+    since, until = slots_of(visit)
+    metric, verdict = choice(visit, _METRIC), choice(visit, _VERDICT)
+    service, networks = visit.service, visit.service.networks
+
+    def read(connection: Connection, application_id: int, limit: int, below: int | None) -> HitPage:
+        filters = HitFilter(
+            application_id,
+            since=since,
+            until=until,
+            basis=visit.period.basis,
+            metric=metric,  # type: ignore[arg-type] # `choice` allows only these names
+            verdict=None if verdict is None else Verdict[verdict.upper()],
+            rule=choice(visit, _RULE),
+            campaign=campaign_of(visit),
+            source=visit.get("source"),
+            country=country_of(visit),
+            destination=visit.get("destination"),
+            label=visit.get("label"),
+            message=visit.get("message"),
+            code=visit.get("code"),
+        )
+        return list_hits(connection, filters, limit, below)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        return serialize_hit(listed.row, service.click_ids.encode, networks)
+
+    def extra(page: Any, row: Any) -> dict[str, Any]:
+        fields = serialize_hit(row, service.click_ids.encode, networks)
+        return {**fields, "sentence": explain(row.rule, fields["counts_as"])}
+
+    return ListSource("clicks", read, HIT_CSV_COLUMNS, serialize, lambda row: row.at, extra)
+
+
+def country_of(visit: Visit) -> str | None:
+    """Return the country of a query: None without one, "" for recipients whose country is unknown (`country=unknown`)."""
+    country = visit.get("country")
+    return "" if country == "unknown" else country
+
+
+PAGES = [PortalPage("/portal/{app}/clicks", clicks, csv=True, navigation=NavigationItem("Clicks", "mouse-pointer-click", 30))]

@@ -1,0 +1,114 @@
+"""GET /portal/{app}/conversions and /portal/{app}/conversions/refused: conversions with their changes, and reports that were refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.portal.clicks import country_of
+from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.reporting.conversions import (
+    CONVERSION_COLUMNS,
+    REFUSED_COLUMNS,
+    ConversionFilter,
+    ConversionPage,
+    RefusedPage,
+    list_conversions,
+    list_refused,
+    serialize_listed,
+    serialize_refused,
+)
+
+_METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
+_DISPOSITION = FilterField(
+    "disposition",
+    "Result",
+    {"positive": "Approved", "pending": "Pending", "negative": "Rejected", "none": "No result yet"},
+    is_common=True,
+)
+FIELDS = (
+    _DISPOSITION,
+    FilterField("campaign", "Campaign", is_common=True),
+    FilterField("action", "Action", is_common=True),
+    FilterField("status", "Status word"),
+    FilterField("transaction", "Transaction id"),
+    FilterField("message", "Message id"),
+    FilterField("country", "Country of the number (code)"),
+    FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
+    FilterField("warnings", "Warnings", {"1": "Only with warnings"}),
+)
+REFUSED_FIELDS = (FilterField("reason", "Error code", is_common=True),)
+
+
+async def conversions(visit: Visit) -> Response:
+    """List conversions, newest first."""
+    choice(visit, _METRIC)
+    return await show_list(visit, "conversions.html", _conversions(visit), FIELDS, title="Conversions")
+
+
+def _conversions(visit: Visit) -> ListSource:
+    since, until = slots_of(visit)
+    disposition = choice(visit, _DISPOSITION)
+    encode_click = visit.service.click_ids.encode
+
+    def read(connection: Connection, application_id: int, limit: int, below: int | None) -> ConversionPage:
+        filters = ConversionFilter(
+            application_id,
+            since=since,
+            until=until,
+            basis=visit.period.basis,
+            campaign=campaign_of(visit),
+            source=visit.get("source"),
+            country=country_of(visit),
+            action=visit.get("action"),
+            status=visit.get("status"),
+            disposition=disposition,
+            message_id=visit.get("message"),
+            transaction_id=visit.get("transaction"),
+            with_warnings=visit.get("warnings") == "1",
+        )
+        return list_conversions(connection, filters, limit, below)
+
+    def extra(page: Any, row: Any) -> dict[str, Any]:
+        return serialize_listed(row, page.revisions.get(row.id, ()), encode_click)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        fields: dict[str, Any] = dict(listed.extra)
+        fields["revisions"] = len(fields["revisions"])
+        fields["metadata"] = "" if not fields["metadata"] else str(fields["metadata"])
+        return fields
+
+    return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, extra)
+
+
+async def refused(visit: Visit) -> Response:
+    """List reports of conversions that were refused, newest first."""
+    return await show_list(visit, "refused.html", _refused(visit), REFUSED_FIELDS, title="Refused conversions")
+
+
+def _refused(visit: Visit) -> ListSource:
+    def read(connection: Connection, application_id: int, limit: int, below: int | None) -> RefusedPage:
+        period = visit.period
+        return list_refused(
+            connection, application_id, limit, below, since=period.since, until=period.until, reason=visit.get("reason")
+        )
+
+    def extra(page: Any, row: Any) -> dict[str, Any]:
+        return serialize_refused(row)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        fields = dict(listed.extra)
+        return {**fields, "details": str(fields["details"] or ""), "parameters": str(fields["parameters"])}
+
+    return ListSource("refused-conversions", read, REFUSED_COLUMNS, serialize, lambda row: row.received_at, extra)
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/conversions", conversions, csv=True, navigation=NavigationItem("Conversions", "badge-dollar-sign", 50)
+    ),
+    PortalPage("/portal/{app}/conversions/refused", refused, csv=True),
+]

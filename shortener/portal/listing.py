@@ -1,0 +1,214 @@
+"""Lists: pages of rows of one or of all applications, newest first, with filters in the URL, and the same rows as CSV.
+
+A list reads the pages of `shortener.reporting`, which examine a limited number of rows. If no row among them matches, the next
+ones are examined too, up to MAX_READS times, so a visitor rarely sees an empty page that has a next page.
+"""
+# Tested by tests/portal/test_listing.py
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.page import Visit
+from shortener.portal.router import csv_download
+from shortener.reporting.counts import slot_edges
+from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
+from shortener.web.paging import Cursors
+
+ROWS = 50  # The number of rows of a page.
+MAX_READS = 5  # How often a page continues to read while no row matches.
+
+
+class ListPage(Protocol):
+    """A page of a list of `shortener.reporting`. `next`: the next page has ids below this one; None on the last page."""
+
+    @property
+    def rows(self) -> Sequence[Any]: ...
+    @property
+    def next(self) -> int | None: ...
+
+
+#: Reads a page of one application: (connection, application id, limit, the id that all rows are below or None).
+ReadPage = Callable[[Connection, int, int, int | None], ListPage]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRow:
+    """A row with the application that it belongs to. `extra` is what `ListSource.extra` returned for it."""
+
+    application_id: int
+    row: Any
+    extra: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergedPage:
+    """Rows of several applications, newest first."""
+
+    rows: Sequence[ListedRow]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterField:
+    """A filter of a list. `choices`: the allowed values with their labels, or None for any text. `is_common`: the field is always
+    visible, and not only among the other filters."""
+
+    name: str
+    label: str
+    choices: Mapping[str, str] | None = None
+    is_common: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """A filter that is set: what it is, and the URL of the page without it."""
+
+    label: str
+    value: str
+    remove_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the template of a list shows. `next` is the cursor of the next page."""
+
+    rows: Sequence[ListedRow]
+    next: str | None
+    is_first: bool
+    fields: Sequence[FilterField]
+    chips: Sequence[Chip]
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ListSource:
+    """Where the rows of a list come from, and how they look as CSV.
+
+    `serialize` returns the columns of a row by name. The first of `times` is also written in the time zone of the page, in the
+    column `local_time`. `extra` returns what a row needs besides its columns, from the page that contains it."""
+
+    noun: str
+    read: ReadPage
+    columns: Sequence[str]
+    serialize: Callable[[ListedRow], Mapping[str, Any]]
+    time: Callable[[Any], datetime]
+    extra: Callable[[Any, Any], Any] = lambda page, row: None
+
+
+def slots_of(visit: Visit) -> tuple[datetime, datetime]:
+    """Return the period of a page, extended to the complete time slots that the statistics count."""
+    since, until = slot_edges(visit.period.since, visit.period.until)
+    assert since is not None
+    assert until is not None
+    return since, until
+
+
+def campaign_of(visit: Visit) -> str | None:
+    """Return the campaign of a query. "" stands for messages without a campaign, which the query names with `no_campaign=1`."""
+    return "" if visit.get("no_campaign") else visit.get("campaign")
+
+
+def campaign_query(name: str) -> dict[str, str]:
+    """Return the query parameters that select a campaign."""
+    return {"campaign": name} if name else {"no_campaign": "1"}
+
+
+async def show_list(visit: Visit, template: str, source: ListSource, fields: Sequence[FilterField], **context: Any) -> Response:
+    """Return a page of a list, or the complete list as CSV if the request is for the CSV."""
+    if visit.is_csv:
+        return await download(visit, source)
+    cursors = Cursors(visit.service.secret, f"portal {source.noun}")
+    cursor = visit.get("cursor")
+    page = await _read(visit, source, ROWS, cursors.decode(cursor))
+    for _ in range(MAX_READS - 1):
+        if page.rows or page.next is None:
+            break
+        page = await _read(visit, source, ROWS, page.next)
+    listing = Listing(
+        page.rows, cursors.encode(page.next), cursor is None, fields, _chips(visit, fields), dict(visit.request.query_params)
+    )
+    return visit.render(template, listing=listing, **context)
+
+
+async def download(visit: Visit, source: ListSource) -> Response:
+    """Return the complete list as CSV, and record the export in the audit log."""
+    await visit.service.database.write(
+        visit.audit, "list_exported", source.noun, after={key: value for key, value in visit.request.query_params.items() if value}
+    )
+
+    async def read(below: int | None) -> MergedPage:
+        return await _read(visit, source, PAGE_ROWS, below)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        local = source.time(listed.row).astimezone(visit.zone).isoformat(timespec="seconds")
+        return {"application": listed.application_id, "local_time": local, **source.serialize(listed)}
+
+    columns = ("local_time", *source.columns) if visit.application else ("application", "local_time", *source.columns)
+    lines = stream_csv(read, serialize, columns)
+    return csv_download(visit, await _checked(lines), source.noun)
+
+
+async def _checked(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Read the header before the response starts, so that an unavailable database is still an error page."""
+    head = await anext(lines)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head
+        async for line in lines:
+            yield line
+
+    return body()
+
+
+async def _read(visit: Visit, source: ListSource, limit: int, below: int | None) -> MergedPage:
+    applications = [application.id for application in visit.applications]
+    return await visit.service.database.read(merge, source, applications, limit, below)
+
+
+def merge(connection: Connection, source: ListSource, applications: Sequence[int], limit: int, below: int | None) -> MergedPage:
+    """Return the newest rows of several applications. Every row with an id above `next` is in this page or in an earlier one."""
+    pages = [(application, source.read(connection, application, limit, below)) for application in applications]
+    # A page that is incomplete contains all rows of its application down to `next`. Below the highest of them rows can be missing.
+    limits = [page.next for _, page in pages if page.next is not None]
+    lowest = max(limits, default=None)
+    rows = [
+        ListedRow(application, row, source.extra(page, row))
+        for application, page in pages
+        for row in page.rows
+        if lowest is None or row.id >= lowest
+    ]
+    if len(pages) > 1:
+        rows = heapq.nlargest(limit + 1, rows, key=lambda listed: listed.row.id)
+        if len(rows) > limit:
+            rows = rows[:limit]
+            lowest = rows[-1].row.id
+    return MergedPage(rows, lowest)
+
+
+def _chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
+    chips = []
+    for one in fields:
+        value = visit.get(one.name)
+        if value is not None:
+            shown = value if one.choices is None else one.choices.get(value, value)
+            chips.append(Chip(one.label, shown, visit.here(**{one.name: None})))
+    if visit.get("no_campaign"):
+        chips.append(Chip("Campaign", "none", visit.here(no_campaign=None)))
+    return chips
+
+
+def choice(visit: Visit, one: FilterField) -> str | None:
+    """Return the value of a filter with choices. Raise ApiError INVALID_REQUEST for another value."""
+    value = visit.get(one.name)
+    if value is not None and one.choices is not None and value not in one.choices:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(one.name, f"must be one of {', '.join(one.choices)}")])
+    return value

@@ -1,0 +1,135 @@
+"""/portal/{app}/messages/{id}: everything that happened to one message, as a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.logs import mask
+from shortener.portal.messages import STATES
+from shortener.portal.operators import Role
+from shortener.portal.page import PortalPage, Visit
+from shortener.portal.verdict_texts import RESULTS, explain
+from shortener.reporting.status import MessageStatus, find_status
+from shortener.reporting.timeline import message_timeline
+from shortener.times import parse_iso
+
+
+async def message(visit: Visit) -> Response:
+    """Show a message. Its phone number is masked."""
+    return await _show(visit, reveal=False)
+
+
+async def reveal_number(visit: Visit) -> Response:
+    """Show a message with its complete phone number. The audit log records who saw it."""
+    return await _show(visit, reveal=True)
+
+
+async def _show(visit: Visit, *, reveal: bool) -> Response:
+    status, entries = await _find(visit)
+    if reveal:
+        await visit.service.database.write(visit.audit, "number_revealed", status.message.message_id)
+    fields = visit.service.status_reader.serialize(status, reveal=reveal)
+    return visit.render(
+        "message.html",
+        title=f"Message to {mask(status.message.to_address)}" if status.message.to_address else "Message",
+        message=fields,
+        row=status.message,
+        is_revealed=reveal,
+        may_reveal=visit.may(Role.SUPPORT) and bool(status.message.to_address),
+        states=STATES,
+        entries=[_describe(entry) for entry in entries],
+        results=RESULTS,
+    )
+
+
+async def _find(visit: Visit) -> tuple[MessageStatus, list[dict[str, Any]]]:
+    """Return a message and its timeline, read in one transaction. Raise ApiError MESSAGE_NOT_FOUND."""
+
+    def read(connection: Connection) -> tuple[MessageStatus, list[dict[str, Any]]] | None:
+        status = find_status(connection, visit.application_id, visit.path["id"])
+        if status is None:
+            return None
+        return status, message_timeline(connection, visit.application_id, status, visit.service.click_ids.encode)
+
+    found = await visit.service.database.read(read)
+    if found is None:
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
+    return found
+
+
+_STEPS = {
+    "created": ("Text rewritten", "", "message-square"),
+    "sent": ("Sent", "", "send"),
+    "delivered": ("Delivered to the phone", "good", "smartphone"),
+    "read": ("Read", "good", "eye"),
+    "failed": ("Failed", "bad", "circle-x"),
+}
+_DELIVERY_KINDS = {"delivered": "good", "dead": "bad"}
+
+
+def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of a timeline as the template shows it: `at`, `title`, `text`, `kind`, `icon` and details."""
+    at: datetime = parse_iso(entry["at"])  # type: ignore[assignment] # `message_timeline` writes complete times
+    what = entry["what"]
+    if what in _STEPS:
+        title, kind, icon = _STEPS[what]
+        return {"at": at, "title": title, "text": "", "kind": kind, "icon": icon}
+    if what == "hit":
+        metric = _metric(entry)
+        text, kind = RESULTS[metric]
+        title = "First click" if entry["first_of_message"] else text
+        kind = "accent" if metric == "clicks" else kind
+        return {
+            "at": at,
+            "title": title,
+            "text": explain(entry["rule"], metric) + _earlier(entry),
+            "kind": kind,
+            "icon": "mouse-pointer-click",
+            "code": entry["code"],
+            "user_agent": entry["user_agent"],
+        }
+    if what == "conversion":
+        value = "" if entry["value"] is None else f"{entry['value']} {entry['currency'] or ''}".strip()
+        return {"at": at, "title": f"Conversion: {entry['action']}", "text": value, "kind": "good", "icon": "badge-dollar-sign"}
+    return {
+        "at": at,
+        "title": f"Event {entry['event']}: {entry['state']}",
+        "text": _delivery_text(entry),
+        "kind": _DELIVERY_KINDS.get(entry["state"], ""),
+        "icon": "webhook",
+    }
+
+
+def _metric(entry: Mapping[str, Any]) -> str | None:
+    """Return the figure that counts a hit of a timeline."""
+    if entry["late"]:
+        return "late_hits"
+    if entry["verdict"] != "human":
+        return f"{entry['verdict']}_hits"
+    return None if entry["disabled"] else "clicks"
+
+
+def _earlier(entry: Mapping[str, Any]) -> str:
+    if entry.get("first_verdict") is None:
+        return ""
+    return f" Its verdict was {entry['first_verdict']} before ({entry['first_rule']})."
+
+
+def _delivery_text(entry: Mapping[str, Any]) -> str:
+    attempts = entry["attempts"]
+    tried = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+    answer = entry["last_error"] or (f"HTTP {entry['last_status']}" if entry["last_status"] else "")
+    return f"To {entry['tracker']}, {tried}{', ' + answer if answer else ''}."
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/messages/{id:path}", message, post=reveal_number, post_role=Role.SUPPORT, all_applications=False
+    ),
+]

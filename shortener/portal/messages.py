@@ -1,0 +1,117 @@
+"""GET /portal/{app}/messages: messages, found by state, campaign, number or figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.phone_numbers import normalise_number
+from shortener.model import State
+from shortener.portal.clicks import country_of
+from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.reporting.messages import MessageFilter, MessageMetric, MessagePage, list_messages, serialize_message
+
+METRICS: dict[MessageMetric, str] = {
+    "messages": "All messages",
+    "sent": "Sent",
+    "delivered": "Delivered",
+    "read": "Read",
+    "failed": "Failed or expired",
+    "clicked_messages": "Clicked",
+}
+#: How each state is shown: its label, and the kind of its badge.
+STATES = {
+    State.CREATED.name: ("Created", ""),
+    State.SENT.name: ("Sent", ""),
+    State.FAILED.name: ("Failed", "bad"),
+    State.EXPIRED.name: ("Expired", "bad"),
+    State.DELIVERED.name: ("Delivered", "good"),
+    State.READ.name: ("Read", "good"),
+    State.CLICKTHRU.name: ("Clicked", "accent"),
+}
+CSV_COLUMNS = (
+    "message_id",
+    "to",
+    "from",
+    "campaign",
+    "source",
+    "country",
+    "state",
+    "report_status",
+    "reason_code",
+    "reason_description",
+    "created_at",
+    "sent_at",
+    "delivered_at",
+    "read_at",
+    "failed_at",
+    "clicked_at",
+    "encoding",
+    "segments",
+    "mt_price",
+)
+_METRIC = FilterField("metric", "Show", METRICS, is_common=True)
+_STATE = FilterField("state", "State now", {name: label for name, (label, _) in STATES.items()})
+FIELDS = (
+    _METRIC,
+    FilterField("campaign", "Campaign", is_common=True),
+    FilterField("to", "Phone number", is_common=True),
+    _STATE,
+    FilterField("country", "Country of the number (code)"),
+    FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
+)
+
+
+async def messages(visit: Visit) -> Response:
+    """List messages, newest first. The CSV has complete numbers with `numbers=1`, which the audit log records."""
+    reveal = visit.is_csv and visit.get("numbers") == "1" and visit.may(Role.SUPPORT)
+    source = _source(visit, reveal=reveal)
+    return await show_list(visit, "messages.html", source, FIELDS, title="Messages", states=STATES, metrics=METRICS)
+
+
+def _source(visit: Visit, *, reveal: bool) -> ListSource:
+    since, until = slots_of(visit)
+    metric, state, number = choice(visit, _METRIC), choice(visit, _STATE), _number(visit)
+
+    def read(connection: Connection, application_id: int, limit: int, below: int | None) -> MessagePage:
+        filters = MessageFilter(
+            application_id,
+            state=None if state is None else State[state],
+            to=number,
+            campaign=campaign_of(visit),
+            source=visit.get("source"),
+            country=country_of(visit),
+            since=since,
+            until=until,
+            metric=metric or "messages",  # type: ignore[arg-type] # `choice` allows only these names
+            basis=visit.period.basis,
+        )
+        return list_messages(connection, filters, limit, below)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        return serialize_message(listed.row, reveal=reveal)
+
+    def extra(page: Any, row: Any) -> dict[str, Any]:
+        return serialize_message(row, reveal=False)
+
+    return ListSource("messages", read, CSV_COLUMNS, serialize, lambda row: row.created_at, extra)
+
+
+def _number(visit: Visit) -> str | None:
+    """Return the phone number of the query in E.164. Raise ApiError INVALID_REQUEST."""
+    text = visit.get("to")
+    if text is None:
+        return None
+    digits = "".join(character for character in text if character.isdigit())
+    number = normalise_number("+" + digits) if 7 <= len(digits) <= 15 else None
+    if number is None:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number such as +14085550100")])
+    return number
+
+
+PAGES = [PortalPage("/portal/{app}/messages", messages, csv=True, navigation=NavigationItem("Messages", "message-square", 20))]

@@ -1,0 +1,44 @@
+"""Why a hit has its verdict, in a sentence for people who do not know the rules."""
+# Tested by tests/portal/test_clicks.py
+
+from __future__ import annotations
+
+#: For each rule: what it found, as the end of the sentence "Not counted as a click: ...".
+REASONS = {
+    "browser": "a browser opened the link as people do",
+    "confirmed": "the visitor pressed the button of the confirmation page",
+    "awaiting_confirmation": "the visitor saw the confirmation page and did not press its button",
+    "method": "the request only asked whether the link exists (not a GET request)",
+    "prefetch": "a browser or an app loaded the link in advance; nobody had opened it",
+    "empty_agent": "the client did not say which program it is",
+    "link_preview": "a messaging app fetched a preview of the link",
+    "crawler": "the client is a known crawler or a program that fetches pages",
+    "program": "the client calls itself a program, such as a monitor or a test tool",
+    "no_browser": "the client names no browser",
+    "old_desktop": "the client claims to be a desktop browser so old that only preview services still use its name",
+    "soon_after_sent": "it came sooner after sending than people can react",
+    "soon_after_delivered": "it came too close to the delivery of the message for a person",
+    "before_sent": "the message was not reported as sent at that time",
+    "many_recipients": "one address opened the links of too many recipients within a minute",
+    "all_links_at_once": "one address opened every link of the message within a second",
+    "hosting_network": "the address belongs to a data centre",
+}
+RESULTS = {
+    "clicks": ("Click", "good"),
+    "suspected_hits": ("Suspected", "warn"),
+    "ignored_hits": ("Ignored", ""),
+    "late_hits": ("After expiry", ""),
+    None: ("Link disabled", ""),
+}
+
+
+def explain(rule: str, metric: str | None) -> str:
+    """Return why a hit counts as `metric`, as one sentence."""
+    reason = REASONS.get(rule, f"the rule {rule} matched")
+    if metric == "clicks":
+        return f"Counted as a click: {reason}."
+    if metric == "late_hits":
+        return "Not counted as a click: the link had expired."
+    if metric is None:
+        return "Not counted: the link was disabled at that time."
+    return f"Not counted as a click: {reason}."
