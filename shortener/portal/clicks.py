@@ -70,11 +70,11 @@ def _source(visit: Visit) -> ListSource:
     def serialize(listed: ListedRow) -> dict[str, Any]:
         return serialize_hit(listed.row, service.click_ids.encode, networks)
 
-    def extra(page: Any, row: Any) -> dict[str, Any]:
+    def describe(page: Any, row: Any) -> dict[str, Any]:
         fields = serialize_hit(row, service.click_ids.encode, networks)
         return {**fields, "sentence": explain(row.rule, fields["counts_as"])}
 
-    return ListSource("clicks", read, HIT_CSV_COLUMNS, serialize, lambda row: row.at, extra)
+    return ListSource("clicks", read, HIT_CSV_COLUMNS, serialize, lambda row: row.at, describe)
 
 
 def country_of(visit: Visit) -> str | None:

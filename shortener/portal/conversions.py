@@ -1,4 +1,4 @@
-"""GET /portal/{app}/conversions and /portal/{app}/conversions/refused: conversions with their changes, and reports that were refused."""
+"""GET /portal/{app}/conversions and its page `refused`: conversions with their changes, and reports that were refused."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def _conversions(visit: Visit) -> ListSource:
         )
         return list_conversions(connection, filters, limit, below)
 
-    def extra(page: Any, row: Any) -> dict[str, Any]:
+    def describe(page: Any, row: Any) -> dict[str, Any]:
         return serialize_listed(row, page.revisions.get(row.id, ()), encode_click)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        fields: dict[str, Any] = dict(listed.extra)
+        fields: dict[str, Any] = dict(listed.details)
         fields["revisions"] = len(fields["revisions"])
         fields["metadata"] = "" if not fields["metadata"] else str(fields["metadata"])
         return fields
 
-    return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, extra)
+    return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, describe)
 
 
 async def refused(visit: Visit) -> Response:
@@ -96,14 +96,14 @@ def _refused(visit: Visit) -> ListSource:
             connection, application_id, limit, below, since=period.since, until=period.until, reason=visit.get("reason")
         )
 
-    def extra(page: Any, row: Any) -> dict[str, Any]:
+    def describe(page: Any, row: Any) -> dict[str, Any]:
         return serialize_refused(row)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        fields = dict(listed.extra)
+        fields = dict(listed.details)
         return {**fields, "details": str(fields["details"] or ""), "parameters": str(fields["parameters"])}
 
-    return ListSource("refused-conversions", read, REFUSED_COLUMNS, serialize, lambda row: row.received_at, extra)
+    return ListSource("refused-conversions", read, REFUSED_COLUMNS, serialize, lambda row: row.received_at, describe)
 
 
 PAGES = [

@@ -42,11 +42,11 @@ ReadPage = Callable[[Connection, int, int, int | None], ListPage]
 
 @dataclass(frozen=True, slots=True)
 class ListedRow:
-    """A row with the application that it belongs to. `extra` is what `ListSource.extra` returned for it."""
+    """A row with the application that it belongs to. `details` is what `ListSource.describe` returned for it."""
 
     application_id: int
     row: Any
-    extra: Any = None
+    details: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +94,14 @@ class ListSource:
     """Where the rows of a list come from, and how they look as CSV.
 
     `serialize` returns the columns of a row by name. The first of `times` is also written in the time zone of the page, in the
-    column `local_time`. `extra` returns what a row needs besides its columns, from the page that contains it."""
+    column `local_time`. `describe` returns what a row needs besides its columns, from the page that contains it."""
 
     noun: str
     read: ReadPage
     columns: Sequence[str]
     serialize: Callable[[ListedRow], Mapping[str, Any]]
     time: Callable[[Any], datetime]
-    extra: Callable[[Any, Any], Any] = lambda page, row: None
+    describe: Callable[[Any, Any], Any] = lambda page, row: None
 
 
 def slots_of(visit: Visit) -> tuple[datetime, datetime]:
@@ -134,7 +134,7 @@ async def show_list(visit: Visit, template: str, source: ListSource, fields: Seq
             break
         page = await _read(visit, source, ROWS, page.next)
     listing = Listing(
-        page.rows, cursors.encode(page.next), cursor is None, fields, _chips(visit, fields), dict(visit.request.query_params)
+        page.rows, cursors.encode(page.next), cursor is None, fields, chips(visit, fields), dict(visit.request.query_params)
     )
     return visit.render(template, listing=listing, **context)
 
@@ -181,7 +181,7 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [
-        ListedRow(application, row, source.extra(page, row))
+        ListedRow(application, row, source.describe(page, row))
         for application, page in pages
         for row in page.rows
         if lowest is None or row.id >= lowest
@@ -194,16 +194,17 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
     return MergedPage(rows, lowest)
 
 
-def _chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
-    chips = []
+def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
+    """Return the filters that the query of a page sets."""
+    found = []
     for one in fields:
         value = visit.get(one.name)
         if value is not None:
             shown = value if one.choices is None else one.choices.get(value, value)
-            chips.append(Chip(one.label, shown, visit.here(**{one.name: None})))
+            found.append(Chip(one.label, shown, visit.here(**{one.name: None})))
     if visit.get("no_campaign"):
-        chips.append(Chip("Campaign", "none", visit.here(no_campaign=None)))
-    return chips
+        found.append(Chip("Campaign", "none", visit.here(no_campaign=None)))
+    return found
 
 
 def choice(visit: Visit, one: FilterField) -> str | None:

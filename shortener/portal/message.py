@@ -43,7 +43,7 @@ async def _show(visit: Visit, *, reveal: bool) -> Response:
         is_revealed=reveal,
         may_reveal=visit.may(Role.SUPPORT) and bool(status.message.to_address),
         states=STATES,
-        entries=[_describe(entry) for entry in entries],
+        timeline=[_describe(entry) for entry in entries],
         results=RESULTS,
     )
 
@@ -129,7 +129,5 @@ def _delivery_text(entry: Mapping[str, Any]) -> str:
 
 
 PAGES = [
-    PortalPage(
-        "/portal/{app}/messages/{id:path}", message, post=reveal_number, post_role=Role.SUPPORT, all_applications=False
-    ),
+    PortalPage("/portal/{app}/messages/{id:path}", message, post=reveal_number, post_role=Role.SUPPORT, all_applications=False),
 ]

@@ -63,6 +63,8 @@ FIELDS = (
     FilterField("to", "Phone number", is_common=True),
     _STATE,
     FilterField("country", "Country of the number (code)"),
+    FilterField("destination", "Destination (host and path)"),
+    FilterField("label", "Label"),
     FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
 )
 
@@ -86,6 +88,8 @@ def _source(visit: Visit, *, reveal: bool) -> ListSource:
             campaign=campaign_of(visit),
             source=visit.get("source"),
             country=country_of(visit),
+            destination=visit.get("destination"),
+            label=visit.get("label"),
             since=since,
             until=until,
             metric=metric or "messages",  # type: ignore[arg-type] # `choice` allows only these names
@@ -96,10 +100,10 @@ def _source(visit: Visit, *, reveal: bool) -> ListSource:
     def serialize(listed: ListedRow) -> dict[str, Any]:
         return serialize_message(listed.row, reveal=reveal)
 
-    def extra(page: Any, row: Any) -> dict[str, Any]:
+    def describe(page: Any, row: Any) -> dict[str, Any]:
         return serialize_message(row, reveal=False)
 
-    return ListSource("messages", read, CSV_COLUMNS, serialize, lambda row: row.created_at, extra)
+    return ListSource("messages", read, CSV_COLUMNS, serialize, lambda row: row.created_at, describe)
 
 
 def _number(visit: Visit) -> str | None:

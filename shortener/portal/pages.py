@@ -16,12 +16,17 @@ from shortener.portal.page import PortalPage
 MODULES = (
     "admin_audit",
     "admin_operators",
+    "campaigns",
     "clicks",
+    "conversions",
     "home",
+    "links",
     "me",
     "message",
     "messages",
+    "open_link",
     "overview",
+    "search",
     "signin",
     "welcome",
 )

@@ -59,6 +59,11 @@ def _cell(value: Any) -> object:
     return escape_formula(value) if isinstance(value, str) else value
 
 
+def format_lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows as CSV. Text that a spreadsheet would run as a formula is escaped."""
+    return _lines([[_cell(value) for value in row] for row in rows]).encode()
+
+
 def _lines(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)

@@ -21,9 +21,10 @@ from shortener.clicks.user_agents import browser_name, parse_device
 from shortener.ids import first_id_at
 from shortener.model import HitFlag, Verdict
 from shortener.reporting.counts import slot_edges
+from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
-from shortener.storage.schema import cohorts, first_clicks, hits, link_sets, links, messages, other_hits
+from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
 from shortener.storage.types import to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that one page examines.
@@ -241,15 +242,3 @@ def _metric_conditions(metric: HitMetric | None) -> list[ColumnElement[bool]]:
     if metric == "clicked_links":
         return [and_(IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))]
     return [HIT_METRIC.in_([metric])]
-
-
-def find_link_sets(connection: Connection, filters: Any) -> list[int]:
-    """Return the ids of the link sets with one link that has this destination and this label."""
-    statement = select(link_sets.c.id, link_sets.c.links).where(link_sets.c.application_id == filters.application_id)
-    if filters.campaign is not None:
-        statement = statement.where(link_sets.c.campaign == filters.campaign)
-    return [
-        row.id
-        for row in connection.execute(statement)
-        if any(filters.destination in (None, destination) and filters.label in (None, label) for destination, label in row.links)
-    ]

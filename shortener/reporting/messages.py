@@ -20,9 +20,10 @@ from shortener.ids import first_id_at
 from shortener.logs import mask
 from shortener.model import State
 from shortener.reporting.counts import slot_edges
+from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
-from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
+from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, links, messages
 from shortener.storage.types import to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that one page examines for conditions without an index.
@@ -40,7 +41,8 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
     """Conditions of a list of messages. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
-    `country` is the ISO 3166 code of the recipient's country, "" for an unknown one.
+    `country` is the ISO 3166 code of the recipient's country, "" for an unknown one. `destination` (host and path) and
+    `label` belong to one link of the message.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
     complete time slots, and `basis` decides whether it refers to the time of the event or of the message."""
@@ -51,6 +53,8 @@ class MessageFilter:
     campaign: str | None = None
     source: str | None = None
     country: str | None = None
+    destination: str | None = None
+    label: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     metric: MessageMetric | None = None
@@ -167,6 +171,9 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
         unindexed += [messages.c.state == int(filters.state), ~is_clicked()]
     if filters.metric not in (None, "messages"):
         unindexed.append(_has_metric(filters))
+    if filters.destination is not None or filters.label is not None:
+        sets = find_link_sets(connection, filters)
+        unindexed.append(exists().where(links.c.message_id == messages.c.id, links.c.link_set_id.in_(sets)))
     of_cohort = [cohorts.c.application_id == filters.application_id]
     if filters.campaign is not None:
         of_cohort.append(cohorts.c.campaign == filters.campaign)

@@ -1,0 +1,159 @@
+"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: campaigns side by side, by send date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, select
+from starlette.responses import Response
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.portal.charts import Bar
+from shortener.portal.listing import campaign_query
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.periods import local_days
+from shortener.portal.router import csv_download
+from shortener.reporting.csv_lists import format_lines
+from shortener.reporting.figures import Figures
+from shortener.reporting.rollups import Basis
+from shortener.reporting.statistics import StatisticsFilter, by_country, campaign_page, daily, totals
+from shortener.storage.schema import cohorts
+from shortener.times import end_of, start_of
+from shortener.web.paging import Cursors
+
+ROWS = 25
+MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
+_COUNTED = ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions")
+#: How many seconds after sending the comparison counts the clicked messages.
+_WITHIN = {"1 minute": 60, "10 minutes": 600, "1 hour": 3600, "6 hours": 21_600, "1 day": 86_400}
+_CSV_COLUMNS = ("campaign", *_COUNTED, "delivery_rate", "click_rate", "conversion_rate", "value")
+
+
+def _scope(visit: Visit, campaign: str | None = None) -> StatisticsFilter:
+    """Return the filter of the statistics. Campaigns are counted by send date, unless the query chooses the time of the event."""
+    period = visit.period
+    basis = period.basis if visit.get("basis") else Basis.SENT
+    return StatisticsFilter(visit.application_id, period.since, period.until, campaign=campaign, basis=basis)
+
+
+def _basis(visit: Visit) -> str:
+    return _scope(visit).basis.name.lower()
+
+
+async def campaigns(visit: Visit) -> Response:
+    """List the campaigns with counts in the period, newest first."""
+    if visit.is_csv:
+        return await _download(visit)
+    cursors = Cursors(visit.service.secret, "portal campaigns")
+    scope, below = _scope(visit), cursors.decode(visit.get("cursor"))
+    page = await visit.service.database.read(campaign_page, scope, ROWS, below)
+    chosen = [name for name in visit.request.query_params.getlist("compare") if name][:MAX_COMPARED]
+    compared = []
+    for name in chosen:
+        report = await visit.service.database.read(totals, _scope(visit, name))
+        compared.append((name, report.groups.get(None, Figures())))
+    return visit.render(
+        "campaigns.html",
+        title="Campaigns",
+        campaigns=page.campaigns,
+        complete=page.complete,
+        next_cursor=cursors.encode(page.next),
+        is_first=below is None,
+        compared=compared,
+        within=_WITHIN,
+        clicked_within={name: _within(figures) for name, figures in compared},
+        basis=_basis(visit),
+        campaign_query=campaign_query,
+        max_compared=MAX_COMPARED,
+    )
+
+
+def _within(figures: Figures) -> list[int]:
+    """Return the clicked messages up to each time of _WITHIN, as running totals."""
+    running = 0
+    found = []
+    for number in figures.clicked_within(tuple(_WITHIN.values()))[:-1]:
+        running += number
+        found.append(running)
+    return found
+
+
+async def _download(visit: Visit) -> Response:
+    service, scope = visit.service, _scope(visit)
+    await service.database.write(visit.audit, "list_exported", "campaigns", after=dict(visit.request.query_params))
+    first = await service.database.read(campaign_page, scope, ROWS, None)
+
+    async def lines() -> Any:
+        yield format_lines([_CSV_COLUMNS])
+        page = first
+        while True:
+            yield format_lines([_csv_row(name, figures) for name, figures in page.campaigns])
+            if page.next is None:
+                return
+            page = await service.database.read(campaign_page, scope, ROWS, page.next)
+
+    return csv_download(visit, lines(), "campaigns")
+
+
+def _csv_row(name: str, figures: Figures) -> list[object]:
+    value = " ".join(f"{amount:f} {currency}".strip() for currency, amount in figures.value.items() if amount)
+    rates = figures.delivery_rate, figures.click_rate, figures.conversion_rate
+    return [name, *(figures[metric] for metric in _COUNTED), *rates, value]
+
+
+async def campaign(visit: Visit) -> Response:
+    """Show one campaign: its figures, clicks by day, the time to click, and countries."""
+    name = visit.path["name"]
+    scope = _scope(visit, name)
+
+    def read(connection: Connection) -> Any:
+        return (
+            totals(connection, scope),
+            daily(connection, scope, visit.period.zone),
+            by_country(connection, scope),
+        )
+
+    whole, days, countries = await visit.service.database.read(read)
+    figures = whole.groups.get(None, Figures())
+    if not any(figures.counted.values()) and not await visit.service.database.read(_exists, visit.application_id, name):
+        raise ApiError(ErrorCode.NOT_FOUND, "This application has no campaign with this name.")
+    return visit.render(
+        "campaign.html",
+        title=f"Campaign {name}",
+        name=name,
+        figures=figures,
+        complete=whole.complete,
+        bars=_bars(visit, days.groups, name),
+        countries=sorted(countries.groups.items(), key=lambda group: (-group[1]["messages"], group[0])),
+        within=list(zip(_WITHIN, _within(figures), strict=True)),
+        basis=_basis(visit),
+    )
+
+
+def _exists(connection: Connection, application_id: int, name: str) -> bool:
+    known = select(cohorts.c.id).where(cohorts.c.application_id == application_id, cohorts.c.campaign == name).limit(1)
+    return connection.scalar(known) is not None
+
+
+def _bars(visit: Visit, days: Any, name: str) -> list[Bar]:
+    period = visit.period
+    bars = []
+    for day in local_days(period.since, period.until, period.zone):
+        since, until = max(start_of(day, period.zone), period.since), min(end_of(day, period.zone), period.until)
+        query = {**period.query(since, until), "basis": _basis(visit), "metric": "clicks", "campaign": name}
+        value = days.get(day, Figures())["clicks"]
+        href = visit.link("clicks", keep=False, **query)
+        bars.append(Bar(f"{day:%-d %b}", f"{day:%a %-d %b %Y}", value, href, is_partial=until >= visit.now))
+    return bars
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/campaigns",
+        campaigns,
+        csv=True,
+        all_applications=False,
+        navigation=NavigationItem("Campaigns", "megaphone", 20),
+    ),
+    PortalPage("/portal/{app}/campaigns/{name:path}", campaign, all_applications=False),
+]

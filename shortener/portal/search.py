@@ -1,0 +1,124 @@
+"""GET /portal/search: find a message, link, click, event or campaign by what somebody has in hand.
+
+The search accepts a message id, a phone number, a short URL or its code, a click id, an event id, and the name of a campaign. Each
+is looked up with an index in every application that the operator may see. With a single result, the page of the result is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection, select
+from starlette.responses import Response
+
+from shortener.clicks.path import code_behind_prefix, code_of
+from shortener.ids import ClickIds
+from shortener.messages.phone_numbers import normalise_number
+from shortener.portal.page import PortalPage, Visit, url
+from shortener.reporting.event_list import find_event
+from shortener.storage.schema import cohorts, hits, links, messages
+
+MAX_LENGTH = 300
+_NUMBER = re.compile(r"\+?[0-9][0-9 ()./-]{5,24}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One result: what it is, its name, and the URL of its page."""
+
+    kind: str
+    name: str
+    href: str
+    application_id: int
+
+
+async def search(visit: Visit) -> Response:
+    """Show what a text names, or go to its page if it names one thing."""
+    text = (visit.get("q") or "")[:MAX_LENGTH]
+    found: Sequence[Found] = ()
+    if text:
+        applications = [application.id for application in visit.applications]
+        found = await visit.service.database.read(find, text, applications, visit.service.click_ids)
+        if len(found) == 1:
+            return visit.redirect(found[0].href)
+    names = {application.id: application.name for application in visit.applications}
+    return visit.render("search.html", title="Search", text=text, found=found, names=names)
+
+
+def find(connection: Connection, text: str, applications: Sequence[int], click_ids: ClickIds) -> list[Found]:
+    """Return everything in these applications that a text names."""
+    found: list[Found] = []
+    for application_id in applications:
+        found += _in_application(connection, text, application_id)
+    found += _links(connection, text, applications)
+    hit_id = click_ids.decode(text)
+    if hit_id is not None:
+        found += _hits(connection, hit_id, applications)
+    return found
+
+
+def _in_application(connection: Connection, text: str, application_id: int) -> list[Found]:
+    found = []
+    m = messages.c
+    by_id = select(m.message_id).where(m.application_id == application_id, m.message_id == text)
+    if connection.scalar(by_id) is not None:
+        found.append(Found("Message", text, _page(application_id, f"messages/{text}"), application_id))
+    if _NUMBER.fullmatch(text):
+        number = normalise_number("+" + re.sub(r"\D", "", text))
+        to = select(m.id).where(m.to_address == number, m.application_id + 0 == application_id).limit(1)
+        if connection.scalar(to) is not None:
+            query = {"to": number, "period": "365d"}
+            found.append(Found("Messages to", number, _page(application_id, "messages", query), application_id))
+    c = cohorts.c
+    if connection.scalar(select(c.id).where(c.application_id == application_id, c.campaign == text).limit(1)) is not None:
+        found.append(Found("Campaign", text, _page(application_id, f"campaigns/{text}", {"period": "365d"}), application_id))
+    if text.startswith("evt_"):
+        event = find_event(connection, application_id, text)
+        if event is not None and event[0].row.message_id is not None:
+            message_id = event[0].row.message_id
+            found.append(Found("Message of event", text, _page(application_id, f"messages/{message_id}"), application_id))
+    return found
+
+
+def _links(connection: Connection, text: str, applications: Sequence[int]) -> list[Found]:
+    """Return the link that a short URL or a code names."""
+    try:
+        path = urlsplit(text).path if "/" in text else f"/{text}"
+    except ValueError:
+        return []
+    if "://" not in text and "/" in text:
+        path = "/" + text.partition("/")[2]
+    behind = code_behind_prefix(path)
+    codes = {code for code in (code_of(path), behind[1] if behind else None) if code}
+    c = links.c
+    rows = connection.execute(select(c.code, c.application_id).where(c.code.in_(codes))).all() if codes else []
+    return [
+        Found("Link", row.code, _page(row.application_id, f"links/{row.code}"), row.application_id)
+        for row in rows
+        if row.application_id in applications
+    ]
+
+
+def _hits(connection: Connection, hit_id: int, applications: Sequence[int]) -> list[Found]:
+    statement = (
+        select(links.c.application_id, messages.c.message_id)
+        .join_from(hits, links, links.c.id == hits.c.link_id)
+        .join(messages, messages.c.id == links.c.message_id)
+        .where(hits.c.id == hit_id)
+    )
+    return [
+        Found("Message of the click", row.message_id, _page(row.application_id, f"messages/{row.message_id}"), row.application_id)
+        for row in connection.execute(statement)
+        if row.application_id in applications
+    ]
+
+
+def _page(application_id: int, path: str, query: dict[str, Any] | None = None) -> str:
+    return url(f"/portal/{application_id}/{path}", query)
+
+
+PAGES = [PortalPage("/portal/search", search, role=None)]

@@ -1,0 +1,149 @@
+"""Tests that every figure of the portal equals the number of rows of the list that it links to."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shortener.cli.demo_traffic import DemoClock, fill
+from shortener.container import Service, open_service
+from shortener.portal import listing
+from shortener.portal.listing import ListedRow, ListSource, merge
+from shortener.portal.operators import Role
+from shortener.settings import Settings
+from tests.conftest import NOON, client_of
+from tests.portal.conftest import SAME_ORIGIN, accept, invite, log
+
+FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
+
+
+@dataclass
+class DemoPortal:
+    """An installation with demo traffic and the browser of an operator."""
+
+    service: Service
+    browser: httpx.AsyncClient
+    api_key: str
+
+    async def figures(self, page: str) -> list[tuple[str, int, str]]:
+        """Return (name, value, URL) of each figure of a page."""
+        response = await self.browser.get(page)
+        assert response.status_code == 200, response.text
+        return [(name, int(value), html.unescape(href)) for name, value, href in FIGURE.findall(response.text)]
+
+    async def rows(self, href: str) -> list[dict[str, str]]:
+        """Return the rows of the CSV of a list."""
+        path, _, query = href.partition("?")
+        response = await self.browser.get(f"{path}.csv?{query}")
+        assert response.status_code == 200, response.text
+        return list(csv.DictReader(io.StringIO(response.text)))
+
+
+@pytest.fixture
+async def demo(tmp_path: Path) -> AsyncIterator[DemoPortal]:
+    clock = DemoClock(NOON)
+    service = await open_service(Settings(data_dir=tmp_path), clock=clock)
+    try:
+        service.recorder.start()
+        credentials = service.first_credentials
+        assert credentials is not None
+        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=60)
+        async with client_of(service, SAME_ORIGIN) as browser:
+            await accept(browser, await invite(service, "Ada", Role.ADMIN))
+            yield DemoPortal(service, browser, credentials.api_key)
+    finally:
+        await service.close(grace=1)
+
+
+PAGES = ("", "campaigns", "campaigns/order-updates", "campaigns?compare=order-updates")
+
+
+async def test_every_figure_equals_the_number_of_rows_behind_it_for_each_basis_and_period(demo: DemoPortal) -> None:
+    seen: dict[str, int] = {}
+    for page in PAGES:
+        for query in ("basis=event", "basis=sent", "basis=event&period=7d", "basis=sent&period=7d&tz=Asia/Kolkata"):
+            address = f"/portal/1/{page}{'&' if '?' in page else '?'}{query}"
+            for name, value, href in await demo.figures(address):
+                if href not in seen:
+                    seen[href] = len(await demo.rows(href))
+                assert seen[href] == value, (address, name, href)
+    assert len(seen) > 100
+
+
+async def test_a_filter_of_the_overview_filters_the_rows_of_its_figures(demo: DemoPortal) -> None:
+    for name, value, href in await demo.figures("/portal/1/?campaign=order-updates"):
+        assert len(await demo.rows(href)) == value, (name, href)
+
+
+async def test_the_lists_of_all_applications_contain_the_rows_of_each_application(demo: DemoPortal) -> None:
+    one = await demo.rows("/portal/1/messages?period=28d")
+    everything = await demo.rows("/portal/all/messages?period=28d")
+    assert len(one) == len(everything) > 0
+    assert {row["application"] for row in everything} == {"1"}
+
+
+async def test_an_export_is_recorded_in_the_audit_log_and_has_masked_numbers(demo: DemoPortal) -> None:
+    rows = await demo.rows("/portal/1/messages?period=28d")
+    assert all("…" in row["to"] for row in rows)
+    complete = await demo.rows("/portal/1/messages?period=28d&numbers=1")
+    assert all("…" not in row["to"] for row in complete)
+    exported = [row for row in await log(demo.service) if row.action == "list_exported"]
+    assert [row.after.get("numbers") for row in exported] == [None, "1"]
+
+
+async def test_the_local_time_of_a_csv_is_in_the_time_zone_of_the_page(demo: DemoPortal) -> None:
+    rows = await demo.rows("/portal/1/clicks?period=28d&tz=Asia/Kolkata")
+    assert rows
+    assert all(row["local_time"].endswith("+05:30") for row in rows)
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: int
+
+
+@dataclass(frozen=True)
+class _Page:
+    rows: list[_Row]
+    next: int | None
+
+
+def _source(ids: dict[int, list[int]], scanned: int) -> ListSource:
+    """Return a source whose pages examine `scanned` rows of an application, and find those with an even id."""
+
+    def read(connection: object, application: int, limit: int, below: int | None) -> _Page:
+        candidates = [number for number in sorted(ids[application], reverse=True) if below is None or number < below]
+        found = [number for number in candidates[:scanned] if number % 2 == 0]
+        if len(found) > limit:
+            return _Page([_Row(number) for number in found[:limit]], found[limit - 1])
+        floor = candidates[scanned - 1] if len(candidates) > scanned else None
+        return _Page([_Row(number) for number in found], floor)
+
+    return ListSource("rows", read, (), lambda listed: {}, lambda row: NOON)  # type: ignore[arg-type] # needs no database
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+@pytest.mark.parametrize("scanned", [2, 5, 100])
+def test_merged_pages_contain_every_row_of_every_application_once_and_in_order(limit: int, scanned: int) -> None:
+    ids = {1: list(range(0, 40, 1)), 2: list(range(100, 130)), 3: [50, 60, 62, 200, 500], 4: []}
+    source = _source(ids, scanned)
+    found: list[ListedRow] = []
+    below = None
+    while True:
+        page = merge(None, source, list(ids), limit, below)  # type: ignore[arg-type] # the source needs no connection
+        found += page.rows
+        if page.next is None:
+            break
+        assert below is None or page.next < below
+        below = page.next
+    expected = sorted((number for numbers in ids.values() for number in numbers if number % 2 == 0), reverse=True)
+    assert [listed.row.id for listed in found] == expected
+    assert listing.MAX_READS > 1
