@@ -1,4 +1,5 @@
 """GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: campaigns side by side, by send date."""
+# Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
 

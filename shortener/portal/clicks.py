@@ -1,4 +1,5 @@
 """GET /portal/{app}/clicks: the hits behind each figure of clicks, with the verdict of each hit in a sentence."""
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from shortener.model import Verdict
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.verdict_texts import REASONS, RESULTS, explain
-from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitMetric, HitPage, list_hits, serialize_hit
+from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitPage, list_hits, serialize_hit
 
-METRICS: dict[HitMetric, str] = {
+METRICS: dict[str, str] = {
     "clicks": "Clicks by people",
     "clicked_messages": "First click of each message",
     "clicked_links": "First click of each link",

@@ -1,4 +1,5 @@
 """GET /portal/{app}/conversions and its page `refused`: conversions with their changes, and reports that were refused."""
+# Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.portal.clicks import country_of
-from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
+from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.reporting.conversions import (
     CONVERSION_COLUMNS,
@@ -37,6 +38,8 @@ FIELDS = (
     FilterField("transaction", "Transaction id"),
     FilterField("message", "Message id"),
     FilterField("country", "Country of the number (code)"),
+    FilterField("destination", "Destination (host and path)"),
+    FilterField("label", "Label"),
     FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
     FilterField("warnings", "Warnings", {"1": "Only with warnings"}),
 )
@@ -50,19 +53,22 @@ async def conversions(visit: Visit) -> Response:
 
 
 def _conversions(visit: Visit) -> ListSource:
-    since, until = slots_of(visit)
+    period = visit.period
     disposition = choice(visit, _DISPOSITION)
     encode_click = visit.service.click_ids.encode
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> ConversionPage:
         filters = ConversionFilter(
             application_id,
-            since=since,
-            until=until,
-            basis=visit.period.basis,
+            since=period.since,
+            until=period.until,
+            is_figure=True,
+            basis=period.basis,
             campaign=campaign_of(visit),
             source=visit.get("source"),
             country=country_of(visit),
+            destination=visit.get("destination"),
+            label=visit.get("label"),
             action=visit.get("action"),
             status=visit.get("status"),
             disposition=disposition,

@@ -1,4 +1,5 @@
 """GET /portal/{app}/links and /portal/{app}/links/{code}: links, and one link with its clicks and changes."""
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 

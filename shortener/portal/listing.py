@@ -11,7 +11,7 @@ import heapq
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -20,20 +20,11 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.page import Visit
 from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
-from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
+from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows of a page.
 MAX_READS = 5  # How often a page continues to read while no row matches.
-
-
-class ListPage(Protocol):
-    """A page of a list of `shortener.reporting`. `next`: the next page has ids below this one; None on the last page."""
-
-    @property
-    def rows(self) -> Sequence[Any]: ...
-    @property
-    def next(self) -> int | None: ...
 
 
 #: Reads a page of one application: (connection, application id, limit, the id that all rows are below or None).

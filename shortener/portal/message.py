@@ -1,4 +1,5 @@
 """/portal/{app}/messages/{id}: everything that happened to one message, as a timeline."""
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """GET /portal/{app}/messages: messages, found by state, campaign, number or figure."""
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from shortener.portal.clicks import country_of
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.reporting.messages import MessageFilter, MessageMetric, MessagePage, list_messages, serialize_message
+from shortener.reporting.messages import MessageFilter, MessagePage, list_messages, serialize_message
 
-METRICS: dict[MessageMetric, str] = {
+METRICS: dict[str, str] = {
     "messages": "All messages",
     "sent": "Sent",
     "delivered": "Delivered",

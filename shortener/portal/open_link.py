@@ -3,7 +3,7 @@
 The URL is valid for ten minutes and needs no session, so that a phone can open it from a QR code. It responds with a redirect to
 the current destination and stores nothing. The real short link would count as a click of its recipient.
 """
-# Tested by tests/portal/test_links.py
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 

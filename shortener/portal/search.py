@@ -3,6 +3,7 @@
 The search accepts a message id, a phone number, a short URL or its code, a click id, an event id, and the name of a campaign. Each
 is looked up with an index in every application that the operator may see. With a single result, the page of the result is shown.
 """
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Why a hit has its verdict, in a sentence for people who do not know the rules."""
-# Tested by tests/portal/test_clicks.py
+# Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 

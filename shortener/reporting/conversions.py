@@ -27,7 +27,7 @@ from shortener.conversions.status_words import WORDS, classify
 from shortener.ids import encode, first_id_at
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import escape_formula
-from shortener.reporting.hits import find_link_sets
+from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.messages import serialize_decimal
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis

@@ -23,7 +23,7 @@ from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
-from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, links, messages
+from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
 from shortener.storage.types import to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that one page examines for conditions without an index.
@@ -172,8 +172,7 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
     if filters.metric not in (None, "messages"):
         unindexed.append(_has_metric(filters))
     if filters.destination is not None or filters.label is not None:
-        sets = find_link_sets(connection, filters)
-        unindexed.append(exists().where(links.c.message_id == messages.c.id, links.c.link_set_id.in_(sets)))
+        unindexed.append(messages.c.link_set_id.in_(find_link_sets(connection, filters)))
     of_cohort = [cohorts.c.application_id == filters.application_id]
     if filters.campaign is not None:
         of_cohort.append(cohorts.c.campaign == filters.campaign)

@@ -1,0 +1,162 @@
+"""Tests of the data pages: a message's timeline, links, clicks and the search."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import create_application
+from shortener.clicks.verdicts.request_rules import RULES
+from shortener.container import Service
+from shortener.portal.operators import Role
+from shortener.portal.verdict_texts import REASONS, explain
+from tests.portal.conftest import NewBrowser, SignIn, log
+
+HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
+PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
+
+
+async def send(service: Service, browser: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    """Rewrite a message through the API and return its response."""
+    credentials = service.first_credentials
+    assert credentials is not None
+    body = {"to": "+14085550123", "body": 'Offer: #track("https://shop.example/a?b=1")', **fields}
+    response = await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": credentials.api_key})
+    assert response.status_code == 200, response.text
+    message: dict[str, Any] = response.json()["messages"][0]
+    return message
+
+
+async def click(service: Service, browser: httpx.AsyncClient, code: str, agent: str = PHONE) -> None:
+    response = await browser.get(f"/{code}", headers={"User-Agent": agent})
+    assert response.status_code == 302
+
+
+async def test_the_timeline_of_a_message_explains_each_hit(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser, campaign="Spring")
+    code = message["links"][0]["code"]
+    await click(service, phone, code, "WhatsApp/2.24")
+    await click(service, phone, code)
+    page = await browser.get(f"/portal/1/messages/{message['message_id']}")
+    assert page.status_code == 200
+    assert "a messaging app fetched a preview of the link" in page.text
+    assert "First click" in page.text
+    assert "+14085550123" not in page.text
+
+
+async def test_the_complete_number_is_shown_to_support_only_and_the_audit_log_names_who_saw_it(
+    service: Service, sign_in: SignIn
+) -> None:
+    support = await sign_in("Sue", Role.SUPPORT, 1)
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    message = await send(service, support)
+    path = f"/portal/1/messages/{message['message_id']}"
+    assert "+14085550123" not in (await viewer.get(path)).text
+    assert (await viewer.post(path)).status_code == 403
+    revealed = await support.post(path)
+    assert revealed.status_code == 200
+    assert "+14085550123" in revealed.text
+    rows = [(row.action, row.operator, row.object) for row in await log(service) if row.action == "number_revealed"]
+    assert rows == [("number_revealed", "Sue", message["message_id"])]
+
+
+async def test_hostile_text_of_senders_visitors_and_trackers_is_shown_as_text(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser, campaign=HOSTILE, metadata={"note": HOSTILE})
+    code = message["links"][0]["code"]
+    await click(service, phone, code, f"Mozilla/5.0 {HOSTILE} Chrome/130 Safari/537")
+    credentials = service.first_credentials
+    assert credentials is not None
+    form = {"message_id": message["message_id"], "action": HOSTILE, "transaction_id": HOSTILE, "status": HOSTILE}
+    headers = {"X-Tracker-Token": credentials.tracker_token}
+    await browser.post("/api/v1/conversions", json=form, headers=headers)
+    await browser.post("/api/v1/conversions", json={**form, "message_id": HOSTILE}, headers=headers)
+    for path in (
+        "",
+        "clicks",
+        "messages",
+        f"messages/{message['message_id']}",
+        "conversions",
+        "conversions/refused",
+        "links",
+        f"links/{code}",
+        "campaigns",
+        "clicks?campaign=" + HOSTILE,
+    ):
+        page = await browser.get(f"/portal/1/{path}")
+        assert page.status_code == 200, (path, page.text)
+        assert "<script>alert" not in page.text, path
+        assert "<img src=x" not in page.text, path
+
+
+async def test_a_link_is_opened_without_a_click_for_ten_minutes(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser)
+    code = message["links"][0]["code"]
+    page = await browser.get(f"/portal/1/links/{code}")
+    (found,) = re.findall(r'href="(/portal/open/[^"]+)"', page.text)
+    opened = await phone.get(found)
+    assert (opened.status_code, opened.headers["location"]) == (302, "https://shop.example/a?b=1")
+    assert "Nobody has opened this link" in (await browser.get(f"/portal/1/links/{code}")).text
+    assert (await phone.get(found[:-2] + "AA")).status_code == 404
+    other = await send(service, browser)
+    forged = found.replace(code, other["links"][0]["code"])
+    assert (await phone.get(forged)).status_code == 404
+    expired = re.sub(r"\.[0-9a-f]+-", ".1-", found)
+    assert (await phone.get(expired)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["messages/x", "links/abcde", "campaigns/x"])
+async def test_a_page_of_something_that_does_not_exist_is_not_found(sign_in: SignIn, path: str) -> None:
+    browser = await sign_in()
+    assert (await browser.get(f"/portal/1/{path}")).status_code == 404
+
+
+async def test_a_filter_with_an_unknown_choice_is_rejected(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    for path in ("clicks?metric=x", "messages?state=x", "conversions?disposition=x", "links?state=x", "messages?to=abc"):
+        assert (await browser.get(f"/portal/1/{path}")).status_code == 400, path
+    assert (await browser.get("/portal/1/clicks?cursor=x")).status_code == 400
+
+
+async def test_the_search_finds_what_an_operator_has_in_hand(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    message = await send(service, browser, campaign="Spring sale")
+    link = message["links"][0]
+    target = f"/portal/1/messages/{message['message_id']}"
+    for text, expected in (
+        (message["message_id"], target),
+        ("+1 (408) 555-0123", "/portal/1/messages?to=%2B14085550123&period=365d"),
+        (link["code"], f"/portal/1/links/{link['code']}"),
+        (link["short_url"], f"/portal/1/links/{link['code']}"),
+        (link["short_url"].split("://")[1] + ".", f"/portal/1/links/{link['code']}"),
+        ("Spring sale", "/portal/1/campaigns/Spring%20sale?period=365d"),
+    ):
+        response = await browser.get("/portal/search", params={"q": text})
+        assert (response.status_code, response.headers.get("location")) == (303, expected), text
+    assert "Nothing has this name" in (await browser.get("/portal/search", params={"q": "nothing"})).text
+
+
+async def test_the_search_finds_nothing_of_an_application_that_the_operator_may_not_see(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in()
+    message = await send(service, admin)
+    credentials = service.first_credentials
+    assert credentials is not None
+    other = await service.database.write(create_application, "other", service.clock())
+    await service.directory.refresh()
+    outsider = await sign_in("Otto", Role.MANAGER, other.application_id)
+    for text in (message["message_id"], message["links"][0]["code"], "+14085550123"):
+        response = await outsider.get("/portal/search", params={"q": text})
+        assert "Nothing has this name" in response.text, text
+
+
+def test_every_rule_has_a_sentence() -> None:
+    assert {name for _, name in RULES} <= set(REASONS)
+    assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."
+    assert explain("method", "ignored_hits").startswith("Not counted as a click: ")
