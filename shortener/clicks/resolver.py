@@ -57,10 +57,8 @@ class Resolution(NamedTuple):
     unknown: bool = False  # no link has the code; the response is 404, or 302 to the fallback URL of the domain
 
 
-#: Names of rules: of a click that a person has confirmed, and of a hit that got the confirmation page and that no other rule
-#: suspects.
-CONFIRMED = "confirmed"
-AWAITING_CONFIRMATION = "awaiting_confirmation"
+CONFIRMED = "confirmed"  # The name of the rule for a click that a person has confirmed on the confirmation page.
+AWAITING_CONFIRMATION = "awaiting_confirmation"  # The rule for a hit that got the page and that no other rule suspects.
 
 UNKNOWN_LINK = Resolution(None, unknown=True)
 

@@ -173,7 +173,7 @@ class RedisLinkCache:
             await self._write_once(links[start : start + _MAX_COMMANDS], only_missing=False)
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry; none if Redis does not respond. An invalidated entry is an entry."""
+        """Return the codes that have no entry; none if Redis does not respond. Codes with an invalidated entry are left out."""
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:

@@ -103,7 +103,7 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
-    """Return the counts of each interval by country ("" if unknown). Countries without starts and ends are not included.
+    """Return the counts of each interval by country ("" if unknown). Countries without messages and conversions are left out.
 
     `intervals`: ranges of time slots that do not overlap, oldest first. Count deltas that are not folded yet are included, at most
     MAX_PENDING_ROWS rows of them."""

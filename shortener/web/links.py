@@ -115,7 +115,7 @@ class LinksExportQuery(Period):
         "minutes.",
     )
     basis: Literal["event", "sent"] = Field(
-        "event", description="Accepted as in the statistics. A link counts when its message was created, with either value."
+        "event", description="Has no effect: a link always counts when its message was created. The statistics have this parameter."
     )
     tz: TimeZoneName = "UTC"
 

@@ -131,6 +131,7 @@ def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(
         assert changed.status_code == 200, changed.text
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")], ids=" ".join)
 def test_the_folder_and_the_files_are_private_whichever_command_creates_them(tmp_path: Path, words: tuple[str, ...]) -> None:
     shell = Shell(tmp_path / "data")

@@ -83,6 +83,7 @@ async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_respons
     assert running.dispatcher.totals.rates_lowered > 0
 
 
+@pytest.mark.slow
 async def test_a_tracker_gets_no_more_than_max_per_second_deliveries_with_the_real_clock(
     running: Service, receiver: Receiver
 ) -> None:

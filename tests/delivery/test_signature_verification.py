@@ -139,6 +139,7 @@ async def captured(
     return first, second
 
 
+@pytest.mark.slow  # starts interpreters and the Go compiler
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("language", DRIVERS)
 async def test_the_code_in_the_signature_guide_verifies_real_deliveries(
@@ -167,6 +168,7 @@ async def test_the_code_in_the_signature_guide_verifies_real_deliveries(
     assert results == ["1 1", "1 1", "0 0"]
 
 
+@pytest.mark.slow  # installs packages of npm and starts Node
 @pytest.mark.parametrize("kind", SECRETS)
 async def test_the_published_node_libraries_verify_real_deliveries(
     service: Service,

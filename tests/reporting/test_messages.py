@@ -211,7 +211,7 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
 async def test_postgresql_uses_the_index_by_cohort_to_list_messages_of_an_old_campaign(
     postgresql: str, postgresql_template: str
 ) -> None:
-    """With separate conditions instead of a range of both index columns, PostgreSQL would read all newer messages backwards."""
+    """With separate conditions instead of a range of both index columns, PostgreSQL would read all messages that are newer."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
     put = BulkInsert(schema.messages, *columns, "encoding", "segments")

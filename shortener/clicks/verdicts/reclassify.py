@@ -299,7 +299,7 @@ class _EvidenceWindow:
         return ()
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """Return the new classification of a hit. Return None if the recorder used data that is not stored."""
+        """Return the new classification of a hit. Return None if the old one came from data that is not stored."""
         if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
