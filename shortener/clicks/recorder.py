@@ -5,8 +5,9 @@ share one commit. On an idle server, a hit does not wait for other hits.
 
 If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then
 read from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with
-its own time. At most `waiting_limit` hits wait; without an outage, the hits of the two batches in flight do not count. If the code
-cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
+its own time. At most `waiting_limit` hits wait; while the database is quick, the hits of the two batches in flight do not count.
+If the code cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not
+stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
 hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
@@ -28,7 +29,7 @@ from shortener.clicks.cache_restorer import CacheRestorer
 from shortener.clicks.dead_letters import DeadLetter
 from shortener.clicks.early_resolver import EarlyResolver
 from shortener.clicks.hit_spool import HitSpool
-from shortener.clicks.hit_writer import HitWriter
+from shortener.clicks.hit_writer import MAX_BATCH_HITS, HitWriter
 from shortener.clicks.outage import Outage, OutageState
 from shortener.clicks.overdue import OverdueQueue
 from shortener.clicks.recorder_totals import RecorderTotals
@@ -40,12 +41,14 @@ from shortener.jobs import TaskSupervisor
 from shortener.metrics import Metrics
 from shortener.model import Clock, utcnow
 from shortener.redis.link_cache import LinkCache, NoLinkCache
+from shortener.storage.batcher import MAX_IN_FLIGHT
 from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
 _GROUP_SECONDS = 0.05  # hits that become overdue within this time are resolved together
+_SLOW_PART = 0.25  # part of the deadline after which the database counts as slow, so that the hits of batches in flight count
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
 # Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
@@ -76,6 +79,8 @@ class Recorder:
         resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
+        # With fewer hits in the queue, the limit is not reached, whatever the batches in flight contain.
+        self._sure_room = max(waiting_limit - MAX_IN_FLIGHT * MAX_BATCH_HITS, 0)
         self._spool = spool
         self._database = database
         self._clock = clock
@@ -161,12 +166,23 @@ class Recorder:
                 return False
             waiting.is_in_batcher = False
             writer.put(waiting)
-        elif self._batcher.waiting < self._waiting_limit:
+        elif self._batcher.waiting < self._sure_room or self._has_room(waiting.overdue_at):
             self._batcher.put(waiting)
         else:
             return False
         self._overdue.append(waiting)
         return True
+
+    def _has_room(self, overdue_at: float) -> bool:
+        """Return whether the batcher may take another hit, which becomes overdue at this loop time.
+
+        The hits of the two batches in flight do not count while the database stores hits quickly: a burst of clicks must not be
+        dropped. If the oldest hit has waited for longer, they count, because the database may have stopped."""
+        if self._batcher.waiting >= self._waiting_limit:
+            return False
+        oldest = self._overdue.next_at()
+        is_slow = self._writer.is_failing or (oldest is not None and overdue_at - oldest > self._deadline * _SLOW_PART)
+        return not is_slow or len(self._batcher) < self._waiting_limit
 
     async def write_late(self, hits: Sequence[Hit]) -> None:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters.

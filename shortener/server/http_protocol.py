@@ -28,9 +28,11 @@ from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect, read_client_info
 from shortener.clicks.resolver import Hit, Resolution
 from shortener.errors import StoreUnavailable
+from shortener.ids import randbits
 from shortener.server.application import HttpApplication
 from shortener.server.client_timer import ClientTimer
 from shortener.server.connection_limits import ConnectionLimits
+from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.server.response_bytes import serialize_response
 
@@ -194,6 +196,20 @@ class RedirectProtocol(HttpToolsProtocol):
                 return
         self.bytes_queued += len(data)
         self.transport.write(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Send the response to bytes that are not a valid request, with a generated X-Request-Id, and close the connection."""
+        body = msg.encode("ascii")
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            (REQUEST_ID, request_id(b"", randbits(63))),
+        ]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + lines + b"\r\n" + body)
+        self.transport.close()
 
     def close_after_body(self) -> None:
         """Close the connection when the body of the latest request has been read.

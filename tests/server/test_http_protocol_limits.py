@@ -108,6 +108,7 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         writer.write(b"a")
         response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
         assert (status_of(response), response.rpartition(b"\r\n\r\n")[2]) == (400, b"The head of the request is too long.")
+        assert b"\r\nx-request-id: " in response
         await wait_until(lambda: not server.server.server_state.connections)
 
 

@@ -1,0 +1,169 @@
+"""Mixed load on running servers: rewrites, clicks, conversions, reports, changes of links and settings, all at the same time.
+
+`MixedLoad` records what the servers acknowledged. A request that ended without a response is uncertain: the servers may have
+processed it or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from tests.acceptance.nodes import crowd
+
+Reply = tuple[int, Any]  # the status and the JSON body of a response
+
+
+@dataclass
+class Acknowledged:
+    """What the servers acknowledged, and what is uncertain."""
+
+    messages: dict[str, str] = field(default_factory=dict)  # the code of the link by message_id
+    clicks: Counter[str] = field(default_factory=Counter)  # redirected clicks by code
+    uncertain_clicks: Counter[str] = field(default_factory=Counter)
+    conversions: dict[str, str] = field(default_factory=dict)  # the message_id by transaction_id
+    uncertain_conversions: set[str] = field(default_factory=set)
+    delivered: set[str] = field(default_factory=set)  # messages with an accepted delivery report
+    destinations: dict[str, set[str]] = field(default_factory=dict)  # the possible destinations of changed links, by code
+    settings: dict[str, set[Any]] = field(default_factory=dict)  # the possible values of changed settings
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  # responses by kind of request and status
+
+
+class MixedLoad:
+    """Mixed load on servers at `bases`. `api_key` and `tracker_token` are those of the only application."""
+
+    def __init__(self, bases: Sequence[str], api_key: str, tracker_token: str) -> None:
+        self.done = Acknowledged()
+        self._bases = list(bases)
+        self._api = {"X-API-Key": api_key}
+        self._tracker = {"X-Api-Token": tracker_token}
+        self._chance = random.Random(11)
+        self._numbers = iter(range(1, 1_000_000))
+        self._is_over = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run all kinds of requests until the end of the context."""
+        self._is_over = False
+        async with crowd(64) as session:
+            actors: list[Callable[[aiohttp.ClientSession, int], Coroutine[Any, Any, None]]] = [
+                *[self._rewrite] * 4,
+                *[self._click] * 10,
+                *[self._convert] * 3,
+                *[self._report] * 2,
+                *[self._change_link] * 2,
+                *[self._change_setting] * 3,
+            ]
+            tasks = [asyncio.create_task(self._repeat(actor, session, number)) for number, actor in enumerate(actors)]
+            try:
+                yield
+            finally:
+                self._is_over = True
+                await asyncio.gather(*tasks)
+
+    async def _repeat(
+        self, act: Callable[[aiohttp.ClientSession, int], Coroutine[Any, Any, None]], session: aiohttp.ClientSession, number: int
+    ) -> None:
+        while not self._is_over:
+            await act(session, number)
+            await asyncio.sleep(0.01)  # the pause between two requests of one client
+
+    async def _send(self, session: aiohttp.ClientSession, kind: str, method: str, path: str, **more: Any) -> Reply | None:
+        """Send a request to one of the servers. Return None if the connection ended before the response."""
+        try:
+            async with session.request(method, self._chance.choice(self._bases) + path, allow_redirects=False, **more) as answer:
+                is_json = answer.content_type == "application/json"
+                reply = answer.status, (await answer.json() if is_json else answer.headers.get("Location"))
+        except (aiohttp.ClientError, TimeoutError):
+            self.done.statuses[kind, 0] += 1
+            await asyncio.sleep(0.05)  # the server may be restarting
+            return None
+        self.done.statuses[kind, reply[0]] += 1
+        return reply
+
+    def _known(self) -> tuple[str, str] | None:
+        """Return a random acknowledged message and the code of its link."""
+        if not self.done.messages:
+            return None
+        message = self._chance.choice(list(self.done.messages))
+        return message, self.done.messages[message]
+
+    async def _rewrite(self, session: aiohttp.ClientSession, number: int) -> None:
+        ids = [f"m{next(self._numbers)}" for _ in range(3)]
+        body = {
+            "to": [f"+1408555{self._chance.randrange(10_000):04}" for _ in ids],
+            "message_id": ids,
+            "body": 'see #track("https://x.example/first")',
+            "campaign": f"campaign {number % 3}",
+        }
+        for _ in range(3):  # A pipeline repeats a request without a response; the message ids make that safe.
+            reply = await self._send(session, "rewrite", "POST", "/api/v1/rewrite", json=body, headers=self._api)
+            if reply is not None and reply[0] == 200:
+                for message in reply[1]["messages"]:
+                    code = message["links"][0]["code"]
+                    assert self.done.messages.setdefault(message["message_id"], code) == code, "a repeat gets the same code"
+                return
+
+    async def _click(self, session: aiohttp.ClientSession, number: int) -> None:
+        if (known := self._known()) is None:
+            return
+        _, code = known
+        reply = await self._send(session, "click", "GET", f"/{code}")
+        if reply is None:
+            self.done.uncertain_clicks[code] += 1
+        elif reply[0] == 302:
+            self.done.clicks[code] += 1
+
+    async def _convert(self, session: aiohttp.ClientSession, number: int) -> None:
+        if (known := self._known()) is None:
+            return
+        transaction = f"t{next(self._numbers)}"
+        parameters = {"message_id": known[0], "action": "sale", "transaction_id": transaction, "value": "1.50", "currency": "USD"}
+        for _ in range(2):
+            reply = await self._send(session, "track", "GET", "/api/v1/track", params=parameters, headers=self._tracker)
+            if reply is not None and reply[0] == 200:
+                self.done.conversions[transaction] = known[0]
+                self.done.uncertain_conversions.discard(transaction)
+                return
+            self.done.uncertain_conversions.add(transaction)
+
+    async def _report(self, session: aiohttp.ClientSession, number: int) -> None:
+        if (known := self._known()) is None:
+            return
+        report = {"message_id": known[0], "state": "DELIVERED", "status": "DELIVRD", "reason_code": "000"}
+        reply = await self._send(session, "report", "POST", "/api/v1/sms/status", json=report, headers=self._api)
+        if reply is not None and reply[0] == 200:
+            self.done.delivered.add(known[0])
+
+    async def _change_link(self, session: aiohttp.ClientSession, number: int) -> None:
+        """Change the destination of a link. Each link is changed by one client only."""
+        codes = [code for code in self.done.messages.values() if sum(code.encode()) % 2 == number % 2]
+        if not codes:
+            return
+        code, url = self._chance.choice(codes), f"https://x.example/{next(self._numbers)}"
+        before = self.done.destinations.get(code, {"https://x.example/first"})
+        self.done.destinations[code] = before | {url}
+        reply = await self._send(session, "link", "PATCH", f"/api/v1/links/{code}", json={"url": url}, headers=self._api)
+        if reply is not None and reply[0] == 200:
+            self.done.destinations[code] = {url}
+        elif reply is not None and reply[0] < 500:
+            raise AssertionError(reply)
+
+    async def _change_setting(self, session: aiohttp.ClientSession, number: int) -> None:
+        """Change a setting of the application. Each setting is changed by one client only."""
+        name = ("link_ttl_days", "max_recipients_per_address_minute", "min_seconds_after_sent")[number % 3]
+        value = {"link_ttl_days": 90, "max_recipients_per_address_minute": 500_000, "min_seconds_after_sent": 0.001}[name]
+        value += self._chance.randrange(9) if name == "link_ttl_days" else self._chance.randrange(9) * (value / 1000)
+        value = int(value) if name != "min_seconds_after_sent" else value
+        self.done.settings.setdefault(name, {None}).add(value)
+        reply = await self._send(session, "settings", "PATCH", "/api/v1/application", json={name: value}, headers=self._api)
+        if reply is not None and reply[0] == 200:
+            self.done.settings[name] = {value}
+        await asyncio.sleep(0.05)  # each change makes every server read the whole directory again
