@@ -1,5 +1,5 @@
 # Two stages: the first installs the locked dependencies, the second contains only these and the code.
-FROM python:3.11-slim AS build
+FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /app
 RUN python -m venv .venv
 COPY requirements.lock ./
@@ -8,18 +8,26 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shortener shortener
 RUN .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
-FROM python:3.11-slim
-RUN useradd --system --uid 10001 --home-dir /app shortener && mkdir -p /data && chown shortener /data
+FROM python:3.11.14-slim-bookworm
+LABEL org.opencontainers.image.title="sms-shortener" \
+      org.opencontainers.image.description="Self-hosted link shortener and click tracker for SMS" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="0.2.0"
+RUN groupadd --gid 10001 shortener \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin shortener \
+    && install -d -m 0700 -o 10001 -g 10001 /data
 WORKDIR /app
 COPY --from=build /app/.venv .venv
-COPY config config
+COPY config/shortener.toml config/shortener.toml
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
     SHORTENER_DATA_DIR=/data \
     SHORTENER_HOST=0.0.0.0
-USER shortener
+# A number, so that Kubernetes can check that the user is not root. Only /data must be writable.
+USER 10001:10001
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
+    CMD ["python", "-c", "from urllib.request import urlopen; from shortener.settings import load; urlopen(f'http://127.0.0.1:{load().port}/healthz', timeout=3)"]
 CMD ["shortener", "serve"]

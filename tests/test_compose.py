@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,11 @@ import asyncpg
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn; its types would be one more package
 
+from shortener import __version__
 from shortener.settings import PREFIX, Settings
 from shortener.web.routes import ENDPOINTS
+from tests.acceptance.conftest import server as server
+from tests.acceptance.process import Server
 from tests.servers import RedisProcess
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +50,7 @@ def test_compose_yaml_defines_postgresql_redis_two_nodes_one_delivering_process_
         "shortener serve",
         "shortener serve",
         "shortener deliver",
-        "shortener migrate",
+        "shortener migrate --wait 120",
     ]
     for service in compose["services"].values():
         for needed in service.get("depends_on", ()):
@@ -55,8 +62,11 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
-    monitoring = {"grafana-dashboard.json", "prometheus.yml", "prometheus-rules.yml"}  # tests/test_observability.py checks these
-    used = {Path(source).name for source in mounted} | monitoring | {"shortener.toml"}  # the Dockerfile copies shortener.toml
+    # Other tests check these: tests/test_observability.py, tests/test_config.py and tests/acceptance/test_litestream.py.
+    others = {"grafana-dashboard.json", "prometheus.yml", "prometheus-rules.yml", "litestream.yml"}
+    others |= {"Caddyfile.one-machine", "nginx.conf", "kubernetes.yaml"}
+    others |= {"shortener.service", "shortener-backup.service", "shortener-backup.timer"}
+    used = {Path(source).name for source in mounted} | others | {"shortener.toml"}  # the Dockerfile copies shortener.toml
     assert {file.name for file in CONFIG.iterdir()} == used
     commands = " ".join(str(service.get("command", "")) for service in compose["services"].values())
     for place in mounted.values():
@@ -75,6 +85,7 @@ def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secret
         "${POSTGRES_PASSWORD:?}": "x",
         "${SHORTENER_SECRET:?}": "0123456789abcdefghijklmnopqrstuv",
         "${BASE_HOST:?}": "go.example",
+        "${INITIAL_API_KEY:?}": "0123456789-abcdefghijklmnopqrstuv",
     }
     values = {}
     for variable, value in compose["services"]["serve1"]["environment"].items():
@@ -89,6 +100,74 @@ def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secret
     text = (ROOT / "compose.yaml").read_text()
     for placeholder in set(re.findall(r"\$\{[^}]*\}", text)):
         assert placeholder.endswith(":?}"), f"{placeholder}: nothing starts with a secret that everybody knows"
+
+
+def megabytes(text: str) -> float:
+    """Return a size such as 512m, 384MB or 1GB in megabytes."""
+    number, unit = re.fullmatch(r"(\d+)([mg])b?", text.lower()).groups()  # type: ignore[union-attr]
+    return int(number) * (1024 if unit == "g" else 1)
+
+
+def test_the_memory_of_all_services_together_fits_a_machine_with_4_gb(compose: dict[str, Any]) -> None:
+    services = {name: megabytes(service["mem_limit"]) for name, service in compose["services"].items()}
+    del services["migrate"]  # it ends before the nodes start
+    assert sum(services.values()) <= 3.75 * 1024, "the rest is for the operating system"
+    postgresql = dict(re.findall(r"^(\w+) = (\S+)", (CONFIG / "postgresql.conf").read_text(), re.MULTILINE))
+    shared, maintenance = megabytes(postgresql["shared_buffers"]), megabytes(postgresql["maintenance_work_mem"])
+    assert shared + int(postgresql["autovacuum_max_workers"]) * maintenance <= services["postgres"]
+    assert megabytes(compose["services"]["postgres"]["shm_size"]) < services["postgres"]
+    redis = re.search(r"^maxmemory (\S+)", (CONFIG / "redis.conf").read_text(), re.MULTILINE)
+    assert redis
+    assert megabytes(redis[1]) * 1.3 < services["redis"], "the rewrite of the append-only file needs memory"
+
+
+def test_containers_have_pinned_images_limited_logs_and_no_new_privileges(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), f"{name}: the image has no exact version"
+        assert service["logging"]["options"]["max-size"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    for name in ("serve1", "serve2", "deliver", "migrate"):
+        service = compose["services"][name]
+        assert service["image"].endswith(f":{__version__}")
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+    check = compose["services"]["postgres"]["healthcheck"]["test"]
+    assert "127.0.0.1" in check, "the temporary server of the first start listens on the socket only"
+
+
+def test_compose_yaml_is_valid_in_the_schema_of_compose() -> None:
+    run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / "compose.yaml"))
+
+
+def run(program: str, *words: str) -> None:
+    """Run a program that a Python package installs."""
+    path = shutil.which(program, path=str(Path(sys.executable).parent))
+    if path is None:
+        pytest.skip(f"SKIPPED: {program} is not available on this platform")
+    done = subprocess.run([path, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_has_no_lint_findings_and_runs_as_a_numeric_user() -> None:
+    run("hadolint", str(ROOT / "Dockerfile"))
+    text = (ROOT / "Dockerfile").read_text()
+    assert "\nUSER 10001:10001\n" in text
+    assert f'org.opencontainers.image.version="{__version__}"' in text
+    assert "latest" not in text
+    assert all(re.search(r":\d+\.\d+\.\d+-", image) for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.acceptance
+def test_the_health_check_of_the_image_asks_the_port_of_the_server(server: Server) -> None:
+    check = re.search(r"^HEALTHCHECK.*\n +CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert check
+    python, *words = json.loads(check[1])
+    assert python == "python"
+    environment = server.environment | {"SHORTENER_PORT": str(server.port), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert server.stop() == 0
+    assert subprocess.run(command, env=environment, timeout=60, capture_output=True, check=False).returncode == 1
 
 
 def test_the_caddyfile_uses_the_certificate_check_endpoint_and_forwards_requests_to_the_nodes(compose: dict[str, Any]) -> None:
@@ -118,7 +197,7 @@ def test_redis_starts_with_the_supplied_configuration_and_evicts_cached_links_bu
             told = client.config_get()
             assert (told["appendonly"], told["appendfsync"], told["save"]) == ("yes", "everysec", "")
             assert told["maxmemory-policy"] == "volatile-ttl"
-            assert int(told["maxmemory"]) == 4 * 2**30
+            assert int(told["maxmemory"]) == 512 * 2**20
             client.xadd("spool", {"h": "x"})
             for number in range(2000):
                 client.set(f"link{number}", "x" * 1000, px=1_000_000 + number)
