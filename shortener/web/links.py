@@ -1,11 +1,11 @@
-"""Links: list them, show one with its history, change one, or change many as an update that runs in the background."""
+"""Links: list them, show one with its history, and change one. `link_updates.py` changes many."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.accounts.directory import base_url_of
@@ -19,16 +19,7 @@ from shortener.clicks.link_changes import (
     refresh_cache,
     write_changes,
 )
-from shortener.clicks.link_updates import (
-    LinkSelection,
-    create_update,
-    find_update,
-    list_updates,
-    serialize_update,
-    stop_update,
-)
-from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.ids import encode
+from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.times import end_of, start_of
 from shortener.urls import UrlError, host_of, parse_destination
@@ -39,7 +30,6 @@ from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
 
 _TAG = "Links"
-COUNT_SECONDS = 1.0  # time that a request may spend to count the links of an update
 
 
 class LinkChangeFields(ResponseModel):
@@ -156,52 +146,6 @@ class LinkUpdateRequest(RequestModel):
     )
 
 
-class LinksUpdateRequest(LinkUpdateRequest):
-    """An update of many links. At least one of `campaign`, `destination` and `label` selects the links."""
-
-    campaign: Text | None = Field(None, max_length=200, description="Change only links of messages of this campaign.")
-    destination: Text | None = Field(
-        None,
-        max_length=2048,
-        validation_alias=AliasChoices("destination", "destination_url"),
-        description="Change only links with exactly this destination URL.",
-    )
-    label: Text | None = Field(None, max_length=200, description="Change only links with this label.")
-
-
-class LinksUpdateFields(ResponseModel):
-    update_id: str
-    state: Literal["counting", "running", "done", "stopped"]
-    total: int | None = Field(description="Exact number of links that the update selects. null: the links are still being counted.")
-    done: int = Field(description="Number of links that the update has processed.")
-    changed: int = Field(description="Number of links that the update has changed.")
-    by: str
-    filter: dict[str, str]
-    changes: dict[str, Any]
-    created_at: str
-    finished_at: str | None
-
-
-class LinksUpdateResponse(ResponseModel):
-    """An update of many links with its progress."""
-
-    status: Literal[True] = True
-    update: LinksUpdateFields
-
-
-class NewLinksUpdateResponse(LinksUpdateResponse):
-    """An update of many links that was just created."""
-
-    warnings: list[str] = Field(description="Macros in the new destination or fallback that will not be filled in.")
-
-
-class LinksUpdatesResponse(ResponseModel):
-    """The latest updates, newest first, at most 100."""
-
-    status: Literal[True] = True
-    updates: list[LinksUpdateFields]
-
-
 async def index(call: Call[LinksQuery, None]) -> dict[str, Any]:
     """Return one page of links."""
     service = call.service
@@ -248,7 +192,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     """Change one link."""
     service, code = call.service, call.path["code"]
-    requested = _requested(call.body)
+    requested = requested_changes(call.body)
     changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
 
     def write(connection: Any) -> None:
@@ -264,58 +208,12 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     return {**await _link(call), "warnings": change_warnings(requested)}
 
 
-async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
-    """Create a background update of many links."""
-    service, request = call.service, call.body
-    requested = _requested(request)
-    changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
-    if request.campaign is None and request.destination is None and request.label is None:
-        reason = "must be present, or destination or label, because they select the links"
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
-    selection = LinkSelection(request.campaign, _stored_url(request.destination), request.label)
-    update_id = await service.database.write(
-        lambda connection: create_update(
-            connection,
-            call.application_id,
-            selection,
-            changes,
-            actor=key_actor(call.principal.key_id),
-            new_id=service.ids,
-            clock=service.clock,
-        )
-    )
-    await service.link_updates.perform(update_id, seconds=COUNT_SECONDS, until_counted=True)
-    service.link_updates.wake_up.notify()
-    created = await service.database.read(find_update, encode(update_id), call.application_id)
-    return {**_update(created), "warnings": change_warnings(requested)}
-
-
-async def index_updates(call: Call[None, None]) -> dict[str, Any]:
-    """Return the latest updates of links."""
-    rows = await call.service.database.read(list_updates, call.application_id)
-    return {"status": True, "updates": [serialize_update(row) for row in rows]}
-
-
-async def show_update(call: Call[None, None]) -> dict[str, Any]:
-    """Return one update of links with its progress."""
-    return _update(await call.service.database.read(find_update, call.path["update_id"], call.application_id))
-
-
-async def stop(call: Call[None, None]) -> dict[str, Any]:
-    """Stop one update of links."""
-    service = call.service
-    return _update(await service.database.write(stop_update, call.path["update_id"], call.application_id, service.clock))
-
-
-def _update(row: Any) -> dict[str, Any]:
-    return {"status": True, "update": serialize_update(row)}
-
-
-def _requested(request: LinkUpdateRequest) -> dict[str, Any]:
+def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
+    """Return the fields of a change that the request contains."""
     return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
 
 
-def _stored_url(url: str | None) -> str | None:
+def stored_url(url: str | None) -> str | None:
     """Normalize a destination URL to the form in which it is stored, so that a filter finds it."""
     try:
         return None if url is None else parse_destination(url).url
@@ -335,7 +233,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         call.application_id,
         service.clock(),
         campaign=query.campaign,
-        url=_stored_url(query.url),
+        url=stored_url(query.url),
         label=query.label,
         domain_id=domain_id,
         since=None if query.since is None else start_of(query.since, time_zone(query.tz)),
@@ -374,7 +272,6 @@ _PAGES = (
     "Newest message first. `cursor` requests the next page. A page may contain fewer links than `limit`, or none, and still have a "
     "`next_cursor`, because filters without an index search 10,000 messages per page."
 )
-_UPDATES = "/api/v1/links/updates"
 
 ENDPOINTS = [
     Endpoint(
@@ -399,39 +296,6 @@ ENDPOINTS = [
         query=LinksCsvQuery,
         media_type="text/csv",
         description="Exports all links that match the filters, newest message first, in UTF-8.",
-    ),
-    Endpoint(
-        "POST",
-        "/api/v1/links/update",
-        update_many,
-        "Change many links",
-        _TAG,
-        permission="links.write",
-        body=LinksUpdateRequest,
-        response=NewLinksUpdateResponse,
-        status=202,
-        description="Changes the links of a campaign, with a destination or with a label, in the background. The response has the "
-        "exact number of links, or null if they are still being counted. Links that are created later are not changed.",
-    ),
-    Endpoint("GET", _UPDATES, index_updates, "List updates of links", _TAG, permission="sms.read", response=LinksUpdatesResponse),
-    Endpoint(
-        "GET",
-        f"{_UPDATES}/{{update_id}}",
-        show_update,
-        "Show the progress of an update of links",
-        _TAG,
-        permission="sms.read",
-        response=LinksUpdateResponse,
-    ),
-    Endpoint(
-        "POST",
-        f"{_UPDATES}/{{update_id}}/stop",
-        stop,
-        "Stop an update of links",
-        _TAG,
-        permission="links.write",
-        response=LinksUpdateResponse,
-        description="Stops an update of links. Links that the update has already changed stay changed.",
     ),
     Endpoint(
         "GET",

@@ -29,6 +29,7 @@ from shortener.web import (
     gateways,
     health,
     keys,
+    link_updates,
     links,
     lists,
     messages,
@@ -63,6 +64,7 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
         *conversion_lists.ENDPOINTS,
         *infobip_conversions.ENDPOINTS,
         *messages.ENDPOINTS,
+        *link_updates.ENDPOINTS,  # before the links, because `updates` would be a code
         *links.ENDPOINTS,
         *domains.ENDPOINTS,
         *blocked_hosts.ENDPOINTS,
