@@ -47,7 +47,7 @@ async def all_metrics(folder: Path) -> list[MetricDescription]:
 
 async def test_the_list_of_metrics_equals_the_metrics_of_the_code(tmp_path: Path, documented: str) -> None:
     table = as_markdown(await all_metrics(tmp_path))
-    assert table in documented, table
+    assert table in documented, f"replace the table of docs/reference/metrics.md by this:\n{table}"
 
 
 def expressions() -> Iterator[tuple[str, str]]:
