@@ -149,8 +149,9 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
 
     The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links go on
     working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
-    trackers, and callback secrets. A tracker that loses a value is disabled, and its deliveries wait until you set the value again
-    and enable it. Click ids that destinations already received are no longer recognised; message ids are.
+    trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled, and its
+    deliveries wait until you set the value again and enable it. Click ids that destinations already received are no longer
+    recognised; message ids are.
     """
     from shortener.redis.client import RedisUnavailable
     from shortener.secret import open_secret, secret_file
@@ -228,6 +229,8 @@ def _remedy(value: LostValue) -> str:
     commands = {
         "trackers": f"shortener trackers update {value.id} --secret ... --header ... --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",
+        "gateways": f"add the gateway {value.name} again with `shortener gateways add`, or set its settings in the API",
+        "operators": f"shortener operators reset {value.name}",
     }
     command = commands.get(value.owner, "set it again")
     return f"{value.owner} {value.id} ({value.name}) lost its {value.value}: {command}"

@@ -1,9 +1,9 @@
 """The adoption of a new secret by a database whose secret was lost.
 
 Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
-new secret cannot decrypt. A tracker that loses a value is disabled: its deliveries wait until an operator sets the values again and
-enables it, so no receiver gets a request without its signature or credentials. Codes of links do not depend on the secret, so links
-go on working.
+new secret cannot decrypt. A tracker or gateway that loses a value is disabled: its deliveries wait until an operator sets the
+values again and enables it, so no receiver gets a request without its signature or credentials. A person who loses the second
+factor also loses the password. Codes of links do not depend on the secret, so links go on working.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shortener.storage.installation import FINGERPRINT, get, set_value
 from shortener.storage.schema import metadata
 
 #: The reason that a disabled tracker shows.
-DISABLED_REASON = "the secret of the installation was lost; set the signing secret, headers and certificate again"
+DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
     for table, column in encrypted_columns():
         ids = [value.id for value in lost if value.owner == table.name and value.value == column.info["encrypted"]]
         for id_ in ids:
-            values: dict[str, object] = {column.name: None}
+            values: dict[str, object] = dict.fromkeys((column.name, *column.info.get("clears", ())))
             if "disabled_reason" in table.c:
                 values |= {"enabled": False, "disabled_reason": DISABLED_REASON}
             if "revision" in table.c:

@@ -60,13 +60,23 @@ async def test_adopting_a_secret_removes_the_values_it_cannot_decrypt_and_disabl
 
 def test_every_module_that_encrypts_values_is_known_here_and_its_columns_are_marked_in_the_schema() -> None:
     """A new encrypted column needs `info={"encrypted": NAME}`, or `secret adopt` does not find its values."""
-    known = {"shortener/accounts/administration.py", "shortener/delivery/trackers.py", "shortener/secret.py"}
+    known = {
+        "shortener/accounts/administration.py",
+        "shortener/delivery/trackers.py",
+        "shortener/gateways/store.py",
+        "shortener/portal/me.py",  # encrypts a value in a form, which is not stored
+        "shortener/portal/second_factor.py",
+        "shortener/secret.py",
+    }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}
     assert modules <= known, "mark the columns of the module in the schema, then add the module here"
     columns = {f"{table.name}.{column.name}" for table, column in encrypted_columns()}
     assert columns == {
         "applications.callback_secret",
         "applications.previous_callback_secret",
+        "gateways.report_key",
+        "gateways.settings",
+        "operators.totp_secret",
         "trackers.client_certificate",
         "trackers.headers",
         "trackers.previous_secret",

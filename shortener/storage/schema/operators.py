@@ -18,7 +18,8 @@ operators = Table(
     Column("name_key", Text, nullable=False, unique=True),  # The name by which an operator is found: without differences of case.
     Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
     Column("password_changed_at", Instant),
-    Column("totp_secret", Text),  # The encrypted secret of the second factor; NULL: there is none.
+    # The encrypted secret of the second factor; NULL: there is none. If it is lost, the password alone must not be enough.
+    Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
     Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
     Column("theme", Text, nullable=False, server_default="system"),
     Column("time_zone", Text),
