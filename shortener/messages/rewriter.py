@@ -20,6 +20,7 @@ from shortener.accounts.directory import Application
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
 from shortener.messages.plan import LinkHosts, PlannedRequest, Problem, RewriteItem, RewriteLimits, plan_request
+from shortener.messages.preview import preview_request
 from shortener.messages.write import NewRows, Response, RewriteWriter
 from shortener.metrics import Metrics
 from shortener.model import Clock
@@ -53,6 +54,7 @@ class Rewriter:
         on_sends: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_sends` is called after each commit that queued messages for gateways."""
+        self._codes = codes
         self._cohorts = cohorts
         self._link_sets = LinkSets()
         self._clock = clock
@@ -117,6 +119,13 @@ class Rewriter:
             application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
         )
         return request.all_problems()
+
+    def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
+        """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError."""
+        request = plan_request(
+            application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
+        )
+        return preview_request(request, self._codes.mint)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored."""

@@ -122,7 +122,7 @@ class _Batch:
             return stored.messages
         repeats, conflicts, new = self._classify(request)
         problems = [*conflicts, *self._sends.find_problems(request, new)]
-        refused = _Refusals(request, request.check(new, problems))
+        refused = Refusals(request, request.check(new, problems))
         rendered = self._render_repeats(repeats)
         created = [self._render_new(request, message) for message in new if refused.find(*_place(message)) is None]
         self._sends.deduct(request, (rewritten.cost for _, rewritten in created))
@@ -189,7 +189,7 @@ class _Batch:
         self._sends.write(now)
 
 
-class _Refusals:
+class Refusals:
     """The invalid recipients that a request skips, with the first problem of each, by the indexes of message and recipient."""
 
     def __init__(self, request: PlannedRequest, problems: Sequence[Problem]) -> None:

@@ -28,6 +28,7 @@ MODULES = (
     "overview",
     "search",
     "signin",
+    "try_it",
     "welcome",
 )
 

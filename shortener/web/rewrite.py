@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Discriminator, RootModel, Tag
 
 from shortener.accounts.directory import Principal
-from shortener.errors import ApiError
+from shortener.errors import ApiError, ErrorCode
 from shortener.web import rewrite_errors, rewrite_shapes
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
@@ -25,6 +25,8 @@ from shortener.web.vendors.xoxzo import XoxzoRequest
 if TYPE_CHECKING:
     from shortener.container import Service
 
+#: The maximum number of characters of all texts of a preview, because a preview is not planned in a thread.
+MAX_PREVIEWED = 20_000
 _INFOBIP_FIELDS = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
 
@@ -55,6 +57,16 @@ class RewriteRequest(
     """A rewrite request: one message, a batch in `messages`, a message in Xoxzo's format, or a request in Infobip's format."""
 
 
+def _is_batch(value: Any) -> str:
+    return "batch" if isinstance(value, RewriteBatch) or (isinstance(value, dict) and "messages" in value) else "single"
+
+
+class PreviewRequest(
+    RootModel[Annotated[Annotated[RewriteMessage, Tag("single")] | Annotated[RewriteBatch, Tag("batch")], Discriminator(_is_batch)]]
+):
+    """One message, or a batch in `messages`, as in a rewrite request."""
+
+
 class AnyRewriteResponse(RootModel[RewriteResponse | InfobipResponse]):
     """One entry per recipient, in the order of the request. A request in Infobip's form gets a response in Infobip's form."""
 
@@ -73,6 +85,18 @@ async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
         case message:
             items = [rewrite_shapes.rewrite_item(message)]
     return {"status": True, "messages": await rewrite_items(call, items)}
+
+
+async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
+    """Return what a rewrite would return, with sample codes, and store nothing."""
+    body = call.body.root
+    messages, on_invalid = (body.messages, body.on_invalid) if isinstance(body, RewriteBatch) else ([body], "fail")
+    paths = [f"messages.{index}" for index in range(len(messages))] if isinstance(body, RewriteBatch) else [""]
+    items = [rewrite_shapes.rewrite_item(message, path, on_invalid) for message, path in zip(messages, paths, strict=True)]
+    planned = sum(len(item.body) * len(item.to) for item in items)
+    if planned > MAX_PREVIEWED:
+        raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"A preview may have at most {MAX_PREVIEWED} characters of text in total.")
+    return {"status": True, "messages": call.service.rewriter.preview(call.principal.application, items)}
 
 
 def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
@@ -98,5 +122,26 @@ ENDPOINTS = [
         errors=REWRITE_ERRORS,
         description="The request is stored completely or not at all. The response is sent after the links are stored durably. A "
         "repeat with the same `message_id` and the same content, or with the same `Idempotency-Key`, gets the first response.",
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/rewrite/preview",
+        preview,
+        "Preview a rewrite",
+        "Send pipeline",
+        permission="sms.send",
+        body=PreviewRequest,
+        response=RewriteResponse,
+        errors=(
+            ErrorCode.INVALID_TRACK_DIRECTIVE,
+            ErrorCode.INVALID_TRACK_URL,
+            ErrorCode.FORBIDDEN_TARGET,
+            ErrorCode.INVALID_RECIPIENT,
+            ErrorCode.BATCH_TOO_LARGE,
+            ErrorCode.NO_USABLE_DOMAIN,
+            ErrorCode.SENDER_NOT_ALLOWED,
+        ),
+        description="Responds like a rewrite, with segments, warnings and links with a sample code, and stores nothing. The "
+        f"texts may have {MAX_PREVIEWED} characters in total.",
     ),
 ]

@@ -81,7 +81,7 @@ class SendResultFields(ResponseModel):
     warnings: list[str]
 
 
-class SendSummary(ResponseModel):
+class SendSummaryFields(ResponseModel):
     """Numbers about all recipients of a call."""
 
     total_recipients: int = Field(description="Number of recipients of the call.")
@@ -104,7 +104,7 @@ class SendResponse(ResponseModel):
     )
     messages: list[AcceptedSend]
     results: list[SendResultFields]
-    summary: SendSummary = Field(description="Numbers about all recipients.")
+    summary: SendSummaryFields = Field(description="Numbers about all recipients.")
     warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway one begins with NOT_SENT.")
 
 

@@ -1,0 +1,38 @@
+"""Preview of a rewrite: the response that a request would get, with sample codes, from its plan alone. Nothing is stored."""
+# Tested by tests/web/test_preview.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shortener.messages.plan import PlannedMessage, PlannedRequest
+from shortener.messages.queries import StoredLink
+from shortener.messages.render import render_new
+from shortener.messages.write import Refusals
+
+
+def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> list[dict[str, Any]]:
+    """Return one entry per recipient in request order. Every message counts as new. Raise ApiError if a problem rejects it.
+
+    `sample_code` returns a code of the usual length."""
+    refused = Refusals(request, request.check(request.messages))
+    previews = {
+        (message.item_index, message.recipient): _preview(message, sample_code)
+        for message in request.messages
+        if refused.find(message.item_index, message.recipient) is None
+    }
+    return [
+        previews[place] if (place := (index, recipient)) in previews else refused.serialize(index, recipient)
+        for index, item in enumerate(request.items)
+        for recipient in range(len(item.to))
+    ]
+
+
+def _preview(message: PlannedMessage, sample_code: Callable[[], str]) -> dict[str, Any]:
+    plan = message.plan
+    links = [
+        StoredLink(sample_code(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path)
+        for link in plan.links
+    ]
+    return render_new(message, links, plan.base_url).serialize()

@@ -1,0 +1,114 @@
+"""/portal/{app}/try: write a text, see what the rewrite makes of it, and create a message to follow a real link.
+
+The preview stores nothing. *Create the message* calls the same rewrite as the API, so the link works, and the page shows its QR
+code: whoever scans it is the recipient and causes the click. Nothing is sent unless the application has a gateway.
+"""
+# Tested by tests/portal/test_try_it.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.messages.plan import RewriteItem
+from shortener.messages.segments import count_segments
+from shortener.portal.links import qr_code
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+MAX_BODY = 2000  # characters
+MAX_RECIPIENTS_SHOWN = 10_000_000
+SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example/orders/1001")'
+#: A number of the range that North America reserves for fiction.
+SAMPLE_NUMBER = "+14085550100"
+CAMPAIGN = "try it"
+
+
+async def form(visit: Visit) -> Response:
+    """Show the form with a sample text."""
+    return _page(visit, {"body": SAMPLE, "to": SAMPLE_NUMBER}, None, None)
+
+
+async def submit(visit: Visit) -> Response:
+    """Show the preview of the text, or create the message."""
+    fields = {name: visit.form.get(name, "") for name in ("body", "to", "from", "recipients")}
+    item = _item(fields, gateway="" if visit.form.get("send") == "1" else None)
+    application = visit.application
+    assert application is not None
+    rewriter = visit.service.rewriter
+    if visit.form.get("action") != "create":
+        try:
+            return _page(visit, fields, rewriter.preview(application, [item])[0], None)
+        except ApiError as error:
+            return _page(visit, fields, None, error)
+    if not visit.may(Role.MANAGER):
+        raise ApiError(ErrorCode.FORBIDDEN, "Your role does not allow this. It requires the role manager.")
+    try:
+        (created,) = await rewriter.rewrite(application, [item])
+    except ApiError as error:
+        return _page(visit, fields, None, error)
+    await visit.service.database.write(visit.audit, "message_created", created["message_id"], after={"campaign": CAMPAIGN})
+    codes = [(link["short_url"], qr_code(link["short_url"])) for link in created["links"]]
+    return visit.render("try_created.html", title="Try it", message=created, codes=codes)
+
+
+def _item(fields: Mapping[str, str], *, gateway: str | None) -> RewriteItem:
+    return RewriteItem(
+        to=(fields["to"].strip() or SAMPLE_NUMBER,),
+        body=fields["body"].replace("\r\n", "\n")[:MAX_BODY],
+        from_address=fields["from"].strip(),
+        campaign=CAMPAIGN,
+        gateway=gateway,
+    )
+
+
+def _page(visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | None, error: ApiError | None) -> Response:
+    template = "try_result.html" if visit.is_fragment else "try.html"
+    application = visit.application
+    assert application is not None
+    if preview is None and error is None:
+        try:
+            preview = visit.service.rewriter.preview(application, [_item({"from": "", **fields}, gateway=None)])[0]
+        except ApiError as failed:
+            error = failed
+    return visit.render(
+        template,
+        422 if error is not None and not visit.is_fragment else 200,
+        title="Try it",
+        fields={"from": "", "recipients": "", **fields},
+        preview=preview,
+        left=None if preview is None else _left(preview["body"]),
+        error=error,
+        recipients=_recipients(fields.get("recipients", "")),
+        has_gateway=application.find_gateway("") is not None,
+        max_body=MAX_BODY,
+    )
+
+
+def _left(body: str) -> int:
+    """Return how many characters still fit into the last segment of a text."""
+    segments = count_segments(body).segments
+    added = 0
+    while count_segments(body + "x" * (added + 1)).segments == segments:
+        added += 1
+    return added
+
+
+def _recipients(text: str) -> int | None:
+    digits = text.replace(",", "").replace(" ", "").replace("'", "")
+    return int(digits) if digits.isascii() and digits.isdecimal() and int(digits) <= MAX_RECIPIENTS_SHOWN else None
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/try",
+        form,
+        submit,
+        post_role=Role.VIEWER,
+        all_applications=False,
+        navigation=NavigationItem("Try it", "flask-conical", 10, "tools"),
+    ),
+]

@@ -1,0 +1,54 @@
+"""Tests of the page on which an operator tries a text."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.portal.conftest import SignIn, log
+
+BODY = 'See #track("https://shop.example/x")'
+
+
+async def test_the_preview_shows_the_text_with_a_sample_link_and_stores_nothing(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Vera", Role.VIEWER, 1)
+    assert (await browser.get("/portal/1/try")).status_code == 200
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "recipients": "10,000"})
+    assert page.status_code == 200
+    assert "Segments to pay for" in page.text
+    assert ">10,000<" in page.text
+    assert service.rewriter.messages == 0
+
+
+async def test_the_preview_of_an_invalid_text_keeps_the_input_and_names_the_position(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.post("/portal/1/try", data={"body": 'Broken #track("https://x.example', "to": "+14085550123"})
+    assert page.status_code == 422
+    assert "INVALID_TRACK_DIRECTIVE" in page.text
+    assert re.search(r"\(position \d+\)", page.text)
+    assert "Broken #track" in page.text
+
+
+async def test_a_created_message_has_a_working_link_and_is_recorded_in_the_audit_log(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "action": "create"})
+    assert page.status_code == 200
+    (code,) = set(re.findall(r"/([A-Za-z0-9]{5,})</span> <button", page.text))
+    assert (await browser.get(f"/{code}", headers={"User-Agent": "Mozilla/5.0 Chrome/130 Safari/537"})).status_code == 302
+    assert [row.action for row in await log(service)][-1] == "message_created"
+
+
+async def test_a_viewer_cannot_create_a_message(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Vera", Role.VIEWER, 1)
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "action": "create"})
+    assert page.status_code == 403
+    assert service.rewriter.messages == 0
+
+
+async def test_htmx_gets_only_the_result(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123"}, headers={"HX-Request": "true"})
+    assert page.status_code == 200
+    assert "<html" not in page.text
+    assert "Segments" in page.text

@@ -1,0 +1,60 @@
+"""Tests of POST /api/v1/rewrite/preview."""
+
+from __future__ import annotations
+
+import httpx
+from sqlalchemy import Connection, func, select
+
+from shortener.container import Service
+from shortener.storage.schema import links, messages
+
+BODY = 'Offer: #track("https://shop.example/a?b=1") until Sunday'
+
+
+async def count(service: Service) -> tuple[int, int]:
+    def read(connection: Connection) -> tuple[int, int]:
+        return tuple(connection.scalar(select(func.count()).select_from(table)) for table in (messages, links))  # type: ignore[return-value]
+
+    return await service.database.read(read)
+
+
+async def test_a_preview_has_the_segments_of_the_rewrite_and_stores_nothing(client: httpx.AsyncClient, service: Service) -> None:
+    message = {"to": "+14085550123", "body": BODY, "campaign": "new campaign"}
+    previewed = (await client.post("/api/v1/rewrite/preview", json=message)).json()["messages"][0]
+    assert await count(service) == (0, 0)
+    rewritten = (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]
+    assert len(previewed["body"]) == len(rewritten["body"])
+    for name in ("to", "encoding", "segments", "segments_without_rewriting", "warnings"):
+        assert previewed[name] == rewritten[name], name
+    assert previewed["links"][0]["url"] == "https://shop.example/a?b=1"
+    assert previewed["links"][0]["short_url"] in previewed["body"]
+
+
+async def test_a_sample_code_does_not_redirect(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/v1/rewrite/preview", json={"to": "+14085550123", "body": BODY})
+    assert (await client.get("/" + response.json()["messages"][0]["links"][0]["code"])).status_code == 404
+
+
+async def test_a_preview_reports_the_errors_of_the_rewrite(client: httpx.AsyncClient) -> None:
+    for message in (
+        {"to": "+14085550123", "body": 'broken #track("https://shop.example'},
+        {"to": "12", "body": BODY},
+        {"to": "+14085550123", "body": '#track("javascript:alert(1)")'},
+    ):
+        previewed = await client.post("/api/v1/rewrite/preview", json=message)
+        rewritten = await client.post("/api/v1/rewrite", json=message)
+        assert previewed.status_code == rewritten.status_code == 400
+        assert previewed.json()["error_code"] == rewritten.json()["error_code"]
+
+
+async def test_a_batch_with_on_invalid_skip_shows_each_invalid_recipient(client: httpx.AsyncClient) -> None:
+    batch = {"messages": [{"to": ["+14085550123", "x"], "body": BODY}], "on_invalid": "skip"}
+    first, second = (await client.post("/api/v1/rewrite/preview", json=batch)).json()["messages"]
+    assert first["to"] == "+14085550123"
+    assert (second["to"], second["error_code"]) == ("x", "INVALID_RECIPIENT")
+
+
+async def test_a_preview_of_too_much_text_is_rejected(client: httpx.AsyncClient) -> None:
+    batch = {"messages": [{"to": "+14085550123", "body": "x" * 15_000}] * 2}
+    response = await client.post("/api/v1/rewrite/preview", json=batch)
+    assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
