@@ -44,6 +44,12 @@ class IdGenerator:
             if self._tick:
                 self._tick |= (1 << _COUNTER_BITS) - 1  # Fill the counter bits, so that the next id is in the next millisecond.
 
+    def continue_after(self, row_id: int) -> None:
+        """Generate only ids that are larger than this id of any node."""
+        tick = row_id >> (_COUNTER_BITS + _NODE_BITS) << _COUNTER_BITS | (1 << _COUNTER_BITS) - 1
+        with self._lock:
+            self._tick = max(self._tick, tick)
+
     def __call__(self) -> int:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS
         with self._lock:

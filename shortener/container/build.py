@@ -67,6 +67,7 @@ from shortener.storage.installation import open_installation_secret
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.migrations import HEAD
+from shortener.storage.newest_id import continue_ids
 from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
@@ -191,6 +192,7 @@ async def _build_foundation(
         node_lease = NodeLease(database, ids.use_node)
         await node_lease.step()
         opened.push_async_callback(node_lease.release)
+    await continue_ids(database, ids, now_ms())
     notifier = open_notifier(settings)
     events_wake_up, sends_wake_up = WakeUp(), WakeUp()
     return Foundation(

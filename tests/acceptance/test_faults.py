@@ -12,7 +12,6 @@ import os
 import resource
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,7 +24,7 @@ import pytest
 
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_until, metric, wait_until
-from tests.acceptance.process import PHONE, Server, serving
+from tests.acceptance.process import PHONE, Server, locked, serving
 from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
@@ -314,21 +313,6 @@ def counts(server: Server) -> dict[str, int]:
     with contextlib.closing(sqlite3.connect(f"file:{server.folder / 'data' / 'shortener.db'}?mode=ro", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return dict(connection.execute("SELECT l.code, count(*) FROM hits h JOIN links l ON l.id = h.link_id GROUP BY l.code"))
-
-
-@contextlib.contextmanager
-def locked(server: Server) -> Iterator[None]:
-    """Lock the database with a write transaction of another process that does not end."""
-    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE'); "
-    program += "print('locked', flush=True); sys.stdin.read()"
-    file = server.folder / "data" / "shortener.db"
-    process = subprocess.Popen([sys.executable, "-c", program, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"locked\n"
-    try:
-        yield
-    finally:
-        process.communicate(timeout=PATIENCE)
 
 
 @contextlib.contextmanager

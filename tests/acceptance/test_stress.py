@@ -22,9 +22,8 @@ from sqlalchemy import Connection
 from shortener.storage.open import open_database
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes, metric, wait_until
-from tests.acceptance.process import Server, serving
+from tests.acceptance.process import Server, locked, serving
 from tests.acceptance.stress import MixedLoad
-from tests.acceptance.test_faults import locked
 from tests.rows import Rows
 from tests.servers import PostgresProcess, RedisProcess
 
@@ -86,8 +85,11 @@ def wait_until_quiet(servers: list[Server], query: Query) -> None:
 
     remaining: dict[str, float] = {}
     with contextlib.suppress(AssertionError):
-        wait_until(is_quiet, "all work is done", patience=100)
-    assert not any(remaining.values()), remaining
+        wait_until(is_quiet, "all work is done", patience=150)
+    pending = query("SELECT * FROM deliveries WHERE status = 0 LIMIT 3") + query(
+        "SELECT * FROM events WHERE fanned_out = false LIMIT 3"
+    )
+    assert not any(remaining.values()), (remaining, pending)
 
 
 def compare(load: MixedLoad, query: Query, endpoint: Endpoint) -> None:

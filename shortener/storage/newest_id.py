@@ -1,0 +1,41 @@
+"""The newest row id in the database, after which a process that starts must generate its ids.
+
+The clock may have been set back while no process ran. Ids of an hour that has already passed once could then be equal to ids of
+existing rows, and new rows would not be the newest of their list.
+"""
+
+# Tested by tests/storage/test_newest_id.py
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+
+from shortener.ids import IdGenerator, ms_of
+from shortener.storage import schema
+from shortener.storage.database import Database
+
+#: Ids that are further in the future than this are ignored: a clock was once wrong by days, and all new ids would have that time.
+MAX_AHEAD_MS = 26 * 3_600_000
+
+_TABLES = (
+    schema.hits,
+    schema.events,
+    schema.messages,
+    schema.links,
+    schema.deliveries,
+    schema.attempts,
+    schema.conversions,
+    schema.count_deltas,
+)
+
+
+async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> None:
+    """Make `ids` generate only ids that are larger than those of existing rows. Raise StoreUnavailable."""
+    newest = await database.read(_find_newest)
+    if newest and ms_of(newest) - now_ms <= MAX_AHEAD_MS:
+        ids.continue_after(newest)
+
+
+def _find_newest(connection: Connection) -> int:
+    """Return the largest id of all tables, which the primary keys contain; 0 if there are no rows."""
+    return max(connection.scalar(select(func.max(table.c.id))) or 0 for table in _TABLES)
