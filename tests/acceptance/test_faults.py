@@ -22,7 +22,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.database_locks import locked
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_until, metric, wait_until
 from tests.acceptance.process import PHONE, Server, locked, serving

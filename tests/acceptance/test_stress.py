@@ -20,7 +20,6 @@ import pytest
 from sqlalchemy import Connection
 
 from shortener.storage.open import open_database
-from tests.acceptance.database_locks import locked
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes, metric, wait_until
 from tests.acceptance.process import Server, locked, serving
