@@ -21,6 +21,7 @@ MODULES = (
     "conversions",
     "home",
     "links",
+    "live",
     "me",
     "message",
     "messages",

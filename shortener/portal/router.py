@@ -25,6 +25,7 @@ from starlette.routing import Route, Router
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.portal.live_feed import LiveFeed
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
@@ -66,6 +67,7 @@ class Portal:
         self.passwords = Passwords()
         self.delays = SignInDelays(service.secret.key("sign-in failures"))
         self.renderer = Renderer(all_pages())
+        self.live = LiveFeed(service.database, service.clock)
         self._headers = [(name.lower().encode(), value.encode()) for name, value in security_headers(self.origin).items()]
         self._router = Router([route for page in all_pages() for route in self._routes(page)], redirect_slashes=False)
 

@@ -52,3 +52,17 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   if (found.matches("input")) found.focus(); else found.click();
 });
+
+// A list that grows by itself keeps its newest rows, and says once in ten seconds how many are new.
+for (const list of document.querySelectorAll("[data-limit]")) {
+  let added = 0;
+  new MutationObserver((changes) => {
+    for (const change of changes) added += [...change.addedNodes].filter((node) => node.nodeType === 1).length;
+    while (list.children.length > Number(list.dataset.limit)) list.lastElementChild.remove();
+  }).observe(list, { childList: true });
+  setInterval(() => {
+    const status = document.getElementById("status");
+    if (added && status) status.textContent = `${added} new`;
+    added = 0;
+  }, 10000);
+}

@@ -1,0 +1,90 @@
+"""/portal/{app}/live: clicks, conversions and deliveries as they arrive, by server-sent events.
+
+The page shows the newest rows without a script. With scripts it adds new ones. A stream ends when its session ends, when the
+process stops, or when the browser closes it; the browser connects again by itself.
+"""
+# Tested by tests/portal/test_live.py
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response, StreamingResponse
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.portal.live_feed import LiveBatch, read_rows
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.sessions import find_session
+from shortener.portal.verdict_texts import RESULTS
+
+if TYPE_CHECKING:
+    from shortener.portal.router import Portal
+
+HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies keep the connection.
+STOP_CHECK = 1.0  # Seconds after which a stream notices that the process stops.
+MAX_STREAMS = 3  # Streams of one session.
+RECENT = timedelta(minutes=15)
+SHOWN = 50
+
+_streams: Counter[int] = Counter()  # The open streams of this process by session.
+
+
+async def live(visit: Visit) -> Response:
+    """Show the newest rows of the last minutes, and begin to follow the feed if scripts run."""
+    rows = await visit.service.database.read(read_rows, visit.now - RECENT)
+    own = {application.id for application in visit.applications}
+    newest = sorted((row for row in rows if row.application_id in own), key=lambda row: row.at, reverse=True)[:SHOWN]
+    return visit.render("live.html", title="Live", batch=LiveBatch(newest, 0), results=RESULTS, recent=RECENT)
+
+
+async def stream(visit: Visit) -> Response:
+    """Send new rows as server-sent events."""
+    assert visit.session is not None
+    if _streams[visit.session.id] >= MAX_STREAMS:
+        raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
+    headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+    return StreamingResponse(_events(visit, visit.portal, visit.session.id), media_type="text/event-stream", headers=headers)
+
+
+async def _events(visit: Visit, portal: Portal, session_id: int) -> AsyncIterator[str]:
+    _streams[session_id] += 1
+    silent = 0.0
+    try:
+        async with portal.live.subscribe([application.id for application in visit.applications]) as batches:
+            yield "retry: 2000\n\n"
+            while not visit.service.is_stopping:
+                try:
+                    batch = await asyncio.wait_for(batches.get(), STOP_CHECK)
+                except TimeoutError:
+                    silent += STOP_CHECK
+                    if silent >= HEARTBEAT:
+                        if not await _is_signed_in(visit, portal):
+                            return
+                        silent = 0.0
+                        yield ": still here\n\n"
+                    continue
+                silent = 0.0
+                html = portal.renderer.template("live_rows.html").render(visit=visit, batch=batch, results=RESULTS)
+                yield "".join(f"data: {line}\n" for line in html.splitlines() if line.strip()) + "\n"
+    finally:
+        _streams[session_id] -= 1
+        if not _streams[session_id]:
+            del _streams[session_id]
+
+
+async def _is_signed_in(visit: Visit, portal: Portal) -> bool:
+    """Return whether the session and the role of a stream still exist."""
+    token = visit.request.cookies.get(portal.cookie_name, "")
+    now = visit.service.clock()
+    session = await visit.service.database.read(find_session, token, now, portal.limits)
+    return session is not None and all(session.operator.role_in(one.id) is not None for one in visit.applications)
+
+
+PAGES = [
+    PortalPage("/portal/{app}/live", live, navigation=NavigationItem("Live", "radio", 60)),
+    PortalPage("/portal/{app}/live/stream", stream),
+]

@@ -1,0 +1,185 @@
+"""The feed of the live page: new hits, conversions and attempts of deliveries of this installation, as they are stored.
+
+One task per process reads the database once a second while somebody looks. Ids are created before the commit, and hits from the
+spool are stored late, so each reading covers the last OVERLAP again and drops the rows that it has seen. The rows of other
+processes arrive too, because the feed reads the database.
+"""
+# Tested by tests/portal/test_live.py
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy import Connection, select
+
+from shortener.clicks.hit_metrics import hit_metric
+from shortener.errors import StoreUnavailable
+from shortener.ids import first_id_at
+from shortener.storage.schema import attempts, cohorts, conversions, deliveries, hits, links, messages
+from shortener.storage.types import to_ms
+
+if TYPE_CHECKING:
+    from shortener.storage.database import Database
+
+log = structlog.get_logger(__name__)
+
+INTERVAL = 1.0  # Seconds between two readings.
+OVERLAP = timedelta(seconds=15)
+MAX_ROWS = 200  # The maximum number of rows of each kind that one reading returns.
+SHOWN_PER_READING = 20  # A subscriber gets at most this many rows of a reading, and the number of the others.
+MAX_WAITING = 50  # Readings that wait for a slow subscriber; older ones are dropped.
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """A row of the feed. `kind`: click, conversion or delivery. `name` is what it is; `detail` says more about it."""
+
+    kind: str
+    id: int
+    at: datetime
+    application_id: int
+    name: str | None
+    detail: str
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveBatch:
+    """The new rows of one reading, newest first. `more` is the number of rows that are left out."""
+
+    rows: Sequence[LiveRow]
+    more: int
+
+
+@dataclass(eq=False)
+class LiveSubscriber:
+    applications: Collection[int]
+    batches: asyncio.Queue[LiveBatch] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+
+    def put(self, rows: Sequence[LiveRow]) -> None:
+        own = [row for row in rows if row.application_id in self.applications]
+        if not own:
+            return
+        if self.batches.full():
+            self.batches.get_nowait()
+        self.batches.put_nowait(LiveBatch(own[:SHOWN_PER_READING], max(len(own) - SHOWN_PER_READING, 0)))
+
+
+class LiveFeed:
+    """Reads new rows while there are subscribers."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime], interval: float = INTERVAL) -> None:
+        self._database = database
+        self._clock = clock
+        self._interval = interval
+        self._subscribers: set[LiveSubscriber] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._seen: dict[tuple[str, int], datetime] = {}
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, applications: Collection[int]) -> AsyncIterator[asyncio.Queue[LiveBatch]]:
+        """Receive the rows of these applications that are stored from now on."""
+        subscriber = LiveSubscriber(frozenset(applications))
+        if self._task is None or self._task.done():
+            now = self._clock()
+            # Rows that exist now are not new. If the database is unavailable, the first reading shows the last seconds.
+            with contextlib.suppress(StoreUnavailable):
+                self._remember(await self._database.read(read_rows, now - OVERLAP), now)
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        self._subscribers.add(subscriber)
+        try:
+            yield subscriber.batches
+        finally:
+            self._subscribers.discard(subscriber)
+            if not self._subscribers and self._task is not None:
+                self._task.cancel()
+                self._task = None
+                self._seen.clear()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            now = self._clock()
+            try:
+                rows = await self._database.read(read_rows, now - OVERLAP)
+            except StoreUnavailable:
+                continue  # The next reading covers this time too, unless the outage is longer than OVERLAP.
+            except Exception:
+                log.exception("live_feed_failed")
+                continue
+            new = self._remember(rows, now)
+            if new:
+                for subscriber in tuple(self._subscribers):
+                    subscriber.put(new)
+
+    def _remember(self, rows: Sequence[LiveRow], now: datetime) -> list[LiveRow]:
+        """Return the rows that were not seen before, newest first."""
+        new = [row for row in rows if (row.kind, row.id) not in self._seen]
+        self._seen |= {(row.kind, row.id): now for row in new}
+        self._seen = {key: at for key, at in self._seen.items() if at >= now - 4 * OVERLAP}
+        return sorted(new, key=lambda row: row.at, reverse=True)
+
+
+def read_rows(connection: Connection, since: datetime) -> list[LiveRow]:
+    """Return the newest hits, conversions and attempts whose ids are of `since` or later."""
+    low = first_id_at(to_ms(since))
+    return [*_read_hits(connection, low), *_read_conversions(connection, low), *_read_attempts(connection, low)]
+
+
+def _read_hits(connection: Connection, low: int) -> list[LiveRow]:
+    statement = (
+        select(
+            hits.c.id, hits.c.at, hits.c.verdict, hits.c.flags, links.c.application_id, messages.c.message_id, cohorts.c.campaign
+        )
+        .join_from(hits, links, links.c.id == hits.c.link_id)
+        .join(messages, messages.c.id == links.c.message_id)
+        .join(cohorts, cohorts.c.id == links.c.cohort_id)
+        .where(hits.c.id >= low)
+        .order_by(hits.c.id.desc())
+        .limit(MAX_ROWS)
+    )
+    return [
+        LiveRow("hit", row.id, row.at, row.application_id, hit_metric(row.verdict, row.flags), row.campaign, row.message_id)
+        for row in connection.execute(statement)
+    ]
+
+
+def _read_conversions(connection: Connection, low: int) -> list[LiveRow]:
+    c = conversions.c
+    statement = (
+        select(c.id, c.received_at, c.at, c.action, c.value, c.currency, c.status, c.application_id, messages.c.message_id)
+        .join_from(conversions, messages, messages.c.id == c.message_id)
+        .where(c.id >= low)
+        .order_by(c.id.desc())
+        .limit(MAX_ROWS)
+    )
+    return [
+        LiveRow("conversion", row.id, row.received_at or row.at, row.application_id, row.action, _worth(row), row.message_id)
+        for row in connection.execute(statement)
+    ]
+
+
+def _worth(row: Any) -> str:
+    value = "" if row.value is None else f"{row.value:f} {row.currency or ''}".strip()
+    return ", ".join(part for part in (value, row.status) if part)
+
+
+def _read_attempts(connection: Connection, low: int) -> list[LiveRow]:
+    a = attempts.c
+    statement = (
+        select(a.id, a.at, a.status, a.error, deliveries.c.application_id, deliveries.c.tracker_id)
+        .join_from(attempts, deliveries, deliveries.c.id == a.delivery_id)
+        .where(a.id >= low)
+        .order_by(a.id.desc())
+        .limit(MAX_ROWS)
+    )
+    return [
+        LiveRow("delivery", row.id, row.at, row.application_id, str(row.status or ""), row.error or "")
+        for row in connection.execute(statement)
+    ]

@@ -1,0 +1,89 @@
+"""Tests of the live page and its feed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Connection
+
+from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.portal import live_feed
+from shortener.portal.live_feed import LiveFeed, LiveRow, read_rows
+from shortener.portal.operators import Role
+from tests.conftest import NOON
+from tests.portal.conftest import NewBrowser, SignIn
+from tests.portal.test_pages import click, send
+
+
+async def test_the_live_page_shows_a_new_click(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser)
+    assert "Nothing in the last 15 minutes" in (await browser.get("/portal/1/live")).text
+    await click(service, phone, message["links"][0]["code"])
+    page = await browser.get("/portal/1/live")
+    assert message["message_id"] in page.text
+
+
+async def test_the_feed_reports_each_row_once_and_only_to_operators_of_its_application(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    before = await send(service, browser)
+    await click(service, phone, before["links"][0]["code"])
+    feed = LiveFeed(service.database, service.clock, interval=0.02)
+    async with feed.subscribe([1]) as own, feed.subscribe([2]) as foreign:
+        message = await send(service, browser)
+        await click(service, phone, message["links"][0]["code"])
+        batch = await asyncio.wait_for(own.get(), 10)
+        assert [row.message_id for row in batch.rows] == [message["message_id"]], "the click before the subscription is not new"
+        await asyncio.sleep(0.2)  # ten more readings of the same rows
+        assert own.empty()
+        assert foreign.empty()
+
+
+async def test_a_feed_continues_after_an_outage_of_the_database(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = LiveRow("hit", 7, NOON, 1, "clicks", "")
+    answers: list[object] = [[], StoreUnavailable(), RuntimeError("unexpected"), [row]]
+
+    def read(connection: Connection, since: object) -> object:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(live_feed, "read_rows", read)
+    async with LiveFeed(service.database, service.clock, interval=0.01).subscribe([1]) as batches:
+        batch = await asyncio.wait_for(batches.get(), 10)
+    assert list(batch.rows) == [row]
+
+
+async def test_a_slow_subscriber_loses_the_oldest_readings_and_not_the_memory_of_the_process(service: Service) -> None:
+    subscriber = live_feed.LiveSubscriber({1})
+    for number in range(3 * live_feed.MAX_WAITING):
+        subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "")])
+    assert subscriber.batches.qsize() == live_feed.MAX_WAITING
+    assert subscriber.batches.get_nowait().rows[0].id == 2 * live_feed.MAX_WAITING
+
+
+async def test_a_reading_with_many_rows_names_the_number_of_the_others() -> None:
+    subscriber = live_feed.LiveSubscriber({1})
+    subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "") for number in range(live_feed.SHOWN_PER_READING + 5)])
+    batch = subscriber.batches.get_nowait()
+    assert (len(batch.rows), batch.more) == (live_feed.SHOWN_PER_READING, 5)
+
+
+async def test_the_stream_of_a_foreign_application_does_not_exist(sign_in: SignIn) -> None:
+    browser = await sign_in("Vera", Role.VIEWER, 1)
+    assert (await browser.get("/portal/2/live/stream")).status_code == 404
+
+
+async def test_rows_of_the_last_seconds_are_read_again(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser)
+    await click(service, phone, message["links"][0]["code"])
+    now = service.clock()
+    assert len(await service.database.read(read_rows, now - timedelta(seconds=15))) == 1
+    assert await service.database.read(read_rows, now + timedelta(hours=1)) == []
