@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Context, Decimal
 
 import orjson
@@ -25,7 +25,8 @@ HISTOGRAM = "ttc"  # The key of the histogram in a row.
 
 #: With fewer buckets, single entries are shorter, and adding them is as fast.
 MIN_PACKED_BUCKETS = 24
-_MAX_WIDTH = 4
+#: The format of a count in the module struct, by its bytes.
+_FORMATS = {1: "B", 2: "H", 4: "I"}
 #: The bytes of one bucket in a sum of histograms. A sum of 10**12 clicks in one bucket does not overflow.
 _SUM_BYTES = 5
 
@@ -43,11 +44,11 @@ def loads(data: str | Amounts) -> Amounts:
 
 def dumps(amounts: Amounts) -> str:
     """Return the text of a row. Many buckets of the time to click become one histogram."""
-    buckets = [metric for metric in amounts if metric.startswith(TIME_TO_CLICK)]
-    if len(buckets) >= MIN_PACKED_BUCKETS or (buckets and HISTOGRAM in amounts):
-        amounts = unpack(amounts)
-        counts = {int(metric[4:]): amount for metric, amount in amounts.items() if metric.startswith(TIME_TO_CLICK)}
-        packed = _pack({bucket: int(amount) for bucket, amount in counts.items() if amount})
+    if HISTOGRAM not in amounts and len(amounts) >= MIN_PACKED_BUCKETS:
+        buckets = {
+            int(metric[len(TIME_TO_CLICK) :]): int(amounts[metric]) for metric in amounts if metric.startswith(TIME_TO_CLICK)
+        }
+        packed = _pack(buckets)
         if packed is not None:
             amounts = {metric: amount for metric, amount in amounts.items() if not metric.startswith(TIME_TO_CLICK)}
             amounts[HISTOGRAM] = packed
@@ -60,12 +61,25 @@ def amount_of(metric: str, amount: Decimal) -> int | str:
 
 
 def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:
-    """Return the amounts of a row plus other amounts."""
-    if HISTOGRAM in stored and any(metric.startswith(TIME_TO_CLICK) for metric in more):
-        stored = unpack(stored)
+    """Return the amounts of a row plus other amounts. `stored` may be changed."""
+    buckets: dict[int, int] = {}
     for metric, amount in more.items():
-        stored[metric] = amount_of(metric, EXACT.add(Decimal(stored.get(metric, 0)), Decimal(amount)))
-    return stored
+        if metric.startswith(VALUE):
+            stored[metric] = format(EXACT.add(Decimal(stored.get(metric, 0)), Decimal(amount)), "f")
+        elif metric.startswith(TIME_TO_CLICK) and HISTOGRAM in stored:
+            buckets[int(metric[len(TIME_TO_CLICK) :])] = int(amount)
+        else:
+            stored[metric] = int(stored.get(metric, 0)) + int(amount)
+    if not buckets:
+        return stored
+    if (packed := _add_to_histogram(str(stored[HISTOGRAM]), buckets)) is not None:
+        stored[HISTOGRAM] = packed
+        return stored
+    single = unpack(stored)
+    for bucket, amount in buckets.items():
+        metric = f"{TIME_TO_CLICK}{bucket}"
+        single[metric] = int(single.get(metric, 0)) + amount
+    return single
 
 
 def unpack(amounts: Amounts) -> Amounts:
@@ -107,17 +121,33 @@ class PeriodSums:
 
 
 def _pack(counts: Mapping[int, int]) -> str | None:
-    """Return the histogram of these counts by bucket; None if they do not fit."""
-    if len(counts) < MIN_PACKED_BUCKETS or min(counts.values()) < 0:
-        return None
-    width = -(-max(counts.values()).bit_length() // 8)
-    if width > _MAX_WIDTH:
+    """Return the histogram of these counts by bucket; None if they are few or do not fit."""
+    if len(counts) < MIN_PACKED_BUCKETS:
         return None
     first = min(counts)
-    packed = bytearray(width * (max(counts) - first + 1))
-    for bucket, count in counts.items():
-        start = width * (bucket - first)
-        packed[start : start + width] = count.to_bytes(width, "little")
+    return _encode(first, [counts.get(bucket, 0) for bucket in range(first, max(counts) + 1)])
+
+
+def _add_to_histogram(histogram: str, more: Mapping[int, int]) -> str | None:
+    """Return a histogram plus other counts by bucket; None if the sum does not fit."""
+    width, first_text, packed = histogram.split(".")
+    first, content = int(first_text), a2b_base64(packed)
+    counts = list(struct.unpack(f"<{len(content) // int(width)}{_FORMATS[int(width)]}", content))
+    if (before := first - min(more)) > 0:
+        counts, first = [0] * before + counts, min(more)
+    counts += [0] * (max(more) - first + 1 - len(counts))
+    for bucket, count in more.items():
+        counts[bucket - first] += count
+    return _encode(first, counts)
+
+
+def _encode(first: int, counts: Sequence[int]) -> str | None:
+    """Return the histogram of the counts from the bucket `first` on; None if a count is negative or too large."""
+    largest = max(counts)
+    if min(counts) < 0 or largest >= 1 << 32:
+        return None
+    width = 1 if largest < 1 << 8 else 2 if largest < 1 << 16 else 4
+    packed = struct.pack(f"<{len(counts)}{_FORMATS[width]}", *counts)
     return f"{width}.{first}.{b2a_base64(packed, newline=False).decode()}"
 
 

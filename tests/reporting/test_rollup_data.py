@@ -89,6 +89,14 @@ def test_amounts_that_do_not_fit_into_a_histogram_stay_single_entries() -> None:
     assert unpack(loads(dumps(add_amounts(loads(dumps({f"ttc:{n}": 1 for n in range(50)})), {"ttc:3": -2}))))["ttc:3"] == -1
 
 
+def test_a_count_is_added_to_a_histogram_also_outside_its_buckets_and_beyond_its_width() -> None:
+    stored = loads(dumps({f"ttc:{bucket}": 250 for bucket in range(100, 150)}))
+    for bucket, amount, expected in ((100, 5, 255), (100, 1, 256), (90, 3, 3), (160, 70_000, 70_000), (149, -250, 0)):
+        stored = loads(dumps(add_amounts(stored, {f"ttc:{bucket}": amount})))
+        assert stored.keys() == {HISTOGRAM}
+        assert unpack(dict(stored)).get(f"ttc:{bucket}", 0) == expected
+
+
 def test_a_change_of_other_metrics_does_not_unpack_the_histogram() -> None:
     stored = loads(dumps({f"ttc:{bucket}": 1 for bucket in range(50)}))
     packed = stored[HISTOGRAM]
