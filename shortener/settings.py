@@ -297,6 +297,19 @@ class Settings(BaseModel):
         "LOG_FORMAT=text). The lines contain no addresses, phone numbers and credentials.",
     )
 
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/?#]+(/[^\s]*)?)?$",
+        description="URL of an OpenTelemetry collector that receives traces of messages (OTLP over HTTP), such as "
+        "http://127.0.0.1:4318/v1/traces. Needs the extra `tracing`. Empty: no traces.",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the messages that are traced, from 0 to 1. A message is traced completely or not at all.",
+    )
+
     @field_validator("delivery_schedule", "gateway_schedule", mode="before")
     @classmethod
     def _split_numbers(cls, value: Any) -> Any:

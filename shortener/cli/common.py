@@ -82,6 +82,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         from shortener.storage.installation import NoInstallation
         from shortener.storage.integrity import DatabaseLost
         from shortener.storage.migrate import SchemaMismatch
+        from shortener.tracing import TracingUnavailable
 
         try:
             with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if command.__name__ in _SERVERS else None) as runner:
@@ -93,7 +94,15 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
-        except (SchemaMismatch, SecretError, DatabaseLost, NoInstallation, BackupError, NetworkFileError) as error:
+        except (
+            SchemaMismatch,
+            SecretError,
+            DatabaseLost,
+            NoInstallation,
+            BackupError,
+            NetworkFileError,
+            TracingUnavailable,
+        ) as error:
             raise click.ClickException(str(error)) from None
 
     return run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import shutil
 import socket
 import sqlite3
@@ -93,6 +94,9 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
         open_networks(settings.network_files)
     except NetworkFileError as error:
         yield Finding("network_files", "error", str(error), "correct NETWORK_FILES, or restore the file")
+    if settings.otlp_endpoint and importlib.util.find_spec("opentelemetry") is None:
+        text = "OTLP_ENDPOINT is set, but the packages for traces are not installed"
+        yield Finding("traces", "error", text, "pip install 'sms-shortener[tracing]', or unset OTLP_ENDPOINT")
     if links := service_link_variables():
         names = ", ".join(links[:3]) + (", ..." if len(links) > 3 else "")
         yield Finding("service_links", "warning", f"{names} look like settings", "set enableServiceLinks: false in the pod")

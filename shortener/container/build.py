@@ -71,6 +71,7 @@ from shortener.storage.newest_id import continue_ids
 from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
+from shortener.tracing import open_tracer
 from shortener.urls import host_of
 
 
@@ -164,7 +165,9 @@ async def _build_service(
         if isinstance(optional, RedisServer | RedisLinkCache | HitSpool | SharedClock | SqliteDatabase):
             optional.register_metrics(metrics)
     await _ensure_simulator(foundation, gateways.store)
-    return Service(foundation, clicks, messages, delivery, gateways, jobs, metrics, first_credentials)
+    service = Service(foundation, clicks, messages, delivery, gateways, jobs, metrics, first_credentials)
+    service.use_tracer(open_tracer(settings))
+    return service
 
 
 async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None:

@@ -13,6 +13,7 @@ from shortener.clicks.networks import open_networks
 from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts, MessageParts
 from shortener.jobs import Jobs
 from shortener.metrics import Metrics
+from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -82,9 +83,15 @@ class Service:
         self.jobs = jobs
         self.metrics = metrics
         self.first_credentials = first_credentials
+        self.tracer: Tracer | None = None
         self.ready = False
         self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
         self._dispatcher_stop: asyncio.Future[Any] | None = None
+
+    def use_tracer(self, tracer: Tracer | None) -> None:
+        """Trace messages with `tracer`; None: do not trace."""
+        self.tracer = self.rewriter.tracer = self.conversions.tracer = tracer
+        self.dispatcher.use_tracer(tracer)
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
         """Start the background work. Requires a running event loop."""
@@ -134,6 +141,8 @@ class Service:
         await self._close_part("test_sender", self.test_slots.sender.close())
         if self.node_lease is not None:
             await self._close_part("node_lease", self.node_lease.release())
+        if self.tracer is not None:
+            await self._close_part("tracer", asyncio.to_thread(self.tracer.close))
         await self._close_part("database", self.database.close())
 
     async def _close_part(self, name: str, closing: Awaitable[None]) -> None:

@@ -18,6 +18,7 @@ was stored. A caller that did not receive the response may safely repeat the req
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ from shortener.outbox.events import Event
 from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
+from shortener.tracing import Tracer
 
 #: For this time after the latest change, a report that equals an earlier revision counts as a repeat: it may have been sent before
 #: the change, or again because the network did not receive the response.
@@ -106,6 +108,7 @@ class Conversions:
         self._group: GroupCommit[_Submission, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
         self.reports = {"new": 0, "updated": 0, "duplicate": 0}
         self.with_warnings = 0
+        self.tracer: Tracer | None = None  # set if messages are traced
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the counters of accepted conversion reports as metrics."""
@@ -131,7 +134,19 @@ class Conversions:
             hit_id = self._click_ids.decode(report.click_id)
             if hit_id is None and report.message_id is None:
                 raise _unknown_target("click_id")
+        started = time.time_ns() if self.tracer is not None else 0
         result = await self._group.submit(_Submission(application_id, report, hit_id))
+        if self.tracer is not None:
+            self.tracer.record(
+                "conversion",
+                application_id,
+                result.message_id,
+                started,
+                time.time_ns(),
+                action=report.action_key,
+                duplicate=result.duplicate,
+                revision=result.revision,
+            )
         self.reports["updated" if result.updated else "duplicate" if result.duplicate else "new"] += 1
         self.with_warnings += bool(result.warnings)
         return result

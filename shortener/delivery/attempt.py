@@ -13,6 +13,7 @@ because the service does not adapt a rate for callbacks.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from shortener.delivery.sender import Sender, SendResult
 from shortener.ids import IdGenerator, encode
 from shortener.model import Clock, DeliveryStatus, Topic
 from shortener.storage.types import to_ms
+from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +89,7 @@ class AttemptRunner:
         self._clock = clock
         self._rng = rng
         self._allow_http = allow_http
+        self.tracer: Tracer | None = None  # set if messages are traced
 
     async def run(self, attempt: AttemptInFlight) -> FinishedAttempt:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back."""
@@ -101,7 +104,10 @@ class AttemptRunner:
             response = await self._send(claim, target, started)
         except asyncio.CancelledError:
             return self._returned(attempt, "interrupted")
-        return self._classify(attempt, response, started)
+        finished = self._classify(attempt, response, started)
+        if self.tracer is not None:
+            _trace(self.tracer, claim, finished, response)
+        return finished
 
     async def _send(self, claim: ClaimedDelivery, target: DeliveryTarget | None, at: datetime) -> SendResult:
         if target is None:
@@ -114,6 +120,10 @@ class AttemptRunner:
         except Exception:
             log.exception("delivery_not_renderable", delivery=encode(claim.id))
             return SendResult(None, b"", "internal_error", "the request could not be rendered", 0, is_local=True)
+        if self.tracer is not None and (message_id := facts.get("message_id")) is not None:
+            header = self.tracer.header(facts["application_id"], message_id)
+            if header is not None:
+                request = dataclasses.replace(request, headers={**request.headers, "traceparent": header})
         return await self._sender.send(request, target.timeout)
 
     def _classify(self, attempt: AttemptInFlight, response: SendResult, started: datetime) -> FinishedAttempt:
@@ -196,6 +206,31 @@ def pause_after_429(free_attempts: int, rng: random.Random) -> float:
     The time grows with the number of such responses, so that one delivery does not use the whole rate of its receiver."""
     pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
     return pause * (1 + rng.random() / 10)
+
+
+def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, response: SendResult) -> None:
+    """Create the span of an attempt and, with the first attempt, the span of the event from its time on."""
+    facts = orjson.loads(claim.facts) if claim.facts else {}
+    message_id = facts.get("message_id")
+    if message_id is None:
+        return
+    topic = Topic(claim.topic).api_name
+    application, began = facts["application_id"], finished.started * 1_000_000
+    if claim.attempt == 1:
+        at = int(datetime.fromisoformat(facts["timestamp"]).timestamp() * 1000) * 1_000_000
+        tracer.record(f"event {topic}", application, message_id, min(at, began), began, state=facts.get("new_state"))
+    tracer.record(
+        f"deliver {topic}",
+        application,
+        message_id,
+        began,
+        finished.at * 1_000_000,
+        error=finished.delivery.last_error,
+        is_request=True,
+        tracker=claim.tracker_id,
+        attempt=claim.attempt,
+        status=response.status,
+    )
 
 
 def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:

@@ -51,6 +51,7 @@ from shortener.model import Clock, DeliveryStatus
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
+from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +174,10 @@ class Dispatcher:
         metrics.counter(
             "shortener_breakers_opened", "How often a tracker's circuit breaker opened.", lambda: totals.breakers_opened
         )
+
+    def use_tracer(self, tracer: Tracer | None) -> None:
+        """Trace the attempts with `tracer`."""
+        self._runner.tracer = tracer
 
     @property
     def in_flight(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +32,7 @@ from shortener.storage import schema
 from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.key_table import Key, KeyTable
+from shortener.tracing import Tracer
 
 MAX_REQUESTS_PER_TRANSACTION = 64
 #: A request with more characters of text is planned in a thread, because planning it takes more than about 20 ms.
@@ -61,6 +63,7 @@ class Rewriter:
         self._hosts = hosts
         self._limits = limits
         self._cache = cache or NoLinkCache()
+        self.tracer: Tracer | None = None  # set if messages are traced
         self.messages = self.links = 0  # numbers of stored messages and links since the process started
         self._on_sends = on_sends
         self._caching: asyncio.Task[None] | None = None
@@ -90,6 +93,7 @@ class Rewriter:
         `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same in the form
         of the previous release. Raise ApiError with a detail for each
         problem, or StoreUnavailable. In both cases nothing was stored."""
+        started = time.time_ns() if self.tracer is not None else 0
         plan = partial(
             plan_request,
             application,
@@ -111,7 +115,16 @@ class Rewriter:
         if self._caching is not None and not self._caching.done():
             # The task stores the links of this commit, and of commits before it, in the link cache.
             await asyncio.wait([self._caching])
+        if self.tracer is not None:
+            self._trace(self.tracer, application.id, response, started)
         return response
+
+    def _trace(self, tracer: Tracer, application_id: int, response: Response, started: int) -> None:
+        """Create the root span of each message of a response."""
+        ended = time.time_ns()
+        for entry in response:
+            if message_id := entry.get("message_id"):
+                tracer.record_rewrite(application_id, message_id, started, ended, links=len(entry.get("links", ())))
 
     def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
         """Return the problems of messages whose request is rejected because of other errors."""
