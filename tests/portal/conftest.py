@@ -14,6 +14,7 @@ from shortener.portal import operators as module
 from shortener.portal.operators import Role
 from tests.conftest import client_of
 
+PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"
 #: The header by which browsers mark the forms of a page on the same host.
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
@@ -67,3 +68,19 @@ async def log(service: Service) -> list[Any]:
 
     page = await service.database.read(list_audit, AuditFilter(), 1000)
     return list(reversed(page.rows))
+
+
+async def send(service: Service, browser: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    """Rewrite a message through the API and return its response."""
+    credentials = service.first_credentials
+    assert credentials is not None
+    body = {"to": "+14085550123", "body": 'Offer: #track("https://shop.example/a?b=1")', **fields}
+    response = await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": credentials.api_key})
+    assert response.status_code == 200, response.text
+    message: dict[str, Any] = response.json()["messages"][0]
+    return message
+
+
+async def click(service: Service, browser: httpx.AsyncClient, code: str, agent: str = PHONE) -> None:
+    response = await browser.get(f"/{code}", headers={"User-Agent": agent})
+    assert response.status_code == 302

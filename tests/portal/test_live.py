@@ -14,8 +14,7 @@ from shortener.portal import live_feed
 from shortener.portal.live_feed import LiveFeed, LiveRow, read_rows
 from shortener.portal.operators import Role
 from tests.conftest import NOON
-from tests.portal.conftest import NewBrowser, SignIn
-from tests.portal.test_pages import click, send
+from tests.portal.conftest import NewBrowser, SignIn, click, send
 
 
 async def test_the_live_page_shows_a_new_click(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-import httpx
 import pytest
 
 from shortener.accounts.administration import create_application
@@ -13,26 +11,9 @@ from shortener.clicks.verdicts.request_rules import RULES
 from shortener.container import Service
 from shortener.portal.operators import Role
 from shortener.portal.verdict_texts import REASONS, explain
-from tests.portal.conftest import NewBrowser, SignIn, log
+from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
-PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
-
-
-async def send(service: Service, browser: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
-    """Rewrite a message through the API and return its response."""
-    credentials = service.first_credentials
-    assert credentials is not None
-    body = {"to": "+14085550123", "body": 'Offer: #track("https://shop.example/a?b=1")', **fields}
-    response = await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": credentials.api_key})
-    assert response.status_code == 200, response.text
-    message: dict[str, Any] = response.json()["messages"][0]
-    return message
-
-
-async def click(service: Service, browser: httpx.AsyncClient, code: str, agent: str = PHONE) -> None:
-    response = await browser.get(f"/{code}", headers={"User-Agent": agent})
-    assert response.status_code == 302
 
 
 async def test_the_timeline_of_a_message_explains_each_hit(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
