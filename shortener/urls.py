@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -222,6 +223,7 @@ def matches_link_path(path: str, requested: str) -> bool:
     return len(expected) == len(given) and all(one in (SENDER_SEGMENT, other) for one, other in zip(expected, given, strict=True))
 
 
+@lru_cache(maxsize=1024)
 def host_of(url: str) -> str:
     """Return the host of an absolute URL as a Host header has it: lower case, with the port unless it is the scheme's default."""
     parts = urlsplit(url)

@@ -7,11 +7,15 @@ A macro that is not filled in is an error with `strict_destinations`, and a warn
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 from shortener.accounts.directory import Application
 from shortener.macros import macro_problems
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
+
+#: Parses a URL. The messages of a campaign usually have the same destinations, so the latest ones are cached.
+_parse = lru_cache(maxsize=1024)(parse_destination)
 
 
 class TargetHosts(Protocol):
@@ -28,7 +32,7 @@ class TargetHosts(Protocol):
 
 def check_link_target(application: Application, url: str, hosts: TargetHosts) -> Destination:
     """Return the parsed destination or fallback URL of a link. Raise UrlError if it is not permitted."""
-    destination = parse_destination(url, application.settings.extra_schemes)
+    destination = _parse(url, application.settings.extra_schemes)
     if hosts.is_own(destination.url):
         raise UrlError("leads to a host of this service, so the redirect would loop")
     if hosts.is_blocked(application.id, destination.host):

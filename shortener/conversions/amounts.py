@@ -74,6 +74,8 @@ _LEADING_CODE = re.compile(r"([A-Za-z]{3})\s*(?=[-+(.0-9])")
 _TRAILING_CODE = re.compile(r"(?<=[.0-9)-])\s*([A-Za-z]{3})")
 _MINUS = str.maketrans(dict.fromkeys("−–—‐‑﹣－", "-") | {"＋": "+", "．": ".", "，": ",", "٫": ".", "٬": ","})
 _EXPONENT = re.compile(r"(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})[eE][+-]?[0-9]{1,3}")
+#: Matches an amount without a sign, a currency and separators of thousands, as most systems write it. No rule changes it.
+_PLAIN = re.compile(rf"(?:0|[1-9][0-9]{{0,{MAX_WHOLE_DIGITS - 1}}})(?:\.[0-9]{{1,{MAX_FRACTION_DIGITS}}})?")
 _GROUPED = re.compile(r"[0-9]{1,3}(?:([ ',.])[0-9]{3})(?:\1[0-9]{3})*")
 
 
@@ -87,6 +89,8 @@ class Amount(NamedTuple):
 
 def parse_amount(text: str) -> Amount:
     """Parse an amount by the rules in `RULES`. Raise ValueError with the reason if the text is not an amount."""
+    if _PLAIN.fullmatch(text):
+        return Amount(Decimal(text))
     number, currency = _split_currency(_ascii(text))
     negative = False
     if number.startswith("(") and number.endswith(")"):

@@ -125,7 +125,7 @@ def _read_body(found: ReportInput, body: bytes, content_type: str) -> None:
 def _parse_json(text: str) -> Mapping[str, Any]:
     """Parse a body that must be one JSON object. Numbers with a decimal point stay exact."""
     try:
-        data = json.loads(text, parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False)
+        data = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     if isinstance(data, list) and len(data) == 1:
@@ -137,6 +137,10 @@ def _parse_json(text: str) -> Mapping[str, Any]:
 
 def _parse_integer(text: str) -> int | str:
     return int(text) if len(text) <= MAX_INTEGER_DIGITS else text
+
+
+#: Decodes JSON with exact decimals. It accepts control characters in texts.
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False)
 
 
 def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str, str]]:

@@ -151,3 +151,15 @@ def test_currency_codes_and_symbols_are_parsed(text: str, code: str, warns: bool
 def test_a_text_that_is_not_a_currency_code_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="currency code"):
         parse_currency(text)
+
+
+@given(st.decimals(min_value=0, max_value=10**19, allow_nan=False, allow_infinity=False).map(lambda value: format(value, "f")))
+def test_a_plain_amount_has_the_same_value_as_the_same_amount_with_a_sign(text: str) -> None:
+    try:
+        signed = parse_amount(f"+{text}")
+    except ValueError:
+        with pytest.raises(ValueError, match="digits"):
+            parse_amount(text)
+        return
+    plain = parse_amount(text)
+    assert (str(plain.value), plain.currency, plain.warning) == (str(signed.value), signed.currency, signed.warning)
