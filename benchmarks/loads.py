@@ -77,5 +77,5 @@ WORKS: dict[str, Callable[[Server], Work]] = {
     "unknown codes": unknown_codes,
     "rewrite, one message": lambda server: rewrites(server, 1, 64),
     "rewrite, 100 recipients": lambda server: rewrites(server, 100, 16),
-    "conversions": lambda server: conversions(server, 100_000),
+    "conversions": lambda server: conversions(server, 60_000),
 }

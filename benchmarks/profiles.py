@@ -99,7 +99,8 @@ def main() -> None:
             work = make(server)
             work.run(1)
             print(f"\n== {name}: {costs(server, work, options.seconds, py_spy)}", flush=True)
-            for thread, (samples, own, every) in functions(server, work, options.seconds, py_spy).items():
+            # New requests, because a repeated click or report of a conversion takes another path.
+            for thread, (samples, own, every) in functions(server, make(server), options.seconds, py_spy).items():
                 print(f"\n{thread}, {samples} samples\n   all   own")
                 for call, count in every.most_common():
                     if count >= MIN_SHARE * samples and (own[call] or "shortener/" in call):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,7 +61,7 @@ class RewrittenMessage:
                     "short_url": short_url(self.base_url, link.path, link.code),
                     "url": link.url,
                     "label": link.label,
-                    "expires_at": to_iso(from_ms(link.expires_at)),
+                    "expires_at": _iso(link.expires_at),
                 }
                 for link in self.links
             ],
@@ -70,6 +71,12 @@ class RewrittenMessage:
             "warnings": list(self.warnings),
             **self.sending,
         }
+
+
+@lru_cache(maxsize=256)
+def _iso(ms: int) -> str | None:
+    """Return a time in ISO 8601. All links of a message expire at the same time."""
+    return to_iso(from_ms(ms))
 
 
 def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:

@@ -33,7 +33,7 @@ from shortener.messages.render import RewrittenMessage, render_new, render_repea
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
 from shortener.model import LinkFlag, State
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import CohortKey, Cohorts, CountDelta
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CohortKey, Cohorts, CountDelta, sent_slot
 from shortener.outbox.link_sets import LinkSetKey, LinkSets, link_set_key
 from shortener.redis.link_cache import CachedLink
 from shortener.storage.bulk import insert_all
@@ -42,6 +42,9 @@ from shortener.urls import fill_placeholders
 
 Response = list[dict[str, Any]]  # one entry for each recipient
 OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
+# These are plain integers, because an operation on enum flags takes microseconds and each link needs several.
+_EVERY_CLICK, _FILL_CLICK_ID = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID)
+_OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID)
 ProcessKey = tuple[int, str, str]  # application_id, track, type
 
 
@@ -77,7 +80,8 @@ class RewriteWriter:
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
         cohorts = self._cohorts.get_ids(connection, {_cohort_key(*one, processes) for one in creatable})
-        link_sets = self._link_sets.get_ids(connection, {key for one in creatable for key in _link_set_keys(*one)})
+        first_of_plan = {id(message.plan): (request, message) for request, message in creatable}
+        link_sets = self._link_sets.get_ids(connection, {key for one in first_of_plan.values() for key in _link_set_keys(*one)})
         rows = _Rows(self._ids, self._codes, cohorts, link_sets, processes)
         batch = _Batch(connection, requests, rows, self._hosts)
         results: list[Response | Exception] = []
@@ -237,6 +241,7 @@ class _Rows:
         self._responses: list[tuple[object, ...]] = []
         self._sends: list[tuple[object, ...]] = []
         self._counted = CountDelta()
+        self._link_sets_of_plans: dict[int, list[int]] = {}  # by the identity of the plan, which its recipients share
         self.cached_links: list[CachedLink] = []
 
     @property
@@ -256,8 +261,8 @@ class _Rows:
         cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
         item = message.item
         price = item.mt_price if item.mt_price is not None else rewritten.cost
-        links = message.plan.links
-        link_set = self._link_sets[_link_set_key(request, message, links)] if links else None
+        link_sets = self._find_link_sets(request, message)
+        link_set = link_sets[0] if link_sets else None
         self._messages.append(
             (
                 row_id,
@@ -281,13 +286,24 @@ class _Rows:
                 link_set,
             )
         )
+        slot, sent = request.now // TIME_SLOT_MS, sent_slot(row_id)
         for position, (planned, link) in enumerate(zip(message.plan.links, rewritten.links, strict=True)):
-            self._add_link(request, message, planned, link, position, row_id, cohort_id)
-        self._counted.add(cohort_id, request.now, "messages", message=row_id, link_set=link_set or 0)
-        self._counted.add(cohort_id, request.now, "segments", rewritten.segments, message=row_id, link_set=link_set or 0)
+            own_set = link_sets[position + 1] if len(link_sets) > 1 else link_sets[0]
+            self._add_link(request, message, planned, link, position, row_id, cohort_id, own_set)
+            self._counted.add_slots(cohort_id, slot, "links", sent, own_set)
+        self._counted.add_slots(cohort_id, slot, "messages", sent, link_set or 0)
+        self._counted.add_slots(cohort_id, slot, "segments", sent, link_set or 0, rewritten.segments)
         if rewritten.cost is not None:
-            self._counted.add(cohort_id, request.now, "cost", rewritten.cost, message=row_id, link_set=link_set or 0)
+            self._counted.add_slots(cohort_id, slot, "cost", sent, link_set or 0, rewritten.cost)
         return row_id
+
+    def _find_link_sets(self, request: PlannedRequest, message: PlannedMessage) -> list[int]:
+        """Return the ids of `_link_set_keys`."""
+        found = self._link_sets_of_plans.get(id(message.plan))
+        if found is None:
+            found = [self._link_sets[key] for key in _link_set_keys(request, message)]
+            self._link_sets_of_plans[id(message.plan)] = found
+        return found
 
     def _add_link(
         self,
@@ -298,23 +314,23 @@ class _Rows:
         position: int,
         message_row: int,
         cohort_id: int,
+        link_set: int,
     ) -> None:
-        flags = LinkFlag.APPEND_CLICK_ID if request.application.settings.click_id_param else LinkFlag.NONE
+        flags = _APPEND_CLICK_ID if request.application.settings.click_id_param else 0
         if planned.every_click:
-            flags |= LinkFlag.EVERY_CLICK
+            flags |= _EVERY_CLICK
         if is_opt_out(planned, message.item.opt_out):
-            flags |= LinkFlag.OPT_OUT | LinkFlag.EVERY_CLICK
+            flags |= _OPT_OUT | _EVERY_CLICK
         location, fallback = planned.destination.location, message.plan.fallback_location
         if not location.startswith((b"http://", b"https://")):
-            flags &= ~LinkFlag.APPEND_CLICK_ID  # a link with an app scheme, such as tel:, has no query
+            flags &= ~_APPEND_CLICK_ID  # a link with an app scheme, such as tel:, has no query
         if fallback is not None and "{" in fallback:
             fallback = fill_placeholders(fallback.encode(), _placeholder_values(message, link.code)).decode()
         if planned.destination.placeholders:
             location = fill_placeholders(location, _placeholder_values(message, link.code))
             if "click_id" in planned.destination.placeholders:
-                flags |= LinkFlag.FILL_CLICK_ID
+                flags |= _FILL_CLICK_ID
         location_text = location.decode()
-        link_set = self._link_sets[_link_set_key(request, message, [planned])]
         link_id = self._ids()
         self.cached_links.append(
             CachedLink(
@@ -323,7 +339,7 @@ class _Rows:
                 message=message_row,
                 application_id=request.application.id,
                 domain_id=link.domain_id,
-                flags=int(flags),
+                flags=flags,
                 url=location_text,
                 fallback_url=fallback,
                 expires_at=link.expires_at,
@@ -338,7 +354,7 @@ class _Rows:
                 cohort_id,
                 link.domain_id,
                 position,
-                int(flags),
+                flags,
                 link.url,
                 None if location_text == link.url else location_text,
                 link.label,
@@ -348,7 +364,6 @@ class _Rows:
                 link.path or None,
             )
         )
-        self._counted.add(cohort_id, request.now, "links", message=message_row, link_set=link_set)
 
     @property
     def queued_sends(self) -> int:
@@ -390,7 +405,7 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
 
 
 def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
-    """Return the keys of the link set of a message, and of the link set of each single link."""
+    """Return the key of the link set of a message, and then of the link set of each single link if the message has several."""
     links = message.plan.links
     groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
     return [_link_set_key(request, message, group) for group in groups]

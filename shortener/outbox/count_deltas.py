@@ -50,7 +50,7 @@ class CountDelta:
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
-    def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int) -> None:
+    def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
         """Add an amount for a known time slot of the event and a known time slot of its message."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
