@@ -245,6 +245,6 @@ _FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 
 def escape_formula(text: str | None) -> str:
     """Return the text with an apostrophe in front if it begins like a formula, so that no spreadsheet runs it."""
-    if not text or _NUMBER.fullmatch(text):
+    if not text or text[0].isalnum() or _NUMBER.fullmatch(text):  # nearly every cell begins with a letter or a digit
         return text or ""
     return f"'{text}" if _FORMULA.match(text) else text
