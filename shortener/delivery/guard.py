@@ -207,8 +207,10 @@ class Guard:
     async def check_host(self, host: str, port: int, *, timeout: float = 3.0) -> None:
         """Check every address of a host (a name or an IP address) within `timeout` seconds.
 
-        Raise `ForbiddenTarget` if any address is forbidden. Raise `HostUnresolved` if the host has no address.
+        Raise `ForbiddenTarget` if any address is forbidden, or if the name is always local, such as metadata.google.internal.
+        Raise `HostUnresolved` if the host has no address.
         """
+        self.check_literal(host)
         try:
             addresses: Sequence[str] = [str(ip_address(host.partition("%")[0]))]
         except ValueError:

@@ -357,3 +357,12 @@ def test_the_error_text_of_the_guard_does_not_contain_the_kind_of_the_address(ad
     with pytest.raises(ForbiddenTarget) as caught:
         Guard().check_address(address)
     assert str(caught.value) == "the host must have a public address"
+
+
+@pytest.mark.parametrize("host", ["localhost.", "a.localhost", "metadata.google.internal", "metadata.google.internal.", "x.local"])
+async def test_check_host_rejects_a_name_that_is_always_local_even_if_it_does_not_resolve(host: str) -> None:
+    def unknown(host: str, port: int) -> list[str]:
+        raise socket.gaierror("the name does not exist")
+
+    with pytest.raises(ForbiddenTarget):
+        await Guard(lookup=unknown).check_host(host, 80)
