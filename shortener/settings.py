@@ -183,6 +183,12 @@ class Settings(BaseModel):
     hits_waiting: int = Field(
         100_000, ge=1, description="Maximum number of hits that each process keeps in memory until the database is available again."
     )
+    suspected_hits_limit: int = Field(
+        600,
+        ge=0,
+        description="Suspected hits of one link that a process stores and counts in a minute; later ones only get their redirect "
+        "(shortener_hits_not_stored). 0: no limit.",
+    )
     ignored_hits_limit: int = Field(
         60,
         ge=0,

@@ -5,7 +5,7 @@ clicks, and one insert each for hits, events and count deltas.
 
 Exactly one hit by a human is the first click on a link, and exactly one is the first click on a message, even if several processes
 write hits. The first click creates an event. Each hit on an existing link is stored. Hits by machines, hits after the expiry and
-hits on a disabled link are stored too, but they are not clicks. Ignored hits above `ignored_limit` are only counted. The
+hits on a disabled link are stored too, but they are not clicks. Ignored and suspected hits above a limit are only counted. The
 contextual rules of an application may change the verdict of a hit here.
 
 If a statement fails, the transaction stores nothing, and the caller can write the batch again. The argument `is_uncertain` means
@@ -28,7 +28,7 @@ from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
-from shortener.clicks.ignored_hits import IgnoredHitLimit
+from shortener.clicks.ignored_hits import HitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts import early_hits
@@ -60,7 +60,7 @@ class BatchResult:
     first_clicks: int = 0
     unknown: int = 0  # hits whose code belongs to no link
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
-    not_stored: int = 0  # ignored hits that exceed the limit of stored hits of their link
+    not_stored: int = 0  # ignored and suspected hits that exceed the limit of stored hits of their link
 
 
 class ProbePassed(Exception):
@@ -74,15 +74,24 @@ _LinkHit = tuple[Hit, LinkRow, bool]
 class HitBatchWriter:
     """Writes batches of hits to the database. It reads the hit policies from `directory` once for each batch.
 
-    `ignored_limit`: the maximum number of ignored hits of a link that are stored per minute; 0 means no limit."""
+    `ignored_limit`, `suspected_limit`: the maximum number of ignored and of suspected hits of a link that are stored per minute; 0
+    means no limit."""
 
-    def __init__(self, ids: IdGenerator, resolver: LinkResolver, directory: LinkDirectory, ignored_limit: int = 0) -> None:
+    def __init__(
+        self,
+        ids: IdGenerator,
+        resolver: LinkResolver,
+        directory: LinkDirectory,
+        ignored_limit: int = 0,
+        suspected_limit: int = 0,
+    ) -> None:
         self._ids = ids
         self._resolver = resolver
         self._directory = directory
         self._addresses = RecentAddresses()
         self._links = RecentLinks()
-        self._ignored = IgnoredHitLimit(ignored_limit)
+        self._ignored = HitLimit(ignored_limit)
+        self._suspected = HitLimit(suspected_limit)
 
     def write(self, connection: Connection, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
         """Write at least one hit, in the order of arrival, and return the result. `is_uncertain`: an earlier attempt may have
@@ -100,7 +109,7 @@ class HitBatchWriter:
                 result.unknown += 1
             elif hit.id in stored:
                 continue
-            elif hit.verdict is _IGNORED and not self._ignored.admit(hit.code, hit.at):
+            elif hit.verdict is not _HUMAN and not self._admit(hit, link):
                 result.not_stored += 1
             else:
                 new.append((hit, link, resolution.off))
@@ -134,6 +143,12 @@ class HitBatchWriter:
         result.events += len(rows.events)
         result.first_clicks += rows.first_clicks
         return result
+
+    def _admit(self, hit: Hit, link: LinkRow) -> bool:
+        """Return whether an ignored or suspected hit must be stored."""
+        if hit.verdict is _IGNORED:
+            return self._ignored.admit(hit.code, hit.at)
+        return bool(link.flags & _OPT_OUT) or self._suspected.admit(hit.code, hit.at)
 
     def probe(self, connection: Connection) -> None:
         """Write test rows with the statements of a batch. Then raise ProbePassed, which rolls the transaction back.

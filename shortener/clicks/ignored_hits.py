@@ -1,8 +1,9 @@
-"""The limit of stored ignored hits. It prevents that HEAD requests and prefetches of one known link fill the disk.
+"""The limits of stored ignored hits and of stored suspected hits. They prevent that programs which request one known link fill the
+disk.
 
-In each minute, the first ignored hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
-are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limit does not apply to
-clicks and suspected hits. Each process has its own limit.
+In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
+are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limits do not apply to
+clicks, nor to suspected hits on opt-out links, which create events. Each process has its own limits.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ MAX_LINKS = 10_000  # maximum number of links in memory; when it is exceeded, al
 _MINUTE_MS = 60_000
 
 
-class IgnoredHitLimit:
-    """Counts ignored hits by link and minute. `per_minute`: the maximum number of stored ignored hits of a link; 0 means no
+class HitLimit:
+    """Counts hits of one verdict by link and minute. `per_minute`: the maximum number of stored hits of a link; 0 means no
     limit."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
-        self._counts: dict[str, tuple[int, int]] = {}  # by code: the minute, and the number of ignored hits in it
+        self._counts: dict[str, tuple[int, int]] = {}  # by code: the minute, and the number of hits in it
 
     def admit(self, code: str, at_ms: int) -> bool:
-        """Count an ignored hit on the link with `code` and return whether the hit must be stored."""
+        """Count a hit on the link with `code` and return whether the hit must be stored."""
         if not self._per_minute:
             return True
         minute = at_ms // _MINUTE_MS

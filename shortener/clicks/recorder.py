@@ -58,7 +58,7 @@ class Recorder:
     """Records hits and sends their responses.
 
     `deadline`: seconds after which a response is sent before its hit is stored. `on_events`: called after a commit that wrote
-    events. `ignored_limit`: see `HitBatchWriter`."""
+    events. `ignored_limit`, `suspected_limit`: see `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Recorder:
         deadline: float,
         waiting_limit: int,
         ignored_limit: int = 0,
+        suspected_limit: int = 0,
         on_events: Callable[[], None],
         cache: LinkCache | None = None,
         spool: HitSpool | None = None,
@@ -90,7 +91,7 @@ class Recorder:
         self._resolver = EarlyResolver(database, cache or NoLinkCache(), directory, resolver)
         self._writer = HitWriter(
             database,
-            HitBatchWriter(ids, resolver, directory, ignored_limit),
+            HitBatchWriter(ids, resolver, directory, ignored_limit, suspected_limit),
             self.totals,
             ids,
             deadline=deadline,

@@ -243,6 +243,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         deadline=settings.hit_deadline,
         waiting_limit=settings.hits_waiting,
         ignored_limit=settings.ignored_hits_limit,
+        suspected_limit=settings.suspected_hits_limit,
         on_events=foundation.notify_events,
         cache=foundation.cache,
         spool=spool,
