@@ -135,9 +135,10 @@ def _role_text(role: Any) -> str:
 @json_option
 @async_command
 async def grant(name: str, role: str, application: int | None, remove: bool, as_json: bool) -> None:
-    """Set or remove the role of an operator in one application or in all applications."""
+    """Set or remove the role of an operator in one application or in all applications. The sessions of the operator end."""
     from shortener.accounts.directory import require_application
     from shortener.portal import operators as module
+    from shortener.portal.sessions import end_sessions
 
     application_id = application or 0
     parsed = module.parse_role(role, application_id)
@@ -150,6 +151,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
             module.revoke(connection, operator.id, application_id)
         else:
             module.grant(connection, operator.id, parsed, application_id)
+        end_sessions(connection, operator.id)  # A session that began with other rights ends.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     fields = await _write_audited(write, "role_removed" if remove else "role_granted")

@@ -1,24 +1,24 @@
 """The audit log: what operators did in the portal and on the command line, and who tried to sign in.
 
-The code only adds rows; `delete_expired` removes rows after RETENTION. A row contains the changed values before and after the
-action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
+The code only adds rows. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
+after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
 """
+
 # Tested by tests/portal/test_operators.py
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, insert, select
 
 from shortener.ids import first_id_at
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
-RETENTION = timedelta(days=400)
 MAX_OBJECT_CHARACTERS = 200
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows that one page of the audit log examines.
 _MAX_ID = (1 << 63) - 1
@@ -103,11 +103,3 @@ def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: 
     if len(rows) > limit:
         return AuditPage(rows[:limit], rows[limit - 1].id)
     return AuditPage(rows, floor)
-
-
-def delete_expired(connection: Connection, now: datetime, limit: int = 1000) -> int:
-    """Delete at most `limit` rows that are older than RETENTION, oldest first. Return their number."""
-    table = audit_log.c
-    expired = select(table.id).where(table.id < first_id_at(to_ms(now - RETENTION))).order_by(table.id).limit(limit)
-    ids = [row.id for row in connection.execute(expired)]
-    return connection.execute(delete(audit_log).where(table.id.in_(ids))).rowcount if ids else 0

@@ -79,15 +79,12 @@ async def change_password(visit: Visit) -> Response:
     assert session is not None
     database, operator = visit.service.database, session.operator
     try:
-        wait = await database.read(visit.portal.delays.seconds_to_wait, operator.name, visit.network, visit.now)
-        if wait:
-            raise _invalid("current", f"was wrong too often; try again in {wait} seconds")
         password = form.get("password", "")
         check_new_password(password, operator.name)
         if password != form.get("again", password):
             raise _invalid("again", "must be the same password")
-        if not await check_password(visit, form.get("current", "")):
-            raise _invalid("current", "is not correct")
+        if problem := await check_password(visit, form.get("current", "")):
+            raise _invalid("current", problem)
     except ApiError as error:
         return await _account(visit, 422, error=error)
     hashed = await visit.portal.passwords.hash(password)

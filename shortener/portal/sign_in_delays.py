@@ -14,7 +14,7 @@ import hmac
 import math
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from shortener.reporting.queries import AnyRow
 from shortener.storage.database import upsert
@@ -36,32 +36,42 @@ class SignInDelays:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def seconds_to_wait(self, connection: Connection, name: str, network: str, now: datetime) -> int:
-        """Return the seconds until an attempt for this name from this network is checked; 0: now."""
-        wait = 0.0
-        if (row := self._row(connection, self._name_key(name))) is not None and now - row.last_at < NAME_WINDOW:
-            wait = (row.last_at + _name_delay(row.failures) - now).total_seconds()
-        if (row := self._row(connection, self._network_key(network))) is not None and row.failures >= NETWORK_FAILURES:
-            wait = max(wait, (row.first_at + NETWORK_WINDOW - now).total_seconds())
-        return max(math.ceil(wait), 0)
+    def begin_attempt(self, connection: Connection, name: str, network: str, now: datetime) -> int:
+        """Return the seconds that an attempt must wait, or 0 if it may be checked now.
 
-    def count_failure(self, connection: Connection, name: str, network: str, now: datetime) -> None:
-        """Count a failed attempt. Counts that no longer matter are deleted."""
+        An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
+        `succeed` takes it back. Counts that no longer matter are deleted."""
         connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW))
-        for key, window in ((self._name_key(name), None), (self._network_key(network), NETWORK_WINDOW)):
-            row = self._row(connection, key)
-            starts = row is None or (window is not None and row.first_at + window <= now)
-            failures, first_at = (1, now) if row is None or starts else (row.failures + 1, row.first_at)
-            values = {"failures": failures, "first_at": first_at, "last_at": now}
-            statement = upsert(connection, sign_in_failures).values(key=key, **values)
-            connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=values))
+        by_name = self._lock(connection, self._name_key(name), now)
+        by_network = self._lock(connection, self._network_key(network), now)
+        wait: float = (by_name.last_at + _name_delay(by_name.failures) - now).total_seconds()
+        window_ends = by_network.first_at + NETWORK_WINDOW
+        if by_network.failures >= NETWORK_FAILURES:
+            wait = max(wait, (window_ends - now).total_seconds())
+        if wait > 0:
+            return math.ceil(wait)
+        self._set(connection, by_name.key, by_name.failures + 1, by_name.first_at, now)
+        if window_ends <= now:
+            self._set(connection, by_network.key, 1, now, now)
+        else:
+            self._set(connection, by_network.key, by_network.failures + 1, by_network.first_at, now)
+        return 0
 
-    def forget_name(self, connection: Connection, name: str) -> None:
-        """Reset the failures of a name after a successful sign-in."""
+    def succeed(self, connection: Connection, name: str, network: str) -> None:
+        """Reset the failures of a name, and take back the failure of its network that `begin_attempt` counted."""
         connection.execute(delete(sign_in_failures).where(_t.key == self._name_key(name)))
+        of_network = update(sign_in_failures).where(_t.key == self._network_key(network), _t.failures > 0)
+        connection.execute(of_network.values(failures=_t.failures - 1))
 
-    def _row(self, connection: Connection, key: str) -> AnyRow | None:
-        return connection.execute(select(sign_in_failures).where(_t.key == key)).first()
+    def _lock(self, connection: Connection, key: str, now: datetime) -> AnyRow:
+        """Return the counts of a key. Other transactions wait for this one before they read them."""
+        values = {"key": key, "failures": 0, "first_at": now, "last_at": now}
+        connection.execute(upsert(connection, sign_in_failures).values(values).on_conflict_do_nothing())
+        return connection.execute(select(sign_in_failures).where(_t.key == key).with_for_update()).one()
+
+    def _set(self, connection: Connection, key: str, failures: int, first_at: datetime, now: datetime) -> None:
+        values = {"failures": failures, "first_at": first_at, "last_at": now}
+        connection.execute(update(sign_in_failures).where(_t.key == key).values(values))
 
     def _name_key(self, name: str) -> str:
         return "name:" + hmac.digest(self._key, name.strip().casefold().encode(), hashlib.sha256).hex()[:32]

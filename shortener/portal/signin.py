@@ -64,8 +64,7 @@ async def sign_in(visit: Visit) -> Response:
     """Check the password and begin a session."""
     database, delays = visit.service.database, visit.portal.delays
     name, password = visit.form.get("name", "")[: 4 * MAX_NAME_CHARACTERS].strip(), visit.form.get("password", "")
-    wait = await database.read(delays.seconds_to_wait, name, visit.network, visit.now)
-    if wait:
+    if wait := await database.write(delays.begin_attempt, name, visit.network, visit.now):
         return _too_many(visit, wait)
     account = await database.read(_find_account, name)
     if not await visit.portal.passwords.verify(account.password_hash if account else None, password) or account is None:
@@ -87,7 +86,6 @@ def _too_many(visit: Visit, wait: int) -> Response:
 
 
 def _fail(connection: Connection, visit: Visit, name: str, action: str) -> None:
-    visit.portal.delays.count_failure(connection, name, visit.network, visit.now)
     # An unknown name may be a password that was typed into the wrong field, so only known names are stored.
     known = connection.execute(select(operators.c.name).where(operators.c.name_key == name.casefold())).scalar()
     visit.audit(connection, action, known or "unknown name", actor=Actor(network=visit.network))
@@ -107,7 +105,7 @@ def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_cod
         replaces=replaced,
     )
     if not needs_code:
-        visit.portal.delays.forget_name(connection, account.name)
+        visit.portal.delays.succeed(connection, account.name, visit.network)
         visit.audit(connection, "signed_in", account.name, actor=Actor(account.id, account.name, network=visit.network))
     return token
 
@@ -129,8 +127,7 @@ async def check_code(visit: Visit) -> Response:
     if session is None or not session.needs_code:
         return visit.redirect(SIGN_IN_PATH)
     operator = session.operator
-    wait = await database.read(delays.seconds_to_wait, operator.name, visit.network, visit.now)
-    if wait:
+    if wait := await database.write(delays.begin_attempt, operator.name, visit.network, visit.now):
         response = _code_page(visit, 429, error=f"There were too many failed attempts. Try again in {wait} seconds.")
         response.headers["Retry-After"] = str(wait)
         return response
@@ -171,27 +168,33 @@ async def confirm_form(visit: Visit) -> Response:
 
 async def confirm(visit: Visit) -> Response:
     """Check the password again. Its form is not repeated: the operator returns to the page."""
-    database, delays, operator = visit.service.database, visit.portal.delays, visit.operator
-    wait = await database.read(delays.seconds_to_wait, operator.name, visit.network, visit.now)
-    error = f"There were too many failed attempts. Try again in {wait} seconds." if wait else None
-    if error is None and not await check_password(visit, visit.form.get("password", "")):
-        error = "The password is not correct."
-    if error is not None:
-        status = 429 if wait else 422
-        return visit.render("confirm.html", status, title="Confirm your password", error=error, next=safe_next(visit.get("next")))
-    return visit.redirect(safe_next(visit.get("next")))
+    problem = await check_password(visit, visit.form.get("password", ""))
+    if problem is None:
+        return visit.redirect(safe_next(visit.get("next")))
+    error = f"The password {problem}."
+    return visit.render("confirm.html", 422, title="Confirm your password", error=error, next=safe_next(visit.get("next")))
 
 
-async def check_password(visit: Visit, password: str) -> bool:
-    """Check the password of the operator who is signed in. A correct one allows sensitive actions for some minutes."""
-    database, session = visit.service.database, visit.session
+async def check_password(visit: Visit, password: str) -> str | None:
+    """Check the password of the operator who is signed in. Return what is wrong, or None.
+
+    A correct password allows sensitive actions for some minutes."""
+    database, delays, session = visit.service.database, visit.portal.delays, visit.session
     assert session is not None
-    account = await database.read(_find_account, session.operator.name)
+    name = session.operator.name
+    if wait := await database.write(delays.begin_attempt, name, visit.network, visit.now):
+        return f"was wrong too often; try again in {wait} seconds"
+    account = await database.read(_find_account, name)
     if account is None or not await visit.portal.passwords.verify(account.password_hash, password):
-        await database.write(_fail, visit, session.operator.name, "password_check_failed")
-        return False
-    await database.write(sessions.mark_password, session.id, visit.now)
-    return True
+        await database.write(_fail, visit, name, "password_check_failed")
+        return "is not correct"
+
+    def succeed(connection: Connection) -> None:
+        delays.succeed(connection, name, visit.network)
+        sessions.mark_password(connection, session.id, visit.now)
+
+    await database.write(succeed)
+    return None
 
 
 PAGES = [

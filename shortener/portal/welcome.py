@@ -62,14 +62,14 @@ def _token(visit: Visit) -> str:
 async def submit(visit: Visit) -> Response:
     """Look up the invitation; with a password, accept it and begin a session."""
     database, delays = visit.service.database, visit.portal.delays
-    wait = await database.read(delays.seconds_to_wait, "invitation", visit.network, visit.now)
-    if wait:
+    attempt = f"invitation from {visit.network}"
+    if wait := await database.write(delays.begin_attempt, attempt, visit.network, visit.now):
         error = ApiError(ErrorCode.RATE_LIMITED, f"There were too many failed attempts. Try again in {wait} seconds.")
         return _page(visit, 429, error=error)
     found = await database.read(find_invitation, _token(visit), visit.now)
     if found is None:
-        await database.write(delays.count_failure, f"invitation {visit.network}", visit.network, visit.now)
         return _page(visit, 422, error=ApiError(ErrorCode.INVALID_REQUEST, _NOT_VALID))
+    await database.write(delays.succeed, attempt, visit.network)
     if "password" not in visit.form:
         return _page(visit, found=found)
     name, password = visit.form.get("name", ""), visit.form["password"]

@@ -12,6 +12,7 @@ What is deleted, and when:
   that is parked because its tracker is disabled does not delay this.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
+- Rows of the audit log: after 400 days. Sessions of operators: when they have expired.
 - Stored responses to an Idempotency-Key: after 24 hours.
 - Statistics are never deleted: counts are separate rows.
 
@@ -60,6 +61,7 @@ from shortener.storage.database import Database
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import (
     attempts,
+    audit_log,
     conversion_revisions,
     conversions,
     deliveries,
@@ -74,6 +76,7 @@ from shortener.storage.schema import (
     link_changes,
     links,
     messages,
+    operator_sessions,
     other_hits,
     refused_conversions,
     send_attempts,
@@ -85,6 +88,7 @@ from shortener.storage.types import Instant, to_ms
 #: The pause after a batch, as a multiple of the duration of the batch. During the pause, clicks have the database for themselves.
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
+AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
 REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
 #: A pass continues where the last one ended. After this interval it starts again with the oldest row, for rows that were kept.
 RESTART_INTERVAL = timedelta(days=1)
@@ -113,6 +117,8 @@ class PurgeResult:
     early_hits: int = 0
     sends: int = 0
     send_attempts: int = 0
+    audit_log: int = 0
+    operator_sessions: int = 0
 
     @property
     def rows(self) -> int:
@@ -239,7 +245,9 @@ _MESSAGE_DELETIONS = (
     _Deletion(messages, messages.c.id.in_(_IDS)),
 )
 _EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
-_REFUSED_DELETION = _Deletion(refused_conversions, refused_conversions.c.id < bindparam("end", type_=BigInteger))
+_END = bindparam("end", type_=BigInteger)
+_REFUSED_DELETION = _Deletion(refused_conversions, refused_conversions.c.id < _END)
+_AUDIT_DELETION = _Deletion(audit_log, audit_log.c.id < _END)
 _HIT_DELETIONS = (_Deletion(hits, hits.c.id.in_(_IDS)),)
 
 _event_conditions = is_event_of_message()
@@ -299,6 +307,13 @@ class _PurgeBatch:
         self.count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
         return last is None
 
+    def delete_before(self, deletion: _Deletion, retention: timedelta) -> bool:
+        """Delete rows whose ids are older than `retention`. Return whether more may follow."""
+        end = first_id_at(to_ms(self.now - retention))
+        result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
+        self.count(deletion.table, result)
+        return result.rowcount > 0
+
     def empty_hits(self, ids: list[int]) -> None:
         """Remove the address and the user agent from these hits."""
         rows = self.connection.execute(_EMPTY_HITS, {"ids": ids}).rowcount
@@ -336,10 +351,15 @@ def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 
 def _delete_refused(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    end = first_id_at(to_ms(batch.now - REFUSED_RETENTION))
-    result = batch.connection.execute(_REFUSED_DELETION.statement, {"end": end, "max_rows": batch.remaining})
-    batch.count(refused_conversions, result)
-    return after, result.rowcount > 0
+    return after, batch.delete_before(_REFUSED_DELETION, REFUSED_RETENTION)
+
+
+def _delete_audit(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    return after, batch.delete_before(_AUDIT_DELETION, AUDIT_RETENTION)
+
+
+def _delete_sessions(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    return after, not batch.delete_oldest(operator_sessions, operator_sessions.c.expires_at, batch.now)
 
 
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
@@ -380,6 +400,8 @@ _KINDS: dict[str, _Kind] = {
     "idempotency": _delete_responses,
     "dead_letters": _delete_dead_letters,
     "refused_conversions": _delete_refused,
+    "audit_log": _delete_audit,
+    "operator_sessions": _delete_sessions,
     "events": _delete_events,
     "messages": _delete_messages,
     "hits": _delete_hits,  # Hits come last, so that hits of deleted messages are not emptied first.

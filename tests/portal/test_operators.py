@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from shortener.errors import ApiError
 from shortener.ids import IdGenerator
 from shortener.portal import audit, operators
 from shortener.portal.operators import Role
+from shortener.retention.purge import purge
+from shortener.settings import Settings
 from shortener.storage.database import Database
 from tests.conftest import NOON
 
@@ -83,5 +86,21 @@ async def test_the_audit_log_is_paged_filtered_and_purged(database: Database) ->
     assert [row.object for row in page.rows] == ["m-4", "m-3"]
     rest = await database.read(audit.list_audit, audit.AuditFilter(action="revealed"), 9, page.next)
     assert [row.object for row in rest.rows] == ["m-2", "m-0"]
-    assert await database.write(audit.delete_expired, NOON + timedelta(days=399)) == 0
-    assert await database.write(audit.delete_expired, NOON + timedelta(days=401)) == 5
+    for days, deleted in ((399, 0), (401, 5)):
+        purged = await purge(database, Settings(), NOON + timedelta(days=days))
+        assert purged.audit_log == deleted
+
+
+def test_no_code_changes_or_deletes_rows_of_the_audit_log_except_the_purge() -> None:
+    folder = Path(__file__).parents[2] / "shortener"
+    users = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py") if "audit_log" in file.read_text()}
+    assert users - {"portal/admin_audit.py", "cli/operators.py"} == {
+        "portal/audit.py",
+        "retention/purge.py",
+        "storage/schema/__init__.py",
+        "storage/schema/operators.py",
+        "storage/migrations/versions/v0015_operators.py",
+    }
+    code = (folder / "portal" / "audit.py").read_text()
+    assert "update(" not in code
+    assert "delete(" not in code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pyotp
 import pytest
 
@@ -149,3 +151,18 @@ async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_
     assert (await first.post("/portal/me/sessions", data={"session": "others"})).status_code == 303
     assert (await second.get("/portal/me")).status_code == 303
     assert (await first.get("/portal/me")).status_code == 200
+
+
+async def test_attempts_at_the_same_time_do_not_avoid_the_delay(sign_in: SignIn, new_browser: NewBrowser) -> None:
+    await sign_in("Ada")
+    browser = await new_browser()
+    form = {"name": "Ada", "password": "wrong"}
+    responses = await asyncio.gather(*(browser.post("/portal/signin", data=form) for _ in range(12)))
+    assert sorted(response.status_code for response in responses) == [422] * 5 + [429] * 7
+
+
+async def test_successful_sign_ins_do_not_delay_a_network(sign_in: SignIn, new_browser: NewBrowser) -> None:
+    await sign_in("Ada")
+    for _ in range(25):
+        browser = await new_browser()
+        assert (await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})).status_code == 303

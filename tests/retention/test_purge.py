@@ -314,6 +314,16 @@ async def test_the_service_runs_the_purge_as_a_background_job(service: Service, 
     assert await job.step() == ROWS_OF_COMPLETE_MESSAGE
 
 
+def _add_audit_and_session(connection: Connection, number: int) -> None:
+    """Insert a row of the audit log that is older than its retention, and a session that has expired."""
+    at, texts = NOW - 401 * DAY, {"operator": "", "network": "", "action": "", "object": ""}
+    row_id = IdGenerator(number, lambda: to_ms(at))()
+    connection.execute(insert(schema.audit_log).values(id=row_id, at=at, **texts))
+    times = dict.fromkeys(("created_at", "seen_at", "expires_at", "password_at"), at)
+    session = {"operator_id": 1, "hash": str(number), "network": "", "user_agent": ""}
+    connection.execute(insert(schema.operator_sessions).values(**session, **times))
+
+
 async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
     """Read SQLite's query plan of each statement of a purge that deletes rows of every kind."""
     await migrate(f"sqlite:///{tmp_path / 'shortener.db'}")
@@ -334,6 +344,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             rows.connection.execute(insert(schema.early_hits).values(id=old, at=LONG_AGO))
             rows.connection.execute(insert(schema.hits_dead_letter).values(hit="{}", reason="x", at=LONG_AGO))
             rows.refused_conversion(LONG_AGO)
+            _add_audit_and_session(rows.connection, n)
 
     def explain(connection: Connection) -> list[tuple[str, str]]:
         steps = []
@@ -356,7 +367,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
         steps = await database.write(explain)
     finally:
         await database.close()
-    tables = {*(table.name for table in KINDS), "refused_conversions", "trackers"}
+    tables = {*(table.name for table in KINDS), "refused_conversions", "trackers", "audit_log", "operator_sessions"}
     used = Counter(detail.split()[0] for detail, _ in steps)
     assert used["SEARCH"] > 20
     scans = [step for step in steps if step[0].startswith("SCAN") and step[0].split()[1] in tables]

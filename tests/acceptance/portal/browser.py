@@ -30,7 +30,7 @@ class Visitor:
     problems: list[str] = field(default_factory=list)
 
     def open(self, url: str) -> None:
-        self.page.goto(url, wait_until="networkidle")
+        self.page.goto(url, wait_until="load")
 
     def overflow(self) -> int:
         """Return by how many pixels the page is wider than the window."""
@@ -55,6 +55,7 @@ class Chromium:
         context = self.browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
+            reduced_motion="reduce",  # a colour that is changing has another contrast
             storage_state=state,
             java_script_enabled=scripts,
             timezone_id="Europe/Berlin",

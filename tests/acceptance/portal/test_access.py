@@ -1,0 +1,111 @@
+"""The first minutes of an operator in a browser: invitation, second factor, signing out and in, roles, keyboard."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pyotp
+
+from tests.acceptance.portal.browser import PASSWORD, Chromium, accept_invitation
+from tests.acceptance.portal.shots import start
+from tests.acceptance.process import Server
+
+
+def test_the_printed_invitation_makes_the_first_admin_who_adds_a_second_factor(browser: Chromium, tmp_path: Path) -> None:
+    server = start(tmp_path)
+    try:
+        invitation = re.search(r'"portal_invitation":"([^"]+)"', server.printed)
+        assert invitation is not None
+        file = tmp_path / "portal-invitation"
+        assert file.read_text().strip() == invitation[1]
+        assert file.stat().st_mode & 0o777 == 0o600
+        with browser.page() as visit:
+            page = visit.page
+            visit.open(invitation[1])
+            assert page.url.endswith("/portal/welcome")  # the token is not in the address bar
+            page.fill("[name=name]", "Grace")
+            page.fill("[name=password]", PASSWORD)
+            page.fill("[name=again]", PASSWORD)
+            page.click("button.main")
+            page.click("a:has-text('Set up')")
+            secret = page.inner_text(".code").strip()
+            page.fill("[name=code]", pyotp.TOTP(secret).now())
+            page.click("button:has-text('Turn on')")
+            codes = page.locator(".secrets li").all_inner_texts()
+            assert len(codes) == 10
+            page.click("text=I have stored them")
+            page.click("summary[aria-label^='Your account']")
+            page.click("button:has-text('Sign out')")
+            page.fill("[name=name]", "grace")
+            page.fill("[name=password]", PASSWORD)
+            page.click("button.main")
+            page.fill("[name=code]", codes[0])
+            page.click("button.main")
+            page.wait_for_selector("h1:has-text('Overview')")
+            assert visit.problems == []
+        assert not file.exists()
+        server.kill()
+        server.start()
+        assert '"portal_invitation":null' in server.printed
+    finally:
+        if server.process is not None:
+            server.kill()
+
+
+def test_an_invitation_can_be_pasted_without_scripts(browser: Chromium, demo_server: Server) -> None:
+    invitation = demo_server.command("operators", "invite", "Noor", "--role", "viewer", "--application", "1")
+    with browser.page(scripts=False) as visit:
+        page = visit.page
+        visit.open(f"{demo_server.base}/portal/welcome")
+        page.fill("[name=token]", invitation["url"])
+        page.click("button.main")
+        page.fill("[name=password]", PASSWORD)
+        page.fill("[name=again]", PASSWORD)
+        page.click("button.main")
+        page.wait_for_selector("h1:has-text('Overview')")
+
+
+def test_a_viewer_sees_one_application_and_no_administration(browser: Chromium, demo_server: Server, viewer: object) -> None:
+    with browser.page(state=viewer) as visit:
+        visit.open(f"{demo_server.base}/portal/")
+        assert visit.page.url == f"{demo_server.base}/portal/1/"
+        assert "Operators" not in visit.page.inner_text("nav")
+        for path in ("/portal/all/", "/portal/2/", "/portal/admin/operators"):
+            response = visit.page.goto(demo_server.base + path)
+            assert response.status == 404
+
+
+def test_a_disabled_operator_is_signed_out_at_once(browser: Chromium, demo_server: Server) -> None:
+    state = accept_invitation(browser, demo_server, "Dora", "viewer", 1)
+    with browser.page(state=state) as visit:
+        visit.open(f"{demo_server.base}/portal/1/")
+        demo_server.command("operators", "disable", "Dora")
+        visit.open(f"{demo_server.base}/portal/1/")
+        assert "/portal/signin" in visit.page.url
+
+
+def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_server: Server, viewer: object) -> None:
+    with browser.page(state=viewer) as visit:
+        page = visit.page
+        visit.open(f"{demo_server.base}/portal/1/")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.name") == "period"
+        page.select_option("select[name=period]", "7d")
+        page.wait_for_url(re.compile("period=7d"))
+        # No link of the chart is in the order of the tab key, because the table beneath has the same links.
+        assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
+
+
+def test_a_stop_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_path: Path) -> None:
+    server = start(tmp_path)
+    state = accept_invitation(browser, server, "Ada")
+    with browser.page(state=state) as visit:
+        visit.open(f"{server.base}/portal/1/")
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 8

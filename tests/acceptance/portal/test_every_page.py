@@ -1,0 +1,91 @@
+"""Each page of the portal in a browser: accessible, without errors, without sideways scrolling, and without foreign requests.
+
+A new page is tested here as soon as it is in PATHS.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.portal.browser import WIDTHS, Chromium, Visitor
+from tests.acceptance.process import Server
+
+#: The addresses of all pages, with the demo data.
+PATHS = (
+    "/portal/1/",
+    "/portal/1/?period=24h&campaign=order-updates&basis=sent&metric=messages",
+    "/portal/1/?period=custom&since=2026-01-01&until=2026-02-01",
+    "/portal/all/",
+    "/portal/me",
+    "/portal/me/second-factor",
+    "/portal/admin/operators",
+    "/portal/admin/operators/1",
+    "/portal/admin/audit",
+    "/portal/1/no-such-page",
+    "/portal/1/?period=nonsense",
+)
+PUBLIC_PATHS = ("/portal/signin", "/portal/welcome", "/portal/signin?signed-out=1")
+
+# Rules of WCAG 2.2 up to level AA.
+_AXE_OPTIONS = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+
+
+def axe_violations(visit: Visitor) -> list[str]:
+    """Return the violations that axe finds. A script tag would be blocked by the policy of the page, so the script is evaluated."""
+    import axe_playwright_python
+
+    if not visit.page.evaluate("'axe' in window"):
+        visit.page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
+    found = visit.page.evaluate("options => axe.run(document, options)", _AXE_OPTIONS)
+    return [
+        f"{violation['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
+        for violation in found["violations"]
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("path", [*PATHS, *PUBLIC_PATHS])
+def test_a_page_is_accessible_fits_every_width_and_has_no_errors(
+    browser: Chromium, demo_server: Server, admin: Any, path: str
+) -> None:
+    state = None if path in PUBLIC_PATHS else admin
+    with browser.page(state=state) as visit:
+        visit.open(demo_server.base + path)
+        for width in (*WIDTHS, 1440):
+            visit.page.set_viewport_size({"width": width, "height": 900})
+            assert visit.overflow() == 0, width
+        for width, theme in ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")):
+            visit.page.set_viewport_size({"width": width, "height": 900})
+            visit.page.emulate_media(color_scheme=theme)
+            assert axe_violations(visit) == [], (width, theme)
+        expected_error = "no-such-page" in path or "nonsense" in path
+        assert [one for one in visit.problems if not (expected_error and "Failed to load resource" in one)] == []
+
+
+def test_every_page_works_without_scripts(browser: Chromium, demo_server: Server, admin: Any) -> None:
+    with browser.page(state=admin, scripts=False) as visit:
+        for path in PATHS[:-2]:
+            visit.open(demo_server.base + path)
+            assert visit.page.locator("h1").count() == 1
+        visit.open(demo_server.base + "/portal/1/")
+        visit.page.select_option("select[name=period]", "7d")
+        visit.page.click("button:has-text('Show')")
+        assert "period=7d" in visit.page.url
+
+
+def test_a_first_visit_transfers_little_and_static_files_are_cached(browser: Chromium, demo_server: Server, admin: Any) -> None:
+    for path, state, limit in (("/portal/signin", None, 40_000), ("/portal/1/", admin, 120_000)):
+        with browser.page(state=state) as visit:
+            session = visit.page.context.new_cdp_session(visit.page)
+            session.send("Network.enable")
+            sizes: list[int] = []
+            session.on("Network.loadingFinished", lambda event, sizes=sizes: sizes.append(event["encodedDataLength"]))
+            visit.open(demo_server.base + path)
+            assert sum(sizes) <= limit, path
+            assert len(sizes) <= 8
+            sizes.clear()
+            visit.open(demo_server.base + path)
+            assert sum(sizes) <= 25_000
