@@ -80,6 +80,8 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "UNKNOWN": None,
     },
 }
+#: The status word inside the text of an SMPP receipt: "id:1 sub:001 dlvrd:001 submit date:... stat:DELIVRD err:000 text:".
+_RECEIPT = re.compile(r"\bid:.*\bstat:([A-Za-z]{1,20})\b", re.IGNORECASE | re.DOTALL)
 _PREFIXES = (("ESME R", _FAILED), ("UNDELIVERABLE ", _FAILED), ("REJECTED ", _FAILED))
 
 
@@ -94,7 +96,7 @@ _BY_WORD |= {state.name: state for state in REPORTED_STATES}
 def parse_state(word: str) -> tuple[State | None, bool]:
     """Return the state that a status word means (None if it means no state), and whether the word is the name of the state.
 
-    Raise ValueError with a reason for the caller if the word is unknown."""
+    The word may be the complete text of an SMPP receipt. Raise ValueError with a reason for the caller if the word is unknown."""
     normal = _normalized(word)
     if normal in _BY_WORD:
         state = _BY_WORD[normal]
@@ -102,6 +104,8 @@ def parse_state(word: str) -> tuple[State | None, bool]:
     for prefix, state in _PREFIXES:
         if normal.startswith(prefix):
             return state, False
+    if (receipt := _RECEIPT.search(word)) is not None:
+        return parse_state(receipt[1])[0], False
     if normal.lstrip("+-").isdecimal():
         raise ValueError("must be a word such as DELIVERED or DELIVRD; a number means something else in each system")
     names = ", ".join(state.name for state in REPORTED_STATES)

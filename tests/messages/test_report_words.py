@@ -26,13 +26,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "delivery-reports.md"
         ("REJECTED_NOT_ENOUGH_CREDITS", State.FAILED),
         ("DELIVERED_TO_HANDSET", State.DELIVERED),
         (" submitted ", State.SENT),
+        ("id:1f sub:001 dlvrd:001 submit date:2611281000 done date:2611281001 stat:DELIVRD err:000 text:Hi", State.DELIVERED),
+        ("id:1 sub:001 dlvrd:000 submit date:2611281000 done date:2611281001 stat:UNDELIV err:011 Text:stat", State.FAILED),
+        ("id:1 stat:ENROUTE err:000", None),
     ],
 )
 def test_the_status_words_of_smpp_and_gateways_are_parsed_to_message_states(word: str, state: State | None) -> None:
     assert parse_state(word)[0] is state
 
 
-@pytest.mark.parametrize("word", ["LOST", "", "2", "CLICKTHRU", "CREATED"])
+@pytest.mark.parametrize("word", ["LOST", "", "2", "CLICKTHRU", "CREATED", "id:1 stat:LOST err:000", "stat:DELIVRD"])
 def test_unknown_words_and_numbers_are_rejected_as_the_state_of_a_delivery_report(word: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         parse_state(word)
