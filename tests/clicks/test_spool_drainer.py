@@ -203,8 +203,8 @@ async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rej
     await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO hits_dead_letter")))
     await node.drained()
     await node.drainer.step()
-    (letter,) = await rows(service, schema.hits_dead_letter)
-    assert letter.code == code
+    # If Redis responds too late that the letter is deleted there, the drainer moves it a second time.
+    assert {letter.code for letter in await rows(service, schema.hits_dead_letter)} == {code}
 
 
 async def test_the_lease_of_the_drainer_ends_in_time_even_if_the_clock_of_redis_was_set_back(
