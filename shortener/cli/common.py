@@ -113,17 +113,18 @@ def _logs_on_stderr() -> Iterator[None]:
     """Write log lines of level error to stderr, so that stdout has only the result. A server configures its log itself."""
     import structlog
 
-    if structlog.is_configured():
-        yield
-        return
+    before = structlog.get_config() if structlog.is_configured() else None
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
     )
     try:
         yield
     finally:
         structlog.reset_defaults()
+        if before is not None:
+            structlog.configure(**before)
 
 
 @asynccontextmanager
