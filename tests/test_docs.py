@@ -6,8 +6,10 @@ The command blocks themselves run in tests/acceptance/test_document_commands.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
+from shortener.errors import ErrorCode
 from shortener.settings import Settings
 from tests.document_blocks import DOCUMENTS, ROOT, shell_blocks, shortener_commands
 
@@ -202,6 +205,28 @@ def outcome_table() -> str:
 def placeholder_list() -> str:
     lines = [" ".join(f"`{{{name}}}`" for name in names) for names in (TELECOM_PLACEHOLDERS, OWN_PLACEHOLDERS)]
     return f"- 23 Telecom's: {lines[0]}\n- this service's: {lines[1]}"
+
+
+def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
+    """Each error code of the API, and each kind of error of the command line, is in the list with what to do."""
+    text = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert [row[:3] for row in rows] == [(code.name, str(code.http_status), code.meaning) for code in ErrorCode]
+    assert all(len(remedy) > 10 for *_, remedy in rows)
+    source = (ROOT / "shortener" / "cli" / "common.py").read_text()
+    caught = {"SettingsError", "ApiError", "StoreUnavailable", *re.findall(r"^            ([A-Z]\w+),$", source, re.MULTILINE)}
+    assert set(re.findall(r"^\| `([A-Z][a-z]\w+)` \|", text, re.MULTILINE)) == caught
+
+
+def test_the_shell_completes_the_commands_that_the_documents_name() -> None:
+    environment = os.environ | {
+        "_SHORTENER_COMPLETE": "bash_complete",
+        "COMP_WORDS": "shortener applications cr",
+        "COMP_CWORD": "2",
+    }
+    script = "import sys; sys.argv = ['shortener']; from shortener.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "plain,create\n"
 
 
 def test_the_verdict_rules_and_their_settings_are_documented() -> None:

@@ -154,9 +154,13 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
+#: The header `Link` of each error: the list of error codes in the documents of the running service.
+HELP_LINK = '</docs#error-codes>; rel="help"'
+
+
 def error_response(error: ApiError) -> Response:
     """Return the response of an error, with the headers that belong to its status."""
-    headers = {}
+    headers = {"Link": HELP_LINK}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.code is ErrorCode.UNAUTHORIZED:
@@ -214,7 +218,10 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
         principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
             _limit_rejected(service, request, is_present=bool(token))
-            raise ApiError(ErrorCode.UNAUTHORIZED, "The tracker token in the X-Api-Token header is missing, unknown or expired.")
+            reason = "The tracker token in the X-Api-Token header is missing, unknown or expired."
+            if token.startswith("sk_") or (not token and "x-api-key" in request.headers):
+                reason = "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
+            raise ApiError(ErrorCode.UNAUTHORIZED, reason)
         return principal
     principal = _find_by_api_key(service, request)
     if principal is None:

@@ -168,3 +168,17 @@ async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_one
         assert [response.status_code for response in wrong] == [401, 401, 401, 429]
         assert (wrong[3].json()["error_code"], wrong[3].headers["retry-after"]) == ("RATE_LIMITED", "20")
         assert (await client.get("/api/v1/sms/stats", headers=right)).status_code == 200
+
+
+async def test_an_error_leads_to_the_list_of_errors_and_names_a_credential_that_is_in_the_wrong_header(
+    service: Service, credentials: Credentials
+) -> None:
+    path = "/api/v1/track?message_id=m-1&action=sale"
+    for headers in ({"X-API-Key": credentials.api_key}, {"X-Api-Token": credentials.api_key}):
+        async with client_of(service, headers) as client:
+            response = await client.get(path)
+        assert response.status_code == 401
+        assert "requires a tracker token" in response.json()["description"]
+        assert response.headers["Link"] == '</docs#error-codes>; rel="help"'
+    async with client_of(service, {"X-Api-Token": "tt_unknown"}) as client:
+        assert "unknown or expired" in (await client.get(path)).json()["description"]
