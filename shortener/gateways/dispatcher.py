@@ -102,7 +102,7 @@ class GatewayDispatcher:
         wake_up: WakeUp | None = None,
     ) -> None:
         self._database = database
-        self._writer = SendWriter(ids, reports)
+        self.writer = SendWriter(ids, reports)
         self._runner = SendRunner(connections, ids, clock, rng)
         self._clock = clock
         self._settings = settings
@@ -227,7 +227,7 @@ class GatewayDispatcher:
         cycle = _Cycle()
         # The gateways are locked before all other rows: every transaction takes its locks in this order, so none waits in a circle.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
-        cycle.written, cycle.events = self._writer.write(connection, [one.change for one in ended], now)
+        cycle.written, cycle.events = self.writer.write(connection, [one.change for one in ended], now)
         recorded = [one for one in ended if one.change.row.id in cycle.written]
         cycle.opened = write_health(connection, recorded, locked)
         usage, paused = self._usage.copy(), dict(self._paused)
@@ -246,7 +246,7 @@ class GatewayDispatcher:
         return cycle
 
     def _write_changes(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange], now: int) -> list[SendChange]:
-        written, events = self._writer.write(connection, changes, now) if changes else (set(), 0)
+        written, events = self.writer.write(connection, changes, now) if changes else (set(), 0)
         cycle.events += events
         return [change for change in changes if change.row.id in written]
 
@@ -255,7 +255,7 @@ class GatewayDispatcher:
 
     def _account(self, cycle: _Cycle, ended: Sequence[EndedSend], now: int) -> None:
         """Update the slots, the pauses and the counters, and write the log, after the transaction was committed."""
-        self._writer.published(cycle.events)
+        self.writer.published(cycle.events)
         if self._is_expiry_due(now) and len(cycle.given_up) < MAX_ROWS:
             self._expired_at = now
         self._claims.committed(cycle.claims)

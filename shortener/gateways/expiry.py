@@ -49,14 +49,14 @@ def expire(connection: Connection, now: int, validity: timedelta) -> list[SendCh
     """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight."""
     hours = validity // timedelta(hours=1)
     oldest = first_id_at(now - validity // timedelta(milliseconds=1))
-    found = _find(connection, now, _IS_UNFINISHED, sends.c.id < oldest)
+    found = find_sends(connection, now, _IS_UNFINISHED, sends.c.id < oldest)
     detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
     return [failed(one, now, "expired", detail) for one in found]
 
 
 def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
     """Return changes that give up the pending messages of a removed gateway."""
-    found = _find(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id)
+    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id)
     detail = "the gateway was removed before it accepted the message"
     return [failed(one, now, "gateway_removed", detail) for one in found]
 
@@ -64,7 +64,7 @@ def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[Send
 def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
     """Return changes that hold the messages of a gateway whose attempt has no outcome: their process died during the attempt."""
     lost = sends.c.lease_until <= from_ms(now)
-    found = _find(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
+    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
     return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
 
 
@@ -109,8 +109,8 @@ def _finished(claim: ClaimedSend, now: int, status: SendStatus, error: str | Non
     )
 
 
-def _find(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:
-    """Return messages without an attempt in flight. A message without a lease has the `lease_until` 0."""
+def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:
+    """Lock and return up to MAX_ROWS messages without an attempt in flight. Without a lease, `lease_until` is 0."""
     idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
     statement = _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=True)
     return [_claimed(row) for row in connection.execute(statement)]

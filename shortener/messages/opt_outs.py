@@ -68,6 +68,13 @@ def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]])
     return {(row.application_id, row.phone) for row in connection.execute(statement)}
 
 
+def find_opt_out(connection: Connection, application_id: int, phone: str) -> dict[str, Any]:
+    """Return the entry of a number that is on the opt-out list of an application."""
+    table = schema.opt_outs
+    statement = select(table).where(table.c.application_id == application_id, table.c.phone == phone)
+    return connection.execute(statement).one()._asdict()
+
+
 def list_opt_outs(connection: Connection, application_id: int, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
     """Return the opt-out list of an application in the order of the numbers, `limit` rows after the number `after`."""
     table = schema.opt_outs

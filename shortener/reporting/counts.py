@@ -25,6 +25,7 @@ from sqlalchemy import (
     Select,
     Table,
     and_,
+    false,
     func,
     join,
     literal,
@@ -44,7 +45,18 @@ from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
 from shortener.storage.locks import AdvisoryLock
-from shortener.storage.schema import cohorts, conversions, counts, events, first_clicks, hits, is_pending_click, links, messages
+from shortener.storage.schema import (
+    cohorts,
+    conversions,
+    counts,
+    events,
+    first_clicks,
+    hits,
+    is_pending_click,
+    links,
+    messages,
+    sends,
+)
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
@@ -273,6 +285,9 @@ IS_REVENUE = or_(
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
 )
 
+#: The SQL condition for messages whose cost counts: it was not returned.
+HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
+
 #: The metrics of a message: the time that each is counted at, and its amount.
 OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
@@ -289,6 +304,11 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
     for id_range in id_ranges(connection, messages):
         for metric, at, amount in OF_MESSAGES:
             yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)
+    sent = join(sends, messages, messages.c.id == sends.c.id)
+    for id_range in id_ranges(connection, sends):
+        # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
+        costs = _by_time_slot(messages.c.cohort_id, messages.c.created_at, literal("cost"), within).add_columns(sends.c.cost)
+        yield costs.select_from(sent).where(id_range, HAS_COST)
     clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
     for id_range in id_ranges(connection, first_clicks):
         for metric in ("clicked_messages", "ttc"):

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from shortener.conversions.status_words import CATEGORIES
 from shortener.outbox.count_deltas import time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.rollup_data import EXACT, PeriodSums
+from shortener.reporting.rollup_data import COST, EXACT, PeriodSums
 
 # The prefixes of metrics with a parameter, such as "value:EUR" or "conversions:positive:sale".
 _TTC = "ttc:"  # The time to click.
@@ -44,6 +44,7 @@ class ConversionFigures:
 class Figures:
     """The counts of one group, 0 for a metric without counts.
 
+    `cost`: the prices of messages that gateways sent, without those that were returned.
     `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
     `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
     bucket. `devices`, `browsers` and `click_countries` (ISO 3166): clicks; those of the last minutes are not included yet. Rates
@@ -51,6 +52,7 @@ class Figures:
     """
 
     counted: dict[str, int] = field(default_factory=dict)
+    cost: Decimal = Decimal()
     value: dict[str, Decimal] = field(default_factory=dict)
     by_action: dict[tuple[str, str], ConversionFigures] = field(default_factory=dict)
     times_to_click: dict[int, int] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class Figures:
         """Add an amount to the count of a metric."""
         if metric.startswith(VALUE):
             self._add_value(metric.removeprefix(VALUE), amount)
+        elif metric == COST:
+            self.cost = EXACT.add(self.cost, amount)
         elif metric.startswith(_CONVERSIONS):
             category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
             self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)
@@ -99,6 +103,7 @@ class Figures:
             mine, theirs = getattr(self, name), getattr(other, name)
             for key, number in theirs.items():
                 mine[key] = mine.get(key, 0) + number
+        self.cost = EXACT.add(self.cost, other.cost)
         for currency, amount in other.value.items():
             self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
         for kind, counted in other.by_action.items():

@@ -40,7 +40,7 @@ from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.outbox.count_deltas import TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollups
-from shortener.reporting.counts import IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
+from shortener.reporting.counts import HAS_COST, IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import (
     Basis,
@@ -65,6 +65,7 @@ from shortener.storage.schema import (
     is_pending_click,
     links,
     messages,
+    sends,
 )
 from shortener.storage.types import from_ms
 
@@ -227,6 +228,10 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         each = _grouped(messages.c, messages.c.created_at, literal("links"), within, func.count(), links.c.link_set_id)
         joined = join(links, messages, messages.c.id == links.c.message_id)
         yield rows(each.select_from(joined).where(id_range, links.c.link_set_id.is_not(None)))
+    sent = join(sends, messages, messages.c.id == sends.c.id)
+    for id_range in id_ranges(connection, sends):
+        costs = _grouped(messages.c, messages.c.created_at, literal("cost"), within).add_columns(sends.c.cost)
+        yield rows(costs.select_from(sent).where(id_range, HAS_COST))
     of_hit = func.coalesce(links.c.link_set_id, 0)
     clicked = (
         join(first_clicks, messages, messages.c.id == first_clicks.c.id)

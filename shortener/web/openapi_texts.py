@@ -65,6 +65,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "processKey": "Key of the conversion process, as returned by the report of its end.",
     "code": "Code of the short link.",
     "gateway_id": "Id of the gateway.",
+    "number": "Phone number in E.164, with the plus sign as %2B.",
     "report_key": "Report key of the gateway, which is the credential.",
     "reference": "Reference of the message, which the service passed to the gateway.",
     "postback_key": "Postback key of the application, which is the credential.",

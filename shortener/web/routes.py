@@ -18,6 +18,7 @@ from starlette.routing import compile_path
 from shortener.errors import ApiError, ErrorCode
 from shortener.web import (
     application,
+    balance,
     blocked_hosts,
     conversion_lists,
     conversions,
@@ -28,6 +29,7 @@ from shortener.web import (
     gateway_reports,
     gateways,
     health,
+    inbound,
     keys,
     link_updates,
     links,
@@ -36,6 +38,7 @@ from shortener.web import (
     postback_keys,
     rewrite,
     send,
+    sends,
     statistics,
     trackers,
 )
@@ -50,10 +53,13 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
     [
         *rewrite.ENDPOINTS,
         *send.ENDPOINTS,
+        *inbound.ENDPOINTS,
+        *balance.ENDPOINTS,
         *xoxzo.ENDPOINTS,
         *infobip.ENDPOINTS,
         *delivery_reports.ENDPOINTS,
         *gateways.ENDPOINTS,
+        *sends.ENDPOINTS,
         *gateway_reports.ENDPOINTS,
         *trackers.ENDPOINTS,
         *deliveries.ENDPOINTS,

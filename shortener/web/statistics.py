@@ -86,6 +86,9 @@ class FigureFields(ResponseModel):
     ignored_hits: int = Field(description="Number of HEAD requests and prefetches. They do not count as clicks.")
     late_hits: int = Field(description="Number of hits on expired links. They do not count as clicks.")
     conversions: int
+    cost: str = Field(
+        description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance."
+    )
     value: dict[str, str] = Field(
         description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "
         '"" means no currency. A sum of 0 is left out.'
@@ -321,6 +324,7 @@ def figures(counted: Figures) -> dict[str, Any]:
     """Convert the figures of a report to the fields of `FigureFields`."""
     return {
         **{metric: counted[metric] for metric in _COUNTED},
+        "cost": format(counted.cost, "f"),
         "value": _sums(counted.value),
         **_by_disposition(counted.by_category()),
         "delivery_rate": counted.delivery_rate,

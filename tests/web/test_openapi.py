@@ -157,6 +157,8 @@ SKIPPED = {
     "/api/v1/deliveries/{delivery_id}/replay",
     "/api/v1/trackers/{tracker_id}/test",
     "/api/v1/gateways/{gateway_id}/test",
+    "/api/v1/sends/{message_id}/resend",
+    "/api/v1/sends/{message_id}/discard",
     "/api/v1/gateways/reports/{report_key}",
     "/api/v1/gateways/reports/{report_key}/{reference}",
     "/api/v1/postback/{postback_key}",

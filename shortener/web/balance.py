@@ -1,0 +1,73 @@
+"""The balance and the prices of the caller's application. The operator sets them on the command line."""
+# Tested by tests/web/test_inbound.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shortener.messages.balances import read_balance
+from shortener.messages.prices import list_prices
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
+
+_TAG = "Send pipeline"
+
+
+class BalanceResponse(ResponseModel):
+    """The balance of the application."""
+
+    status: Literal[True] = True
+    application_id: int
+    prepaid: bool = Field(description="Whether the balance limits what the application can send.")
+    balance: str | None = Field(description="The balance as a decimal string. null: the application is not prepaid.")
+    currency: str | None = Field(description="Currency of the balance (ISO 4217). null: the application is not prepaid.")
+
+
+class PriceFields(ResponseModel):
+    """The price of one SMS segment."""
+
+    prefix: str = Field(description="First digits of the numbers that the price is for. Empty: all other numbers.")
+    price: str = Field(description="Price of one segment as a decimal string.")
+
+
+class PricesResponse(ResponseModel):
+    """The prices that apply to the application."""
+
+    status: Literal[True] = True
+    prices: list[PriceFields] = Field(description="Prices by prefix. The longest prefix of a number decides.")
+
+
+async def show(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the balance of the application."""
+    found = await call.service.database.read(read_balance, call.application_id)
+    return {
+        "status": True,
+        "application_id": call.application_id,
+        "prepaid": found is not None,
+        "balance": None if found is None else format(found.amount, "f"),
+        "currency": None if found is None else found.currency,
+    }
+
+
+async def prices(call: Call[None, None]) -> Mapping[str, Any]:
+    """Return the prices of the application, and those of all applications that it does not replace."""
+    rows = await call.service.database.read(list_prices, call.application_id)
+    by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}  # own prices come after those of all applications
+    return {"status": True, "prices": [{"prefix": prefix, "price": price} for prefix, price in sorted(by_prefix.items())]}
+
+
+ENDPOINTS = [
+    Endpoint(
+        "GET",
+        "/api/v1/balance",
+        show,
+        "Show the balance",
+        _TAG,
+        permission="sms.read",
+        response=BalanceResponse,
+        description="A send call that costs more than the balance gets `INSUFFICIENT_BALANCE`.",
+    ),
+    Endpoint("GET", "/api/v1/prices", prices, "List prices", _TAG, permission="sms.read", response=PricesResponse),
+]

@@ -1,0 +1,218 @@
+"""Replies of recipients: POST /api/v1/sms/inbound, and the opt-out list that they change.
+
+A reply that is a stop word (STOP, UNSUBSCRIBE, ...) puts the recipient on the opt-out list of the application; START removes them.
+A reply also counts as a conversion of the latest message to the recipient (Syniverse: "Replying to a message can also be a
+conversion event", with a positive or negative disposition). The text of a reply is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AliasChoices, ConfigDict, Field
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.conversions.parsing import ConversionReport
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.inbound import record_reply
+from shortener.messages.opt_outs import add_opt_out, find_opt_out, list_opt_outs, remove_opt_out
+from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.storage.types import to_iso
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text, Time
+
+_TAG = "Send pipeline"
+REPLY_ACTION = "reply"
+
+
+class InboundMessage(RequestModel):
+    """A reply that the carrier delivered. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    from_: Text = Field(
+        max_length=64,
+        validation_alias=AliasChoices("from", "phone", "from_address"),
+        description="Phone number of the person who replies, in E.164.",
+        examples=["+14085550100"],
+    )
+    to: Text = Field("", max_length=64, description="Number or name that received the reply.", examples=["18775550100"])
+    text: str = Field(
+        max_length=20_000,
+        validation_alias=AliasChoices("text", "body", "message"),
+        description="Text of the reply. It is not stored.",
+        examples=["Yes, please"],
+    )
+    inbound_id: Text = Field(
+        "",
+        max_length=100,
+        validation_alias=AliasChoices("inbound_id", "id", "message_id"),
+        description="Id of the reply, by which a repeated call is recognised. Without it, one message has one reply.",
+        examples=["mo-1"],
+    )
+    timestamp: Time | None = Field(None, description="Time of the reply. Default: now.")
+
+
+class InboundResponse(ResponseModel):
+    """What the reply changed."""
+
+    status: Literal[True] = True
+    opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
+    keyword: Literal["stop", "start"] | None = Field(description="What the reply means for the opt-out list. null: nothing.")
+    message_id: str | None = Field(description="Id of the latest message to the person, to which the reply counts. null: none.")
+    conversion_id: str | None = Field(description="Id of the conversion with the action reply. null: there is no message.")
+    duplicate: bool = Field(description="true: the same reply was recorded before.")
+
+
+class OptOutRequest(RequestModel):
+    """A recipient who refused further messages."""
+
+    phone: Text = Field(max_length=64, description="Phone number in E.164.", examples=["+14085550100"])
+
+
+class OptOutFields(ResponseModel):
+    """An entry of the opt-out list."""
+
+    phone: str = Field(description="Phone number in E.164.")
+    at: str
+    source: str = Field(description="How the recipient refused: the word of the reply, api or operator.")
+
+
+class OptOutsResponse(ResponseModel):
+    """A page of the opt-out list, in the order of the numbers."""
+
+    status: Literal[True] = True
+    opt_outs: list[OptOutFields] = Field(description="Entries of this page.")
+    next_after: str | None = Field(description="Value of `after` for the next page. null: this is the last page.")
+
+
+class OptOutsQuery(RequestModel):
+    """The position of the page in the opt-out list."""
+
+    after: Text = Field("", max_length=20, description="Return numbers after this one.", examples=[""])
+    limit: int = Field(1000, ge=1, le=1000, description="Maximum number of entries in a page.")
+
+
+class OptOutResponse(OptOutFields):
+    """The entry of the opt-out list."""
+
+    status: Literal[True] = True
+
+
+def _number(field: str, text: str) -> str:
+    try:
+        return parse_number(text.strip()).e164
+    except PhoneNumberError as error:
+        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail(field, error.reason)]) from None
+
+
+async def inbound(call: Call[None, InboundMessage]) -> Mapping[str, Any]:
+    """Record a reply: update the opt-out list, and count the reply as a conversion."""
+    service, body = call.service, call.body
+    phone = _number("from", body.from_)
+    now = service.clock()
+    reply = await service.database.write(record_reply, call.application_id, phone, body.text, now)
+    result = None
+    if reply.message_id is not None:
+        report = ConversionReport(
+            at=body.timestamp or now,
+            message_id=reply.message_id,
+            action=REPLY_ACTION,
+            transaction_id=body.inbound_id,
+            disposition={"stop": "negative", "start": "positive"}.get(reply.keyword or ""),
+        )
+        result = await service.conversions.ingest(call.application_id, report)
+    return {
+        "status": True,
+        "opted_out": reply.is_opted_out,
+        "keyword": reply.keyword,
+        "message_id": reply.message_id,
+        "conversion_id": result and result.conversion_id,
+        "duplicate": result is not None and result.duplicate,
+    }
+
+
+def _add(connection: Connection, application_id: int, phone: str, now: datetime) -> dict[str, Any]:
+    """Add a number to the opt-out list, and return its entry, which may be older."""
+    add_opt_out(connection, application_id, phone, now, "api")
+    return find_opt_out(connection, application_id, phone)
+
+
+async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
+    """Return a page of the opt-out list."""
+    query = call.query
+    rows = await call.service.database.read(list_opt_outs, call.application_id, query.after, query.limit)
+    found = [{"phone": row["phone"], "at": to_iso(row["at"]), "source": row["source"]} for row in rows]
+    return {"status": True, "opt_outs": found, "next_after": rows[-1]["phone"] if len(rows) == query.limit else None}
+
+
+async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
+    """Add a number to the opt-out list."""
+    phone, now = _number("phone", call.body.phone), call.service.clock()
+    row = await call.service.database.write(_add, call.application_id, phone, now)
+    return {"status": True, "phone": phone, "at": to_iso(row["at"]), "source": row["source"]}
+
+
+async def remove(call: Call[None, None]) -> Response:
+    """Remove a number from the opt-out list."""
+    phone = _number("number", call.path["number"])
+    if not await call.service.database.write(remove_opt_out, call.application_id, phone):
+        raise ApiError(ErrorCode.NOT_FOUND, f"{phone} is not on the opt-out list.")
+    return Response(status_code=204)
+
+
+_PATH = "/api/v1/opt-outs"
+
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/api/v1/sms/inbound",
+        inbound,
+        "Report a reply of a recipient",
+        _TAG,
+        permission="sms.send",
+        body=InboundMessage,
+        body_forms=True,
+        response=InboundResponse,
+        errors=(ErrorCode.INVALID_RECIPIENT,),
+        description="A reply that is a stop word such as STOP puts the number on the opt-out list of the application, and START "
+        "removes it. Later sends to the number get `OPTED_OUT`. The reply also counts as a conversion of the latest message to the "
+        "number, with the action `reply`; the disposition is negative for stop words. The text of the reply is not stored.",
+    ),
+    Endpoint(
+        "GET",
+        _PATH,
+        index,
+        "List the opt-out list",
+        _TAG,
+        permission="privacy.reveal",
+        query=OptOutsQuery,
+        response=OptOutsResponse,
+    ),
+    Endpoint(
+        "POST",
+        _PATH,
+        add,
+        "Add a number to the opt-out list",
+        _TAG,
+        permission="sms.send",
+        body=OptOutRequest,
+        response=OptOutResponse,
+        status=201,
+        errors=(ErrorCode.INVALID_RECIPIENT,),
+    ),
+    Endpoint(
+        "DELETE",
+        f"{_PATH}/{{number}}",
+        remove,
+        "Remove a number from the opt-out list",
+        _TAG,
+        permission="admin",
+        status=204,
+        errors=(ErrorCode.INVALID_RECIPIENT,),
+        description="Only after the recipient has agreed to messages again.",
+    ),
+]

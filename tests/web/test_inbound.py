@@ -1,0 +1,131 @@
+"""Tests of replies, of the opt-out list over HTTP, and of the balance and the prices."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from shortener.messages.balances import change_balance
+from shortener.messages.prices import set_price
+from shortener.model import Topic
+from shortener.reporting import counts, rollup_check
+from shortener.storage import schema
+from tests.conftest import NOON, client_of
+from tests.factory import rows
+from tests.web.calls import TO, rewrite
+
+INBOUND = "/api/v1/sms/inbound"
+
+
+async def reply(client: httpx.AsyncClient, text: str, **fields: Any) -> dict[str, Any]:
+    response = await client.post(INBOUND, json={"from": TO, "to": "18775550100", "text": text, **fields})
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def test_stop_prevents_further_sends_and_counts_as_a_negative_conversion(service: Service, client: httpx.AsyncClient) -> None:
+    await rewrite(client, "m-1")
+    await rewrite(client, "m-2")
+    found = await reply(client, "Stop.", inbound_id="mo-1")
+    assert (found["keyword"], found["opted_out"], found["message_id"], found["duplicate"]) == ("stop", True, "m-2", False)
+    refused = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "simulator"})
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "OPTED_OUT")
+    [conversion] = await rows(service.database, schema.conversions)
+    assert (conversion.action, conversion.disposition, conversion.transaction_id) == ("reply", "negative", "mo-1")
+    assert [event.topics for event in await rows(service.database, schema.events)] == [Topic.CONVERSION]
+    assert (await reply(client, "STOP", inbound_id="mo-1"))["duplicate"] is True
+
+    assert (await reply(client, "START", inbound_id="mo-2"))["opted_out"] is False
+    accepted = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "simulator"})
+    assert accepted.json()["messages"][0]["sent"] is True
+
+
+async def test_another_reply_is_a_conversion_without_a_disposition(service: Service, client: httpx.AsyncClient) -> None:
+    await rewrite(client, "m-1")
+    found = await reply(client, "yes please")
+    assert (found["keyword"], found["opted_out"], found["message_id"]) == (None, False, "m-1")
+    [conversion] = await rows(service.database, schema.conversions)
+    assert conversion.disposition is None
+    assert "yes please" not in str(conversion)
+
+
+async def test_stop_without_a_message_is_recorded(client: httpx.AsyncClient) -> None:
+    found = await reply(client, "STOP")
+    assert (found["opted_out"], found["message_id"], found["conversion_id"]) == (True, None, None)
+
+
+async def test_a_stop_concerns_one_application(service: Service, client: httpx.AsyncClient) -> None:
+    other = await service.database.write(create_application, "other", NOON)
+    await service.directory.refresh()
+    await reply(client, "STOP")
+    async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
+        sent = await stranger.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "simulator"})
+        assert sent.status_code == 200
+        assert (await stranger.get("/api/v1/opt-outs")).json()["opt_outs"] == []
+
+
+async def test_a_form_with_names_of_other_systems_is_accepted(client: httpx.AsyncClient) -> None:
+    response = await client.post(INBOUND, data={"from": TO, "body": "stop", "id": "x", "shortcode": "12345"})
+    assert response.json()["keyword"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"text": "STOP"}, "INVALID_REQUEST"),
+        ({"from": "12", "text": "STOP"}, "INVALID_RECIPIENT"),
+        ({"from": TO}, "INVALID_REQUEST"),
+        ({"from": TO, "text": "x", "timestamp": "soon"}, "INVALID_REQUEST"),
+    ],
+)
+async def test_invalid_replies_are_rejected(service: Service, client: httpx.AsyncClient, body: dict[str, Any], code: str) -> None:
+    response = await client.post(INBOUND, json=body)
+    assert (response.status_code, response.json()["error_code"]) == (400, code)
+    assert await rows(service.database, schema.opt_outs) == []
+
+
+async def test_the_opt_out_list_is_managed_over_http(client: httpx.AsyncClient) -> None:
+    created = await client.post("/api/v1/opt-outs", json={"phone": TO})
+    assert (created.status_code, created.json()["source"]) == (201, "api")
+    assert (await client.post("/api/v1/opt-outs", json={"phone": TO})).status_code == 201
+    page = (await client.get("/api/v1/opt-outs")).json()
+    assert ([one["phone"] for one in page["opt_outs"]], page["next_after"]) == ([TO], None)
+    assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).status_code == 204
+    assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).status_code == 404
+
+
+async def test_the_balance_and_the_prices_are_shown(service: Service, client: httpx.AsyncClient) -> None:
+    unpaid = (await client.get("/api/v1/balance")).json()
+    assert (unpaid["prepaid"], unpaid["balance"]) == (False, None)
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("12.50"), currency="EUR")
+    balance = (await client.get("/api/v1/balance")).json()
+    assert (balance["prepaid"], balance["balance"], balance["currency"]) == (True, "12.50", "EUR")
+    await service.database.write(set_price, 0, "44", Decimal("0.04"))
+    await service.database.write(set_price, 0, "1", Decimal("0.01"))
+    await service.database.write(set_price, 1, "44", Decimal("0.03"))
+    assert (await client.get("/api/v1/prices")).json()["prices"] == [
+        {"prefix": "1", "price": "0.01"},
+        {"prefix": "44", "price": "0.03"},
+    ]
+
+
+async def test_the_cost_is_in_the_statistics_and_a_recount_agrees(service: Service, client: httpx.AsyncClient) -> None:
+    await service.database.write(set_price, 0, "", Decimal("0.025"))
+    for to in (TO, "+447911123456"):
+        body = {"to": to, "body": "x", "gateway": "simulator", "campaign": "c"}
+        assert (await client.post("/api/v1/rewrite", json=body)).status_code == 200
+    await service.database.write(counts.fold)
+    until = "2026-11-21T00:00:00Z"
+    stats = (await client.get("/api/v1/sms/stats", params={"since": "2026-11-20", "until": until})).json()
+    assert stats["cost"] == "0.050"
+    by_country = (await client.get("/api/v1/sms/stats/by-country", params={"since": "2026-11-20", "until": until})).json()
+    assert {row["country"]: row["cost"] for row in by_country["countries"]} == {"US": "0.025", "GB": "0.025"}
+    day = NOON.replace(hour=0), NOON.replace(day=21, hour=0)
+    assert await service.database.read(counts.verify, *day) == []
+    assert await service.database.read(rollup_check.verify_rollups, *day) == []

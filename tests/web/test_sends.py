@@ -1,0 +1,55 @@
+"""Tests of the list of messages that gateways send, and of decisions about held messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from tests.receiver import Receiver, Reply
+
+
+@pytest.fixture
+async def held(service: Service, client: httpx.AsyncClient, receiver: Receiver) -> str:
+    """The id of a message that is held, because its gateway did not respond."""
+    receiver.replies = [Reply(hang=True)]
+    receiver.default_reply = Reply(200, b'{"id":"x1"}')
+    body = {"name": "gw", "preset": "plain", "options": {"url": receiver.url()}, "on_doubt": "hold", "timeout": 0.3}
+    assert (await client.post("/api/v1/gateways", json=body)).status_code == 201
+    rewritten = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "gateway": "gw"})
+    await service.gateway_dispatcher.flush()
+    return str(rewritten.json()["messages"][0]["message_id"])
+
+
+async def listed(client: httpx.AsyncClient, **query: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get("/api/v1/sends", params=query)).json()["sends"]
+    return found
+
+
+async def test_a_held_message_is_listed_and_can_be_sent_again(
+    service: Service, client: httpx.AsyncClient, receiver: Receiver, held: str
+) -> None:
+    [found] = await listed(client, send_status="held")
+    assert (found["message_id"], found["gateway"], found["doubtful"], found["last_error"]) == (held, "gw", True, "timeout")
+    assert await listed(client, send_status="pending") == []
+    assert await listed(client, cursor=found["cursor"]) == []
+    assert (await client.post(f"/api/v1/sends/{held}/resend")).status_code == 204
+    await service.gateway_dispatcher.flush()
+    assert [one["send_status"] for one in await listed(client)] == ["sent"]
+    assert len(receiver.requests) == 2
+    again = await client.post(f"/api/v1/sends/{held}/resend")
+    assert (again.status_code, again.json()["error_code"]) == (409, "CONFLICT")
+
+
+async def test_a_held_message_can_be_given_up(service: Service, client: httpx.AsyncClient, held: str) -> None:
+    assert (await client.post(f"/api/v1/sends/{held}/discard")).status_code == 204
+    status = (await client.get(f"/api/v1/sms/status/{held}")).json()
+    assert (status["state"], status["reason_code"]) == ("FAILED", "discarded")
+    assert (await client.post(f"/api/v1/sends/{held}/discard")).status_code == 409
+
+
+async def test_unknown_messages_are_not_found(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/v1/sends/unknown/resend")
+    assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
