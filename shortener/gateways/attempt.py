@@ -105,8 +105,8 @@ class SendRunner:
         if config is None:
             return self._end(attempt, _local("unusable_gateway", "the stored gateway is unusable"), started)
         try:
-            connection = self._connections.get(config)
-            result = await connection.submit(_outgoing(claim, config), attempt.limits.timeout)
+            async with self._connections.use(config) as connection:
+                result = await connection.submit(_outgoing(claim, config), attempt.limits.timeout)
         except asyncio.CancelledError:
             result = SubmitResult(SubmitOutcome.DOUBT, "interrupted", "the service was stopped during the attempt", is_local=True)
         except Exception:

@@ -74,7 +74,7 @@ class SendWriter:
         columns = messages.c.id, messages.c.cohort_id, messages.c.link_set_id, messages.c.created_at
         for row in connection.execute(select(*columns).where(messages.c.id.in_(sorted(costs)))):
             cost = costs[row.id][1]
-            delta.add(row.cohort_id, to_ms(row.created_at), "cost", -cost, message=row.id, link_set=row.link_set_id or 0)
+            delta.add(row.cohort_id, to_ms(row.created_at), count_deltas.COST, -cost, message=row.id, link_set=row.link_set_id or 0)
         count_deltas.append(connection, self._ids(), delta)
         amounts: dict[int, Decimal] = {}
         for application_id, cost in costs.values():

@@ -9,8 +9,9 @@ knows nothing about protocols.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -149,34 +150,48 @@ class GatewayKind(Protocol):
 
 
 @dataclass(slots=True)
+class _OpenConnection:
+    """An open connection, the revision of its gateway, and the number of attempts that use it."""
+
+    connection: GatewayConnection
+    revision: int
+    users: int = 0
+    is_retired: bool = False
+
+
 class Connections:
-    """The open connections to gateways of this process. A connection is opened again when the gateway was changed."""
+    """The open connections to gateways of this process.
 
-    context: GatewayContext
-    kinds: Mapping[str, GatewayKind]
-    _open: dict[int, tuple[int, GatewayConnection]] = field(default_factory=dict)
-    _retired: list[GatewayConnection] = field(default_factory=list)
+    A connection is opened for the first message, and again after its gateway was changed. The previous connection is closed when
+    its last attempt has ended."""
 
-    def get(self, config: GatewayConfig) -> GatewayConnection:
-        """Return the connection to a gateway, and open it if necessary."""
-        found = self._open.get(config.id)
-        if found is not None and found[0] == config.revision:
-            return found[1]
-        if found is not None:
-            self._retired.append(found[1])
-        connection = self.kinds[config.kind].open(config, self.context)
-        self._open[config.id] = (config.revision, connection)
-        return connection
+    def __init__(self, context: GatewayContext, kinds: Mapping[str, GatewayKind]) -> None:
+        self.context = context
+        self.kinds = kinds
+        self._open: dict[int, _OpenConnection] = {}
 
-    async def close_retired(self) -> None:
-        """Close connections of changed gateways. Call this when no attempt is in flight."""
-        retired, self._retired = self._retired, []
-        for connection in retired:
-            await connection.close()
+    @asynccontextmanager
+    async def use(self, config: GatewayConfig) -> AsyncIterator[GatewayConnection]:
+        """Yield the connection to a gateway, and open it if necessary."""
+        current = previous = self._open.get(config.id)
+        if current is None or current.revision != config.revision:
+            current = self._open[config.id] = _OpenConnection(self.kinds[config.kind].open(config, self.context), config.revision)
+        current.users += 1
+        try:
+            if previous is not None and previous is not current:
+                previous.is_retired = True
+                await self._close_unused(previous)
+            yield current.connection
+        finally:
+            current.users -= 1
+            await self._close_unused(current)
+
+    async def _close_unused(self, one: _OpenConnection) -> None:
+        if one.is_retired and not one.users:
+            await one.connection.close()
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.close_retired()
-        for _, connection in self._open.values():
-            await connection.close()
-        self._open.clear()
+        opened, self._open = self._open, {}
+        for one in opened.values():
+            await one.connection.close()

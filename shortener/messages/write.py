@@ -294,7 +294,7 @@ class _Rows:
         self._counted.add_slots(cohort_id, slot, "messages", sent, link_set or 0)
         self._counted.add_slots(cohort_id, slot, "segments", sent, link_set or 0, rewritten.segments)
         if rewritten.cost is not None:
-            self._counted.add_slots(cohort_id, slot, "cost", sent, link_set or 0, rewritten.cost)
+            self._counted.add_slots(cohort_id, slot, count_deltas.COST, sent, link_set or 0, rewritten.cost)
         return row_id
 
     def _find_link_sets(self, request: PlannedRequest, message: PlannedMessage) -> list[int]:

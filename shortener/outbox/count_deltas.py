@@ -24,6 +24,9 @@ from shortener.storage.key_table import KeyTable
 
 TIME_SLOT_MS = 15 * 60 * 1000
 
+#: The metric of the cost of messages. Like all metrics of amounts of money, it begins with "value:".
+COST = "value:cost"
+
 #: Each bucket of the time to click is 5 % longer than the one before, so a percentile has an error of at most 2.5 %.
 _BUCKET_GROWTH = math.log(1.05)
 

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
 from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
-from shortener.outbox.count_deltas import TIME_SLOT_MS
+from shortener.outbox.count_deltas import COST, TIME_SLOT_MS
 from shortener.reporting import rollups
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
@@ -307,7 +307,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
     sent = join(sends, messages, messages.c.id == sends.c.id)
     for id_range in id_ranges(connection, sends):
         # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
-        costs = _by_time_slot(messages.c.cohort_id, messages.c.created_at, literal("cost"), within).add_columns(sends.c.cost)
+        costs = _by_time_slot(messages.c.cohort_id, messages.c.created_at, literal(COST), within).add_columns(sends.c.cost)
         yield costs.select_from(sent).where(id_range, HAS_COST)
     clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
     for id_range in id_ranges(connection, first_clicks):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from shortener.conversions.status_words import CATEGORIES
-from shortener.outbox.count_deltas import time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.rollup_data import COST, EXACT, PeriodSums
+from shortener.outbox.count_deltas import COST, time_to_click_bucket, time_to_click_seconds
+from shortener.reporting.rollup_data import EXACT, PeriodSums
 
 # The prefixes of metrics with a parameter, such as "value:EUR" or "conversions:positive:sale".
 _TTC = "ttc:"  # The time to click.
@@ -62,10 +62,10 @@ class Figures:
 
     def add(self, metric: str, amount: Decimal) -> None:
         """Add an amount to the count of a metric."""
-        if metric.startswith(VALUE):
-            self._add_value(metric.removeprefix(VALUE), amount)
-        elif metric == COST:
+        if metric == COST:
             self.cost = EXACT.add(self.cost, amount)
+        elif metric.startswith(VALUE):
+            self._add_value(metric.removeprefix(VALUE), amount)
         elif metric.startswith(_CONVERSIONS):
             category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
             self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)

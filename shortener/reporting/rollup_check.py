@@ -38,7 +38,7 @@ from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last
 from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
-from shortener.outbox.count_deltas import TIME_SLOT_MS, sent_slot_of, time_to_click
+from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollups
 from shortener.reporting.counts import HAS_COST, IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
 from shortener.reporting.rollup_data import EXACT
@@ -230,7 +230,7 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         yield rows(each.select_from(joined).where(id_range, links.c.link_set_id.is_not(None)))
     sent = join(sends, messages, messages.c.id == sends.c.id)
     for id_range in id_ranges(connection, sends):
-        costs = _grouped(messages.c, messages.c.created_at, literal("cost"), within).add_columns(sends.c.cost)
+        costs = _grouped(messages.c, messages.c.created_at, literal(COST), within).add_columns(sends.c.cost)
         yield rows(costs.select_from(sent).where(id_range, HAS_COST))
     of_hit = func.coalesce(links.c.link_set_id, 0)
     clicked = (

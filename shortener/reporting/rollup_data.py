@@ -19,8 +19,7 @@ import orjson
 
 #: The number of digits of decimal arithmetic. No sum has more digits, so no sum is rounded.
 EXACT = Context(prec=100)
-VALUE = "value:"  # The prefix of metrics that are values of conversions, which are amounts of money.
-COST = "cost"  # The metric of the cost of messages, which is an amount of money too.
+VALUE = "value:"  # The prefix of metrics that are amounts of money.
 TIME_TO_CLICK = "ttc:"  # The prefix of the buckets of the time to click.
 HISTOGRAM = "ttc"  # The key of the histogram in a row.
 
@@ -58,7 +57,7 @@ def dumps(amounts: Amounts) -> str:
 
 def amount_of(metric: str, amount: Decimal) -> int | str:
     """Return an amount as a row contains it."""
-    return format(amount, "f") if metric.startswith(VALUE) or metric == COST else int(amount)
+    return format(amount, "f") if metric.startswith(VALUE) else int(amount)
 
 
 def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:

@@ -58,6 +58,10 @@ VERIFIED = (
     Reference(schema.conversion_revisions.c.conversion_id, schema.conversions),
     Reference(schema.deliveries.c.event_id, schema.events),
     Reference(schema.attempts.c.delivery_id, schema.deliveries),
+    Reference(schema.applications.c.gateway_id, schema.gateways),
+    Reference(schema.sends.c.id, schema.messages),
+    Reference(schema.sends.c.gateway_id, schema.gateways),
+    Reference(schema.send_attempts.c.send_id, schema.sends),
 )
 
 

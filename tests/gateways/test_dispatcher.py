@@ -395,3 +395,16 @@ async def test_a_gateway_with_unusable_settings_is_a_failure_of_this_host(
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
     assert (send.status, send.last_error, send.base_attempt) == (PENDING, "unusable_gateway", 1)
+
+
+async def test_a_changed_gateway_gets_further_messages_at_its_new_address(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url("/old"))
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    await service.gateways.update(gateway.id, {"settings": {"url": receiver.url("/new")}})
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    assert [request.target for request in receiver.requests] == ["/old", "/new"]

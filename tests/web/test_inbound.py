@@ -125,7 +125,7 @@ async def test_the_cost_is_in_the_statistics_and_a_recount_agrees(service: Servi
     stats = (await client.get("/api/v1/sms/stats", params={"since": "2026-11-20", "until": until})).json()
     assert stats["cost"] == "0.050"
     by_country = (await client.get("/api/v1/sms/stats/by-country", params={"since": "2026-11-20", "until": until})).json()
-    assert {row["country"]: row["cost"] for row in by_country["countries"]} == {"US": "0.025", "GB": "0.025"}
+    assert {row["country"]: row["cost"] for row in by_country["countries"]} == {"US": "0.025", "GG": "0.025"}
     day = NOON.replace(hour=0), NOON.replace(day=21, hour=0)
     assert await service.database.read(counts.verify, *day) == []
     assert await service.database.read(rollup_check.verify_rollups, *day) == []
