@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from shortener.messages.plan import PlannedMessage, PlannedRequest
@@ -35,4 +36,5 @@ def _preview(message: PlannedMessage, sample_code: Callable[[], str]) -> dict[st
         StoredLink(sample_code(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path)
         for link in plan.links
     ]
-    return render_new(message, links, plan.base_url).serialize()
+    # A preview sends nothing, so its response has no fields about sending. The name of a gateway is checked nevertheless.
+    return replace(render_new(message, links, plan.base_url), is_sent=None).serialize()

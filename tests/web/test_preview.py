@@ -6,7 +6,8 @@ import httpx
 from sqlalchemy import Connection, func, select
 
 from shortener.container import Service
-from shortener.storage.schema import links, messages
+from shortener.storage.schema import links, messages, sends
+from tests.factory import rows
 
 BODY = 'Offer: #track("https://shop.example/a?b=1") until Sunday'
 
@@ -58,3 +59,11 @@ async def test_a_preview_of_too_much_text_is_rejected(client: httpx.AsyncClient)
     batch = {"messages": [{"to": "+14085550123", "body": "x" * 15_000}] * 2}
     response = await client.post("/api/v1/rewrite/preview", json=batch)
     assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+
+
+async def test_a_preview_with_a_gateway_sends_nothing_and_says_nothing_about_sending(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    response = await client.post("/api/v1/rewrite/preview", json={"to": "+14085550100", "body": "x", "gateway": "simulator"})
+    assert "sent" not in response.json()["messages"][0]
+    assert await rows(service.database, sends) == []
