@@ -16,9 +16,11 @@ from shortener.portal.page import PortalPage
 MODULES = (
     "admin_audit",
     "admin_operators",
+    "admin_system",
     "campaigns",
     "clicks",
     "conversions",
+    "deliveries",
     "home",
     "links",
     "live",
@@ -29,6 +31,7 @@ MODULES = (
     "overview",
     "search",
     "signin",
+    "trackers",
     "try_it",
     "welcome",
 )

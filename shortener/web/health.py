@@ -85,8 +85,8 @@ async def healthz(call: Call[None, None]) -> LivenessResponse:
 
 async def readyz(call: Call[None, None]) -> Response:
     """Check every dependency; respond with 503 if the node is not ready."""
-    readiness = await _readiness(call.service)
-    return json_response(readiness, 200 if readiness.status == "ready" else 503)
+    found = await readiness(call.service)
+    return json_response(found, 200 if found.status == "ready" else 503)
 
 
 async def domain_check(call: Call[DomainQuery, None]) -> DomainCheckResponse:
@@ -104,7 +104,8 @@ async def metrics(call: Call[None, None]) -> Response:
     return Response(content, headers={"Content-Type": content_type})
 
 
-async def _readiness(service: Service) -> ReadinessResponse:
+async def readiness(service: Service) -> ReadinessResponse:
+    """Check every dependency of the process."""
     database_ok, version = True, None
     try:
         version = await asyncio.wait_for(service.database.read(version_of), CHECK_TIMEOUT_SECONDS)

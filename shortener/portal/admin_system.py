@@ -1,0 +1,57 @@
+"""GET /portal/admin/system: whether this node works, and what waits."""
+# Tested by tests/portal/test_deliveries.py
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from shortener import __version__
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.storage.migrations import HEAD
+from shortener.web.health import readiness
+
+#: What each check of /readyz means, for people.
+CHECKS = {
+    "process": ("Process", "The process has started and is not stopping."),
+    "database": ("Database", "The database responds."),
+    "writes": ("Writes", "The database accepts writes. If not, redirects still work and hits wait."),
+    "schema": ("Schema", "The tables are those of this version."),
+    "redis": ("Redis", "The link cache and the spool for hits during outages."),
+    "jobs": ("Background work", "Delivery, counting, purge and the other tasks run."),
+}
+
+
+async def system(visit: Visit) -> Response:
+    """Show the checks of this node and the state of each application's trackers."""
+    service = visit.service
+    ready = await readiness(service)
+    checks = ready.checks.model_dump(by_alias=True)
+    trackers = await service.trackers.all()
+    waiting = []
+    for tracker in trackers:
+        backlog = await service.deliveries.backlog(tracker.id, visit.now)
+        if backlog.pending or backlog.dead or not tracker.enabled:
+            waiting.append((tracker, backlog))
+    settings = service.settings
+    return visit.render(
+        "admin_system.html",
+        title="System",
+        is_ready=ready.status == "ready",
+        checks=[(*CHECKS[name], state) for name, state in checks.items()],
+        waiting=waiting,
+        facts=[
+            ("Version", __version__),
+            ("Schema", HEAD),
+            ("Database", service.database.dialect),
+            ("Address of short links", settings.base_url),
+            ("Links expire after", f"{settings.link_ttl_days} days"),
+            ("Hits are kept for", f"{settings.hit_retention_days} days"),
+            ("Messages are kept for", f"{settings.message_retention_days} days"),
+        ],
+    )
+
+
+PAGES = [
+    PortalPage("/portal/admin/system", system, role=Role.ADMIN, navigation=NavigationItem("System", "server", 40, "installation"))
+]

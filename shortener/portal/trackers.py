@@ -1,0 +1,97 @@
+"""/portal/{app}/trackers and /portal/{app}/trackers/{id}: where events go, and how well they arrive."""
+# Tested by tests/portal/test_deliveries.py
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from shortener.delivery.deliveries import DeliveryFilter
+from shortener.delivery.sample_delivery import SampleDelivery, send_test
+from shortener.delivery.tracker_presenter import health_fields, tracker_fields
+from shortener.delivery.trackers import Tracker
+from shortener.errors import ApiError, ErrorCode
+from shortener.model import DeliveryStatus
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+#: How each state of a circuit breaker is shown: its label, and the kind of its badge.
+BREAKERS = {"closed": ("working", "good"), "open": ("failing, waits", "bad"), "half_open": ("testing again", "warn")}
+RECENT = 10  # The number of deliveries that the page of a tracker shows.
+
+
+async def trackers(visit: Visit) -> Response:
+    """List the trackers with their health."""
+    listed = []
+    for tracker in await visit.service.trackers.all(visit.application_id):
+        backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
+        listed.append((tracker, health_fields(tracker, backlog, visit.now)))
+    return visit.render("trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS)
+
+
+async def tracker(visit: Visit) -> Response:
+    """Show one tracker."""
+    return await _show(visit, None)
+
+
+async def send_sample(visit: Visit) -> Response:
+    """Send a test event to a tracker, and show its response."""
+    found = await _find(visit)
+    service = visit.service
+    with service.test_slots.take(visit.application_id) as sender:
+        sample = await send_test(
+            service.database,
+            service.trackers,
+            sender,
+            service.ids,
+            service.clock,
+            found.id,
+            allow_http=service.settings.allow_http_targets,
+            application_id=visit.application_id,
+        )
+    await visit.service.database.write(visit.audit, "test_delivery_sent", f"tracker {found.id}")
+    return await _show(visit, sample)
+
+
+async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
+    found = await _find(visit)
+    backlog = await visit.service.deliveries.backlog(found.id, visit.now)
+    page = await visit.service.deliveries.page(DeliveryFilter(visit.application_id, found.id), RECENT)
+    return visit.render(
+        "tracker.html",
+        title=found.name or f"Tracker {found.id}",
+        tracker=found,
+        fields=tracker_fields(visit.service.settings, found),
+        health=health_fields(found, backlog, visit.now),
+        breakers=BREAKERS,
+        deliveries=page.deliveries,
+        sample=sample,
+        states=STATES,
+    )
+
+
+async def _find(visit: Visit) -> Tracker:
+    """Return the tracker of the path. Raise ApiError NOT_FOUND."""
+    text = visit.path["id"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ApiError(ErrorCode.NOT_FOUND)
+    return await visit.service.trackers.get(int(text), visit.application_id)
+
+
+#: How each state of a delivery is shown: its label, and the kind of its badge.
+STATES = {
+    DeliveryStatus.PENDING: ("Pending", ""),
+    DeliveryStatus.PARKED: ("Parked", "warn"),
+    DeliveryStatus.DELIVERED: ("Delivered", "good"),
+    DeliveryStatus.DEAD: ("Dead", "bad"),
+}
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/trackers",
+        trackers,
+        role=Role.SUPPORT,
+        all_applications=False,
+        navigation=NavigationItem("Trackers", "webhook", 10, "delivery"),
+    ),
+    PortalPage("/portal/{app}/trackers/{id}", tracker, send_sample, Role.SUPPORT, Role.MANAGER, all_applications=False),
+]

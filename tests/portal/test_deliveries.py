@@ -1,0 +1,93 @@
+"""Tests of the pages of trackers, deliveries and the system."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.portal.conftest import NewBrowser, SignIn, click, log, send
+from tests.receiver import Receiver, Reply
+
+
+async def test_the_pages_say_what_to_do_while_there_is_no_tracker(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    assert "No tracker yet" in (await browser.get("/portal/1/trackers")).text
+    assert "No deliveries in this period" in (await browser.get("/portal/1/deliveries")).text
+
+
+async def test_a_viewer_sees_no_trackers_because_their_urls_can_contain_credentials(sign_in: SignIn) -> None:
+    browser = await sign_in("Vera", Role.VIEWER, 1)
+    for path in ("trackers", "trackers/1", "deliveries"):
+        assert (await browser.get(f"/portal/1/{path}")).status_code == 403, path
+    assert "/portal/1/trackers" not in (await browser.get("/portal/1/")).text
+
+
+async def test_the_system_page_shows_the_checks_of_readyz_to_admins_only(sign_in: SignIn) -> None:
+    admin, manager = await sign_in(), await sign_in("Max", Role.MANAGER, 1)
+    assert (await manager.get("/portal/admin/system")).status_code == 404
+    page = await admin.get("/portal/admin/system")
+    assert page.status_code == 200
+    checks = (await admin.get("/readyz")).json()["checks"]
+    assert page.text.count("not configured") == list(checks.values()).count("none")
+
+
+async def test_a_dead_delivery_shows_its_attempt_and_is_replayed_by_support(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
+) -> None:
+    admin, support, phone = await sign_in(), await sign_in("Sue", Role.SUPPORT, 1), await new_browser()
+    credentials = service.first_credentials
+    assert credentials is not None
+    tracker = {"url": receiver.url, "events": ["click"], "name": "shop", "max_attempts": 1}
+    created = await admin.post("/api/v1/trackers", json=tracker, headers={"X-API-Key": credentials.api_key})
+    assert created.status_code == 201, created.text
+    number = created.json()["tracker_id"]
+    receiver.default_reply = Reply(400, b"<b>no such order</b>")
+    message = await send(service, admin)
+    await click(service, phone, message["links"][0]["code"])
+    await service.recorder.flush()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+
+    listed = await support.get("/portal/1/deliveries?status=dead")
+    (path,) = set(re.findall(r"/portal/1/deliveries/[A-Za-z0-9]+", listed.text))
+    page = await support.get(path)
+    assert "HTTP 400" in page.text
+    assert "&lt;b&gt;no such order&lt;/b&gt;" in page.text
+    rows = (await support.get("/portal/1/deliveries.csv?status=dead")).text.splitlines()
+    assert len(rows) == 2
+    assert "shop" in (await support.get("/portal/1/trackers")).text
+    assert (await support.get(f"/portal/1/trackers/{number}")).status_code == 200
+
+    receiver.default_reply = 200
+    assert (await support.post(path)).status_code == 303
+    await service.dispatcher.flush()
+    assert "Delivered" in (await support.get(path)).text
+    assert (await support.post(f"/portal/1/trackers/{number}")).status_code == 403, "a test event needs the role manager"
+    tested = await admin.post(f"/portal/1/trackers/{number}")
+    assert "The receiver accepted the test event" in tested.text
+    actions = [row.action for row in await log(service)]
+    assert actions[-2:] == ["delivery_replayed", "test_delivery_sent"]
+
+
+async def test_all_dead_deliveries_of_a_tracker_are_replayed_with_their_number_in_the_audit_log(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    credentials = service.first_credentials
+    assert credentials is not None
+    tracker = {"url": receiver.url, "events": ["click"], "max_attempts": 1}
+    created = await browser.post("/api/v1/trackers", json=tracker, headers={"X-API-Key": credentials.api_key})
+    number = created.json()["tracker_id"]
+    receiver.default_reply = 400
+    for _ in range(3):
+        await click(service, phone, (await send(service, browser))["links"][0]["code"])
+    await service.recorder.flush()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    page = await browser.get(f"/portal/1/deliveries?tracker={number}&status=dead")
+    assert "Replay 3 dead deliveries" in page.text
+    replayed = await browser.post("/portal/1/deliveries", data={"tracker": str(number)})
+    assert "replayed=3" in replayed.headers["location"]
+    assert (await log(service))[-1].after == {"replayed": 3}
+    assert (await browser.post("/portal/1/deliveries", data={"tracker": "77"})).status_code == 404
