@@ -12,7 +12,7 @@ from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import decode, encode
 from shortener.model import DeliveryStatus
-from shortener.portal.listing import FilterField, Listing, chips, choice
+from shortener.portal.listing import FilterField, Listing, chips, choice, slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.router import csv_download
@@ -82,14 +82,15 @@ def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors) -> Listing:
 
 def _filter(visit: Visit) -> DeliveryFilter:
     status = choice(visit, _STATUS)
+    since, until = slots_of(visit)
     tracker = visit.get("tracker")
     is_number = tracker is not None and tracker.isascii() and tracker.isdecimal() and len(tracker) <= 9
     return DeliveryFilter(
         visit.application_id,
         tracker_id=None if tracker is None else int(tracker) if is_number else 0,
         status=None if status is None else DeliveryStatus[status.upper()],
-        since=visit.period.since,
-        until=visit.period.until,
+        since=since,
+        until=until,
     )
 
 

@@ -38,7 +38,7 @@ async def test_a_dead_delivery_shows_its_attempt_and_is_replayed_by_support(
     admin, support, phone = await sign_in(), await sign_in("Sue", Role.SUPPORT, 1), await new_browser()
     credentials = service.first_credentials
     assert credentials is not None
-    tracker = {"url": receiver.url, "events": ["click"], "name": "shop", "max_attempts": 1}
+    tracker = {"url": receiver.url(), "events": ["click"], "name": "shop", "max_attempts": 1}
     created = await admin.post("/api/v1/trackers", json=tracker, headers={"X-API-Key": credentials.api_key})
     assert created.status_code == 201, created.text
     number = created.json()["tracker_id"]
@@ -76,7 +76,7 @@ async def test_all_dead_deliveries_of_a_tracker_are_replayed_with_their_number_i
     browser, phone = await sign_in(), await new_browser()
     credentials = service.first_credentials
     assert credentials is not None
-    tracker = {"url": receiver.url, "events": ["click"], "max_attempts": 1}
+    tracker = {"url": receiver.url(), "events": ["click"], "max_attempts": 1}
     created = await browser.post("/api/v1/trackers", json=tracker, headers={"X-API-Key": credentials.api_key})
     number = created.json()["tracker_id"]
     receiver.default_reply = 400
