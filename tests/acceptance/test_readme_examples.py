@@ -1,0 +1,45 @@
+"""The blocks of README.md that rewrite the same message in several languages run unchanged, except for the port."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.process import Server
+from tests.document_blocks import ROOT
+
+#: The command that runs a block, by its language.
+RUNNERS = {
+    "sh": ["bash", "-euc"],
+    "python": [sys.executable, "-c"],
+    "js": ["node", "--input-type=module", "-e"],
+    "php": ["php", "-r"],
+}
+
+
+def first_message(language: str) -> str:
+    """Return the block of a language in the section about the same message."""
+    section = (ROOT / "README.md").read_text().partition("## The same message in your language")[2]
+    block = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert block is not None, language
+    return block[1].removeprefix("<?php\n")
+
+
+@pytest.mark.parametrize("language", RUNNERS)
+def test_the_first_message_of_the_readme_is_rewritten_in_every_language(server: Server, tmp_path: Path, language: str) -> None:
+    command = RUNNERS[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(
+            f"SKIPPED: {command[0]} is not installed (apt-get install nodejs php-cli), so this block of README.md did not run"
+        )
+    environment = {**os.environ, "KEY": server.first["api_key"], "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
+    block = first_message(language).replace("http://127.0.0.1:8000", server.base)
+    done = subprocess.run([*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"Hello Kola, see {re.escape(server.base)}/\w{{10}} for more", done.stdout), done.stdout
