@@ -70,6 +70,10 @@ class ErrorCode(enum.Enum):
     METHOD_NOT_ALLOWED = (405, "The path exists, but not for this method.")
     MESSAGE_ID_CONFLICT = (409, "The message_id is already used for a message with different content.")
     IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with different content.")
+    REQUEST_IN_PROGRESS = (
+        409,
+        "The first request with this Idempotency-Key is still being performed. Repeat the request after `Retry-After` seconds.",
+    )
     CONVERSION_CONFLICT = (
         409,
         "The action was already reported for the message with another value, and no transaction_id tells whether it is a change.",

@@ -19,7 +19,7 @@ from shortener.client.models import (
     MessageInfo,
     ReportSummary,
     RewrittenText,
-    SendSummary,
+    SendOutcome,
     SkippedRecipient,
     parse_rewritten,
 )
@@ -153,9 +153,11 @@ def rewrite(content: bytes, key: str, expected: int) -> ApiCall[list[RewrittenTe
     return ApiCall("POST", "/api/v1/rewrite", parse, content=content, key=key)
 
 
-def send(to: Sequence[str], message: str, sender_id: str, key: str) -> ApiCall[SendSummary]:
-    content = encode({"to": list(to), "message": message, "sender_id": sender_id})
-    return ApiCall("POST", "/api/v1/sms/send", SendSummary.parse, content=content, key=key)
+def send(
+    to: Sequence[str], message: str, sender_id: str, key: str, options: Mapping[str, Any] | None = None
+) -> ApiCall[SendOutcome]:
+    content = encode({**(options or {}), "to": list(to), "message": message, "sender_id": sender_id})
+    return ApiCall("POST", "/api/v1/sms/send", SendOutcome.parse, content=content, key=key)
 
 
 def status(message_id: str) -> ApiCall[MessageInfo]:

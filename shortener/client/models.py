@@ -273,35 +273,44 @@ class ReportSummary:
 
 @dataclass(frozen=True, slots=True)
 class SentRecipient:
-    """The result of a send for one recipient. `status` is `accepted`, or why it was not accepted."""
+    """The result of a send for one recipient. `status` is `accepted`, or why it was not accepted. `body` is the rewritten text."""
 
     to: str
     message_id: str | None
     segments: int
     status: str
+    body: str | None = None
+    cost: Decimal | None = None
 
     @classmethod
     def parse(cls, raw: Json) -> SentRecipient:
-        return cls(raw["dnis"], raw.get("message_id"), raw.get("segments", 0), raw["status"])
+        cost = parse_decimal(raw.get("cost"))
+        return cls(raw["dnis"], raw.get("message_id"), raw.get("segments", 0), raw["status"], raw.get("body"), cost)
 
 
 @dataclass(frozen=True, slots=True)
-class SendSummary:
-    """The response to a send, with one entry per recipient. `total_cost` is None if the application has no prices."""
+class SendOutcome:
+    """The response to a send, with one entry per recipient.
+
+    `is_sent` is False if the application has no gateway: the caller must send `body` of each recipient."""
 
     recipients: tuple[SentRecipient, ...]
     accepted: int
     total_segments: int
     total_cost: Decimal | None
+    is_sent: bool
+    warnings: tuple[str, ...]
     raw: Json = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, raw: Json) -> SendSummary:
+    def parse(cls, raw: Json) -> SendOutcome:
         summary = raw["summary"]
         return cls(
             tuple(SentRecipient.parse(one) for one in raw["results"]),
             summary["accepted_count"],
             summary["total_segments"],
             parse_decimal(summary.get("total_cost")),
+            raw.get("sent", True),
+            tuple(raw.get("warnings", ())),
             raw,
         )

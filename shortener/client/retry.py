@@ -91,7 +91,7 @@ class Attempts:
 def is_repeatable(failure: ClientError) -> bool:
     """Return whether a later attempt may succeed."""
     if isinstance(failure, ResponseError):
-        return failure.status_code in REPEATED_STATUSES
+        return failure.status_code in REPEATED_STATUSES or failure.error_code == "REQUEST_IN_PROGRESS"
     return isinstance(failure, ConnectionFailedError | DeadlineError)
 
 

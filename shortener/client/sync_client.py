@@ -31,7 +31,7 @@ from shortener.client.models import (
     MessageInfo,
     ReportSummary,
     RewrittenText,
-    SendSummary,
+    SendOutcome,
     SkippedRecipient,
 )
 from shortener.client.retry import RetryPolicy
@@ -201,10 +201,12 @@ class Client:
         sender_id: str,
         idempotency_key: str | None = None,
         timeout: float | None = None,
-    ) -> SendSummary:
+        **options: Unpack[RewriteOptions],
+    ) -> SendOutcome:
         """Rewrite a message and send it through the gateway of the application, to 1 to 100 recipients."""
         recipients = [to] if isinstance(to, str) else to
-        return self._thread.send(calls.send(recipients, message, sender_id, idempotency_key or new_key()), timeout)
+        call = calls.send(recipients, message, sender_id, idempotency_key or new_key(), options)
+        return self._thread.send(call, timeout)
 
     def status(self, message_id: str, *, timeout: float | None = None) -> MessageInfo:
         """Return a message with its links and conversions."""

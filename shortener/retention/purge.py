@@ -81,6 +81,7 @@ from shortener.storage.schema import (
     refused_conversions,
     send_attempts,
     sends,
+    stored_responses,
     trackers,
 )
 from shortener.storage.types import Instant, to_ms
@@ -113,6 +114,7 @@ class PurgeResult:
     deliveries: int = 0
     attempts: int = 0
     idempotency: int = 0
+    stored_responses: int = 0
     hits_dead_letter: int = 0
     early_hits: int = 0
     sends: int = 0
@@ -345,6 +347,11 @@ def _delete_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     return after, not batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_RETENTION)
 
 
+def _delete_stored_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    before = batch.now - IDEMPOTENCY_RETENTION
+    return after, not batch.delete_oldest(stored_responses, stored_responses.c.created_at, before)
+
+
 def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     before = batch.now - timedelta(days=batch.settings.hit_retention_days)
     return after, not batch.delete_oldest(hits_dead_letter, hits_dead_letter.c.at, before)
@@ -398,6 +405,7 @@ def _delete_page(batch: _PurgeBatch, page: list[tuple[int, bool]], after: int, d
 
 _KINDS: dict[str, _Kind] = {
     "idempotency": _delete_responses,
+    "stored_responses": _delete_stored_responses,
     "dead_letters": _delete_dead_letters,
     "refused_conversions": _delete_refused,
     "audit_log": _delete_audit,

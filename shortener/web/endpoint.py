@@ -30,6 +30,7 @@ from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import InvalidInput, validate
 
@@ -127,6 +128,13 @@ class Endpoint:
     description: str = ""
     deprecated: bool = False
 
+    @property
+    def stores_response(self) -> bool:
+        """Whether the endpoint returns its first response to a repeat with the same Idempotency-Key.
+
+        Endpoints that name the header in `headers` store their responses themselves."""
+        return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
+
     async def respond(self, request: Request, service: Service) -> Response:
         """Run the endpoint and count its response. Every failure becomes an error response; this method raises nothing."""
         began = time.perf_counter()
@@ -188,8 +196,15 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
             except InvalidInput as error:
                 raise (endpoint.complete_error(service, principal, error) if endpoint.complete_error else error) from None
         call = Call(service, request, request.path_params, query, body, principal)
-        result = await endpoint.handler(call)
-        return result if isinstance(result, Response) else json_response(result, endpoint.status), ""
+
+        async def perform() -> Response:
+            result = await endpoint.handler(call)
+            return result if isinstance(result, Response) else json_response(result, endpoint.status)
+
+        key = idempotency_key(request) if endpoint.stores_response else None
+        if key is None:
+            return await perform(), ""
+        return await respond_once(service, request, call.application_id, key, body, perform), ""
     except ApiError as error:
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
         return error_response(shown), shown.code.name

@@ -19,6 +19,7 @@ from shortener.errors import MAX_DETAILS, ErrorCode
 from shortener.web.endpoint import Caller, Endpoint
 from shortener.web.examples import example_of, example_of_parameter
 from shortener.web.field_texts import complete
+from shortener.web.idempotency import HEADERS
 from shortener.web.openapi_texts import (
     ABOUT,
     ERROR_HEADERS,
@@ -171,7 +172,8 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
     description = [endpoint.description] if endpoint.description else []
     if endpoint.permission:
         description.append(f"Requires the permission `{endpoint.permission}`.")
-    parameters += [{"name": name, "in": "header", "description": text, "schema": TEXT} for name, text in endpoint.headers.items()]
+    headers = {**endpoint.headers, **(HEADERS if endpoint.stores_response else {})}
+    parameters += [{"name": name, "in": "header", "description": text, "schema": TEXT} for name, text in headers.items()]
     if endpoint.query:
         parameters += _query_parameters(schemas.of(endpoint.query, "validation"))
     operation: Document = {
@@ -257,8 +259,10 @@ def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCod
         yield ErrorCode.FORBIDDEN
     if has_path_parameters:
         yield ErrorCode.NOT_FOUND
-    if endpoint.query or endpoint.body or endpoint.headers:
+    if endpoint.query or endpoint.body or endpoint.headers or endpoint.stores_response:
         yield ErrorCode.INVALID_REQUEST
+    if endpoint.stores_response:
+        yield from (ErrorCode.IDEMPOTENCY_CONFLICT, ErrorCode.REQUEST_IN_PROGRESS)
     if endpoint.body:
         yield from (ErrorCode.INVALID_JSON, ErrorCode.BODY_TOO_LARGE, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 

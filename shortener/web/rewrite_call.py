@@ -6,17 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ErrorCode
 from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import Call
+from shortener.web.idempotency import HEADERS, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content
 
-MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
-
-REWRITE_HEADERS = {
-    "Idempotency-Key": f"Identifies the request, 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters. For 24 hours a repeat with the same "
-    "key gets the first response."
-}
+REWRITE_HEADERS = HEADERS
 REWRITE_ERRORS = (
     ErrorCode.INVALID_TRACK_DIRECTIVE,
     ErrorCode.INVALID_TRACK_URL,
@@ -35,12 +31,9 @@ REWRITE_ERRORS = (
 
 async def rewrite_items(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
     """Rewrite the messages in `items` for the caller's application. Return one rewritten message per recipient, in order."""
-    key = call.request.headers.get("idempotency-key")
+    key = idempotency_key(call.request)
     content = earlier_content = b""
     if key is not None:
-        if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable():
-            reason = f"must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters"
-            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("Idempotency-Key", reason)])
         content, earlier_content = sent_content(call.body), content_of_0_2(call.body)
     return await call.service.rewriter.rewrite(
         call.principal.application, items, idempotency_key=key, content=content, earlier_content=earlier_content

@@ -114,6 +114,16 @@ def test_errors_of_the_service_are_exceptions_with_details(server: Server) -> No
         assert conflict.value.error_code == "MESSAGE_ID_CONFLICT"
 
 
+def test_a_message_is_sent_through_the_gateway_of_the_application(server: Server) -> None:
+    with client_of(server) as client:
+        outcome = client.send(to=[TO, "+14085550101"], message=TEXT, sender_id="18775550100", campaign="sent")
+        assert (outcome.accepted, outcome.is_sent) == (2, False)  # the application has no gateway
+        assert outcome.warnings[0].startswith("NOT_SENT")
+        assert [message.message_id for message in client.messages(campaign="sent")] == [
+            recipient.message_id for recipient in reversed(outcome.recipients)
+        ]
+
+
 def numbers(count: int) -> list[str]:
     return [f"+1408555{index:04}" for index in range(count)]
 

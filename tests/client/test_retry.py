@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shortener.client import (
     BadRequestError,
     ClientError,
+    ConflictError,
     ConnectionFailedError,
     DeadlineError,
     RetryPolicy,
@@ -85,6 +86,8 @@ def test_the_time_of_an_attempt_is_the_rest_of_the_call_or_the_limit_of_the_poli
         (BadRequestError(408, "", ""), True),
         (BadRequestError(400, "INVALID_REQUEST", ""), False),
         (UnexpectedResponseError(), False),
+        (ConflictError(409, "REQUEST_IN_PROGRESS", ""), True),
+        (ConflictError(409, "MESSAGE_ID_CONFLICT", ""), False),
     ],
 )
 def test_only_failures_that_a_later_attempt_may_change_are_repeatable(error: ClientError, repeatable: bool) -> None:

@@ -345,6 +345,8 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             rows.connection.execute(insert(schema.hits_dead_letter).values(hit="{}", reason="x", at=LONG_AGO))
             rows.refused_conversion(LONG_AGO)
             _add_audit_and_session(rows.connection, n)
+            stored = {"operation": "POST /", "key": str(n), "content_hash": "", "created_at": LONG_AGO}
+            rows.connection.execute(insert(schema.stored_responses).values(application_id=1, **stored))
 
     def explain(connection: Connection) -> list[tuple[str, str]]:
         steps = []

@@ -253,7 +253,7 @@ def test_errors_that_every_endpoint_with_a_caller_query_or_body_can_return_are_d
         401: ["UNAUTHORIZED"],
         403: ["FORBIDDEN"],
         404: ["NOT_FOUND"],
-        409: ["CONFLICT"],
+        409: ["IDEMPOTENCY_CONFLICT", "REQUEST_IN_PROGRESS", "CONFLICT"],
         413: ["BODY_TOO_LARGE"],
         415: ["UNSUPPORTED_MEDIA_TYPE"],
         429: ["RATE_LIMITED"],

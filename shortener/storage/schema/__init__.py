@@ -15,6 +15,7 @@ from shortener.storage.schema.accounts import (
     installation,
     node_leases,
     postback_keys,
+    stored_responses,
     tracker_tokens,
 )
 from shortener.storage.schema.base import RowId, metadata
@@ -115,6 +116,7 @@ __all__ = [
     "send_attempts",
     "sends",
     "sign_in_failures",
+    "stored_responses",
     "tracker_tokens",
     "trackers",
 ]

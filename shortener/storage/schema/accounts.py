@@ -123,6 +123,19 @@ idempotency = Table(
     Column("created_at", Instant, nullable=False, index=True),
 )
 
+#: Responses to requests with an Idempotency-Key that are no rewrites (accounts/stored_responses.py).
+stored_responses = Table(
+    "stored_responses",
+    metadata,
+    Column("application_id", Integer, primary_key=True, autoincrement=False),
+    Column("operation", Text, primary_key=True),  # The method and the path of the request.
+    Column("key", Text, primary_key=True),
+    Column("content_hash", Text, nullable=False),
+    Column("status", Integer),  # The HTTP status of the response; NULL: the request is being performed.
+    Column("body", Text),  # The encrypted body of the response, which may contain new credentials.
+    Column("created_at", Instant, nullable=False, index=True),
+)
+
 #: Node numbers of the processes that serve, with PostgreSQL (storage/node_lease.py).
 node_leases = Table(
     "node_leases",

@@ -1,0 +1,86 @@
+"""The stored responses to requests with an Idempotency-Key, so that a repeat creates nothing again. Kept for 24 hours.
+
+Rewrites store their responses themselves, in the transaction that creates the messages (table `idempotency`). All other requests
+use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
+caller passes them encrypted.
+
+A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE a repeat takes it over
+and is performed again, because nobody knows whether the first request changed anything.
+"""
+
+# Tested by tests/web/test_idempotency.py
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, delete, select, update
+
+from shortener.errors import ApiError, ErrorCode
+from shortener.storage.database import upsert
+from shortener.storage.schema import stored_responses
+
+#: A request that has no response after this time is given up.
+CLAIM_LEASE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What identifies a repeated request: the application, the operation (method and path), and its Idempotency-Key."""
+
+    application_id: int
+    operation: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirstResponse:
+    """The stored response to a request. `body` is encrypted."""
+
+    status: int
+    body: str
+
+
+def claim(connection: Connection, request: RequestKey, content_hash: str, now: datetime) -> FirstResponse | None:
+    """Claim a request. Return None if the caller must perform it, or the response that was stored for it.
+
+    Raise ApiError IDEMPOTENCY_CONFLICT if its content differs, and REQUEST_IN_PROGRESS while another process performs it."""
+    table = stored_responses
+    values = {
+        "application_id": request.application_id,
+        "operation": request.operation,
+        "key": request.key,
+        "content_hash": content_hash,
+        "created_at": now,
+    }
+    row = None
+    while row is None:  # a claim can be released between the two statements
+        if connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount:
+            return None
+        row = connection.execute(select(table).where(*_chosen(request)).with_for_update()).one_or_none()
+    if row.content_hash != content_hash:
+        raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
+    if row.status is not None:
+        return FirstResponse(row.status, row.body)
+    if now - row.created_at < CLAIM_LEASE:
+        raise ApiError(ErrorCode.REQUEST_IN_PROGRESS, retry_after=1)
+    connection.execute(update(table).where(*_chosen(request)).values(created_at=now))
+    return None
+
+
+def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:
+    """Store the response to a claimed request."""
+    values = {"status": response.status, "body": response.body}
+    connection.execute(update(stored_responses).where(*_chosen(request)).values(values))
+
+
+def release(connection: Connection, request: RequestKey) -> None:
+    """Give up the claim of a request that failed, so that a repeat is performed again."""
+    table = stored_responses
+    connection.execute(delete(table).where(*_chosen(request), table.c.status.is_(None)))
+
+
+def _chosen(request: RequestKey) -> tuple[ColumnElement[bool], ...]:
+    table = stored_responses.c
+    return table.application_id == request.application_id, table.operation == request.operation, table.key == request.key

@@ -1,0 +1,71 @@
+"""Idempotency-Key: a repeat of a POST request with the same key gets the first response, and nothing is created again.
+
+Every POST with an API key accepts the header. Only successful responses are stored: a request that was rejected created nothing, so
+its repeat is checked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shortener.accounts import stored_responses
+from shortener.accounts.stored_responses import FirstResponse, RequestKey
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.secret import SecretError
+from shortener.web.request_content import sent_content
+
+if TYPE_CHECKING:
+    from shortener.container import Service
+
+MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
+HEADER = "Idempotency-Key"
+HEADERS = {
+    HEADER: f"Identifies the request, 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters. For 24 hours a repeat with the same key gets "
+    "the first response."
+}
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the Idempotency-Key of a request; None if it has none. Raise ApiError INVALID_REQUEST."""
+    key = request.headers.get(HEADER)
+    if key is not None and (not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable()):
+        reason = f"must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(HEADER, reason)])
+    return key
+
+
+async def respond_once(
+    service: Service,
+    request: Request,
+    application_id: int,
+    key: str,
+    body: BaseModel | None,
+    perform: Callable[[], Awaitable[Response]],
+) -> Response:
+    """Return the stored response to a repeated request. Otherwise perform the request and store its response.
+
+    A stored response has the header `Idempotency-Replayed: true`. Raise ApiError IDEMPOTENCY_CONFLICT, REQUEST_IN_PROGRESS."""
+    chosen = RequestKey(application_id, f"{request.method} {request.url.path}", key)
+    content = hashlib.sha256(b"" if body is None else sent_content(body)).hexdigest()
+    found = await service.database.write(stored_responses.claim, chosen, content, service.clock())
+    if found is not None:
+        try:
+            content_of_first = service.secret.decrypt(found.body)
+        except SecretError:
+            reason = "The first response with this Idempotency-Key was stored with another SECRET, so it cannot be returned."
+            raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT, reason) from None
+        return Response(content_of_first.encode(), found.status, {"Idempotency-Replayed": "true"}, "application/json")
+    try:
+        response = await perform()
+    except BaseException:
+        await service.database.write(stored_responses.release, chosen)
+        raise
+    stored = FirstResponse(response.status_code, service.secret.encrypt(bytes(response.body).decode()))
+    await service.database.write(stored_responses.store, chosen, stored)
+    return response

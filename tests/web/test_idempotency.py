@@ -1,0 +1,111 @@
+"""A repeat of a POST request with the same Idempotency-Key gets the first response and creates nothing, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.storage import schema
+from shortener.web.routes import ENDPOINTS
+from tests.conftest import Clock, client_of
+from tests.factory import rows
+
+KEY = {"Idempotency-Key": "job-7"}
+BODY = {"name": "pipeline"}
+
+
+async def create(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/api/v1/keys", json={**BODY, **fields}, headers=KEY)
+
+
+async def number_of_keys(client: httpx.AsyncClient) -> int:
+    return len((await client.get("/api/v1/keys")).json()["keys"])
+
+
+async def test_a_repeat_gets_the_first_response_and_creates_nothing(client: httpx.AsyncClient) -> None:
+    first, second = await create(client), await create(client)
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json() == second.json()
+    assert (first.headers.get("idempotency-replayed"), second.headers.get("idempotency-replayed")) == (None, "true")
+    assert await number_of_keys(client) == 2
+
+
+async def test_credentials_in_a_stored_response_are_encrypted(service: Service, client: httpx.AsyncClient) -> None:
+    api_key = (await create(client)).json()["api_key"]
+    (stored,) = await rows(service.database, schema.stored_responses)
+    assert api_key not in stored.body
+
+
+async def test_the_same_key_with_other_content_is_a_conflict(client: httpx.AsyncClient) -> None:
+    await create(client)
+    response = await create(client, name="another")
+    assert (response.status_code, response.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
+    assert await number_of_keys(client) == 2
+
+
+async def test_the_same_key_of_another_operation_or_application_is_another_request(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    from shortener.accounts.administration import create_application
+
+    await create(client)
+    assert (await client.post("/api/v1/tokens", headers=KEY)).status_code == 201
+    other = await service.database.write(create_application, "other", service.clock())
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
+        assert (await create(stranger)).headers.get("idempotency-replayed") is None
+
+
+async def test_a_rejected_request_is_checked_again(client: httpx.AsyncClient) -> None:
+    tracker = {"name": "t", "url": "https://user@x.example/", "events": ["click"], "format": "json"}
+    rejected = await client.post("/api/v1/trackers", json=tracker, headers=KEY)
+    assert rejected.status_code == 400
+    created = await client.post("/api/v1/trackers", json={**tracker, "url": "http://127.0.0.1:9/"}, headers=KEY)
+    assert created.status_code == 201, created.text
+
+
+async def test_concurrent_repeats_create_one_key(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(*(create(client) for _ in range(10)))
+    created = [response for response in responses if response.status_code == 201]
+    others = [response.json()["error_code"] for response in responses if response.status_code != 201]
+    assert len({response.json()["api_key"] for response in created}) == 1
+    assert set(others) <= {"REQUEST_IN_PROGRESS"}
+    assert await number_of_keys(client) == 2
+
+
+async def test_a_repeat_during_the_first_request_is_asked_to_wait(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
+    await create(client)
+    await service.database.write(
+        lambda connection: connection.execute(schema.stored_responses.update().values(status=None, body=None))
+    )
+    response = await create(client)
+    assert (response.status_code, response.json()["error_code"]) == (409, "REQUEST_IN_PROGRESS")
+    assert response.headers["retry-after"] == "1"
+    clock.forward(seconds=61)
+    assert (await create(client)).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb"])
+async def test_an_invalid_key_is_rejected(client: httpx.AsyncClient, key: str) -> None:
+    response = await client.post("/api/v1/keys", json=BODY, headers={"Idempotency-Key": key})
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, "Idempotency-Key")
+
+
+async def test_stored_responses_are_deleted_after_a_day(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
+    from shortener.retention.purge import purge
+
+    await create(client)
+    clock.forward(hours=25)
+    await purge(service.database, service.settings, clock())
+    assert await rows(service.database, schema.stored_responses) == []
+
+
+def test_every_post_request_with_an_api_key_accepts_an_idempotency_key() -> None:
+    posts = [one for one in ENDPOINTS if one.method == "POST" and one.caller.name == "API_KEY"]
+    assert [one.path for one in posts if not one.stores_response and "Idempotency-Key" not in one.headers] == []
