@@ -50,7 +50,8 @@ class ErrorCode(enum.Enum):
     INVALID_TRACKER_URL = (400, "The URL of a tracker is not usable, or it has a placeholder in its scheme, host or port.")
     FORBIDDEN_TARGET = (
         400,
-        "The URL of a tracker or callback leads to an address that is not public, or its scheme is disabled.",
+        "The URL of a tracker or callback leads to an address that is not public (ALLOW_PRIVATE_TARGETS), or its scheme is "
+        "disabled (ALLOW_HTTP_TARGETS).",
     )
     UNEXPANDED_PLACEHOLDER = (
         400,

@@ -415,9 +415,14 @@ class Settings(BaseModel):
         return parse_base_url(self.base_url).path
 
     @property
+    def has_default_base_url(self) -> bool:
+        """Whether BASE_URL is not set, so that it leads to this machine."""
+        return self.base_url in (DEFAULT_BASE_URL, f"http://127.0.0.1:{self.port}")
+
+    @property
     def unreachable_links(self) -> str | None:
         """The reason why links would not work, or None: other machines can reach the service, but BASE_URL has its default."""
-        if self.base_url not in (DEFAULT_BASE_URL, f"http://127.0.0.1:{self.port}"):
+        if not self.has_default_base_url:
             return None
         if not is_loopback(self.host):
             reason = f"HOST={self.host} accepts requests from other machines"

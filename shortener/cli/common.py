@@ -79,7 +79,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError
         from shortener.storage.backup import BackupError
-        from shortener.storage.installation import NoInstallation
+        from shortener.storage.installation import BaseUrlMissing, NoInstallation
         from shortener.storage.integrity import DatabaseLost
         from shortener.storage.migrate import SchemaMismatch
         from shortener.tracing import TracingUnavailable
@@ -100,6 +100,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             DatabaseLost,
             NoInstallation,
             BackupError,
+            BaseUrlMissing,
             NetworkFileError,
             TracingUnavailable,
         ) as error:
@@ -132,13 +133,15 @@ async def open_store() -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A running server may use the database at the same time.
 
     Raise NoInstallation if there is none, so that a command in the wrong folder creates nothing."""
-    from shortener.storage.installation import require_installation
+    from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
     from shortener.storage.open import open_database
 
     settings = load_settings()
     await require_installation(settings)
     database = await open_database(settings.store_url, owner=False)
     try:
+        if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
+            click.echo(f"Warning: {missing_base_url(stored, settings)}", err=True)
         yield database
     finally:
         await database.close()

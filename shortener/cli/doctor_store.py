@@ -30,7 +30,15 @@ async def check_database(settings: Settings) -> list[Finding]:
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
     from shortener.storage.copy import is_unfinished
-    from shortener.storage.installation import FINGERPRINT, NoInstallation, get, place_of, require_installation
+    from shortener.storage.installation import (
+        BASE_URL,
+        FINGERPRINT,
+        NoInstallation,
+        get,
+        missing_base_url,
+        place_of,
+        require_installation,
+    )
     from shortener.storage.integrity import DatabaseLost, find_damage, require_database
     from shortener.storage.migrate import SchemaMismatch
     from shortener.storage.migrations import HEAD
@@ -54,6 +62,9 @@ async def check_database(settings: Settings) -> list[Finding]:
         found.append(Finding("installation", "ok", f"{len(names)} applications in {place_of(settings)}"))
         if await database.read(is_unfinished):
             found.append(Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again"))
+        base_url = await database.read(get, BASE_URL)
+        if base_url is not None and settings.has_default_base_url:
+            found.append(Finding("links", "error", missing_base_url(base_url, settings), f"set SHORTENER_BASE_URL={base_url}"))
         stored = await database.read(get, FINGERPRINT)
         try:
             if stored is None and not settings.secret.get_secret_value() and not (settings.data_dir / "secret").exists():

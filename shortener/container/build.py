@@ -63,7 +63,7 @@ from shortener.settings import Settings
 from shortener.storage.clock import SharedClock, ms_clock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
-from shortener.storage.installation import open_installation_secret
+from shortener.storage.installation import check_base_url, open_installation_secret
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.migrations import HEAD
@@ -81,7 +81,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     `clock` replaces the clock in tests; by default all processes of an installation share one. `owner`: this process is the one
     that may write to an SQLite database.
 
-    Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost.
+    Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost, BaseUrlMissing.
     """
     require_database(sqlite_path(settings.store_url), settings.data_dir)
     await prepare(settings.store_url)
@@ -92,6 +92,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         opened.push_async_callback(database.close)
         if await database.read(is_unfinished):
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
+        await check_base_url(database, settings)
         # The database is open: if a first start is killed before this point, it leaves no secret without a database.
         secret = await open_installation_secret(database, settings)
         if clock is None:

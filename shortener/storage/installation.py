@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection, select
 
 from shortener.secret import Secret, SecretError, open_secret
-from shortener.settings import Settings
+from shortener.settings import Settings, is_loopback
 from shortener.storage.database import Database, upsert
 from shortener.storage.migrate import check, current_version
 from shortener.storage.open import sqlite_path
@@ -19,6 +19,12 @@ from shortener.storage.schema import installation
 
 #: The name of the value that contains the fingerprint of the secret.
 FINGERPRINT = "secret"
+#: The name of the value that contains the BASE_URL of the processes that serve, unless it leads to their machine only.
+BASE_URL = "base_url"
+
+
+class BaseUrlMissing(Exception):
+    """Raised if a process has no BASE_URL, and earlier processes of the installation had one. The text names it."""
 
 
 class NoInstallation(Exception):
@@ -64,6 +70,26 @@ async def open_installation_secret(database: Database, settings: Settings) -> Se
             "SHORTENER_SECRET to that secret or restore its file. If it is lost, run `shortener secret adopt`: links go on working"
         )
     return secret
+
+
+async def check_base_url(database: Database, settings: Settings) -> None:
+    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has none and an earlier process had one.
+
+    Without this check, a node whose configuration is incomplete would send links that lead to 127.0.0.1."""
+    stored = await database.read(get, BASE_URL)
+    if settings.has_default_base_url:
+        if stored is not None:
+            raise BaseUrlMissing(missing_base_url(stored, settings))
+    elif stored != settings.base_url and not is_loopback(urlsplit(settings.base_url).hostname or ""):
+        await database.write(set_value, BASE_URL, settings.base_url)
+
+
+def missing_base_url(stored: str, settings: Settings) -> str:
+    """Return the text of a BaseUrlMissing."""
+    return (
+        f"BASE_URL is not set, so links would begin with {settings.base_url}. Links of this installation begin with {stored}: set "
+        f"SHORTENER_BASE_URL={stored}, or the new address"
+    )
 
 
 def get(connection: Connection, name: str) -> str | None:

@@ -21,6 +21,7 @@ from shortener.model import utcnow
 from shortener.secret import SecretError
 from shortener.settings import Settings, load
 from shortener.storage import schema
+from shortener.storage.installation import BaseUrlMissing
 from shortener.storage.integrity import DatabaseLost
 from shortener.storage.migrate import SchemaMismatch
 from tests.acceptance.process import Server
@@ -75,6 +76,11 @@ FAULTS: dict[str, tuple[dict[str, str], Callable[[InProcessShell], Any], str]] =
     "a database server that is down": ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, lambda shell: None, "database"),
     "a missing network list": ({"NETWORK_FILES": "/no/such/file.txt"}, lambda shell: None, "network_files"),
     "links to this machine": ({"HOST": "0.0.0.0"}, lambda shell: None, "links"),
+    "a base url of the installation that is not set": (
+        {},
+        lambda shell: query(shell, "INSERT INTO installation VALUES ('base_url', 'https://go.example')"),
+        "links",
+    ),
     "a redis that is down": ({"REDIS_URL": "redis://127.0.0.1:1"}, lambda shell: None, ""),
     "a folder that others can read": ({}, lambda shell: shell.folder.chmod(0o755), ""),
 }
@@ -94,13 +100,13 @@ def test_doctor_reports_an_error_if_and_only_if_a_server_does_not_start(shell: I
         await service.close(grace=1)
 
     values = load({"SHORTENER_DATA_DIR": str(shell.folder)} | variables)
-    assert bool(values.unreachable_links) is (failing == "links")
+    assert bool(values.unreachable_links) is (name == "links to this machine")
     starts = True
     try:
         asyncio.run(start(values))
-    except (StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost, NetworkFileError):
+    except (StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost, NetworkFileError, BaseUrlMissing):
         starts = False
-    assert starts is (failing in ("", "links"))
+    assert (starts and not values.unreachable_links) is (failing == "")
 
 
 def test_a_running_server_is_ready_and_the_doctor_finds_its_process(server: Server) -> None:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from shortener.container import open_service
 from shortener.secret import SecretError
 from shortener.settings import Settings
-from shortener.storage.installation import NoInstallation, open_installation_secret, place_of, require_installation
+from shortener.storage.installation import BaseUrlMissing, NoInstallation, open_installation_secret, place_of, require_installation
 from shortener.storage.open import open_database
 from tests.conftest import new_postgresql_database
 
@@ -40,6 +40,14 @@ async def test_a_start_without_the_secret_of_an_existing_database_creates_no_sec
     assert not (tmp_path / "secret").exists()
     with pytest.raises(SecretError, match=r"another SECRET.*secret adopt"):
         await open_service(settings.model_copy(update={"secret": OTHER}))
+
+
+async def test_a_process_without_base_url_does_not_start_on_an_installation_that_has_one(store_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=store_url)
+    for base_url in ("http://localhost:8000", "https://go.example", "https://new.example"):
+        await (await open_service(settings.model_copy(update={"base_url": base_url}))).close(grace=1)
+    with pytest.raises(BaseUrlMissing, match=r"set SHORTENER_BASE_URL=https://new\.example"):
+        await open_service(settings)
 
 
 async def test_the_first_secret_of_a_database_is_stored_with_its_fingerprint(store_url: str, tmp_path: Path) -> None:
