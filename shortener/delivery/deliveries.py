@@ -10,7 +10,7 @@ number continues.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -29,6 +29,8 @@ from shortener.storage.types import to_ms
 MAX_WALK_ROWS = 10_000
 MAX_COUNT = 10_000
 MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
+#: The number of listed deliveries that one transaction replays. Each takes some statements.
+MAX_LISTED_PER_TRANSACTION = 100
 #: The details of a delivery contain at most this many attempts.
 MAX_ATTEMPTS = 500
 
@@ -127,6 +129,14 @@ class Deliveries:
 
         Raise ApiError NOT_FOUND if it does not exist, or CONFLICT if it is pending or its tracker is deleted."""
         return await self._database.write(_replay, delivery_id, application_id, now)
+
+    async def replay_listed(self, ids: Sequence[int], now: datetime, application_id: int) -> dict[int, ApiError | None]:
+        """Replay the deliveries with these ids. Return the error of each that cannot be replayed, None for the others."""
+        results: dict[int, ApiError | None] = {}
+        for start in range(0, len(ids), MAX_LISTED_PER_TRANSACTION):
+            part = ids[start : start + MAX_LISTED_PER_TRANSACTION]
+            results |= await self._database.write(_replay_listed, part, application_id, now)
+        return results
 
     async def replay_dead(self, criteria: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
         """Replay at most MAX_REPLAYED_PER_CALL dead deliveries of a tracker, oldest first, with ids above `after`.
@@ -267,15 +277,33 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
     return _delivery_from_row(_find(connection, delivery_id, application_id))
 
 
+def _replay_listed(connection: Connection, ids: Sequence[int], application_id: int, now: datetime) -> dict[int, ApiError | None]:
+    results: dict[int, ApiError | None] = {}
+    chosen = set()
+    for delivery_id in ids:
+        try:
+            chosen.add(_replay(connection, delivery_id, application_id, now).tracker_id)
+            results[delivery_id] = None
+        except ApiError as error:
+            results[delivery_id] = error
+    _recover(connection, chosen - {None}, now)
+    return results
+
+
+def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:
+    """Let trackers get many replayed deliveries at the recovery rate, like the backlog after an open circuit breaker."""
+    if tracker_ids:
+        plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
+        connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))
+
+
 def _replay_some(connection: Connection, criteria: DeliveryFilter, after: int, now: datetime) -> Sequence[int]:
     columns = deliveries.c
     which = select(columns.id).where(*_conditions(criteria), _IS_DEAD, columns.id > after).order_by(columns.id)
     ids = connection.execute(which.limit(MAX_REPLAYED_PER_TRANSACTION)).scalars().all()
     if ids:
         _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now)
-        # The tracker gets many replayed deliveries at the recovery rate, like the backlog after an open circuit breaker.
-        plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
-        connection.execute(update(trackers).where(trackers.c.id == criteria.tracker_id, *plain).values(recovering_at=now))
+        _recover(connection, {criteria.tracker_id}, now)
     return ids
 
 

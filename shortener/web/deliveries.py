@@ -6,7 +6,7 @@ Reading requires `trackers.read` and not only `sms.read`, because URLs and respo
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,11 +16,13 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.ids import decode
 from shortener.model import DeliveryStatus
 from shortener.times import end_of, start_of
-from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.fields import Text
 from shortener.web.paging import Cursor, Cursors, NextCursor
 from shortener.web.period import Period
 
 _TAG = "Deliveries"
+MAX_LISTED = 1000  # deliveries in one request
 _CURSOR_KEY = "delivery cursors"
 
 
@@ -97,6 +99,32 @@ class DeliveriesQuery(Period):
     cursor: Cursor = None
 
 
+class ReplayListRequest(RequestModel):
+    """The deliveries to replay."""
+
+    delivery_ids: list[Annotated[Text, Field(max_length=64)]] = Field(
+        min_length=1, max_length=MAX_LISTED, description=f"Ids of 1 to {MAX_LISTED} deliveries.", examples=[["0AbCdEfGh12"]]
+    )
+
+
+class ReplayedDelivery(ResponseModel):
+    """The result for one delivery of the list."""
+
+    delivery_id: str
+    replayed: bool = Field(description="true: the delivery gets all its attempts again.")
+    error_code: str | None = Field(description="NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: replayed.")
+    reason: str | None = Field(description="Why the delivery cannot be replayed, as a text for people. null: replayed.")
+
+
+class ReplayListResponse(ResponseModel):
+    """One entry for each delivery, in the order of the request."""
+
+    status: Literal[True] = True
+    replayed: int = Field(description="Number of deliveries that are sent again.")
+    refused: int = Field(description="Number of deliveries that cannot be replayed.")
+    results: list[ReplayedDelivery]
+
+
 class ReplayRequest(Period):
     """The period in which the dead deliveries to replay were created. Default: all dead deliveries."""
 
@@ -132,6 +160,23 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
     delivery = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
     return {"status": True, "delivery": delivery_fields(delivery)}
+
+
+async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
+    """Schedule listed deliveries again with all their attempts."""
+    service, names = call.service, list(dict.fromkeys(call.body.delivery_ids))
+    decoded = {name: decode(name) for name in names}
+    ids = [delivery_id for delivery_id in decoded.values() if delivery_id is not None]
+    errors = await service.deliveries.replay_listed(ids, service.clock(), call.application_id)
+    service.dispatcher.wake_up.notify()
+    unknown = ApiError(ErrorCode.NOT_FOUND, "There is no delivery with this id.")
+    results = []
+    for name, delivery_id in decoded.items():
+        error = unknown if delivery_id is None else errors[delivery_id]
+        code, reason = (None, None) if error is None else (error.code.name, error.description)
+        results.append({"delivery_id": name, "replayed": error is None, "error_code": code, "reason": reason})
+    replayed = sum(bool(one["replayed"]) for one in results)
+    return {"status": True, "replayed": replayed, "refused": len(results) - replayed, "results": results}
 
 
 async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
@@ -213,6 +258,18 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.read",
         response=DeliveryResponse,
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/deliveries/replay",
+        replay_list,
+        "Replay deliveries by their ids",
+        _TAG,
+        permission="trackers.write",
+        body=ReplayListRequest,
+        response=ReplayListResponse,
+        description="Each dead or delivered delivery of the list gets all its attempts again and keeps its event id. Each is "
+        "replayed or refused separately. An id that occurs twice is replayed once.",
     ),
     Endpoint(
         "POST",

@@ -407,3 +407,34 @@ async def test_a_test_event_has_a_shorter_time_limit_than_the_timeout_of_the_tra
     slow = await make(client, receiver.url(), timeout=60)
     answer = (await client.post(f"{PATH}/{slow['tracker_id']}/test")).json()
     assert (answer["delivered"], answer["error"]) == (False, "timeout")
+
+
+async def test_listed_deliveries_are_replayed_or_refused_separately(
+    service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    await make(client, receiver.url("/hook"), max_attempts=1)
+    for _ in range(3):
+        await story.first_click()
+    await deliver(service)
+    dead = [row["delivery_id"] for row in (await client.get("/api/v1/deliveries")).json()["deliveries"]]
+    await client.post(f"/api/v1/deliveries/{dead[0]}/replay")
+    receiver.default_reply = 200
+    body = {"delivery_ids": [dead[1], "unknown", dead[0], dead[2], dead[1]]}
+    answer = (await client.post("/api/v1/deliveries/replay", json=body)).json()
+    assert (answer["replayed"], answer["refused"]) == (2, 2)
+    assert [(one["delivery_id"], one["error_code"]) for one in answer["results"]] == [
+        (dead[1], None),
+        ("unknown", "NOT_FOUND"),
+        (dead[0], "CONFLICT"),
+        (dead[2], None),
+    ]
+    clock.forward(seconds=5)
+    await deliver(service)
+    assert len(receiver.requests) == 6
+
+
+@pytest.mark.parametrize("ids", [[], ["x"] * 1001, ["x" * 65], "x", None, [1]])
+async def test_an_invalid_list_of_deliveries_is_rejected(client: httpx.AsyncClient, ids: Any) -> None:
+    response = await client.post("/api/v1/deliveries/replay", json={"delivery_ids": ids})
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
