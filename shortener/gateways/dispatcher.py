@@ -239,7 +239,7 @@ class GatewayDispatcher:
             validity = timedelta(hours=self._settings.gateway_validity_hours)
             cycle.given_up += self._write_changes(connection, cycle, expire(connection, now, validity), now)
         if limit > 0:
-            states = lock_states(connection)
+            states = lock_states(connection, now)
             cycle.given_up += self._write_changes(connection, cycle, find_finished(connection, states, now), now)
             cycle.claims = self._claims.write(connection, states, usage, limit, paused, now)
             cycle.given_up += self._write_changes(connection, cycle, cycle.claims.changes, now)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Select, func, literal_column, select, update
+from sqlalchemy import Connection, Select, bindparam, func, literal_column, select, update
 
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
 from shortener.delivery.health import TrackerHealth
@@ -19,7 +19,7 @@ from shortener.delivery.pace import TrackerPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.schema import gateways, sends
-from shortener.storage.types import to_ms
+from shortener.storage.types import Instant, from_ms, to_ms
 
 
 class GatewayState(NamedTuple):
@@ -60,7 +60,8 @@ def _due(part: int) -> Any:
 
 def _states() -> Select[Any]:
     g = gateways.c
-    in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until.is_not(None))
+    # A lease that has ended is not in flight: its process died, and the message must be claimed again.
+    in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until > bindparam("now", type_=Instant))
     columns = [
         g[name] for name in ("id", "application_id", "revision", "enabled", "removed_at", "on_doubt", "timeout", "concurrency")
     ]
@@ -82,10 +83,10 @@ def queue_name(gateway_id: int) -> str:
     return f"g{gateway_id}"
 
 
-def lock_states(connection: Connection) -> list[GatewayState]:
+def lock_states(connection: Connection, now: int) -> list[GatewayState]:
     """Lock the gateways that no other process has locked, and return those that have pending messages."""
     found = []
-    for row in connection.execute(_LOCKED):
+    for row in connection.execute(_LOCKED, {"now": from_ms(now)}):
         if row.first_due is None and row.retry_due is None:
             continue
         times = [None if at is None else to_ms(at) for at in (row.first_due, row.retry_due)]

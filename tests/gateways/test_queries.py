@@ -59,9 +59,9 @@ async def test_gateways_without_pending_messages_are_left_out(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     gateway = await make_gateway()
-    assert await service.database.write(queries.lock_states) == []
+    assert await service.database.write(queries.lock_states, NOW) == []
     await send_messages(1)
-    [state] = await service.database.write(queries.lock_states)
+    [state] = await service.database.write(queries.lock_states, NOW)
     assert (state.id, state.is_due(NOW), state.is_due(NOW - 1), state.in_flight) == (gateway.id, True, False, 0)
 
 
