@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -40,6 +41,10 @@ STOP_SECONDS = 7.5
 REQUEST_GRACE_SECONDS = 5
 #: Connections that the kernel holds until the process accepts them.
 BACKLOG = 4096
+#: A worker that does not respond to its parent for this time is replaced. A start on a busy machine takes several seconds.
+HEALTHCHECK_SECONDS = 15
+#: A worker checks at this interval whether its parent process still runs.
+PARENT_CHECK_SECONDS = 1.0
 #: A process that is still running this long after the time limit of its stop is killed by SIGALRM. No data is lost.
 HANG_SECONDS = 0.5
 
@@ -218,7 +223,8 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
 
 
 def _serve_many(settings: Settings, listener: socket.socket) -> None:
-    """Serve from several processes on one socket until SIGTERM or SIGINT. A worker that dies is replaced."""
+    """Serve from several processes on one socket until SIGTERM or SIGINT. A worker that dies is replaced. SIGHUP replaces all
+    workers, one after the other."""
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
@@ -230,7 +236,13 @@ def _serve_many(settings: Settings, listener: socket.socket) -> None:
 
     for name in ("host", "port", "workers"):  # each worker loads its settings from the environment
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
-    config = uvicorn_config("shortener.cli.serve:Worker", settings, factory=True, workers=settings.workers)
+    config = uvicorn_config(
+        "shortener.cli.serve:Worker",
+        settings,
+        factory=True,
+        workers=settings.workers,
+        timeout_worker_healthcheck=HEALTHCHECK_SECONDS,
+    )
     supervisor = Supervisor(config, [listener])
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
@@ -263,6 +275,7 @@ class Worker:
         for number in STOP_SIGNALS:
             close_listener: Any = signal.getsignal(number)  # uvicorn's handler
             loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
+        service.supervisor.start("parent_watch", _stop_without_parent)
         return app
 
 
@@ -292,6 +305,18 @@ async def _invite_first_operator(service: Service) -> str | None:
         written.write(url + "\n")
     # With INITIAL_API_KEY nothing secret is printed, because the output of a container is a log. The file has the link.
     return None if service.settings.initial_api_key.get_secret_value() else url
+
+
+async def _stop_without_parent() -> None:
+    """Stop this worker when its parent process has ended, for example by `kill -9`.
+
+    Otherwise the worker would keep the port, and the next start of `serve` would fail."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        await asyncio.sleep(PARENT_CHECK_SECONDS)
+    structlog.get_logger(__name__).error("parent_process_ended")
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.Event().wait()  # until the stop cancels this task
 
 
 async def _print_start(service: Service, as_json: bool) -> None:
