@@ -109,10 +109,12 @@ def variable_of(parameter: str) -> str:
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return an example call of an endpoint as a curl command.
+    """Return an example call of an endpoint as a curl command; "" for endpoints that only gateways call, in their own form.
 
     It uses the shell variables BASE, KEY and TOKEN, and one for each generated id in the path."""
     path = operation["path"]
+    if "{report_key}" in path:
+        return ""
     query = []
     for parameter in operation.get("parameters", ()):
         name = parameter["name"]

