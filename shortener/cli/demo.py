@@ -35,10 +35,54 @@ TIMEOUT_SECONDS = 20.0  # time limit of each step of the demo
 
 
 @click.command()
+@click.option(
+    "--portal", is_flag=True, help="Serve the portal of a demo installation with three weeks of traffic, until you press Ctrl+C."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port of the portal; 0: a free port.")
+@click.option(
+    "--messages", type=click.IntRange(10, 20_000), default=900, show_default=True, help="Number of messages for the portal."
+)
 @json_option
+def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
+    """Rewrite, click and convert one message with a local receiver, and print every request and response.
+
+    With --portal: fill a temporary installation with campaigns, countries, bots, failures and conversions, print the link for the
+    first sign-in, and serve the portal. Its data is deleted at the end. Nothing is sent to other machines.
+    """
+    if portal:
+        _serve_portal(port, messages, as_json)
+    else:
+        _run_steps(as_json)
+
+
+def _serve_portal(port: int, messages: int, as_json: bool) -> None:
+    """Fill a temporary installation, and run `shortener serve` on it until a signal."""
+    import subprocess  # imported here, because only this option needs it
+
+    with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
+        click.echo(f"Making three weeks of traffic with {messages} messages ...", err=True)
+        _fill(folder, messages)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+        environment |= {"SHORTENER_DATA_DIR": folder, "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", "SHORTENER_LOG_LEVEL": "warning"}
+        command = [sys.executable, "-m", "shortener", "serve", "--port", str(port), *(["--json"] if as_json else [])]
+        # A session of its own: Ctrl+C reaches the server once, from here.
+        process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - all arguments are constants
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _: process.send_signal(received))
+        code = process.wait()
+    if code:
+        raise click.ClickException("the server failed")
+
+
 @async_command
-async def demo(as_json: bool) -> None:
-    """Rewrite, click and convert one message with a local receiver, and print every request and response."""
+async def _fill(folder: str, messages: int) -> None:
+    from shortener.cli.demo_traffic import fill_installation
+
+    await fill_installation(folder, messages)
+
+
+@async_command
+async def _run_steps(as_json: bool) -> None:
     printer = _Printer(as_json)
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
         async with _receiver() as (receiver, receiver_port), _server(folder) as (base, first):

@@ -11,7 +11,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from shortener.model import utcnow
 
 if TYPE_CHECKING:
     import httpx
@@ -127,6 +130,22 @@ class _Step:
     number: int
     action: str = field(compare=False)
     values: dict[str, Any] = field(compare=False, default_factory=dict)
+
+
+async def fill_installation(folder: str | Path, messages: int = 900) -> None:
+    """Create an installation in a folder and make its traffic, which ends now."""
+    from shortener.container import open_service
+    from shortener.settings import Settings
+
+    end = utcnow().replace(microsecond=0)
+    clock = DemoClock(start_of_traffic(end))
+    service = await open_service(Settings(data_dir=Path(folder)), clock=clock)
+    service.recorder.start()
+    clock.now = end
+    credentials = service.first_credentials
+    if credentials is not None:
+        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=messages)
+    await service.close()
 
 
 async def fill(service: Service, clock: DemoClock, api_key: str, tracker_token: str, *, messages: int = 900, seed: int = 7) -> None:

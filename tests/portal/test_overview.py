@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -128,3 +130,21 @@ async def test_a_disabled_tracker_and_an_expiring_token_need_attention(service: 
 async def test_an_unknown_metric_is_rejected(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert (await browser.get("/portal/1/?metric=luck")).status_code == 400
+
+
+async def test_the_csv_of_each_figure_has_as_many_rows_as_the_figure_says(demo: tuple[Service, httpx.AsyncClient]) -> None:
+    _, browser = demo
+    checked = 0
+    for query in ({}, {"basis": "sent"}, {"campaign": "order-updates"}, {"source": "api", "basis": "sent"}):
+        page = await browser.get("/portal/1/", params={"period": "28d", **query})
+        # Every bar of the chart is a figure too; a few of them are enough.
+        figures = figures_of(page)
+        bars = [figure for figure in figures if "period=custom" in figure[2]]
+        for name, value, href in {*(figure for figure in figures if "period=custom" not in figure[2]), *bars[::6]}:
+            path, _, parameters = href.partition("?")
+            exported = await browser.get(f"{path}.csv?{parameters}")
+            assert exported.status_code == 200, href
+            rows = len(list(csv.reader(io.StringIO(exported.text)))) - 1
+            assert rows == value, (name, href)
+            checked += 1
+    assert checked > 100

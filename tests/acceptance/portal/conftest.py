@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from shortener.cli.demo_traffic import fill_installation
 from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
-from tests.acceptance.portal.shots import fill_installation, start
+from tests.acceptance.portal.shots import start
 from tests.acceptance.process import Server
 
 #: Tests of this folder are skipped without the browser of the distribution.

@@ -11,12 +11,9 @@ import asyncio
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
-from shortener.container import open_service
-from shortener.settings import Settings
+from shortener.cli.demo_traffic import fill_installation
 from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
 from tests.acceptance.process import Server
 from tests.servers import free_port
@@ -48,19 +45,6 @@ def main() -> None:
                         shoot(browser, server.base + path, state, width, theme, options.folder)
     finally:
         server.kill()
-
-
-async def fill_installation(folder: Path, messages: int = 900) -> None:
-    """Create a demo installation with three weeks of traffic."""
-    end = datetime.now(UTC).replace(microsecond=0)
-    clock = DemoClock(start_of_traffic(end))
-    service = await open_service(Settings(data_dir=folder), clock=clock)
-    service.recorder.start()
-    clock.now = end
-    credentials = service.first_credentials
-    assert credentials is not None
-    await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=messages)
-    await service.close()
 
 
 def start(folder: Path) -> Server:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import httpx
+import orjson
 import pyotp
 
 from tests.acceptance.portal.browser import PASSWORD, Chromium, accept_invitation
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import Server
+from tests.servers import PATIENCE
 
 
 def test_the_printed_invitation_makes_the_first_admin_who_adds_a_second_factor(browser: Chromium, tmp_path: Path) -> None:
@@ -109,3 +116,20 @@ def test_a_stop_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_pat
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 8
+
+
+def test_the_demo_serves_a_portal_with_traffic_and_deletes_its_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shortener", "demo", "--portal", "--port", "0", "--messages", "10", "--json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        started = orjson.loads(process.stdout.readline())
+        assert started["portal_invitation"].startswith(started["base_url"] + "/portal/welcome#")
+        assert httpx.get(started["base_url"] + "/portal/signin", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.stdout.close()  # type: ignore[union-attr]
