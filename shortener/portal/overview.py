@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.portal.attention import attention
+from shortener.portal.getting_started import first_steps
 from shortener.portal.overview_chart import DEFAULT_METRIC, METRICS, bars_of, buckets, href_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.scopes import report_of, scopes_of
@@ -69,6 +70,7 @@ async def overview(visit: Visit) -> Response:
         countries=await _panel("countries", _groups(visit, by_country)),
         applications=await _panel("applications", _applications(visit)) if visit.application is None else [],
         attention=await _panel("attention", attention(visit, figures)),
+        steps=await _panel("first steps", first_steps(visit)) or [],
     )
 
 

@@ -1,0 +1,77 @@
+"""The first steps with an application. Each step is done when the data says so, and not when somebody closed a note.
+
+All look-ups read one row with an index. Messages of the page *Try it* count too: they are real.
+"""
+# Tested by tests/portal/test_getting_started.py
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy import Connection, select
+
+from shortener.portal.page import Visit
+from shortener.portal.try_it import CAMPAIGN
+from shortener.storage.schema import cohorts, first_clicks, messages, trackers
+
+_SEARCHED = 1000  # The number of newest messages among which a click is searched.
+EXAMPLE = 'See #track("https://shop.example/")'
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """One step: what to do, why, whether it is done, and the page where it is done."""
+
+    title: str
+    text: str
+    is_done: bool
+    href: str | None = None
+    command: str | None = None
+
+
+async def first_steps(visit: Visit) -> list[FirstStep]:
+    """Return the steps of an application; none for `all`, and none if all steps are done."""
+    application = visit.application
+    if application is None:
+        return []
+    has_message, has_click, has_tracker, has_own_message = await visit.service.database.read(_read, application.id)
+    base_url = visit.service.settings.base_url
+    body = orjson.dumps({"to": "+14085550100", "body": EXAMPLE}).decode()
+    send = f"curl {base_url}/api/v1/rewrite -H 'X-API-Key: YOUR_KEY' -H 'Content-Type: application/json' -d '{body}'"
+    listen = "shortener listen"
+    steps = [
+        FirstStep("Create a message", "Write a text and see what its recipient would get.", has_message, visit.link("try")),
+        FirstStep(
+            "Open its link on your phone", "Scan the code of the message, and see the click arrive.", has_click, visit.link("live")
+        ),
+        FirstStep(
+            "Receive the events",
+            "A tracker is the URL that gets clicks and reports. For a first look, this command is one that prints what arrives:",
+            has_tracker,
+            visit.link("trackers"),
+            listen,
+        ),
+        FirstStep(
+            "Connect your pipeline", "Send the texts of your messages to the rewrite call first:", has_own_message, None, send
+        ),
+        FirstStep(
+            "Use your own domain",
+            "Recipients trust a name that they know. Point the name to this service, then add it:",
+            bool(application.domains),
+            None,
+            f"shortener domains add {application.id} https://go.brand.example",
+        ),
+    ]
+    return [] if all(step.is_done for step in steps) else steps
+
+
+def _read(connection: Connection, application_id: int) -> tuple[bool, bool, bool, bool]:
+    """Return whether the application has a message, a clicked message, a tracker, and a message of a pipeline."""
+    m = messages.c
+    has_message = connection.scalar(select(m.id).where(m.application_id == application_id).limit(1)) is not None
+    newest = select(m.id).where(m.application_id == application_id).order_by(m.id.desc()).limit(_SEARCHED).subquery()
+    has_click = connection.scalar(select(first_clicks.c.id).where(first_clicks.c.id.in_(select(newest.c.id))).limit(1)) is not None
+    has_tracker = connection.scalar(select(trackers.c.id).where(trackers.c.application_id == application_id).limit(1)) is not None
+    own = select(cohorts.c.id).where(cohorts.c.application_id == application_id, cohorts.c.campaign != CAMPAIGN).limit(1)
+    return has_message, has_click, has_tracker, connection.scalar(own) is not None

@@ -1,0 +1,44 @@
+"""Tests of the first steps on the overview."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+
+from shortener.container import Service
+from shortener.portal.getting_started import EXAMPLE
+from shortener.portal.try_it import CAMPAIGN
+from tests.portal.conftest import NewBrowser, SignIn, click, send
+
+
+async def done(browser: httpx.AsyncClient) -> str:
+    """Return how many steps the overview shows as done."""
+    page = await browser.get("/portal/1/")
+    assert page.status_code == 200
+    (number,) = re.findall(r"(\d) of 5 done", page.text)
+    return str(number)
+
+
+async def test_each_step_is_done_when_the_data_shows_it(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    assert await done(browser) == "0"
+    message = await send(service, browser, campaign=CAMPAIGN)
+    assert await done(browser) == "1"
+    await click(service, phone, message["links"][0]["code"])
+    assert await done(browser) == "2"
+    await send(service, browser)
+    assert await done(browser) == "3"
+    credentials = service.first_credentials
+    assert credentials is not None
+    tracker = {"url": "https://t.example/", "events": ["click"]}
+    await browser.post("/api/v1/trackers", json=tracker, headers={"X-API-Key": credentials.api_key})
+    assert await done(browser) == "4"
+
+
+async def test_the_commands_of_the_steps_contain_the_address_of_the_service(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = (await browser.get("/portal/1/")).text
+    assert f"curl {service.settings.base_url}/api/v1/rewrite" in page
+    assert "shortener listen" in page
+    assert EXAMPLE.startswith("See #track(")
