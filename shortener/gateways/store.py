@@ -187,15 +187,23 @@ class GatewayStore:
         """Return the gateways of an application and those of the installation, oldest first."""
         return [self._from_row(row) for row in await self._database.read(_all, application_id)]
 
-    async def update(self, gateway_id: int, changes: GatewayChanges, application_id: int | None = None) -> StoredGateway:
-        """Change a gateway. Open connections to it are closed after their current messages."""
+    async def update(
+        self, gateway_id: int, changes: GatewayChanges, application_id: int | None = None, *, is_operator: bool = False
+    ) -> StoredGateway:
+        """Change a gateway. Open connections to it are closed after their current messages.
+
+        Only the operator can change the address of a gateway that may be private. For all others, a change of the address needs new
+        credentials, so that a stored credential does not reach another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:
             _check_name(changes["name"])
         if (new := values.pop("settings", None)) is not None:
             merged = self._read_settings(await self._database.read(_require, gateway_id, application_id)) | dict(new)
-            await self._check_target(stored.config.kind, _parse_settings(stored.config.kind, merged), stored.config.allow_private)
+            parsed = _parse_settings(stored.config.kind, merged)
+            if not is_operator:
+                _check_new_target(stored, parsed, new)
+            await self._check_target(stored.config.kind, parsed, stored.config.allow_private)
             values["settings"] = self._encrypt(merged)
         if values.pop("rotate_report_key", False):
             key = new_report_key()
@@ -356,6 +364,20 @@ def _parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
                 Detail(path, text.replace("Input should be", "must be").replace("Extra inputs are not permitted", "is unknown"))
             )
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+
+
+def _check_new_target(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
+    """Check a change of the address of a gateway that is not made by the operator. Raise ApiError."""
+    kind, before = KINDS[stored.config.kind], stored.config.settings
+    if isinstance(before, LostSettings) or kind.target(before) == kind.target(parsed):
+        return
+    if stored.config.allow_private:
+        reason = "leads to another address; only the operator can change the address of a gateway that may be private"
+        raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail("settings.url", reason)])
+    kept = [name for name in ("variables", "headers", "body") if getattr(before, name, None) and name not in new]
+    if kept:
+        reason = "must be set again if the address changes, because it may contain credentials"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(f"settings.{name}", reason) for name in kept])
 
 
 def _insert(connection: Connection, row: Mapping[str, Any]) -> int:

@@ -405,7 +405,7 @@ async def test_a_changed_gateway_gets_further_messages_at_its_new_address(
     gateway = await make_gateway(receiver.url("/old"))
     await send_messages()
     await service.gateway_dispatcher.flush()
-    await service.gateways.update(gateway.id, {"settings": {"url": receiver.url("/new")}})
+    await service.gateways.update(gateway.id, {"settings": {"url": receiver.url("/new")}}, is_operator=True)
     await send_messages()
     await service.gateway_dispatcher.flush()
     assert [request.target for request in receiver.requests] == ["/old", "/new"]

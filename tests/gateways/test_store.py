@@ -122,3 +122,24 @@ async def test_the_simulator_exists_once_and_cannot_be_removed(make_service: Mak
     with pytest.raises(ApiError) as caught:
         await service.gateways.remove(simulator.id)
     assert caught.value.code is ErrorCode.CONFLICT
+
+
+async def test_only_the_operator_changes_the_address_of_a_gateway_that_may_be_private(make_service: MakeService) -> None:
+    service = await make_service(allow_private_targets=False)
+    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
+    elsewhere = {"url": "http://10.0.0.6:6379/", "variables": {}, "headers": {}, "body": ""}
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(created.id, {"settings": elsewhere}, 1)
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    same = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms?username={username}&password={password}&to={phone}&text={text}"}
+    await service.gateways.update(created.id, {"settings": same}, 1)
+    await service.gateways.update(created.id, {"settings": elsewhere}, is_operator=True)
+
+
+async def test_stored_credentials_do_not_reach_another_address(service: Service) -> None:
+    options = {"url": "https://gw.example/send", "token": "S3CRET"}
+    created = await service.gateways.create(1, NewGateway(name="plain", preset="plain", options=options))
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(created.id, {"settings": {"url": "https://attacker.example/"}}, 1)
+    assert [detail.field for detail in caught.value.details] == ["settings.variables", "settings.headers", "settings.body"]
+    assert (await service.gateways.get(created.id)).config.settings.url == "https://gw.example/send"  # type: ignore[attr-defined]
